@@ -1,0 +1,267 @@
+"""LiteTransformerSearch's GPT-2: heads and MLP width of each layer its own.
+
+The search space and its trained models are Javaheripi et al.'s (arXiv 2203.02094, github
+microsoft/archai, branch neurips-lts): pre-norm GPT-2 blocks under an adaptive embedding and
+softmax of a width of their own, with learned positions.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from lmscout.architectures.adaptive_softmax import AdaptiveLayout, AdaptiveVocabulary
+from lmscout.architectures.layers import (
+    Embedding,
+    Linear,
+    Projection,
+    ResidualLinear,
+    draw_weights,
+    merge_heads,
+    split_heads,
+)
+from lmscout.architectures.spec import (
+    ArchitectureSpec,
+    LanguageModel,
+    ProbePoints,
+    require_fields,
+    require_positive,
+)
+from lmscout.errors import LmscoutError
+
+NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpt2Spec(ArchitectureSpec):
+    """A GPT-2 with per-layer heads and MLP widths.
+
+    Attributes:
+        heads: attention heads of each block; each divides the width.
+        inner: width of the MLP of each block.
+        embedding_width: width of the embeddings of the first cluster of the vocabulary.
+        divisor: by how much each further cluster's embeddings are narrower; 1 for one table.
+        cutoffs: the first tokens of the second, third, ... cluster; empty for one cluster.
+        tied: for each cluster, whether the softmax shares the embedding's projection.
+        weight_std: standard deviation of weights and tables when drawn.
+        projection_std: standard deviation of the projections of embedding and softmax.
+    """
+
+    kind: ClassVar[str] = "gpt2"
+    causal: ClassVar[bool] = True
+
+    heads: tuple[int, ...]
+    inner: tuple[int, ...]
+    embedding_width: int
+    divisor: int = 1
+    cutoffs: tuple[int, ...] = ()
+    tied: tuple[bool, ...] = (False,)
+    vocabulary: int = 50_264
+    max_length: int = 192
+    weight_std: float = 0.02
+    projection_std: float = 0.01
+
+    def __post_init__(self) -> None:
+        owner = "GPT-2 spec"
+        require_positive(
+            owner,
+            width=self.width,
+            embedding_width=self.embedding_width,
+            divisor=self.divisor,
+            vocabulary=self.vocabulary,
+            max_length=self.max_length,
+        )
+        if not self.heads or len(self.heads) != len(self.inner):
+            raise LmscoutError(
+                f"{owner}: heads has {len(self.heads)} entries and inner {len(self.inner)}; "
+                "both need one for each block"
+            )
+        for index, (heads, inner) in enumerate(zip(self.heads, self.inner, strict=True)):
+            require_positive(owner, **{f"heads[{index}]": heads, f"inner[{index}]": inner})
+            if self.width % heads:
+                raise LmscoutError(
+                    f"{owner}: heads[{index}] is {heads}, which does not divide width {self.width}"
+                )
+        self._check_clusters(owner)
+
+    def _check_clusters(self, owner: str) -> None:
+        edges = (0, *self.cutoffs, self.vocabulary)
+        if any(low >= high for low, high in pairwise(edges)):
+            raise LmscoutError(
+                f"{owner}: cutoffs {self.cutoffs} must rise and stay below the vocabulary "
+                f"{self.vocabulary}"
+            )
+        if len(self.tied) != len(self.cutoffs) + 1:
+            raise LmscoutError(
+                f"{owner}: tied has {len(self.tied)} entries; the {len(self.cutoffs) + 1} "
+                "clusters need one each"
+            )
+        if self.divisor ** len(self.cutoffs) > self.embedding_width:
+            raise LmscoutError(
+                f"{owner}: divisor {self.divisor} leaves no width for the last cluster of an "
+                f"embedding_width of {self.embedding_width}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.heads)
+
+    @property
+    def layout(self) -> AdaptiveLayout:
+        """The tables and clusters of the vocabulary."""
+        return AdaptiveLayout(
+            vocabulary=self.vocabulary,
+            width=self.width,
+            embedding_width=self.embedding_width,
+            divisor=self.divisor,
+            cutoffs=self.cutoffs,
+            tied=self.tied,
+        )
+
+    def attention_parameters(self) -> int:
+        """Parameters of all attention layers (upstream's ``Attn``)."""
+        return self.depth * 4 * (self.width * self.width + self.width)
+
+    def mlp_parameters(self) -> int:
+        """Parameters of all MLPs (upstream's ``FFN``)."""
+        return sum(2 * self.width * inner + inner + self.width for inner in self.inner)
+
+    def embedding_parameters(self) -> int:
+        """Parameters of tables, their projections and positions (upstream's ``AdaEmb``)."""
+        return self.layout.embedding_parameters() + self.max_length * self.width
+
+    def body_parameters(self) -> int:
+        """Parameters of the blocks and the final norm (upstream's ``nonembedding``)."""
+        norms = (2 * self.depth + 1) * 2 * self.width
+        return self.attention_parameters() + self.mlp_parameters() + norms
+
+    def parameters(self) -> int:
+        """Parameters of embedding, body and what the softmax adds (upstream's ``total``)."""
+        return (
+            self.embedding_parameters() + self.body_parameters() + self.layout.softmax_parameters()
+        )
+
+    def build(self, seed: int) -> "Gpt2Model":
+        """The model in eval mode: weights normal, biases 0, norms the identity.
+
+        Maps into the residual stream are drawn with a standard deviation smaller by
+        √(2 · depth), as GPT-2 does (Radford et al. 2019).
+        """
+        model = Gpt2Model(self)
+        residual_std = self.weight_std / math.sqrt(2 * self.depth)
+        std_of = {Projection: self.projection_std, ResidualLinear: residual_std}
+        draw_weights(model, seed, self.weight_std, std_of)
+        return model.eval()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Gpt2Spec":
+        """The spec from what `to_dict` gave, less ``kind``."""
+        tuples = {name: tuple(item) for name, item in values.items() if isinstance(item, list)}
+        return cls(**require_fields("GPT-2 spec", cls, {**values, **tuples}))
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention in which a position sees itself and what came before."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
+        self.softmax = nn.Softmax(dim=-1)
+        self.output = ResidualLinear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[B, T, width]`` to the same shape."""
+        queries = split_heads(self.query(hidden), self.heads)
+        keys = split_heads(self.key(hidden), self.heads)
+        values = split_heads(self.value(hidden), self.heads)
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+        length = hidden.shape[1]
+        future = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
+        probabilities = self.softmax(scores.masked_fill(future, -math.inf))
+        output: Tensor = self.output(merge_heads(probabilities @ values))
+        return output
+
+
+class DecoderBlock(nn.Module):
+    """Attention and MLP, each on the normed hidden state and added to it."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.attention = CausalAttention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.expand = Linear(width, inner)
+        self.activation = nn.GELU(approximate="tanh")
+        self.contract = ResidualLinear(inner, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[B, T, width]`` to the same shape."""
+        hidden = hidden + self.attention(self.attention_norm(hidden))
+        inner = self.activation(self.expand(self.mlp_norm(hidden)))
+        return hidden + cast(Tensor, self.contract(inner))
+
+    def probe_points(self) -> ProbePoints:
+        """Where the inputs are read in this block."""
+        attention = self.attention
+        head = (attention.query, attention.key, attention.value)
+        return ProbePoints(
+            block=self,
+            act=(self.activation,),
+            head=head,
+            softmax=(attention.softmax,),
+            spectrum=(),
+            linear=(*head, attention.output, self.expand, self.contract),
+            mlp=(self.expand, self.contract),
+        )
+
+
+class Gpt2Model(LanguageModel):
+    """The language model that a `Gpt2Spec` builds."""
+
+    def __init__(self, spec: Gpt2Spec) -> None:
+        super().__init__()
+        self.max_length = spec.max_length
+        self.vocabulary = AdaptiveVocabulary(spec.layout)
+        self.positions = Embedding(spec.max_length, spec.width)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(spec.width, heads, inner)
+            for heads, inner in zip(spec.heads, spec.inner, strict=True)
+        )
+        self.norm = nn.LayerNorm(spec.width, eps=NORM_EPSILON)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, T]`` (int64) to ``[B, T, width]``."""
+        self.check_length(tokens)
+        return self.vocabulary.embed(tokens) + self.positions.weight[: tokens.shape[1]]
+
+    def encode(self, hidden: Tensor) -> Tensor:
+        """``[B, T, width]`` through the blocks and the final norm."""
+        for block in self.blocks:
+            hidden = block(hidden)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Mean next-token cross-entropy in nats.
+
+        Args:
+            tokens: ``[B, T]``, int64, T at least 2.
+
+        Raises:
+            LmscoutError: a sequence has no next token, or more tokens than positions.
+        """
+        if tokens.shape[1] < 2:
+            raise LmscoutError("next-token cross-entropy needs sequences of at least 2 tokens")
+        hidden = self(tokens)[:, :-1].flatten(0, 1)
+        return self.vocabulary.negative_log_likelihood(hidden, tokens[:, 1:].flatten()).mean()
+
+    def probe_points(self) -> tuple[ProbePoints, ...]:
+        """Where the inputs are read, one entry a block."""
+        return tuple(cast(DecoderBlock, block).probe_points() for block in self.blocks)

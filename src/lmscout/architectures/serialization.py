@@ -1,0 +1,24 @@
+"""A spec from the dict that it wrote of itself."""
+
+from typing import Any
+
+from lmscout.architectures.flexibert import FlexibertSpec
+from lmscout.architectures.gpt2 import Gpt2Spec
+from lmscout.architectures.spec import ArchitectureSpec
+from lmscout.errors import LmscoutError
+
+SPEC_TYPES: tuple[type[ArchitectureSpec], ...] = (FlexibertSpec, Gpt2Spec)
+
+
+def spec_from_dict(values: dict[str, Any]) -> ArchitectureSpec:
+    """The spec of which `ArchitectureSpec.to_dict` gave these values.
+
+    Raises:
+        LmscoutError: the kind is unknown, or a field is missing, unknown or out of its range.
+    """
+    kind = values.get("kind")
+    for spec_type in SPEC_TYPES:
+        if spec_type.kind == kind:
+            return spec_type.from_dict({k: v for k, v in values.items() if k != "kind"})
+    kinds = ", ".join(spec_type.kind for spec_type in SPEC_TYPES)
+    raise LmscoutError(f"architecture spec: kind {kind!r} is unknown; there are {kinds}")

@@ -1,0 +1,164 @@
+"""What an architecture is: a spec that counts and builds, and a model that can be read.
+
+A spec is a frozen dataclass.  It knows its parameter counts without building anything, and
+builds an untrained model from a seed.  The model names the modules at which the six inputs of
+a proxy are read; it computes no statistic itself.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lmscout.errors import LmscoutError
+
+
+@dataclass(frozen=True)
+class ProbePoints:
+    """Where the six inputs of a proxy can be read in one block, as modules of the model.
+
+    Attributes:
+        block: the block; its first positional argument is the hidden state (``jacob``).
+        act: modules whose output is the MLP's activation (``act``), one instance for each
+            stacked layer, so that a hook sees every one of them.
+        head: the query, key and value projections, or the mixing projection where there is
+            no attention (``head``).
+        softmax: modules whose output is attention probabilities (``softmax``).
+        spectrum: modules whose output becomes probabilities only through a softmax over its
+            last axis: the mixers that transform instead of attending (``softmax``).
+        linear: every linear layer of the block (``weight`` and ``grad``).
+        mlp: those of `linear` that belong to the MLP; the others mix tokens.
+    """
+
+    block: nn.Module
+    act: tuple[nn.Module, ...]
+    head: tuple[nn.Linear, ...]
+    softmax: tuple[nn.Module, ...]
+    spectrum: tuple[nn.Module, ...]
+    linear: tuple[nn.Linear, ...]
+    mlp: tuple[nn.Linear, ...]
+
+
+class LanguageModel(nn.Module, ABC):
+    """A model as a spec builds it: tokens to hidden state, through blocks, to a loss.
+
+    Attributes:
+        blocks: the transformer layers, in the order in which the hidden state passes them.
+        max_length: how many positions a sequence may have.
+    """
+
+    blocks: nn.ModuleList
+    max_length: int
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, T]`` (int64) to the hidden state ``[B, T, width]`` that enters block 0."""
+
+    @abstractmethod
+    def encode(self, hidden: Tensor) -> Tensor:
+        """Hidden state ``[B, T, width]`` through the blocks and the final norm, same shape."""
+
+    @abstractmethod
+    def loss(self, tokens: Tensor) -> Tensor:
+        """The scalar whose gradient the proxies read, for tokens ``[B, T]`` (int64)."""
+
+    @abstractmethod
+    def probe_points(self) -> tuple[ProbePoints, ...]:
+        """Where the inputs are read, one entry a block."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, T]`` (int64) to the last hidden state ``[B, T, width]``."""
+        return self.encode(self.embed(tokens))
+
+    def check_length(self, tokens: Tensor) -> None:
+        """Raise LmscoutError where the sequences are longer than the model has positions."""
+        if tokens.shape[1] > self.max_length:
+            raise LmscoutError(
+                f"sequences of {tokens.shape[1]} tokens are too long: this architecture has "
+                f"{self.max_length} positions; use shorter sequences"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureSpec(ABC):
+    """An architecture, whole: enough to count its parameters and to build it.
+
+    Attributes:
+        width: size of the hidden state.
+        vocabulary: number of tokens.
+        max_length: number of positions.
+    """
+
+    kind: ClassVar[str]
+    causal: ClassVar[bool]
+
+    width: int
+    vocabulary: int
+    max_length: int
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Number of blocks."""
+
+    @abstractmethod
+    def parameters(self) -> int:
+        """Number of parameters of the whole model as built; a tied tensor counts once."""
+
+    @abstractmethod
+    def body_parameters(self) -> int:
+        """Number of parameters of the blocks and the final norm alone."""
+
+    @abstractmethod
+    def build(self, seed: int) -> LanguageModel:
+        """The untrained model in eval mode, its weights drawn from the seed.
+
+        The same seed gives the same bits; PyTorch's global generator is not touched.
+        """
+
+    def to_dict(self) -> dict[str, object]:
+        """The spec as JSON-able values, under ``kind`` and the names of its fields."""
+        return {"kind": self.kind, **_plain(self)}
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ArchitectureSpec":
+        """The spec from what `to_dict` gave, less ``kind``.
+
+        Raises:
+            LmscoutError: a field is missing, unknown or out of its range.
+        """
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def require_positive(owner: str, **values: object) -> None:
+    """Raise LmscoutError, naming the field, unless every value is a whole number above 0."""
+    for field, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise LmscoutError(f"{owner}: {field} must be a whole number above 0, not {value!r}")
+
+
+def require_fields(owner: str, cls: type, values: object) -> dict[str, Any]:
+    """The values, once they are known to be a dict with exactly the fields that `cls` takes.
+
+    Raises:
+        LmscoutError: not a dict, or a field is unknown, or one without a default is missing.
+    """
+    if not isinstance(values, dict):
+        raise LmscoutError(f"{owner}: expected an object with fields, not {values!r}")
+    known = [field.name for field in fields(cls)]
+    for name in values:
+        if name not in known:
+            raise LmscoutError(f"{owner}: unknown field {name!r}; it has {', '.join(known)}")
+    for field in fields(cls):
+        if field.default is MISSING and field.name not in values:
+            raise LmscoutError(f"{owner}: field {field.name!r} is missing")
+    return values

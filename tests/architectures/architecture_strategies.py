@@ -1,0 +1,66 @@
+from hypothesis import strategies as st
+
+from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec
+from lmscout.architectures.adaptive_softmax import AdaptiveLayout
+from lmscout.architectures.flexibert_mixers import MIXERS
+
+sizes = st.integers(1, 9)
+
+flexibert_blocks = st.builds(
+    FlexibertBlock,
+    mixer=st.sampled_from(MIXERS),
+    heads=st.sampled_from([2, 4]),
+    feed_forward=sizes,
+    stack=st.integers(1, 3),
+)
+
+flexibert_specs = st.builds(
+    FlexibertSpec,
+    blocks=st.lists(flexibert_blocks, min_size=1, max_size=3).map(tuple),
+    width=st.sampled_from([4, 8, 12]),
+    embedding_width=st.sampled_from([4, 8]),
+    vocabulary=st.integers(2, 20),
+    max_length=sizes,
+)
+
+
+@st.composite
+def layouts(draw):
+    clusters = draw(st.integers(1, 3))
+    vocabulary = draw(st.integers(clusters + 3, 20))
+    cutoffs = draw(
+        st.lists(
+            st.integers(1, vocabulary - 1),
+            min_size=clusters - 1,
+            max_size=clusters - 1,
+            unique=True,
+        )
+    )
+    return AdaptiveLayout(
+        vocabulary=vocabulary,
+        width=draw(st.sampled_from([4, 8])),
+        embedding_width=draw(st.sampled_from([4, 8])),
+        divisor=draw(st.sampled_from([1, 2])),
+        cutoffs=tuple(sorted(cutoffs)),
+        tied=tuple(draw(st.booleans()) for _ in range(clusters)),
+    )
+
+
+@st.composite
+def gpt2_specs(draw):
+    layout = draw(layouts())
+    depth = draw(st.integers(1, 3))
+    return Gpt2Spec(
+        width=layout.width,
+        heads=tuple(draw(st.sampled_from([1, 2, 4])) for _ in range(depth)),
+        inner=tuple(draw(sizes) for _ in range(depth)),
+        embedding_width=layout.embedding_width,
+        divisor=layout.divisor,
+        cutoffs=layout.cutoffs,
+        tied=layout.tied,
+        vocabulary=layout.vocabulary,
+        max_length=draw(st.integers(2, 9)),
+    )
+
+
+specs = st.one_of(flexibert_specs, gpt2_specs())
