@@ -1,0 +1,67 @@
+"""What a benchmark is: architectures whose trained quality is known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmscout.architectures import ArchitectureSpec
+from lmscout.errors import LmscoutError
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """Architectures with measured quality, row by row.
+
+    Attributes:
+        name: as a user names it: ``flexibert``, ``lts:random_GPT2_wt103``.
+        specs: the architectures.
+        quality: ``[n]`` float64, higher is better; a perplexity has been negated.  Read-only.
+        metric: what quality is, in words.
+        identifiers: the name of each row upstream; no two alike.
+        source: the file or folder that was read.
+    """
+
+    name: str
+    specs: tuple[ArchitectureSpec, ...]
+    quality: NDArray[np.float64]
+    metric: str
+    identifiers: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        quality = np.array(self.quality, dtype=np.float64)
+        quality.setflags(write=False)
+        object.__setattr__(self, "quality", quality)
+        if not len(self.specs) == len(quality) == len(self.identifiers):
+            raise LmscoutError(
+                f"{self.source}: {len(self.specs)} architectures, {len(quality)} qualities and "
+                f"{len(self.identifiers)} identifiers; a benchmark has one of each per row"
+            )
+        for identifier, value in zip(self.identifiers, quality, strict=True):
+            if not np.isfinite(value):
+                raise LmscoutError(f"{self.source}: {identifier}: quality is {value}")
+        if len(set(self.identifiers)) < len(self.identifiers):
+            twice = next(i for i in self.identifiers if self.identifiers.count(i) > 1)
+            raise LmscoutError(f"{self.source}: two rows are called {twice}")
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> "Benchmark":
+        """The benchmark of these rows, in this order.
+
+        Args:
+            indices: row numbers, counted from 0.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        rows = [int(index) for index in indices]
+        return replace(
+            self,
+            specs=tuple(self.specs[row] for row in rows),
+            quality=self.quality[rows],
+            identifiers=tuple(self.identifiers[row] for row in rows),
+        )

@@ -1,0 +1,135 @@
+"""The FlexiBERT benchmark: 500 encoders with their GLUE scores, in upstream's JSON.
+
+Serianni and Kalita, "Training-free Neural Architecture Search for RNNs and Transformers",
+arXiv 2305.18915; github aaronserianni/training-free-nas, ``data/BERT_benchmark.json``.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmscout.architectures import FlexibertBlock, FlexibertSpec
+from lmscout.benchmarks.benchmark import Benchmark
+from lmscout.benchmarks.rows import Row, checked, read_text
+from lmscout.errors import LmscoutError
+
+MIXER_NAMES: dict[tuple[str, str | int], str] = {
+    ("SA", "SDP"): "SDP",
+    ("SA", "WMA"): "WMA",
+    ("LT", "DFT"): "DFT",
+    ("LT", "DCT"): "DCT",
+    ("DSC", 5): "DSC5",
+    ("DSC", 9): "DSC9",
+}
+
+
+class Layer(Row):
+    """One encoder layer, in upstream's words."""
+
+    operation_type: str
+    operation_parameter: str | int
+    num_operation_heads: int
+    feed_forward_dimension: int
+    num_feed_forward: int
+
+
+class NasConfig(Row):
+    """The layers of an encoder."""
+
+    encoder_layers: list[Layer]
+
+
+class Overrides(Row):
+    """What distinguishes an encoder from the others."""
+
+    hidden_size: int
+    nas_config: NasConfig
+
+
+class Hyperparameters(Row):
+    """The training settings; only the architecture matters here."""
+
+    model_hparam_overrides: Overrides
+
+
+class Scores(Row):
+    """The scores after fine-tuning; ``glue`` is their mean."""
+
+    glue: float
+
+
+class TrainedEncoder(Row):
+    """One row of the file."""
+
+    id: int
+    scores: Scores
+    hparams: Hyperparameters
+
+
+def read_flexibert(path: Path, name: str) -> Benchmark:
+    """The benchmark in a file of upstream's form.
+
+    Args:
+        path: the JSON file, a list of rows.
+        name: what the benchmark is called.
+
+    Raises:
+        LmscoutError: the file is not JSON, or a row lacks what it needs.
+    """
+    rows = _rows(path)
+    specs = []
+    encoders = []
+    for index, row in enumerate(rows):
+        called = row.get("id") if isinstance(row, dict) else None
+        where = f"{path}: row {index}" + ("" if called is None else f" (id {called})")
+        encoder = checked(TrainedEncoder, row, where)
+        specs.append(_spec(encoder, where))
+        encoders.append(encoder)
+    return Benchmark(
+        name=name,
+        specs=tuple(specs),
+        quality=np.array([encoder.scores.glue for encoder in encoders]),
+        metric="GLUE score",
+        identifiers=tuple(str(encoder.id) for encoder in encoders),
+        source=str(path),
+    )
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        rows = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise LmscoutError(
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}; "
+            "is the file cut short? Fetch it again"
+        ) from None
+    if not isinstance(rows, list) or not rows:
+        raise LmscoutError(f"{path}: expected a list of architectures with at least one in it")
+    return rows
+
+
+def _spec(encoder: TrainedEncoder, where: str) -> FlexibertSpec:
+    overrides = encoder.hparams.model_hparam_overrides
+    blocks = []
+    for index, layer in enumerate(overrides.nas_config.encoder_layers):
+        operation = (layer.operation_type, layer.operation_parameter)
+        if operation not in MIXER_NAMES:
+            known = ", ".join(f"{kind} {parameter}" for kind, parameter in MIXER_NAMES)
+            raise LmscoutError(
+                f"{where}: encoder_layers.{index}: operation {operation[0]} {operation[1]} is "
+                f"unknown; there are {known}"
+            )
+        blocks.append(
+            FlexibertBlock(
+                mixer=MIXER_NAMES[operation],
+                heads=layer.num_operation_heads,
+                feed_forward=layer.feed_forward_dimension,
+                stack=layer.num_feed_forward,
+            )
+        )
+    try:
+        return FlexibertSpec(width=overrides.hidden_size, blocks=tuple(blocks))
+    except LmscoutError as error:
+        raise LmscoutError(f"{where}: {error}") from None

@@ -1,0 +1,41 @@
+"""A benchmark by the name that a user gives it."""
+
+import os
+from pathlib import Path
+
+from lmscout.benchmarks.benchmark import Benchmark
+from lmscout.benchmarks.flexibert import read_flexibert
+from lmscout.benchmarks.locate import find_flexibert, find_lts
+from lmscout.benchmarks.lts import METRIC, read_lts
+from lmscout.errors import LmscoutError
+
+# The data set of the folders whose name lmscout can vouch for.
+LTS_METRICS: dict[str, str] = {
+    "random_GPT2_wt103": "negated WikiText-103 validation perplexity",
+}
+
+ACCEPTED = "flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
+
+
+def load(name: str) -> Benchmark:
+    """Load a benchmark.
+
+    Args:
+        name: ``flexibert``; ``flexibert:PATH``, a JSON file of upstream's form; ``lts:NAME``,
+            a LiteTransformerSearch folder found by name; ``lts:PATH``, such a folder.  What
+            follows ``lts:`` is a path if it has a separator in it or is a directory.
+
+    Raises:
+        LmscoutError: the name is none of these, or the benchmark cannot be found or read.
+    """
+    kind, colon, rest = name.partition(":")
+    if kind == "flexibert" and not colon:
+        return read_flexibert(find_flexibert(), name)
+    if kind == "flexibert" and rest:
+        return read_flexibert(Path(rest).expanduser(), name)
+    if kind == "lts" and rest:
+        path = Path(rest).expanduser()
+        if os.sep in rest or "/" in rest or os.path.isdir(path):
+            return read_lts(path, name)
+        return read_lts(find_lts(rest), name, LTS_METRICS.get(rest, METRIC))
+    raise LmscoutError(f"unknown benchmark {name!r}; it can be {ACCEPTED}")

@@ -1,0 +1,208 @@
+"""LiteTransformerSearch's folders of trained GPT-2 architectures, in upstream's layout.
+
+Javaheripi et al., "LiteTransformerSearch: Training-free Neural Architecture Search for
+Efficient Language Models", arXiv 2203.02094; github microsoft/archai, branch neurips-lts,
+``archai/nlp/nas/saved_logs``.  A folder holds one ``model_config.yaml`` for each architecture,
+one or two folders down, and ``ppl_summary.yaml`` with their perplexities.  Its
+``params_summary.yaml`` is not read: upstream filled some with the Transformer-XL formula, so
+lmscout recounts.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from pydantic import Field
+
+from lmscout.architectures import Gpt2Spec
+from lmscout.benchmarks.benchmark import Benchmark
+from lmscout.benchmarks.rows import Row, checked, read_text
+from lmscout.errors import LmscoutError
+
+CONFIG_FILE = "model_config.yaml"
+PERPLEXITY_FILE = "ppl_summary.yaml"
+METRIC = "negated validation perplexity"
+
+# The same safe constructors; libyaml's scanner is several times faster where it is there.
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+PYTHON_TAG = re.compile(r"tag '(?:tag:yaml\.org,2002:)?([^']*)'")
+
+
+class ModelConfig(Row):
+    """``model_config.yaml``: what of it makes the architecture."""
+
+    n_layer: int
+    n_head: int | list[int]
+    d_head: int | list[int] | None = -1
+    d_model: int
+    d_inner: int | list[int]
+    d_embed: int | None = -1
+    n_token: int
+    tgt_len: int
+    div_val: int
+    cutoffs: list[int]
+    tie_projs: list[bool]
+    tie_weight: bool = True
+    adaptive: bool = True
+    attn_type: int = 0
+    primer_conv: bool = False
+    primer_square: bool = False
+    vocab: str | None = None
+    weight_init_std: float = 0.02
+    proj_init_std: float = 0.01
+
+
+class Perplexity(Row):
+    """One architecture's entry in ``ppl_summary.yaml``."""
+
+    valid_ppl: Annotated[float, Field(gt=0)]
+
+
+def read_lts(folder: Path, name: str, metric: str = METRIC) -> Benchmark:
+    """The benchmark in a folder of LiteTransformerSearch.
+
+    Args:
+        folder: holds ``config_*/j*/model_config.yaml`` (or ``*/model_config.yaml``) and
+            ``ppl_summary.yaml``.
+        name: what the benchmark is called.
+        metric: what the negated perplexities are, in words.
+
+    Raises:
+        LmscoutError: a file is missing or malformed, an architecture has no perplexity or is
+            not a GPT-2.
+    """
+    configs = _config_files(folder)
+    summary_path = folder / PERPLEXITY_FILE
+    if not os.path.exists(summary_path):
+        raise LmscoutError(f"{folder}: {PERPLEXITY_FILE} is missing; it holds the perplexities")
+    summary = read_yaml(summary_path)
+    specs = []
+    perplexities = []
+    for identifier, path in configs.items():
+        specs.append(_spec(checked(ModelConfig, read_yaml(path), str(path)), path))
+        if identifier not in summary:
+            raise LmscoutError(f"{summary_path}: no perplexity for {identifier} ({path})")
+        entry = summary[identifier]
+        # Upstream's Pareto folders record the number alone.
+        values = entry if isinstance(entry, dict) else {"valid_ppl": entry}
+        row = checked(Perplexity, values, f"{summary_path}: {identifier}")
+        perplexities.append(row.valid_ppl)
+    return Benchmark(
+        name=name,
+        specs=tuple(specs),
+        quality=-np.array(perplexities),
+        metric=metric,
+        identifiers=tuple(configs),
+        source=str(folder),
+    )
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """A YAML file of plain data: no tag in it can name Python code.
+
+    Raises:
+        LmscoutError: not YAML, not plain, or not a mapping.
+    """
+    try:
+        values = yaml.load(read_text(path), Loader=SAFE_LOADER)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        tag = PYTHON_TAG.search(error.problem or "")
+        if isinstance(error, yaml.constructor.ConstructorError) and tag:
+            raise LmscoutError(
+                f"{path}{line}: the tag {tag[1]!r} is not plain data; lmscout constructs "
+                "nothing that a file names: replace it with plain values"
+            ) from None
+        raise LmscoutError(f"{path}{line}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise LmscoutError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise LmscoutError(f"{path}: expected names with values, found {type(values).__name__}")
+    return values
+
+
+def _config_files(folder: Path) -> dict[str, Path]:
+    """The architectures' files by identifier (``config_0_j0``), in natural order."""
+    if not os.path.isdir(folder):
+        raise LmscoutError(f"{folder}: no such folder")
+    paths = [*folder.glob(f"*/{CONFIG_FILE}"), *folder.glob(f"*/*/{CONFIG_FILE}")]
+    if not paths:
+        raise LmscoutError(f"{folder}: no architectures; expected config_*/j*/{CONFIG_FILE}")
+    named = {"_".join(path.relative_to(folder).parent.parts): path for path in paths}
+    return dict(sorted(named.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(identifier: str) -> tuple[tuple[int, str], ...]:
+    """A sort key by which config_2 comes before config_10."""
+    parts = re.split(r"(\d+)", identifier)
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in parts)
+
+
+def _spec(config: ModelConfig, path: Path) -> Gpt2Spec:
+    reason = _foreign(config)
+    if reason:
+        raise LmscoutError(f"{path}: {reason}; lmscout reads folders of GPT-2 architectures")
+    inner = _per_layer(config.d_inner, config.n_layer)
+    heads = _per_layer(config.n_head, config.n_layer)
+    if len(heads) != config.n_layer or len(inner) != config.n_layer:
+        raise LmscoutError(
+            f"{path}: n_layer is {config.n_layer}, but n_head has {len(heads)} entries and "
+            f"d_inner {len(inner)}"
+        )
+    cutoffs = _effective_cutoffs(config.cutoffs, config.n_token)
+    try:
+        return Gpt2Spec(
+            width=config.d_model,
+            heads=heads,
+            inner=inner,
+            embedding_width=config.d_model if config.d_embed in (None, -1) else config.d_embed,
+            divisor=config.div_val,
+            cutoffs=cutoffs,
+            tied=tuple(config.tie_projs[: len(cutoffs) + 1]),
+            vocabulary=config.n_token,
+            max_length=config.tgt_len,
+            weight_std=config.weight_init_std,
+            projection_std=config.proj_init_std,
+        )
+    except LmscoutError as error:
+        raise LmscoutError(f"{path}: {error}") from None
+
+
+def _foreign(config: ModelConfig) -> str | None:
+    """Why this is not a GPT-2 of LiteTransformerSearch, if it is not.
+
+    Its Transformer-XL rows have the same architecture fields, per-layer heads and all; what
+    tells them apart is that their trainer recorded its own settings too, a word vocabulary
+    among them, where GPT-2 rows have the architecture alone.
+    """
+    if config.vocab == "word":
+        return "vocab is 'word': a Transformer-XL architecture"
+    if config.attn_type != 0:
+        return f"attn_type is {config.attn_type}: a Transformer-XL architecture"
+    if config.primer_conv or config.primer_square:
+        return "primer_conv or primer_square is set: a Primer architecture"
+    if not (config.adaptive and config.tie_weight):
+        return "adaptive or tie_weight is off: not the tied adaptive softmax"
+    heads = _per_layer(config.n_head, config.n_layer)
+    sizes = _per_layer(-1 if config.d_head is None else config.d_head, config.n_layer)
+    if any(s > 0 and h * s != config.d_model for h, s in zip(heads, sizes, strict=False)):
+        return "d_head times n_head is not d_model: not a GPT-2 architecture"
+    return None
+
+
+def _per_layer(value: int | list[int], layers: int) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, list) else (value,) * layers
+
+
+def _effective_cutoffs(cutoffs: list[int], vocabulary: int) -> tuple[int, ...]:
+    """The cluster borders inside the vocabulary: upstream stops at the first one beyond it."""
+    inside = []
+    for cutoff in cutoffs:
+        if cutoff >= vocabulary:
+            break
+        inside.append(cutoff)
+    return tuple(inside)

@@ -1,0 +1,57 @@
+"""Rows of files that people write: checked, or refused in one line."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lmscout.errors import LmscoutError
+
+
+class Row(BaseModel):
+    """A part of a file; numbers are numbers, not text, and what is not asked for is ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+def checked(row: type[RowT], values: Any, where: str) -> RowT:
+    """The values as a row of that type.
+
+    Args:
+        row: the type.
+        values: what the file holds.
+        where: the file, and the row in it.
+
+    Raises:
+        LmscoutError: a field is missing or of the wrong kind; names the first such field.
+    """
+    try:
+        return row.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the row"
+        got = "" if first["type"] == "missing" else f", not {_brief(first['input'])}"
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise LmscoutError(f"{where}: {field}: {message}{got}") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        LmscoutError: the file cannot be read, or is not UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise LmscoutError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise LmscoutError(f"{path}: not UTF-8 text; the file is damaged or another") from None
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

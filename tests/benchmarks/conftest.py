@@ -1,0 +1,15 @@
+import os
+from pathlib import Path
+
+import pytest
+
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    given = os.environ.get("LMSCOUT_DATA", "").split(os.pathsep)
+    for directory in [*(Path(item) for item in given if item), BESIDE]:
+        if (directory / "flexibert" / "BERT_benchmark.json").exists():
+            return directory
+    pytest.skip("benchmark files are neither in LMSCOUT_DATA nor in ../shared/data")
