@@ -1,0 +1,199 @@
+"""The proxies of the literature by name, each with its paper.
+
+An entry is an expression where the language can say the proxy, and a function of a `Reading`
+where it cannot.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from lmscout.errors import LmscoutError
+from lmscout.proxies import handmade, passes
+from lmscout.proxies.expression import Binary, Branch, Proxy
+from lmscout.proxies.reading import Reading
+from lmscout.proxies.spelling import nearest, shown
+from lmscout.proxies.text import parse
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A proxy of the literature.
+
+    Attributes:
+        name: Its name here.
+        paper: Where it was published: title and arXiv number.
+        definition: What it computes, in one line.
+        proxy: The proxy as an expression, or None.
+        function: The proxy as a function, where it is no expression, or None.
+        source: Where exactly it was taken from, if not from the paper's text.
+    """
+
+    name: str
+    paper: str
+    definition: str
+    proxy: Proxy | None = None
+    function: Callable[[Reading], float] | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.proxy is None) == (self.function is None):
+            raise LmscoutError(
+                f"catalog entry {self.name}: give either an expression or a function"
+            )
+
+
+_ABDELFATTAH = "Zero-Cost Proxies for Lightweight NAS, arXiv 2101.08134"
+_SERIANNI = "Training-free Neural Architecture Search for RNNs and Transformers, arXiv 2305.18915"
+_DSS = "Training-free Transformer Architecture Search, arXiv 2203.12217"
+_LPZERO = "LPZero: Language Model Zero-cost Proxy Search from Zero, arXiv 2410.04808"
+
+CATALOG: tuple[Entry, ...] = (
+    Entry(
+        "parameters",
+        f"baseline of {_ABDELFATTAH}",
+        "number of parameters of the model",
+        function=handmade.parameters,
+    ),
+    Entry(
+        "grad-norm",
+        _ABDELFATTAH,
+        "sum of the Frobenius norms of the linear layers' gradients",
+        function=handmade.grad_norm,
+    ),
+    Entry(
+        "snip",
+        "SNIP: Single-shot Network Pruning based on Connection Sensitivity, arXiv 1810.02340",
+        "sum of |w g| over the linear layers",
+        function=handmade.snip,
+    ),
+    Entry(
+        "grasp",
+        "Picking Winning Tickets Before Training by Preserving Gradient Flow, arXiv 2002.07376",
+        "-sum of w (H g) over the linear layers",
+        function=passes.grasp,
+    ),
+    Entry(
+        "fisher",
+        "Faster gaze prediction with dense networks and Fisher pruning, arXiv 1801.05787",
+        "sum over samples and channels of (sum over positions of act times its gradient)^2",
+        function=handmade.fisher,
+        source=f"as a proxy in {_ABDELFATTAH}",
+    ),
+    Entry(
+        "synflow",
+        "Pruning neural networks without any data by iteratively conserving synaptic flow, "
+        "arXiv 2006.05467",
+        "sum of |w| dR/d|w| in the linearised model fed with ones",
+        function=passes.synflow,
+    ),
+    Entry(
+        "logsynflow",
+        "FreeREA: Training-Free Evolution-based Architecture Search, arXiv 2207.05135",
+        "sum of |w| ln(|dR/d|w|| + 1) in the linearised model fed with ones",
+        function=passes.logsynflow,
+    ),
+    Entry(
+        "jacobian-covariance",
+        "Neural Architecture Search without Training, arXiv 2006.04647v1",
+        "-sum of ln(v + 1e-5) + 1 / (v + 1e-5), v eigenvalues of the samples' correlations",
+        function=handmade.jacobian_covariance,
+        source=f"on transformers in {_SERIANNI}",
+    ),
+    Entry(
+        "synaptic-diversity",
+        _DSS,
+        "sum of nuclear norm of w times nuclear norm of g over the mixers' linear layers",
+        function=handmade.synaptic_diversity,
+    ),
+    Entry(
+        "synaptic-saliency",
+        _DSS,
+        "sum of |w g| over the MLPs' linear layers",
+        function=handmade.synaptic_saliency,
+    ),
+    Entry(
+        "activation-distance",
+        _SERIANNI,
+        "sum over pairs of positions of the agreements of their binary activation codes",
+        function=handmade.activation_distance,
+        source="codes of Neural Architecture Search without Training, arXiv 2006.04647",
+    ),
+    Entry(
+        "head-importance",
+        "Are Sixteen Heads Really Better than One?, arXiv 1905.10650",
+        "sum of |w g| over the mixers' linear layers",
+        function=handmade.head_importance,
+        source=f"in the form of {_SERIANNI}",
+    ),
+    Entry(
+        "attention-confidence",
+        _SERIANNI,
+        "sum over blocks of the mean of the head tensors' maxima over positions",
+        function=handmade.attention_confidence,
+    ),
+    Entry(
+        "softmax-confidence",
+        "Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy Lifting, the Rest "
+        "Can Be Pruned, arXiv 1905.09418",
+        "sum over blocks of the mean of the largest attention weight over the keys",
+        function=handmade.softmax_confidence,
+        source=f"as a proxy in {_SERIANNI}, whose code takes the maximum over the heads instead",
+    ),
+    # The log of a 1000-iteration search on FlexiBERT, kept as a comment beside the genotype
+    # that the FlexiBERT runners score and choose with, names these operations in full.  The
+    # act half is a constant: the log-softmax of a scalar is 0.
+    Entry(
+        "lpzero-flexibert",
+        _LPZERO,
+        "LPZero's champion of the FlexiBERT search; its act half is always 0",
+        proxy=Proxy(
+            "mean",
+            Binary(
+                "sum",
+                Branch("head", ("negate", "square")),
+                Branch("act", ("frobenius", "logsoftmax")),
+            ),
+        ),
+        source="github.com/pprp/LPZero, lpzero/runner/eval_searched_bert.py and "
+        "find_best_bert.py at afe98737: inputs head, act; genotype [[15, 3], [8, 13], 0]",
+    ),
+    # The genotype that the function scoring the GPT-2 benchmark builds, marked there as the
+    # best so far.  The grad half hardly varies with the gradients, which are near zero: their
+    # softmax over n rows is near 1/n.
+    Entry(
+        "lpzero-gpt2",
+        _LPZERO,
+        "LPZero's champion of the GPT-2 search",
+        proxy=Proxy(
+            "mean",
+            Binary(
+                "sum",
+                Branch("weight", ("square", "l1")),
+                Branch("grad", ("softmax", "square")),
+            ),
+        ),
+        source="github.com/pprp/LPZero, lpzero/predictor/measures/lpzero.py at 48877572, as "
+        "eval_rank_gpt2.py calls it: inputs weight, grad; genotype [[3, 10], [11, 3], 0]",
+    ),
+)
+
+CATALOG_ENTRY: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in CATALOG})
+
+
+def resolve(text: str) -> Entry | Proxy:
+    """The catalog entry of a name, or the proxy of an expression (text with a parenthesis).
+
+    Raises:
+        LmscoutError: There is no such entry, or the expression is malformed.
+    """
+    if "(" in text:
+        return parse(text)
+    name = text.strip()
+    if name not in CATALOG_ENTRY:
+        guess = nearest(name, CATALOG_ENTRY)
+        raise LmscoutError(
+            f"unknown proxy {shown(name)}{f' (did you mean {guess!r}?)' if guess else ''}: give "
+            f"an expression such as sum(abs(weight)), or one of {', '.join(CATALOG_ENTRY)}"
+        )
+    return CATALOG_ENTRY[name]

@@ -1,0 +1,106 @@
+import math
+import re
+
+import pytest
+import torch
+from tiny_transformer import TinyTransformer, batch, read
+
+from lmscout.errors import LmscoutError
+from lmscout.proxies.catalog import CATALOG, CATALOG_ENTRY, Entry, resolve
+from lmscout.proxies.expression import evaluate
+from lmscout.proxies.handmade import snip
+from lmscout.proxies.operators import reduce
+from lmscout.proxies.text import format_proxy, parse
+
+NAMES = [
+    "parameters",
+    "grad-norm",
+    "snip",
+    "grasp",
+    "fisher",
+    "synflow",
+    "logsynflow",
+    "jacobian-covariance",
+    "synaptic-diversity",
+    "synaptic-saliency",
+    "activation-distance",
+    "head-importance",
+    "attention-confidence",
+    "softmax-confidence",
+    "lpzero-flexibert",
+    "lpzero-gpt2",
+]
+
+
+def test_the_catalog_names_each_proxy_once_with_its_paper():
+    assert [entry.name for entry in CATALOG] == NAMES == list(CATALOG_ENTRY)
+    for entry in CATALOG:
+        assert re.search(r"arXiv \d{4}\.\d{5}", entry.paper)
+        assert entry.definition
+        assert "\n" not in entry.definition
+
+
+def test_the_champions_are_expressions():
+    assert format_proxy(CATALOG_ENTRY["lpzero-flexibert"].proxy) == (
+        "mean(square(negate(head)) + logsoftmax(frobenius(act)))"
+    )
+    assert format_proxy(CATALOG_ENTRY["lpzero-gpt2"].proxy) == (
+        "mean(l1(square(weight)) + square(softmax(grad)))"
+    )
+
+
+def test_half_of_the_flexibert_champion_is_a_constant():
+    branch = CATALOG_ENTRY["lpzero-flexibert"].proxy.body.right
+    for seed in range(3):
+        tensor = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
+        assert reduce(branch.chain, tensor) == 0.0
+
+
+def test_every_entry_scores_a_real_model():
+    reading = read(TinyTransformer(), batch())
+
+    def lookup(name, chain):
+        blocks = reading.inputs[name]
+        return [[sum(reduce(chain, one) for one in block) / len(block) for block in blocks]]
+
+    for entry in CATALOG:
+        if entry.function:
+            score = entry.function(reading)
+        else:
+            score = float(evaluate(entry.proxy, lookup, [2])[0])
+        assert isinstance(score, float)
+        assert math.isfinite(score)
+        assert score != 0
+
+
+def test_an_entry_is_an_expression_or_a_function_and_not_both():
+    for given in ({}, {"proxy": parse("sum(abs(act))"), "function": snip}):
+        with pytest.raises(LmscoutError, match="give either an expression or a function"):
+            Entry("name", "paper", "definition", **given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_resolves_to_its_entry(name):
+    assert resolve(f" {name}\n") is CATALOG_ENTRY[name]
+
+
+def test_an_expression_resolves_to_its_proxy():
+    assert resolve("sum( abs(weight) )") == parse("sum(abs(weight))")
+    with pytest.raises(LmscoutError, match="column 5: found 'ab', expected an operation"):
+        resolve("sum(ab(weight))")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("grad_norm", "unknown proxy 'grad_norm' (did you mean 'grad-norm'?): give an expression"),
+        ("LPZero-GPT2", "unknown proxy 'LPZero-GPT2' (did you mean 'lpzero-gpt2'?): give"),
+        ("", "unknown proxy '': give an expression such as sum(abs(weight)), or one of param"),
+        ("zzzzzz", "unknown proxy 'zzzzzz': give an expression such as sum(abs(weight)), or one"),
+    ],
+)
+def test_an_unknown_name_is_one_line_with_the_names(name, start):
+    with pytest.raises(LmscoutError) as caught:
+        resolve(name)
+    assert str(caught.value).startswith(start)
+    assert str(caught.value).endswith(", ".join(NAMES))
