@@ -1,0 +1,21 @@
+"""Rank correlations, their intervals, and what they are worth beyond the configuration."""
+
+from lmscout.ranking.baselines import configuration_baselines
+from lmscout.ranking.bootstrap import Agreement, Interval, agreement
+from lmscout.ranking.conditional import partial_spearman, top_recall, within_cell_spearman
+from lmscout.ranking.correlation import kendall, kendall_many, midranks, spearman, spearman_many
+
+__all__ = [
+    "Agreement",
+    "Interval",
+    "agreement",
+    "configuration_baselines",
+    "kendall",
+    "kendall_many",
+    "midranks",
+    "partial_spearman",
+    "spearman",
+    "spearman_many",
+    "top_recall",
+    "within_cell_spearman",
+]

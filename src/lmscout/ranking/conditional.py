@@ -1,0 +1,90 @@
+"""What a ranking is worth beyond the obvious: given size, within a cell, at the top."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from lmscout.ranking.correlation import spearman
+
+SMALLEST_CELL = 5
+
+
+def partial_spearman(scores: npt.ArrayLike, quality: npt.ArrayLike, given: npt.ArrayLike) -> float:
+    """Spearman's ρ of scores and quality with a third quantity held fixed.
+
+    The first-order partial correlation of ranks,
+    (r_xy - r_xz r_yz) / sqrt((1 - r_xz²) (1 - r_yz²)).
+
+    Args:
+        scores: [n] one score an architecture.
+        quality: [n] measured quality.
+        given: [n] what is held fixed, usually the number of parameters.
+
+    Returns:
+        The coefficient; NaN where the scores order architectures just as `given` does (or
+        the reverse), since then nothing is left to correlate.
+    """
+    xy, xz, yz = spearman(scores, quality), spearman(scores, given), spearman(quality, given)
+    left = (1 - xz**2) * (1 - yz**2)
+    if not left > 1e-12:  # also when a coefficient is NaN
+        return float("nan")
+    return float(np.clip((xy - xz * yz) / np.sqrt(left), -1, 1))
+
+
+def within_cell_spearman(
+    scores: npt.ArrayLike, quality: npt.ArrayLike, cells: Sequence[Hashable]
+) -> float:
+    """Spearman's ρ inside groups of architectures of one shape, averaged over the groups.
+
+    On a benchmark whose quality is mostly depth and width, this says whether a proxy knows
+    anything else.
+
+    Args:
+        scores: [n] one score an architecture.
+        quality: [n] measured quality.
+        cells: [n] the group of each architecture, such as (depth, width).
+
+    Returns:
+        The mean of ρ over cells of at least five architectures, weighted by their size; a
+        cell in which the scores are constant counts as 0.  NaN where no cell is that large.
+    """
+    x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
+    members: dict[Hashable, list[int]] = {}
+    for index, cell in enumerate(cells):
+        members.setdefault(cell, []).append(index)
+    total = weight = 0.0
+    for indices in members.values():
+        if len(indices) < SMALLEST_CELL or np.ptp(y[indices]) == 0:
+            continue
+        if not np.isfinite(x[indices]).all():
+            return float("nan")
+        rho = spearman(x[indices], y[indices])
+        total += len(indices) * (0.0 if np.isnan(rho) else rho)
+        weight += len(indices)
+    return total / weight if weight else float("nan")
+
+
+def top_recall(scores: npt.ArrayLike, quality: npt.ArrayLike, share: float = 0.1) -> float:
+    """Share of the truly best architectures that the scores also put on top.
+
+    Args:
+        scores: [n] one score an architecture, higher is better.
+        quality: [n] measured quality, higher is better.
+        share: how many count as the top; at least one does.
+
+    Returns:
+        A number from 0 to 1; NaN where a score is not finite.  Scores tied at the border
+        count in proportion.
+    """
+    x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
+    if not np.isfinite(x).all():
+        return float("nan")
+    size = max(1, round(share * y.size))
+    best = np.argsort(-y, kind="stable")[:size]
+    border = np.sort(x)[-size]
+    above, at_border = x > border, x == border
+    chance = above + at_border * ((size - above.sum()) / at_border.sum())
+    return float(chance[best].sum() / size)

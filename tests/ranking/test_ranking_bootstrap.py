@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from lmscout.ranking import agreement
+from lmscout.ranking.bootstrap import multiplicities
+
+
+def resampled(x, y, weights, coefficient):
+    """Plain definition: repeat each architecture as often as it was drawn, then correlate."""
+    values = []
+    for row in weights.astype(int):
+        drawn = np.repeat(np.arange(x.size), row)
+        values.append(coefficient(x[drawn], y[drawn]).statistic)
+    return np.array(values)
+
+
+def test_intervals_are_those_of_a_plain_bootstrap():
+    rng = np.random.default_rng(3)
+    y = np.round(rng.normal(size=40), 1)
+    x = np.round(y + rng.normal(size=40), 1)
+    got = agreement(x, y, seed=5, samples=200)
+    weights = multiplicities(40, 5, 200)
+    for interval, coefficient in (
+        (got.spearman, scipy.stats.spearmanr),
+        (got.kendall, scipy.stats.kendalltau),
+    ):
+        samples = resampled(x, y, weights, coefficient)
+        assert interval.value == pytest.approx(coefficient(x, y).statistic)
+        assert [interval.low, interval.high] == pytest.approx(
+            np.quantile(samples, [0.025, 0.975]), abs=1e-12
+        )
+        assert interval.low < interval.value < interval.high
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    rho = 0.6
+    # Spearman's ρ of a bivariate normal with correlation r is 6/π asin(r/2) (Pearson 1907).
+    truth = 6 / np.pi * np.arcsin(rho / 2)
+    covered = 0
+    for trial in range(200):
+        x = rng.normal(size=80)
+        y = rho * x + np.sqrt(1 - rho**2) * rng.normal(size=80)
+        interval = agreement(x, y, seed=trial, samples=300).spearman
+        covered += interval.low <= truth <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_scores_that_rank_nothing_have_no_interval():
+    for scores in (np.ones(20), np.full(20, np.nan)):
+        got = agreement(scores, np.arange(20.0))
+        assert np.isnan([got.spearman.value, got.spearman.low, got.kendall.high]).all()
+
+
+def test_multiplicities_sum_to_the_number_of_architectures():
+    weights = multiplicities(30, seed=1, samples=50)
+    assert weights.shape == (50, 30)
+    assert (weights.sum(axis=1) == 30).all()
+    np.testing.assert_array_equal(weights, multiplicities(30, seed=1, samples=50))
