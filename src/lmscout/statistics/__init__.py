@@ -1,0 +1,22 @@
+"""What a proxy reads: the pass over a model, the reductions, the store."""
+
+from lmscout.statistics.batch import Batch
+from lmscout.statistics.collect import Statistics, Workers, collect
+from lmscout.statistics.reductions import OPERATIONS, chain_means, unary_means
+from lmscout.statistics.scoring import full_reading, score, score_proxies
+from lmscout.statistics.single_pass import INPUT_NAMES, read_model
+
+__all__ = [
+    "INPUT_NAMES",
+    "OPERATIONS",
+    "Batch",
+    "Statistics",
+    "Workers",
+    "chain_means",
+    "collect",
+    "full_reading",
+    "read_model",
+    "score",
+    "score_proxies",
+    "unary_means",
+]

@@ -1,0 +1,204 @@
+"""Statistics of a whole benchmark: every architecture once, in parallel, kept on disk."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import joblib
+import numpy as np
+import numpy.typing as npt
+import torch
+from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
+
+from lmscout.architectures import ArchitectureSpec
+from lmscout.errors import LmscoutError
+from lmscout.statistics.batch import Batch
+from lmscout.statistics.provenance import provenance
+from lmscout.statistics.reductions import chain_means
+from lmscout.statistics.single_pass import INPUT_NAMES, read_model
+from lmscout.statistics.store import RowStore
+
+Progress = Callable[[int, int], None]
+Row = npt.NDArray[np.float64]
+Measure = Callable[[ArchitectureSpec], Row]
+
+_SAVE_EVERY = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How architectures are spread over workers.
+
+    Attributes:
+        count: how many run at once; -1 is one a core.
+        backend: of joblib: "loky" (processes here), or one registered by Ray or Dask.
+    """
+
+    count: int = -1
+    backend: str = "loky"
+
+    def __post_init__(self) -> None:
+        if self.count == 0:
+            raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")
+        known = sorted({*BACKENDS, *EXTERNAL_BACKENDS})
+        if self.backend not in known:
+            raise LmscoutError(
+                f"unknown backend {self.backend!r}: joblib has {', '.join(known)}, and those that "
+                "were registered with it"
+            )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What proxies read of every architecture of a benchmark.
+
+    Attributes:
+        values: [architectures, inputs, chains, blocks] float32, NaN beyond an architecture's
+            depth and where an input has no value.
+        chains: the chains of unary operations, innermost first.
+        depth: [architectures] number of blocks.
+        path: the file that holds them.
+    """
+
+    values: npt.NDArray[np.float32]
+    chains: tuple[tuple[str, ...], ...]
+    depth: npt.NDArray[np.int64]
+    path: Path
+
+    def branch(self, name: str, chain: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        """Block values of one input under one chain: [architectures, blocks]."""
+        return self.values[:, INPUT_NAMES.index(name), self.chains.index(chain)]
+
+
+def collect(
+    specs: Sequence[ArchitectureSpec],
+    chains: Sequence[tuple[str, ...]],
+    *,
+    name: str,
+    folder: Path,
+    seed: int = 0,
+    batch: Batch | None = None,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Collect the statistics of a benchmark, or read them where they were collected before.
+
+    Every model is built and read in a worker with one thread, so that the numbers do not
+    depend on how many workers there are.
+
+    Args:
+        specs: the architectures; equal ones are read once.
+        chains: chains of unary operations, innermost first.
+        name: prefix of the file's name.
+        folder: where the file lies.
+        seed: of the models' weights.
+        batch: what the models read.
+        workers: how the work is spread.
+        progress: called with architectures done and in all.
+
+    Returns:
+        The statistics; interrupted work is continued by the next call.
+
+    Raises:
+        LmscoutError: the folder cannot be written.
+    """
+    batch = batch or Batch()
+    depth = np.array([spec.depth for spec in specs])
+    columns = ["|".join(chain) for chain in chains]
+    store = RowStore(
+        folder,
+        name,
+        provenance("unary means", columns, specs, seed, batch),
+        (len(INPUT_NAMES), len(chains), int(depth.max())),
+    )
+    measure = partial(_measure, chains=tuple(chains), seed=seed, batch=batch, blocks=depth.max())
+    fill(store, specs, measure, workers or Workers(), progress)
+    return Statistics(store.rows, tuple(chains), depth, store.path)
+
+
+def fill(
+    store: RowStore,
+    specs: Sequence[ArchitectureSpec],
+    measure: Measure,
+    workers: Workers,
+    progress: Progress | None = None,
+) -> None:
+    """Measure the rows of a store that are not done yet, saving as it goes.
+
+    Args:
+        store: one row an architecture.
+        specs: the architectures of the rows; equal ones are measured once.
+        measure: maps a spec to its row; sent to the workers.
+        workers: how the work is spread.
+        progress: called with rows done and in all.
+    """
+    places: dict[ArchitectureSpec, list[int]] = {}
+    for index, spec in enumerate(specs):
+        places.setdefault(spec, []).append(index)
+    for indices in places.values():  # an equal architecture may be done already
+        known = [index for index in indices if store.done[index]]
+        for index in indices if known else []:
+            store.set_row(index, store.rows[known[0]])
+    todo = [spec for spec, indices in places.items() if not store.done[indices[0]]]
+    if progress:
+        progress(int(store.done.sum()), len(specs))
+    if not todo:
+        return
+    saved = time.monotonic()
+    parallel = joblib.Parallel(
+        n_jobs=workers.count,
+        backend=workers.backend,
+        return_as="generator",
+        pre_dispatch="2*n_jobs",
+    )
+    rows = parallel(joblib.delayed(_in_one_thread)(measure, spec) for spec in todo)
+    try:
+        for spec, row in zip(todo, rows, strict=True):
+            for index in places[spec]:
+                store.set_row(index, row)
+            if progress:
+                progress(int(store.done.sum()), len(specs))
+            if time.monotonic() - saved > _SAVE_EVERY:
+                store.save()
+                saved = time.monotonic()
+    finally:
+        store.save()
+        with warnings.catch_warnings():  # whoever interrupts knows that work is cancelled
+            warnings.simplefilter("ignore")
+            rows.close()
+
+
+def _measure(
+    spec: ArchitectureSpec,
+    *,
+    chains: tuple[tuple[str, ...], ...],
+    seed: int,
+    batch: Batch,
+    blocks: int,
+) -> Row:
+    row = np.full((len(INPUT_NAMES), len(chains), blocks), np.nan)
+    means = partial(chain_means, chains=chains)
+    row[:, :, : spec.depth] = read_model(spec.build(seed), batch.tokens(spec), means, len(chains))
+    return row
+
+
+def _in_one_thread(measure: Measure, spec: ArchitectureSpec) -> Row:
+    with one_thread():
+        return measure(spec)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread: sums come out the same whatever the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,120 @@
+"""Scores of given proxies, functions or expressions, from one reading of full tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from lmscout.architectures import ArchitectureSpec, LanguageModel
+from lmscout.proxies import Entry, Proxy, Reading, evaluate, resolve
+from lmscout.statistics.batch import Batch
+from lmscout.statistics.collect import Progress, Row, Workers, fill
+from lmscout.statistics.provenance import provenance
+from lmscout.statistics.reductions import chain_means
+from lmscout.statistics.single_pass import INPUT_NAMES, run_pass
+from lmscout.statistics.store import RowStore
+
+
+def score_proxies(
+    specs: Sequence[ArchitectureSpec],
+    names: Sequence[str],
+    *,
+    name: str,
+    folder: Path,
+    seed: int = 0,
+    batch: Batch | None = None,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Score architectures by a few proxies; kept like statistics.
+
+    Args:
+        specs: the architectures.
+        names: catalog names or expressions.
+        name: prefix of the file's name.
+        folder: where the file lies.
+        seed: of the models' weights.
+        batch: what the models read.
+        workers: how the work is spread.
+        progress: called with architectures done and in all.
+
+    Returns:
+        name -> [architectures] float64.
+
+    Raises:
+        LmscoutError: a proxy is unknown or malformed, or the folder cannot be written.
+    """
+    batch = batch or Batch()
+    told = provenance("scores", names, specs, seed, batch)
+    # SynFlow multiplies from layer to layer: a deep model's is beyond float32.
+    store = RowStore(folder, f"{name}-proxies", told, (len(names),), np.float64)
+    measure = partial(_score, proxies=tuple(map(resolve, names)), seed=seed, batch=batch)
+    fill(store, specs, measure, workers or Workers(), progress)
+    return {entry: store.rows[:, column] for column, entry in enumerate(names)}
+
+
+def full_reading(model: LanguageModel, tokens: Tensor, parameters: int) -> Reading:
+    """Run one pass and keep every tensor: what the catalog's functions are given.
+
+    Args:
+        model: as built by a spec; left as it was found.
+        tokens: [B, T] int64.
+        parameters: number of parameters of the model.
+    """
+    points = model.probe_points()
+    kept: dict[str, list[dict[int, Tensor]]] = {
+        name: [{} for _ in points] for name in (*INPUT_NAMES, "act_grad")
+    }
+
+    def keep(name: str, block: int, place: int, tensor: Tensor) -> None:
+        kept[name][block][place] = tensor.detach().clone()
+
+    run_pass(model, tokens, keep, act_gradients=True)
+    ordered = {
+        name: tuple(tuple(block[place] for place in sorted(block)) for block in blocks)
+        for name, blocks in kept.items()
+    }
+    return Reading(
+        model=model,
+        tokens=tokens,
+        inputs={name: ordered[name] for name in INPUT_NAMES},
+        act_grad=ordered["act_grad"],
+        linears=tuple(point.linear for point in points),
+        mixing=tuple(tuple(layer not in point.mlp for layer in point.linear) for point in points),
+        parameters=parameters,
+    )
+
+
+def score(proxy: Entry | Proxy, reading: Reading) -> float:
+    """Score one model by one proxy, from the full tensors of a reading.
+
+    An expression is computed as the collected statistics are, so that both agree.
+    """
+    if isinstance(proxy, Entry) and proxy.function is not None:
+        return proxy.function(reading)
+    expression = proxy.proxy if isinstance(proxy, Entry) else proxy
+    assert expression is not None  # an entry has one or the other
+
+    def block_values(name: str, chain: tuple[str, ...]) -> list[list[float]]:
+        blocks = reading.inputs[name]
+        return [
+            [
+                np.mean([chain_means(one, [chain])[0] for one in tensors]).item()
+                for tensors in blocks
+            ]
+        ]
+
+    depth = len(reading.linears)
+    return float(evaluate(expression, block_values, [depth])[0])
+
+
+def _score(
+    spec: ArchitectureSpec, *, proxies: tuple[Entry | Proxy, ...], seed: int, batch: Batch
+) -> Row:
+    reading = full_reading(spec.build(seed), batch.tokens(spec), spec.parameters())
+    return np.array([score(proxy, reading) for proxy in proxies])

@@ -1,0 +1,156 @@
+"""One forward and one backward through a model, reduced while it runs.
+
+Hooks see every tensor that a proxy may read at the moment it exists, and what is kept of it
+is the caller's choice.  Forward tensors stay the pass's own; a weight's gradient is dropped
+as soon as it was seen, so at most one is alive, where a plain backward ends with all of them.
+Only what is read is differentiated: embeddings, norms and biases are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lmscout.architectures import LanguageModel, ProbePoints
+from lmscout.proxies.operators import INPUTS
+
+INPUT_NAMES = tuple(entry.name for entry in INPUTS)
+
+Reduce = Callable[[Tensor], npt.NDArray[np.float64]]
+See = Callable[[str, int, int, Tensor], None]
+
+
+def read_model(
+    model: LanguageModel, tokens: Tensor, reduce: Reduce, width: int
+) -> npt.NDArray[np.float64]:
+    """Run the pass and reduce the six inputs of every block.
+
+    Args:
+        model: as built by a spec; left as it was found, without gradients.
+        tokens: [B, T] int64.
+        reduce: maps a tensor to [width] numbers.
+        width: how many numbers `reduce` returns.
+
+    Returns:
+        [inputs, width, blocks] float64 in the order of `INPUT_NAMES`: for each input the mean
+        of the reductions over the block's tensors (NaN where a block has no such tensor).
+    """
+    depth = len(model.probe_points())
+    total = np.zeros((len(INPUT_NAMES), width, depth))
+    count = np.zeros((len(INPUT_NAMES), 1, depth))
+
+    def add(name: str, block: int, _: int, tensor: Tensor) -> None:
+        row = INPUT_NAMES.index(name)
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, and meant
+            total[row, :, block] += reduce(tensor)
+        count[row, :, block] += 1
+
+    run_pass(model, tokens, add)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def run_pass(
+    model: LanguageModel, tokens: Tensor, see: See, *, act_gradients: bool = False
+) -> None:
+    """Run one forward and one backward and show every tensor that a proxy may read.
+
+    Args:
+        model: as built by a spec; left as it was found, without gradients.
+        tokens: [B, T] int64.
+        see: called once a tensor with the input's name, the block, the tensor's place among
+            those of the block (as in its `ProbePoints`), and the tensor itself, which must
+            be copied if it is kept.
+        act_gradients: show the gradients of the activations too, as "act_grad".
+    """
+    with ExitStack() as stack:
+        points = model.probe_points()
+        stack.enter_context(_only_block_weights_learn(model, points))
+        for block, point in enumerate(points):
+            for name, modules in (("act", point.act), ("head", point.head)):
+                for place, module in enumerate(modules):
+                    _watch_output(stack, module, partial(see, name, block, place))
+            _watch_probabilities(stack, point, partial(see, "softmax", block))
+            _watch_hidden_gradient(stack, point.block, partial(see, "jacob", block, 0))
+            for place, layer in enumerate(point.linear):
+                see("weight", block, place, layer.weight.detach())
+                _watch_weight_gradient(stack, layer, partial(see, "grad", block, place))
+            if act_gradients:
+                for place, module in enumerate(point.act):
+                    _watch_output_gradient(stack, module, partial(see, "act_grad", block, place))
+        with torch.enable_grad():
+            torch.autograd.backward(model.loss(tokens))
+
+
+@contextmanager
+def _only_block_weights_learn(model: nn.Module, points: tuple[ProbePoints, ...]) -> Iterator[None]:
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    learning = {layer.weight for point in points for layer in point.linear}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(parameter in learning)
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+            parameter.grad = None
+
+
+def _watch_output(stack: ExitStack, module: nn.Module, see: Callable[[Tensor], None]) -> None:
+    def after(_: nn.Module, __: object, output: Tensor) -> None:
+        see(output.detach())
+
+    stack.callback(module.register_forward_hook(after).remove)
+
+
+def _watch_output_gradient(
+    stack: ExitStack, module: nn.Module, see: Callable[[Tensor], None]
+) -> None:
+    def after(_: nn.Module, __: object, output: Tensor) -> None:
+        output.register_hook(see)  # type: ignore[no-untyped-call]
+
+    stack.callback(module.register_forward_hook(after).remove)
+
+
+def _watch_probabilities(
+    stack: ExitStack, point: ProbePoints, see: Callable[[int, Tensor], None]
+) -> None:
+    for place, module in enumerate(point.softmax):
+        _watch_output(stack, module, partial(see, place))
+    for place, module in enumerate(point.spectrum, start=len(point.softmax)):
+        _watch_output(stack, module, partial(_see_softmax, partial(see, place)))
+
+
+def _see_softmax(see: Callable[[Tensor], None], output: Tensor) -> None:
+    see(output.softmax(-1))
+
+
+def _watch_hidden_gradient(
+    stack: ExitStack, block: nn.Module, see: Callable[[Tensor], None]
+) -> None:
+    def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = arguments[0]
+        if not hidden.requires_grad:  # the first block: nothing before it learns
+            hidden = hidden.detach().requires_grad_()
+        hidden.register_hook(see)  # type: ignore[no-untyped-call]
+        return (hidden, *arguments[1:])
+
+    stack.callback(block.register_forward_pre_hook(before).remove)
+
+
+def _watch_weight_gradient(
+    stack: ExitStack, layer: nn.Linear, see: Callable[[Tensor], None]
+) -> None:
+    def see_and_drop(weight: Tensor) -> None:
+        if weight.grad is not None:
+            see(weight.grad)
+            weight.grad = None
+
+    weight = layer.weight
+    handle = weight.register_post_accumulate_grad_hook(see_and_drop)  # type: ignore[no-untyped-call]
+    stack.callback(handle.remove)
