@@ -1,0 +1,103 @@
+"""How well scores rank a benchmark's architectures, with all that is reported beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lmscout.benchmarks import Benchmark
+from lmscout.ranking import (
+    Agreement,
+    Interval,
+    agreement,
+    configuration_baselines,
+    partial_spearman,
+    top_recall,
+    within_cell_spearman,
+)
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """One way to score architectures, judged on a set of them.
+
+    Attributes:
+        name: the proxy's name or text, or the baseline's name.
+        agreement: Spearman's ρ and Kendall's τ-b with bootstrap intervals.
+        within_cell: Spearman's ρ among architectures of one depth and width.
+        given_params: Spearman's ρ with the number of parameters held fixed.
+        recall_top_tenth: share of the best tenth that is in the scores' best tenth.
+    """
+
+    name: str
+    agreement: Agreement
+    within_cell: float
+    given_params: float
+    recall_top_tenth: float
+
+    def to_json(self) -> dict[str, object]:
+        """The figures by name; null where one is not defined."""
+        return {
+            "spearman": interval_json(self.agreement.spearman),
+            "kendall": interval_json(self.agreement.kendall),
+            "within_cell": number_json(self.within_cell),
+            "given_params": number_json(self.given_params),
+            "recall_top_tenth": number_json(self.recall_top_tenth),
+        }
+
+
+def assess(name: str, scores: Scores, benchmark: Benchmark) -> Assessment:
+    """Judge scores on a benchmark (or on a subset of one).
+
+    Args:
+        name: what made the scores.
+        scores: [n], higher means better.
+        benchmark: the architectures and their quality.
+    """
+    quality = benchmark.quality
+    parameters = [spec.parameters() for spec in benchmark.specs]
+    cells = [(spec.depth, spec.width) for spec in benchmark.specs]
+    return Assessment(
+        name,
+        agreement(scores, quality),
+        within_cell_spearman(scores, quality, cells),
+        partial_spearman(scores, quality, parameters),
+        top_recall(scores, quality),
+    )
+
+
+def baseline_scores(benchmark: Benchmark) -> dict[str, Scores]:
+    """Scores of the configuration baselines, by name."""
+    specs = benchmark.specs
+    return configuration_baselines(
+        parameters=[spec.parameters() for spec in specs],
+        body_parameters=[spec.body_parameters() for spec in specs],
+        depth=[spec.depth for spec in specs],
+        width=[spec.width for spec in specs],
+    )
+
+
+def assess_baselines(benchmark: Benchmark) -> tuple[Assessment, ...]:
+    """Judge the configuration baselines on a benchmark, as they stand: more is better."""
+    return tuple(
+        assess(name, scores, benchmark) for name, scores in baseline_scores(benchmark).items()
+    )
+
+
+def number_json(value: float) -> float | None:
+    """A finite number, or None: JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def interval_json(interval: Interval) -> dict[str, float | None]:
+    """Value, low and high of an interval."""
+    return {
+        "value": number_json(interval.value),
+        "low": number_json(interval.low),
+        "high": number_json(interval.high),
+    }

@@ -1,0 +1,143 @@
+"""Judge given proxies, of the literature or written by a user, on a whole benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lmscout.benchmarks import Benchmark
+from lmscout.discovery.assessment import Assessment, assess, assess_baselines
+from lmscout.discovery.discover import STATISTICS, Progress, StopWatch, cache_name, stage
+from lmscout.proxies import (
+    CATALOG,
+    Entry,
+    Proxy,
+    branches,
+    evaluate,
+    format_proxy,
+    published,
+    resolve,
+)
+from lmscout.statistics import Batch, Workers, collect, score_proxies
+
+SCORES = "scores"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Proxies and configuration baselines, judged on all architectures of a benchmark.
+
+    Attributes:
+        benchmark: the benchmark's name.
+        metric: what its quality is.
+        n_architectures: how many it holds.
+        proxies: one entry a proxy, in the order asked for.
+        baselines: the configuration baselines.
+        scores: proxy's name or text -> [architectures] float64.
+        seconds: by stage.
+    """
+
+    benchmark: str
+    metric: str
+    n_architectures: int
+    proxies: tuple[Assessment, ...]
+    baselines: tuple[Assessment, ...]
+    scores: dict[str, npt.NDArray[np.float64]]
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, object]:
+        """The result as the command line prints it."""
+        return {
+            "benchmark": self.benchmark,
+            "metric": self.metric,
+            "n_architectures": self.n_architectures,
+            "proxies": [{"proxy": one.name, **one.to_json()} for one in self.proxies],
+            "baselines": [{"proxy": one.name, **one.to_json()} for one in self.baselines],
+            "seconds": self.seconds,
+        }
+
+
+def judge(
+    benchmark: Benchmark,
+    proxies: Sequence[str] = (),
+    *,
+    seed: int,
+    cache: Path,
+    batch: Batch | None = None,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> Judgement:
+    """Score every architecture of a benchmark by each proxy and correlate with quality.
+
+    No choice is made here, so all architectures are reported on, and a proxy keeps the sign
+    that it was published with.
+
+    Args:
+        benchmark: architectures with measured quality.
+        proxies: catalog names or expressions; empty for the whole catalog.
+        seed: of the models' weights.
+        cache: where statistics are kept.
+        batch: what the models read.
+        workers: how the work is spread over processes.
+        progress: called with a stage's name, what is done of it, and its size.
+
+    Returns:
+        The judgement.
+
+    Raises:
+        LmscoutError: a proxy is unknown or malformed, or the cache cannot be written.
+    """
+    wanted = {_name(one): one for one in map(resolve, proxies or [e.name for e in CATALOG])}
+    published_chains = set(published().chains)
+    collected = {  # what reads nothing but published statistics shares them with `discover`
+        name: one
+        for name, one in wanted.items()
+        if isinstance(one, Proxy) and {b.chain for b in branches(one)} <= published_chains
+    }
+    others = [name for name in wanted if name not in collected]
+    label = cache_name(benchmark.name)
+    scores: dict[str, npt.NDArray[np.float64]] = {}
+    watch = StopWatch()
+    if collected:
+        with watch(STATISTICS):
+            statistics = collect(
+                benchmark.specs,
+                published().chains,
+                name=label,
+                folder=cache,
+                seed=seed,
+                batch=batch,
+                workers=workers,
+                progress=stage(progress, STATISTICS),
+            )
+        for name, expression in collected.items():
+            scores[name] = evaluate(expression, statistics.branch, statistics.depth)
+    if others:
+        with watch(SCORES):
+            scores |= score_proxies(
+                benchmark.specs,
+                others,
+                name=label,
+                folder=cache,
+                seed=seed,
+                batch=batch,
+                workers=workers,
+                progress=stage(progress, SCORES),
+            )
+    return Judgement(
+        benchmark=benchmark.name,
+        metric=benchmark.metric,
+        n_architectures=len(benchmark),
+        proxies=tuple(assess(name, scores[name], benchmark) for name in wanted),
+        baselines=assess_baselines(benchmark),
+        scores={name: scores[name] for name in wanted},
+        seconds=watch.seconds,
+    )
+
+
+def _name(proxy: Entry | Proxy) -> str:
+    return proxy.name if isinstance(proxy, Entry) else format_proxy(proxy)

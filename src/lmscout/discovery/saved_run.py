@@ -1,0 +1,68 @@
+"""Runs on disk: settings, every score as Parquet, and the result as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import lmscout
+from lmscout.benchmarks import Benchmark
+from lmscout.discovery.discover import Discovery
+from lmscout.discovery.judge import Judgement
+from lmscout.discovery.run_folder import run_folder, write_json
+from lmscout.discovery.scores_table import write_scores
+
+SETTINGS, SCORES, RESULT = "settings.json", "scores.parquet", "result.json"
+
+
+def save_discovery(folder: Path, result: Discovery, *, seed: int) -> None:
+    """Write a discovery's run folder, whole or not at all.
+
+    Raises:
+        LmscoutError: the folder is not empty or cannot be written.
+    """
+    with run_folder(folder) as draft:
+        write_json(
+            draft / SETTINGS,
+            {
+                "command": "discover",
+                "lmscout": lmscout.__version__,
+                "benchmark": result.benchmark,
+                "space": result.space.name,
+                "aggregations": list(result.space.aggregations),
+                "search": len(result.split.search),
+                "seed": seed,
+                "search_rows": result.split.search.tolist(),
+                "statistics": str(result.statistics),
+            },
+        )
+        write_scores(draft / SCORES, result.space, result.ranking)
+        write_json(draft / RESULT, result.to_json())
+
+
+def save_judgement(folder: Path, result: Judgement, benchmark: Benchmark, *, seed: int) -> None:
+    """Write a judgement's run folder, whole or not at all.
+
+    Raises:
+        LmscoutError: the folder is not empty or cannot be written.
+    """
+    with run_folder(folder) as draft:
+        write_json(
+            draft / SETTINGS,
+            {
+                "command": "rank",
+                "lmscout": lmscout.__version__,
+                "benchmark": result.benchmark,
+                "proxies": [one.name for one in result.proxies],
+                "seed": seed,
+            },
+        )
+        columns = {
+            "architecture": pa.array(benchmark.identifiers),
+            "quality": pa.array(benchmark.quality),
+            **{name: pa.array(scores) for name, scores in result.scores.items()},
+        }
+        pq.write_table(pa.table(columns), draft / SCORES, compression="zstd")
+        write_json(draft / RESULT, result.to_json())

@@ -1,0 +1,178 @@
+import json
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import scipy.stats
+from tiny_benchmark import tiny_benchmark
+
+from lmscout.discovery import discover, judge
+from lmscout.discovery.run_folder import default_run_folder, run_folder
+from lmscout.discovery.saved_run import save_discovery, save_judgement
+from lmscout.errors import LmscoutError
+from lmscout.proxies import CATALOG, evaluate, parse, published
+from lmscout.statistics import Batch, Workers, collect
+
+SETTINGS = {"batch": Batch(4, 16), "workers": Workers(1)}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def found(cache):
+    space = published(("mean", "sum"))
+    return discover(tiny_benchmark(), space, search=12, seed=3, cache=cache, **SETTINGS)
+
+
+def test_what_is_reported_is_what_the_definition_gives(found, cache):
+    benchmark = tiny_benchmark()
+    statistics = collect(benchmark.specs, published().chains, name="tiny", folder=cache, **SETTINGS)
+    scores = found.sign * evaluate(found.proxy, statistics.branch, statistics.depth)
+    for rows, rho in (
+        (found.split.search, found.search[0]),
+        (found.split.test, found.test.agreement.spearman.value),
+    ):
+        expected = scipy.stats.spearmanr(scores[rows], benchmark.quality[rows]).statistic
+        assert rho == pytest.approx(expected)
+    assert found.search[0] == pytest.approx(np.nanmax(np.abs(found.ranking.spearman)), abs=1e-6)
+    parameters = next(one for one in found.baselines if one.name == "parameters")
+    counts = [benchmark.specs[row].parameters() for row in found.split.test]
+    assert parameters.agreement.spearman.value == pytest.approx(
+        scipy.stats.spearmanr(counts, benchmark.quality[found.split.test]).statistic
+    )
+
+
+def test_the_choice_does_not_see_the_test_split(found, cache):
+    benchmark = tiny_benchmark()
+    quality = benchmark.quality.copy()
+    quality[found.split.test] = quality[found.split.test][::-1]
+    changed = type(benchmark)(
+        benchmark.name, benchmark.specs, quality, "depth", benchmark.identifiers, "changed"
+    )
+    again = discover(changed, found.space, search=12, seed=3, cache=cache, **SETTINGS)
+    assert again.proxy == found.proxy
+    assert again.sign == found.sign
+    assert again.search == found.search
+    assert again.test != found.test
+
+
+def test_turning_the_quality_turns_the_sign_alone(found, cache):
+    benchmark = tiny_benchmark()
+    turned = type(benchmark)(
+        "tiny", benchmark.specs, -benchmark.quality, "-depth", benchmark.identifiers, "turned"
+    )
+    again = discover(turned, found.space, search=12, seed=3, cache=cache, **SETTINGS)
+    assert again.proxy == found.proxy
+    assert again.sign == -found.sign
+    assert again.search == pytest.approx(found.search)
+
+
+def test_the_json_says_it_all_and_is_plain(found):
+    result = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert result["n_proxies"] == 48_000
+    assert 0 < result["n_distinct"] <= 48_000 - result["n_undefined"]
+    assert parse(result["best"]["proxy"]) == found.proxy
+    for key in ("spearman", "kendall"):
+        triple = result["best"]["test"][key]
+        assert triple["low"] <= triple["value"] <= triple["high"]
+        assert isinstance(result["best"]["search"][key], float)
+        assert all(isinstance(one[key], float) for one in result["baselines"])
+    assert set(result["seconds"]) == {"statistics", "ranking"}
+    best = max(one["spearman"] for one in result["baselines"])
+    assert result["beats_baselines"] == (result["best"]["test"]["spearman"]["value"] > best)
+
+
+def test_a_run_folder_holds_settings_every_score_and_the_result(found, tmp_path):
+    folder = tmp_path / "runs" / "first"
+    save_discovery(folder, found, seed=3)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "result.json",
+        "scores.parquet",
+        "settings.json",
+    ]
+    assert json.loads((folder / "result.json").read_text()) == found.to_json()
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["search_rows"] == found.split.search.tolist()
+    table = pq.read_table(folder / "scores.parquet")
+    assert table.num_rows == found.space.size
+    rho = table["spearman"].to_numpy()
+    np.testing.assert_array_equal(rho, found.ranking.spearman)
+    for index in (0, 12_345, 47_999):
+        row = {name: table[name][index].as_py() for name in table.column_names}
+        proxy = found.space.proxy(index)
+        assert row["aggregation"] == proxy.aggregation
+        assert row["binary"] == proxy.body.operation
+        assert (row["left_input"], row["left_chain"]) == (
+            proxy.body.left.input,
+            "|".join(proxy.body.left.chain),
+        )
+        assert (row["right_input"], row["right_chain"]) == (
+            proxy.body.right.input,
+            "|".join(proxy.body.right.chain),
+        )
+
+
+def test_a_run_that_fails_leaves_nothing(tmp_path):
+    folder = tmp_path / "run"
+
+    def fail():
+        with run_folder(folder) as draft:
+            (draft / "half").write_text("x")
+            raise RuntimeError("disk gone")
+
+    with pytest.raises(RuntimeError, match="disk gone"):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LmscoutError, match="not empty"), run_folder(tmp_path):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_default_folder_has_a_plain_name():
+    assert default_run_folder("rank-lts:/a b/c").name.startswith("rank-lts--a-b-c-")
+
+
+def test_judging_the_catalog(cache, tmp_path):
+    benchmark = tiny_benchmark()
+    result = judge(benchmark, seed=0, cache=cache, **SETTINGS)
+    assert [one.name for one in result.proxies] == [entry.name for entry in CATALOG]
+    by_name = {one.name: one for one in result.proxies}
+    counts = [spec.parameters() for spec in benchmark.specs]
+    assert by_name["parameters"].agreement.spearman.value == pytest.approx(
+        scipy.stats.spearmanr(counts, benchmark.quality).statistic
+    )
+    assert math.isnan(by_name["parameters"].given_params)
+    save_judgement(tmp_path / "run", result, benchmark, seed=0)
+    table = pq.read_table(tmp_path / "run" / "scores.parquet")
+    assert table.column_names == ["architecture", "quality", *by_name]
+    # kept as float32, like all that is collected
+    assert table["parameters"].to_pylist() == pytest.approx(counts, rel=1e-7)
+    plain = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert plain["proxies"][0]["given_params"] is None
+    assert {one["proxy"] for one in plain["baselines"]} >= {"parameters", "depth"}
+
+
+def test_judging_an_expression_of_a_users_own(cache):
+    benchmark = tiny_benchmark()
+    text = "sum(std(exp(weight)) * abs(grad))"
+    result = judge(benchmark, [text, "snip"], seed=0, cache=cache, **SETTINGS)
+    assert [one.name for one in result.proxies] == [text, "snip"]
+    chains = (("exp", "std"), ("abs",))
+    statistics = collect(benchmark.specs, chains, name="x", folder=cache, **SETTINGS)
+    expected = evaluate(parse(text), statistics.branch, statistics.depth)
+    assert result.scores[text] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_expression_of_single_operations_shares_the_statistics_of_discover(cache, found):
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    text = "sum(abslog(head) - sqrt(weight))"
+    judge(tiny_benchmark(), [text], seed=0, cache=cache, **SETTINGS)
+    assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}

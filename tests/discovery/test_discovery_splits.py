@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmscout.discovery import split_benchmark
+from lmscout.errors import LmscoutError
+
+
+@given(
+    n=st.integers(12, 60),
+    repeats=st.integers(0, 4),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_a_split_is_a_partition_that_keeps_equal_architectures_together(n, repeats, seed, data):
+    architectures = [*range(n), *range(repeats)]
+    search = data.draw(st.integers(5, n + repeats - 5 - 2))
+    select = data.draw(st.integers(0, 2))
+    split = split_benchmark(architectures, search=search, select=select, seed=seed)
+    assert (len(split.search), len(split.select)) == (search, select)
+    rows = np.concatenate([split.search, split.select, split.test])
+    assert sorted(rows) == list(range(len(architectures)))
+    sides = [{architectures[row] for row in side} for side in (split.search, split.test)]
+    assert not sides[0] & sides[1]
+
+
+def test_the_seed_decides():
+    architectures = list(range(50))
+    one, same, other = (split_benchmark(architectures, search=20, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one.search, same.search)
+    assert not np.array_equal(one.search, other.search)
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [(96, "does not fit a benchmark of 100"), (1000, "at most 95"), (2, "too small: at least 5")],
+)
+def test_sizes_that_cannot_be_met_are_refused(search, message):
+    with pytest.raises(LmscoutError, match=message):
+        split_benchmark(list(range(100)), search=search, seed=0)
+
+
+def test_equal_architectures_that_would_have_to_be_parted_are_told():
+    with pytest.raises(LmscoutError, match="without parting equal architectures"):
+        split_benchmark(["a"] * 10 + ["b"] * 10, search=7, seed=0)
