@@ -1,0 +1,101 @@
+"""What the commands share of the terminal: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lmscout.errors import LmscoutError
+
+if TYPE_CHECKING:
+    from lmscout.discovery import Assessment
+
+STDOUT = "-"
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar a stage, on stderr if it is a terminal, gone when the work is done."""
+    screen = Console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def advance(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            bars.start()  # not before there is work: an error should be all that is seen
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        bars.stop()
+
+
+def table_console() -> Console:
+    """The console for tables: as wide as the terminal, or wide enough when there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def check_json_target(target: str | None) -> None:
+    """Refuse a --json target that could not be written, before any work is done.
+
+    Raises:
+        LmscoutError: its folder does not exist.
+    """
+    if target not in (None, STDOUT) and not Path(str(target)).absolute().parent.is_dir():
+        raise LmscoutError(f"--json {target}: its folder does not exist; create it first")
+
+
+def write_result(target: str | None, result: Mapping[str, object]) -> None:
+    """Write the result as exactly one JSON object to stdout ("-") or to a file."""
+    if target is None:
+        return
+    text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    if target == STDOUT:
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text)
+    except OSError as error:
+        raise LmscoutError(f"--json {target} cannot be written: {error.strerror}") from error
+
+
+def assessment_cells(one: Assessment) -> list[str]:
+    """Cells of a table row: ρ, its interval, τ, its interval, in cell, given size, top tenth."""
+    cells = []
+    for interval in (one.agreement.spearman, one.agreement.kendall):
+        cells += [_number(interval.value), f"{_number(interval.low)} … {_number(interval.high)}"]
+    cells += [_number(one.within_cell), _number(one.given_params)]
+    cells.append(_number(one.recall_top_tenth, 2))
+    return cells
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"

@@ -1,0 +1,68 @@
+"""`lmscout`: one command a module, and one place where errors become one line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import lmscout
+from lmscout.cli.discover import discover
+from lmscout.cli.rank import rank
+from lmscout.errors import LmscoutError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Judge language-model architectures cheaply.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(discover)
+app.command()(rank)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(lmscout.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Judge language-model architectures cheaply."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(error.format_message())
+    except LmscoutError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print(
+            "lmscout: interrupted; the same command continues where this one stopped",
+            file=sys.stderr,
+        )
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    print(f"lmscout: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

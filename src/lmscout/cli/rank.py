@@ -1,0 +1,93 @@
+"""`lmscout rank`: judge given proxies on a benchmark."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lmscout.cli import console
+from lmscout.cli.options import (
+    BackendOption,
+    BenchmarkArgument,
+    JsonOption,
+    OutOption,
+    WorkersOption,
+)
+
+if TYPE_CHECKING:
+    from lmscout.discovery import Judgement
+
+
+def rank(
+    benchmark: BenchmarkArgument,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME_OR_EXPRESSION",
+            help="A proxy of the catalog, or an expression such as 'sum(std(grad))'; may be "
+            "given several times; the whole catalog by default.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the models' weights.")] = 0,
+    workers: WorkersOption = -1,
+    backend: BackendOption = "loky",
+    out: OutOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Judge proxies on all architectures of a benchmark.
+
+    Correlations are with the sign that a proxy was published with: a negative one says that
+    the proxy ranks architectures the wrong way round.
+    """
+    # Imported here, so that `--help` does not wait for PyTorch.
+    from lmscout.benchmarks import load
+    from lmscout.benchmarks.locate import cache_directory
+    from lmscout.discovery import judge
+    from lmscout.discovery.discover import cache_name
+    from lmscout.discovery.run_folder import check_run_folder, default_run_folder
+    from lmscout.discovery.saved_run import save_judgement
+    from lmscout.proxies import resolve
+    from lmscout.statistics import Workers
+
+    console.check_json_target(json)
+    spread = Workers(workers, backend)
+    for name in proxy or []:
+        resolve(name)  # a slip is told before anything is read
+    architectures = load(benchmark)
+    folder = out or default_run_folder(f"rank-{cache_name(architectures.name)}")
+    check_run_folder(folder)
+    with console.progress_bars() as progress:
+        result = judge(
+            architectures,
+            proxy or [],
+            seed=seed,
+            cache=cache_directory() / "statistics",
+            workers=spread,
+            progress=progress,
+        )
+    save_judgement(folder, result, architectures, seed=seed)
+    if json != console.STDOUT:
+        _show(result)
+        print(f"run folder: {folder}")
+    console.write_result(json, result.to_json())
+
+
+def _show(result: Judgement) -> None:
+    screen = console.table_console()
+    screen.print(
+        f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures; "
+        f"quality is {result.metric}"
+    )
+    table = Table(caption="intervals: 95 % bootstrap over architectures")
+    table.add_column("")
+    for column in ("ρ", "95 %", "τ", "95 %", "in cell", "given size", "top tenth"):
+        table.add_column(column, justify="right")
+    for one in result.proxies:
+        table.add_row(one.name, *console.assessment_cells(one))
+    table.add_section()
+    for one in result.baselines:
+        table.add_row(one.name, *console.assessment_cells(one), style="dim")
+    screen.print(table)

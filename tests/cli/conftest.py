@@ -1,0 +1,64 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MIXERS = [("SA", "SDP"), ("SA", "WMA"), ("LT", "DFT"), ("LT", "DCT"), ("DSC", 5), ("DSC", 9)]
+
+
+@pytest.fixture(scope="session")
+def flexibert_file(tmp_path_factory):
+    """Twenty-four encoders in upstream's format, every mixer among them."""
+    rows = []
+    for index in range(24):
+        kind, parameter = MIXERS[index % 6]
+        layer = {
+            "operation_type": kind,
+            "operation_parameter": parameter,
+            "num_operation_heads": 2 + 2 * (index % 2),
+            "feed_forward_dimension": 512,
+            "num_feed_forward": 1 + index % 2,
+        }
+        overrides = {
+            "hidden_size": 128,
+            "nas_config": {"encoder_layers": [layer] * (2 + 2 * (index % 3 == 0))},
+        }
+        score = 60 + 5 * (index % 3 == 0) + 0.1 * index
+        rows.append(
+            {
+                "id": index,
+                "scores": {"glue": score},
+                "hparams": {"model_hparam_overrides": overrides},
+            }
+        )
+    path = tmp_path_factory.mktemp("data") / "small.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def lmscout(cache, tmp_path):
+    """Run the installed command in an empty folder: (exit code, stdout, stderr)."""
+    command = Path(sys.executable).with_name("lmscout")
+
+    def run(*arguments, **environment):
+        done = subprocess.run(
+            [str(command), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | {"LMSCOUT_CACHE": str(cache)} | environment,
+            timeout=300,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run

@@ -1,0 +1,162 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+import lmscout as package
+
+
+def folder_of(tmp_path):
+    (folder,) = (tmp_path / "runs").iterdir()
+    return folder
+
+
+def test_discover_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
+    arguments = ["discover", f"flexibert:{flexibert_file}", "--search", 12, "--seed", 1]
+    code, out, err = lmscout(*arguments, "--aggregations", "mean,sum", "--json", "-")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result["n_architectures"] == 24
+    assert (result["n_search"], result["n_test"]) == (12, 12)
+    assert (result["space"], result["n_proxies"]) == ("published", 48_000)
+    assert set(result["best"]["test"]["kendall"]) == {"value", "low", "high"}
+    assert {"name", "spearman", "kendall"} == set(result["baselines"][0])
+    folder = folder_of(tmp_path)
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert pq.read_metadata(folder / "scores.parquet").num_rows == 48_000
+
+
+def test_discover_prints_a_table_that_names_the_best_and_the_baselines(
+    lmscout, flexibert_file, tmp_path
+):
+    arguments = ["discover", f"flexibert:{flexibert_file}", "--search", 12]
+    code, out, err = lmscout(*arguments, "--out", "here", "--json", "result.json")
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["best"]["proxy"] in out
+    for words in ("best proxy", "depth²×width", "24,000 proxies", "baseline", "run folder: here"):
+        assert words in out
+    assert (tmp_path / "here" / "settings.json").exists()
+
+
+def test_the_same_seed_gives_the_same_result_at_any_number_of_workers(lmscout, flexibert_file):
+    results = []
+    for workers in (1, 2):
+        code, out, _ = lmscout(
+            *("discover", f"flexibert:{flexibert_file}", "--search", 12, "--json", "-"),
+            *("--workers", workers, "--out", f"run{workers}"),
+            LMSCOUT_CACHE=f"cache{workers}",
+        )
+        assert code == 0
+        results.append({k: v for k, v in json.loads(out).items() if k != "seconds"})
+    assert results[0] == results[1]
+
+
+def test_rank_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
+    code, out, err = lmscout(
+        *("rank", f"flexibert:{flexibert_file}", "--json", "-"),
+        *("--proxy", "sum( abslog(head)-sqrt(weight) )", "--proxy", "snip"),
+    )
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    names = [one["proxy"] for one in result["proxies"]]
+    assert names == ["sum(abslog(head) - sqrt(weight))", "snip"]
+    for one in result["proxies"]:
+        assert set(one) >= {"spearman", "kendall", "within_cell", "given_params"}
+        assert one["spearman"]["low"] <= one["spearman"]["value"] <= one["spearman"]["high"]
+    assert result["baselines"][0]["proxy"] == "parameters"
+    table = pq.read_table(folder_of(tmp_path) / "scores.parquet")
+    assert table.column_names == ["architecture", "quality", *names]
+
+
+def test_rank_shows_the_whole_catalog(lmscout, flexibert_file):
+    code, out, err = lmscout("rank", f"flexibert:{flexibert_file}")
+    assert (code, err) == (0, "")
+    for name in ("parameters", "grasp", "synflow", "softmax-confidence", "lpzero-gpt2", "depth"):
+        assert name in out
+
+
+def test_version_and_help(lmscout):
+    assert lmscout("--version")[:2] == (0, package.__version__ + "\n")
+    for arguments in ((), ("--help",)):
+        code, out, err = lmscout(*arguments)
+        assert (code, err) == (0, "")
+        assert "discover" in out
+        assert "rank" in out
+
+
+def bad_lines(folder, flexibert_file):
+    """Arguments that a user can mend, and a word that tells how."""
+    truncated = folder / "truncated.json"
+    truncated.write_text(flexibert_file.read_text()[:700])
+    rows = json.loads(flexibert_file.read_text())
+    rows[3]["scores"]["glue"] = float("nan")
+    not_a_number = folder / "nan.json"
+    not_a_number.write_text(json.dumps(rows))
+    tagged = folder / "tagged"
+    (tagged / "config_0" / "j0").mkdir(parents=True)
+    (tagged / "config_0" / "j0" / "model_config.yaml").write_text("!!python/name:os.system x\n")
+    (tagged / "ppl_summary.yaml").write_text("config_0_j0: {valid_ppl: 30.0}\n")
+    lacking = folder / "lacking"
+    (lacking / "config_0" / "j0").mkdir(parents=True)
+    (lacking / "config_0" / "j0" / "model_config.yaml").write_text("n_layer: 2\n")
+    full = folder / "full"
+    full.mkdir()
+    (full / "mine").write_text("mine")
+    good = f"flexibert:{flexibert_file}"
+    return [
+        (["rank", good, "--proxy", "snap"], "did you mean 'snip'"),
+        (["rank", good, "--proxy", "sum(abs(weight)"], "column 16"),
+        (["discover", f"flexibert:{truncated}"], "truncated.json"),
+        (["discover", f"lts:{tagged}"], "model_config.yaml"),
+        (["discover", f"lts:{lacking}"], "ppl_summary.yaml"),
+        (["discover", f"flexibert:{not_a_number}"], "nan.json"),
+        (["discover", good, "--search", 24], "at most 19"),
+        (["discover", good, "--space", "publised"], "did you mean 'published'"),
+        (["discover", good, "--aggregations", "mean,median"], "mean, sum, max, min"),
+        (["discover", good, "--search", "many"], "--search"),
+        (["discover", good, "--serch", 12], "--search"),
+        (["discover", good, "--out", full], "--out"),
+        (["discover", good, "--json", folder / "nowhere" / "x.json"], "nowhere"),
+        (["discover", good, "--backend", "lokey", "--search", 12], "lokey"),
+        (["discover", good, "--workers", 0, "--search", 12], "workers"),
+        (["discover", "bert"], "flexibert"),
+        (["discover"], "BENCHMARK"),
+        (["discovr"], "discover"),
+    ]
+
+
+def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(
+    lmscout, flexibert_file, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("bad")
+    for arguments, hint in bad_lines(folder, flexibert_file):
+        code, out, err = lmscout(*arguments)
+        assert code == 2, (arguments, out, err)
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("lmscout: ")
+        assert hint in err
+
+
+@pytest.mark.parametrize("where", ["file/cache", "/proc/lmscout"])
+def test_a_cache_that_cannot_be_written_is_one_line(lmscout, flexibert_file, tmp_path, where):
+    (tmp_path / "file").write_text("in the way")
+    code, out, err = lmscout(
+        *("discover", f"flexibert:{flexibert_file}", "--search", 12),
+        LMSCOUT_CACHE=str(tmp_path / where) if where[0] != "/" else where,
+    )
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "LMSCOUT_CACHE" in err
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_a_benchmark_that_is_nowhere_says_where_it_was_looked_for(lmscout, tmp_path):
+    code, out, err = lmscout(
+        "discover", "flexibert", LMSCOUT_DATA=str(tmp_path), LMSCOUT_CACHE=str(tmp_path / "cache")
+    )
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    for words in ("flexibert/BERT_benchmark.json", str(tmp_path), "https://", "LMSCOUT_DATA"):
+        assert words in err
