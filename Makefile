@@ -1,0 +1,59 @@
+# `make demo` and `make test` are all that a fresh machine needs: Python >= 3.11 and make.
+# Both share one virtual environment, made on first use and again only when a pin changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# A convenience for machines that keep data beside their checkouts: where LMSCOUT_DATA is not
+# set and ../shared/data exists, benchmarks are read from there.  Without either they are
+# downloaded once into the user's cache directory.
+ifeq ($(origin LMSCOUT_DATA),undefined)
+ifneq ($(wildcard ../shared/data/.),)
+export LMSCOUT_DATA := $(abspath ../shared/data)
+endif
+endif
+
+# What `make` asks of the interpreter: nothing where it will do, else what is wrong with it.
+unfit = $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
+	v >= (3, 11) or sys.stdout.write("is Python %d.%d" % v[:2])' 2>/dev/null || echo cannot be run)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint reference clean
+
+help:
+	@echo 'make demo       rank a space of proxies on a benchmark and print the table'
+	@echo 'make test       run the tests'
+	@echo 'make lint       check style, types and the direction of imports'
+	@echo 'make reference  write docs/proxies.md anew from the tables in the code'
+	@echo 'make clean      remove .venv and every cache; runs/ stays'
+
+demo: $(INSTALLED)
+	$(BIN)/lmscout discover flexibert --aggregations mean,sum --search 100 --seed 0
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+reference: $(INSTALLED)
+	$(BIN)/python docs/make_reference.py
+
+# The stamp is written last: an install that was interrupted is done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(if $(unfit),$(error $(PYTHON) $(unfit), and lmscout needs Python 3.11 or later: \
+		name one, as in `make PYTHON=python3.12 $(firstword $(MAKECMDGOALS))`))
+	@echo 'Installing lmscout into $(VENV); the first time takes a few minutes.'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

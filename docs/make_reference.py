@@ -1,0 +1,217 @@
+"""Write docs/proxies.md, the reference of the proxy language, from the tables in the code.
+
+Run `make reference` after a change to an operation, an aggregation, an input or the catalog; a
+test compares the committed page with what this script would write.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lmscout import proxies
+from lmscout.errors import LmscoutError
+from lmscout.proxies import AGGREGATIONS, BINARY, CATALOG, INPUTS, UNARY, Entry
+from lmscout.proxies import text as text_form
+
+PAGE = Path(__file__).parent / "proxies.md"
+
+EXAMPLE = "sum(abslog(head) - sqrt(weight))"
+SLIP = "sum(abslgo(head) - sqrt(weight))"
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})(v\d+)?")
+
+
+def reference() -> str:
+    """The whole page."""
+    return (
+        "\n\n".join(
+            (
+                "<!-- Written by docs/make_reference.py from the tables in src/lmscout/proxies: "
+                "change those, then run `make reference`. -->",
+                "# The proxy language",
+                _INTRODUCTION,
+                "## Grammar",
+                f"```text\n{_grammar()}\n```",
+                _AFTER_GRAMMAR.format(slip=_slip()),
+                "## Inputs",
+                _INPUTS,
+                _table(
+                    ("input", "tensors of a block"),
+                    ((_code(one.name), one.definition) for one in INPUTS),
+                ),
+                "## Unary operations",
+                _UNARY,
+                _table(
+                    ("operation", "definition", "guard", "gives", "in LPZero's code"),
+                    (
+                        (
+                            _code(one.name),
+                            _code(one.definition),
+                            one.guard,
+                            "a number" if one.scalar else "a tensor",
+                            _code(one.upstream),
+                        )
+                        for one in UNARY
+                    ),
+                ),
+                f"Source of all of them: {_sources(UNARY)}.",
+                "## Binary operations",
+                _BINARY,
+                _table(
+                    ("sign", "name in JSON", "definition"),
+                    ((_code(one.symbol), _code(one.name), one.definition) for one in BINARY),
+                ),
+                f"Source: {_sources(BINARY)}.",
+                "## Aggregations",
+                _table(
+                    ("aggregation", "definition", "source"),
+                    (
+                        (_code(one.name), one.definition, _linked(one.source))
+                        for one in AGGREGATIONS
+                    ),
+                ),
+                "After `@`, which sums over blocks itself, the aggregation has no effect.",
+                "## Other forms",
+                _other_forms(),
+                "## Spaces",
+                _spaces(),
+                "## Catalog",
+                _CATALOG,
+                _table(
+                    ("name", "what it computes", "as an expression", "paper"),
+                    (
+                        (
+                            _code(one.name),
+                            one.definition,
+                            _code(proxies.format_proxy(one.proxy)) if one.proxy else "",
+                            _paper(one),
+                        )
+                        for one in CATALOG
+                    ),
+                ),
+            )
+        )
+        + "\n"
+    )
+
+
+_INTRODUCTION = """\
+A *zero-cost proxy* is a formula over what one forward and one backward pass through an
+untrained model leave behind. In lmscout it is a short expression:
+
+```text
+sum(abslog(head) - sqrt(weight))
+```
+
+Read it from the inside. `head` is an *input*: some tensors of every block. `abslog` is a *unary
+operation*, applied to each of these tensors; the mean over the result's elements, and then over
+the block's tensors, is one number a block. `-` is a *binary operation* that joins two such
+numbers, block by block. `sum` is the *aggregation* over blocks, and gives the score of the
+architecture."""
+
+_AFTER_GRAMMAR = """\
+`mean` is an aggregation and an operation, `softmax` an operation and an input; position decides
+which is meant. There is at least one operation on an input: `identity(weight)`, not `weight`.
+Text is tokenized and compared with the tables below, and never evaluated. An error names the
+column:
+
+```text
+{slip}
+```"""
+
+_INPUTS = """\
+One batch of random tokens, one forward and one backward through the model as its seed drew it,
+in eval mode. How the pass is made, batch and loss included, is in
+[architecture.md](architecture.md)."""
+
+_UNARY = """\
+x is a tensor of n elements. Operations nest, innermost first, as in `l1(square(weight))`. One
+rule holds for all of them: a tensor that is empty, or holds a NaN or an infinity, has no value,
+and neither has a score that reads it. What is reduced to a block value is the mean of the
+result. So after one step some operations agree (`mean`, `meansum` and `identity`; `l1` and
+`abs`), `normalize` is 0, and `softmax` is one over the length of the first axis."""
+
+_BINARY = """\
+They join two block values. `@` joins all of them at once, to the score itself."""
+
+_CATALOG = """\
+The proxies of the literature, by the names that `lmscout rank --proxy` takes. Most of them are
+functions of the model, because the language reduces every tensor to a number before anything
+is joined; where the language can say a proxy, its expression is given. w is a weight matrix and
+g its gradient."""
+
+
+def _grammar() -> str:
+    """The grammar as the parser's own docstring gives it: its indented part."""
+    lines = inspect.cleandoc(text_form.__doc__ or "").splitlines()
+    return "\n".join(line[4:] for line in lines if line.startswith("    "))
+
+
+def _slip() -> str:
+    try:
+        proxies.parse(SLIP)
+    except LmscoutError as error:
+        return str(error)
+    raise AssertionError(f"{SLIP} is a proxy")
+
+
+def _other_forms() -> str:
+    proxy = proxies.parse(EXAMPLE)
+    return (
+        "As JSON, by names (`proxies.to_json`, `proxies.from_json`); a chain lists its "
+        "operations innermost first:\n\n"
+        f"```json\n{json.dumps(proxies.to_json(proxy), indent=2)}\n```\n\n"
+        "As LaTeX (`proxies.to_latex`), angle brackets for the mean over elements and tensors:\n\n"
+        f"```latex\n{proxies.to_latex(proxy)}\n```"
+    )
+
+
+def _spaces() -> str:
+    rows = []
+    for name, make in proxies.SPACES.items():
+        space = make(("mean",))
+        rows.append((_code(name), str(len(space.chains[0])), f"{space.size:,}"))
+    pairs = len(proxies.published().pairs)
+    return (
+        "A space joins branches on two different inputs by every binary operation; its size is "
+        f"{pairs} pairs of inputs × chains of operations on the left × on the right × "
+        f"{len(BINARY)} binary operations × the aggregations asked for.\n\n"
+        + _table(("space", "operations a side", "proxies an aggregation"), rows)
+    )
+
+
+def _paper(entry: Entry) -> str:
+    return _linked(f"{entry.paper} ({entry.source})" if entry.source else entry.paper)
+
+
+def _sources(operations: Iterable[proxies.UnaryOperation | proxies.BinaryOperation]) -> str:
+    return _linked("; ".join(dict.fromkeys(operation.source for operation in operations)))
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _linked(text: str) -> str:
+    return _ARXIV.sub(r"[\g<0>](https://arxiv.org/abs/\1\2)", text)
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(reference(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
