@@ -1,7 +1,10 @@
-"""A process that collects until it is stopped: `collecting_process.py FOLDER WORKERS SIGNAL AT`.
+"""A process that collects until it is stopped: FOLDER WORKERS SIGNAL AT [OTHER].
 
-Prints the rows done as it goes.  At AT rows it sends itself SIGNAL; "none" lets it finish and
-"wait" leaves the stopping to others, and makes it slow enough to be stopped.
+Usage: `collecting_process.py FOLDER WORKERS SIGNAL AT [OTHER]`
+
+Prints the rows done as it goes.  At AT rows it sends itself SIGNAL, or, where that is "wait",
+waits for others to stop it.  Before, it collects undisturbed into OTHER, if there is one: the
+start of the workers, which takes seconds, then serves two tests.
 """
 
 import importlib
@@ -32,7 +35,7 @@ def collect_tiny(folder, workers, progress=None):
     )
 
 
-def main(folder, workers, how, at):
+def main(folder, workers, how, at, undisturbed=None):
     # Save after every row, where the process will have no chance to do it at its end.
     if how == "SIGKILL":
         importlib.import_module("lmscout.statistics.collect")._SAVE_EVERY = -1.0
@@ -44,6 +47,8 @@ def main(folder, workers, how, at):
         elif how.startswith("SIG") and done == int(at):
             os.kill(os.getpid(), getattr(signal, how))
 
+    if undisturbed:
+        collect_tiny(Path(undisturbed), int(workers))
     collect_tiny(Path(folder), int(workers), progress)
 
 

@@ -60,15 +60,6 @@ def test_a_branch_is_an_input_under_a_chain(collected):
     assert got.shape == (4, 3)
 
 
-def test_two_workers_give_the_same_bits_as_one(collected, tmp_path):
-    calls = []
-    settings = SETTINGS | {"workers": Workers(2), "progress": lambda *call: calls.append(call)}
-    two = collect(SPECS, CHAINS, folder=tmp_path, **settings)
-    assert two.values.tobytes() == collected.values.tobytes()
-    assert two.path.read_bytes() == collected.path.read_bytes()
-    assert calls[-1] == (4, 4)
-
-
 def test_the_numbers_do_not_depend_on_the_threads_of_the_caller(collected, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -13,11 +13,10 @@ from safetensors.numpy import load_file, save_file
 SCRIPT = Path(__file__).with_name("collecting_process.py")
 
 
-def process(folder, workers, how, at):
+def process(*arguments):
     """Start it in a group of its own, as a terminal does."""
-    command = [sys.executable, "-W", "error", SCRIPT, folder, str(workers), how, str(at)]
     return subprocess.Popen(
-        command,
+        [sys.executable, "-W", "error", SCRIPT, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -71,16 +70,29 @@ def test_a_process_killed_in_the_middle_is_continued(tmp_path, undisturbed):
     assert_continued(tmp_path, undisturbed)
 
 
-def test_control_c_with_workers_saves_what_is_done(tmp_path, undisturbed):
-    run = process(tmp_path, 2, "wait", 3)
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    """Folders that a process with two workers filled: one whole, one until Control-C."""
+    whole, cut = (tmp_path_factory.mktemp(name) for name in ("whole", "cut"))
+    run = process(cut, 2, "wait", 3, whole)
     seen = [run.stdout.readline() for _ in range(4)]
-    assert seen[-1] == f"3 {len(SPECS)}\n", run.stderr.read() if run.poll() else seen
     os.killpg(run.pid, signal.SIGINT)  # a terminal interrupts the whole group
     _, errors = run.communicate(timeout=60)
-    assert run.returncode in (-signal.SIGINT, 130), errors
-    assert errors.rstrip().endswith("KeyboardInterrupt")
-    assert stored(tmp_path)[1]["done"].sum() == 3
-    assert_continued(tmp_path, undisturbed)
+    assert seen[-1] == f"3 {len(SPECS)}\n", errors
+    return whole, cut, run.returncode, errors
+
+
+def test_two_workers_give_the_same_bits_as_one(two_workers, undisturbed):
+    whole, *_ = two_workers
+    assert stored(whole)[0].read_bytes() == undisturbed.path.read_bytes()
+
+
+def test_control_c_with_workers_saves_what_is_done(two_workers, undisturbed):
+    _, cut, code, errors = two_workers
+    assert code in (-signal.SIGINT, 130), errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")  # and no advice from a library
+    assert stored(cut)[1]["done"].sum() == 3
+    assert_continued(cut, undisturbed)
 
 
 def test_an_interruption_in_this_process_saves_what_is_done(tmp_path, undisturbed):

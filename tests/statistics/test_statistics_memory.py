@@ -82,6 +82,27 @@ def test_the_peak_is_that_of_the_bare_pass_and_one_tensor(name, tmp_path, monkey
     assert peak(keep, tmp_path) > bound
 
 
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [
+        ((512, 512), 1.0),
+        ((512, 512), 100.0),
+        ((512, 512), 1e20),
+        ((1, 1 << 18), 1.0),
+        ((1 << 18,), 1.0),
+        ((2, 1 << 17), 1.0),
+        ((2, 1 << 17), 100.0),
+    ],
+)
+def test_a_reduction_needs_some_pieces_and_a_sum_a_column(shape, scale, tmp_path, monkeypatch):
+    piece = 1 << 12
+    monkeypatch.setattr(reductions, "_PIECE", piece)
+    monkeypatch.setattr(reductions, "_workspace", threading.local())
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale
+    columns = tensor.numel() // shape[0] if shape[0] > 1 else 0
+    assert peak(lambda: unary_means(tensor), tmp_path) <= 4 * columns + 16 * 4 * piece
+
+
 def test_the_measure_counts_what_is_alive_at_once(tmp_path):
     def work():
         for _ in range(3):

@@ -97,6 +97,20 @@ def test_mixing_tells_the_mixer_from_the_mlp(kind, mixing):
         assert mixes == (not mlp)
 
 
+def test_a_reading_keeps_its_own_copies():
+    spec, model, tokens = built("GPT-2")
+    reading = full_reading(model, tokens, spec.parameters())
+    before = {name: [[one.clone() for one in block] for block in blocks]
+              for name, blocks in reading.inputs.items()}  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    full_reading(model, tokens, spec.parameters())
+    for name, blocks in reading.inputs.items():
+        for block, kept in zip(blocks, before[name], strict=True):
+            assert all(torch.equal(one, two) for one, two in zip(block, kept, strict=True))
+
+
 @every_kind
 def test_every_proxy_of_the_catalog_scores_and_leaves_the_model_as_it_was(kind):
     spec, model, tokens = built(kind)

@@ -153,6 +153,28 @@ def test_jacob_is_the_total_gradient_of_branch_and_residual():
         assert slope == pytest.approx((gradient * direction).sum().item(), rel=1e-5)
 
 
+@every_kind
+def test_only_what_is_read_is_differentiated_and_one_gradient_is_alive_at_a_time(kind):
+    model, tokens = built(kind)
+    linears = {
+        name
+        for name, parameter in model.named_parameters()
+        if any(
+            parameter is one.weight for one in model.blocks.modules() if isinstance(one, nn.Linear)
+        )
+    }
+    alive = []
+
+    def see(name, *_):
+        learning = {name for name, one in model.named_parameters() if one.requires_grad}
+        assert learning == linears
+        alive.append((name, sum(one.grad is not None for one in model.parameters())))
+
+    run_pass(model, tokens, see)
+    assert {count for name, count in alive if name == "grad"} == {1}
+    assert {count for name, count in alive if name != "grad"} == {0}
+
+
 def state(model):
     return (
         {name: tensor.clone() for name, tensor in model.state_dict().items()},

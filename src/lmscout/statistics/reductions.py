@@ -192,8 +192,7 @@ def _add_piece(sums: _Sums, piece: Tensor, low: float, high: float, columns: Ten
     # |x| once for both halves of the number line, and the positive half as zeros and ones to
     # multiply by.  What lies in one half is summed alike: equal proxies are equal to the bit.
     magnitude, positive, scratch = torch.abs(x, out=a), b, c
-    smallest = magnitude.amin().item() if low < 0.0 < high else min(abs(low), abs(high))
-    if smallest == 0.0:  # the root and the logarithm of 0 are slow: 1 stands in for it
+    if 0.0 in (low, high):  # the root and the logarithm of 0 are slow: 1 stands in for it
         magnitude += torch.eq(magnitude, 0.0, out=scratch)
     if low <= 0.0 < high:
         torch.gt(x, 0.0, out=positive)
@@ -204,6 +203,9 @@ def _add_piece(sums: _Sums, piece: Tensor, low: float, high: float, columns: Ten
         sums.sqrt += torch.dot(root, positive).item()
     log = torch.log(magnitude, out=scratch)
     log_abs = log.sum().item()
+    if math.isinf(log_abs):  # a zero between
+        magnitude += torch.eq(magnitude, 0.0, out=scratch)
+        log_abs = torch.log(magnitude, out=log).sum().item()
     sums.log_abs += log_abs
     if low >= 0.0:
         sums.relu += total
