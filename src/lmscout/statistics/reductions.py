@@ -25,6 +25,7 @@ OPERATIONS = tuple(operation.name for operation in UNARY)
 
 _PIECE = 1 << 17  # elements: half a mebibyte, so that a call costs more than its overhead
 _EXP_SAFE = 60.0  # |x| up to which no float32 sum of exponentials over- or underflows
+_EXP_HIGHEST = 88.7  # above it e^x is infinity in float32
 _TINY, _HUGE = 1e-15, 1e15  # between them lies the largest |x| whose squares float32 can sum
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _EPS = 1e-9  # as in the published operations
@@ -97,11 +98,15 @@ def chain_means(tensor: Tensor, chains: Sequence[tuple[str, ...]]) -> Values:
     for index, chain in enumerate(chains):
         by_prefix.setdefault(chain[:-1], []).append(index)
     result = np.empty(len(chains))
+    bare = unary_means(tensor)
     for prefix, indices in by_prefix.items():
         inner = tensor.detach()
-        for name in prefix:
-            inner = UNARY_OPERATION[name].apply(inner)
-        means = unary_means(inner)
+        for place, name in enumerate(prefix):
+            if place == 0 and UNARY_OPERATION[name].scalar:  # the walk has it already
+                inner = torch.tensor(bare[column[name]], dtype=tensor.dtype)
+            else:
+                inner = UNARY_OPERATION[name].apply(inner)
+        means = unary_means(inner) if prefix else bare
         for index in indices:
             result[index] = means[column[chains[index][-1]]]
     return result
@@ -174,8 +179,8 @@ def _add_piece(sums: _Sums, piece: Tensor, low: float, high: float, columns: Ten
     total, squared_deviation = _moments(x, low, high, a)
     sums.add_moments(x.numel(), total, squared_deviation)
 
-    torch.exp(x, out=a)
     if max(-low, high) <= _EXP_SAFE:
+        torch.exp(x, out=a)
         per_column = a.view_as(piece).sum(0)
         sums.exp += per_column.sum().item()
         if len(columns):
@@ -183,7 +188,10 @@ def _add_piece(sums: _Sums, piece: Tensor, low: float, high: float, columns: Ten
         # e^x / (1 + e^x) as a product: a sum of small terms, where 1 - 1 / (1 + e^x) rounds
         sums.sigmoid += torch.dot(a, torch.add(a, 1.0, out=b).reciprocal_()).item()
     else:
-        sums.exp += a.sum(dtype=torch.float64).item()
+        if high > _EXP_HIGHEST:
+            sums.exp = math.inf  # not computed: overflow is slow
+        else:
+            sums.exp += torch.exp(x, out=a).sum(dtype=torch.float64).item()
         sums.sigmoid += torch.sigmoid(x, out=a).sum().item()
 
     torch.add(x, _EPS, out=a)
