@@ -1,4 +1,4 @@
-"""A process that collects until it is stopped: FOLDER WORKERS SIGNAL AT [OTHER].
+"""A process that collects until it is stopped.
 
 Usage: `collecting_process.py FOLDER WORKERS SIGNAL AT [OTHER]`
 
@@ -53,4 +53,6 @@ def main(folder, workers, how, at, undisturbed=None):
 
 
 if __name__ == "__main__":
+    # Whoever runs the tests in the background may have had us ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(*sys.argv[1:])
