@@ -9,6 +9,7 @@ import typer
 
 import lmscout
 from lmscout.cli.discover import discover
+from lmscout.cli.eval import evaluate
 from lmscout.cli.rank import rank
 from lmscout.errors import LmscoutError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(discover)
 app.command()(rank)
+app.command("eval")(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

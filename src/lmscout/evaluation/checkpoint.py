@@ -1,0 +1,116 @@
+"""A model's folder, checked file by file before any of it is loaded.
+
+What transformers would do with a folder that is not in order is too kind: it reads pickles,
+follows an adapter to another model, or reports fifty lines.  Here each case is one line.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from lmscout.errors import LmscoutError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_SAFE = ".safetensors"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Check that a folder holds a whole model in safetensors.
+
+    Args:
+        folder: a local folder.
+
+    Raises:
+        LmscoutError: it is no folder, lacks a configuration or weights, holds an adapter, its
+            weights are pickled, or a file of them is missing or damaged.
+    """
+    if not folder.is_dir():
+        raise LmscoutError(f"{folder}: {_no_folder(folder)}")
+    if (folder / "adapter_config.json").exists():
+        raise LmscoutError(
+            f"{folder}: holds an adapter, not a model; merge it into its base model with peft's "
+            "merge_and_unload and save that"
+        )
+    if not (folder / CONFIG).is_file():
+        raise LmscoutError(f"{folder}: has no {CONFIG}; give a folder written by save_pretrained")
+    config = _read_json(folder / CONFIG)
+    for file in _weight_files(folder, config.get("transformers_weights")):
+        _check_weights(file)
+
+
+def _no_folder(path: Path) -> str:
+    if not path.exists():
+        return "no such folder"
+    if path.suffix in _PICKLED:
+        return _pickled(path.name)
+    return f"is a file; give the folder that holds it and {CONFIG}"
+
+
+def _pickled(name: str) -> str:
+    return (
+        f"{name} is pickled, and reading that can run any code; convert it once, in an "
+        "environment that you trust: load it with transformers and save_pretrained it to a new "
+        "folder"
+    )
+
+
+def _weight_files(folder: Path, named: object) -> list[Path]:
+    if named is not None:  # transformers reads this entry first, and from it even a pickle
+        name = str(named)
+        if not name.endswith((_SAFE, f"{_SAFE}.index.json")):
+            raise LmscoutError(f"{folder}: {_pickled(f'{name}, which {CONFIG} names,')}")
+        return _shards(folder / name) if name.endswith(".json") else [folder / name]
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        return _shards(folder / INDEX)
+    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED)
+    pickled = [name for name in pickled if name != "training_args.bin"]
+    if pickled:
+        raise LmscoutError(f"{folder}: {_pickled(pickled[0])}")
+    raise LmscoutError(f"{folder}: has no weights in safetensors; expected {WEIGHTS} or {INDEX}")
+
+
+def _shards(index: Path) -> list[Path]:
+    weights = _read_json(index).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise LmscoutError(f"{index}: names no weights (weight_map); fetch it again")
+    names = sorted({str(name) for name in weights.values()})
+    for name in names:
+        if not name.endswith(_SAFE):  # transformers would unpickle it
+            raise LmscoutError(f"{index}: {_pickled(name)}")
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        raise LmscoutError(
+            f"{index.parent}: {len(missing)} of {len(names)} files of weights are missing, "
+            f"{missing[0]} first; fetch them again"
+        )
+    return [index.parent / name for name in names]
+
+
+def _check_weights(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt"):  # reads the header and compares lengths
+            pass
+    except (SafetensorError, OSError) as error:
+        raise LmscoutError(
+            f"{file}: is damaged or incomplete ({error}); fetch or save it again"
+        ) from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LmscoutError(f"{file}: is not readable JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise LmscoutError(f"{file}: holds no JSON object; fetch it again")
+    return content

@@ -1,0 +1,100 @@
+"""What a model costs: bytes and multiply-adds counted, seconds measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long one forward takes.
+
+    Attributes:
+        seconds: median over the repeats.
+        tokens_per_second: batch * length / seconds.
+        batch: sequences a forward.
+        length: tokens a sequence.
+        repeats: how many forwards were timed.
+    """
+
+    seconds: float
+    tokens_per_second: float
+    batch: int
+    length: int
+    repeats: int
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters; those that are tied count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters in memory; those that are tied count once."""
+    return sum(one.numel() * one.element_size() for one in model.parameters())
+
+
+def multiply_adds(model: nn.Module) -> int:
+    """Multiply-adds of a token in the linear layers.
+
+    One for each weight of an `nn.Linear` or of transformers' `Conv1D`, the output head among
+    them, tied or not.  Embeddings, norms, biases and the products of attention, which grow
+    with the length, are not counted; where a token visits only some experts, all count.
+    """
+    return sum(linear.weight.numel() for linear in _linears(model))
+
+
+@torch.inference_mode()
+def measure_speed(
+    model: PreTrainedModel,
+    batch: int,
+    length: int,
+    *,
+    repeats: int = 5,
+    warm_up: int = 1,
+    seed: int = 0,
+) -> Speed:
+    """Time a forward that computes the logits of random tokens, without a cache.
+
+    Args:
+        model: in eval mode, on the device to time it on; takes `input_ids`.
+        batch: sequences a forward.
+        length: tokens a sequence.
+        repeats: forwards that are timed.
+        warm_up: forwards before them.
+        seed: of the tokens.
+
+    Returns:
+        The median and the throughput that follows from it.
+    """
+    embedding = next(model.get_input_embeddings().parameters())
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(embedding.shape[0], (batch, length), generator=generator)
+    tokens = tokens.to(embedding.device)
+    seconds = []
+    for _ in range(warm_up + repeats):
+        _wait(tokens.device)
+        start = time.perf_counter()
+        model(input_ids=tokens, use_cache=False)
+        _wait(tokens.device)
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds[warm_up:])
+    return Speed(median, batch * length / median, batch, length, repeats)
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given: accelerators run behind."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _linears(model: nn.Module) -> Iterator[nn.Linear | Conv1D]:
+    return (module for module in model.modules() if isinstance(module, nn.Linear | Conv1D))

@@ -1,0 +1,116 @@
+"""Protocols of perplexity: how a text is cut, and what of it is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedConfig
+
+from lmscout.errors import LmscoutError
+
+BOS_ONCE, BOS_NONE = "once", "none"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a text is cut and what of it is scored.
+
+    The text is tokenised once, as a whole.  Where `stride` equals `window`, windows do not
+    overlap, the first token of each is not scored (nothing precedes it in the window), and
+    the incomplete last window is dropped.  Where `stride` is smaller, each window scores its
+    last `stride` tokens, the first one all that have a predecessor, and a last window that
+    ends with the text scores what is left: every token but the first once, each beyond the
+    first window with at least `window - stride` tokens of context.
+
+    Attributes:
+        name: as given on the command line.
+        window: tokens that the model reads at a time.
+        stride: tokens from one window's beginning to the next one's.
+        bos: "once": the text has the special tokens that the tokenizer adds of itself (BOS
+            before it, for most; nothing, for GPT-2's), once, and no window gets any of its
+            own.  "none": none are added.
+        note: where the protocol is from.
+    """
+
+    name: str
+    window: int
+    stride: int
+    bos: str
+    note: str
+
+    def __post_init__(self) -> None:
+        if not (self.window >= 2 and 1 <= self.stride <= self.window):
+            raise ValueError(f"no windows of {self.window} tokens with a stride of {self.stride}")
+        if self.bos not in (BOS_ONCE, BOS_NONE):
+            raise ValueError(f"bos is {BOS_ONCE!r} or {BOS_NONE!r}, not {self.bos!r}")
+
+
+PROTOCOLS: tuple[Protocol, ...] = (
+    Protocol(
+        "llm-pruner",
+        128,
+        128,
+        BOS_ONCE,
+        "LLM-Pruner (arXiv 2305.11627): rows joined by blank lines; a file is taken as it is",
+    ),
+    Protocol("windows-512", 512, 512, BOS_ONCE, "as llm-pruner, with windows of 512"),
+    Protocol(
+        "sliding",
+        2048,
+        1024,
+        BOS_ONCE,
+        "windows as long as the model reads, at most 2048, that overlap by half",
+    ),
+    Protocol("sliding-1024", 1024, 512, BOS_ONCE, "windows of 1024 that overlap by half"),
+)
+
+
+def protocol_of(name: str) -> Protocol:
+    """The protocol of a name.
+
+    Raises:
+        LmscoutError: there is none.
+    """
+    for protocol in PROTOCOLS:
+        if protocol.name == name:
+            return protocol
+    known = ", ".join(protocol.name for protocol in PROTOCOLS)
+    raise LmscoutError(f"unknown protocol {name!r}; known are {known}")
+
+
+def fit_protocol(protocol: Protocol | str, config: PreTrainedConfig) -> Protocol:
+    """The protocol with the window that a model reads, where the protocol leaves that open.
+
+    Raises:
+        LmscoutError: the protocol is unknown, or its window is longer than the model reads.
+    """
+    if isinstance(protocol, str):
+        protocol = protocol_of(protocol)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    if 0 < longest < protocol.window:
+        if protocol.name != "sliding":
+            raise LmscoutError(
+                f"protocol {protocol.name}: the model reads {longest} tokens, fewer than the "
+                f"window of {protocol.window}; use sliding"
+            )
+        protocol = replace(protocol, window=longest, stride=longest // 2)
+    return protocol
+
+
+def scored_spans(tokens: int, protocol: Protocol) -> list[tuple[int, int]]:
+    """The windows of a text: how many tokens each scores, its last ones, and its beginning.
+
+    Args:
+        tokens: of the text; at least one window.
+        protocol: how it is cut.
+
+    Returns:
+        (scored, start) of each window, in the order of the text.
+    """
+    window, stride = protocol.window, protocol.stride
+    starts = range(0, tokens - window + 1, stride)
+    if stride == window:
+        return [(window - 1, start) for start in starts]
+    spans = [(window - 1 if start == 0 else stride, start) for start in starts]
+    left = tokens - (starts[-1] + window)
+    return [*spans, (left, tokens - window)] if left else spans

@@ -1,0 +1,101 @@
+"""A text's tokens: made at once, as one row or in windows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lmscout.errors import LmscoutError
+from lmscout.evaluation.protocols import BOS_NONE, BOS_ONCE, Protocol
+from lmscout.evaluation.text import Text
+
+_MARGIN = 64  # tokens at a cut that the text after it could have changed
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    bos: str = BOS_ONCE,
+    limit: int | None = None,
+) -> Tensor:
+    """A text's tokens, made at once.
+
+    Args:
+        tokenizer: the model's.
+        text: the text.
+        bos: as in `Protocol`.
+        limit: how many tokens are wanted.  Only as much of the text is tokenised as surely
+            holds them: tokenising costs some 200 bytes of memory a character.
+
+    Returns:
+        [tokens] int64.
+    """
+
+    def first(characters: int | None) -> Tensor:
+        content = text.content[:characters]
+        tokens = tokenizer(content, add_special_tokens=bos == BOS_ONCE, verbose=False)
+        return torch.tensor(tokens["input_ids"], dtype=torch.int64)
+
+    characters = len(text.content) if limit is None else 8 * (limit + _MARGIN)
+    while limit is not None and characters < len(text.content):
+        tokens = first(characters)
+        if len(tokens) >= limit + _MARGIN:
+            return tokens[:limit]
+        characters *= 2
+    return first(None)[:limit]
+
+
+def tokenize_windows(
+    tokenizer: PreTrainedTokenizerBase, text: Text, window: int, count: int | None = None
+) -> Tensor:
+    """A text, tokenised once and cut into windows that do not overlap.
+
+    These are the windows that protocol `llm-pruner` scores, where `window` is 128.
+
+    Args:
+        tokenizer: the model's.
+        text: the text.
+        window: tokens a window.
+        count: how many windows are wanted, from the text's beginning; all by default.
+
+    Returns:
+        [windows, window] int64, at most `count`; the incomplete last window is dropped.
+
+    Raises:
+        LmscoutError: the text is shorter than one window.
+    """
+    tokens = tokenize(tokenizer, text, limit=None if count is None else count * window)
+    check_length(tokens, window, text)
+    found = len(tokens) // window
+    return tokens[: found * window].view(found, window)
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A tokenizer's size and the digest of its vocabulary."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    digest = hashlib.sha256(vocabulary.encode()).hexdigest()
+    return f"{len(tokenizer)} tokens, vocabulary sha256 {digest[:16]}"
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> tuple[str, ...]:
+    """The special tokens that a text gets under a protocol."""
+    if protocol.bos == BOS_NONE:
+        return ()
+    return tuple(tokenizer.convert_ids_to_tokens(tokenizer("", verbose=False)["input_ids"]))
+
+
+def check_length(tokens: Tensor, window: int, text: Text) -> None:
+    """Refuse a text of fewer tokens than one window.
+
+    Raises:
+        LmscoutError: it is.
+    """
+    if len(tokens) < window:
+        raise LmscoutError(
+            f"{text.source}: {len(tokens)} tokens are fewer than one window of {window}; give a "
+            "longer text"
+        )

@@ -1,0 +1,142 @@
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from lmscout import evaluation
+from lmscout.cli.main import main
+
+CONTENT = "The quick brown fox jumps over the lazy dog, and over the cat as well.\n" * 10
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(["<s>", *alphabet])}, merges=[])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    logging.disable_progress_bar()
+    LlamaForCausalLM(config).save_pretrained(folder)
+    logging.enable_progress_bar()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("texts") / "fox.txt"
+    file.write_text(CONTENT)
+    return file
+
+
+def test_eval_prints_exactly_one_json_object(lmscout, model_folder, text_file):
+    code, out, err = lmscout(
+        *("eval", model_folder, "--perplexity", text_file, "--protocol", "llm-pruner"),
+        *("--protocol", "sliding", "--json", "-"),
+    )
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    loaded = evaluation.load_model(str(model_folder))
+    assert (result["model"], result["dtype"]) == (str(model_folder), "float32")
+    assert result["parameters"] == sum(one.numel() for one in loaded.model.parameters())
+    assert result["seconds"] > 0
+    assert [one["protocol"]["window"] for one in result["perplexities"]] == [128, 256]
+    expected = evaluation.perplexity(
+        loaded.model, loaded.tokenizer, evaluation.read_text(str(text_file)), "llm-pruner"
+    )
+    first = result["perplexities"][0]
+    assert first["perplexity"] == pytest.approx(expected.value, rel=1e-6)
+    assert first | {"perplexity": 0, "nll": 0} == expected.to_json() | {
+        "perplexity": 0,
+        "nll": 0,
+        "special_tokens": ["<s>"],
+    }
+
+
+def test_eval_prints_a_table(lmscout, model_folder, text_file, tmp_path):
+    code, out, err = lmscout(
+        *("eval", model_folder, "--perplexity", text_file, "--perplexity", text_file),
+        *("--limit-tokens", 400, "--json", "result.json"),
+    )
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert len(result["perplexities"]) == 2
+    for words in (
+        f"{result['parameters']:,} parameters",
+        "fox.txt",
+        "llm-pruner",
+        f"{result['perplexities'][0]['perplexity']:.2f}",
+        str(3 * 127),
+    ):
+        assert words in out
+
+
+def test_help_names_the_options(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.argv", ["lmscout", "eval", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capsys.readouterr()
+    assert (stop.value.code, err) == (0, "")
+    for words in ("MODEL", "--perplexity", "--protocol", "windows-512", "--limit-tokens", "hub:"):
+        assert words in out
+
+
+def check_refusal(code, out, err, hint):
+    assert (code, out) == (2, ""), (out, err)
+    assert err.count("\n") == 1, err
+    assert err.startswith("lmscout: ")
+    assert hint in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["MODEL"], "--perplexity"),
+        (["MODEL", "--perplexity", "TEXT", "--protocol", "llm-prunner"], "llm-pruner"),
+        (["MODEL", "--perplexity", "TEXT", "--protocol", "windows-512"], "256"),
+        (["MODEL", "--perplexity", "TEXT", "--dtype", "int8"], "bfloat16"),
+        (["MODEL", "--perplexity", "TEXT", "--device", "gpu"], "'gpu'"),
+        (["MODEL", "--perplexity", "TEXT", "--limit-tokens", "0"], "--limit-tokens"),
+        (["MODEL", "--perplexity", "TEXT", "--json", "nowhere/x.json"], "nowhere"),
+        (["MODEL", "--perplexity", "short.txt"], "fewer than one window"),
+        (["MODEL", "--perplexity", "absent.txt"], "no such file"),
+        (["./absent", "--perplexity", "TEXT"], "no such folder"),
+        (["empty", "--perplexity", "TEXT"], "config.json"),
+    ],
+)
+def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(
+    arguments, hint, model_folder, text_file, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    paths = {"MODEL": str(model_folder), "TEXT": str(text_file)}
+    given = [paths.get(one, one) for one in arguments]
+    monkeypatch.setattr("sys.argv", ["lmscout", "eval", *given])
+    with pytest.raises(SystemExit) as stop:  # in this process: PyTorch takes seconds to import
+        main()
+    check_refusal(stop.value.code, *capsys.readouterr(), hint)
+
+
+def test_a_model_of_the_hub_is_told_at_once_to_be_out_of_reach(lmscout, text_file):
+    arguments = ("eval", "lmscout-tests/absent", "--perplexity", text_file)
+    check_refusal(*lmscout(*arguments, HF_HUB_OFFLINE="1"), "Hub cannot be reached")

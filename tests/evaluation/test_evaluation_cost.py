@@ -1,0 +1,59 @@
+import time
+
+import pytest
+import tiny_checkpoints
+import torch
+
+from lmscout.evaluation import (
+    load_model,
+    measure_speed,
+    multiply_adds,
+    parameter_bytes,
+    parameter_count,
+)
+
+
+def test_multiply_adds_of_a_llama_block_by_block():
+    model = tiny_checkpoints.llama()  # width 32, 4 heads of 8 on 2 key-value heads, 48 channels
+    attention = 32 * (32 + 16 + 16) + 32 * 32
+    assert multiply_adds(model) == 2 * (attention + 3 * 32 * 48) + 32 * tiny_checkpoints.VOCABULARY
+
+
+def test_multiply_adds_of_gpt2_whose_layers_are_transposed_and_whose_head_is_tied():
+    model = tiny_checkpoints.gpt2()
+    block = 32 * 96 + 32 * 32 + 2 * 32 * 128
+    assert multiply_adds(model) == 2 * block + 32 * tiny_checkpoints.VOCABULARY
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_parameters_count_once(tied):
+    model = tiny_checkpoints.llama(tie_word_embeddings=tied)
+    stored = {one.data_ptr(): one.numel() for one in model.parameters()}
+    assert parameter_count(model) == sum(stored.values())
+    assert parameter_bytes(model) == 4 * sum(stored.values())
+    assert parameter_bytes(model.to(torch.bfloat16)) == 2 * sum(stored.values())
+
+
+def test_parameters_of_a_real_model(shared_models):
+    model = load_model(str(shared_models / "wiki-llama-16m"), torch.float16).model
+    block = 4 * 320 * 320 + 3 * 320 * 864 + 2 * 320
+    assert parameter_count(model) == 12 * block + 320 + 4096 * 320
+    assert parameter_bytes(model) == 2 * parameter_count(model)
+    assert multiply_adds(model) == parameter_count(model) - 25 * 320
+
+
+def test_speed_is_the_median_of_timed_forwards():
+    model = tiny_checkpoints.llama()
+    calls = []
+
+    def slow_down(_, arguments, keywords):
+        calls.append(keywords["input_ids"])
+        time.sleep((0.6, 0.1, 0.5, 0.02)[len(calls) - 1])
+
+    model.register_forward_pre_hook(slow_down, with_kwargs=True)
+    speed = measure_speed(model, batch=3, length=16, repeats=3)
+    assert len(calls) == 4
+    assert all(one.shape == (3, 16) and torch.equal(one, calls[0]) for one in calls)
+    assert 0.1 <= speed.seconds < 0.5  # the warm-up's 0.6 is left out
+    assert speed.tokens_per_second == pytest.approx(48 / speed.seconds)
+    assert (speed.batch, speed.length, speed.repeats) == (3, 16, 3)

@@ -1,0 +1,239 @@
+import json
+import pickle
+import re
+import shutil
+
+import pytest
+import tiny_checkpoints
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import load_model
+from lmscout.evaluation.quiet import first_line
+
+TOKENS = torch.arange(20)[None]
+
+
+class Trap:
+    """Unpickling it writes a file."""
+
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return (open, (self.file, "w"))
+
+
+@pytest.fixture
+def folder(llama_folder, tmp_path):
+    """A copy of a folder that is in order."""
+    return shutil.copytree(llama_folder, tmp_path / "model")
+
+
+def configure(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def refusal(source, **options):
+    with pytest.raises(LmscoutError) as error:
+        load_model(str(source), **options)
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    return message
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (tiny_checkpoints.llama, {}),
+        (tiny_checkpoints.gpt2, {}),
+        (tiny_checkpoints.causal_bert, {}),
+        (lambda: tiny_checkpoints.llama(tie_word_embeddings=True), {}),
+        (tiny_checkpoints.llama, {"max_shard_size": "20KB"}),
+    ],
+)
+def test_a_saved_model_comes_back_as_it_was(tmp_path, make, options):
+    model = make()
+    source = str(tiny_checkpoints.save(tmp_path, model, **options))
+    loaded = load_model(source)
+    assert loaded.source == source
+    assert not loaded.model.training
+    assert type(loaded.model) is type(model)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(TOKENS).logits, model(TOKENS).logits)
+    assert loaded.tokenizer("fox")["input_ids"][0] == 0
+    assert loaded.tokenizer.decode(loaded.tokenizer("fox")["input_ids"][1:]) == "fox"
+
+
+def test_weights_are_in_the_type_asked_for(tmp_path):
+    tiny_checkpoints.save(tmp_path, tiny_checkpoints.llama().half())
+    assert load_model(str(tmp_path)).model.dtype == torch.float32
+    assert load_model(str(tmp_path), torch.bfloat16).model.dtype == torch.bfloat16
+
+
+def test_loading_is_silent_and_leaves_the_logging_as_it_was(tmp_path, capfd):
+    # The pooler is left over, and a causal class without is_decoder is warned of.
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**tiny_checkpoints.SMALL_ENCODER))
+    tiny_checkpoints.save(tmp_path, model)
+    configure(tmp_path, architectures=["BertLMHeadModel"])
+    transformers.utils.logging.set_verbosity_info()
+    capfd.readouterr()
+    try:
+        refusal(tmp_path)
+        assert capfd.readouterr() == ("", "")
+        assert transformers.utils.logging.get_verbosity() == transformers.utils.logging.INFO
+        assert transformers.utils.logging.is_progress_bar_enabled()
+    finally:
+        transformers.utils.logging.set_verbosity_warning()
+
+
+@pytest.mark.parametrize("name", tiny_checkpoints.ENCODERS)
+def test_what_is_no_causal_language_model_is_refused(tmp_path, name):
+    tiny_checkpoints.save(tmp_path, tiny_checkpoints.encoder(name))
+    message = refusal(tmp_path)
+    assert name in message
+    assert "causal language model" in message
+
+
+def test_an_encoder_is_known_by_what_it_does_not_by_its_name(tmp_path):
+    tiny_checkpoints.save(tmp_path, tiny_checkpoints.encoder("BertForMaskedLM"))
+    configure(tmp_path, architectures=None)
+    assert "come later" in refusal(tmp_path)
+
+
+def test_an_encoder_with_a_decoder_is_refused(tmp_path):
+    config = transformers.BartConfig(
+        vocab_size=tiny_checkpoints.VOCABULARY,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
+    tiny_checkpoints.save(tmp_path, transformers.BartForConditionalGeneration(config))
+    assert "BartForConditionalGeneration" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "last.ckpt", "model.pth"])
+def test_a_pickled_checkpoint_is_refused_unread(folder, tmp_path, name):
+    trap = tmp_path / "sprung"
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Trap(trap)))
+    for source in (folder, folder / name):
+        message = refusal(source)
+        assert name in message
+        assert "save_pretrained" in message
+    assert not trap.exists()
+
+
+def test_no_file_of_the_folder_leads_to_a_pickle(folder, tmp_path):
+    trap = tmp_path / "sprung"
+    (folder / "weights.bin").write_bytes(pickle.dumps(Trap(trap)))
+    weights = (folder / "model.safetensors").rename(tmp_path / "aside")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": "weights.bin"}}))
+    assert "pickled" in refusal(folder)
+    index.unlink()
+    weights.rename(folder / "model.safetensors")
+    configure(folder, transformers_weights="weights.bin")
+    assert "pickled" in refusal(folder)
+    assert not trap.exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
+    trap = tmp_path / "sprung"
+    (folder / "modeling.py").write_text(f"open({str(trap)!r}, 'w')\nclass Config: ...\n")
+    configure(
+        folder,
+        model_type="of-its-own",
+        auto_map={"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"},
+    )
+    assert "code" in refusal(folder)
+    assert not trap.exists()
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+def cut_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def drop_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+DAMAGES = {
+    "no config": (remove("config.json"), "no config.json"),
+    "no JSON": (write("config.json", '{"model_type": "lla'), "config.json: is not readable JSON"),
+    "a list": (write("config.json", "[]"), "no JSON object"),
+    "unknown type": (lambda f: configure(f, model_type="llamma"), "llamma"),
+    "wrong value": (lambda f: configure(f, num_hidden_layers="two"), "num_hidden_layers"),
+    "wrong heads": (lambda f: configure(f, num_attention_heads=5), "attention heads"),
+    "wider": (lambda f: configure(f, hidden_size=64), r"\[257, 32\].*\[257, 64\]"),
+    "deeper": (lambda f: configure(f, num_hidden_layers=3), "lacks 9 of the weights"),
+    "no head": (drop_weight, "lacks 1 of the weights.*lm_head"),
+    "no weights": (remove("model.safetensors"), "no weights"),
+    "cut weights": (cut_weights, "damaged or incomplete"),
+    "no safetensors": (write("model.safetensors", "text"), "damaged or incomplete"),
+    "adapter": (write("adapter_config.json", "{}"), "merge_and_unload"),
+    "no tokenizer": (without_tokenizer, "tokenizer"),
+    "broken tokenizer": (write("tokenizer.json", "{"), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_folder_that_is_not_in_order_is_one_line(folder, name):
+    damage, hint = DAMAGES[name]
+    damage(folder)
+    message = refusal(folder)
+    assert message.startswith(str(folder))
+    assert re.search(hint, message), message
+
+
+def test_missing_shards_are_named(tmp_path):
+    tiny_checkpoints.save(tmp_path, tiny_checkpoints.llama(), max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    shards[1].unlink()
+    assert f"1 of {len(shards)} files" in refusal(tmp_path)
+    assert shards[1].name in refusal(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    assert "names no weights" in refusal(tmp_path)
+
+
+def test_a_path_that_is_not_there_and_a_file(tmp_path, llama_folder):
+    assert "no such folder" in refusal(tmp_path / "absent")
+    assert "no such folder" in refusal("./absent")
+    assert "give the folder" in refusal(llama_folder / "model.safetensors")
+    assert "neither a folder here nor a model of the Hub" in refusal("a--b..c/d")
+
+
+def test_a_device_that_is_not_there(llama_folder):
+    assert "'cpuu'" in refusal(llama_folder, device="cpuu")
+    assert "cannot be used" in refusal(llama_folder, device="cuda:99")
+
+
+def test_errors_of_libraries_become_one_line():
+    assert first_line(ValueError("\n  wrong  \nmore")) == "wrong"
+    assert first_line(ValueError("In field:\n  wrong")) == "In field: wrong"
+    assert first_line(KeyError()) == "KeyError"
+    assert len(first_line(ValueError("x" * 500))) == 200
