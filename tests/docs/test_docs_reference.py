@@ -16,13 +16,13 @@ def test_the_house_has_a_line_for_every_module():
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     house = text.split("src/lmscout/\n")[1].split("```")[0]
     described = set()
-    room = ""
-    for indent, name in re.findall(r"^( +)(\S+) ", house, re.MULTILINE):
-        room = "" if len(indent) == 2 else room
+    rooms: list[str] = []
+    for indent, name in re.findall(r"^( +)(\S+)", house, re.MULTILINE):
+        rooms = rooms[: len(indent) // 2 - 1]
         if name.endswith("/"):
-            room = name
+            rooms.append(name)
         else:
-            described.add(room + name)
+            described.add("".join(rooms) + name)
     root = Path(lmscout.__file__).parent
     modules = {str(path.relative_to(root).as_posix()) for path in root.rglob("*.py")}
     assert described == {name for name in modules if not name.endswith("__init__.py")}

@@ -1,0 +1,1 @@
+"""Pruning: families, importance, plans, measuring, learning, searching, saving."""

@@ -1,0 +1,249 @@
+"""Save a pruned model, and believe it only after loading it again in a fresh process."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning import reload_saved
+from lmscout.pruning.cutting import ShapeName, cut, is_uniform, unit_maps
+from lmscout.pruning.families import Affine, AttentionParts, MlpParts, family_of
+from lmscout.pruning.model_card import model_card
+from lmscout.pruning.modeling_lmscout import PRUNED
+from lmscout.pruning.plan import Plan
+
+TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
+RECORD = "lmscout.json"
+_SAMPLE = "A sample of text, with numbers (1, 2, 3) and lines:\nsecond line."
+
+
+def save(
+    model: PreTrainedModel,
+    plan: Plan,
+    folder: Path,
+    *,
+    shape: ShapeName,
+    tokenizer: PreTrainedTokenizerBase | None,
+    outputs: Mapping[tuple[int, str], Affine] | None = None,
+    generation_config: GenerationConfig | None = None,
+    note: Mapping[str, Any],
+) -> None:
+    """Cut a plan out of a dense model and save it as a folder that is whole or not there.
+
+    The folder is written under another name, loaded again in a fresh process that does not
+    import lmscout, and compared: every weight exactly, logits to `TOLERANCE`, the tokenizer
+    on a sample.  Only then does it get its name.
+
+    Args:
+        model: the dense model, its units in final order.
+        plan: how many units each block keeps.
+        folder: where to; must not exist, or be empty.
+        shape: "any", or "uniform" for a folder that stock transformers loads.
+        tokenizer: saved along, or None.
+        outputs: output projections in place of the cut ones, as for `cut`.
+        generation_config: saved along; the model's own if None.
+        note: what else to write down in the card and in `lmscout.json`; JSON.
+
+    Raises:
+        LmscoutError: the folder is not empty or cannot be written, the plan cannot be cut in
+            this shape, or what was loaded again is not what was saved.
+    """
+    _check_folder(folder)
+    pruned = cut(model, plan, outputs, shape=shape).to("cpu")  # type: ignore[arg-type]
+    chosen = generation_config if generation_config is not None else model.generation_config
+    pruned.generation_config = copy.deepcopy(chosen)
+    try:
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            write(pruned, draft, tokenizer)
+            _write_record(model, pruned, plan, draft, shape, note)
+            _reload_and_compare(pruned, draft, tokenizer, trust_remote_code=shape == "any")
+            for path in draft.iterdir():
+                path.chmod(0o644)  # weights are written readable by their owner alone
+            draft.chmod(0o755)
+            if folder.is_dir():
+                folder.rmdir()  # empty: checked above
+            os.replace(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise LmscoutError(
+            f"output folder {folder} cannot be written ({error.strerror}): name another"
+        ) from error
+
+
+def write(
+    pruned: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write a cut model's weights, configuration, modelling file, generation config, tokenizer.
+
+    Args:
+        pruned: from `cut`.
+        folder: an existing folder.
+        tokenizer: saved along, or None.
+
+    Raises:
+        LmscoutError: transformers refuses the generation configuration.
+    """
+    for config_class, body_class, causal_class in PRUNED.values():
+        if isinstance(pruned, causal_class):
+            classes = {
+                "AutoConfig": config_class,
+                "AutoModel": body_class,
+                "AutoModelForCausalLM": causal_class,
+            }
+            # Saving names the classes of this model and of its configuration by itself, but
+            # not that of the bare decoder.
+            pruned.config.auto_map = {
+                auto: f"modeling_lmscout.{one.__name__}" for auto, one in classes.items()
+            }
+    with _without_progress_bars():
+        try:
+            pruned.save_pretrained(folder)
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise LmscoutError(f"the model cannot be saved: {reason}") from error
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise LmscoutError(f"output folder {folder} is not empty: name another")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LmscoutError(
+            f"output folder {folder} cannot be written ({error.strerror}): name another"
+        ) from error
+
+
+def _write_record(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    plan: Plan,
+    folder: Path,
+    shape: str,
+    note: Mapping[str, Any],
+) -> None:
+    """The plan and its size, for programs in `lmscout.json` and for people in the card."""
+    family = family_of(dense.config)
+    parts = [family.parts(block) for block in family.blocks(dense)]
+    everything = Plan(
+        tuple(block.attention.groups for block in parts),
+        tuple(block.mlp.channels for block in parts),
+    )
+    kept = total = 0
+    for block, groups, channels in zip(parts, plan.attention, plan.mlp, strict=True):
+        kept += _size(block.attention.first(groups)) + _size(block.mlp.first(channels))
+        total += _size(block.attention) + _size(block.mlp)
+    record = {
+        "shape": shape,
+        "plan": plan.as_dict(),
+        "kept": kept / total,
+        "parameters": sum(one.numel() for one in pruned.parameters()),
+        "dense_parameters": sum(one.numel() for one in dense.parameters()),
+        "note": dict(note),
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / RECORD).write_text(text + "\n", "utf-8")
+    card = model_card(record, plan, everything, dense.config.model_type)
+    (folder / "README.md").write_text(card, "utf-8")
+
+
+def _size(parts: AttentionParts | MlpParts) -> int:
+    """Parameters that units carry: all but the output bias."""
+    *inputs, output = unit_maps(parts)
+    biases = sum(one.bias.numel() for one in inputs if one.bias is not None)
+    return output.weight.numel() + sum(one.weight.numel() for one in inputs) + biases
+
+
+def _reload_and_compare(
+    pruned: PreTrainedModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    trust_remote_code: bool,
+) -> None:
+    """Raise unless a fresh process loads what is in memory."""
+    ours = reload_saved.check_logits(pruned)
+    if not ours.isfinite().all():
+        raise LmscoutError("the pruned model's logits are not finite: not saved")
+    request = {
+        "threads": torch.get_num_threads(),
+        "trust_remote_code": trust_remote_code,
+        "text": None if tokenizer is None else _SAMPLE,
+    }
+    with tempfile.TemporaryDirectory() as exchange_name:
+        exchange = Path(exchange_name)
+        (exchange / "request.json").write_text(json.dumps(request), "utf-8")
+        process = subprocess.run(
+            [sys.executable, "-P", reload_saved.__file__, str(folder.resolve()), exchange_name],
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "HF_MODULES_CACHE": str(exchange / "modules"),  # not among the user's own
+                "TRANSFORMERS_VERBOSITY": "error",
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode:
+            lines = process.stderr.strip().splitlines() or ["no message"]
+            raise LmscoutError(f"the saved model cannot be loaded again: {lines[-1]}")
+        answer = json.loads((exchange / "answer.json").read_text("utf-8"))
+        logits = load_file(exchange / "logits.safetensors")["logits"]
+    weights = reload_saved.weight_digests(pruned)
+    different = sorted(dict(weights.items() ^ answer["weights"].items()))
+    if different:
+        raise LmscoutError(f"{different[0]} is not the same after saving and loading: not saved")
+    _compare_logits(ours, logits, pruned.dtype)
+    if tokenizer is not None and answer["token_ids"] != tokenizer(_SAMPLE)["input_ids"]:
+        raise LmscoutError(
+            "the tokenizer splits text differently after saving and loading: not saved"
+        )
+
+
+def _compare_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
+    """Weights are the same, so only the order of sums may differ, by the precision's steps."""
+    scale = max(1.0, ours.abs().max().item())
+    tolerance = max(TOLERANCE, 8 * torch.finfo(dtype).eps) * scale
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= tolerance:
+        raise LmscoutError(
+            f"logits differ by {difference:.3g} after saving and loading (at most {tolerance:.3g} "
+            "is due to rounding): not saved"
+        )
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    bars: Any = transformers_logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+__all__ = ["RECORD", "TOLERANCE", "cut", "is_uniform", "save", "write"]

@@ -1,0 +1,40 @@
+"""Families of models that can be pruned, as one literal table."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.families.family import Affine, AttentionParts, BlockParts, Family, MlpParts
+from lmscout.pruning.families.gpt2 import Gpt2
+from lmscout.pruning.families.llama import Llama
+
+FAMILIES: tuple[Family, ...] = (Llama(), Gpt2())
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family that covers a model's configuration.
+
+    Raises:
+        LmscoutError: none does.
+    """
+    for family in FAMILIES:
+        if config.model_type in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise LmscoutError(
+        f"models of type {config.model_type!r} cannot be pruned: lmscout knows {known}"
+    )
+
+
+__all__ = [
+    "FAMILIES",
+    "Affine",
+    "AttentionParts",
+    "BlockParts",
+    "Family",
+    "Gpt2",
+    "Llama",
+    "MlpParts",
+    "family_of",
+]

@@ -1,0 +1,180 @@
+"""What a family of models has to say: where its units are, and how a block computes.
+
+A unit is what pruning removes: an attention group (a key-value head with the query heads
+that read it) or an MLP channel.  A family names the matrices whose rows or columns follow
+the units, as views of the model's own weights in one orientation, and computes the inner
+part of attention and MLP from whatever prefix of them it is handed.  All else (sorting,
+cutting, measuring, refitting, saving) is written once, for every family.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A linear map as views of a model's weights.
+
+    Attributes:
+        weight: [out, in], a view even where the model stores it transposed or fused.
+        bias: [out], or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def rows(self, count: int) -> Affine:
+        """The first outputs alone."""
+        return Affine(self.weight[:count], None if self.bias is None else self.bias[:count])
+
+    def columns(self, count: int) -> Affine:
+        """The first inputs alone."""
+        return Affine(self.weight[:, :count], self.bias)
+
+
+@dataclass(frozen=True)
+class AttentionParts:
+    """The matrices of a block's attention.
+
+    Attributes:
+        query: rows follow groups, `group_size` heads a group.
+        key: rows follow groups, one head a group.
+        value: rows follow groups, one head a group.
+        output: columns follow groups, as the rows of `query`.
+        groups: number of groups.
+        group_size: query heads a group.
+        head_size: rows a head.
+    """
+
+    query: Affine
+    key: Affine
+    value: Affine
+    output: Affine
+    groups: int
+    group_size: int
+    head_size: int
+
+    @property
+    def output_columns(self) -> int:
+        """Columns of `output` that one group feeds."""
+        return self.group_size * self.head_size
+
+    def first(self, groups: int) -> AttentionParts:
+        """The first groups alone, as views."""
+        wide, narrow = groups * self.output_columns, groups * self.head_size
+        return AttentionParts(
+            self.query.rows(wide),
+            self.key.rows(narrow),
+            self.value.rows(narrow),
+            self.output.columns(wide),
+            groups,
+            self.group_size,
+            self.head_size,
+        )
+
+
+@dataclass(frozen=True)
+class MlpParts:
+    """The matrices of a block's MLP.
+
+    Attributes:
+        expand: maps whose rows follow channels (gate and up, or one).
+        output: columns follow channels.
+    """
+
+    expand: tuple[Affine, ...]
+    output: Affine
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.output.weight.shape[1]
+
+    def first(self, channels: int) -> MlpParts:
+        """The first channels alone, as views."""
+        return MlpParts(
+            tuple(one.rows(channels) for one in self.expand), self.output.columns(channels)
+        )
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """The matrices of one block whose sides follow units."""
+
+    attention: AttentionParts
+    mlp: MlpParts
+
+
+class Family(ABC):
+    """Models of one layout.
+
+    Attributes:
+        model_types: the `model_type` of the configurations it covers.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """The model's transformer blocks, in order."""
+
+    @abstractmethod
+    def parts(self, block: nn.Module) -> BlockParts:
+        """The matrices of a block, as views: writing to them writes to the model."""
+
+    @abstractmethod
+    def embed(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
+        """Tokens [B, T] to the hidden state [B, T, width] that enters block 0."""
+
+    @abstractmethod
+    def context(self, model: PreTrainedModel, hidden: Tensor) -> Any:
+        """What every block's attention needs of the positions; made once for [B, T, width]."""
+
+    @abstractmethod
+    def attention_norm(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The hidden state as attention reads it."""
+
+    @abstractmethod
+    def attend(
+        self, block: nn.Module, parts: AttentionParts, normed: Tensor, context: Any
+    ) -> Tensor:
+        """Attention up to its output projection.
+
+        Args:
+            block: for what is not cut (norms of queries and keys).
+            parts: the groups that are kept.
+            normed: [B, T, width].
+            context: from `context`.
+
+        Returns:
+            [B, T, groups * group_size * head_size].
+        """
+
+    @abstractmethod
+    def mlp_norm(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The hidden state as the MLP reads it."""
+
+    @abstractmethod
+    def activate(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> Tensor:
+        """The MLP up to its output projection: [B, T, width] to [B, T, channels]."""
+
+    @abstractmethod
+    def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """The last hidden state [..., width] through the final norm and head: [..., vocabulary]."""
+
+    @abstractmethod
+    def uniform_config(
+        self, config: PreTrainedConfig, *, depth: int, groups: int, channels: int
+    ) -> PreTrainedConfig:
+        """A plain configuration of this family with one width for all blocks.
+
+        Raises:
+            LmscoutError: the layout has no such configuration.
+        """

@@ -1,0 +1,257 @@
+"""Measure plans on calibration text without building them.
+
+A subnetwork is prefixes of the dense model's sorted weights, as views.  Tokens are walked
+through it in steps, two a block (attention, MLP), and the hidden state after every step is
+kept: a plan that begins like the one before it starts where they part.  Text is measured in
+portions, and a plan that is far behind after the first ones is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.activations import ATTENTION, KINDS, inner_activation
+from lmscout.pruning.compensation import Compensation
+from lmscout.pruning.families import Affine, BlockParts, Family
+from lmscout.pruning.plan import Plan, Shape
+
+LIKELIHOOD, DIVERGENCE = "nll", "kl"
+QUALITIES = (LIKELIHOOD, DIVERGENCE)
+_TOP = 32  # dense logits kept a token, where quality is the divergence from them
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How much worse a plan is than the dense model.
+
+    Attributes:
+        rise: of the negative log-likelihood over the dense model's (or divergence from it),
+            in nats a token, on the tokens measured.
+        tokens: predicted tokens measured.
+        complete: whether all were; False for a plan that was dropped early.
+    """
+
+    rise: float
+    tokens: int
+    complete: bool
+
+
+class SubnetworkEvaluator:
+    """Measures plans of one model on fixed calibration tokens."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        windows: Tensor,
+        *,
+        compensation: Compensation | None = None,
+        quality: str = LIKELIHOOD,
+        portions: int = 4,
+    ) -> None:
+        """Measure the dense model, to which plans are compared.
+
+        Args:
+            model: the dense model, its units in final order; never changed.
+            family: its family.
+            windows: [windows, T] int64 calibration tokens.
+            compensation: refits output projections, or None to leave them as cut.
+            quality: "nll" (rise of the negative log-likelihood) or "kl" (divergence from the
+                dense model's top 32 tokens and the rest).
+            portions: in how many parts the text is measured.
+
+        Raises:
+            LmscoutError: the quality is unknown, or the dense loss is not finite.
+        """
+        if quality not in QUALITIES:
+            raise LmscoutError(f"unknown quality {quality!r}: expected nll or kl")
+        self._model, self._family = model, family
+        self._blocks = list(family.blocks(model))
+        self._parts = [family.parts(block) for block in self._blocks]
+        self._compensation = compensation
+        self._quality = quality
+        self.shape = shape_of(self._parts)
+        self._portions = [
+            _Portion(part) for part in windows.chunk(min(portions, len(windows))) if len(part)
+        ]
+        for portion in self._portions:
+            self._measure_dense(portion)
+
+    @property
+    def dense_nll(self) -> float:
+        """Negative log-likelihood of the dense model, in nats a token."""
+        total = sum(portion.dense_nll * portion.tokens for portion in self._portions)
+        return total / self.tokens
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens of a complete measurement."""
+        return sum(portion.tokens for portion in self._portions)
+
+    def measure(
+        self, plans: Sequence[Plan], drop_above: float | None = None
+    ) -> Iterator[Measurement]:
+        """Measure plans one after the other; neighbours that begin alike share the beginning.
+
+        Args:
+            plans: the plans, in an order that puts alike ones together.
+            drop_above: a plan is dropped once its rise over the portions so far is above this.
+
+        Yields:
+            One measurement a plan.
+
+        Raises:
+            LmscoutError: a plan does not fit the model.
+        """
+        for plan in plans:
+            self.shape.check(plan)
+            total = tokens = 0.0
+            complete = True
+            for index, portion in enumerate(self._portions):
+                total += self._rise(plan, portion) * portion.tokens
+                tokens += portion.tokens
+                last = index == len(self._portions) - 1
+                if drop_above is not None and not last and not total / tokens <= drop_above:
+                    complete = False
+                    break
+            yield Measurement(total / tokens, int(tokens), complete)
+
+    @torch.no_grad()
+    def logits(self, plan: Plan, tokens: Tensor) -> Tensor:
+        """Logits of a plan: [B, T] int64 to [B, T, vocabulary]."""
+        portion = _Portion(tokens)
+        return self._family.logits(self._model, self._hidden(plan, portion))
+
+    def output(self, block: int, kind: str, kept: int) -> Affine:
+        """The output projection of a block that keeps so many units, as it is measured."""
+        parts = self._parts[block]
+        if kind == ATTENTION:
+            each = parts.attention.output_columns
+            dense = parts.attention.output
+        else:
+            each, dense = 1, parts.mlp.output
+        if self._compensation is None:
+            return dense.columns(kept * each)
+        return self._compensation.output(block, kind, kept * each)
+
+    @torch.no_grad()
+    def _hidden(self, plan: Plan, portion: _Portion) -> Tensor:
+        """The last hidden state, starting after the steps shared with the plan before."""
+        if not portion.states:
+            portion.states.append(self._family.embed(self._model, portion.windows))
+            portion.context = self._family.context(self._model, portion.states[0])
+        steps = _steps(plan)
+        shared = 0
+        while shared < len(portion.steps) and portion.steps[shared] == steps[shared]:
+            shared += 1
+        del portion.states[shared + 1 :], portion.steps[shared:]
+        for step, kept in enumerate(steps[shared:], start=shared):
+            hidden = portion.states[-1]
+            if kept:
+                hidden = hidden + self._update(step, kept, hidden, portion.context)
+            portion.states.append(hidden)
+            portion.steps.append(kept)
+        return portion.states[-1]
+
+    def _update(self, step: int, kept: int, hidden: Tensor, context: object) -> Tensor:
+        """What one step adds to the hidden state."""
+        index, kind = step // len(KINDS), KINDS[step % len(KINDS)]
+        parts = self._parts[index]
+        first = BlockParts(
+            parts.attention.first(kept) if kind == ATTENTION else parts.attention,
+            parts.mlp if kind == ATTENTION else parts.mlp.first(kept),
+        )
+        inner = inner_activation(self._family, self._blocks[index], first, kind, hidden, context)
+        output = self.output(index, kind, kept)
+        return functional.linear(inner, output.weight, output.bias)
+
+    @torch.no_grad()
+    def _measure_dense(self, portion: _Portion) -> None:
+        logits = self._predictions(self.shape.dense, portion)
+        portion.dense_nll = _nll(logits, portion.targets)
+        if not torch.isfinite(torch.tensor(portion.dense_nll)):
+            raise LmscoutError(
+                f"the dense model's loss on calibration text is {portion.dense_nll}: nothing can "
+                "be compared with it"
+            )
+        if self._quality == DIVERGENCE:
+            log_probabilities = logits.float().log_softmax(-1)
+            portion.top = log_probabilities.topk(min(_TOP, logits.shape[-1]), dim=-1)
+
+    @torch.no_grad()
+    def _rise(self, plan: Plan, portion: _Portion) -> float:
+        logits = self._predictions(plan, portion)
+        if self._quality == LIKELIHOOD:
+            return _nll(logits, portion.targets) - portion.dense_nll
+        assert portion.top is not None
+        return _divergence(logits, portion.top)
+
+    def _predictions(self, plan: Plan, portion: _Portion) -> Tensor:
+        """Logits of every next token: [windows * (T - 1), vocabulary]."""
+        hidden = self._hidden(plan, portion)[:, :-1]
+        return self._family.logits(self._model, hidden).flatten(0, 1)
+
+
+class _Portion:
+    """One part of the text, with the hidden states of the plan last walked through it."""
+
+    def __init__(self, windows: Tensor) -> None:
+        self.windows = windows
+        self.targets = windows[:, 1:].flatten()
+        self.tokens = self.targets.numel()
+        self.dense_nll = 0.0
+        self.top: object | None = None
+        self.context: object = None
+        self.states: list[Tensor] = []
+        self.steps: list[int] = []
+
+
+def shape_of(parts: Sequence[BlockParts]) -> Shape:
+    """Units of every block, and the parameters that each carries."""
+    groups, channels, per_group, per_channel = [], [], [], []
+    for block in parts:
+        attention, mlp = block.attention, block.mlp
+        groups.append(attention.groups)
+        channels.append(mlp.channels)
+        inputs = (attention.query, attention.key, attention.value)
+        inside = sum(one.weight.numel() + _size(one.bias) for one in inputs)
+        per_group.append((inside + attention.output.weight.numel()) // attention.groups)
+        inside = sum(one.weight.numel() + _size(one.bias) for one in mlp.expand)
+        per_channel.append((inside + mlp.output.weight.numel()) // mlp.channels)
+    return Shape(tuple(groups), tuple(channels), tuple(per_group), tuple(per_channel))
+
+
+def _size(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel()
+
+
+def _steps(plan: Plan) -> tuple[int, ...]:
+    return tuple(kept for both in zip(plan.attention, plan.mlp, strict=True) for kept in both)
+
+
+def _nll(logits: Tensor, targets: Tensor) -> float:
+    return functional.cross_entropy(logits.float(), targets).item()
+
+
+def _divergence(logits: Tensor, top: object) -> float:
+    """Mean KL from the dense model over its top tokens and the rest as one outcome."""
+    assert isinstance(top, torch.return_types.topk)
+    theirs, tokens = top
+    ours = logits.float().log_softmax(-1).gather(-1, tokens)
+    rest_theirs, rest_ours = (_rest(one) for one in (theirs, ours))
+    kl = (theirs.exp() * (theirs - ours)).sum(-1)
+    kl = kl + rest_theirs.exp() * (rest_theirs - rest_ours)
+    return kl.mean().item()
+
+
+def _rest(log_probabilities: Tensor) -> Tensor:
+    """Log of what the listed outcomes leave over."""
+    listed = log_probabilities.double().exp().sum(-1)
+    return (1 - listed).clamp_min(1e-12).log()

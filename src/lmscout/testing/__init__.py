@@ -1,0 +1,6 @@
+"""Conformance kits: what a new part of lmscout has to pass, as plain functions."""
+
+from lmscout.testing.families import check_family
+from lmscout.testing.reference_models import random_model
+
+__all__ = ["check_family", "random_model"]

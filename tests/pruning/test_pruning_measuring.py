@@ -1,0 +1,329 @@
+import numpy as np
+import pytest
+import torch
+from tiny_language_models import CONFIGS, random_model, random_windows
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.activations import ATTENTION, KINDS, MLP, collect_moments
+from lmscout.pruning.compensation import Compensation
+from lmscout.pruning.families import family_of
+from lmscout.pruning.importance import METHODS, by_kind, importance, unit_sides
+from lmscout.pruning.order import reorder_moments, sort_units, sorted_mass
+from lmscout.pruning.plan import Plan
+from lmscout.pruning.subnetwork import SubnetworkEvaluator
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request):
+    return random_model(request.param)
+
+
+@pytest.fixture
+def family(model):
+    return family_of(model.config)
+
+
+def all_parts(model, family):
+    return [
+        ((index, kind), part)
+        for index, block in enumerate(family.blocks(model))
+        for kind, part in by_kind(family.parts(block))
+    ]
+
+
+def outputs(model, family):
+    return {place: part.output for place, part in all_parts(model, family)}
+
+
+@torch.no_grad()
+def masked(model, family, plan):
+    """The plain reference: output columns of what is cut are zero; nothing else changes."""
+    for index, block in enumerate(family.blocks(model)):
+        parts = family.parts(block)
+        kept = plan.attention[index] * parts.attention.output_columns
+        parts.attention.output.weight[:, kept:] = 0
+        parts.mlp.output.weight[:, plan.mlp[index] :] = 0
+    return model
+
+
+def test_the_evaluators_dense_logits_are_the_models(model, family):
+    windows = random_windows()
+    evaluator = SubnetworkEvaluator(model, family, windows)
+    with torch.no_grad():
+        expected = model(windows).logits
+    torch.testing.assert_close(
+        evaluator.logits(evaluator.shape.dense, windows), expected, atol=1e-4, rtol=1e-4
+    )
+    with torch.no_grad():
+        loss = model(windows, labels=windows).loss.item()
+    assert evaluator.dense_nll == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_plan_computes_what_the_masked_model_computes(model, family):
+    windows = random_windows()
+    evaluator = SubnetworkEvaluator(model, family, windows)
+    groups = evaluator.shape.groups[0]
+    plan = Plan((1, groups, groups - 1), (10, 48, 1))
+    got = evaluator.logits(plan, windows)
+    (measured,) = evaluator.measure([plan])
+    dense = evaluator.dense_nll
+    with torch.no_grad():
+        reference = masked(model, family, plan)(windows, labels=windows)
+    torch.testing.assert_close(got, reference.logits, atol=1e-4, rtol=1e-4)
+    assert measured.rise == pytest.approx(reference.loss.item() - dense, abs=1e-5)
+    assert measured.complete
+    assert measured.tokens == windows[:, 1:].numel()
+
+
+def test_nothing_kept_is_nothing_added(model, family):
+    windows = random_windows()
+    evaluator = SubnetworkEvaluator(model, family, windows)
+    empty = Plan((0, 0, 0), (0, 0, 0))
+    with torch.no_grad():
+        expected = family.logits(model, family.embed(model, windows))
+    torch.testing.assert_close(evaluator.logits(empty, windows), expected)
+
+
+def test_sharing_beginnings_changes_no_result_and_spares_steps(model, family, monkeypatch):
+    rng = np.random.default_rng(0)
+    evaluator = SubnetworkEvaluator(model, family, random_windows())
+    groups = evaluator.shape.groups[0]
+    plans = [
+        Plan(tuple(rng.integers(0, groups + 1, 3).tolist()), tuple(rng.integers(0, 49, 3).tolist()))
+        for _ in range(12)
+    ]
+    plans += [Plan(one.attention, (*one.mlp[:2], 5)) for one in plans[:6]]
+    alone = [
+        next(SubnetworkEvaluator(model, family, random_windows()).measure([one])).rise
+        for one in plans
+    ]
+    order = sorted(
+        range(len(plans)),
+        key=lambda index: [*zip(plans[index].attention, plans[index].mlp, strict=True)],
+    )
+    steps = []
+    update = SubnetworkEvaluator._update
+    monkeypatch.setattr(
+        SubnetworkEvaluator,
+        "_update",
+        lambda self, step, *rest: (steps.append(step), update(self, step, *rest))[1],
+    )
+    shared = list(evaluator.measure([plans[index] for index in order]))
+    assert [one.rise for one in shared] == [alone[index] for index in order]
+    assert len(steps) < 0.95 * 4 * 6 * len(plans)
+
+
+def test_a_plan_that_is_far_behind_is_dropped_early(model, family):
+    windows = random_windows(8)
+    evaluator = SubnetworkEvaluator(model, family, windows, portions=4)
+    shape = evaluator.shape
+    bad = Plan((0, 0, 0), (1, 1, 1))
+    on_the_first = next(SubnetworkEvaluator(model, family, windows[:2]).measure([bad]))
+    (dropped,) = evaluator.measure([bad], drop_above=on_the_first.rise - 1e-3)
+    assert not dropped.complete
+    assert dropped.tokens == windows[:2, 1:].numel()
+    assert dropped.rise == pytest.approx(on_the_first.rise, abs=1e-5)
+    (kept,) = evaluator.measure([shape.dense], drop_above=1e-3)
+    assert kept.complete
+    assert kept.rise == pytest.approx(0.0, abs=1e-6)
+
+
+def test_divergence_is_that_of_the_full_distributions_where_the_top_is_everything(model, family):
+    windows = random_windows()
+    model_vocabulary = 64
+    evaluator = SubnetworkEvaluator(model, family, windows, quality="kl")
+    plan = Plan(evaluator.shape.groups, (20, 20, 20))
+    dense = evaluator.logits(evaluator.shape.dense, windows)[:, :-1].double().log_softmax(-1)
+    cut = evaluator.logits(plan, windows)[:, :-1].double().log_softmax(-1)
+    top = dense.topk(model_vocabulary // 2, dim=-1).indices  # 32 of 64, and the rest as one
+    listed = (dense.exp() * (dense - cut)).gather(-1, top).sum(-1)
+    rest_dense = 1 - dense.exp().gather(-1, top).sum(-1)
+    rest_cut = 1 - cut.exp().gather(-1, top).sum(-1)
+    expected = (listed + rest_dense * (rest_dense / rest_cut).log()).mean().item()
+    assert next(evaluator.measure([plan])).rise == pytest.approx(expected, rel=1e-4)
+    assert next(evaluator.measure([evaluator.shape.dense])).rise == pytest.approx(0, abs=1e-6)
+
+
+def test_a_plan_that_does_not_fit_is_refused(model, family):
+    evaluator = SubnetworkEvaluator(model, family, random_windows())
+    with pytest.raises(LmscoutError, match="block 1 keeps 999 units of mlp"):
+        list(evaluator.measure([Plan((1, 1, 1), (1, 999, 1))]))
+
+
+def test_units_carry_all_parameters_but_norms_embeddings_and_output_biases(model, family):
+    shape = SubnetworkEvaluator(model, family, random_windows()).shape
+    blocks = sum(p.numel() for block in family.blocks(model) for p in block.parameters())
+    norms = sum(
+        p.numel()
+        for block in family.blocks(model)
+        for name, p in block.named_parameters()
+        if "norm" in name or "ln_" in name
+    )
+    biases = sum(
+        part.output.bias.numel()
+        for _, part in all_parts(model, family)
+        if part.output.bias is not None
+    )
+    assert shape.parameters == blocks - norms - biases
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sorting_by_any_importance_leaves_the_model_as_it_computes(model, family, method):
+    windows = random_windows()
+    with torch.no_grad():
+        before = model(windows).logits
+    flags = [p.requires_grad for p in model.parameters()]
+    moments = collect_moments(model, family, windows, batch=4)
+    scores = importance(method, model, family, windows=windows, moments=moments, seed=3)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
+    sort_units(model, family, scores)
+    with torch.no_grad():
+        after = model(windows).logits
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+
+
+def test_sorting_puts_the_most_important_first(model, family):
+    """After sorting, magnitude (which needs no data) falls from unit to unit."""
+    scores = importance("magnitude", model, family, windows=random_windows(), moments={})
+    sort_units(model, family, scores)
+    again = importance("magnitude", model, family, windows=random_windows(), moments={})
+    for place, values in again.items():
+        assert (values[1:] <= values[:-1] + 1e-9).all(), place
+        torch.testing.assert_close(values, scores[place].sort(descending=True).values)
+
+
+def test_taylor_is_the_sum_of_absolute_salience_over_a_units_parameters(model, family):
+    windows = random_windows()
+    got = importance("taylor", model, family, windows=windows, moments={})
+    model.zero_grad()
+    model(windows, labels=windows).loss.backward()
+    named = dict(model.named_parameters())
+    salience = {name: (p * p.grad).abs().detach() for name, p in named.items()}
+    prefix = "transformer.h" if "gpt2" in model.config.model_type else "model.layers"
+    for block in range(3):
+        if prefix == "transformer.h":
+            expand = salience[f"{prefix}.{block}.mlp.c_fc.weight"].sum(0)
+            expand = expand + salience[f"{prefix}.{block}.mlp.c_fc.bias"]
+            channel = expand + salience[f"{prefix}.{block}.mlp.c_proj.weight"].sum(1)
+            fused = salience[f"{prefix}.{block}.attn.c_attn.weight"].sum(0)
+            fused = fused + salience[f"{prefix}.{block}.attn.c_attn.bias"]
+            out = salience[f"{prefix}.{block}.attn.c_proj.weight"].sum(1)
+            group = (fused.view(3, -1).sum(0) + out).view(4, -1).sum(1)
+        else:
+            mlp = f"{prefix}.{block}.mlp"
+            channel = salience[f"{mlp}.down_proj.weight"].sum(0)
+            attention = f"{prefix}.{block}.self_attn"
+            group = salience[f"{attention}.o_proj.weight"].sum(0).view(2, -1).sum(1)
+            for layer, base, total in (
+                ("gate_proj", mlp, "channel"),
+                ("up_proj", mlp, "channel"),
+                ("q_proj", attention, "group"),
+                ("k_proj", attention, "group"),
+                ("v_proj", attention, "group"),
+            ):
+                rows = salience[f"{base}.{layer}.weight"].sum(1)
+                if f"{base}.{layer}.bias" in salience:
+                    rows = rows + salience[f"{base}.{layer}.bias"]
+                if total == "channel":
+                    channel = channel + rows
+                else:
+                    group = group + rows.view(2, -1).sum(1)
+        torch.testing.assert_close(got[block, MLP].float(), channel, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(got[block, ATTENTION].float(), group, rtol=1e-4, atol=1e-7)
+
+
+def hooked_inputs(model, family, windows):
+    """Plain reference: what enters each output projection, caught by hooks on the model."""
+    caught, handles = {}, []
+    for index, block in enumerate(family.blocks(model)):
+        gpt2 = hasattr(block, "attn")
+        layers = {
+            ATTENTION: block.attn.c_proj if gpt2 else block.self_attn.o_proj,
+            MLP: block.mlp.c_proj if gpt2 else block.mlp.down_proj,
+        }
+        for kind, layer in layers.items():
+
+            def hook(_, arguments, place=(index, kind)):
+                caught[place] = arguments[0].detach().flatten(0, 1).double()
+
+            handles.append(layer.register_forward_pre_hook(hook))
+    with torch.no_grad():
+        model(windows)
+    for handle in handles:
+        handle.remove()
+    return caught
+
+
+def test_moments_are_those_of_what_enters_the_output_projections(model, family):
+    windows = random_windows()
+    moments = collect_moments(model, family, windows, batch=4)
+    for place, x in hooked_inputs(model, family, windows).items():
+        one = moments[place]
+        torch.testing.assert_close(one.gram.double(), x.T @ x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.total.double(), x.sum(0), rtol=1e-4, atol=1e-4)
+        assert one.tokens == len(x)
+        variance = x.var(0, correction=0)
+        torch.testing.assert_close(one.variance.double(), variance, rtol=1e-2, atol=1e-4)
+
+
+def test_compensation_is_the_least_squares_refit(model, family):
+    windows = random_windows(40)  # more tokens than entries, so that the fit is unique
+    scores = importance("magnitude", model, family, windows=windows, moments={})
+    moments = collect_moments(model, family, windows)
+    moments = reorder_moments(moments, sort_units(model, family, scores))
+    refit = Compensation(outputs(model, family), moments, damping=1e-9)
+    inputs = hooked_inputs(model, family, windows)
+    for place, part in all_parts(model, family):
+        x, weight = inputs[place], part.output.weight.double()
+        for kept in (1, 5, weight.shape[1] - 1):
+            solution = torch.linalg.lstsq(x[:, :kept], x @ weight.T, driver="gelsd").solution
+            got = refit.output(*place, kept)
+            error = (x[:, :kept] @ got.weight.double().T - x @ weight.T).square().mean()
+            best = (x[:, :kept] @ solution - x @ weight.T).square().mean()
+            plain = (x[:, :kept] @ weight[:, :kept].T - x @ weight.T).square().mean()
+            assert error <= best * (1 + 1e-3) + 1e-8
+            assert error <= plain
+            assert (got.bias is None) == (part.output.bias is None)
+            assert got.bias is None or torch.equal(got.bias, part.output.bias)
+        whole = refit.output(*place, weight.shape[1]).weight
+        assert whole.data_ptr() == part.output.weight.data_ptr()  # the dense view itself
+
+
+def test_reordered_moments_are_those_of_the_sorted_model(model, family):
+    windows = random_windows()
+    moments = collect_moments(model, family, windows)
+    scores = importance("random", model, family, windows=windows, moments={}, seed=5)
+    reordered = reorder_moments(moments, sort_units(model, family, scores))
+    for place, one in collect_moments(model, family, windows).items():
+        torch.testing.assert_close(reordered[place].gram, one.gram, rtol=1e-4, atol=1e-3)
+
+
+def test_mass_is_a_falling_share():
+    scores = {(0, MLP): torch.tensor([1.0, 3.0, 0.0]), (1, MLP): torch.zeros(2)}
+    first, second = sorted_mass(scores, MLP)
+    assert first.tolist() == [0.75, 0.25, 0.0]
+    assert second.tolist() == [0.5, 0.5]
+
+
+def test_an_unknown_importance_and_a_broken_model_are_told():
+    model = random_model("llama")
+    family = family_of(model.config)
+    with pytest.raises(LmscoutError, match="unknown importance 'gradient'"):
+        importance("gradient", model, family, windows=random_windows(), moments={})
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(LmscoutError, match="not finite"):
+        importance("magnitude", model, family, windows=random_windows(), moments={})
+    with pytest.raises(LmscoutError, match="loss on calibration text is nan"):
+        importance("taylor", model, family, windows=random_windows(), moments={})
+    with pytest.raises(LmscoutError, match="dense model's loss"):
+        SubnetworkEvaluator(model, family, random_windows())
+
+
+def test_every_side_of_every_unit_is_a_view_of_the_model(model, family):
+    starts = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    for _, part in all_parts(model, family):
+        for side in unit_sides(part):
+            assert side.view.untyped_storage().data_ptr() in starts
+    assert {kind for (_, kind), _ in all_parts(model, family)} == set(KINDS)

@@ -1,0 +1,137 @@
+"""Every family passes the kit, and the kit finds the faults that it is for."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from lmscout.pruning import modeling_lmscout
+from lmscout.pruning.families import Affine, BlockParts, Gpt2, Llama, family_of
+from lmscout.testing import check_family, random_model
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+SMALL_GPT2 = {
+    "vocab_size": 64,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "llama-biases-tied": LlamaConfig(
+        **SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "llama-wide-heads": LlamaConfig(**SMALL, head_dim=16),
+    "mistral": MistralConfig(**SMALL),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen2-tied": Qwen2Config(**SMALL, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SMALL, head_dim=8),
+    "qwen3-biases": Qwen3Config(**SMALL, head_dim=16, attention_bias=True),
+    "gpt2": GPT2Config(**SMALL_GPT2, n_inner=24),
+    "gpt2-scaled-by-block": GPT2Config(
+        **SMALL_GPT2, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=False
+    ),
+}
+TOKENS = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_conforms(name):
+    check_family(family_of(CONFIGS[name]), random_model(CONFIGS[name]), TOKENS)
+
+
+@pytest.mark.slow
+def test_the_kit_saves_as_users_do_where_it_is_asked_to():
+    check_family(Gpt2(), random_model(CONFIGS["gpt2"]), TOKENS, fresh_process=True)
+
+
+class Copying(Llama):
+    def parts(self, block):
+        parts = super().parts(block)
+        copied = Affine(parts.mlp.output.weight.clone(), None)
+        return BlockParts(parts.attention, dataclasses.replace(parts.mlp, output=copied))
+
+
+class Miscounting(Llama):
+    def parts(self, block):
+        parts = super().parts(block)
+        return BlockParts(dataclasses.replace(parts.attention, group_size=1), parts.mlp)
+
+
+class Unbiased(Llama):
+    def parts(self, block):
+        parts = super().parts(block)
+        query = Affine(parts.attention.query.weight, None)
+        return BlockParts(dataclasses.replace(parts.attention, query=query), parts.mlp)
+
+
+class KeyForValue(Gpt2):
+    def parts(self, block):
+        parts = super().parts(block)
+        swapped = {"key": parts.attention.value, "value": parts.attention.key}
+        return BlockParts(dataclasses.replace(parts.attention, **swapped), parts.mlp)
+
+
+class Interleaved(Llama):
+    """Reads query heads of a group as if they lay apart, which only one order of units shows."""
+
+    def parts(self, block):
+        parts = super().parts(block)
+        attention = parts.attention
+        heads = dataclasses.replace(attention, head_size=attention.head_size // 2)
+        return BlockParts(dataclasses.replace(heads, groups=attention.groups * 2), parts.mlp)
+
+    def attend(self, block, parts, normed, context):
+        doubled = dataclasses.replace(
+            parts, groups=parts.groups // 2, head_size=parts.head_size * 2
+        )
+        return super().attend(block, doubled, normed, context)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "message"),
+    [
+        (Copying(), "llama", "block 0 mlp: a part is a copy"),
+        (Miscounting(), "llama", "32 rows of query, but 2 groups of 1 heads of 8 make 16"),
+        (Unbiased(), "qwen2", "the family's forward pass: logits differ"),
+        (KeyForValue(), "gpt2", "the family's forward pass: logits differ"),
+        (Interleaved(), "llama", "the model with attention units reordered: logits differ"),
+    ],
+)
+def test_the_kit_finds_a_family_that_is_wrong(family, config, message):
+    with pytest.raises(AssertionError, match=message):
+        check_family(family, random_model(CONFIGS[config]), TOKENS)
+
+
+def test_the_kit_finds_a_cache_that_blocks_without_attention_confuse(monkeypatch):
+    monkeypatch.setattr(
+        modeling_lmscout, "cache_slots", lambda config: list(range(config.num_hidden_layers))
+    )
+    with pytest.raises(AssertionError, match=r"'halves' \(any\): text in two parts with the cache"):
+        check_family(Llama(), random_model(CONFIGS["llama"]), TOKENS)
+
+
+def test_the_kit_refuses_weights_that_decide_nothing():
+    model = random_model(CONFIGS["llama"])
+    for block in model.model.layers:
+        block.mlp.down_proj.weight.data.zero_()
+        block.self_attn.o_proj.weight.data.zero_()
+    with pytest.raises(AssertionError, match="too little to check anything"):
+        check_family(Llama(), model, TOKENS)
