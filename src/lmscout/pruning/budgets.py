@@ -1,0 +1,190 @@
+"""Budgets: what a plan costs, and how much it may.
+
+Parameters, multiply-adds, memory and measured latency are all sums over blocks of what the
+kept units of either kind cost, so each is a table a block and kind: cost by number of units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.plan import Shape
+from lmscout.pruning.plan_arrays import Floats, Rows, dense_row, unit_parameters
+
+
+class Budget(Protocol):
+    """What search, proposals and fitting ask of a budget.
+
+    `cost` must not fall where a plan keeps one unit more.
+    """
+
+    @property
+    def name(self) -> str:
+        """What is counted, for messages: ``kept share``."""
+
+    @property
+    def limit(self) -> float:
+        """The most that a plan may cost."""
+
+    @property
+    def slack(self) -> float | None:
+        """How far below the limit a plan may stay, or None where that does not matter."""
+
+    def cost(self, rows: Rows) -> Floats:
+        """Costs of plans, [n, 2L] to [n]."""
+
+
+@dataclass(frozen=True, eq=False)
+class TableBudget:
+    """A budget whose cost is a sum over blocks and kinds.
+
+    Attributes:
+        name: what is counted.
+        limit: the most that a plan may cost.
+        tables: for each column of a row, the cost by number of units kept, [units + 1],
+            from 0 up; where a measured table falls, it is held level instead.
+        fixed: cost of what is not cut.
+        slack: how far below the limit a plan may stay, or None where that does not matter.
+    """
+
+    name: str
+    limit: float
+    tables: tuple[Floats, ...]
+    fixed: float = 0.0
+    slack: float | None = None
+    _flat: Floats = field(init=False, repr=False)
+    _starts: Rows = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not all(np.isfinite(table).all() for table in self.tables):
+            raise LmscoutError(f"{self.name}: the cost table holds a number that is not finite")
+        rising = [np.maximum.accumulate(np.asarray(table, np.float64)) for table in self.tables]
+        lengths = [len(table) for table in rising]
+        object.__setattr__(self, "_flat", np.concatenate(rising))
+        object.__setattr__(self, "_starts", np.cumsum([0, *lengths[:-1]]))
+
+    def cost(self, rows: Rows) -> Floats:
+        """Costs of plans, [n, 2L] to [n]."""
+        total: Floats = self._flat[rows + self._starts].sum(axis=1) + self.fixed
+        return total
+
+
+def keep_budget(shape: Shape, keep: float) -> TableBudget:
+    """The kept share of the parameters in attention and MLP, used up: plans are of one size.
+
+    They may stay a thousandth below it, or a channel in models so small that it is more.
+
+    Args:
+        shape: of the dense model.
+        keep: above 0 and at most 1.
+
+    Raises:
+        LmscoutError: `keep` is no such share.
+    """
+    if not 0 < keep <= 1:
+        raise LmscoutError(f"keep is {keep:g}: it is a share above 0 and at most 1, such as 0.8")
+    tables = _linear(shape, unit_parameters(shape) / shape.parameters)
+    # Sums of shares are exact to a few 1e-16; a thousandth of a unit is far above that and
+    # far below what a unit more would add.
+    rounding = 1e-3 * float(unit_parameters(shape).min()) / shape.parameters
+    channel = max(shape.channel_parameters) / shape.parameters
+    return TableBudget("kept share", keep + rounding, tables, slack=max(1e-3, channel))
+
+
+def multiply_adds_budget(
+    shape: Shape, limit: float, *, window: int, group_width: int, fixed: float = 0.0
+) -> TableBudget:
+    """Multiply-adds for each token of a window.
+
+    A weight costs one a token.  Attention adds two products a group with the tokens before
+    and at each position, (window + 1) / 2 of them on average, `group_width` wide.
+
+    Args:
+        shape: of the dense model.
+        limit: multiply-adds a token.
+        window: tokens.
+        group_width: query heads a group times head size.
+        fixed: multiply-adds a token outside of units, such as the head's.
+    """
+    each = unit_parameters(shape).astype(np.float64)
+    each[: shape.depth] += (window + 1) * group_width
+    return TableBudget("multiply-adds a token", limit, _linear(shape, each), fixed)
+
+
+def memory_budget(
+    shape: Shape,
+    limit: float,
+    *,
+    bytes_per_number: float,
+    cached_tokens: int = 0,
+    head_size: int = 0,
+    fixed: float = 0.0,
+) -> TableBudget:
+    """Bytes of weights, and of the keys and values of cached tokens.
+
+    Args:
+        shape: of the dense model.
+        limit: bytes.
+        bytes_per_number: 2 for bfloat16.
+        cached_tokens: tokens whose keys and values are held.
+        head_size: numbers in a key, and in a value, of one group.
+        fixed: bytes of what is not cut, such as embeddings.
+    """
+    each = unit_parameters(shape).astype(np.float64)
+    each[: shape.depth] += 2 * cached_tokens * head_size
+    return TableBudget("bytes", limit, _linear(shape, each * bytes_per_number), fixed)
+
+
+def latency_budget(
+    shape: Shape,
+    limit: float,
+    *,
+    attention: Sequence[npt.ArrayLike],
+    mlp: Sequence[npt.ArrayLike],
+    fixed: float = 0.0,
+) -> TableBudget:
+    """Seconds, from measured tables.
+
+    Args:
+        shape: of the dense model.
+        limit: seconds.
+        attention: seconds by groups kept, one table a block, or a single one for all.
+        mlp: seconds by channels kept, likewise.
+        fixed: seconds of what is not cut.
+
+    Raises:
+        LmscoutError: a table does not have one entry for each number of units.
+    """
+    tables = []
+    for kind, given, units in (
+        ("attention", attention, shape.groups),
+        ("mlp", mlp, shape.channels),
+    ):
+        blocks = list(given) * (shape.depth if len(given) == 1 else 1)
+        if len(blocks) != shape.depth:
+            raise LmscoutError(
+                f"latency: {len(blocks)} {kind} tables for {shape.depth} blocks; give one, or "
+                "one a block"
+            )
+        for block, (table, most) in enumerate(zip(blocks, units, strict=True)):
+            numbers = np.asarray(table, np.float64)
+            if numbers.shape != (most + 1,):
+                raise LmscoutError(
+                    f"latency: the {kind} table of block {block} has {numbers.size} entries; it "
+                    f"needs {most + 1}, for 0 to {most} units"
+                )
+            tables.append(numbers)
+    return TableBudget("seconds", limit, tuple(tables), fixed)
+
+
+def _linear(shape: Shape, each: Floats) -> tuple[Floats, ...]:
+    return tuple(
+        np.arange(units + 1) * float(cost)
+        for units, cost in zip(dense_row(shape), each, strict=True)
+    )

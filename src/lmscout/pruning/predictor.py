@@ -1,0 +1,269 @@
+"""The accuracy predictor: fitted on measured pairs, asked about any number of plans.
+
+Three kinds of model, each on the scale of the target that suits it best, compete by
+cross-validation; the one that ranks unseen plans best, by Kendall's τ, is fitted on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.cross_validation import (
+    Agreement,
+    Examples,
+    HeldOut,
+    folds,
+    held_out,
+    margin,
+    mean_agreement,
+)
+from lmscout.pruning.features import ImportanceMass, PlanFeatures
+from lmscout.pruning.ledger import Pair
+from lmscout.pruning.plan import Shape
+from lmscout.pruning.plan_arrays import Floats, Rows, as_rows, kept_shares
+from lmscout.pruning.regressors import KINDS, BoostedTrees, Regressor, regressor
+from lmscout.pruning.targets import SCALES, TargetScale
+
+FEWEST_PAIRS = 20
+
+
+@dataclass(frozen=True)
+class PredictorReport:
+    """How a predictor was chosen, and how good it is.
+
+    Attributes:
+        chosen: the winner's cross-validated agreement, mean over repeats.
+        others: the other kinds', best first.
+        pairs: measured pairs that it was fitted on.
+        margin: by how much the winner's τ is above the runner-up's, mean over folds.
+        margin_error: standard error of the margin.
+    """
+
+    chosen: Agreement
+    others: tuple[Agreement, ...]
+    pairs: int
+    margin: float
+    margin_error: float
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the winner is not ahead of the runner-up by more than a standard error."""
+        return bool(self.others) and not self.margin > self.margin_error
+
+    @property
+    def words(self) -> str:
+        """One sentence."""
+        best = self.chosen
+        sentence = (
+            f"{_spoken(best.kind)} on the {best.scale} scale, cross-validated on {self.pairs} "
+            f"pairs: τ {best.kendall:.3f}, R² {best.r2:.3f}, RMSE {best.rmse:.3f} nats"
+        )
+        if abs(best.kendall - best.kendall_same_size) > 1e-9:
+            sentence += f"; among plans of one size τ {best.kendall_same_size:.3f}"
+        if self.within_noise:
+            sentence += f"; within the noise of {_spoken(self.others[0].kind)}"
+        return sentence
+
+
+class Predictor:
+    """Predicted rises of plans; made by `fit_predictor`."""
+
+    def __init__(
+        self,
+        report: PredictorReport,
+        features: PlanFeatures,
+        models: Sequence[tuple[TargetScale, Regressor]],
+        unseen: HeldOut,
+        examples: Examples,
+    ) -> None:
+        """Put together what was fitted.
+
+        Args:
+            report: how the winner was chosen.
+            features: of plans.
+            models: all kinds, fitted on all pairs, each with its scale; the winner first.
+            unseen: the winner's folds.
+            examples: all pairs.
+        """
+        self.report = report
+        self._features = features
+        self._models = tuple(models)
+        scale, self._model = models[0]
+        self._scale = scale
+        self._unseen = unseen
+        self._examples = examples
+        self._residuals = np.abs(scale.forward(examples.values) - unseen.numbers)
+
+    def predict(self, rows: Rows) -> Floats:
+        """Predicted rises in nats a token, plans [n, 2L] to [n]."""
+        return self._scale.backward(self._model.predict(self._features(rows)))
+
+    def cautious(self, rows: Rows) -> Floats:
+        """The highest rise that any of the kinds predicts, plans [n, 2L] to [n].
+
+        For searching.  Lines and planes go on falling where nothing was measured, and a
+        search goes just there; trees stay level.  Where all kinds agree that a plan is good
+        it has been found to be so.
+        """
+        features = self._features(rows)
+        each = [scale.backward(model.predict(features)) for scale, model in self._models]
+        return np.asarray(np.max(each, axis=0))
+
+    def spread(self, rows: Rows) -> Floats:
+        """How far the models of the folds disagree, standard deviation in nats, [n]."""
+        features = self._features(rows)
+        each = [self._scale.backward(model.predict(features)) for model in self._unseen.models]
+        return np.asarray(np.std(each, axis=0))
+
+    def interval(self, rows: Rows, level: float = 0.9) -> tuple[Floats, Floats]:
+        """Conformal intervals of rises, CV+ of Barber et al. (2021).
+
+        They hold for plans drawn as the measured ones were.  A plan that was picked because
+        its prediction is low is no such draw, and lies above its interval more often.
+
+        Args:
+            rows: [n, 2L].
+            level: share of plans that the intervals are to cover.
+
+        Returns:
+            Lower and upper ends in nats, [n] each; without end where there are too few pairs
+            for the level.
+        """
+        features = self._features(rows)
+        lows, highs = [], []
+        for model, part in zip(self._unseen.models, self._unseen.rows, strict=True):
+            whole = part[
+                self._examples.weights[part] >= 1
+            ]  # partial pairs carry noise of their own
+            centre = model.predict(features)[:, None]
+            lows.append(centre - self._residuals[whole])
+            highs.append(centre + self._residuals[whole])
+        below, above = np.concatenate(lows, axis=1), np.concatenate(highs, axis=1)
+        outside = int(np.floor((1 - level) * (below.shape[1] + 1)))
+        if outside < 1:
+            return np.full(len(rows), -np.inf), np.full(len(rows), np.inf)
+        low = np.partition(below, outside - 1, axis=1)[:, outside - 1]
+        high = -np.partition(-above, outside - 1, axis=1)[:, outside - 1]
+        return self._scale.backward(low), self._scale.backward(high)
+
+    def error_near(self, rise: float) -> float:
+        """Median error on unseen plans, in nats, about a given rise.
+
+        On the logarithm or the root an error grows with the rise, so it is said where.
+        """
+        residual = float(np.median(self._residuals))
+        centre = self._scale.forward(np.array([rise]))
+        ends = self._scale.backward(np.concatenate([centre - residual, centre + residual]))
+        return float(ends[1] - ends[0]) / 2
+
+    def contributions(self, rows: Rows) -> Floats | None:
+        """Mean size of what each block and kind adds to predictions.
+
+        Shapley values on the scale learnt, summed over the features of a block and kind.
+
+        Args:
+            rows: [n, 2L] plans over which to average.
+
+        Returns:
+            [2L], or None where the winner is not boosted trees.
+        """
+        if not isinstance(self._model, BoostedTrees):
+            return None
+        values = self._model.contributions(self._features(rows))
+        each = values[:, : 3 * rows.shape[1]].reshape(len(rows), 3, -1).sum(axis=1)
+        return np.asarray(np.abs(each).mean(axis=0))
+
+
+def fit_predictor(
+    pairs: Sequence[Pair],
+    shape: Shape,
+    mass: ImportanceMass,
+    *,
+    seed: int,
+    repeats: int = 3,
+    kinds: Sequence[str] = KINDS,
+) -> Predictor:
+    """Choose a predictor by cross-validation and fit it on all pairs.
+
+    For each kind the scale of the target is chosen on the first repeat's folds; the kinds
+    are then compared over all repeats.  A partial pair counts by its share of the tokens.
+    The result depends on neither the order of the pairs nor the number of threads.
+
+    Args:
+        pairs: measured pairs; of several sizes, if the ledger serves several.
+        shape: of the dense model.
+        mass: importance of what a plan cuts.
+        seed: of the folds and of LightGBM.
+        repeats: of five-fold cross-validation.
+        kinds: that compete.
+
+    Raises:
+        LmscoutError: there are too few pairs, or they do not differ.
+    """
+    if len(pairs) < FEWEST_PAIRS:
+        raise LmscoutError(
+            f"{len(pairs)} measured pairs are too few for a predictor: at least {FEWEST_PAIRS}"
+        )
+    features = PlanFeatures(shape, mass)
+    examples = _examples(pairs, shape, features)
+    if np.ptp(examples.values) == 0:
+        raise LmscoutError(
+            f"all {len(pairs)} measured pairs have the same quality, so there is nothing to learn"
+        )
+    parts = [folds(len(pairs), seed, repeat) for repeat in range(repeats)]
+    contests: dict[str, tuple[TargetScale, list[HeldOut]]] = {}
+    for kind in kinds:
+        scales = [TargetScale.of(name, examples.values) for name in SCALES]
+        firsts = [held_out(kind, scale, examples, parts[0], seed) for scale in scales]
+        best = max(range(len(SCALES)), key=lambda one: firsts[one].agreement.kendall_same_size)
+        contests[kind] = (
+            scales[best],
+            [firsts[best]]
+            + [held_out(kind, scales[best], examples, part, seed) for part in parts[1:]],
+        )
+    agreements = {
+        kind: mean_agreement([one.agreement for one in unseen])
+        for kind, (_, unseen) in contests.items()
+    }
+    ranked = sorted(kinds, key=lambda kind: -agreements[kind].kendall_same_size)
+    by_fold = {
+        kind: [tau for one in unseen for tau in one.by_fold]
+        for kind, (_, unseen) in contests.items()
+    }
+    ahead, error = margin(by_fold[ranked[0]], by_fold[ranked[1]]) if len(ranked) > 1 else (0.0, 0.0)
+    models = []
+    for kind in ranked:
+        scale, _ = contests[kind]
+        model = regressor(kind, shape.depth, seed)
+        model.fit(examples.features, scale.forward(examples.values), examples.weights)
+        models.append((scale, model))
+    report = PredictorReport(
+        agreements[ranked[0]],
+        tuple(agreements[kind] for kind in ranked[1:]),
+        len(pairs),
+        ahead,
+        error,
+    )
+    return Predictor(report, features, models, contests[ranked[0]][1][0], examples)
+
+
+def _examples(pairs: Sequence[Pair], shape: Shape, features: PlanFeatures) -> Examples:
+    """In an order of their own, so that the order of measuring changes nothing."""
+    ordered = sorted(pairs, key=lambda pair: (pair.plan.attention, pair.plan.mlp))
+    rows = as_rows([pair.plan for pair in ordered])
+    whole = max(pair.tokens for pair in ordered)
+    return Examples(
+        features(rows),
+        np.array([pair.value for pair in ordered]),
+        np.array([pair.tokens / whole if pair.partial else 1.0 for pair in ordered]),
+        kept_shares(shape, rows),
+        shape.depth,
+    )
+
+
+def _spoken(kind: str) -> str:
+    return {"lightgbm": "LightGBM", "ridge": "ridge", "gaussian_process": "Gaussian process"}[kind]

@@ -1,0 +1,207 @@
+"""Ranges: the fewest and the most units that each block may keep, and fitting into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.budgets import Budget
+from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
+
+_HALVINGS = 26  # of the interval [-1, 1] in which the common shift is sought
+_NEARLY = 0.999  # of a budget that need not be used up, as far as fitting goes
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How many units each block may keep.
+
+    Attributes:
+        low: the fewest.
+        high: the most.
+    """
+
+    low: Plan
+    high: Plan
+
+    def __post_init__(self) -> None:
+        below, above = as_rows([self.low, self.high])
+        if (below > above).any():
+            raise LmscoutError("ranges: the fewest units of a block are above the most")
+
+    @classmethod
+    def above(cls, shape: Shape, least: float = 0.1) -> Ranges:
+        """From a share of every block's units, rounded up, to all of them."""
+        units = dense_row(shape)
+        fewest = np.ceil(least * units - 1e-9).astype(np.int64)
+        return cls(*as_plans(np.stack([fewest, units])))
+
+    def guarded(self, shape: Shape, share: int = 6) -> Ranges:
+        """The same, but the first and the last `1 / share` of the blocks stay whole."""
+        whole = np.tile(guarded_blocks(shape.depth, share), 2)
+        rows = np.where(whole, dense_row(shape), as_rows([self.low, self.high]))
+        return Ranges(*as_plans(rows))
+
+    def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether plans [n, 2L] lie within, [n]."""
+        low, high = as_rows([self.low, self.high])
+        inside: npt.NDArray[np.bool_] = ((rows >= low) & (rows <= high)).all(axis=1)
+        return inside
+
+    def can_meet(self, budget: Budget) -> bool:
+        """Whether some plan within meets the budget."""
+        least, most = budget.cost(as_rows([self.low, self.high]))
+        return bool(least <= budget.limit and (budget.slack is None or most >= _enough(budget)))
+
+    def require(self, budget: Budget) -> None:
+        """Refuse a budget that no plan within meets.
+
+        Raises:
+            LmscoutError: it names the nearest that can be met.
+        """
+        if self.can_meet(budget):
+            return
+        least, most = budget.cost(as_rows([self.low, self.high]))
+        nearest = least if least > budget.limit else most
+        raise LmscoutError(
+            f"no plan meets the budget of {budget.limit:.6g} ({budget.name}): the nearest that "
+            f"can be met is {nearest:.6g}"
+        )
+
+
+def guarded_blocks(depth: int, share: int = 6) -> tuple[bool, ...]:
+    """Which blocks are among the first or the last `1 / share`, rounded, one at least."""
+    count = max(1, round(depth / share))
+    return tuple(block < count or block >= depth - count for block in range(depth))
+
+
+def uniform(shape: Shape, ranges: Ranges, budget: Budget) -> Plan:
+    """The plan that keeps the same share of every block that ranges do not hold elsewhere."""
+    units = dense_row(shape)
+    low, high = as_rows([ranges.low, ranges.high])
+    below, above = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        share = (below + above) / 2
+        rows = np.clip(np.rint(share * units), low, high).astype(np.int64)[None]
+        enough = bool(budget.cost(rows)[0] <= budget.limit)
+        below, above = (share, above) if enough else (below, share)
+    return as_plans(fit((below * units)[None], ranges, budget))[0]
+
+
+def meets(rows: Rows, budget: Budget) -> npt.NDArray[np.bool_]:
+    """Whether plans [n, 2L] cost no more than a budget and, where that matters, no less."""
+    costs = budget.cost(rows)
+    within = costs <= budget.limit
+    return within if budget.slack is None else within & (costs >= _enough(budget))
+
+
+def fit(
+    wanted: npt.NDArray[np.floating] | Rows, ranges: Ranges | tuple[Rows, Rows], budget: Budget
+) -> Rows:
+    """Plans near to wanted, fractional ones that lie within ranges and meet a budget.
+
+    `Shape.fit` for many plans at once, within ranges, for any budget.  Groups are rounded
+    with the error carried from block to block.  Channels then move by one common share of
+    the room that they have, towards the most or the fewest, so far as the budget allows;
+    they are rounded at staggered thresholds, so that they step one at a time.  Where
+    channels alone cannot meet the budget, groups move first, in the same way.
+
+    Args:
+        wanted: [n, 2L] units.
+        ranges: for all plans, or (low, high) rows, [2L] or [n, 2L], for each.
+        budget: one that the ranges can meet.
+
+    Returns:
+        [n, 2L]; every row costs at most the limit.  Under a budget of parameters one channel
+        more would exceed it, unless there is none, and such a plan is its own fit.
+    """
+    low, high = as_rows([ranges.low, ranges.high]) if isinstance(ranges, Ranges) else ranges
+    low, high = np.broadcast_to(low, wanted.shape), np.broadcast_to(high, wanted.shape)
+    depth = wanted.shape[1] // 2
+    near = np.clip(np.asarray(wanted, np.float64), low, high)
+    near[:, :depth] = _carried(near[:, :depth], low[:, :depth], high[:, :depth])
+    groups, channels = np.s_[:, :depth], np.s_[:, depth:]
+
+    # Groups that leave channels no way to meet the budget are moved with channels at the
+    # end of their range.
+    for extreme, sign in ((low, -1.0), (high, 1.0)):
+        ends = near.copy()
+        ends[channels] = extreme[channels]
+        costs = budget.cost(ends.astype(np.int64))
+        stuck = costs > budget.limit if sign < 0 else costs < _enough(budget)
+        if stuck.any():
+            moved = _shifted(ends[stuck], low[stuck], high[stuck], groups, budget)
+            if sign > 0:  # the step that passes the limit, so that channels can give it back
+                moved = _enough_groups(moved, high[stuck], depth, budget)
+            near[stuck, :depth] = moved[groups]
+    return _filled(_shifted(near, low, high, channels, budget), high, budget)
+
+
+def _enough(budget: Budget) -> float:
+    """What a plan has to cost for a budget to be used up."""
+    return _NEARLY * budget.limit if budget.slack is None else budget.limit - budget.slack
+
+
+def _carried(wanted: Floats, low: Rows, high: Rows) -> Floats:
+    """Whole groups, the rounding error of a block carried on to the next."""
+    whole = np.empty_like(wanted)
+    carried = np.zeros(len(wanted))
+    for block in range(wanted.shape[1]):
+        due = wanted[:, block] + carried
+        whole[:, block] = np.clip(np.round(due), low[:, block], high[:, block])
+        carried = np.clip(due - whole[:, block], -1.0, 1.0)
+    return whole
+
+
+def _shifted(
+    near: Floats, low: Rows, high: Rows, columns: tuple[slice, slice], budget: Budget
+) -> Rows:
+    """Move columns by the largest common share of their room that the budget allows."""
+    start = near[columns]
+    down, up = start - low[columns], high[columns] - start
+    count = start.shape[1]
+    threshold = (np.arange(count) + 0.5) / count
+
+    def moved(share: Floats) -> Rows:
+        rows = near.copy()
+        step = np.where(share[:, None] > 0, share[:, None] * up, share[:, None] * down)
+        rows[columns] = np.clip(
+            np.floor(start + step + threshold + 1e-9), low[columns], high[columns]
+        )
+        return rows.astype(np.int64)
+
+    below, above = np.full(len(near), -1.0), np.full(len(near), 1.0)
+    whole = budget.cost(moved(above)) <= budget.limit
+    below[whole] = 1.0
+    for _ in range(_HALVINGS):
+        middle = (below + above) / 2
+        fits = budget.cost(moved(middle)) <= budget.limit
+        below, above = np.where(fits, middle, below), np.where(fits, above, middle)
+    return moved(below)
+
+
+def _enough_groups(rows: Rows, high: Rows, depth: int, budget: Budget) -> Rows:
+    """Groups added in the first blocks that have room, until the budget is used up."""
+    raised = rows.copy()
+    for block in range(depth):
+        for _ in range(int((high - raised)[:, block].max(initial=0))):
+            short = (budget.cost(raised) < _enough(budget)) & (raised < high)[:, block]
+            if not short.any():
+                break
+            raised[short, block] += 1
+    return raised
+
+
+def _filled(rows: Rows, high: Rows, budget: Budget) -> Rows:
+    """A channel more here and there, where steps that fell together left room for one."""
+    filled = rows.copy()
+    for column in range(rows.shape[1] // 2, rows.shape[1]):
+        more = filled.copy()
+        more[:, column] += filled[:, column] < high[:, column]
+        fits = budget.cost(more) <= budget.limit
+        filled[fits] = more[fits]
+    return filled

@@ -1,0 +1,56 @@
+"""A model that is not there: a shape, importance of units, and a quality for every plan."""
+
+import numpy as np
+
+from lmscout.pruning.features import ImportanceMass
+from lmscout.pruning.ledger import Pair
+from lmscout.pruning.plan import Shape
+from lmscout.pruning.plan_arrays import as_plans, as_rows, dense_row, kept_shares
+
+
+class Synthetic:
+    """Blocks that cost convexly more the more is cut, worse where neighbours are cut too.
+
+    The first block is load-bearing and the middle is cheap, as in real models; noise is a
+    function of the plan, one part in a hundred.
+    """
+
+    def __init__(self, depth=12, groups=10, channels=864, noise=0.01, seed=0):
+        rng = np.random.default_rng(seed)
+        self.depth, self.noise = depth, noise
+        self.shape = Shape(
+            (groups,) * depth, (channels,) * depth, (40_960,) * depth, (960,) * depth
+        )
+        self.weight = rng.uniform(0.05, 0.3, 2 * depth)
+        self.weight[depth] = 4.0  # the MLP of block 0
+        self.weight[depth // 2] = 0.002  # attention in the middle
+        self.bend = rng.uniform(1, 4, 2 * depth)
+        self.together = rng.uniform(0, 0.3, 2 * depth)
+        decay = rng.uniform(0.3, 3, 2 * depth)
+        scores = [
+            self.weight[column] * np.exp(-decay[column] * np.linspace(0, 1, units))
+            for column, units in enumerate(dense_row(self.shape))
+        ]
+        self.mass = ImportanceMass.of_scores(scores[:depth], scores[depth:])
+
+    def rise(self, rows):
+        """True rises of plans, [n, 2L] to [n]."""
+        removed = 1 - rows / dense_row(self.shape)
+        alone = self.weight * np.expm1(self.bend * removed) / np.expm1(self.bend)
+        beside = self.together * removed * np.roll(removed, 1, axis=1)
+        return (alone + beside).sum(axis=1) ** 1.2
+
+    def measure(self, rows):
+        """Rises as measured, with the noise that belongs to each plan."""
+        noise = [np.random.default_rng(list(row)).standard_normal() for row in rows]
+        return self.rise(rows) * (1 + self.noise * np.array(noise))
+
+    def pairs(self, plans, round_=0):
+        """Plans, or rows, as measured pairs."""
+        rows = plans if isinstance(plans, np.ndarray) else as_rows(plans)
+        return [
+            Pair(plan, float(value), 6000, round=round_, kept=float(kept), seconds=0.5)
+            for plan, value, kept in zip(
+                as_plans(rows), self.measure(rows), kept_shares(self.shape, rows), strict=True
+            )
+        ]

@@ -1,0 +1,83 @@
+"""Budgets against plain sums."""
+
+import numpy as np
+import pytest
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.budgets import (
+    TableBudget,
+    keep_budget,
+    latency_budget,
+    memory_budget,
+    multiply_adds_budget,
+)
+from lmscout.pruning.plan import Shape
+from lmscout.pruning.plan_arrays import as_plans
+
+SHAPE = Shape((4, 2, 3), (7, 5, 6), (100, 120, 110), (9, 11, 10))
+ROWS = np.array([[4, 2, 3, 7, 5, 6], [1, 0, 3, 2, 5, 0], [0, 0, 0, 0, 0, 0]])
+
+
+def test_kept_share_is_that_of_the_shape():
+    shares = keep_budget(SHAPE, 0.5).cost(ROWS)
+    assert shares == pytest.approx([SHAPE.kept_share(plan) for plan in as_plans(ROWS)])
+
+
+def test_multiply_adds_count_weights_and_attention():
+    budget = multiply_adds_budget(SHAPE, 1e9, window=7, group_width=16, fixed=1000)
+    # By hand: every position attends to itself and those before, 28 in all of 7.
+    positions = sum(range(1, 8)) / 7
+    wanted = []
+    for plan in as_plans(ROWS):
+        groups = sum(plan.attention)
+        wanted.append(1000 + SHAPE.parameters_of(plan) + 2 * positions * 16 * groups)
+    assert budget.cost(ROWS) == pytest.approx(wanted)
+
+
+def test_memory_counts_weights_and_cache():
+    budget = memory_budget(SHAPE, 1e9, bytes_per_number=2, cached_tokens=50, head_size=8, fixed=64)
+    wanted = [
+        64 + 2 * (SHAPE.parameters_of(plan) + 2 * 50 * 8 * sum(plan.attention))
+        for plan in as_plans(ROWS)
+    ]
+    assert budget.cost(ROWS) == pytest.approx(wanted)
+
+
+def test_latency_is_read_from_tables_and_never_falls():
+    attention = [np.arange(5) * 1.0, np.arange(3) * 2.0, [0.0, 3.0, 2.0, 4.0]]
+    mlp = [np.arange(8) * 0.1, np.arange(6) * 0.2, np.zeros(7)]
+    budget = latency_budget(SHAPE, 9.0, attention=attention, mlp=mlp, fixed=0.5)
+    assert budget.cost(ROWS) == pytest.approx(
+        [0.5 + 4 + 4 + 4 + 0.7 + 1, 0.5 + 1 + 0 + 4 + 0.2 + 1, 0.5]
+    )
+    two = np.array([[0, 0, 2, 0, 0, 0]])
+    assert budget.cost(two) == pytest.approx([0.5 + 3])  # measured 2.0, after 3.0 for one
+
+
+def test_one_latency_table_serves_all_blocks():
+    same = Shape((2, 2), (3, 3), (1, 1), (1, 1))
+    budget = latency_budget(same, 9.0, attention=[[0, 1, 2]], mlp=[[0, 5, 6, 7]])
+    assert budget.cost(np.array([[1, 2, 3, 0]])) == pytest.approx([1 + 2 + 7])
+
+
+@pytest.mark.parametrize("keep", [0.0, -1.0, 1.2, float("nan")])
+def test_a_share_that_is_none_is_refused(keep):
+    with pytest.raises(LmscoutError, match="share above 0 and at most 1"):
+        keep_budget(SHAPE, keep)
+
+
+def test_a_table_of_the_wrong_length_is_refused():
+    with pytest.raises(LmscoutError, match="mlp table of block 1 has 3 entries; it needs 6"):
+        latency_budget(
+            SHAPE,
+            1.0,
+            attention=[np.arange(5), np.arange(3), np.arange(4)],
+            mlp=[np.arange(8), np.arange(3), np.arange(7)],
+        )
+    with pytest.raises(LmscoutError, match="2 attention tables for 3 blocks"):
+        latency_budget(SHAPE, 1.0, attention=[[0, 1], [0, 1]], mlp=[np.arange(8)])
+
+
+def test_a_table_with_a_hole_is_refused():
+    with pytest.raises(LmscoutError, match="not finite"):
+        TableBudget("seconds", 1.0, (np.array([0.0, np.nan]),))

@@ -1,0 +1,227 @@
+"""The ledger: nothing twice, nothing lost, and Optuna's own."""
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import optuna
+import pytest
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.ledger import FILE_NAME, Ledger, Pair, storage_url
+from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.plan_arrays import as_plans
+
+SHAPE = Shape((4, 4, 4), (50, 50, 50), (100,) * 3, (10,) * 3)
+SETTINGS = {"model": "ab12", "tokens": 6000, "compensation": True, "seed": 0, "text": None}
+
+
+def plans(count, seed=0):
+    rows = np.random.default_rng(seed).integers(0, [5] * 3 + [51] * 3, (count, 6))
+    return as_plans(np.unique(rows, axis=0))
+
+
+def pair(plan, **changes):
+    settings = {
+        "value": 0.25 + plan.mlp[0] / 3,
+        "tokens": 6000,
+        "round": 1,
+        "kept": SHAPE.kept_share(plan),
+        "seconds": 1.5,
+        "origin": "free",
+    }
+    return Pair(plan, **(settings | changes))
+
+
+def test_pairs_come_back_as_they_were_in_their_order(tmp_path):
+    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
+    wanted = [
+        pair(plan, partial=place % 3 == 0, tokens=1500 if place % 3 == 0 else 6000, round=place % 2)
+        for place, plan in enumerate(plans(12))
+    ]
+    assert all(ledger.add(one) for one in wanted)
+    again = Ledger(tmp_path, SHAPE, SETTINGS)
+    assert again.pairs() == ledger.pairs() == tuple(wanted)
+    assert again.pairs(before_round=1) == tuple(one for one in wanted if one.round == 0)
+    assert len(again) == len(wanted)
+    assert again.find(wanted[5].plan) == wanted[5]
+    assert again.find(Plan((4, 4, 4), (50, 50, 50))) is None
+
+
+def test_no_plan_is_there_twice(tmp_path):
+    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
+    plan = plans(1)[0]
+    assert ledger.add(pair(plan))
+    assert not ledger.add(pair(plan, value=9.0))
+    again = Ledger(tmp_path, SHAPE, SETTINGS)
+    assert not again.add(pair(plan, value=9.0, partial=True))
+    assert again.pairs() == (pair(plan),)
+
+
+def test_a_ledger_is_a_study_that_optuna_reads(tmp_path):
+    verbosity = optuna.logging.get_verbosity()
+    ledger = Ledger(tmp_path, SHAPE, SETTINGS, study="mine")
+    first, second = plans(2)
+    ledger.add(pair(first))
+    ledger.add(pair(second, partial=True, tokens=1500))
+    assert optuna.logging.get_verbosity() == verbosity
+    study = optuna.load_study(study_name="mine", storage=ledger.url)
+    assert study.direction == optuna.study.StudyDirection.MINIMIZE
+    assert study.best_value == pair(first).value
+    complete, pruned = study.trials
+    assert Plan.from_dict(complete.params) == first
+    assert complete.distributions["block00.mlp"] == optuna.distributions.IntDistribution(0, 50)
+    assert pruned.state == optuna.trial.TrialState.PRUNED
+    assert pruned.intermediate_values == {1500: pair(second).value}
+    assert complete.user_attrs["origin"] == "free"
+    assert complete.duration.total_seconds() == pytest.approx(1.5)
+    tables = sqlite3.connect(tmp_path / FILE_NAME)
+    names = {name for (name,) in tables.execute("select name from sqlite_master")}
+    tables.close()
+    assert not [name for name in names if "lmscout" in name]
+
+
+def test_reading_does_not_wait_for_each_trial(tmp_path):
+    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
+    for plan in plans(25):
+        ledger.add(pair(plan))
+    from sqlalchemy import event
+
+    asked = []
+    event.listen(ledger._storage.engine, "before_cursor_execute", lambda *seen: asked.append(seen))
+    other = Ledger(tmp_path, SHAPE, SETTINGS)
+    event.listen(other._storage.engine, "before_cursor_execute", lambda *seen: asked.append(seen))
+    asked.clear()
+    other.refresh()
+    assert len(other) == len(ledger)
+    assert len(asked) < 12  # a few for all trials, none for each
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "seed = 0, this run has 1"),
+        ({"extra": "x"}, "extra = None, this run has x"),
+    ],
+)
+def test_pairs_measured_otherwise_are_not_mixed_in(tmp_path, change, words):
+    Ledger(tmp_path, SHAPE, SETTINGS)
+    with pytest.raises(LmscoutError, match=words) as caught:
+        Ledger(tmp_path, SHAPE, SETTINGS | change)
+    assert "\n" not in str(caught.value)
+    Ledger(tmp_path, SHAPE, SETTINGS | change, study="another")
+
+
+def test_a_ledger_of_another_shape_is_refused(tmp_path):
+    Ledger(tmp_path, SHAPE, SETTINGS)
+    with pytest.raises(LmscoutError, match="channels = 50 50 50, this run has 60 60 60"):
+        Ledger(tmp_path, Shape((4,) * 3, (60,) * 3, (100,) * 3, (10,) * 3), SETTINGS)
+
+
+def test_a_study_of_others_is_refused(tmp_path):
+    study = optuna.create_study(storage=storage_url(tmp_path), study_name="theirs")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    with pytest.raises(LmscoutError, match="not a ledger"):
+        Ledger(tmp_path, SHAPE, SETTINGS, study="theirs")
+
+
+@pytest.mark.parametrize("url", ["foo://x", "mysql://a/b", "sqlite:////no/such/folder/x.db"])
+def test_a_storage_that_cannot_be_opened_is_one_line(url):
+    with pytest.raises(LmscoutError, match=f"^ledger at {url}: ") as caught:
+        Ledger(url, SHAPE, SETTINGS)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_ledger_is_one_line(tmp_path):
+    (tmp_path / FILE_NAME).write_text("words" * 1000)
+    with pytest.raises(LmscoutError, match="file is not a database"):
+        Ledger(tmp_path, SHAPE, SETTINGS)
+    with pytest.raises(LmscoutError, match="cannot be made a folder"):
+        Ledger(tmp_path / FILE_NAME, SHAPE, SETTINGS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_refused(tmp_path, value):
+    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
+    with pytest.raises(LmscoutError, match="not finite"):
+        ledger.add(pair(plans(1)[0], value=value))
+    assert len(ledger) == 0
+
+
+WRITER = """
+    import sys
+    from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
+    from lmscout.pruning.ledger import Ledger
+
+    print(0, flush=True)
+    ledger = Ledger(sys.argv[1], SHAPE, SETTINGS)
+    for plan in plans(25):
+        if ledger.find(plan) is None:
+            ledger.add(pair(plan))
+            print(len(ledger), flush=True)
+"""
+
+
+def writer(folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITER), str(folder)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.path.dirname(__file__)},
+    )
+
+
+def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
+    rng = random.Random(0)
+    reported = 0
+    for _ in range(3):
+        process = writer(tmp_path)
+        assert process.stdout.readline() == b"0\n"
+        assert process.stdout.readline()  # it writes
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split()
+        process.wait()
+        process.stdout.close()
+        reported = max([reported, *map(int, rest)])
+        there = Ledger(tmp_path, SHAPE, SETTINGS).pairs()
+        assert len(there) >= reported  # what was said to be written is there
+    process = writer(tmp_path)
+    process.communicate()
+    assert process.returncode == 0
+    assert Ledger(tmp_path, SHAPE, SETTINGS).pairs() == tuple(pair(plan) for plan in plans(25))
+    assert len(
+        optuna.load_study(study_name="lmscout", storage=storage_url(tmp_path)).trials
+    ) == len(plans(25))
+
+
+def test_killed_while_it_begins_it_begins_again(tmp_path):
+    for delay in (0.02, 0.1, 0.2, 0.35):
+        process = writer(tmp_path)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
+    wanted = [pair(plan) for plan in plans(25)]
+    assert ledger.pairs() == tuple(wanted[: len(ledger)])
+
+
+def test_others_read_while_one_writes(tmp_path):
+    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
+    process = writer(tmp_path)
+    seen = 0
+    while process.poll() is None:
+        ledger.refresh()
+        assert len(ledger) >= seen
+        seen = len(ledger)
+        time.sleep(0.05)
+    process.communicate()
+    ledger.refresh()
+    assert ledger.pairs() == tuple(pair(plan) for plan in plans(25))
+    ledger.close()

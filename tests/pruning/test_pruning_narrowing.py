@@ -1,0 +1,148 @@
+"""Narrowing on a model of which it is known what is cheap."""
+
+import numpy as np
+import pytest
+from synthetic_quality import Synthetic
+
+from lmscout.pruning.budgets import keep_budget
+from lmscout.pruning.elite import best_pairs
+from lmscout.pruning.ledger import Pair
+from lmscout.pruning.narrowing import BEARING, FREE, Shrink, narrow, partial_dependence
+from lmscout.pruning.plan_arrays import as_rows, dense_row, kept_shares
+from lmscout.pruning.predictor import fit_predictor
+from lmscout.pruning.ranges import Ranges, fit
+
+MODEL = Synthetic(depth=6)
+BUDGET = keep_budget(MODEL.shape, 0.75)
+WHOLE = Ranges.above(MODEL.shape)
+
+
+class Knowing:
+    """A predictor that is never wrong."""
+
+    def __init__(self, model=MODEL, error=0.01):
+        self.model, self.error = model, error
+
+    def predict(self, rows):
+        return self.model.rise(rows)
+
+    def error_near(self, rise):
+        return self.error
+
+    def contributions(self, rows):
+        return None
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    wish = np.random.default_rng(0).uniform(0.1, 1, (120, 12)) * dense_row(MODEL.shape)
+    return MODEL.pairs(fit(wish, WHOLE, BUDGET))
+
+
+def test_dependence_is_measured_at_one_size_within_what_was_measured(pairs):
+    measured = as_rows([pair.plan for pair in pairs])
+    around = measured[:5]
+    curves = partial_dependence(Knowing(), MODEL.shape, WHOLE, BUDGET, around, measured)
+    for column, curve in enumerate(curves):
+        assert curve.units.min() >= measured[:, column].min()
+        assert curve.units.max() <= measured[:, column].max()
+        assert len(curve.units) > 2
+    column, place = 7, 4
+    wanted = around.copy()
+    wanted[:, column] = curves[column].units[place]
+    low, high = (np.tile(one, (5, 1)) for one in as_rows([WHOLE.low, WHOLE.high]))
+    low[:, column] = high[:, column] = wanted[:, column]
+    rows = fit(wanted, (low, high), BUDGET)
+    assert kept_shares(MODEL.shape, rows) == pytest.approx(0.75, abs=0.001)
+    assert curves[column].rise[place] == pytest.approx(MODEL.rise(rows).mean())
+
+
+def test_the_load_bearing_and_the_free_are_told_apart(pairs):
+    ranges, shrinks = narrow(WHOLE, Knowing(), pairs, MODEL.shape, BUDGET)
+    assert ranges.low.mlp[0] > 400  # was 87
+    assert shrinks[0].verdict == BEARING
+    assert (shrinks[0].kind, shrinks[0].blocks[0]) == ("mlp", 0)
+    assert shrinks[0].cost > 0.2
+    assert all(one.cost > 0.03 for one in shrinks if one.verdict == BEARING)
+    assert all(one.cost < 0.03 for one in shrinks if one.verdict == FREE)
+    assert {one.verdict for one in shrinks} == {FREE, BEARING}
+    # Attention of block 3 costs nothing, and nobody says that it bears anything.
+    assert not [
+        one
+        for one in shrinks
+        if one.kind == "attention"
+        and one.blocks[0] <= 3 <= one.blocks[1]
+        and one.verdict == BEARING
+    ]
+    assert list(shrinks) == sorted(shrinks, key=lambda one: -one.cost)
+
+
+def test_numbers_in_words_are_those_of_the_dependence(pairs):
+    _, shrinks = narrow(WHOLE, Knowing(), pairs, MODEL.shape, BUDGET)
+    around = as_rows([pair.plan for pair in best_pairs(pairs, WHOLE, BUDGET, 12)])
+    measured = as_rows([pair.plan for pair in pairs])
+    curves = partial_dependence(Knowing(), MODEL.shape, WHOLE, BUDGET, around, measured)
+    single = [one for one in shrinks if one.blocks[0] == one.blocks[1]]
+    assert single
+    for one in single:
+        column = one.blocks[0] + (MODEL.depth if one.kind == "mlp" else 0)
+        shares = curves[column].units / dense_row(MODEL.shape)[column]
+        rise = dict(zip(shares, curves[column].rise, strict=True))
+        assert one.cost == pytest.approx(rise[one.keeping] - rise[one.instead_of])
+
+
+def test_words_read_well():
+    assert Shrink("mlp", (4, 4), FREE, 0.6, 1.0, 0.004, None).words == (
+        "block 4 mlp is nearly free: keeping 60% instead of 100%, at the same size, "
+        "costs 0.004 nats"
+    )
+    assert Shrink("attention", (0, 1), BEARING, 0.8, 1.0, 0.31, None).words == (
+        "blocks 0-1 attention is load-bearing: keeping 80% instead of 100%, at the same size, "
+        "costs 0.310 nats"
+    )
+    assert "saves 0.020 nats" in Shrink("mlp", (4, 4), FREE, 0.6, 1.0, -0.02, None).words
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_measured_stay_and_ranges_stay_wide(pairs, seed):
+    model = Synthetic(depth=6, seed=seed)
+    rows = as_rows([pair.plan for pair in pairs])
+    ranges, units = WHOLE, dense_row(model.shape)
+    for _ in range(6):  # again and again, by one that is very sure of itself
+        before = as_rows([ranges.low, ranges.high])
+        ranges, _ = narrow(ranges, Knowing(model, 1e-6), model.pairs(rows), model.shape, BUDGET)
+        after = as_rows([ranges.low, ranges.high])
+        assert (after[0] >= before[0]).all()
+        assert (after[1] <= before[1]).all()
+        width, was = after[1] - after[0], before[1] - before[0]
+        assert (width >= np.floor(0.5 * was)).all()
+        assert (width >= np.minimum(was, np.floor(0.3 * units))).all()
+        best = best_pairs(model.pairs(rows), WHOLE, BUDGET, 12)
+        assert ranges.holds(as_rows([pair.plan for pair in best])).all()
+    assert (after[1] - after[0]).sum() < 0.8 * (units - as_rows([WHOLE.low])[0]).sum()
+
+
+def test_nothing_is_narrowed_where_nothing_fits(pairs):
+    other = keep_budget(MODEL.shape, 0.4)
+    assert narrow(WHOLE, Knowing(), pairs, MODEL.shape, other) == (WHOLE, ())
+    partial = [Pair(one.plan, one.value, 100, partial=True) for one in pairs]
+    assert narrow(WHOLE, Knowing(), partial, MODEL.shape, BUDGET) == (WHOLE, ())
+
+
+def test_trees_give_contributions_with_their_shrinks(pairs):
+    predictor = fit_predictor(pairs, MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=["lightgbm"])
+    _, shrinks = narrow(WHOLE, predictor, pairs, MODEL.shape, BUDGET, margin=0.5)
+    assert shrinks
+    assert all(one.contribution > 0 for one in shrinks)
+
+
+def test_the_best_are_whole_within_and_of_the_size(pairs):
+    best = best_pairs(pairs, WHOLE, BUDGET, 5)
+    assert [one.value for one in best] == sorted(one.value for one in pairs)[:5]
+    first = best[0]
+    dropped = Pair(first.plan, first.value, 100, partial=True)
+    others = [one for one in pairs if one is not first]
+    assert best_pairs([dropped, *others], WHOLE, BUDGET, 1)[0] == best[1]
+    guarded = WHOLE.guarded(MODEL.shape)
+    assert best_pairs(pairs, guarded, BUDGET, 5) == []
+    assert best_pairs(pairs[::-1], WHOLE, BUDGET, 5) == best

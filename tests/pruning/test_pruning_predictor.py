@@ -1,0 +1,239 @@
+"""The predictor on a synthetic model, against what is known of it."""
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+from sklearn.gaussian_process import GaussianProcessRegressor
+from synthetic_quality import Synthetic
+from threadpoolctl import threadpool_limits
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.budgets import keep_budget
+from lmscout.pruning.cross_validation import Agreement
+from lmscout.pruning.ledger import Pair
+from lmscout.pruning.plan_arrays import as_plans, dense_row
+from lmscout.pruning.predictor import PredictorReport, fit_predictor
+from lmscout.pruning.ranges import Ranges, fit
+from lmscout.pruning.regressors import KINDS, GaussianProcess, regressor
+
+MODEL = Synthetic(depth=6)
+
+
+def sample(model, count, keeps=(0.8,), seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for place in range(count):
+        budget = keep_budget(model.shape, keeps[place % len(keeps)])
+        wish = rng.uniform(0.1, 1, (1, 2 * model.depth)) * dense_row(model.shape)
+        rows.append(fit(wish, Ranges.above(model.shape), budget)[0])
+    return np.unique(rows, axis=0)[rng.permutation(len(np.unique(rows, axis=0)))]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return sample(MODEL, 700)
+
+
+@pytest.fixture(scope="module")
+def predictor(rows):
+    return fit_predictor(MODEL.pairs(rows[:150]), MODEL.shape, MODEL.mass, seed=0, repeats=1)
+
+
+def test_it_ranks_plans_that_it_has_not_seen(predictor, rows):
+    measured = MODEL.measure(rows[150:])
+    tau = kendalltau(predictor.predict(rows[150:]), measured)[0]
+    assert tau > 0.8
+    assert predictor.report.chosen.kendall == pytest.approx(tau, abs=0.06)
+    error = predictor.predict(rows[150:]) - measured
+    assert predictor.report.chosen.r2 == pytest.approx(
+        1 - (error**2).mean() / measured.var(), abs=0.1
+    )
+    assert predictor.report.chosen.rmse == pytest.approx(np.sqrt((error**2).mean()), rel=0.6)
+
+
+def test_the_report_names_winner_and_others(predictor):
+    report = predictor.report
+    kinds = [report.chosen.kind, *(one.kind for one in report.others)]
+    assert sorted(kinds) == sorted(KINDS)
+    taus = [report.chosen.kendall_same_size, *(one.kendall_same_size for one in report.others)]
+    assert taus == sorted(taus, reverse=True)
+    assert report.pairs == 150
+    assert f"τ {report.chosen.kendall:.3f}" in report.words
+    assert ("within the noise" in report.words) == (report.margin <= report.margin_error)
+
+
+def test_a_lead_within_its_error_is_said_to_be_noise():
+    first = Agreement("ridge", "log", 0.85, 0.85, 0.9, 0.02)
+    second = Agreement("lightgbm", "sqrt", 0.84, 0.84, 0.9, 0.02)
+    ahead = PredictorReport(first, (second,), 100, 0.01, 0.008)
+    assert not ahead.within_noise
+    assert "noise" not in ahead.words
+    tied = PredictorReport(first, (second,), 100, 0.01, 0.02)
+    assert tied.words.endswith("; within the noise of LightGBM")
+    assert not PredictorReport(first, (), 100, 0.0, 0.0).within_noise
+
+
+def test_where_there_is_nothing_to_learn_nothing_is_learnt(rows):
+    values = np.random.default_rng(0).uniform(0.3, 0.6, 60)
+    pairs = [
+        Pair(plan, float(v), 6000) for plan, v in zip(as_plans(rows[:60]), values, strict=True)
+    ]
+    report = fit_predictor(
+        pairs, MODEL.shape, MODEL.mass, seed=0, repeats=2, kinds=["ridge", "lightgbm"]
+    ).report
+    assert abs(report.chosen.kendall) < 0.3
+    assert report.chosen.r2 < 0.2
+    assert report.margin_error > 0
+
+
+def test_intervals_cover_what_they_say(rows):
+    # On fresh draws: of the 90 % intervals at least 86 % hold, and they are no walls.
+    held = []
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(rows))
+        train, test = rows[order[:100]], rows[order[100:]]
+        fitted = fit_predictor(
+            MODEL.pairs(train), MODEL.shape, MODEL.mass, seed=seed, repeats=1, kinds=["ridge"]
+        )
+        low, high = fitted.interval(test)
+        measured = MODEL.measure(test)
+        held.append(((low <= measured) & (measured <= high)).mean())
+        narrow_low, narrow_high = fitted.interval(test, level=0.5)
+        assert ((narrow_low >= low) & (narrow_high <= high)).all()
+        assert (high - low).mean() < measured.std() * 2
+    assert 0.86 <= np.mean(held) <= 0.99
+
+
+def test_an_interval_has_no_ends_where_pairs_are_too_few(rows):
+    fitted = fit_predictor(
+        MODEL.pairs(rows[:20]), MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=["ridge"]
+    )
+    low, high = fitted.interval(rows[:3], level=0.99)
+    assert np.isneginf(low).all()
+    assert np.isposinf(high).all()
+
+
+def test_partial_pairs_count_less(rows):
+    wrong = MODEL.pairs(rows[:40])
+    pairs = MODEL.pairs(rows[40:120])
+    spoiled = [Pair(one.plan, one.value + 0.4, 60, partial=True) for one in wrong]
+    trusted = [Pair(one.plan, one.value + 0.4, 6000) for one in wrong]
+    errors = []
+    for extra in (spoiled, trusted):
+        fitted = fit_predictor(
+            [*pairs, *extra], MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=["ridge"]
+        )
+        errors.append(np.abs(fitted.predict(rows[200:400]) - MODEL.rise(rows[200:400])).mean())
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_several_sizes_are_judged_each_by_itself():
+    rows = sample(MODEL, 120, keeps=(0.5, 0.7, 0.9))
+    report = fit_predictor(
+        MODEL.pairs(rows), MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=["gaussian_process"]
+    ).report
+    assert report.chosen.kendall > report.chosen.kendall_same_size > 0.6
+    assert "among plans of one size" in report.words
+
+
+def test_caution_is_the_worst_that_any_kind_expects(rows):
+    alone = [
+        fit_predictor(
+            MODEL.pairs(rows[:50]), MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=[kind]
+        )
+        for kind in KINDS
+    ]
+    together = fit_predictor(MODEL.pairs(rows[:50]), MODEL.shape, MODEL.mass, seed=0, repeats=1)
+    worst = np.max([one.predict(rows[100:200]) for one in alone], axis=0)
+    assert together.cautious(rows[100:200]) == pytest.approx(worst)
+
+
+def test_contributions_are_those_of_the_trees(rows):
+    kinds = {
+        kind: fit_predictor(
+            MODEL.pairs(rows[:150]), MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=[kind]
+        )
+        for kind in ("lightgbm", "ridge")
+    }
+    assert kinds["ridge"].contributions(rows[:50]) is None
+    each = kinds["lightgbm"].contributions(rows[:50])
+    assert each.shape == (12,)
+    assert each.argmax() == 6  # the MLP of block 0 weighs most by far
+
+
+def test_the_order_of_pairs_changes_nothing(predictor, rows):
+    pairs = MODEL.pairs(rows[:150])
+    again = fit_predictor(pairs[::-1], MODEL.shape, MODEL.mass, seed=0, repeats=1)
+    assert again.report == predictor.report
+    assert (again.predict(rows[:50]) == predictor.predict(rows[:50])).all()
+
+
+def test_the_number_of_threads_changes_nothing(rows):
+    results = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            fitted = fit_predictor(
+                MODEL.pairs(rows[:150]),
+                MODEL.shape,
+                MODEL.mass,
+                seed=1,
+                repeats=1,
+                kinds=["gaussian_process", "ridge"],
+            )
+            results.append((fitted.report, list(fitted.predict(rows)), list(fitted.cautious(rows))))
+    assert results[0] == results[1]
+
+
+def test_the_process_predicts_as_scikit_learns(rows, monkeypatch):
+    seen = {}
+    fit_it = GaussianProcessRegressor.fit
+
+    def remembered(self, points, target):
+        seen["process"] = fit_it(self, points, target)
+        return seen["process"]
+
+    monkeypatch.setattr(GaussianProcessRegressor, "fit", remembered)
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((60, 7)) * np.arange(1, 8)
+    target = np.sin(features[:, 0]) + features[:, 1] / 3 + 2
+    mine = GaussianProcess()
+    mine.fit(features, target, np.ones(60))
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    wanted = seen["process"].predict(scaled) * target.std() + target.mean()
+    assert mine.predict(features) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_that_never_vary_do_no_harm(kind):
+    rng = np.random.default_rng(0)
+    features = rng.uniform(0, 1, (80, 15))
+    features[:, [3, 13]] = 0.7
+    target = features[:, 0] + 2 * features[:, 1]
+    model = regressor(kind, 2, 0)
+    model.fit(features, target, np.ones(80))
+    changed = features.copy()
+    changed[:, 3] = 0.0
+    assert np.corrcoef(model.predict(changed), target)[0, 1] > 0.9
+
+
+def test_too_few_pairs_are_refused(rows):
+    with pytest.raises(LmscoutError, match="19 measured pairs are too few"):
+        fit_predictor(MODEL.pairs(rows[:19]), MODEL.shape, MODEL.mass, seed=0)
+
+
+def test_pairs_that_do_not_differ_are_refused(rows):
+    same = [Pair(one.plan, 0.5, 6000) for one in MODEL.pairs(rows[:30])]
+    with pytest.raises(LmscoutError, match="same quality"):
+        fit_predictor(same, MODEL.shape, MODEL.mass, seed=0)
+
+
+def test_real_shapes_with_two_hundred_pairs():
+    model = Synthetic()  # twelve blocks, ten groups, 864 channels
+    rows = sample(model, 400, seed=5)
+    fitted = fit_predictor(
+        model.pairs(rows[:200]), model.shape, model.mass, seed=0, repeats=1, kinds=["ridge"]
+    )
+    tau = kendalltau(fitted.predict(rows[200:]), model.rise(rows[200:]))[0]
+    print(fitted.report.words, tau)
+    assert fitted.report.chosen.kendall > 0.8
+    assert tau > 0.8

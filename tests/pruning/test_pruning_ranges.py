@@ -1,0 +1,136 @@
+"""Fitting plans into ranges and budgets."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.budgets import keep_budget, latency_budget, multiply_adds_budget
+from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.plan_arrays import as_plans, as_rows, dense_row, kept_shares, unit_parameters
+from lmscout.pruning.ranges import Ranges, fit, guarded_blocks, meets, uniform
+
+SHAPE = Shape((10,) * 12, (864,) * 12, (40_960,) * 12, (960,) * 12)
+SMALL = Shape((4,) * 5, (172,) * 5, (3072,) * 5, (192,) * 5)  # that of stories260K
+
+wishes = arrays(np.float64, (4, 24), elements=st.floats(0, 1))
+
+
+@settings(deadline=None)
+@given(wish=wishes, keep=st.floats(0.15, 1.0))
+def test_any_wish_is_fitted_within_ranges_and_meets_the_budget(wish, keep):
+    ranges, budget = Ranges.above(SHAPE), keep_budget(SHAPE, keep)
+    rows = fit(wish * dense_row(SHAPE), ranges, budget)
+    assert ranges.holds(rows).all()
+    shares = kept_shares(SHAPE, rows)
+    assert (shares <= keep + 1e-7).all()
+    assert (shares >= keep - 0.002).all()
+    assert meets(rows, budget).all()
+    assert (fit(rows, ranges, budget) == rows).all()  # what fits is left as it is
+
+
+@settings(deadline=None)
+@given(
+    wish=arrays(np.float64, (3, 10), elements=st.floats(0, 1)),
+    keep=st.floats(0.2, 1.0),
+)
+def test_a_tiny_model_meets_its_budget_to_a_channel(wish, keep):
+    rows = fit(wish * dense_row(SMALL), Ranges.above(SMALL), keep_budget(SMALL, keep))
+    short = (keep - kept_shares(SMALL, rows)) * SMALL.parameters
+    full = (rows[:, 5:] == 172).all(axis=1)
+    assert ((short < 192 + 1) | full).all()
+    assert (short > -1).all()
+    assert (short <= 0.002 * SMALL.parameters).all()
+    assert meets(rows, keep_budget(SMALL, keep)).all()
+
+
+@settings(deadline=None)
+@given(wish=wishes, seed=st.integers(0, 100))
+def test_columns_that_are_held_stay(wish, seed):
+    rng = np.random.default_rng(seed)
+    held = rng.random(24) < 0.4
+    units = dense_row(SHAPE)
+    low = np.where(held, np.rint(0.8 * units), np.rint(0.1 * units)).astype(int)
+    high = np.where(held, low, units)
+    rows = fit(wish * units, (low, high), keep_budget(SHAPE, 0.8))
+    assert (rows[:, held] == low[held]).all()
+
+
+def test_groups_move_where_channels_cannot_do_it():
+    budget = keep_budget(SHAPE, 0.3)
+    wish = np.concatenate([np.full(12, 10.0), np.full(12, 400.0)])[None]
+    low, high = as_rows([Ranges.above(SHAPE, 0.1).low, SHAPE.dense])
+    low = low.copy()
+    low[12:] = 250  # channels may not go below 250, so all groups together are too many
+    rows = fit(wish, (low, high), budget)
+    assert meets(rows, budget).all()
+    assert (rows[:, :12].sum(), rows[0, 12:].min()) > (12, 249)
+    assert rows[:, :12].sum() < 120
+    low[12:], high = 0, high.copy()
+    high[12:] = 500  # and here too few
+    rows = fit(np.ones((1, 24)), (low, high), keep_budget(SHAPE, 0.6))
+    assert meets(rows, keep_budget(SHAPE, 0.6)).all()
+
+
+def test_any_budget_that_grows_can_be_fitted():
+    rng = np.random.default_rng(0)
+    steps = np.ceil(np.arange(865) / 64) * 64e-6  # as kernels step, in tiles of 64
+    tables = {"attention": [np.arange(11) * 1e-5], "mlp": [steps]}
+    budget = latency_budget(SHAPE, 8e-3, **tables)
+    rows = fit(rng.uniform(0, 1, (50, 24)) * dense_row(SHAPE), Ranges.above(SHAPE), budget)
+    costs = budget.cost(rows)
+    assert (costs <= 8e-3).all()
+    assert costs.min() > 8e-3 - 64e-6
+    products = multiply_adds_budget(SHAPE, 1.2e7, window=128, group_width=32)
+    rows = fit(rng.uniform(0, 1, (50, 24)) * dense_row(SHAPE), Ranges.above(SHAPE), products)
+    assert (products.cost(rows) <= 1.2e7).all()
+    assert (products.cost(rows) > 1.2e7 - 961).all()
+
+
+@given(keep=st.floats(0.1, 1.0))
+def test_the_uniform_plan_is_uniform(keep):
+    plan = uniform(SHAPE, Ranges.above(SHAPE, 0.0), keep_budget(SHAPE, keep))
+    assert abs(SHAPE.kept_share(plan) - keep) < 0.0005
+    groups, channels = as_rows([plan])[0, :12], as_rows([plan])[0, 12:]
+    assert np.ptp(groups) <= 1
+    assert np.ptp(channels) <= 1
+    assert abs(SHAPE.kept_share(plan) - SHAPE.kept_share(SHAPE.uniform(keep))) < 0.0003
+
+
+def test_guarded_blocks_are_whole_and_the_others_alike():
+    assert guarded_blocks(12) == (True,) * 2 + (False,) * 8 + (True,) * 2
+    assert guarded_blocks(3) == (True, False, True)
+    guarded = Ranges.above(SHAPE).guarded(SHAPE)
+    plan = uniform(SHAPE, guarded, keep_budget(SHAPE, 0.8))
+    assert plan.attention[:2] == plan.attention[-2:] == (10, 10)
+    assert plan.mlp[:2] == plan.mlp[-2:] == (864, 864)
+    assert np.ptp(plan.mlp[2:-2]) <= 1
+    assert abs(SHAPE.kept_share(plan) - 0.8) < 0.001
+
+
+def test_a_budget_that_no_plan_meets_names_the_nearest():
+    ranges = Ranges.above(SHAPE, 0.5)
+    with pytest.raises(LmscoutError, match=r"budget of 0\.3 \(kept share\).*nearest.* is 0\.5$"):
+        ranges.require(keep_budget(SHAPE, 0.3))
+    small = Ranges(Plan((1,) * 12, (1,) * 12), Plan((5,) * 12, (432,) * 12))
+    with pytest.raises(LmscoutError, match=r"nearest that can be met is 0\.5$"):
+        small.require(keep_budget(SHAPE, 0.9))
+    small.require(
+        multiply_adds_budget(SHAPE, 1e9, window=8, group_width=32)
+    )  # no need to use it up
+    with pytest.raises(LmscoutError, match="multiply-adds a token"):
+        ranges.require(multiply_adds_budget(SHAPE, 10.0, window=8, group_width=32))
+
+
+def test_ranges_upside_down_are_refused():
+    with pytest.raises(LmscoutError, match="above the most"):
+        Ranges(Plan((2,), (3,)), Plan((1,), (3,)))
+
+
+def test_rows_and_plans_are_the_same_thing():
+    plans = [Plan((1, 2), (3, 4)), Plan((5, 6), (7, 8))]
+    assert as_plans(as_rows(plans)) == plans
+    assert all(type(count) is int for count in as_plans(as_rows(plans))[0].mlp)
+    assert (unit_parameters(SMALL) == [3072] * 5 + [192] * 5).all()

@@ -1,0 +1,139 @@
+"""Searching where the best is known."""
+
+import numpy as np
+import pytest
+from synthetic_quality import Synthetic
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.breeding import moved
+from lmscout.pruning.budgets import keep_budget, latency_budget
+from lmscout.pruning.plan_arrays import as_rows, dense_row, unit_parameters
+from lmscout.pruning.ranges import Ranges, fit, meets, uniform
+from lmscout.pruning.search import apart, pareto, search
+
+MODEL = Synthetic(depth=5, noise=0)
+SHAPE = MODEL.shape
+RANGES = Ranges.above(SHAPE)
+SHORT = {"population": 60, "generations": 40}
+
+
+def draws(budget, count=20_000):
+    wish = np.random.default_rng(9).uniform(0.1, 1, (count, 10)) * dense_row(SHAPE)
+    return fit(wish, RANGES, budget)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.8])
+def test_it_beats_twenty_thousand_draws(keep):
+    budget = keep_budget(SHAPE, keep)
+    found = search(MODEL.rise, SHAPE, RANGES, budget, seed=0, **SHORT)
+    rows = as_rows([one.plan for one in found])
+    assert MODEL.rise(rows)[0] < MODEL.rise(draws(budget)).min()
+    assert meets(rows, budget).all()
+    assert RANGES.holds(rows).all()
+    assert [one.rise for one in found] == pytest.approx(list(MODEL.rise(rows)))
+    assert [one.cost for one in found] == pytest.approx(list(budget.cost(rows)))
+    assert [one.rise for one in found] == sorted(one.rise for one in found)
+
+
+def test_it_comes_to_the_known_optimum():
+    # Squares of what is removed, times weights: at the best, Lagrange says, what a block
+    # loses is in proportion to its parameters over its weight.
+    weight = np.array([1.0, 2.0, 4.0, 1.0, 2.0, 4.0, 8.0, 2.0, 1.0, 4.0])
+    units = dense_row(SHAPE)
+
+    def quality(rows):
+        return (weight * (1 - rows / units) ** 2).sum(axis=1)
+
+    size = unit_parameters(SHAPE) * units / SHAPE.parameters
+    removed = size / weight * 0.15 / (size**2 / weight).sum()
+    found = search(quality, SHAPE, RANGES, keep_budget(SHAPE, 0.85), seed=1, generations=80)[0]
+    best = (weight * removed**2).sum()
+    assert removed.max() < 0.9  # within the ranges
+    assert found.rise == pytest.approx(best, rel=0.05)  # groups are tenths
+    assert 1 - as_rows([found.plan])[0, 5:] / units[5:] == pytest.approx(removed[5:], abs=0.05)
+
+
+def test_results_differ_as_much_as_asked_for():
+    budget = keep_budget(SHAPE, 0.8)
+    found = search(MODEL.rise, SHAPE, RANGES, budget, seed=0, count=8, distance=0.03, **SHORT)
+    shares = as_rows([one.plan for one in found]) / dense_row(SHAPE)
+    apart_by = np.abs(shares[:, None] - shares).mean(axis=2)[np.triu_indices(len(found), 1)]
+    assert len(found) == 8
+    assert apart_by.min() >= 0.03
+
+
+def test_apart_keeps_the_first_of_those_that_are_close():
+    rows = np.array([[0, 0], [1, 0], [5, 5], [5, 6], [9, 0]])
+    assert apart(rows, np.array([10, 10]), 10, 0.1) == [0, 2, 4]
+    assert apart(rows, np.array([10, 10]), 2, 0.1) == [0, 2]
+
+
+def test_the_same_seed_finds_the_same():
+    budget = keep_budget(SHAPE, 0.7)
+    begin = [uniform(SHAPE, RANGES, budget)]
+    first = search(MODEL.rise, SHAPE, RANGES, budget, seed=3, begin=begin, **SHORT)
+    assert search(MODEL.rise, SHAPE, RANGES, budget, seed=3, begin=begin, **SHORT) == first
+    assert search(MODEL.rise, SHAPE, RANGES, budget, seed=4, begin=begin, **SHORT) != first
+
+
+def test_what_it_begins_with_is_never_beaten_by_what_it_ends_with():
+    budget = keep_budget(SHAPE, 0.7)
+    good = search(MODEL.rise, SHAPE, RANGES, budget, seed=3, **SHORT)[0]
+    after = search(
+        MODEL.rise, SHAPE, RANGES, budget, seed=9, begin=[good.plan], population=10, generations=2
+    )
+    assert after[0].rise <= good.rise
+
+
+def test_latency_is_a_budget_too():
+    attention, mlp = np.arange(11) * 3e-4, np.ceil(np.arange(865) / 32) * 32e-6
+    budget = latency_budget(SHAPE, 0.012, attention=[attention], mlp=[mlp], fixed=1e-3)
+    found = search(MODEL.rise, SHAPE, RANGES, budget, seed=0, **SHORT)
+    for one in found:
+        seconds = 1e-3 + sum(attention[kept] for kept in one.plan.attention)
+        seconds += sum(mlp[kept] for kept in one.plan.mlp)
+        assert one.cost == pytest.approx(seconds)
+        assert seconds <= 0.012
+    assert found[0].rise < MODEL.rise(draws(budget, 2000)).min()
+
+
+def test_a_front_is_as_good_as_single_searches():
+    budgets = [keep_budget(SHAPE, keep) for keep in (0.5, 0.6, 0.7, 0.8, 0.9)]
+    front = pareto(MODEL.rise, SHAPE, RANGES, budgets, seed=0, population=100, generations=60)
+    costs, rises = (np.array([getattr(one, name) for one in front]) for name in ("cost", "rise"))
+    assert (np.diff(costs) > 0).all()
+    assert (np.diff(rises) < 0).all()
+    assert list(MODEL.rise(as_rows([one.plan for one in front]))) == pytest.approx(list(rises))
+    assert costs.min() > 0.49
+    assert costs.max() <= 0.9001
+    for budget in budgets:
+        best = rises[costs <= budget.limit + 1e-9].min()
+        assert best < MODEL.rise(draws(budget, 5000)).min()
+        alone = search(MODEL.rise, SHAPE, RANGES, budget, seed=0, **SHORT)[0].rise
+        assert best < 1.15 * alone + 0.01
+    again = pareto(MODEL.rise, SHAPE, RANGES, budgets, seed=0, population=20, generations=5)
+    assert again == pareto(MODEL.rise, SHAPE, RANGES, budgets, seed=0, population=20, generations=5)
+
+
+def test_moves_keep_the_size_within_a_unit_each():
+    rng = np.random.default_rng(0)
+    rows = np.rint(rng.uniform(0.45, 0.55, (200, 10)) * dense_row(SHAPE)).astype(int)
+    after = moved(rows, SHAPE, rng, most=1)
+    change = (after - rows) @ unit_parameters(SHAPE)
+    # Four tenths and more of a block's units seldom move at once, so nothing is clipped.
+    assert (np.abs(change) <= unit_parameters(SHAPE).max()).mean() > 0.99
+    assert (after != rows).any(axis=1).mean() > 0.5
+
+
+def test_tiny_models_are_searched_whole():
+    tiny = Synthetic(depth=1, groups=2, channels=3, noise=0)
+    ranges, budget = Ranges.above(tiny.shape, 0), keep_budget(tiny.shape, 0.52)
+    found = search(tiny.rise, tiny.shape, ranges, budget, seed=0, population=10, generations=5)
+    assert [one.plan.attention for one in found] == [(1,)]
+
+
+def test_a_budget_that_no_plan_meets_is_refused():
+    with pytest.raises(LmscoutError, match=r"nearest that can be met is 0\.1"):
+        search(MODEL.rise, SHAPE, RANGES, keep_budget(SHAPE, 0.05), seed=0)
+    with pytest.raises(LmscoutError, match="nearest that can be met"):
+        pareto(MODEL.rise, SHAPE, RANGES, [keep_budget(SHAPE, k) for k in (0.05, 0.5)], seed=0)
