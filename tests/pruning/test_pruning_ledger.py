@@ -89,7 +89,7 @@ def test_a_ledger_is_a_study_that_optuna_reads(tmp_path):
 
 def test_reading_does_not_wait_for_each_trial(tmp_path):
     ledger = Ledger(tmp_path, SHAPE, SETTINGS)
-    for plan in plans(25):
+    for plan in plans(20):
         ledger.add(pair(plan))
     from sqlalchemy import event
 
@@ -161,7 +161,7 @@ WRITER = """
 
     print(0, flush=True)
     ledger = Ledger(sys.argv[1], SHAPE, SETTINGS)
-    for plan in plans(25):
+    for plan in plans(20):
         if ledger.find(plan) is None:
             ledger.add(pair(plan))
             print(len(ledger), flush=True)
@@ -179,7 +179,7 @@ def writer(folder):
 def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
     rng = random.Random(0)
     reported = 0
-    for _ in range(3):
+    for _ in range(2):
         process = writer(tmp_path)
         assert process.stdout.readline() == b"0\n"
         assert process.stdout.readline()  # it writes
@@ -194,21 +194,21 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
     process = writer(tmp_path)
     process.communicate()
     assert process.returncode == 0
-    assert Ledger(tmp_path, SHAPE, SETTINGS).pairs() == tuple(pair(plan) for plan in plans(25))
+    assert Ledger(tmp_path, SHAPE, SETTINGS).pairs() == tuple(pair(plan) for plan in plans(20))
     assert len(
         optuna.load_study(study_name="lmscout", storage=storage_url(tmp_path)).trials
-    ) == len(plans(25))
+    ) == len(plans(20))
 
 
 def test_killed_while_it_begins_it_begins_again(tmp_path):
-    for delay in (0.02, 0.1, 0.2, 0.35):
+    for delay in (0.02, 0.15, 0.3):
         process = writer(tmp_path)
         process.stdout.readline()
         time.sleep(delay)
         process.kill()
         process.communicate()
     ledger = Ledger(tmp_path, SHAPE, SETTINGS)
-    wanted = [pair(plan) for plan in plans(25)]
+    wanted = [pair(plan) for plan in plans(20)]
     assert ledger.pairs() == tuple(wanted[: len(ledger)])
 
 
@@ -223,5 +223,5 @@ def test_others_read_while_one_writes(tmp_path):
         time.sleep(0.05)
     process.communicate()
     ledger.refresh()
-    assert ledger.pairs() == tuple(pair(plan) for plan in plans(25))
+    assert ledger.pairs() == tuple(pair(plan) for plan in plans(20))
     ledger.close()
