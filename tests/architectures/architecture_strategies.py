@@ -1,6 +1,6 @@
 from hypothesis import strategies as st
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec
+from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
 from lmscout.architectures.adaptive_softmax import AdaptiveLayout
 from lmscout.architectures.flexibert_mixers import MIXERS
 
@@ -47,13 +47,28 @@ def layouts(draw):
 
 
 @st.composite
+def halves(draw, heads):
+    """Heads and MLP widths of some blocks, of which each may lack one of the two."""
+    blocks = []
+    for _ in range(draw(st.integers(1, 3))):
+        lost = draw(st.sampled_from(["neither", "neither", "attention", "mlp"]))
+        blocks.append(
+            (
+                0 if lost == "attention" else draw(heads),
+                0 if lost == "mlp" else draw(sizes),
+            )
+        )
+    return tuple(h for h, _ in blocks), tuple(i for _, i in blocks)
+
+
+@st.composite
 def gpt2_specs(draw):
     layout = draw(layouts())
-    depth = draw(st.integers(1, 3))
+    heads, inner = draw(halves(st.sampled_from([1, 2, 4])))
     return Gpt2Spec(
         width=layout.width,
-        heads=tuple(draw(st.sampled_from([1, 2, 4])) for _ in range(depth)),
-        inner=tuple(draw(sizes) for _ in range(depth)),
+        heads=heads,
+        inner=inner,
         embedding_width=layout.embedding_width,
         divisor=layout.divisor,
         cutoffs=layout.cutoffs,
@@ -63,4 +78,20 @@ def gpt2_specs(draw):
     )
 
 
-specs = st.one_of(flexibert_specs, gpt2_specs())
+@st.composite
+def llama_specs(draw):
+    heads, inner = draw(halves(st.sampled_from([1, 2, 4])))
+    return LlamaSpec(
+        width=8,
+        heads=heads,
+        key_value_heads=tuple(
+            draw(st.sampled_from([k for k in (1, 2, 4) if h % k == 0])) if h else 0 for h in heads
+        ),
+        inner=inner,
+        vocabulary=draw(st.integers(2, 20)),
+        max_length=draw(st.integers(2, 9)),
+        tied=draw(st.booleans()),
+    )
+
+
+specs = st.one_of(flexibert_specs, gpt2_specs(), llama_specs())

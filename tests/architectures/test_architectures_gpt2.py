@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import transformers
 import yaml
 from architecture_strategies import gpt2_specs
 from hypothesis import given, settings
@@ -72,8 +73,9 @@ def test_counts_equal_the_built_module(spec):
 
     assert size(model) == spec.parameters()
     assert size(model.blocks, model.norm) == spec.body_parameters()
-    assert size(*(b.attention for b in model.blocks)) == spec.attention_parameters()
-    mlps = [module for b in model.blocks for module in (b.expand, b.contract)]
+    attending = [b for b in model.blocks if hasattr(b, "attention")]
+    assert size(*(b.attention for b in attending)) == spec.attention_parameters()
+    mlps = [m for b in model.blocks if hasattr(b, "expand") for m in (b.expand, b.contract)]
     assert size(*mlps) == spec.mlp_parameters()
     tables = size(model.vocabulary.tables, model.vocabulary.projections)
     assert tables + size(model.positions) == spec.embedding_parameters()
@@ -105,6 +107,84 @@ def test_a_block_is_causal_attention_then_mlp_each_on_the_normed_state():
     inner = layer.expand(normed)
     inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
     torch.testing.assert_close(layer(hidden), added + layer.contract(inner))
+
+
+def test_numbers_are_those_of_transformers_gpt2():
+    # Theirs has one head count, neither scales embeddings nor has token biases, and keeps
+    # query, key and value in one transposed matrix.
+    spec = tiny(
+        heads=(4, 4), inner=(20, 20), embedding_width=8, divisor=1, cutoffs=(), tied=(True,)
+    )
+    model = spec.build(seed=4)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        model.vocabulary.token_bias.zero_()
+    config = transformers.GPT2Config(
+        vocab_size=17,
+        n_positions=10,
+        n_embd=8,
+        n_layer=2,
+        n_head=4,
+        n_inner=20,
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    table = model.vocabulary.tables[0].weight
+    state = {
+        "transformer.wte.weight": table * math.sqrt(8),
+        "transformer.wpe.weight": model.positions.weight,
+        "transformer.ln_f.weight": model.norm.weight,
+        "transformer.ln_f.bias": model.norm.bias,
+        "lm_head.weight": table,
+    }
+    for number, block in enumerate(model.blocks):
+        inside = f"transformer.h.{number}"
+        attention = block.attention
+        joined = (attention.query, attention.key, attention.value)
+        state[f"{inside}.attn.c_attn.weight"] = torch.cat([one.weight.T for one in joined], 1)
+        state[f"{inside}.attn.c_attn.bias"] = torch.cat([one.bias for one in joined])
+        for name, layer in (
+            ("attn.c_proj", attention.output),
+            ("mlp.c_fc", block.expand),
+            ("mlp.c_proj", block.contract),
+        ):
+            state[f"{inside}.{name}.weight"] = layer.weight.T
+            state[f"{inside}.{name}.bias"] = layer.bias
+        for name, layer in (("ln_1", block.attention_norm), ("ln_2", block.mlp_norm)):
+            state[f"{inside}.{name}.weight"] = layer.weight
+            state[f"{inside}.{name}.bias"] = layer.bias
+    theirs.load_state_dict({name: value.detach() for name, value in state.items()})
+    tokens = torch.randint(0, 17, (3, 10), generator=generator)
+    torch.testing.assert_close(model.loss(tokens), theirs(tokens, labels=tokens).loss)
+
+
+def test_a_block_may_have_one_half_alone():
+    spec = tiny(heads=(2, 0), inner=(0, 12))
+    model = spec.build(seed=1)
+    attending, computing = model.blocks
+    hidden = torch.randn(2, 5, 8)
+    expected = hidden + attending.attention(attending.attention_norm(hidden))
+    torch.testing.assert_close(attending(hidden), expected)
+    inner = functional.gelu(computing.expand(computing.mlp_norm(hidden)), approximate="tanh")
+    torch.testing.assert_close(computing(hidden), hidden + computing.contract(inner))
+    first, second = model.probe_points()
+    assert (first.act, first.mlp, len(first.head), len(first.linear)) == ((), (), 3, 4)
+    assert (second.head, second.softmax, len(second.act)) == ((), (), 1)
+    assert second.linear == second.mlp == (computing.expand, computing.contract)
+
+
+def test_maps_into_the_residual_stream_are_drawn_by_how_many_there_are():
+    spec = tiny(width=64, heads=(2, 0), inner=(0, 400), embedding_width=128)
+    model = spec.build(seed=0)
+    for weight in (model.blocks[0].attention.output.weight, model.blocks[1].contract.weight):
+        assert weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.1)
 
 
 def test_attention_probabilities_are_seen_and_zero_for_the_future():
@@ -210,7 +290,12 @@ def test_probe_points_name_every_place():
         ({"heads": (2, 3)}, r"heads\[1\] is 3, which does not divide width 8"),
         ({"heads": (2, 4, 4)}, "heads has 3 entries and inner 2"),
         ({"heads": (), "inner": ()}, "both need one for each block"),
-        ({"inner": (5, 0)}, r"inner\[1\] must be a whole number above 0"),
+        (
+            {"inner": (5, -1)},
+            r"inner\[1\] must be a whole number above 0, or 0 where the block has",
+        ),
+        ({"heads": (2, True)}, r"heads\[1\] must be a whole number above 0, or 0 .* not True"),
+        ({"heads": (2, 0), "inner": (5, 0)}, r"heads\[1\] and inner\[1\] are both 0"),
         ({"cutoffs": (11, 7)}, "cutoffs .* must rise"),
         ({"cutoffs": (7, 17)}, "stay below the vocabulary 17"),
         ({"tied": (False,)}, "tied has 1 entries; the 3 clusters need one each"),

@@ -3,12 +3,14 @@ import torch
 from torch import nn
 
 from lmscout.architectures.layers import (
+    CausalAttention,
     Conv1d,
     Embedding,
     Linear,
     Projection,
     ResidualLinear,
     draw_weights,
+    fuse_attention,
     merge_heads,
     split_heads,
 )
@@ -24,6 +26,7 @@ class Everything(nn.Module):
         self.embedding = Embedding(300, 50, padding_idx=3)
         self.convolution = Conv1d(40, 50, 5)
         self.norm = nn.LayerNorm(7)
+        self.rms_norm = nn.RMSNorm(7)
         self.some_bias = nn.Parameter(torch.empty(5))
 
 
@@ -45,6 +48,7 @@ def test_draw_weights_gives_every_kind_its_distribution():
     assert not model.some_bias.any()
     assert torch.equal(model.norm.weight, torch.ones(7))
     assert torch.equal(model.norm.bias, torch.zeros(7))
+    assert torch.equal(model.rms_norm.weight, torch.ones(7))
     assert not model.embedding.weight[3].any()
     assert model.embedding.weight[4].any()
 
@@ -77,3 +81,25 @@ def test_heads_are_contiguous_slices_of_the_width():
     for head in range(3):
         assert torch.equal(heads[:, head], hidden[..., 4 * head : 4 * head + 4])
     assert torch.equal(merge_heads(heads), hidden)
+
+
+def test_causal_attention_is_softmax_over_what_came_before():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 3, 5, 4, generator=generator, dtype=torch.float64)
+    expected = torch.zeros(2, 5, 12, dtype=torch.float64)
+    for sample in range(2):
+        for head in range(3):
+            for place in range(5):
+                keys = key[sample, head, : place + 1]
+                weights = (keys @ query[sample, head, place] / 2).softmax(0)
+                mixed = weights @ value[sample, head, : place + 1]
+                expected[sample, place, 4 * head : 4 * head + 4] = mixed
+    attend = CausalAttention()
+    torch.testing.assert_close(attend(query, key, value), expected)
+    seen = []
+    attend.softmax.register_forward_hook(lambda _m, _a, output: seen.append(output.shape))
+    attend(query, key, value)
+    assert seen == [(2, 3, 5, 5)]
+    fuse_attention(nn.Sequential(attend))
+    torch.testing.assert_close(attend(query, key, value), expected)
+    assert len(seen) == 1

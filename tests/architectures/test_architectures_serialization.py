@@ -28,7 +28,7 @@ def test_a_spec_survives_json(spec):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({}, "kind None is unknown; there are flexibert, gpt2"),
+        ({}, "kind None is unknown; there are flexibert, gpt2, llama"),
         ({**GPT2.to_dict(), "kind": "mamba"}, "kind 'mamba' is unknown"),
         ({**GPT2.to_dict(), "colour": 1}, "unknown field 'colour'"),
         ({**GPT2.to_dict(), "heads": [3]}, r"heads\[0\] is 3"),

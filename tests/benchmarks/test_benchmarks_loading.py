@@ -44,11 +44,11 @@ def test_what_follows_lts_is_a_path_once_it_has_a_separator():
         load("lts:somewhere")
 
 
-@pytest.mark.parametrize("name", ["", "bert", "flexibert:", "lts", "lts:", "glue:x", "FLEXIBERT"])
+@pytest.mark.parametrize("name", ["", "bert", "flexibert:", "lts", "lts:", "glue:x", "bench:"])
 def test_an_unknown_name_lists_what_is_accepted(name):
     with pytest.raises(LmscoutError) as caught:
         load(name)
     assert str(caught.value) == (
-        f"unknown benchmark {name!r}; it can be flexibert, flexibert:PATH, "
+        f"unknown benchmark {name!r}; it can be pico, bench:DIR, flexibert, flexibert:PATH, "
         "lts:random_GPT2_wt103, lts:NAME or lts:PATH"
     )

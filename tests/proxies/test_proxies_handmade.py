@@ -127,6 +127,20 @@ def test_softmax_confidence_is_over_the_keys(reading):
     assert 0 < want < 2  # probabilities, one mean a block
 
 
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(handmade.attention_confidence, "head"), (handmade.softmax_confidence, "softmax")],
+)
+def test_a_block_without_attention_adds_nothing_to_a_confidence(reading, function, name):
+    first, second = reading.inputs[name]
+
+    def of(*blocks):
+        return function(dataclasses.replace(reading, inputs={**reading.inputs, name: blocks}))
+
+    assert of(first, (), second) == function(reading)
+    assert of((), first) == of(first) != function(reading)
+
+
 def replaced(reading, name, block, index, tensor):
     blocks = [list(one) for one in reading.inputs[name]]
     blocks[block][index] = tensor

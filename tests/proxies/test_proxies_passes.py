@@ -210,3 +210,63 @@ def test_a_function_works_and_agrees_with_itself_without_autograd(name):
     want = FUNCTIONS[name](reading)
     with torch.no_grad():
         assert FUNCTIONS[name](reading) == want
+
+
+class Gated(nn.Module):
+    """A gated MLP on a residual stream: one path through an activation times another."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up = nn.Linear(4, 6, bias=False), nn.Linear(4, 6, bias=False)
+        self.activation = nn.SiLU()
+        self.down = nn.Linear(6, 4, bias=False)
+
+    def forward(self, hidden):
+        return hidden + self.down(self.activation(self.gate(hidden)) * self.up(hidden))
+
+
+class GatedStack(LinearStack):
+    def __init__(self, layers):
+        super().__init__(0)
+        self.blocks = nn.ModuleList(Gated() for _ in range(layers))
+
+
+def gated_reading(model, *, told=True):
+    return Reading(
+        model=model,
+        tokens=torch.zeros(2, 3, dtype=torch.long),
+        inputs={},
+        act_grad=(),
+        linears=tuple((block.gate, block.up, block.down) for block in model.blocks),
+        mixing=tuple((False, False, False) for _ in model.blocks),
+        parameters=0,
+        gates=tuple(block.activation for block in model.blocks) if told else (),
+    )
+
+
+def test_the_flow_passes_an_open_gate_and_none_goes_through_it():
+    model = GatedStack(3)
+    weights = [
+        (block.up.weight.detach().double().abs(), block.down.weight.detach().double().abs())
+        for block in model.blocks
+    ]
+    for up, down in weights:
+        up.requires_grad_()
+        down.requires_grad_()
+    hidden = torch.ones(1, 3, 4, dtype=torch.float64)
+    for up, down in weights:
+        hidden = hidden + hidden @ up.T @ down.T
+    hidden.sum().backward()
+    flow = sum(float((one.detach() * one.grad).sum()) for pair in weights for one in pair)
+    assert passes.synflow(gated_reading(model)) == pytest.approx(flow, rel=1e-12)
+    assert not any("forward" in vars(block.activation) for block in model.blocks)
+
+
+def test_without_open_gates_the_flow_of_a_deep_model_is_beyond_float64():
+    model = GatedStack(14)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    assert not math.isfinite(passes.synflow(gated_reading(model, told=False)))
+    assert math.isfinite(passes.synflow(gated_reading(model)))
+    assert math.isfinite(passes.logsynflow(gated_reading(model)))

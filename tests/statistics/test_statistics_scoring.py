@@ -60,9 +60,10 @@ def test_act_gradients_are_those_of_the_activations(kind):
         handles = [
             module.register_forward_hook(lambda _, __, output, to=outputs: to.append(output))
             for module in block.modules()
-            if isinstance(module, nn.GELU)
+            if isinstance(module, nn.GELU | nn.SiLU)
         ]
-        plain = torch.autograd.grad(model.loss(tokens), outputs)
+        loss = model.loss(tokens)
+        plain = torch.autograd.grad(loss, outputs) if outputs else ()
         for handle in handles:
             handle.remove()
         assert len(reading.act_grad[number]) == len(reading.inputs["act"][number]) == len(outputs)
@@ -84,6 +85,8 @@ def test_act_gradients_are_those_of_the_activations(kind):
         ("DSC9", [True] * 6 + [False] * 2),
         ("stacked", [True] * 5 + [False] * 4),
         ("GPT-2", [True] * 4 + [False] * 2),
+        ("LLaMA", [True] * 4 + [False] * 3),
+        ("GPT-2 halves", [True] * 4),
     ],
 )
 def test_mixing_tells_the_mixer_from_the_mlp(kind, mixing):
@@ -93,8 +96,19 @@ def test_mixing_tells_the_mixer_from_the_mlp(kind, mixing):
     assert [len(block) for block in reading.mixing] == [len(block) for block in reading.linears]
     for layer, mixes in zip(reading.linears[0], mixing, strict=True):
         (path,) = [path for path, one in model.blocks[0].named_modules() if one is layer]
-        mlp = path.startswith("feed_forward") or path in ("expand", "contract")
+        mlp = (
+            path.startswith("feed_forward")
+            or path.startswith("mlp.")
+            or path in ("expand", "contract")
+        )
         assert mixes == (not mlp)
+
+
+def test_gates_are_told_from_other_activations():
+    for kind, blocks in (("LLaMA halves", (1, 2)), ("GPT-2 halves", ())):
+        spec, model, tokens = built(kind)
+        reading = full_reading(model, tokens, spec.parameters())
+        assert reading.gates == tuple(model.blocks[block].mlp.activation for block in blocks)
 
 
 def test_a_reading_keeps_its_own_copies():

@@ -2,6 +2,7 @@
 
 from lmscout.architectures.flexibert import FlexibertBlock, FlexibertSpec
 from lmscout.architectures.gpt2 import Gpt2Spec
+from lmscout.architectures.llama import LlamaSpec
 from lmscout.architectures.serialization import spec_from_dict
 from lmscout.architectures.spec import ArchitectureSpec, LanguageModel, ProbePoints
 
@@ -11,6 +12,7 @@ __all__ = [
     "FlexibertSpec",
     "Gpt2Spec",
     "LanguageModel",
+    "LlamaSpec",
     "ProbePoints",
     "spec_from_dict",
 ]

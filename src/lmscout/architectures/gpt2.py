@@ -1,8 +1,9 @@
-"""LiteTransformerSearch's GPT-2: heads and MLP width of each layer its own.
+"""LiteTransformerSearch's GPT-2: heads and MLP width of each block its own, or missing.
 
 The search space and its trained models are Javaheripi et al.'s (arXiv 2203.02094, github
 microsoft/archai, branch neurips-lts): pre-norm GPT-2 blocks under an adaptive embedding and
-softmax of a width of their own, with learned positions.
+softmax of a width of their own, with learned positions.  Theirs all have both halves; here a
+block may have the attention or the MLP alone.
 """
 
 import math
@@ -10,23 +11,23 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from lmscout.architectures.adaptive_softmax import AdaptiveLayout, AdaptiveVocabulary
 from lmscout.architectures.layers import (
+    CausalAttention,
     Embedding,
     Linear,
     Projection,
     ResidualLinear,
     draw_weights,
-    merge_heads,
     split_heads,
 )
 from lmscout.architectures.spec import (
     ArchitectureSpec,
     LanguageModel,
     ProbePoints,
+    require_blocks,
     require_fields,
     require_positive,
 )
@@ -40,8 +41,8 @@ class Gpt2Spec(ArchitectureSpec):
     """A GPT-2 with per-layer heads and MLP widths.
 
     Attributes:
-        heads: attention heads of each block; each divides the width.
-        inner: width of the MLP of each block.
+        heads: attention heads of each block; each divides the width; 0 for no attention.
+        inner: width of the MLP of each block; 0 for no MLP.
         embedding_width: width of the embeddings of the first cluster of the vocabulary.
         divisor: by how much each further cluster's embeddings are narrower; 1 for one table.
         cutoffs: the first tokens of the second, third, ... cluster; empty for one cluster.
@@ -74,17 +75,7 @@ class Gpt2Spec(ArchitectureSpec):
             vocabulary=self.vocabulary,
             max_length=self.max_length,
         )
-        if not self.heads or len(self.heads) != len(self.inner):
-            raise LmscoutError(
-                f"{owner}: heads has {len(self.heads)} entries and inner {len(self.inner)}; "
-                "both need one for each block"
-            )
-        for index, (heads, inner) in enumerate(zip(self.heads, self.inner, strict=True)):
-            require_positive(owner, **{f"heads[{index}]": heads, f"inner[{index}]": inner})
-            if self.width % heads:
-                raise LmscoutError(
-                    f"{owner}: heads[{index}] is {heads}, which does not divide width {self.width}"
-                )
+        require_blocks(owner, self.width, self.heads, self.inner)
         self._check_clusters(owner)
 
     def _check_clusters(self, owner: str) -> None:
@@ -122,13 +113,19 @@ class Gpt2Spec(ArchitectureSpec):
             tied=self.tied,
         )
 
+    @property
+    def residual_maps(self) -> int:
+        """Attentions and MLPs of all blocks: each is normed before and added after."""
+        return sum(size > 0 for size in (*self.heads, *self.inner))
+
     def attention_parameters(self) -> int:
         """Parameters of all attention layers (upstream's ``Attn``)."""
-        return self.depth * 4 * (self.width * self.width + self.width)
+        present = sum(heads > 0 for heads in self.heads)
+        return present * 4 * (self.width * self.width + self.width)
 
     def mlp_parameters(self) -> int:
         """Parameters of all MLPs (upstream's ``FFN``)."""
-        return sum(2 * self.width * inner + inner + self.width for inner in self.inner)
+        return sum(2 * self.width * inner + inner + self.width for inner in self.inner if inner)
 
     def embedding_parameters(self) -> int:
         """Parameters of tables, their projections and positions (upstream's ``AdaEmb``)."""
@@ -136,7 +133,7 @@ class Gpt2Spec(ArchitectureSpec):
 
     def body_parameters(self) -> int:
         """Parameters of the blocks and the final norm (upstream's ``nonembedding``)."""
-        norms = (2 * self.depth + 1) * 2 * self.width
+        norms = (self.residual_maps + 1) * 2 * self.width
         return self.attention_parameters() + self.mlp_parameters() + norms
 
     def parameters(self) -> int:
@@ -148,11 +145,11 @@ class Gpt2Spec(ArchitectureSpec):
     def build(self, seed: int) -> "Gpt2Model":
         """The model in eval mode: weights normal, biases 0, norms the identity.
 
-        Maps into the residual stream are drawn with a standard deviation smaller by
-        √(2 · depth), as GPT-2 does (Radford et al. 2019).
+        Maps into the residual stream are drawn with a standard deviation smaller by the root
+        of their number, as GPT-2 does (Radford et al. 2019).
         """
         model = Gpt2Model(self)
-        residual_std = self.weight_std / math.sqrt(2 * self.depth)
+        residual_std = self.weight_std / math.sqrt(self.residual_maps)
         std_of = {Projection: self.projection_std, ResidualLinear: residual_std}
         draw_weights(model, seed, self.weight_std, std_of)
         return model.eval()
@@ -164,8 +161,8 @@ class Gpt2Spec(ArchitectureSpec):
         return cls(**require_fields("GPT-2 spec", cls, {**values, **tuples}))
 
 
-class CausalAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and what came before."""
+class MultiHeadAttention(nn.Module):
+    """Attention whose heads share the width."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -173,7 +170,7 @@ class CausalAttention(nn.Module):
         self.query = Linear(width, width)
         self.key = Linear(width, width)
         self.value = Linear(width, width)
-        self.softmax = nn.Softmax(dim=-1)
+        self.attend = CausalAttention()
         self.output = ResidualLinear(width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -181,44 +178,52 @@ class CausalAttention(nn.Module):
         queries = split_heads(self.query(hidden), self.heads)
         keys = split_heads(self.key(hidden), self.heads)
         values = split_heads(self.value(hidden), self.heads)
-        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-        length = hidden.shape[1]
-        future = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
-        probabilities = self.softmax(scores.masked_fill(future, -math.inf))
-        output: Tensor = self.output(merge_heads(probabilities @ values))
+        output: Tensor = self.output(self.attend(queries, keys, values))
         return output
 
 
 class DecoderBlock(nn.Module):
-    """Attention and MLP, each on the normed hidden state and added to it."""
+    """Attention and MLP, or one of them, each on the normed hidden state and added to it."""
 
     def __init__(self, width: int, heads: int, inner: int) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.attention = CausalAttention(width, heads)
-        self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.expand = Linear(width, inner)
-        self.activation = nn.GELU(approximate="tanh")
-        self.contract = ResidualLinear(inner, width)
+        self.attends, self.has_mlp = heads > 0, inner > 0
+        if self.attends:
+            self.attention_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+            self.attention = MultiHeadAttention(width, heads)
+        if self.has_mlp:
+            self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+            self.expand = Linear(width, inner)
+            self.activation = nn.GELU(approximate="tanh")
+            self.contract = ResidualLinear(inner, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, width]`` to the same shape."""
-        hidden = hidden + self.attention(self.attention_norm(hidden))
-        inner = self.activation(self.expand(self.mlp_norm(hidden)))
-        return hidden + cast(Tensor, self.contract(inner))
+        if self.attends:
+            hidden = hidden + self.attention(self.attention_norm(hidden))
+        if self.has_mlp:
+            inner = self.activation(self.expand(self.mlp_norm(hidden)))
+            hidden = hidden + self.contract(inner)
+        return hidden
 
     def probe_points(self) -> ProbePoints:
         """Where the inputs are read in this block."""
-        attention = self.attention
-        head = (attention.query, attention.key, attention.value)
+        head: tuple[nn.Linear, ...] = ()
+        mixing, mlp = head, head
+        if self.attends:
+            attention = self.attention
+            head = (attention.query, attention.key, attention.value)
+            mixing = (*head, attention.output)
+        if self.has_mlp:
+            mlp = (self.expand, self.contract)
         return ProbePoints(
             block=self,
-            act=(self.activation,),
+            act=(self.activation,) if self.has_mlp else (),
             head=head,
-            softmax=(attention.softmax,),
+            softmax=(self.attention.attend.softmax,) if self.attends else (),
             spectrum=(),
-            linear=(*head, attention.output, self.expand, self.contract),
-            mlp=(self.expand, self.contract),
+            linear=(*mixing, *mlp),
+            mlp=mlp,
         )
 
 
@@ -257,10 +262,8 @@ class Gpt2Model(LanguageModel):
         Raises:
             LmscoutError: a sequence has no next token, or more tokens than positions.
         """
-        if tokens.shape[1] < 2:
-            raise LmscoutError("next-token cross-entropy needs sequences of at least 2 tokens")
-        hidden = self(tokens)[:, :-1].flatten(0, 1)
-        return self.vocabulary.negative_log_likelihood(hidden, tokens[:, 1:].flatten()).mean()
+        hidden, targets = self.next_token_states(tokens)
+        return self.vocabulary.negative_log_likelihood(hidden, targets).mean()
 
     def probe_points(self) -> tuple[ProbePoints, ...]:
         """Where the inputs are read, one entry a block."""

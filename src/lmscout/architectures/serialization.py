@@ -4,10 +4,11 @@ from typing import Any
 
 from lmscout.architectures.flexibert import FlexibertSpec
 from lmscout.architectures.gpt2 import Gpt2Spec
+from lmscout.architectures.llama import LlamaSpec
 from lmscout.architectures.spec import ArchitectureSpec
 from lmscout.errors import LmscoutError
 
-SPEC_TYPES: tuple[type[ArchitectureSpec], ...] = (FlexibertSpec, Gpt2Spec)
+SPEC_TYPES: tuple[type[ArchitectureSpec], ...] = (FlexibertSpec, Gpt2Spec, LlamaSpec)
 
 
 def spec_from_dict(values: dict[str, Any]) -> ArchitectureSpec:

@@ -29,6 +29,10 @@ class ProbePoints:
             last axis: the mixers that transform instead of attending (``softmax``).
         linear: every linear layer of the block (``weight`` and ``grad``).
         mlp: those of `linear` that belong to the MLP; the others mix tokens.
+        gate: those of `act` whose output multiplies another path instead of being passed on.
+
+    A block without attention has no `head`, `softmax` or mixing layer; one without an MLP has
+    no `act` and no `mlp`.
     """
 
     block: nn.Module
@@ -38,6 +42,7 @@ class ProbePoints:
     spectrum: tuple[nn.Module, ...]
     linear: tuple[nn.Linear, ...]
     mlp: tuple[nn.Linear, ...]
+    gate: tuple[nn.Module, ...] = ()
 
 
 class LanguageModel(nn.Module, ABC):
@@ -78,6 +83,22 @@ class LanguageModel(nn.Module, ABC):
                 f"sequences of {tokens.shape[1]} tokens are too long: this architecture has "
                 f"{self.max_length} positions; use shorter sequences"
             )
+
+    def next_token_states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The last hidden states that predict a token, and the tokens that they predict.
+
+        Args:
+            tokens: ``[B, T]``, int64.
+
+        Returns:
+            ``[B · (T - 1), width]`` and ``[B · (T - 1)]``.
+
+        Raises:
+            LmscoutError: a sequence has no next token, or more tokens than positions.
+        """
+        if tokens.shape[1] < 2:
+            raise LmscoutError("next-token cross-entropy needs sequences of at least 2 tokens")
+        return self(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +165,38 @@ def require_positive(owner: str, **values: object) -> None:
     for field, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise LmscoutError(f"{owner}: {field} must be a whole number above 0, not {value!r}")
+
+
+def require_blocks(owner: str, width: int, heads: tuple[int, ...], inner: tuple[int, ...]) -> None:
+    """Raise LmscoutError unless every block has heads that divide the width, or an MLP, or both.
+
+    Args:
+        owner: what the error says that it is about.
+        width: size of the hidden state.
+        heads: of each block; 0 where it has no attention.
+        inner: of each block; 0 where it has no MLP.
+    """
+    if not heads or len(heads) != len(inner):
+        raise LmscoutError(
+            f"{owner}: heads has {len(heads)} entries and inner {len(inner)}; "
+            "both need one for each block"
+        )
+    for index, (n_heads, n_inner) in enumerate(zip(heads, inner, strict=True)):
+        for field, value in (("heads", n_heads), ("inner", n_inner)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise LmscoutError(
+                    f"{owner}: {field}[{index}] must be a whole number above 0, or 0 where the "
+                    f"block has none, not {value!r}"
+                )
+        if n_heads == n_inner == 0:
+            raise LmscoutError(
+                f"{owner}: heads[{index}] and inner[{index}] are both 0; a block has attention, "
+                "an MLP or both"
+            )
+        if n_heads and width % n_heads:
+            raise LmscoutError(
+                f"{owner}: heads[{index}] is {n_heads}, which does not divide width {width}"
+            )
 
 
 def require_fields(owner: str, cls: type, values: object) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from lmscout.benchmarks.benchmark import Benchmark
+from lmscout.benchmarks.built import OWN, PICO, read_built
 from lmscout.benchmarks.flexibert import read_flexibert
 from lmscout.benchmarks.locate import find_flexibert, find_lts
 from lmscout.benchmarks.lts import METRIC, read_lts
@@ -14,14 +15,15 @@ LTS_METRICS: dict[str, str] = {
     "random_GPT2_wt103": "negated WikiText-103 validation perplexity",
 }
 
-ACCEPTED = "flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
+ACCEPTED = "pico, bench:DIR, flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
 
 
 def load(name: str) -> Benchmark:
     """Load a benchmark.
 
     Args:
-        name: ``flexibert``; ``flexibert:PATH``, a JSON file of upstream's form; ``lts:NAME``,
+        name: ``pico``, lmscout's own; ``bench:DIR``, a folder that ``lmscout bench build`` wrote;
+            ``flexibert``; ``flexibert:PATH``, a JSON file of upstream's form; ``lts:NAME``,
             a LiteTransformerSearch folder found by name; ``lts:PATH``, such a folder.  What
             follows ``lts:`` is a path if it has a separator in it or is a directory.
 
@@ -29,6 +31,8 @@ def load(name: str) -> Benchmark:
         LmscoutError: the name is none of these, or the benchmark cannot be found or read.
     """
     kind, colon, rest = name.partition(":")
+    if name == PICO or (name.startswith(OWN) and rest):
+        return read_built(name)
     if kind == "flexibert" and not colon:
         return read_flexibert(find_flexibert(), name)
     if kind == "flexibert" and rest:

@@ -132,7 +132,8 @@ def attention_confidence(reading: Reading) -> float:
     """Sum over blocks of the mean of the head tensors' maxima over positions.
 
     A head tensor is [B, T, width]: the maximum is over T, then the mean over the rest and
-    over the block's tensors.  Serianni and Kalita, arXiv 2305.18915.
+    over the block's tensors; a block without any adds nothing.  Serianni and Kalita, arXiv
+    2305.18915.
     """
     return _confidence(reading, "head", lambda tensor: tensor.amax(dim=1))
 
@@ -168,7 +169,9 @@ def _nuclear_norm(matrix: Tensor) -> Tensor:
 def _confidence(reading: Reading, name: str, maxima: Callable[[Tensor], Tensor]) -> float:
     blocks = reading.inputs[name]
     return math.fsum(
-        _total(maxima(one).double().mean() for one in block) / len(block) for block in blocks
+        _total(maxima(one).double().mean() for one in block) / len(block)
+        for block in blocks
+        if block
     )
 
 

@@ -4,7 +4,7 @@ Each leaves the model as it found it: weights, gradients, hooks and flags, to th
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -54,7 +54,10 @@ def synflow(reading: Reading) -> float:
 
     What is not linear stays, but a softmax counts as a constant weighting: where all positions
     are alike nothing flows through its arguments, and what rounding leaves of that nothing,
-    times queries and keys that grow from block to block, would be the whole score.
+    times queries and keys that grow from block to block, would be the whole score.  Likewise a
+    gate counts as open: where one path multiplies another, nothing flows through the gate and
+    the other path passes unchanged.  The product would square the hidden state in every block,
+    which float64 cannot hold beyond a few of them.
     """
     return _flow(reading, lambda gradient: gradient)
 
@@ -85,6 +88,7 @@ def _flow(reading: Reading, remap: Callable[[Tensor], Tensor]) -> float:
         torch.enable_grad(),
         plain_attention,
         _norms_as_identity(encoder),
+        _gates_open(reading.gates),
         _ConstantSoftmax(),
     ):
         for weight in weights:
@@ -156,17 +160,32 @@ def _requiring_grad(parameters: list[nn.Parameter]) -> Iterator[None]:
 def _norms_as_identity(module: nn.Module) -> Iterator[None]:
     """Every norm passes its input through; what a caller had put in its place comes back."""
     norms = [one for one in module.modules() if isinstance(one, _NORMS)]
-    before = [vars(norm).get("forward") for norm in norms]
+    with _standing_in(norms, _unchanged):
+        yield
+
+
+@contextmanager
+def _gates_open(gates: Sequence[nn.Module]) -> Iterator[None]:
+    """Every gate is 1, whatever enters it."""
+    with _standing_in(gates, torch.ones_like):
+        yield
+
+
+@contextmanager
+def _standing_in(
+    modules: Sequence[nn.Module], replacement: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    before = [vars(module).get("forward") for module in modules]
     try:
-        for norm in norms:
-            vars(norm)["forward"] = _unchanged
+        for module in modules:
+            vars(module)["forward"] = replacement
         yield
     finally:
-        for norm, forward in zip(norms, before, strict=True):
+        for module, forward in zip(modules, before, strict=True):
             if forward is None:
-                vars(norm).pop("forward", None)
+                vars(module).pop("forward", None)
             else:
-                vars(norm)["forward"] = forward
+                vars(module)["forward"] = forward
 
 
 def _unchanged(hidden: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Reading:
         mixing: For each of these layers: does it belong to the mixer (the attention), rather
             than to the MLP?
         parameters: Number of parameters of the whole model.
+        gates: Modules whose output multiplies another path: the activations of gated MLPs.
     """
 
     model: Model
@@ -50,3 +51,4 @@ class Reading:
     linears: tuple[tuple[nn.Linear, ...], ...]
     mixing: tuple[tuple[bool, ...], ...]
     parameters: int
+    gates: tuple[nn.Module, ...] = ()

@@ -60,7 +60,7 @@ class Statistics:
 
     Attributes:
         values: [architectures, inputs, chains, blocks] float32, NaN beyond an architecture's
-            depth and where an input has no value.
+            depth and where a value is not defined; 0 where a block lacks the input.
         chains: the chains of unary operations, innermost first.
         depth: [architectures] number of blocks.
         path: the file that holds them.

@@ -87,6 +87,7 @@ def full_reading(model: LanguageModel, tokens: Tensor, parameters: int) -> Readi
         linears=tuple(point.linear for point in points),
         mixing=tuple(tuple(layer not in point.mlp for layer in point.linear) for point in points),
         parameters=parameters,
+        gates=tuple(gate for point in points for gate in point.gate),
     )
 
 
@@ -101,16 +102,16 @@ def score(proxy: Entry | Proxy, reading: Reading) -> float:
     assert expression is not None  # an entry has one or the other
 
     def block_values(name: str, chain: tuple[str, ...]) -> list[list[float]]:
-        blocks = reading.inputs[name]
-        return [
-            [
-                np.mean([chain_means(one, [chain])[0] for one in tensors]).item()
-                for tensors in blocks
-            ]
-        ]
+        return [[_block_value(tensors, chain) for tensors in reading.inputs[name]]]
 
     depth = len(reading.linears)
     return float(evaluate(expression, block_values, [depth])[0])
+
+
+def _block_value(tensors: tuple[Tensor, ...], chain: tuple[str, ...]) -> float:
+    """Mean over a block's tensors; 0 where it has none, as in the collected statistics."""
+    values = [chain_means(one, [chain])[0] for one in tensors]
+    return np.mean(values).item() if values else 0.0
 
 
 def _score(

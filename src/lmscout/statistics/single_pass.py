@@ -8,7 +8,7 @@ Only what is read is differentiated: embeddings, norms and biases are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -39,7 +39,8 @@ def read_model(
 
     Returns:
         [inputs, width, blocks] float64 in the order of `INPUT_NAMES`: for each input the mean
-        of the reductions over the block's tensors (NaN where a block has no such tensor).
+        of the reductions over the block's tensors; 0, which adds nothing to a sum over blocks,
+        where a block has no such tensor.
     """
     depth = len(model.probe_points())
     total = np.zeros((len(INPUT_NAMES), width, depth))
@@ -52,7 +53,7 @@ def read_model(
         count[row, :, block] += 1
 
     run_pass(model, tokens, add)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return total / np.maximum(count, 1)
 
 
 def run_pass(
@@ -70,7 +71,8 @@ def run_pass(
     """
     with ExitStack() as stack:
         points = model.probe_points()
-        stack.enter_context(_only_block_weights_learn(model, points))
+        weights = {layer.weight for point in points for layer in point.linear}
+        stack.enter_context(only_these_learn(model, weights))
         for block, point in enumerate(points):
             for name, modules in (("act", point.act), ("head", point.head)):
                 for place, module in enumerate(modules):
@@ -88,12 +90,17 @@ def run_pass(
 
 
 @contextmanager
-def _only_block_weights_learn(model: nn.Module, points: tuple[ProbePoints, ...]) -> Iterator[None]:
+def only_these_learn(model: nn.Module, chosen: Collection[Tensor]) -> Iterator[None]:
+    """Let only chosen parameters of a model require gradients, for a while.
+
+    Args:
+        model: left as it was found, without gradients.
+        chosen: its parameters.
+    """
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    learning = {layer.weight for point in points for layer in point.linear}
     try:
         for parameter in before:
-            parameter.requires_grad_(parameter in learning)
+            parameter.requires_grad_(parameter in chosen)
         yield
     finally:
         for parameter, required in before.items():

@@ -1,0 +1,189 @@
+"""Spaces of architectures to train, and how architectures are drawn from one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmscout.architectures import ArchitectureSpec, Gpt2Spec, LlamaSpec
+from lmscout.errors import LmscoutError
+
+GPT2, LLAMA = "gpt2", "llama"
+
+PER_CELL = 8  # architectures of one depth and width, so that they can be compared within it
+FEWEST_CELLS = 5
+GRAIN = 32  # widths of MLPs are multiples of it, where the model is wide enough
+GATED = 2 / 3  # a gated MLP has three matrices where a plain one has two
+ATTEMPTS = 100  # to draw from a cell what was not drawn before
+
+
+@dataclass(frozen=True)
+class Space:
+    """Decoders that may be drawn.
+
+    An architecture draws two head sizes and two expansions, and each of its blocks one of the
+    two: architectures of one depth and width then differ as wholes, not only block by block.
+
+    Attributes:
+        name: as a user names it.
+        families: ``gpt2`` (Gpt2Spec: learned positions, LayerNorm, GELU) and ``llama``
+            (LlamaSpec: rotary positions, RMSNorm, SwiGLU).
+        depths: numbers of blocks.
+        widths: sizes of the hidden state.
+        head_sizes: sizes of a head; those that divide the width.
+        expansions: widths of a plain MLP as multiples of the width; a gated one has two thirds.
+        groups: query heads that share a key-value head, in LLaMA blocks.
+        missing: chances with which each half of a block is missing; an architecture draws one.
+        vocabulary: number of tokens.
+        max_length: number of positions.
+    """
+
+    name: str
+    families: tuple[str, ...]
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    head_sizes: tuple[int, ...]
+    expansions: tuple[float, ...]
+    groups: tuple[int, ...]
+    missing: tuple[float, ...]
+    vocabulary: int
+    max_length: int
+
+
+PICO = Space(
+    name="pico",
+    families=(GPT2, LLAMA),
+    depths=tuple(range(2, 11)),
+    widths=tuple(range(64, 321, 32)),
+    head_sizes=(16, 32, 64),
+    expansions=(0.5, 1.0, 2.0, 3.0, 4.0),
+    groups=(1, 2, 4),
+    missing=(0.0, 0.0, 0.15, 0.3),
+    vocabulary=4096,
+    max_length=128,
+)
+
+NANO = Space(
+    name="nano",
+    families=(GPT2, LLAMA),
+    depths=(1, 2, 3),
+    widths=(16, 32, 48),
+    head_sizes=(8, 16),
+    expansions=(1.0, 2.0, 4.0),
+    groups=(1, 2),
+    missing=(0.0, 0.3),
+    vocabulary=4096,
+    max_length=32,
+)
+
+SPACES: tuple[Space, ...] = (PICO, NANO)
+
+
+def space_of(name: str) -> Space:
+    """The space of that name.
+
+    Raises:
+        LmscoutError: there is none.
+    """
+    for space in SPACES:
+        if space.name == name:
+            return space
+    names = ", ".join(space.name for space in SPACES)
+    raise LmscoutError(f"unknown space {name!r}; there are {names}")
+
+
+def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
+    """Draw architectures, no two alike, spread over the space's sizes.
+
+    Depths and widths are paired as in a Latin square, so that every depth and every width comes
+    equally often; there is a pair for each `PER_CELL` architectures, and at least
+    `FEWEST_CELLS`.  Within a pair the families take turns.
+
+    Args:
+        space: what may be drawn.
+        n: how many.
+        seed: of the draw.
+
+    Raises:
+        LmscoutError: n is not above 0, or the space has too few different architectures.
+    """
+    if n < 1:
+        raise LmscoutError(f"{n} architectures cannot be drawn: give a number above 0")
+    rng = np.random.default_rng(seed)
+    cells = _cells(space, n, rng)
+    drawn: dict[ArchitectureSpec, None] = {}
+    for index in range(n):
+        turn, place = divmod(index, len(cells))
+        family = space.families[(turn + place) % len(space.families)]
+        for attempt in range(ATTEMPTS * len(cells)):
+            # A cell that seems to be exhausted leaves its turn to the next.
+            depth, width = cells[(place + attempt // ATTEMPTS) % len(cells)]
+            spec = _draw(space, family, depth, width, rng)
+            if spec not in drawn:
+                drawn[spec] = None
+                break
+        else:
+            raise LmscoutError(
+                f"{space.name}: {n} different architectures could not be drawn; ask for fewer"
+            )
+    return tuple(drawn)
+
+
+def _cells(space: Space, n: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    depths = rng.permutation(space.depths).tolist()
+    widths = rng.permutation(space.widths).tolist()
+    pairs = [
+        (depths[place % len(depths)], widths[(place + turn) % len(widths)])
+        for turn in range(len(widths))
+        for place in range(len(depths))
+    ]
+    wanted = max(FEWEST_CELLS, -(-n // PER_CELL))
+    return list(dict.fromkeys(pairs))[:wanted]
+
+
+def _draw(
+    space: Space, family: str, depth: int, width: int, rng: np.random.Generator
+) -> ArchitectureSpec:
+    sizes = rng.choice([size for size in space.head_sizes if width % size == 0], 2)
+    expansions = rng.choice(space.expansions, 2)
+    group, missing = int(rng.choice(space.groups)), float(rng.choice(space.missing))
+    heads = [width // int(size) for size in rng.choice(sizes, depth)]
+    inner = [_inner(width, float(one), family) for one in rng.choice(expansions, depth)]
+    for index in range(depth):
+        lost = rng.random(2) < missing
+        if lost.all():  # a block keeps one half
+            lost[int(rng.integers(2))] = False
+        heads[index] *= not lost[0]
+        inner[index] *= not lost[1]
+    if not any(heads) or not any(inner):  # one that never attends, or never computes
+        return _draw(space, family, depth, width, rng)
+    if family == GPT2:
+        return Gpt2Spec(
+            width=width,
+            heads=tuple(heads),
+            inner=tuple(inner),
+            embedding_width=width,
+            tied=(True,),
+            vocabulary=space.vocabulary,
+            max_length=space.max_length,
+        )
+    return LlamaSpec(
+        width=width,
+        heads=tuple(heads),
+        key_value_heads=tuple(_shared(count, group) for count in heads),
+        inner=tuple(inner),
+        vocabulary=space.vocabulary,
+        max_length=space.max_length,
+    )
+
+
+def _inner(width: int, expansion: float, family: str) -> int:
+    wanted = width * expansion * (GATED if family == LLAMA else 1.0)
+    grain = min(GRAIN, width // 2)
+    return max(grain, round(wanted / grain) * grain)
+
+
+def _shared(heads: int, group: int) -> int:
+    """Key-value heads for query heads in groups of at most that size."""
+    return next((heads // size for size in range(group, 0, -1) if heads % size == 0), 0)

@@ -1,0 +1,170 @@
+"""The files of a built benchmark: a row for each model that was trained, and the settings.
+
+- ``settings.json``: what decides the numbers: space, recipe, tokens, seeds.
+- ``rows/``: one file a trained model, while the benchmark is being built.
+- ``table.jsonl``: all rows, one a line, once the last of them is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lmscout.benchmarks.rows import Row, checked, read_text
+from lmscout.errors import LmscoutError
+
+SETTINGS, ROWS, TABLE = "settings.json", "rows", "table.jsonl"
+PART = ".part"
+
+
+class TrainedRow(Row):
+    """One trained model.
+
+    Attributes:
+        architecture: its number in the benchmark; rows of one number differ in the seed.
+        seed: of weights and order.
+        spec: what `ArchitectureSpec.to_dict` gave.
+        parameters: how many.
+        validation_loss: on the way, the last one at the end, nats a token; None where it was
+            not finite.
+        seconds: of training.
+        device: what trained it.
+    """
+
+    architecture: Annotated[int, Field(ge=0)]
+    seed: int
+    spec: dict[str, Any]
+    parameters: int
+    validation_loss: Annotated[list[float | None], Field(min_length=1)]
+    seconds: float
+    device: str
+
+
+def row_path(folder: Path, architecture: int, seed: int) -> Path:
+    """Where the row of one trained model is."""
+    return folder / ROWS / f"{architecture:05d}-{seed}.json"
+
+
+def write_row(folder: Path, row: TrainedRow) -> None:
+    """Put a row on disk, whole and for good."""
+    write_whole(row_path(folder, row.architecture, row.seed), _line(row))
+
+
+def read_rows(folder: Path) -> dict[tuple[int, int], TrainedRow]:
+    """The rows that are there, by architecture and seed; a damaged one counts as absent."""
+    rows = {}
+    for path in sorted((folder / ROWS).glob("*.json")):
+        try:
+            row = checked(TrainedRow, json.loads(read_text(path)), str(path))
+        except (json.JSONDecodeError, LmscoutError):
+            continue
+        rows[row.architecture, row.seed] = row
+    return rows
+
+
+def write_table(folder: Path, rows: Iterable[TrainedRow]) -> Path:
+    """Put all rows into one file, by architecture and seed."""
+    ordered = sorted(rows, key=lambda row: (row.architecture, row.seed))
+    path = folder / TABLE
+    write_whole(path, "".join(map(_line, ordered)))
+    for left_behind in (folder / ROWS).glob(f"*{PART}"):  # by a process that was killed
+        left_behind.unlink(missing_ok=True)
+    return path
+
+
+def read_table(folder: Path) -> list[TrainedRow]:
+    """All rows of a finished benchmark.
+
+    Raises:
+        LmscoutError: it is not there, not finished, or a line is damaged.
+    """
+    path = folder / TABLE
+    if not path.exists():
+        unfinished = (folder / SETTINGS).exists()
+        raise LmscoutError(
+            f"{folder}: its building is not finished; start the same lmscout bench build again"
+            if unfinished
+            else f"{folder}: no {TABLE}; expected a folder that lmscout bench build wrote"
+        )
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        where = f"{path}, line {number}"
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LmscoutError(f"{where}: not JSON: {error.msg}; is the file damaged?") from None
+        rows.append(checked(TrainedRow, values, where))
+    if not rows:
+        raise LmscoutError(f"{path}: holds no rows")
+    return rows
+
+
+def write_settings(folder: Path, settings: Mapping[str, object]) -> None:
+    """Write the settings, or make sure that those that are there are the same.
+
+    Raises:
+        LmscoutError: the folder holds a benchmark with other settings, or cannot be written.
+    """
+    path = folder / SETTINGS
+    wanted = json.loads(json.dumps(settings))
+    if path.exists():
+        there = read_settings(folder)
+        differing = [name for name in wanted if there.get(name) != wanted[name]]
+        if differing:
+            raise LmscoutError(
+                f"{folder}: holds a benchmark of another {differing[0]}; name a new folder, or "
+                "give the settings that it was begun with"
+            )
+        return
+    try:
+        (folder / ROWS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LmscoutError(
+            f"{folder}: cannot be written ({error.strerror}); name another folder"
+        ) from None
+    write_whole(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a benchmark.
+
+    Raises:
+        LmscoutError: they are not there or not JSON.
+    """
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise LmscoutError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
+    if not isinstance(settings, dict):
+        raise LmscoutError(f"{path}: expected an object with names")
+    return settings
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever looks sees all of it or the one before, at any moment.
+
+    Raises:
+        LmscoutError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    try:
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise LmscoutError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _line(row: TrainedRow) -> str:
+    return json.dumps(row.model_dump(), allow_nan=False) + "\n"

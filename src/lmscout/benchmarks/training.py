@@ -1,0 +1,288 @@
+"""One recipe: how an architecture of a benchmark is trained, and what is measured on the way.
+
+Every architecture sees as many tokens, in the order that its seed gives, under the same
+optimizer and schedule.  On a GPU the models are so small that launching kernels costs more than
+computing: after a few steps a whole step is captured once and replayed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import clip_grad_norm_
+
+from lmscout.architectures import ArchitectureSpec, LanguageModel
+from lmscout.architectures.layers import fuse_attention
+from lmscout.benchmarks.token_data import TokenData
+from lmscout.errors import LmscoutError
+
+POINTS = 5  # validation losses on the way, at equal distances
+EAGER_STEPS = 3  # before a step is captured: they make the optimizer's state
+EVALUATED = 256  # windows of validation read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How every architecture of a benchmark is trained: AdamW, a warm-up, half a cosine to 0.
+
+    Attributes:
+        tokens: read in all; rounded down to whole steps.
+        sequences: windows a step.
+        length: tokens a window.
+        learning_rate: at its height.
+        warm_up: share of the steps over which the rate rises.
+        weight_decay: of matrices; not of vectors.
+        beta1: of AdamW.
+        beta2: of AdamW.
+        clip: norm of the gradient above which it is shortened.
+        held_out: most tokens of validation that a loss is measured on.
+    """
+
+    tokens: int = 4_500_000
+    sequences: int = 64
+    length: int = 128
+    learning_rate: float = 2e-3
+    warm_up: float = 0.1
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    held_out: int = 131_072
+
+    def __post_init__(self) -> None:
+        if self.steps < POINTS:
+            raise LmscoutError(
+                f"{self.tokens} tokens are too few: at least {POINTS} steps of "
+                f"{self.sequences} x {self.length} tokens, "
+                f"{POINTS * self.sequences * self.length} in all"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Updates of the weights."""
+        return self.tokens // (self.sequences * self.length)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising = max(1, round(self.warm_up * self.steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        along = (step - rising) / (self.steps - rising)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * along))
+
+    def measured_after(self) -> tuple[int, ...]:
+        """After how many steps the validation losses are measured."""
+        return tuple(self.steps * point // POINTS for point in range(1, POINTS + 1))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of an architecture once it was trained.
+
+    Attributes:
+        validation_loss: at `POINTS` points, the last at the end; nats a token, None where it
+            is not finite.
+        seconds: it took.
+    """
+
+    validation_loss: tuple[float | None, ...]
+    seconds: float
+
+
+def train(
+    spec: ArchitectureSpec, seed: int, data: TokenData, recipe: Recipe, device: str
+) -> Trained:
+    """Train an architecture by the recipe.
+
+    The same seed gives the same losses to the last bit on the same device: weights and order
+    come from the seed, and the algorithms are deterministic ones.
+
+    Args:
+        spec: the architecture.
+        seed: of the weights and of the order of the windows.
+        data: what it is trained on and judged by.
+        recipe: how.
+        device: ``cpu``, in float32 and one thread, or ``cuda:0``, in bfloat16 where that is
+            safe.
+
+    Raises:
+        LmscoutError: there are too few tokens, or not enough memory.
+    """
+    started = time.perf_counter()
+    starts = window_starts(len(data.train), recipe, seed)
+    check_validation(data, recipe)
+    try:
+        with _deterministic(device), sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            losses = _train(spec, seed, data, recipe, starts, torch.device(device))
+    except torch.OutOfMemoryError:
+        raise LmscoutError(
+            f"{device}: out of memory while training a model of {spec.parameters():,} "
+            "parameters; use fewer workers"
+        ) from None
+    finite = tuple(loss if math.isfinite(loss) else None for loss in losses)
+    return Trained(finite, time.perf_counter() - started)
+
+
+def window_starts(tokens: int, recipe: Recipe, seed: int) -> Tensor:
+    """Where the windows of every step begin.
+
+    Each epoch reads the text's windows once, in an order of its own and cut at another place.
+
+    Args:
+        tokens: in the text.
+        recipe: how many windows of what length.
+        seed: of the order.
+
+    Returns:
+        ``[steps, sequences]`` int64.
+
+    Raises:
+        LmscoutError: the text has no two windows.
+    """
+    count = tokens // recipe.length - 1
+    if count < 1:
+        raise LmscoutError(
+            f"{tokens} tokens to train on are too few: at least {2 * recipe.length}; give more text"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    wanted = recipe.steps * recipe.sequences
+    epochs = []
+    for _ in range(-(-wanted // count)):
+        cut = int(torch.randint(recipe.length, (), generator=generator))
+        epochs.append(cut + recipe.length * torch.randperm(count, generator=generator))
+    return torch.cat(epochs)[:wanted].view(recipe.steps, recipe.sequences)
+
+
+def check_validation(data: TokenData, recipe: Recipe) -> None:
+    """Raise LmscoutError where there is not a single window to judge by."""
+    read = min(len(data.validation), recipe.held_out)
+    if read < recipe.length:
+        raise LmscoutError(
+            f"{read} tokens to validate on are too few: at least {recipe.length}; give more text"
+        )
+
+
+def _train(
+    spec: ArchitectureSpec,
+    seed: int,
+    data: TokenData,
+    recipe: Recipe,
+    starts: Tensor,
+    device: torch.device,
+) -> list[float]:
+    model = spec.build(seed).to(device)
+    fuse_attention(model)
+    text, held_out = data.train.to(device), data.validation[: recipe.held_out].to(device)
+    starts = starts.to(device)
+    window = torch.arange(recipe.length, device=device)
+    optimizer = _optimizer(model, recipe, device)
+
+    def step_on(tokens: Tensor) -> None:
+        with _precision(device):
+            loss = model.loss(tokens)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+
+    advance: Callable[[Tensor], None] = step_on
+    losses = []
+    for step in range(recipe.steps):
+        if step == EAGER_STEPS and device.type == "cuda":
+            advance = _captured(step_on, optimizer, text[starts[step][:, None] + window])
+        _set_rate(optimizer, recipe.rate(step))
+        advance(text[starts[step][:, None] + window])
+        if step + 1 in recipe.measured_after():
+            losses.append(validation_loss(model, held_out, recipe.length))
+    return losses
+
+
+def _captured(
+    step_on: Callable[[Tensor], None], optimizer: torch.optim.Optimizer, like: Tensor
+) -> Callable[[Tensor], None]:
+    """A step as one graph of kernels that is launched at once, on tokens copied into place."""
+    held = like.clone()
+    optimizer.zero_grad(set_to_none=True)  # so that the graph owns the gradients
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step_on(held)
+
+    def replay(tokens: Tensor) -> None:
+        held.copy_(tokens)
+        graph.replay()
+
+    return replay
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
+    on_gpu = device.type == "cuda"
+    weights = list(model.parameters())
+    rate = torch.tensor(recipe.learning_rate, device=device) if on_gpu else recipe.learning_rate
+    return torch.optim.AdamW(
+        [
+            {"params": [w for w in weights if w.dim() > 1], "weight_decay": recipe.weight_decay},
+            {"params": [w for w in weights if w.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=rate,
+        betas=(recipe.beta1, recipe.beta2),
+        fused=on_gpu,
+        capturable=on_gpu,
+    )
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # a captured step reads it where it is
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+@torch.no_grad()
+def validation_loss(model: LanguageModel, tokens: Tensor, length: int) -> float:
+    """Mean next-token cross-entropy over all whole windows of a text, nats a token.
+
+    Args:
+        model: on the device of the tokens.
+        tokens: ``[m]`` int64, at least one window.
+        length: tokens a window; its first one is not predicted.
+    """
+    windows = tokens[: len(tokens) // length * length].view(-1, length)
+    total = torch.zeros((), dtype=torch.float64, device=tokens.device)
+    for some in torch.split(windows, EVALUATED):
+        with _precision(tokens.device):
+            total += model.loss(some).double() * len(some)
+    return total.item() / len(windows)
+
+
+def _precision(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+@contextmanager
+def _deterministic(device: str) -> Iterator[None]:
+    """Algorithms that give the same bits each time, and on a CPU one thread, as everywhere."""
+    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    settings: Any = torch.utils.deterministic
+    filled = settings.fill_uninitialized_memory
+    try:
+        if device == "cpu":
+            torch.set_num_threads(1)
+        else:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at start
+        torch.use_deterministic_algorithms(True)
+        settings.fill_uninitialized_memory = False
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before)
+        settings.fill_uninitialized_memory = filled

@@ -1,0 +1,164 @@
+"""`lmscout bench`: build a benchmark of one's own, and see what it is good for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lmscout.cli import console
+from lmscout.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from lmscout.benchmarks.check import Check
+
+app = typer.Typer(help="Build benchmarks of trained architectures, and check them.")
+
+
+@app.command()
+def build(
+    space: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPACE", help="pico, or nano: a toy to try this with.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The benchmark's folder.", show_default=False)],
+    n: Annotated[int, typer.Option("--n", min=1, help="Architectures.")] = 240,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens that each architecture is trained on.", show_default="the recipe's"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of architectures.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Trainings of every tenth one, by which noise is known.")
+    ] = 3,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda (every GPU), cuda:1, or auto: every GPU, else the CPU.")
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Models trained at once.", show_default="8 a GPU, or one a CPU core"
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train on this text; may be given several times; the built-in text by default.",
+            show_default=False,
+        ),
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train on these tokens: safetensors with the vectors train and validation.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train architectures of a space by one recipe, and write a benchmark.
+
+    The same command continues a build that was stopped, at whatever moment; the benchmark is
+    then rank's and discover's as bench:DIR.
+    """
+    # Imported here, so that `--help` does not wait for PyTorch.
+    from lmscout.benchmarks.build import build as run
+    from lmscout.benchmarks.space import space_of
+    from lmscout.benchmarks.token_data import builtin_tokens, stored_tokens, text_tokens
+    from lmscout.benchmarks.training import Recipe
+    from lmscout.errors import LmscoutError
+
+    drawn_from = space_of(space)
+    if text and corpus:
+        raise LmscoutError("--text and --corpus: give one of them")
+    settings = {} if tokens is None else {"tokens": tokens}
+    recipe = Recipe(length=drawn_from.max_length, **settings)
+    if corpus is not None:
+        data = stored_tokens(corpus)
+    else:
+        data = text_tokens(text) if text else builtin_tokens()
+    with console.progress_bars() as progress:
+        table = run(
+            drawn_from,
+            n,
+            out,
+            data,
+            recipe,
+            seed=seed,
+            seeds=seeds,
+            device=device,
+            workers=workers,
+            progress=lambda done, total: progress("training", done, total),
+        )
+    print(f"benchmark: {table.parent}")
+    print(f"what it is good for: lmscout bench check {table.parent}")
+
+
+@app.command()
+def check(
+    benchmark: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="What lmscout bench build wrote, or pico.", show_default=False
+        ),
+    ],
+    seed: Annotated[int, typer.Option(help="Of the simulated noise.")] = 0,
+    json: JsonOption = None,
+) -> None:
+    """Say what a built benchmark is good for.
+
+    How much of a quality is noise, what the configuration alone says, and whether proxies can
+    be told apart on it.
+    """
+    # Imported here, so that `--help` does not wait for NumPy.
+    from lmscout.benchmarks.built import built_folder
+    from lmscout.benchmarks.check import check as run
+
+    console.check_json_target(json)
+    result = run(built_folder(benchmark), seed=seed)
+    if json != console.STDOUT:
+        _show(result)
+    console.write_result(json, result.to_json())
+
+
+def _show(result: Check) -> None:
+    screen = console.table_console()
+    left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
+    screen.print(
+        f"[bold]{result.folder.name}[/bold]: {result.n_architectures} architectures{left_out}, "
+        f"{result.n_replicated} of them trained with several seeds"
+    )
+    screen.print(
+        f"quality spreads by {result.spread:.3f} nats a token (standard deviation), "
+        f"{result.spread_in_cell:.3f} within one depth and width; "
+        f"its noise is {result.noise:.3f}",
+        highlight=False,
+    )
+    table = Table(
+        caption="95 %: of simulated noise above the line, bootstrap over architectures below it"
+    )
+    table.add_column("")
+    for column in ("ρ", "95 %", "τ", "95 %"):
+        table.add_column(column, justify="right")
+    table.add_row("noise ceiling: a perfect proxy", *console.agreement_cells(result.ceiling))
+    table.add_row("quality measured again", *console.agreement_cells(result.repeat))
+    table.add_section()
+    for name, found in result.baselines.items():
+        table.add_row(name, *console.agreement_cells(found), style="dim")
+    screen.print(table)
+    screen.print(
+        f"pairs of architectures that differ by more than noise: {result.told_apart:.1%}; "
+        f"of one depth and width: {result.told_apart_in_cell:.1%}",
+        highlight=False,
+    )
+    for condition, holds in result.verdicts.items():
+        screen.print(f"  {'yes' if holds else 'no '}  {condition}", highlight=False)
+    can = "can" if result.tells_apart else "cannot"
+    screen.print(f"This benchmark {can} tell proxies apart.", highlight=False)

@@ -1,0 +1,90 @@
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_training import SPACE
+
+from lmscout.architectures import Gpt2Spec, LlamaSpec, spec_from_dict
+from lmscout.benchmarks.space import NANO, PICO, sample, space_of
+from lmscout.errors import LmscoutError
+
+
+@settings(max_examples=10, deadline=None)
+@given(n=st.integers(1, 120), seed=st.integers(0, 1000))
+def test_what_is_drawn_is_distinct_and_inside_the_space(n, seed):
+    specs = sample(PICO, n, seed)
+    assert len(set(specs)) == len(specs) == n
+    assert specs == sample(PICO, n, seed)
+    for spec in specs:
+        assert 2 <= spec.depth <= 10
+        assert spec.width in range(64, 321, 32)
+        assert any(spec.heads)
+        assert any(spec.inner)
+        for heads, inner in zip(spec.heads, spec.inner, strict=True):
+            assert heads == 0 or spec.width // heads in (16, 32, 64)
+            assert inner % 32 == 0
+            assert inner <= 4 * spec.width
+        assert (spec.vocabulary, spec.max_length) == (4096, 128)
+        assert spec_from_dict(spec.to_dict()) == spec
+
+
+def test_pico_is_spread_over_families_sizes_and_missing_halves():
+    specs = sample(PICO, 240, 0)
+    assert Counter(map(type, specs)) == {Gpt2Spec: 120, LlamaSpec: 120}
+    cells = Counter((spec.depth, spec.width) for spec in specs)
+    assert len(cells) == 30
+    assert set(cells.values()) == {8}  # enough of one size to compare within it
+    for sizes in (
+        Counter(spec.depth for spec in specs),
+        Counter(spec.width for spec in specs),
+    ):
+        assert len(sizes) == 9
+        assert max(sizes.values()) <= 32
+    by_cell = Counter((spec.depth, spec.width, type(spec)) for spec in specs)
+    assert set(by_cell.values()) == {4}
+    lacking = [spec for spec in specs if 0 in spec.heads or 0 in spec.inner]
+    assert 60 < len(lacking) < 180
+    assert any(0 in spec.heads for spec in lacking)
+    assert any(0 in spec.inner for spec in lacking)
+    shared = [s for s in specs if isinstance(s, LlamaSpec) and s.key_value_heads != s.heads]
+    assert len(shared) > 20
+
+
+def test_few_are_spread_over_sizes_too():
+    specs = sample(PICO, 10, 3)
+    assert len({(spec.depth, spec.width) for spec in specs}) == 5
+    assert len({(spec.depth, spec.width, type(spec)) for spec in specs}) == 10
+
+
+def test_another_seed_draws_others():
+    assert not set(sample(PICO, 20, 0)) & set(sample(PICO, 20, 1))
+
+
+def test_a_space_that_is_too_small_says_so():
+    small = replace(SPACE, depths=(1,), widths=(8,), missing=(0.0,))
+    # By two widths of the MLP: GPT-2 has one head or two; LLaMA has one, or two, shared or not.
+    families = Counter(map(type, sample(small, 8, 0)))
+    assert families == {Gpt2Spec: 4, LlamaSpec: 4}
+    with pytest.raises(LmscoutError, match="tiny: 30 different architectures could not"):
+        sample(small, 30, 0)
+
+
+def test_what_a_small_size_lacks_a_larger_one_has():
+    specs = sample(SPACE, 100, 0)
+    by_size = Counter((spec.depth, spec.width) for spec in specs)
+    assert min(by_size.values()) == by_size[1, 8] < 20
+    assert len(set(specs)) == 100
+
+
+def test_no_architectures_cannot_be_drawn():
+    with pytest.raises(LmscoutError, match="0 architectures cannot be drawn"):
+        sample(SPACE, 0, 0)
+
+
+def test_spaces_have_names():
+    assert space_of("pico") is PICO
+    assert space_of("nano") is NANO
+    with pytest.raises(LmscoutError, match="unknown space 'micro'; there are pico, nano"):
+        space_of("micro")
