@@ -41,7 +41,7 @@ def run(script):
 
 
 def test_lmscout_is_light_until_transformers_is_imported_and_then_registers():
-    assert run(LATER) == ["lmscout.pruning.modeling_lmscout", "LmscoutLlamaForCausalLM"]
+    assert run(LATER) == ["lmscout.pruning.saving.modeling_lmscout", "LmscoutLlamaForCausalLM"]
 
 
 @pytest.mark.slow

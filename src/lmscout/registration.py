@@ -30,7 +30,7 @@ def register_when_imported() -> None:
 
 def register() -> None:
     """Register pruned models with AutoConfig, AutoModel and AutoModelForCausalLM."""
-    importlib.import_module("lmscout.pruning.modeling_lmscout")  # does it as it is imported
+    importlib.import_module("lmscout.pruning.saving.modeling_lmscout")  # does it as it is imported
 
 
 class _AfterTransformers:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from lmscout.pruning.features import ImportanceMass
+from lmscout.pruning.learning.features import ImportanceMass
 from lmscout.pruning.ledger import Pair
-from lmscout.pruning.plan import Shape
-from lmscout.pruning.plan_arrays import as_plans, as_rows, dense_row, kept_shares
+from lmscout.pruning.subnetworks.plan import Shape
+from lmscout.pruning.subnetworks.plan_arrays import as_plans, as_rows, dense_row, kept_shares
 
 
 class Synthetic:

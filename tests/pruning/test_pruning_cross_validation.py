@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscout.pruning.cross_validation import folds, margin, same_size_kendall
+from lmscout.pruning.learning.cross_validation import folds, margin, same_size_kendall
 from lmscout.ranking import kendall
 
 

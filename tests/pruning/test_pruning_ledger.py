@@ -15,8 +15,8 @@ import pytest
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.ledger import FILE_NAME, Ledger, Pair, storage_url
-from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.plan_arrays import as_plans
+from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan_arrays import as_plans
 
 SHAPE = Shape((4, 4, 4), (50, 50, 50), (100,) * 3, (10,) * 3)
 SETTINGS = {"model": "ab12", "tokens": 6000, "compensation": True, "seed": 0, "text": None}
@@ -36,7 +36,9 @@ def pair(plan, **changes):
         "seconds": 1.5,
         "origin": "free",
     }
-    return Pair(plan, **(settings | changes))
+    settings |= changes
+    last = (settings["tokens"], settings["value"])
+    return Pair(plan, **({"course": ((last[0] // 2, 0.5), last)} | settings))
 
 
 def test_pairs_come_back_as_they_were_in_their_order(tmp_path):
@@ -78,7 +80,7 @@ def test_a_ledger_is_a_study_that_optuna_reads(tmp_path):
     assert Plan.from_dict(complete.params) == first
     assert complete.distributions["block00.mlp"] == optuna.distributions.IntDistribution(0, 50)
     assert pruned.state == optuna.trial.TrialState.PRUNED
-    assert pruned.intermediate_values == {1500: pair(second).value}
+    assert pruned.intermediate_values == {750: 0.5, 1500: pair(second).value}
     assert complete.user_attrs["origin"] == "free"
     assert complete.duration.total_seconds() == pytest.approx(1.5)
     tables = sqlite3.connect(tmp_path / FILE_NAME)

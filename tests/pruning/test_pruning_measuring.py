@@ -4,13 +4,13 @@ import torch
 from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.activations import ATTENTION, KINDS, MLP, collect_moments
-from lmscout.pruning.compensation import Compensation
 from lmscout.pruning.families import family_of
-from lmscout.pruning.importance import METHODS, by_kind, importance, unit_sides
-from lmscout.pruning.order import reorder_moments, sort_units, sorted_mass
-from lmscout.pruning.plan import Plan
-from lmscout.pruning.subnetwork import SubnetworkEvaluator
+from lmscout.pruning.subnetworks.activations import ATTENTION, KINDS, MLP, collect_moments
+from lmscout.pruning.subnetworks.compensation import Compensation
+from lmscout.pruning.subnetworks.importance import METHODS, by_kind, importance, unit_sides
+from lmscout.pruning.subnetworks.order import reorder_moments, sort_units
+from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.subnetworks.subnetwork import SubnetworkEvaluator
 
 
 @pytest.fixture(params=CONFIGS)
@@ -119,12 +119,21 @@ def test_a_plan_that_is_far_behind_is_dropped_early(model, family):
     shape = evaluator.shape
     bad = Plan((0, 0, 0), (1, 1, 1))
     on_the_first = next(SubnetworkEvaluator(model, family, windows[:2]).measure([bad]))
-    (dropped,) = evaluator.measure([bad], drop_above=on_the_first.rise - 1e-3)
+    (dropped,) = evaluator.measure([bad], [(on_the_first.rise - 1e-3,)])
     assert not dropped.complete
     assert dropped.tokens == windows[:2, 1:].numel()
     assert dropped.rise == pytest.approx(on_the_first.rise, abs=1e-5)
-    (kept,) = evaluator.measure([shape.dense], drop_above=1e-3)
+    first, second = evaluator.measure([bad, bad], [(10.0, dropped.rise - 1), (10.0, 10.0)])
+    assert (len(first.course), len(second.course)) == (2, 4)
+    assert first.course == second.course[:2]
+    alone = [
+        next(SubnetworkEvaluator(model, family, windows[start:stop]).measure([bad])).rise
+        for start, stop in ((0, 2), (2, 4))
+    ]
+    assert first.rise == pytest.approx(sum(alone) / 2, abs=1e-5)
+    (kept,) = evaluator.measure([shape.dense], [(1e-3,) * 3])
     assert kept.complete
+    assert [tokens for tokens, _ in kept.course] == [30, 60, 90, 120]
     assert kept.rise == pytest.approx(0.0, abs=1e-6)
 
 
@@ -297,13 +306,6 @@ def test_reordered_moments_are_those_of_the_sorted_model(model, family):
     reordered = reorder_moments(moments, sort_units(model, family, scores))
     for place, one in collect_moments(model, family, windows).items():
         torch.testing.assert_close(reordered[place].gram, one.gram, rtol=1e-4, atol=1e-3)
-
-
-def test_mass_is_a_falling_share():
-    scores = {(0, MLP): torch.tensor([1.0, 3.0, 0.0]), (1, MLP): torch.zeros(2)}
-    first, second = sorted_mass(scores, MLP)
-    assert first.tolist() == [0.75, 0.25, 0.0]
-    assert second.tolist() == [0.5, 0.5]
 
 
 def test_an_unknown_importance_and_a_broken_model_are_told():

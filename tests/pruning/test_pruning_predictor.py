@@ -8,14 +8,14 @@ from synthetic_quality import Synthetic
 from threadpoolctl import threadpool_limits
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.cross_validation import Agreement
-from lmscout.pruning.features import PlanFeatures
+from lmscout.pruning.learning.cross_validation import Agreement
+from lmscout.pruning.learning.features import PlanFeatures
+from lmscout.pruning.learning.predictor import PredictorReport, fit_predictor
+from lmscout.pruning.learning.regressors import KINDS, GaussianProcess, regressor
 from lmscout.pruning.ledger import Pair
-from lmscout.pruning.plan_arrays import as_plans, dense_row
-from lmscout.pruning.predictor import PredictorReport, fit_predictor
-from lmscout.pruning.ranges import Ranges, fit
-from lmscout.pruning.regressors import KINDS, GaussianProcess, regressor
+from lmscout.pruning.searching.budgets import keep_budget
+from lmscout.pruning.searching.ranges import Ranges, fit
+from lmscout.pruning.subnetworks.plan_arrays import as_plans, dense_row
 
 MODEL = Synthetic(depth=6)
 

@@ -7,10 +7,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.budgets import keep_budget, latency_budget, multiply_adds_budget
-from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.plan_arrays import as_plans, as_rows, dense_row, kept_shares, unit_parameters
-from lmscout.pruning.ranges import Ranges, fit, guarded_blocks, meets, uniform
+from lmscout.pruning.searching.budgets import keep_budget, latency_budget, multiply_adds_budget
+from lmscout.pruning.searching.ranges import Ranges, fit, guarded_blocks, meets, uniform
+from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan_arrays import (
+    as_plans,
+    as_rows,
+    dense_row,
+    kept_shares,
+    unit_parameters,
+)
 
 SHAPE = Shape((10,) * 12, (864,) * 12, (40_960,) * 12, (960,) * 12)
 SMALL = Shape((4,) * 5, (172,) * 5, (3072,) * 5, (192,) * 5)  # that of stories260K
@@ -96,7 +102,6 @@ def test_the_uniform_plan_is_uniform(keep):
     groups, channels = as_rows([plan])[0, :12], as_rows([plan])[0, 12:]
     assert np.ptp(groups) <= 1
     assert np.ptp(channels) <= 1
-    assert abs(SHAPE.kept_share(plan) - SHAPE.kept_share(SHAPE.uniform(keep))) < 0.0003
 
 
 def test_guarded_blocks_are_whole_and_the_others_alike():
@@ -112,15 +117,15 @@ def test_guarded_blocks_are_whole_and_the_others_alike():
 
 def test_a_budget_that_no_plan_meets_names_the_nearest():
     ranges = Ranges.above(SHAPE, 0.5)
-    with pytest.raises(LmscoutError, match=r"budget of 0\.3 \(kept share\).*nearest.* is 0\.5$"):
+    with pytest.raises(LmscoutError, match=r"of 0\.3 \(kept share\): .* is 0\.5 \(kept share\)$"):
         ranges.require(keep_budget(SHAPE, 0.3))
     small = Ranges(Plan((1,) * 12, (1,) * 12), Plan((5,) * 12, (432,) * 12))
-    with pytest.raises(LmscoutError, match=r"nearest that can be met is 0\.5$"):
+    with pytest.raises(LmscoutError, match=r"nearest that can be met is 0\.5 \(kept share\)$"):
         small.require(keep_budget(SHAPE, 0.9))
     small.require(
         multiply_adds_budget(SHAPE, 1e9, window=8, group_width=32)
     )  # no need to use it up
-    with pytest.raises(LmscoutError, match="multiply-adds a token"):
+    with pytest.raises(LmscoutError, match=r"million multiply-adds a token \(0\.\d+ of the dense"):
         ranges.require(multiply_adds_budget(SHAPE, 10.0, window=8, group_width=32))
 
 

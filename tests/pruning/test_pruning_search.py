@@ -5,11 +5,11 @@ import pytest
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.breeding import moved
-from lmscout.pruning.budgets import keep_budget, latency_budget
-from lmscout.pruning.plan_arrays import as_rows, dense_row, unit_parameters
-from lmscout.pruning.ranges import Ranges, fit, meets, uniform
-from lmscout.pruning.search import apart, pareto, search
+from lmscout.pruning.searching.breeding import moved
+from lmscout.pruning.searching.budgets import keep_budget, latency_budget
+from lmscout.pruning.searching.ranges import Ranges, fit, meets, uniform
+from lmscout.pruning.searching.search import apart, pareto, search
+from lmscout.pruning.subnetworks.plan_arrays import as_rows, dense_row, unit_parameters
 
 MODEL = Synthetic(depth=5, noise=0)
 SHAPE = MODEL.shape

@@ -11,12 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import JsonOption
+from lmscout.cli.options import DTYPES, JsonOption
 
 if TYPE_CHECKING:
     from lmscout.evaluation import Perplexity
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def evaluate(

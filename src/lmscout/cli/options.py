@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 BenchmarkArgument = Annotated[
     str,
     typer.Argument(
         metavar="BENCHMARK",
-        help="flexibert, lts:random_GPT2_wt103, or flexibert:PATH, lts:PATH.",
+        help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH.",
         show_default=False,
     ),
 ]

@@ -35,11 +35,13 @@ class LoadedModel:
         model: in eval mode.
         tokenizer: the model's own.
         source: the folder or Hub name as it was given.
+        saved_dtype: of the weights on disk, as its configuration says; None where it does not.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: str
+    saved_dtype: torch.dtype | None = None
 
 
 def load_model(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedModel:
@@ -67,11 +69,12 @@ def load_model(source: str, dtype: torch.dtype = torch.float32, device: str = "c
     with quiet():
         config = _config(folder, source)
         _check_declared_causal(config, source)
+        saved_dtype = _dtype(config)  # before loading overwrites it
         model = _weights(folder, source, config, dtype)
         tokenizer = _tokenizer(folder, source)
         _check_causal(model, source)
         _move(model, target, source)
-    return LoadedModel(model, tokenizer, source)
+    return LoadedModel(model, tokenizer, source, saved_dtype)
 
 
 def _device(name: str) -> torch.device:
@@ -101,6 +104,12 @@ def _config(folder: Path, source: str) -> PreTrainedConfig:
             f"comes with the model ({first_line(error)})"
         ) from error
     return config
+
+
+def _dtype(config: PreTrainedConfig) -> torch.dtype | None:
+    named = config.dtype
+    found = getattr(torch, named, None) if isinstance(named, str) else named
+    return found if isinstance(found, torch.dtype) else None
 
 
 def _check_declared_causal(config: PreTrainedConfig, source: str) -> None:

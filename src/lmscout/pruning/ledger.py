@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan import Plan, Shape
 
 Setting = str | int | float | bool | None
 
@@ -44,6 +44,8 @@ class Pair:
         kept: share of the parameters in units that the plan keeps.
         seconds: that measuring took.
         origin: how it was proposed.
+        course: tokens so far and the rise on them, portion by portion; the last is `tokens`
+            and `value`.
     """
 
     plan: Plan
@@ -54,6 +56,7 @@ class Pair:
     kept: float = 0.0
     seconds: float = 0.0
     origin: str = ""
+    course: tuple[tuple[int, float], ...] = ()
 
 
 class Ledger:
@@ -170,7 +173,7 @@ class Ledger:
             value=pair.value,
             params=pair.plan.as_dict(),
             distributions=self._distributions,
-            intermediate_values={pair.tokens: pair.value},
+            intermediate_values=dict(pair.course) or {pair.tokens: pair.value},
             user_attrs={
                 "tokens": pair.tokens,
                 "round": pair.round,
@@ -185,6 +188,24 @@ class Ledger:
             self._study.add_trial(trial)
         self._remember(pair)
         return True
+
+    def note(self, name: str, value: str | None = None) -> str | None:
+        """A text that belongs to the run and is kept beside the pairs, such as measured costs.
+
+        Args:
+            name: of the note.
+            value: to be kept, unless there is such a note already.
+
+        Returns:
+            The note, or None where there is none.
+        """
+        key = f"lmscout.{name}"
+        with self._reported():
+            found = self._study.user_attrs.get(key)
+            if found is None and value is not None:
+                self._study.set_user_attr(key, value)
+                found = value
+        return None if found is None else str(found)
 
     def refresh(self) -> None:
         """Read what other processes have added."""
@@ -258,4 +279,5 @@ def _pair(trial: FrozenTrial) -> Pair:
         kept=float(attributes.get("kept", 0.0)),
         seconds=float(attributes.get("seconds", 0.0)),
         origin=str(attributes.get("origin", "")),
+        course=tuple(sorted(trial.intermediate_values.items())),
     )

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from lmscout.pruning.cutting import cut, is_uniform, kept_blocks, unit_maps
-from lmscout.pruning.export import save, write
 from lmscout.pruning.families import AttentionParts, Family, MlpParts
-from lmscout.pruning.plan import Plan
+from lmscout.pruning.saving.cutting import cut, is_uniform, kept_blocks, unit_maps
+from lmscout.pruning.saving.export import save, write
+from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.testing.reference_models import dense_plan, functional_logits, masked_model
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger

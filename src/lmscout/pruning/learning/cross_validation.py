@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.pruning.plan_arrays import Floats
-from lmscout.pruning.regressors import Regressor, regressor
-from lmscout.pruning.targets import TargetScale
+from lmscout.pruning.learning.regressors import Regressor, regressor
+from lmscout.pruning.learning.targets import TargetScale
+from lmscout.pruning.subnetworks.plan_arrays import Floats
 from lmscout.ranking import kendall
 
 FOLDS = 5

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.plan import Shape
-from lmscout.pruning.plan_arrays import Floats, Rows, dense_row, kept_shares
+from lmscout.pruning.subnetworks.plan import Shape
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, dense_row, kept_shares
 
 
 @dataclass(frozen=True, eq=False)

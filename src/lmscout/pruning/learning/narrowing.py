@@ -15,12 +15,12 @@ from typing import Protocol
 
 import numpy as np
 
-from lmscout.pruning.budgets import Budget
-from lmscout.pruning.elite import best_pairs
 from lmscout.pruning.ledger import Pair
-from lmscout.pruning.plan import Shape
-from lmscout.pruning.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
-from lmscout.pruning.ranges import Ranges, fit, meets
+from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.searching.elite import best_pairs
+from lmscout.pruning.searching.ranges import Ranges, fit, meets
+from lmscout.pruning.subnetworks.plan import Shape
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
 
 FREE, BEARING = "nearly free", "load-bearing"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.cross_validation import (
+from lmscout.pruning.learning.cross_validation import (
     Agreement,
     Examples,
     HeldOut,
@@ -21,12 +21,12 @@ from lmscout.pruning.cross_validation import (
     margin,
     mean_agreement,
 )
-from lmscout.pruning.features import ImportanceMass, PlanFeatures
+from lmscout.pruning.learning.features import ImportanceMass, PlanFeatures
+from lmscout.pruning.learning.regressors import KINDS, BoostedTrees, Regressor, regressor
+from lmscout.pruning.learning.targets import SCALES, TargetScale
 from lmscout.pruning.ledger import Pair
-from lmscout.pruning.plan import Shape
-from lmscout.pruning.plan_arrays import Floats, Rows, as_rows, kept_shares
-from lmscout.pruning.regressors import KINDS, BoostedTrees, Regressor, regressor
-from lmscout.pruning.targets import SCALES, TargetScale
+from lmscout.pruning.subnetworks.plan import Shape
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_rows, kept_shares
 
 FEWEST_PAIRS = 20
 
@@ -160,6 +160,11 @@ class Predictor:
         ends = self._scale.backward(np.concatenate([centre - residual, centre + residual]))
         return float(ends[1] - ends[0]) / 2
 
+    @property
+    def cross_validated(self) -> tuple[Floats, Floats]:
+        """Measured rises of the pairs, and what was foretold of each by models without it, [n]."""
+        return self._examples.values, self._scale.backward(self._unseen.numbers)
+
     def contributions(self, rows: Rows) -> Floats | None:
         """Mean size of what each block and kind adds to predictions.
 
@@ -190,7 +195,8 @@ def fit_predictor(
     """Choose a predictor by cross-validation and fit it on all pairs.
 
     For each kind the scale of the target is chosen on the first repeat's folds; the kinds
-    are then compared over all repeats.  A partial pair counts by its share of the tokens.
+    are then compared over all repeats.  A partial pair counts by its share of the tokens, at
+    the level of the whole text.
     The result depends on neither the order of the pairs nor the number of threads.
 
     Args:
@@ -258,10 +264,31 @@ def _examples(pairs: Sequence[Pair], shape: Shape, features: PlanFeatures) -> Ex
     whole = max(pair.tokens for pair in ordered)
     return Examples(
         features(rows),
-        np.array([pair.value for pair in ordered]),
+        _levelled(ordered),
         np.array([pair.tokens / whole if pair.partial else 1.0 for pair in ordered]),
         kept_shares(shape, rows),
         shape.depth,
+    )
+
+
+def _levelled(pairs: Sequence[Pair]) -> Floats:
+    """Rises, those of partial pairs brought to the level of the whole text, [n].
+
+    Portions of a text differ in difficulty.  The whole pairs say by how much: what they rose
+    in all, by what they rose on the tokens that a partial pair has seen.
+    """
+    whole = [(dict(pair.course), pair.value) for pair in pairs if not pair.partial]
+
+    def level(tokens: int) -> float:
+        ratios = [value / course[tokens] for course, value in whole if course.get(tokens, 0.0) > 0]
+        return float(np.median(ratios)) if ratios else 1.0
+
+    levels = {tokens: level(tokens) for tokens in {pair.tokens for pair in pairs if pair.partial}}
+    return np.array(
+        [
+            pair.value * levels.get(pair.tokens, 1.0) if pair.partial else pair.value
+            for pair in pairs
+        ]
     )
 
 

@@ -20,7 +20,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Wh
 from sklearn.linear_model import RidgeCV
 from threadpoolctl import ThreadpoolController
 
-from lmscout.pruning.plan_arrays import Floats
+from lmscout.pruning.subnetworks.plan_arrays import Floats
 
 KINDS = ("lightgbm", "ridge", "gaussian_process")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmscout.pruning.plan_arrays import Floats
+from lmscout.pruning.subnetworks.plan_arrays import Floats
 
 SCALES = ("log", "sqrt", "linear")
 _TINY = 1e-9  # nats, for the logarithm of what fell below all that was measured

@@ -26,8 +26,8 @@ from lmscout.pruning.families import (
     MlpParts,
     family_of,
 )
-from lmscout.pruning.modeling_lmscout import PRUNED
-from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.saving.modeling_lmscout import PRUNED
+from lmscout.pruning.subnetworks.plan import Plan, Shape
 
 ShapeName = Literal["any", "uniform"]
 
@@ -39,6 +39,7 @@ def cut(
     outputs: Mapping[tuple[int, str], Affine] | None = None,
     *,
     shape: ShapeName = "any",
+    dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """A model that computes what the plan keeps of a dense one.
 
@@ -51,10 +52,11 @@ def cut(
         outputs: (block, "attention" or "mlp") -> an output projection that takes the place of
             the one cut from the model; weight [width, kept columns].
         shape: "any", or "uniform" for a plain model of the family.
+        dtype: of its weights; the dense model's if None.
 
     Returns:
-        The model, in evaluation mode, on the device and in the precision of the dense one,
-        sharing no storage with it.
+        The model, in evaluation mode, on the device of the dense one, sharing no storage with
+        it.
 
     Raises:
         LmscoutError: the plan does not fit the model, or is not uniform though it has to be,
@@ -72,7 +74,7 @@ def cut(
     else:
         model_class, config = _any_classes(model.config)[1], any_config(model.config, plan)
     with no_init_weights():
-        pruned: Any = cast(Any, model_class)._from_config(config, dtype=model.dtype)
+        pruned: Any = cast(Any, model_class)._from_config(config, dtype=dtype or model.dtype)
     pruned.tie_weights()  # left out with the random start
     pruned = pruned.to(model.device).eval()
     _copy_uncut(model, pruned, family, kept)

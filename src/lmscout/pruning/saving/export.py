@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging as transformers_logging
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning import reload_saved
-from lmscout.pruning.cutting import ShapeName, cut, is_uniform, unit_maps
 from lmscout.pruning.families import Affine, AttentionParts, MlpParts, family_of
-from lmscout.pruning.model_card import model_card
-from lmscout.pruning.modeling_lmscout import PRUNED
-from lmscout.pruning.plan import Plan
+from lmscout.pruning.saving import reload_saved
+from lmscout.pruning.saving.cutting import ShapeName, cut, is_uniform, unit_maps
+from lmscout.pruning.saving.model_card import model_card
+from lmscout.pruning.saving.modeling_lmscout import PRUNED
+from lmscout.pruning.subnetworks.plan import Plan
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
 RECORD = "lmscout.json"
+CONFIG = "config.json"
 _SAMPLE = "A sample of text, with numbers (1, 2, 3) and lines:\nsecond line."
 
 
@@ -42,30 +43,36 @@ def save(
     tokenizer: PreTrainedTokenizerBase | None,
     outputs: Mapping[tuple[int, str], Affine] | None = None,
     generation_config: GenerationConfig | None = None,
+    dtype: torch.dtype | None = None,
+    beside: Collection[str] = (),
     note: Mapping[str, Any],
 ) -> None:
     """Cut a plan out of a dense model and save it as a folder that is whole or not there.
 
     The folder is written under another name, loaded again in a fresh process that does not
     import lmscout, and compared: every weight exactly, logits to `TOLERANCE`, the tokenizer
-    on a sample.  Only then does it get its name.
+    on a sample.  Only then does it get its name.  In a folder that holds something else
+    already, `config.json` comes last: without it nothing takes a folder for a model.
 
     Args:
         model: the dense model, its units in final order.
         plan: how many units each block keeps.
-        folder: where to; must not exist, or be empty.
+        folder: where to; must not exist, or hold nothing but what `beside` names.
         shape: "any", or "uniform" for a folder that stock transformers loads.
         tokenizer: saved along, or None.
         outputs: output projections in place of the cut ones, as for `cut`.
         generation_config: saved along; the model's own if None.
+        dtype: of the saved weights; the model's own if None.
+        beside: names of files that may be there; they stay.
         note: what else to write down in the card and in `lmscout.json`; JSON.
 
     Raises:
         LmscoutError: the folder is not empty or cannot be written, the plan cannot be cut in
             this shape, or what was loaded again is not what was saved.
     """
-    _check_folder(folder)
-    pruned = cut(model, plan, outputs, shape=shape).to("cpu")  # type: ignore[arg-type]
+    _check_folder(folder, beside)
+    pruned: Any = cut(model, plan, outputs, shape=shape, dtype=dtype)
+    pruned = pruned.to("cpu")
     chosen = generation_config if generation_config is not None else model.generation_config
     pruned.generation_config = copy.deepcopy(chosen)
     try:
@@ -77,9 +84,7 @@ def save(
             for path in draft.iterdir():
                 path.chmod(0o644)  # weights are written readable by their owner alone
             draft.chmod(0o755)
-            if folder.is_dir():
-                folder.rmdir()  # empty: checked above
-            os.replace(draft, folder)
+            _put_in_place(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
@@ -123,9 +128,23 @@ def write(
             tokenizer.save_pretrained(folder)
 
 
-def _check_folder(folder: Path) -> None:
+def _put_in_place(draft: Path, folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        names = sorted((path.name for path in draft.iterdir()), key=lambda name: name == CONFIG)
+        for name in names:
+            os.replace(draft / name, folder / name)
+        return
+    if folder.is_dir():
+        folder.rmdir()
+    os.replace(draft, folder)
+
+
+def _check_folder(folder: Path, beside: Collection[str]) -> None:
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        others = folder.exists() and (
+            not folder.is_dir() or {path.name for path in folder.iterdir()} - set(beside)
+        )
+        if others:
             raise LmscoutError(f"output folder {folder} is not empty: name another")
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lmscout.pruning.plan import Plan
+from lmscout.pruning.subnetworks.plan import Plan
 
 _HEAD = """---
 library_name: transformers

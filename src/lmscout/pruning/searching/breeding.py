@@ -11,10 +11,16 @@ from pymoo.core.mutation import Mutation
 from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
 
-from lmscout.pruning.budgets import Budget
-from lmscout.pruning.plan import Shape
-from lmscout.pruning.plan_arrays import Floats, Rows, as_rows, dense_row, unit_parameters
-from lmscout.pruning.ranges import Ranges, fit
+from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.searching.ranges import Ranges, fit
+from lmscout.pruning.subnetworks.plan import Shape
+from lmscout.pruning.subnetworks.plan_arrays import (
+    Floats,
+    Rows,
+    as_rows,
+    dense_row,
+    unit_parameters,
+)
 
 Predict = Callable[[Rows], Floats]
 

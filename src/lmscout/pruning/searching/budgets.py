@@ -6,6 +6,7 @@ kept units of either kind cost, so each is a table a block and kind: cost by num
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,8 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.plan import Shape
-from lmscout.pruning.plan_arrays import Floats, Rows, dense_row, unit_parameters
+from lmscout.pruning.subnetworks.plan import Shape
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, dense_row, unit_parameters
+
+_STEP = 1e-4  # to what shares are rounded up or down
+_ROUNDING = 1e-6  # of that: what is off by less is off by the rounding of floats
 
 
 class Budget(Protocol):
@@ -39,6 +43,22 @@ class Budget(Protocol):
     def cost(self, rows: Rows) -> Floats:
         """Costs of plans, [n, 2L] to [n]."""
 
+    def words(self, cost: float, *, nearer: int = 0) -> str:
+        """A cost for messages, its share of the dense model's rounded up (1) or down (-1)."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """In what a cost is told.
+
+    Attributes:
+        name: of the unit, plural.
+        size: of one, in what the tables count.
+    """
+
+    name: str
+    size: float
+
 
 @dataclass(frozen=True, eq=False)
 class TableBudget:
@@ -51,6 +71,7 @@ class TableBudget:
             from 0 up; where a measured table falls, it is held level instead.
         fixed: cost of what is not cut.
         slack: how far below the limit a plan may stay, or None where that does not matter.
+        unit: in which costs are told, or None where they are shares of the dense model's.
     """
 
     name: str
@@ -58,6 +79,7 @@ class TableBudget:
     tables: tuple[Floats, ...]
     fixed: float = 0.0
     slack: float | None = None
+    unit: Unit | None = None
     _flat: Floats = field(init=False, repr=False)
     _starts: Rows = field(init=False, repr=False)
 
@@ -74,6 +96,39 @@ class TableBudget:
         total: Floats = self._flat[rows + self._starts].sum(axis=1) + self.fixed
         return total
 
+    def words(self, cost: float, *, nearer: int = 0) -> str:
+        """A cost for messages: ``0.8 (kept share)``, ``9.31 MB (0.62 of the dense model)``.
+
+        Args:
+            cost: as the tables count.
+            nearer: 1 to round the share up, so that who asks for it gets at least this cost,
+                -1 to round it down, 0 to round it.
+        """
+        whole = sum(float(table.max()) for table in self.tables) + self.fixed
+        share = cost if self.unit is None else cost / whole
+        if nearer > 0:
+            share = math.ceil(share / _STEP - _ROUNDING) * _STEP
+        elif nearer < 0:
+            share = math.floor(share / _STEP + _ROUNDING) * _STEP
+        if self.unit is None:
+            return f"{share:.4g} ({self.name})"
+        amount = cost / self.unit.size
+        number = f"{amount:,.0f}" if amount >= 1000 else f"{amount:.3g}"
+        return f"{number} {self.unit.name} ({share:.4g} of the dense model)"
+
+
+def require_share(keep: float) -> None:
+    """Refuse what is no share.
+
+    Args:
+        keep: above 0 and at most 1.
+
+    Raises:
+        LmscoutError: `keep` is no such share.
+    """
+    if not 0 < keep <= 1:
+        raise LmscoutError(f"keep is {keep:g}: it is a share above 0 and at most 1, such as 0.8")
+
 
 def keep_budget(shape: Shape, keep: float) -> TableBudget:
     """The kept share of the parameters in attention and MLP, used up: plans are of one size.
@@ -87,8 +142,7 @@ def keep_budget(shape: Shape, keep: float) -> TableBudget:
     Raises:
         LmscoutError: `keep` is no such share.
     """
-    if not 0 < keep <= 1:
-        raise LmscoutError(f"keep is {keep:g}: it is a share above 0 and at most 1, such as 0.8")
+    require_share(keep)
     tables = _linear(shape, unit_parameters(shape) / shape.parameters)
     # Sums of shares are exact to a few 1e-16; a thousandth of a unit is far above that and
     # far below what a unit more would add.
@@ -98,7 +152,14 @@ def keep_budget(shape: Shape, keep: float) -> TableBudget:
 
 
 def multiply_adds_budget(
-    shape: Shape, limit: float, *, window: int, group_width: int, fixed: float = 0.0
+    shape: Shape,
+    limit: float,
+    *,
+    window: int,
+    group_width: int,
+    fixed: float = 0.0,
+    group_biases: int = 0,
+    channel_biases: int = 0,
 ) -> TableBudget:
     """Multiply-adds for each token of a window.
 
@@ -111,10 +172,14 @@ def multiply_adds_budget(
         window: tokens.
         group_width: query heads a group times head size.
         fixed: multiply-adds a token outside of units, such as the head's.
+        group_biases: parameters of a group that are added, not multiplied.
+        channel_biases: the same of a channel.
     """
     each = unit_parameters(shape).astype(np.float64)
-    each[: shape.depth] += (window + 1) * group_width
-    return TableBudget("multiply-adds a token", limit, _linear(shape, each), fixed)
+    each[: shape.depth] += (window + 1) * group_width - group_biases
+    each[shape.depth :] -= channel_biases
+    unit = Unit("million multiply-adds a token", 1e6)
+    return TableBudget("multiply-adds", limit, _linear(shape, each), fixed, unit=unit)
 
 
 def memory_budget(
@@ -138,7 +203,8 @@ def memory_budget(
     """
     each = unit_parameters(shape).astype(np.float64)
     each[: shape.depth] += 2 * cached_tokens * head_size
-    return TableBudget("bytes", limit, _linear(shape, each * bytes_per_number), fixed)
+    tables = _linear(shape, each * bytes_per_number)
+    return TableBudget("memory", limit, tables, fixed, unit=Unit("MB", 1e6))
 
 
 def latency_budget(
@@ -180,7 +246,7 @@ def latency_budget(
                     f"needs {most + 1}, for 0 to {most} units"
                 )
             tables.append(numbers)
-    return TableBudget("seconds", limit, tuple(tables), fixed)
+    return TableBudget("latency", limit, tuple(tables), fixed, unit=Unit("ms", 1e-3))
 
 
 def _linear(shape: Shape, each: Floats) -> tuple[Floats, ...]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import qmc
 
-from lmscout.pruning.budgets import Budget
-from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.plan_arrays import Floats, Rows, as_plans, as_rows
-from lmscout.pruning.ranges import Ranges, meets, uniform
-from lmscout.pruning.sharing import families
+from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.searching.ranges import Ranges, meets, uniform
+from lmscout.pruning.searching.sharing import families
+from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows
 
 _TIES = (2, 3, 4)  # adjacent blocks that share their ratio
 _FAMILY = 4  # plans that begin with the same blocks

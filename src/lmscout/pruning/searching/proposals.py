@@ -15,15 +15,15 @@ from typing import Protocol
 
 import numpy as np
 
-from lmscout.pruning.breeding import moved
-from lmscout.pruning.covering import Chosen, Proposal, Target, covering
-from lmscout.pruning.elite import best_pairs
 from lmscout.pruning.ledger import Pair
-from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
-from lmscout.pruning.ranges import Ranges, fit, meets
-from lmscout.pruning.search import DISTANCE, GENERATIONS, apart, drawn, search
-from lmscout.pruning.sharing import share_prefixes, sharing_order
+from lmscout.pruning.searching.breeding import moved
+from lmscout.pruning.searching.covering import Chosen, Proposal, Target, covering
+from lmscout.pruning.searching.elite import best_pairs
+from lmscout.pruning.searching.ranges import Ranges, fit, meets
+from lmscout.pruning.searching.search import DISTANCE, GENERATIONS, apart, drawn, search
+from lmscout.pruning.searching.sharing import share_prefixes, sharing_order
+from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
 
 __all__ = ["Proposal", "Target", "propose"]
 

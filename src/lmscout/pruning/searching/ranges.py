@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.budgets import Budget
-from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
+from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
 
 _HALVINGS = 26  # of the interval [-1, 1] in which the common shift is sought
 _NEARLY = 0.999  # of a budget that need not be used up, as far as fitting goes
@@ -66,10 +66,11 @@ class Ranges:
         if self.can_meet(budget):
             return
         least, most = budget.cost(as_rows([self.low, self.high]))
-        nearest = least if least > budget.limit else most
+        above = bool(least > budget.limit)
+        nearest = budget.words(float(least if above else most), nearer=1 if above else -1)
         raise LmscoutError(
-            f"no plan meets the budget of {budget.limit:.6g} ({budget.name}): the nearest that "
-            f"can be met is {nearest:.6g}"
+            f"no plan meets the budget of {budget.words(budget.limit)}: the nearest that can be "
+            f"met is {nearest}"
         )
 
 
@@ -104,11 +105,10 @@ def fit(
 ) -> Rows:
     """Plans near to wanted, fractional ones that lie within ranges and meet a budget.
 
-    `Shape.fit` for many plans at once, within ranges, for any budget.  Groups are rounded
-    with the error carried from block to block.  Channels then move by one common share of
-    the room that they have, towards the most or the fewest, so far as the budget allows;
-    they are rounded at staggered thresholds, so that they step one at a time.  Where
-    channels alone cannot meet the budget, groups move first, in the same way.
+    Groups are rounded with the error carried from block to block.  Channels then move by one
+    common share of the room that they have, towards the most or the fewest, so far as the
+    budget allows; they are rounded at staggered thresholds, so that they step one at a time.
+    Where channels alone cannot meet the budget, groups move first, in the same way.
 
     Args:
         wanted: [n, 2L] units.

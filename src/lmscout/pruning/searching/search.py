@@ -15,11 +15,19 @@ from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.algorithms.soo.nonconvex.ga import GA
 from pymoo.optimize import minimize
 
-from lmscout.pruning.breeding import Fitting, Mixing, Moving, PlanProblem, Predict, Spanning, moved
-from lmscout.pruning.budgets import Budget
-from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
-from lmscout.pruning.ranges import Ranges, fit, meets
+from lmscout.pruning.searching.breeding import (
+    Fitting,
+    Mixing,
+    Moving,
+    PlanProblem,
+    Predict,
+    Spanning,
+    moved,
+)
+from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.searching.ranges import Ranges, fit, meets
+from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
 
 POPULATION = 150
 GENERATIONS = 120

@@ -11,12 +11,18 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.pruning.breeding import Predict
-from lmscout.pruning.budgets import Budget
-from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.plan_arrays import Rows, as_plans, as_rows, dense_row, in_block_order
-from lmscout.pruning.ranges import Ranges, fit, meets
-from lmscout.pruning.search import DISTANCE
+from lmscout.pruning.searching.breeding import Predict
+from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.searching.ranges import Ranges, fit, meets
+from lmscout.pruning.searching.search import DISTANCE
+from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan_arrays import (
+    Rows,
+    as_plans,
+    as_rows,
+    dense_row,
+    in_block_order,
+)
 
 
 def order_for_prefix_sharing(plans: Sequence[Plan]) -> list[Plan]:

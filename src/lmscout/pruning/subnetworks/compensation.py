@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.activations import Moments
 from lmscout.pruning.families import Affine
+from lmscout.pruning.subnetworks.activations import Moments
 
 DAMPING = 1e-3  # of the mean diagonal: calibration text is finite, and so is its Gram's rank
-_KEPT_SOLUTIONS = 512
+_KEPT_BYTES = 1 << 28
 
 
 class Compensation:
@@ -53,6 +53,7 @@ class Compensation:
             place: _factor(place, one, moments[place], damping) for place, one in outputs.items()
         }
         self._solved: OrderedDict[tuple[int, str, int], Tensor] = OrderedDict()
+        self._bytes = 0
 
     def output(self, block: int, kind: str, entries: int) -> Affine:
         """The refitted projection for the first entries of its input.
@@ -75,8 +76,9 @@ class Compensation:
                 factor[:entries, :entries], product[:, :entries], upper=False, left=False
             )
             self._solved[key] = solved.to(dense.weight.dtype)
-            if len(self._solved) > _KEPT_SOLUTIONS:
-                self._solved.popitem(last=False)
+            self._bytes += self._solved[key].nbytes
+            while self._bytes > _KEPT_BYTES and len(self._solved) > 1:
+                self._bytes -= self._solved.popitem(last=False)[1].nbytes
         self._solved.move_to_end(key)
         return Affine(self._solved[key], dense.bias)
 

@@ -12,8 +12,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.activations import ATTENTION, MLP, Moments
 from lmscout.pruning.families import AttentionParts, BlockParts, Family, MlpParts
+from lmscout.pruning.subnetworks.activations import ATTENTION, MLP, Moments
+from lmscout.statistics.single_pass import only_these_learn
 
 METHODS = ("random", "magnitude", "taylor", "activation", "fluctuation")
 
@@ -169,7 +169,7 @@ def _taylor(
             scores[place] += side.fold(salience).double().cpu()
         parameter.grad = None
 
-    with _learning(model, wanted):
+    with only_these_learn(model, wanted):
         handles = [
             one.register_post_accumulate_grad_hook(fold)  # type: ignore[no-untyped-call]
             for one in wanted
@@ -201,17 +201,3 @@ class _Owners:
     def offset(self, view: Tensor, parameter: nn.Parameter) -> int:
         """How many elements the view begins after the parameter."""
         return (view.data_ptr() - parameter.data_ptr()) // view.element_size()
-
-
-@contextmanager
-def _learning(model: nn.Module, chosen: Collection[nn.Parameter]) -> Iterator[None]:
-    """Let only the chosen parameters require gradients."""
-    before = {one: one.requires_grad for one in model.parameters()}
-    try:
-        for one in before:
-            one.requires_grad_(one in chosen)
-        yield
-    finally:
-        for one, required in before.items():
-            one.requires_grad_(required)
-            one.grad = None

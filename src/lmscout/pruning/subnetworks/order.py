@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.pruning.activations import Moments
 from lmscout.pruning.families import Family
-from lmscout.pruning.importance import UnitScores, by_kind, unit_sides
+from lmscout.pruning.subnetworks.activations import Moments
+from lmscout.pruning.subnetworks.importance import UnitScores, by_kind, unit_sides
 
 
 @torch.no_grad()
@@ -49,21 +47,6 @@ def reorder_moments(
 ) -> dict[tuple[int, str], Moments]:
     """Moments as they would have been collected after `sort_units`."""
     return {place: one.reordered(orders[place]) for place, one in moments.items()}
-
-
-def sorted_mass(scores: UnitScores, kind: str) -> list[npt.NDArray[np.float64]]:
-    """Importance of the units of each block, most important first, as a share of the block's.
-
-    Returns:
-        For each block [units] float64, summing to 1 (or all equal where the sum is 0).
-    """
-    blocks = sorted(block for block, which in scores if which == kind)
-    shares = []
-    for block in blocks:
-        values = np.sort(scores[block, kind].numpy())[::-1].clip(min=0)
-        total = values.sum()
-        shares.append(values / total if total > 0 else np.full(values.size, 1 / values.size))
-    return shares
 
 
 def _entries(order: Tensor, each: int) -> Tensor:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from lmscout.errors import LmscoutError
 
 
@@ -77,55 +74,6 @@ class Shape:
                         f"plan: block {block} keeps {number} units of {name}; it has {most}"
                     )
 
-    def uniform(self, keep: float) -> Plan:
-        """The plan that keeps the same share in every block, as near to `keep` as it gets.
-
-        Args:
-            keep: kept share of the parameters, above 0 and at most 1.
-
-        Groups are few, so their share is rounded block by block with the error carried on,
-        and channels make up the rest.
-        """
-        return self.fit(
-            tuple(keep * number for number in self.groups),
-            tuple(keep * number for number in self.channels),
-            keep,
-        )
-
-    def fit(self, attention: tuple[float, ...], mlp: tuple[float, ...], keep: float) -> Plan:
-        """The plan nearest to fractional unit counts that keeps a share of the parameters.
-
-        Groups are rounded with the error carried from block to block; channels are then
-        shifted by one common share of the room that they have, to meet the budget.
-
-        Args:
-            attention: groups wanted, for each block.
-            mlp: channels wanted, for each block.
-            keep: kept share of the parameters.
-
-        Returns:
-            A plan whose share differs from `keep` by less than one channel, wherever the
-            groups leave that possible.
-        """
-        kept_groups = []
-        carried = 0.0
-        for wanted, most in zip(attention, self.groups, strict=True):
-            number = int(np.clip(round(wanted + carried), 0, most))
-            carried = float(np.clip(carried + wanted - number, -1.0, 1.0))
-            kept_groups.append(number)
-        room = keep * self.parameters - sum(
-            number * each for number, each in zip(kept_groups, self.group_parameters, strict=True)
-        )
-        channels = np.array(self.channels, np.float64)
-        each = np.array(self.channel_parameters, np.float64)
-        wanted_channels = np.clip(np.array(mlp, np.float64), 0, channels)
-        gap = room - wanted_channels @ each
-        slack = (channels - wanted_channels) if gap > 0 else wanted_channels
-        available = slack @ each
-        if available > 0:
-            wanted_channels = wanted_channels + slack * float(np.clip(gap / available, -1, 1))
-        return Plan(tuple(kept_groups), _rounded(wanted_channels, each, room, channels))
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -175,22 +123,3 @@ class Plan:
             raise LmscoutError(f"plan: {odd[0]} is missing or unknown")
         counts = [int(named[name]) for name in plan_names]
         return cls(tuple(counts[::2]), tuple(counts[1::2]))
-
-
-def _rounded(
-    wanted: npt.NDArray[np.float64],
-    each: npt.NDArray[np.float64],
-    room: float,
-    most: npt.NDArray[np.float64],
-) -> tuple[int, ...]:
-    """Whole channel counts near the wanted ones that use the room up as far as they can.
-
-    Rounded down first; then the largest remainders get one more while there is room.
-    """
-    down = np.floor(wanted + 1e-9)
-    left = room - down @ each
-    for block in np.argsort(-(wanted - down), kind="stable"):
-        if down[block] < most[block] and left >= each[block] / 2:
-            down[block] += 1
-            left -= each[block]
-    return tuple(int(number) for number in down)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan import Plan, Shape
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -8,8 +8,9 @@ portions, and a plan that is far behind after the first ones is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.activations import ATTENTION, KINDS, inner_activation
-from lmscout.pruning.compensation import Compensation
 from lmscout.pruning.families import Affine, BlockParts, Family
-from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.subnetworks.activations import ATTENTION, KINDS, inner_activation
+from lmscout.pruning.subnetworks.compensation import Compensation
+from lmscout.pruning.subnetworks.plan import Plan, Shape
 
 LIKELIHOOD, DIVERGENCE = "nll", "kl"
 QUALITIES = (LIKELIHOOD, DIVERGENCE)
@@ -32,15 +33,24 @@ class Measurement:
     """How much worse a plan is than the dense model.
 
     Attributes:
-        rise: of the negative log-likelihood over the dense model's (or divergence from it),
-            in nats a token, on the tokens measured.
-        tokens: predicted tokens measured.
-        complete: whether all were; False for a plan that was dropped early.
+        course: for each portion measured, the predicted tokens so far and on them the rise of
+            the negative log-likelihood over the dense model's (or divergence from it), in
+            nats a token.
+        complete: whether all portions were; False for a plan that was dropped early.
     """
 
-    rise: float
-    tokens: int
+    course: tuple[tuple[int, float], ...]
     complete: bool
+
+    @property
+    def rise(self) -> float:
+        """On all tokens measured."""
+        return self.course[-1][1]
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens measured."""
+        return self.course[-1][0]
 
 
 class SubnetworkEvaluator:
@@ -96,13 +106,15 @@ class SubnetworkEvaluator:
         return sum(portion.tokens for portion in self._portions)
 
     def measure(
-        self, plans: Sequence[Plan], drop_above: float | None = None
+        self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None
     ) -> Iterator[Measurement]:
         """Measure plans one after the other; neighbours that begin alike share the beginning.
 
         Args:
             plans: the plans, in an order that puts alike ones together.
-            drop_above: a plan is dropped once its rise over the portions so far is above this.
+            limits: for each plan, the rise over the first portion, the first two, and so on,
+                above which it is dropped; a plan may have fewer limits than there are
+                portions.  They are asked for when the plan's turn has come.
 
         Yields:
             One measurement a plan.
@@ -110,18 +122,18 @@ class SubnetworkEvaluator:
         Raises:
             LmscoutError: a plan does not fit the model.
         """
-        for plan in plans:
+        for plan, most in zip(plans, repeat(()) if limits is None else limits, strict=False):
             self.shape.check(plan)
-            total = tokens = 0.0
-            complete = True
+            course: list[tuple[int, float]] = []
+            total = 0.0
             for index, portion in enumerate(self._portions):
                 total += self._rise(plan, portion) * portion.tokens
-                tokens += portion.tokens
-                last = index == len(self._portions) - 1
-                if drop_above is not None and not last and not total / tokens <= drop_above:
-                    complete = False
+                tokens = portion.tokens + (course[-1][0] if course else 0)
+                course.append((tokens, total / tokens))
+                # written so that a rise that is no number is dropped, too
+                if index < len(most) and not total / tokens <= most[index]:
                     break
-            yield Measurement(total / tokens, int(tokens), complete)
+            yield Measurement(tuple(course), len(course) == len(self._portions))
 
     @torch.no_grad()
     def logits(self, plan: Plan, tokens: Tensor) -> Tensor:

@@ -1,0 +1,195 @@
+"""`lmscout prune`: a smaller model, chosen by a predictor, saved and reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lmscout.cli import console
+from lmscout.cli.options import DTYPES, JsonOption
+
+if TYPE_CHECKING:
+    from lmscout.pruning.outcome import Pruning, Reported
+
+_NAMES = {
+    "uniform": "uniform",
+    "uniform_compensated": "uniform, compensated",
+    "uniform_guarded": "uniform, ends guarded",
+    "found": "found",
+    "found_plain": "found, not compensated",
+}
+
+_SHRINKS = 8  # that the table lists, those of most account
+
+
+def prune(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder that save_pretrained wrote, or a name on the Hugging Face Hub.",
+            show_default=False,
+        ),
+    ],
+    calibration: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Text on which plans are measured: a file, plain or gzip, or "
+            "hub:OWNER/NAME/CONFIG:SPLIT#FIELD.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the ledger and the saved model; a stopped run in it goes on.",
+            show_default=False,
+        ),
+    ],
+    keep: Annotated[
+        str, typer.Option(help="Share to keep, or several: 0.9,0.8,0.7, served by one ledger.")
+    ] = "0.8",
+    of: Annotated[
+        str,
+        typer.Option(
+            help="What it is a share of: parameters (in attention and MLP), multiply-adds, "
+            "memory or latency (of the whole model)."
+        ),
+    ] = "parameters",
+    report: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Text on which perplexities are reported.", show_default=False
+        ),
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=20, help="Architecture-accuracy pairs.")] = 200,
+    importance: Annotated[
+        str, typer.Option(help="random, magnitude, taylor, activation or fluctuation.")
+    ] = "taylor",
+    compensation: Annotated[
+        str,
+        typer.Option(help="least-squares, or none: whether what stays is refitted for what goes."),
+    ] = "least-squares",
+    quality: Annotated[
+        str, typer.Option(help="nll, or kl (divergence from the dense model): what is measured.")
+    ] = "nll",
+    shape: Annotated[
+        str,
+        typer.Option(
+            help="any: every block at its own size; uniform: as stock transformers loads."
+        ),
+    ] = "any",
+    protocol: Annotated[str, typer.Option(help="Of the reported perplexities.")] = "llm-pruner",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the saved weights: " + ", ".join(DTYPES) + "; as MODEL's by default.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Optuna storage for the ledger; a SQLite file in the run folder by default.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Prune a causal language model with an accuracy predictor.
+
+    The same command continues a run that was stopped; nothing is measured twice.
+    """
+    # Imported here, so that `--help` does not wait for PyTorch.
+    import torch
+
+    from lmscout.errors import LmscoutError
+    from lmscout.evaluation import load_model, read_text
+    from lmscout.pruning.calibration import CalibrationSettings
+    from lmscout.pruning.workflow import Request, check_request
+    from lmscout.pruning.workflow import prune as run
+
+    console.check_json_target(json)
+    if compensation not in ("least-squares", "none"):
+        raise LmscoutError(f"--compensation {compensation}: is neither least-squares nor none")
+    if dtype is not None and dtype not in DTYPES:
+        raise LmscoutError(f"--dtype {dtype}: is none of {', '.join(DTYPES)}")
+    request = Request(
+        keep=_shares(keep),
+        of=of,
+        shape=shape,
+        pairs=pairs,
+        seed=seed,
+        protocol=protocol,
+        dtype=None if dtype is None else getattr(torch, dtype),
+        calibration=CalibrationSettings(
+            importance=importance, compensate=compensation != "none", quality=quality
+        ),
+        storage=storage,
+    )
+    text = read_text(calibration)
+    report_on = read_text(report) if report is not None else None
+    check_request(request, text, report_on, out)
+    loaded = load_model(model)
+    with console.progress_bars() as progress:
+        result = run(loaded, text, request, out, report_on=report_on, progress=progress)
+    if json != console.STDOUT:
+        show(result)
+    console.write_result(json, result.to_json())
+
+
+def _shares(given: str) -> tuple[float, ...]:
+    from lmscout.errors import LmscoutError
+
+    try:
+        return tuple(float(one) for one in given.split(","))
+    except ValueError:
+        raise LmscoutError(
+            f"--keep {given}: is no share, nor shares with commas between; try 0.8"
+        ) from None
+
+
+def show(result: Pruning) -> None:
+    """Print what was found beside what a uniform cut gives, and what was learnt on the way."""
+    screen = console.table_console()
+    measured = result.dense.perplexity is not None
+    table = Table()
+    table.add_column("")
+    for column in ("parameters", "kept", *(["perplexity", "of dense"] if measured else [])):
+        table.add_column(column, justify="right")
+    dense = result.dense
+    rows: list[tuple[str, Reported | None]] = [("dense", dense)]
+    for size in result.sizes:
+        rows.append((f"keep {size.keep:g} of {result.of}", None))
+        rows += [(_NAMES[one.name], one) for one in size.reported]
+    for name, one in rows:
+        if one is None:
+            table.add_section()
+            table.add_row(f"[italic]{name}[/italic]")
+            continue
+        cells = [name, f"{one.params:,}", f"{one.kept:.2%}"]
+        if one.perplexity is not None and dense.perplexity is not None:
+            cells.append(f"{one.perplexity.value:.2f}")
+            cells.append(f"{one.perplexity.value / dense.perplexity.value - 1:+.1%}")
+        table.add_row(*cells, style="bold" if one.name == "found" else None)
+    screen.print(table)
+    words = result.predictor.words if result.predictor else "none: all plans were measured"
+    screen.print(f"predictor: {words}", highlight=False)
+    telling = sorted(result.shrinks, key=lambda shrink: -abs(shrink.cost))
+    for shrink in telling[:_SHRINKS]:
+        screen.print(f"  {shrink.words}", highlight=False)
+    if len(telling) > _SHRINKS:
+        screen.print(f"  and {len(telling) - _SHRINKS} more narrowings, see --json")
+    for size in result.sizes:
+        screen.print(size.words, highlight=False)
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result.seconds.items())
+    screen.print(f"{result.pairs} pairs; {seconds}", highlight=False)
+    print(f"ledger: {result.ledger}")
+    for size in result.sizes:
+        print(f"saved model: {size.out}")

@@ -1,0 +1,213 @@
+"""Calibration: everything about a model that plans are judged by, made once from text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.families import Affine, Family, family_of
+from lmscout.pruning.learning.features import ImportanceMass
+from lmscout.pruning.subnetworks.activations import ATTENTION, KINDS, MLP, collect_moments
+from lmscout.pruning.subnetworks.compensation import Compensation
+from lmscout.pruning.subnetworks.importance import importance
+from lmscout.pruning.subnetworks.order import reorder_moments, sort_units
+from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.subnetwork import LIKELIHOOD, SubnetworkEvaluator, shape_of
+
+Progress = Callable[[int, int], None]
+
+_FEWEST_WINDOWS = 12
+_PORTION = 1_500  # tokens of a portion, on which a hopeless plan can be told
+_PIECE = 1 << 22  # numbers of a tensor that a fingerprint reads at a time
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How much text is used for what, and how units are ordered.
+
+    Attributes:
+        importance: the method that orders units.
+        compensate: whether plans are measured, and saved, with refitted output projections.
+        quality: what is measured: "nll" or "kl".
+        window: tokens a window.
+        measured_tokens: on which every plan is measured.
+        final_tokens: others, on which the last few are measured again.
+        moment_tokens: from which Gram matrices are collected.
+        gradient_windows: windows whose gradient orders units, as far as there are so many.
+        seed: of the choice of windows.
+    """
+
+    importance: str = "taylor"
+    compensate: bool = True
+    quality: str = LIKELIHOOD
+    window: int = 128
+    measured_tokens: int = 9_000
+    final_tokens: int = 15_000
+    moment_tokens: int = 50_000
+    gradient_windows: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A model whose units are in final order, with what measures its plans.
+
+    Attributes:
+        model: the dense model.
+        family: its family.
+        shape: its units.
+        settings: how it was calibrated.
+        measured: [windows, T] on which every plan is measured.
+        final: [windows, T] on which the last few are.
+        mass: importance of what a plan cuts.
+        compensation: refits output projections.
+        digests: of the model and of the calibration text.
+    """
+
+    model: PreTrainedModel
+    family: Family
+    shape: Shape
+    settings: CalibrationSettings
+    measured: Tensor
+    final: Tensor
+    mass: ImportanceMass
+    compensation: Compensation
+    digests: Mapping[str, str]
+
+    def evaluator(self, windows: Tensor) -> SubnetworkEvaluator:
+        """Measures plans on [windows, T] tokens, in portions, as they will be saved."""
+        return SubnetworkEvaluator(
+            self.model,
+            self.family,
+            windows,
+            compensation=self.compensation if self.settings.compensate else None,
+            quality=self.settings.quality,
+            portions=max(4, windows.numel() // _PORTION),
+        )
+
+    def refitted(self, plan: Plan) -> dict[tuple[int, str], Affine]:
+        """The refitted output projections of a plan, for `cut`."""
+        parts = [self.family.parts(block) for block in self.family.blocks(self.model)]
+        outputs = {}
+        for block, (groups, channels) in enumerate(zip(plan.attention, plan.mlp, strict=True)):
+            if groups:
+                entries = groups * parts[block].attention.output_columns
+                outputs[block, ATTENTION] = self.compensation.output(block, ATTENTION, entries)
+            if channels:
+                outputs[block, MLP] = self.compensation.output(block, MLP, channels)
+        return outputs
+
+    @property
+    def ledger_settings(self) -> dict[str, str | int | bool]:
+        """All on which a measured value depends."""
+        settings = asdict(self.settings)
+        del settings["final_tokens"]
+        return {**self.digests, **settings}
+
+
+def calibrate(
+    model: PreTrainedModel,
+    windows: Tensor,
+    settings: CalibrationSettings,
+    *,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Order a model's units and make ready to measure its plans.
+
+    The windows for measuring, for the last measuring, and for the rest are drawn apart; where
+    there are few, each gets a third.
+
+    Args:
+        model: the dense model; its units are sorted in place.
+        windows: [windows, T] int64, all of the calibration text.
+        settings: how much is used for what.
+        progress: called with windows done and in all, while moments are collected.
+
+    Raises:
+        LmscoutError: there is too little text, or the model is not sound or not known.
+    """
+    family = family_of(model.config)
+    if len(windows) < _FEWEST_WINDOWS:
+        raise LmscoutError(
+            f"calibration text has {len(windows)} windows of {windows.shape[1]} tokens, and at "
+            f"least {_FEWEST_WINDOWS} are needed: give a longer text"
+        )
+    digests = {"model": model_digest(model), "calibration": text_digest(windows)}
+    shuffled = windows[
+        torch.randperm(len(windows), generator=torch.Generator().manual_seed(settings.seed))
+    ]
+    measured, rest = _taken(shuffled, settings.measured_tokens)
+    final, rest = _taken(rest, settings.final_tokens)
+    for_moments = rest[: max(1, round(settings.moment_tokens / windows.shape[1]))]
+    moments = collect_moments(model, family, for_moments, progress=progress)
+    scores = importance(
+        settings.importance,
+        model,
+        family,
+        windows=for_moments[: settings.gradient_windows],
+        moments=moments,
+        seed=settings.seed,
+    )
+    moments = reorder_moments(moments, sort_units(model, family, scores))
+    parts = [family.parts(block) for block in family.blocks(model)]
+    outputs = {
+        place: one
+        for block, part in enumerate(parts)
+        for place, one in (
+            ((block, ATTENTION), part.attention.output),
+            ((block, MLP), part.mlp.output),
+        )
+    }
+    falling = {
+        place: values.sort(descending=True).values.numpy() for place, values in scores.items()
+    }
+    mass = ImportanceMass.of_scores(
+        *([falling[block, kind] for block in range(len(parts))] for kind in KINDS)
+    )
+    return Calibrated(
+        model,
+        family,
+        shape_of(parts),
+        settings,
+        measured,
+        final,
+        mass,
+        Compensation(outputs, moments),
+        digests,
+    )
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """A digest of a model's weights that does not depend on the order of its units.
+
+    So a model whose units were sorted by an earlier run is known again.  Power sums of the
+    bits of each tensor, as integers modulo 2**64, are exact in any order.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sums = torch.zeros(3, dtype=torch.int64)
+        width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        bits = tensor.detach().contiguous().view(width[tensor.element_size()]).flatten()
+        for piece in bits.split(_PIECE):
+            numbers = piece.long()
+            squares = numbers * numbers
+            sums += torch.stack([numbers.sum(), squares.sum(), (squares * numbers).sum()]).cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sums.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def text_digest(windows: Tensor) -> str:
+    """A digest of calibration tokens [windows, T]."""
+    return hashlib.sha256(windows.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _taken(windows: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """The first windows, of so many tokens or a third of all, and the others."""
+    count = max(1, min(round(tokens / windows.shape[1]), len(windows) // 3))
+    return windows[:count], windows[count:]

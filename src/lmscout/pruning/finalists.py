@@ -1,0 +1,109 @@
+"""The last few plans of every size, measured once more on text that chose none of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from lmscout.pruning.calibration import Calibrated
+from lmscout.pruning.ledger import Ledger, Pair
+from lmscout.pruning.measuring import Learnt
+from lmscout.pruning.outcome import Finalist
+from lmscout.pruning.searching.covering import Target
+from lmscout.pruning.searching.sharing import order_for_prefix_sharing
+from lmscout.pruning.searching.space import PlanSpace
+from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.subnetworks.plan_arrays import as_rows
+
+Progress = Callable[[int, int], None]
+
+STUDY = "lmscout-finalists"
+_MEASURED = 8  # the best measured plans of a size, and
+_PREDICTED = 4  # the best that a search foretells beyond them
+
+
+def candidates_of(
+    ledger: Ledger, learnt: Learnt, space: PlanSpace, target: Target, seed: int
+) -> list[Plan]:
+    """The best measured plans of a size, and the best foretold beyond them."""
+    best = [pair.plan for pair in space.best_pairs(ledger.pairs(), target.budget, _MEASURED)]
+    if learnt.predictor is None:
+        return best
+    found = space.search(
+        learnt.predictor.cautious,
+        target,
+        seed=seed,
+        count=_MEASURED + _PREDICTED,
+        begin=best,
+    )
+    fresh = [one.plan for one in found if ledger.find(one.plan) is None]
+    return [*best, *fresh[:_PREDICTED]]
+
+
+def measure_finalists(
+    calibrated: Calibrated,
+    ledger: Ledger,
+    finals: Ledger,
+    learnt: Learnt,
+    candidates: Sequence[Sequence[Plan]],
+    progress: Progress | None = None,
+) -> list[list[Finalist]]:
+    """Measure candidates on the text that no pair has seen.
+
+    Args:
+        calibrated: the dense model and the text.
+        ledger: of the pairs.
+        finals: of the finalists; what it holds is not measured again.
+        learnt: from the pairs.
+        candidates: plans, for every size.
+        progress: called with plans measured and in all.
+
+    Returns:
+        For every size its finalists, best first.
+    """
+    everything = list(dict.fromkeys(plan for plans in candidates for plan in plans))
+    todo = order_for_prefix_sharing([plan for plan in everything if finals.find(plan) is None])
+    done = len(everything) - len(todo)
+    if todo:
+        evaluator = calibrated.evaluator(calibrated.final)
+        started = time.perf_counter()
+        for plan, measured in zip(todo, evaluator.measure(todo), strict=True):
+            now = time.perf_counter()
+            finals.add(
+                Pair(
+                    plan,
+                    measured.rise,
+                    measured.tokens,
+                    kept=calibrated.shape.kept_share(plan),
+                    seconds=now - started,
+                    origin="finalist",
+                    course=measured.course,
+                )
+            )
+            started = now
+            done += 1
+            if progress:
+                progress(done, len(everything))
+    contests = []
+    for plans in candidates:
+        foretold: list[float | None] = [None] * len(plans)
+        if learnt.predictor is not None:
+            foretold = learnt.predictor.predict(as_rows(plans)).tolist()
+        contest = [
+            _finalist(plan, rise, ledger.find(plan), finals.find(plan))
+            for plan, rise in zip(plans, foretold, strict=True)
+        ]
+        contests.append(sorted(contest, key=lambda one: one.final))
+    return contests
+
+
+def _finalist(
+    plan: Plan, predicted: float | None, pair: Pair | None, final: Pair | None
+) -> Finalist:
+    assert final is not None  # measured just now, or before
+    portions, tokens, total = [], 0, 0.0
+    for so_far, rise in final.course:
+        portions.append((rise * so_far - total) / (so_far - tokens))
+        tokens, total = so_far, rise * so_far
+    measured = None if pair is None else pair.value
+    return Finalist(plan, predicted, measured, final.value, tuple(portions))

@@ -1,0 +1,1 @@
+"""Learning: what measured pairs say about plans that were not measured."""

@@ -1,0 +1,111 @@
+"""`lmscout prune` as installed: one line and exit code 2 for what a user can mend."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+STORIES = Path(os.environ.get("LMSCOUT_MODELS") or SHARED / "models") / "stories260K"
+STORY = "Once upon a time, there was a little girl named Lily. She saw bird number {}.\n"
+
+pytestmark = pytest.mark.skipif(
+    not STORIES.is_dir(), reason="needs the model stories260K; see LMSCOUT_MODELS"
+)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    file = tmp_path_factory.mktemp("texts") / "stories.txt"
+    file.write_text("".join(STORY.format(index) for index in range(400)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders that cannot be pruned, by what is wrong with them."""
+    base = tmp_path_factory.mktemp("models")
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(STORIES)
+    sizes = {"vocab_size": 512, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=24))
+    weightless = base / "weightless"
+    llama.config.save_pretrained(weightless)
+    tokenizer.save_pretrained(weightless)
+    pickled = base / "pickled"
+    llama.config.save_pretrained(pickled)
+    tokenizer.save_pretrained(pickled)
+    torch.save(llama.state_dict(), pickled / "pytorch_model.bin")
+    encoder = base / "encoder"
+    BertForMaskedLM(BertConfig(**sizes, intermediate_size=24)).save_pretrained(encoder)
+    tokenizer.save_pretrained(encoder)
+    broken = base / "broken"
+    with torch.no_grad():
+        llama.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    llama.save_pretrained(broken)
+    tokenizer.save_pretrained(broken)
+    logging.enable_progress_bar()
+    return base
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("weightless", [], "model.safetensors"),
+        ("pickled", [], "is pickled"),
+        ("encoder", [], "not a causal language model"),
+        ("broken", [], "is nan"),
+        ("absent", [], "absent"),
+        (STORIES, ["--keep", "0"], "keep of 0 is not a share"),
+        (STORIES, ["--keep", "1.2"], "keep of 1.2 is not a share"),
+        (STORIES, ["--keep", "most"], "--keep most: is no share"),
+        (STORIES, ["--keep", "0.01"], "nearest that can be met"),
+        (STORIES, ["--report", "TEXT"], "are the same"),
+        (STORIES, ["--calibration", "SHORT"], "fewer than one window of 128"),
+        (STORIES, ["--out", "FULL"], "is not empty"),
+        (STORIES, ["--compensation", "some"], "--compensation some"),
+        (STORIES, ["--dtype", "int8"], "--dtype int8"),
+        (STORIES, ["--pairs", "3"], "pairs"),
+        (STORIES, ["--storage", "mystery://x"], "mystery"),
+        (STORIES, ["--json", "nowhere/result.json"], "its folder does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    lmscout, folders, text, tmp_path, model, options, said
+):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    (tmp_path / "short.txt").write_text("Once upon a time.")
+    names = {"TEXT": text, "SHORT": tmp_path / "short.txt", "FULL": tmp_path / "full"}
+    before = sorted(tmp_path.rglob("*"))
+    given = [names.get(one, one) for one in options]
+    code, out, err = lmscout(
+        *("prune", folders / model, "--calibration", text, "--out", "run", "--pairs", 20), *given
+    )
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("lmscout: ")
+    assert said in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_table_a_model_and_its_json(lmscout, text, tmp_path):
+    report = tmp_path / "report.txt"
+    report.write_text("".join(STORY.format(f"{index} again") for index in range(100)))
+    code, out, err = lmscout(
+        *("prune", STORIES, "--calibration", text, "--report", report, "--pairs", 20),
+        *("--out", "smaller", "--json", "result.json"),
+    )
+    assert (code, err) == (0, "")
+    for words in ("dense", "uniform, compensated", "found", "predictor:", "saved model: smaller"):
+        assert words in out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["found"]["kept"] == pytest.approx(0.8, abs=0.002)
+    code, out, _ = lmscout("eval", "smaller", "--perplexity", report, "--json", "-")
+    assert code == 0
+    (measured,) = json.loads(out)["perplexities"]
+    assert measured["perplexity"] == pytest.approx(result["found"]["perplexity"], rel=1e-6)

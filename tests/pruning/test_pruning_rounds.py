@@ -1,0 +1,126 @@
+"""Rounds of measuring: what is dropped early, and where a stopped run goes on."""
+
+import itertools
+
+import numpy as np
+import pytest
+from synthetic_quality import Synthetic
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.ledger import Ledger
+from lmscout.pruning.measuring import measure_rounds
+from lmscout.pruning.searching.budgets import keep_budget
+from lmscout.pruning.searching.covering import Target
+from lmscout.pruning.searching.ranges import Ranges
+from lmscout.pruning.searching.space import AnySpace
+from lmscout.pruning.subnetworks.plan_arrays import as_rows
+from lmscout.pruning.subnetworks.subnetwork import Measurement
+
+MODEL = Synthetic(depth=4, groups=4, channels=60)
+PORTIONS = np.array([0.7, 1.0, 1.3])  # a text whose portions differ more than good plans do
+
+
+class SyntheticEvaluator:
+    """Measures the synthetic model portion by portion, as the real evaluator does."""
+
+    def __init__(self):
+        self.shape = MODEL.shape
+        self.measured = []
+
+    def measure(self, plans, limits=None):
+        for plan, most in zip(plans, limits or itertools.repeat(()), strict=False):
+            (rise,) = MODEL.measure(as_rows([plan]))
+            so_far = np.cumsum(PORTIONS * rise) / np.arange(1, 4)
+            course = []
+            for index, value in enumerate(so_far):
+                course.append((500 * (index + 1), float(value)))
+                if index < len(most) and value > most[index]:
+                    break
+            self.measured.append((plan, len(course)))
+            yield Measurement(tuple(course), len(course) == 3)
+
+
+def rounds(folder, pairs=60, keep=(0.7,), stop_after=None):
+    evaluator = SyntheticEvaluator()
+    ledger = Ledger(folder, MODEL.shape, {"model": "synthetic"})
+    targets = [Target(keep_budget(MODEL.shape, one), Ranges.above(MODEL.shape)) for one in keep]
+
+    def watch(done, _):
+        if stop_after is not None and len(evaluator.measured) >= stop_after:
+            raise KeyboardInterrupt
+
+    try:
+        learnt = measure_rounds(
+            ledger,
+            evaluator,
+            MODEL.mass,
+            AnySpace(MODEL.shape),
+            targets,
+            pairs=pairs,
+            seed=0,
+            progress=watch,
+        )
+    except KeyboardInterrupt:
+        learnt = None
+    return ledger.pairs(), evaluator.measured, learnt
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run: a first round of 40 pairs, and two of 20."""
+    return rounds(tmp_path_factory.mktemp("whole"), pairs=80)
+
+
+def test_a_run_stopped_anywhere_measures_what_an_undisturbed_one_does(tmp_path, whole):
+    measured = []
+    for stop in (23, 25, None):
+        pairs, some, _ = rounds(tmp_path, stop_after=stop)
+        measured += [plan for plan, _ in some]
+    plain, expected = (
+        [(one.plan, one.value, one.partial, one.round, one.course) for one in some]
+        for some in (pairs, whole[0][:60])
+    )
+    assert plain == expected
+    assert len(measured) == len(set(measured)) == 60
+
+
+def test_only_plans_behind_the_best_on_the_same_text_are_dropped(whole):
+    pairs, measured, _ = whole
+    assert not any(pair.partial for pair in pairs if pair.round == 0)
+    assert 0 < sum(pair.partial for pair in pairs) < 40
+    for place, pair in enumerate(pairs):
+        if pair.partial:
+            tokens, rise = pair.course[-1]
+            before = [one for one in pairs[:place] if not one.partial]
+            assert sum(dict(one.course)[tokens] < rise for one in before) >= 12
+    assert [length for _, length in measured] == [len(pair.course) for pair in pairs]
+
+
+def test_later_rounds_are_better_than_the_first(whole):
+    pairs, _, learnt = whole
+    first = [pair.value for pair in pairs if pair.round == 0]
+    last = [pair.value for pair in pairs if pair.round == 1 and not pair.partial]
+    assert np.median(last) < min(first)
+    assert learnt.predictor.report.chosen.kendall > 0.5
+    assert learnt.shrinks
+
+
+def test_every_size_gets_its_part_and_a_new_one_measures_nothing(tmp_path):
+    pairs, _, _ = rounds(tmp_path, pairs=40, keep=(0.8, 0.6))
+    kept = np.array([pair.kept for pair in pairs])
+    assert (np.abs(kept - 0.8) < 0.01).sum() == (np.abs(kept - 0.6) < 0.01).sum() == 20
+    again, measured, learnt = rounds(tmp_path, pairs=40, keep=(0.7,))
+    assert (again, measured) == (pairs, [])
+    assert learnt.targets[0].budget.limit == pytest.approx(0.7, abs=1e-4)
+
+
+def test_more_pairs_go_on_where_fewer_ended(tmp_path):
+    few, _, _ = rounds(tmp_path, pairs=25)
+    more, measured, _ = rounds(tmp_path, pairs=32)
+    assert more[:25] == few
+    assert (len(more), len(measured)) == (32, 7)
+
+
+def test_too_few_pairs_are_refused(tmp_path):
+    with pytest.raises(LmscoutError, match="10 pairs are too few"):
+        rounds(tmp_path, pairs=10)

@@ -1,0 +1,267 @@
+"""The whole of pruning, on the real LLaMA of 260,032 parameters, and what is refused."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from real_models import STORIES, needs_the_real_model, two_texts
+from transformers import AutoModelForCausalLM
+
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import Text, load_model, perplexity
+from lmscout.pruning import CalibrationSettings, Plan, Request, prune
+from lmscout.pruning.workflow import check_request
+
+pytestmark = needs_the_real_model
+
+SETTINGS = CalibrationSettings(
+    measured_tokens=1500, final_tokens=2500, moment_tokens=4000, gradient_windows=4
+)
+REQUEST = Request(pairs=40, calibration=SETTINGS)
+
+
+def pruned(out, request=REQUEST, report_on=None):
+    return prune(load_model(str(STORIES)), two_texts()[0], request, out, report_on=report_on)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    report_on = two_texts()[1]
+    result = pruned(tmp_path_factory.mktemp("runs") / "run", report_on=report_on)
+    return result, report_on
+
+
+def test_every_model_of_the_report_is_of_its_size(run):
+    result, _ = run
+    (size,) = result.sizes
+    by_name = {one.name: one for one in size.reported}
+    assert result.dense.params == 260_032
+    assert result.dense.kept == 1.0
+    assert set(by_name) == {
+        *("uniform", "uniform_compensated", "uniform_guarded", "found", "found_plain")
+    }
+    for name, one in by_name.items():
+        assert one.kept == pytest.approx(0.8, abs=0.002), name
+    assert by_name["found"].plan == by_name["found_plain"].plan == size.plan
+
+
+def test_what_is_found_and_refitted_is_better_than_a_uniform_cut(run):
+    result, _ = run
+    value = {one.name: one.perplexity.value for one in result.sizes[0].reported}
+    assert value["found"] < value["uniform"]
+    assert value["uniform_compensated"] < value["uniform"]
+    assert value["found"] < value["found_plain"]
+
+
+def test_the_saved_model_is_the_one_reported_and_generates(run):
+    result, report_on = run
+    (size,) = result.sizes
+    loaded = load_model(str(size.out))
+    assert loaded.saved_dtype == torch.float16  # as the dense model is saved
+    found = next(one for one in size.reported if one.name == "found")
+    again = perplexity(loaded.model, loaded.tokenizer, report_on, "llm-pruner")
+    assert again.value == pytest.approx(found.perplexity.value, rel=1e-6)
+    assert sum(p.numel() for p in loaded.model.parameters()) == found.params
+    tokens = loaded.tokenizer("Once upon a time", return_tensors="pt")
+    made = loaded.model.generate(**tokens, max_new_tokens=12, do_sample=False)
+    plain = tokens["input_ids"]
+    for _ in range(12):
+        with torch.no_grad():
+            following = loaded.model(plain, use_cache=False).logits[:, -1].argmax(-1)
+        plain = torch.cat([plain, following[:, None]], dim=1)
+    assert torch.equal(made, plain)
+
+
+def test_the_json_says_it_all_and_is_plain(run):
+    result, _ = run
+    plain = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert set(plain) >= {
+        *("dense", "uniform", "uniform_compensated", "uniform_guarded", "found", "found_plain"),
+        *("predictor", "plan", "finalists", "seconds", "out", "ledger"),
+    }
+    assert plain["found"]["protocol"]["protocol"]["window"] == 128
+    assert plain["predictor"]["pairs"] == 40
+    assert Plan.from_dict(plain["plan"]) == result.sizes[0].plan
+    assert plain["finalists"][0]["plan"] == plain["plan"]
+    finals = [one["final"] for one in plain["finalists"]]
+    assert finals == sorted(finals)
+
+
+def test_the_ledger_holds_every_pair_once_for_optunas_own_tools(run):
+    result, _ = run
+    study = optuna.load_study(study_name="lmscout", storage=result.ledger)
+    plans = [tuple(trial.params.values()) for trial in study.trials]
+    assert len(plans) == len(set(plans)) == result.pairs == 40
+    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+
+
+def test_a_finished_run_is_not_overwritten(run):
+    result, _ = run
+    before = {path: path.stat().st_mtime_ns for path in result.sizes[0].out.iterdir()}
+    with pytest.raises(LmscoutError, match="holds a finished model"):
+        pruned(result.sizes[0].out)
+    assert {path: path.stat().st_mtime_ns for path in result.sizes[0].out.iterdir()} == before
+
+
+def test_several_sizes_share_one_ledger(tmp_path):
+    request = replace(REQUEST, keep=(0.9, 0.7))
+    result = pruned(tmp_path / "run", request)
+    assert [size.out.name for size in result.sizes] == ["keep-0.9", "keep-0.7"]
+    assert result.pairs == 40
+    for size in result.sizes:
+        found = next(one for one in size.reported if one.name == "found")
+        assert found.kept == pytest.approx(size.keep, abs=0.002)
+        saved = load_model(str(size.out)).model
+        assert sum(p.numel() for p in saved.parameters()) == found.params
+    assert len(result.to_json()["sizes"]) == 2
+
+    # A third size on the same ledger measures no pair anew.
+    third = replace(REQUEST, keep=(0.8,), storage=result.ledger)
+    again = pruned(tmp_path / "third", third)
+    assert again.pairs == 40
+    assert again.sizes[0].reported[-1].kept == pytest.approx(0.8, abs=0.002)
+
+
+def test_without_compensation_nothing_is_refitted(tmp_path):
+    settings = replace(SETTINGS, compensate=False)
+    request = replace(REQUEST, keep=(0.7,), pairs=20, calibration=settings, dtype=torch.float32)
+    (size,) = pruned(tmp_path / "run", request).sizes
+    saved = AutoModelForCausalLM.from_pretrained(size.out, dtype=torch.float32)
+    dense = AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32)
+    columns = {
+        column.numpy().tobytes()
+        for layer in dense.model.layers
+        for column in layer.mlp.down_proj.weight.detach().T
+    }
+    for layer in saved.model.layers:
+        for column in layer.mlp.down_proj.weight.detach().T:
+            assert column.numpy().tobytes() in columns
+
+
+@pytest.mark.parametrize("of", ["multiply-adds", "memory", "latency"])
+def test_other_measures_of_size_are_met(tmp_path, of):
+    result = pruned(tmp_path / "run", replace(REQUEST, of=of, keep=(0.8,), pairs=20))
+    for one in result.sizes[0].reported:
+        assert one.cost <= 0.8 + 1e-9, one.name
+        assert one.cost > 0.75, one.name
+
+
+def test_a_uniform_shape_is_a_plain_llama(tmp_path):
+    result = pruned(tmp_path / "run", replace(REQUEST, shape="uniform", pairs=24))
+    (size,) = result.sizes
+    config = json.loads((size.out / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert not list(size.out.glob("*.py"))
+    found = next(one for one in size.reported if one.name == "found")
+    assert found.kept <= 0.8 + 1e-6
+    assert found.kept > 0.78
+
+
+def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
+    calibration, report_on = two_texts()
+    out = tmp_path / "out"
+    for wrong, message in (
+        ({"keep": (1.2,)}, r"keep of 1\.2 is not a share"),
+        ({"keep": (0.0,)}, "keep of 0 is not a share"),
+        ({"keep": (float("nan"),)}, "keep of nan is not a share"),
+        ({"keep": (0.8, 0.8)}, "each once"),
+        ({"shape": "round"}, "unknown shape 'round': expected one of any, uniform"),
+        ({"of": "weight"}, "unknown measure 'weight'"),
+        ({"protocol": "none"}, "none"),
+        ({"calibration": CalibrationSettings(importance="luck")}, "unknown importance 'luck'"),
+        ({"calibration": CalibrationSettings(quality="luck")}, "unknown quality 'luck'"),
+    ):
+        with pytest.raises(LmscoutError, match=message):
+            check_request(replace(REQUEST, **wrong), calibration, report_on, out)
+    with pytest.raises(LmscoutError, match="are the same"):
+        check_request(REQUEST, calibration, Text("again", calibration.content, "c"), out)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("mine")
+    with pytest.raises(LmscoutError, match="not empty"):
+        check_request(REQUEST, calibration, None, full)
+    with pytest.raises(LmscoutError, match="not empty"):
+        check_request(REQUEST, calibration, None, full / "mine")
+
+
+def test_what_the_model_cannot_do_is_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "out"
+    loaded = load_model(str(STORIES))
+    with pytest.raises(LmscoutError, match="nearest that can be met"):
+        prune(loaded, two_texts()[0], replace(REQUEST, keep=(0.02,)), out)
+    with pytest.raises(LmscoutError, match="fewer than one window"):
+        prune(loaded, Text("short", "a word", "c"), REQUEST, out)
+    with pytest.raises(LmscoutError, match="give a longer text"):
+        prune(loaded, Text("short", two_texts()[0].content[:1500], "c"), REQUEST, out)
+    with torch.no_grad():
+        loaded.model.model.layers[2].mlp.up_proj.weight[3, 4] = float("inf")
+    with pytest.raises(LmscoutError, match=r"not finite|is nan|is inf"):
+        prune(loaded, two_texts()[0], REQUEST, out)
+    assert not out.exists()
+
+
+def test_a_ledger_of_other_settings_is_refused(tmp_path):
+    request = replace(REQUEST, pairs=20)
+    out = tmp_path / "run"
+    pruned(out, request)
+    (out / "config.json").unlink()
+    other = replace(request, calibration=replace(SETTINGS, measured_tokens=2000))
+    with pytest.raises(LmscoutError, match="measured_tokens = 1500, this run has 2000"):
+        pruned(out, other)
+    assert pruned(out, request).pairs == 20  # and the run itself can be ended again
+
+
+def command(out, text):
+    lmscout = Path(sys.executable).with_name("lmscout")
+    return [
+        *(str(lmscout), "prune", str(STORIES), "--calibration", str(text), "--pairs", "80"),
+        *("--keep", "0.8", "--out", str(out), "--json", "-"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(two_texts()[0].content)
+    started = time.monotonic()
+    whole = subprocess.run(
+        command(tmp_path / "whole", text), capture_output=True, text=True, check=True
+    )
+    seconds = time.monotonic() - started
+    expected = json.loads(whole.stdout)
+    rng = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen(
+            command(tmp_path / "killed", text),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(rng.uniform(0.2, 0.7) * seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        # where it was faster than the signal, it is opened again
+        (tmp_path / "killed" / "config.json").unlink(missing_ok=True)
+    last = subprocess.run(
+        command(tmp_path / "killed", text), capture_output=True, text=True, check=True
+    )
+    got = json.loads(last.stdout)
+    assert got["plan"] == expected["plan"]
+    assert got["finalists"] == expected["finalists"]
+    assert got["predictor"] == expected["predictor"]
+    trials = [
+        [
+            (trial.params, trial.value, trial.state)
+            for trial in optuna.load_study(study_name="lmscout", storage=one["ledger"]).trials
+        ]
+        for one in (expected, got)
+    ]
+    assert trials[0] == trials[1]
+    assert len(trials[0]) == 80
