@@ -24,14 +24,14 @@ unfit = $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 .PHONY: help demo test lint reference clean
 
 help:
-	@echo 'make demo       rank a space of proxies on a benchmark and print the table'
+	@echo 'make demo       discover and prune, on what comes with lmscout'
 	@echo 'make test       run the tests'
 	@echo 'make lint       check style, types and the direction of imports'
 	@echo 'make reference  write docs/proxies.md anew from the tables in the code'
 	@echo 'make clean      remove .venv and every cache; runs/ stays'
 
 demo: $(INSTALLED)
-	$(BIN)/lmscout discover flexibert --aggregations mean,sum --search 100 --seed 0
+	$(BIN)/lmscout demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -25,6 +25,7 @@ from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
+    from lmscout.ranking import Agreement
 
 STDOUT = "-"
 
@@ -89,11 +90,17 @@ def write_result(target: str | None, result: Mapping[str, object]) -> None:
 
 def assessment_cells(one: Assessment) -> list[str]:
     """Cells of a table row: ρ, its interval, τ, its interval, in cell, given size, top tenth."""
-    cells = []
-    for interval in (one.agreement.spearman, one.agreement.kendall):
-        cells += [_number(interval.value), f"{_number(interval.low)} … {_number(interval.high)}"]
+    cells = agreement_cells(one.agreement)
     cells += [_number(one.within_cell), _number(one.given_params)]
     cells.append(_number(one.recall_top_tenth, 2))
+    return cells
+
+
+def agreement_cells(one: Agreement) -> list[str]:
+    """Cells of a table row: ρ, its interval, τ, its interval."""
+    cells = []
+    for interval in (one.spearman, one.kendall):
+        cells += [_number(interval.value), f"{_number(interval.low)} … {_number(interval.high)}"]
     return cells
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,7 @@ from lmscout.cli.options import (
 
 if TYPE_CHECKING:
     from lmscout.discovery import Discovery
+    from lmscout.discovery.assessment import Assessment
 
 
 def discover(
@@ -66,13 +68,18 @@ def discover(
         )
     save_discovery(folder, result, seed=seed)
     if json != console.STDOUT:
-        _show(result)
+        show(result)
         print(f"run folder: {folder}")
     console.write_result(json, result.to_json())
 
 
-def _show(result: Discovery) -> None:
-    """Print the table: what was chosen, what it is worth, and what it has to beat."""
+def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
+    """Print the table: what was chosen, what it is worth, and what it has to beat.
+
+    Args:
+        result: what was found.
+        rivals: proxies of the literature, judged on the same test split.
+    """
     screen = console.table_console()
     screen.print(
         f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures, "
@@ -91,15 +98,17 @@ def _show(result: Discovery) -> None:
     table.add_column("")
     for column in ("search ρ", "test ρ", "95 %", "test τ", "95 %", "in cell", "given size"):
         table.add_column(column, justify="right")
-    for one, searched in ((result.test, f"{rho:.3f}"), *((b, "") for b in result.baselines)):
-        row = console.assessment_cells(one)
-        label = "best proxy" if one is result.test else one.name
-        table.add_row(label, searched, *row[:-1], style="bold" if one is result.test else None)
+    best = console.assessment_cells(result.test)
+    table.add_row("best proxy", f"{rho:.3f}", *best[:-1], style="bold")
+    for some in (rivals, result.baselines):
+        table.add_section()
+        for one in some:
+            table.add_row(one.name, "", *console.assessment_cells(one)[:-1])
     screen.print(table)
-    best = max(result.baselines, key=lambda one: one.agreement.spearman.value)
+    hardest = max(result.baselines, key=lambda one: one.agreement.spearman.value)
     verb = "beats" if result.beats_baselines else "does not beat"
     screen.print(
-        f"It {verb} the best configuration baseline, {best.name} "
-        f"(ρ {best.agreement.spearman.value:.3f}).",
+        f"It {verb} the best configuration baseline, {hardest.name} "
+        f"(ρ {hardest.agreement.spearman.value:.3f}).",
         highlight=False,
     )

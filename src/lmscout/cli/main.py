@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 import lmscout
+from lmscout.cli.bench import app as bench_app
+from lmscout.cli.demo import demo
 from lmscout.cli.discover import discover
 from lmscout.cli.eval import evaluate
+from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
 from lmscout.errors import LmscoutError
 
@@ -21,9 +24,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(demo)
 app.command()(discover)
 app.command()(rank)
+app.command()(prune)
 app.command("eval")(evaluate)
+app.add_typer(bench_app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,142 @@
+"""`lmscout demo`: both halves on what lmscout brings along, with nothing to download."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.rule import Rule
+
+from lmscout.cli import console
+from lmscout.cli.discover import show as show_discovery
+from lmscout.cli.options import WorkersOption
+from lmscout.cli.prune import show as show_pruning
+
+if TYPE_CHECKING:
+    from lmscout.discovery import Discovery
+    from lmscout.evaluation import Text
+    from lmscout.pruning import CalibrationSettings
+
+SEARCH = 40  # architectures that the choice may see
+PAIRS = 100
+KEEP = 0.8
+LINE = "    for i in range("
+# Proxies of the literature that one pass over an architecture gives; the others take several.
+DESIGNED = (
+    "snip",
+    "grad-norm",
+    "synaptic-saliency",
+    "synaptic-diversity",
+    "head-importance",
+    "attention-confidence",
+    "lpzero-flexibert",
+    "lpzero-gpt2",
+)
+
+NEXT = """
+Now yours:
+  lmscout prune MODEL --keep 0.8 --calibration YOUR_TEXT --report OTHER_TEXT --out smaller
+  lmscout eval smaller --perplexity OTHER_TEXT
+  lmscout discover flexibert --aggregations mean,sum
+  lmscout bench build pico --n 240 --out mine
+MODEL is a folder that save_pretrained wrote, or a name on the Hugging Face Hub."""
+
+
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Keep the pruned model here; by default it goes again."),
+    ] = None,
+    workers: WorkersOption = -1,
+) -> None:
+    """Discover proxies on lmscout's own benchmark, and prune its own small model.
+
+    Some three minutes on two cores, half of it reading architectures, which is kept.
+    """
+    started = time.perf_counter()
+    screen = console.table_console()
+    screen.print(Rule("1. Discover: which formula foretells a trained model's quality?"))
+    _discover(workers)
+    screen.print(Rule("2. Prune: the best fifth of a trained model to leave out"))
+    with tempfile.TemporaryDirectory(prefix="lmscout-") as folder:
+        _prune(out or Path(folder) / "smaller")
+    print(NEXT)
+    screen.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
+
+
+def _discover(workers: int) -> None:
+    from lmscout import proxies
+    from lmscout.benchmarks import load
+    from lmscout.benchmarks.locate import cache_directory
+    from lmscout.discovery import discover, judge
+    from lmscout.discovery.assessment import assess
+    from lmscout.statistics import Workers
+
+    benchmark = load("pico")
+    cache = cache_directory() / "statistics"
+    with console.progress_bars() as progress:
+        found: Discovery = discover(
+            benchmark,
+            proxies.published(("mean", "sum")),
+            search=SEARCH,
+            seed=0,
+            cache=cache,
+            workers=Workers(workers),
+            progress=progress,
+        )
+        designed = judge(
+            benchmark, DESIGNED, seed=0, cache=cache, workers=Workers(workers), progress=progress
+        )
+    test = benchmark.subset(found.split.test)
+    rivals = [assess(name, designed.scores[name][found.split.test], test) for name in DESIGNED]
+    show_discovery(found, rivals)
+
+
+def _prune(out: Path) -> None:
+    from lmscout.builtin import tiny_folder
+    from lmscout.evaluation import load_model
+    from lmscout.pruning import Request, prune
+
+    request = Request(keep=(KEEP,), pairs=PAIRS, calibration=calibration_settings())
+    with console.progress_bars() as progress:
+        result = prune(
+            load_model(str(tiny_folder())),
+            builtin_text("train"),
+            request,
+            out,
+            report_on=builtin_text("test"),
+            progress=progress,
+        )
+    show_pruning(result)
+    print("\nThe saved model, loaded again, continues a line of Python:")
+    print(_completed(out))
+
+
+def calibration_settings() -> CalibrationSettings:
+    """Less text than by default: the model is small, and so should be the wait."""
+    from lmscout.pruning import CalibrationSettings
+
+    return CalibrationSettings(measured_tokens=6_000, final_tokens=8_000, moment_tokens=30_000)
+
+
+def builtin_text(side: str) -> Text:
+    """One side of the built-in text, as a text to calibrate or to report on."""
+    from lmscout.builtin import corpus_text
+    from lmscout.evaluation import Text
+
+    content = corpus_text(side)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return Text(f"built-in text, {side} side", content, digest)
+
+
+def _completed(folder: Path) -> str:
+    from lmscout.evaluation import load_model
+
+    loaded = load_model(str(folder))
+    tokens = loaded.tokenizer(LINE, return_tensors="pt")
+    made = loaded.model.generate(**tokens, max_new_tokens=48, do_sample=False)  # type: ignore[operator]
+    return str(loaded.tokenizer.decode(made[0], skip_special_tokens=True))
