@@ -33,8 +33,9 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/lmscout demo
 
+# Two at a time: many tests start processes of their own, which wait more than they compute.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
