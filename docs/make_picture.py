@@ -134,7 +134,7 @@ def ticks(low: float, high: float) -> Sequence[float]:
     step = 10 ** np.floor(np.log10((high - low) / 2))
     while (high - low) / step > 5:
         step *= 2
-    return [float(one) for one in np.arange(np.ceil(low / step) * step, high, step).round(6)]
+    return [float(one) + 0.0 for one in np.arange(np.ceil(low / step) * step, high, step).round(6)]
 
 
 def text(
