@@ -11,10 +11,10 @@ Every ratio is of medians of runs that alternate.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -94,7 +94,7 @@ def one_plan(calibrated) -> None:
             dense.append(seconds_of(lambda: dense_forward(calibrated)))
             viewed.append(seconds_of(lambda plan=plan: list(evaluator.measure([plan]))))
             rebuilt.append(seconds_of(lambda plan=plan: build_and_forward(calibrated, plan)))
-        whole, view, build = map(statistics.median, (dense, viewed, rebuilt))
+        whole, view, build = map(np.median, (dense, viewed, rebuilt))
         print(
             f"keep {keep}: dense {whole:.2f} s, plan {view:.2f} s = {view / whole / keep:.2f} x "
             f"kept share x dense; rebuilt {build:.2f} s = {build / view:.2f} x plan"
@@ -129,7 +129,7 @@ def a_whole_run(calibrated, pairs: int) -> None:
         found = ledger.pairs()
         ledger.close()
     dense += [seconds_of(lambda: dense_forward(calibrated)) for _ in range(ROUNDS)]
-    whole = statistics.median(dense)
+    whole = np.median(dense)
     measuring = sum(pair.seconds for pair in found)
     rounds = {}
     for pair in found:

@@ -1,6 +1,6 @@
 """What collecting statistics costs beside the bare forward and backward of the same models.
 
-    python bench/statistics.py [flexibert] [lts:random_GPT2_wt103] [--models N]
+    python bench/collecting.py [flexibert] [lts:random_GPT2_wt103] [--models N]
 
 For a sample of each benchmark's architectures, in one process with one thread (as a worker
 runs): the pass with all twenty reductions of all six inputs, beside a plain forward and
