@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -139,3 +139,24 @@ def test_rows_and_plans_are_the_same_thing():
     assert as_plans(as_rows(plans)) == plans
     assert all(type(count) is int for count in as_plans(as_rows(plans))[0].mlp)
     assert (unit_parameters(SMALL) == [3072] * 5 + [192] * 5).all()
+
+
+@settings(deadline=None)
+@given(
+    depth=st.integers(2, 6),
+    group_seconds=st.floats(0.5, 40.0),  # all channels of a block: 1.7
+    share=st.floats(0.3, 0.99),
+    ends_whole=st.booleans(),
+)
+def test_groups_that_channels_cannot_pay_for_stay_out(depth, group_seconds, share, ends_whole):
+    shape = Shape((4,) * depth, (172,) * depth, (3072,) * depth, (192,) * depth)
+    seconds = {"attention": [group_seconds * np.arange(5)], "mlp": [0.01 * np.arange(173)]}
+    units = 4 * group_seconds + 1.72
+    budget = latency_budget(shape, 2.0 + share * depth * units, **seconds, fixed=2.0)
+    ranges = Ranges.above(shape)
+    if ends_whole:
+        ranges = ranges.guarded(shape)
+    assume(ranges.can_meet(budget))
+    wishes = np.linspace(0.0, 1.0, 7)[:, None] * dense_row(shape)
+    assert (budget.cost(fit(wishes, ranges, budget)) <= budget.limit).all()
+    assert meets(as_rows([uniform(shape, ranges, budget)]), budget).all()

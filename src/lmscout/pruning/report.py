@@ -13,7 +13,7 @@ from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.outcome import Reported
 from lmscout.pruning.saving.cutting import cut
 from lmscout.pruning.searching.budgets import Budget
-from lmscout.pruning.searching.ranges import Ranges, meets, uniform
+from lmscout.pruning.searching.ranges import Ranges, uniform
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.plan_arrays import as_rows
 
@@ -88,9 +88,7 @@ def _rows(calibrated: Calibrated, budget: Budget, winner: Plan) -> list[tuple[st
     rows = [("uniform", level, False), ("uniform_compensated", level, True)]
     guarded = Ranges.above(units, 0.0).guarded(units)
     if guarded.can_meet(budget):
-        plan = uniform(units, guarded, budget)
-        if meets(as_rows([plan]), budget)[0]:  # few units in few blocks may not come near enough
-            rows.append(("uniform_guarded", plan, False))
+        rows.append(("uniform_guarded", uniform(units, guarded, budget), False))
     return [
         *rows,
         ("found", winner, calibrated.settings.compensate),

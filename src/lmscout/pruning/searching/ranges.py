@@ -135,8 +135,10 @@ def fit(
         stuck = costs > budget.limit if sign < 0 else costs < _enough(budget)
         if stuck.any():
             moved = _shifted(ends[stuck], low[stuck], high[stuck], groups, budget)
-            if sign > 0:  # the step that passes the limit, so that channels can give it back
-                moved = _enough_groups(moved, high[stuck], depth, budget)
+            if sign > 0:  # the step that passes the limit, where channels can give it back
+                raised = _enough_groups(moved, high[stuck], depth, budget)
+                least = np.where(np.arange(2 * depth) < depth, raised, low[stuck])
+                moved = np.where((budget.cost(least) <= budget.limit)[:, None], raised, moved)
             near[stuck, :depth] = moved[groups]
     return _filled(_shifted(near, low, high, channels, budget), high, budget)
 
