@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from lmscout.benchmarks import training
 from lmscout.benchmarks.space import sample
+from lmscout.benchmarks.spreading import devices_of
 from lmscout.benchmarks.token_data import TokenData
 from lmscout.benchmarks.training import Recipe, train, validation_loss, window_starts
 from lmscout.errors import LmscoutError
@@ -169,7 +170,8 @@ def test_too_few_tokens_are_told():
 def test_a_captured_step_trains_as_an_eager_one(spec, monkeypatch):
     data = text()
     captured = train(spec, 0, data, RECIPE, "cuda:0").validation_loss
-    assert train(spec, 0, data, RECIPE, "cuda:0").validation_loss == captured
+    for device in devices_of("cuda"):
+        assert train(spec, 0, data, RECIPE, device).validation_loss == captured
     monkeypatch.setattr(training, "EAGER_STEPS", 10**9)
     eager = train(spec, 0, data, RECIPE, "cuda:0").validation_loss
     assert captured == pytest.approx(eager, rel=1e-3)

@@ -4,10 +4,10 @@ import torch
 from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import family_of
-from lmscout.pruning.subnetworks.activations import ATTENTION, KINDS, MLP, collect_moments
+from lmscout.pruning.families import ATTENTION, KINDS, MLP, family_of
+from lmscout.pruning.subnetworks.activations import collect_moments
 from lmscout.pruning.subnetworks.compensation import Compensation
-from lmscout.pruning.subnetworks.importance import METHODS, by_kind, importance, unit_sides
+from lmscout.pruning.subnetworks.importance import METHODS, importance, unit_sides
 from lmscout.pruning.subnetworks.order import reorder_moments, sort_units
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.subnetwork import SubnetworkEvaluator
@@ -27,7 +27,7 @@ def all_parts(model, family):
     return [
         ((index, kind), part)
         for index, block in enumerate(family.blocks(model))
-        for kind, part in by_kind(family.parts(block))
+        for kind, part in family.parts(block).halves.items()
     ]
 
 

@@ -213,7 +213,9 @@ def _captured(
     held = like.clone()
     optimizer.zero_grad(set_to_none=True)  # so that the graph owns the gradients
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Left alone, a capture listens on the device that was current when the first one was made.
+    own = torch.cuda.Stream(held.device)
+    with torch.cuda.device(held.device), torch.cuda.graph(graph, stream=own):
         step_on(held)
 
     def replay(tokens: Tensor) -> None:

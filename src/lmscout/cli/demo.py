@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from pathlib import Path
@@ -125,12 +124,10 @@ def calibration_settings() -> CalibrationSettings:
 
 def builtin_text(side: str) -> Text:
     """One side of the built-in text, as a text to calibrate or to report on."""
-    from lmscout.builtin import corpus_text
+    from lmscout.builtin.corpus import corpus_digest, corpus_text
     from lmscout.evaluation import Text
 
-    content = corpus_text(side)
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    return Text(f"built-in text, {side} side", content, digest)
+    return Text(f"built-in text, {side} side", corpus_text(side), corpus_digest(side))
 
 
 def _completed(folder: Path) -> str:

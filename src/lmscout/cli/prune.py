@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lmscout.cli import console
 from lmscout.cli.options import DTYPES, JsonOption
+from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
     from lmscout.pruning.outcome import Pruning, Reported
@@ -109,7 +110,6 @@ def prune(
     # Imported here, so that `--help` does not wait for PyTorch.
     import torch
 
-    from lmscout.errors import LmscoutError
     from lmscout.evaluation import load_model, read_text
     from lmscout.pruning.calibration import CalibrationSettings
     from lmscout.pruning.workflow import Request, check_request
@@ -145,7 +145,6 @@ def prune(
 
 
 def _shares(given: str) -> tuple[float, ...]:
-    from lmscout.errors import LmscoutError
 
     try:
         return tuple(float(one) for one in given.split(","))

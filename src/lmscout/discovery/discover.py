@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +15,8 @@ from lmscout.discovery.splits import Split, split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Proxy, Space, evaluate, format_proxy
 from lmscout.ranking import kendall, spearman
+from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Statistics, Workers, collect
-
-Progress = Callable[[str, int, int], None]
 
 STATISTICS, RANKING = "statistics", "ranking"
 
@@ -131,8 +127,8 @@ def discover(
             no proxy of the space ranks the search split.
     """
     split = split_benchmark(benchmark.specs, search=search, seed=seed)
-    watch = StopWatch()
-    with watch(STATISTICS):
+    stages = Stages(progress)
+    with stages(STATISTICS) as told:
         statistics = collect(
             benchmark.specs,
             space.chains,
@@ -140,16 +136,16 @@ def discover(
             folder=cache,
             batch=batch,
             workers=workers,
-            progress=stage(progress, STATISTICS),
+            progress=told,
         )
-    with watch(RANKING):
+    with stages(RANKING) as told:
         rows = split.search
         ranking = rank_space(
             space,
             lambda name, chain: statistics.branch(name, chain)[rows],
             statistics.depth[rows],
             benchmark.quality[rows],
-            progress=stage(progress, RANKING),
+            progress=told,
         )
     try:
         proxy = space.proxy(ranking.best())
@@ -174,7 +170,7 @@ def discover(
         search=(spearman(signed[rows], quality[rows]), kendall(signed[rows], quality[rows])),
         test=assess(format_proxy(proxy), signed[split.test], test),
         baselines=assess_baselines(test),
-        seconds=watch.seconds,
+        seconds=stages.seconds,
         statistics=statistics.path,
     )
 
@@ -188,22 +184,3 @@ def cache_name(benchmark: str) -> str:
     """A benchmark's name as the beginning of a file's name."""
     tail = benchmark.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in tail)
-
-
-def stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    """Bind a stage's name to the caller's progress."""
-    return None if progress is None else lambda done, total: progress(name, done, total)
-
-
-class StopWatch:
-    """Seconds by stage: `with watch("name"): ...` adds one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time one stage."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)

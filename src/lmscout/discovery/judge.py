@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import Assessment, assess, assess_baselines
-from lmscout.discovery.discover import STATISTICS, Progress, StopWatch, cache_name, stage
+from lmscout.discovery.discover import STATISTICS, cache_name
 from lmscout.proxies import (
     CATALOG,
     Entry,
@@ -22,6 +22,7 @@ from lmscout.proxies import (
     published,
     resolve,
 )
+from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers, collect, score_proxies
 
 SCORES = "scores"
@@ -101,9 +102,9 @@ def judge(
     others = [name for name in wanted if name not in collected]
     label = cache_name(benchmark.name)
     scores: dict[str, npt.NDArray[np.float64]] = {}
-    watch = StopWatch()
+    stages = Stages(progress)
     if collected:
-        with watch(STATISTICS):
+        with stages(STATISTICS) as told:
             statistics = collect(
                 benchmark.specs,
                 published().chains,
@@ -112,12 +113,12 @@ def judge(
                 seed=seed,
                 batch=batch,
                 workers=workers,
-                progress=stage(progress, STATISTICS),
+                progress=told,
             )
         for name, expression in collected.items():
             scores[name] = evaluate(expression, statistics.branch, statistics.depth)
     if others:
-        with watch(SCORES):
+        with stages(SCORES) as told:
             scores |= score_proxies(
                 benchmark.specs,
                 others,
@@ -126,7 +127,7 @@ def judge(
                 seed=seed,
                 batch=batch,
                 workers=workers,
-                progress=stage(progress, SCORES),
+                progress=told,
             )
     return Judgement(
         benchmark=benchmark.name,
@@ -135,7 +136,7 @@ def judge(
         proxies=tuple(assess(name, scores[name], benchmark) for name in wanted),
         baselines=assess_baselines(benchmark),
         scores={name: scores[name] for name in wanted},
-        seconds=watch.seconds,
+        seconds=stages.seconds,
     )
 
 

@@ -81,17 +81,17 @@ def measure_speed(
     tokens = tokens.to(embedding.device)
     seconds = []
     for _ in range(warm_up + repeats):
-        _wait(tokens.device)
+        await_device(tokens.device)
         start = time.perf_counter()
         model(input_ids=tokens, use_cache=False)
-        _wait(tokens.device)
+        await_device(tokens.device)
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds[warm_up:])
     return Speed(median, batch * length / median, batch, length, repeats)
 
 
-def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given: accelerators run behind."""
+def await_device(device: torch.device) -> None:
+    """Wait until a device has done what it was given: accelerators run behind."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

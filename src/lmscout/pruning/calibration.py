@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import Affine, Family, family_of
+from lmscout.pruning.families import KINDS, Affine, Family, family_of
 from lmscout.pruning.learning.features import ImportanceMass
-from lmscout.pruning.subnetworks.activations import ATTENTION, KINDS, MLP, collect_moments
+from lmscout.pruning.subnetworks.activations import collect_moments
 from lmscout.pruning.subnetworks.compensation import Compensation
 from lmscout.pruning.subnetworks.importance import importance
 from lmscout.pruning.subnetworks.order import reorder_moments, sort_units
@@ -95,12 +95,11 @@ class Calibrated:
         """The refitted output projections of a plan, for `cut`."""
         parts = [self.family.parts(block) for block in self.family.blocks(self.model)]
         outputs = {}
-        for block, (groups, channels) in enumerate(zip(plan.attention, plan.mlp, strict=True)):
-            if groups:
-                entries = groups * parts[block].attention.output_columns
-                outputs[block, ATTENTION] = self.compensation.output(block, ATTENTION, entries)
-            if channels:
-                outputs[block, MLP] = self.compensation.output(block, MLP, channels)
+        for block, kept in enumerate(zip(plan.attention, plan.mlp, strict=True)):
+            for (kind, part), units in zip(parts[block].halves.items(), kept, strict=True):
+                if units:
+                    entries = part.first(units).output.weight.shape[1]
+                    outputs[block, kind] = self.compensation.output(block, kind, entries)
         return outputs
 
     @property
@@ -157,12 +156,9 @@ def calibrate(
     moments = reorder_moments(moments, sort_units(model, family, scores))
     parts = [family.parts(block) for block in family.blocks(model)]
     outputs = {
-        place: one
+        (block, kind): half.output
         for block, part in enumerate(parts)
-        for place, one in (
-            ((block, ATTENTION), part.attention.output),
-            ((block, MLP), part.mlp.output),
-        )
+        for kind, half in part.halves.items()
     }
     falling = {
         place: values.sort(descending=True).values.numpy() for place, values in scores.items()

@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 
 ROUND_SIZE = 20  # small, as every round learns from those before it; the first has twice as many
 _HOPEFUL = 12  # a plan that is not among so many of its size, as far as measured, is dropped
-_ERRORS = 2.0  # standard errors of what a portion foretells of the whole, as room for a plan
+_ERRORS = 1.0  # standard errors of what a portion foretells of the whole, as room for a plan
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,8 @@ def measure_rounds(
 
     What is proposed in a round follows from the seed and the pairs of earlier rounds, and what
     is dropped early from the pairs before it, so that a run that was stopped anywhere goes on
-    to the same end.  A round of
-    which the ledger has a later one is not opened again, whatever it was proposed for: so
-    sizes can be added to a ledger without measuring anew.
+    to the same end.  A round of which the ledger has a later one is not opened again, whatever
+    it was proposed for: so sizes can be added to a ledger without measuring anew.
 
     Args:
         ledger: where pairs are kept; those that it holds are not measured again.

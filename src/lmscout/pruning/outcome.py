@@ -83,17 +83,20 @@ class Size:
 
     Attributes:
         keep: the share asked for.
-        plan: the winner's.
         reported: uniform and found models.
         finalists: best first.
         out: the saved model's folder.
     """
 
     keep: float
-    plan: Plan
     reported: tuple[Reported, ...]
     finalists: tuple[Finalist, ...]
     out: Path
+
+    @property
+    def plan(self) -> Plan:
+        """The winner's."""
+        return self.finalists[0].plan
 
     @property
     def words(self) -> str:

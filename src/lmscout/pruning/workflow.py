@@ -8,9 +8,7 @@ what a uniform cut of the same size gives (arXiv 2309.09507).
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast, get_args
@@ -39,9 +37,7 @@ from lmscout.pruning.searching.uniform_space import UniformSpace
 from lmscout.pruning.subnetworks.importance import METHODS
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.subnetwork import QUALITIES, shape_of
-
-Progress = Callable[[str, int, int], None]
-StageProgress = Callable[[int, int], None]
+from lmscout.stages import Progress, Stages
 
 _TIMED_WINDOWS = 8  # on which latency is measured
 
@@ -103,7 +99,7 @@ def prune(
         LmscoutError: whatever the user can mend.
     """
     check_request(request, calibration, report_on, out)
-    stages = _Stages(progress)
+    stages = Stages(progress)
     settings = replace(request.calibration, seed=request.seed)
     family = family_of(loaded.model.config)
     units = shape_of([family.parts(block) for block in family.blocks(loaded.model)])
@@ -111,7 +107,7 @@ def prune(
     if request.of != "latency":  # else it takes measuring first
         for budget in _budgets(request, loaded.model, units, settings.window, None):
             space.require(budget)
-    with stages.stage("calibrating") as told:
+    with stages("calibrating") as told:
         windows = tokenize_windows(loaded.tokenizer, calibration, settings.window)
         calibrated = calibrate(loaded.model, windows, settings, progress=told)
     ledger = Ledger(request.storage or out, units, calibrated.ledger_settings)
@@ -125,7 +121,7 @@ def prune(
     budgets = _budgets(request, loaded.model, units, settings.window, latency)
     for budget in budgets:
         space.require(budget)
-    with stages.stage("measuring pairs") as told:
+    with stages("measuring pairs") as told:
         learnt = measure_rounds(
             ledger,
             calibrated.evaluator(calibrated.measured),
@@ -136,17 +132,17 @@ def prune(
             seed=request.seed,
             progress=told,
         )
-    with stages.stage("searching") as told:
+    with stages("searching") as told:
         candidates = []
         for number, target in enumerate(learnt.targets):
             candidates.append(candidates_of(ledger, learnt, space, target, request.seed))
             if told:
                 told(number + 1, len(budgets))
-    with stages.stage("measuring finalists") as told:
+    with stages("measuring finalists") as told:
         contests = measure_finalists(calibrated, ledger, finals, learnt, candidates, told)
     winners = [contest[0].plan for contest in contests]
     dtype = request.dtype or loaded.saved_dtype or loaded.model.dtype
-    with stages.stage("reporting") as told:
+    with stages("reporting") as told:
         dense, reported = report(
             calibrated,
             budgets,
@@ -158,14 +154,14 @@ def prune(
             progress=told,
         )
     folders = model_folders(request.keep, out)
-    with stages.stage("saving"):
+    with stages("saving"):
         for keep, winner, folder in zip(request.keep, winners, folders, strict=True):
             _save(calibrated, loaded, winner, folder, dtype, request, keep)
     return Pruning(
         request.of,
         dense,
         tuple(
-            Size(keep, contest[0].plan, rows, tuple(contest), folder)
+            Size(keep, rows, tuple(contest), folder)
             for keep, contest, rows, folder in zip(
                 request.keep, contests, reported, folders, strict=True
             )
@@ -283,19 +279,3 @@ def _save(
             "compensated": compensate,
         },
     )
-
-
-@dataclass
-class _Stages:
-    """Seconds by stage, and the caller's progress."""
-
-    report: Progress | None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[StageProgress | None]:
-        """Time one stage."""
-        start = time.perf_counter()
-        report = self.report
-        yield None if report is None else lambda done, total: report(name, done, total)
-        self.seconds[name] = round(time.perf_counter() - start, 2)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from lmscout.pruning.families import AttentionParts, Family, MlpParts
-from lmscout.pruning.saving.cutting import cut, is_uniform, kept_blocks, unit_maps
+from lmscout.pruning.families import Family, unit_maps, unit_parameters
+from lmscout.pruning.saving.cutting import cut, is_uniform, kept_blocks
 from lmscout.pruning.saving.export import save, write
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.testing.reference_models import dense_plan, functional_logits, masked_model
@@ -106,7 +106,7 @@ def _check_parts(family: Family, model: PreTrainedModel) -> None:
     storages = {one.untyped_storage().data_ptr() for one in model.parameters()}
     for index, block in enumerate(family.blocks(model)):
         parts = family.parts(block)
-        for kind, part in (("attention", parts.attention), ("mlp", parts.mlp)):
+        for kind, part in parts.halves.items():
             for one in unit_maps(part):
                 for tensor in (one.weight, one.bias):
                     assert tensor is None or tensor.untyped_storage().data_ptr() in storages, (
@@ -182,11 +182,12 @@ def _check_parameters(
             least, most = least - _parameters(block), most - _parameters(block)
             continue
         parts = family.parts(block)
-        halves = ((parts.attention, plan.attention[index]), (parts.mlp, plan.mlp[index]))
+        units_kept = plan.attention[index], plan.mlp[index]
+        halves = tuple(zip(parts.halves.values(), units_kept, strict=True))
         for part, units in halves:
-            removed = _unit_parameters(part) - _unit_parameters(part.first(units))
+            removed = unit_parameters(part) - unit_parameters(part.first(units))
             least, most = least - removed, most - removed
-        whole = _parameters(block) - sum(_unit_parameters(part) for part, _ in halves)
+        whole = _parameters(block) - sum(unit_parameters(part) for part, _ in halves)
         if not all(units for _, units in halves):
             least, most = least - whole + 1, most - 1
     number = _parameters(pruned)
@@ -247,15 +248,12 @@ def _permuted(family: Family, model: PreTrainedModel, kind: str) -> PreTrainedMo
 
 def _sides(family: Family, block: Any, kind: str) -> Iterator[tuple[Tensor, int, int]]:
     """Every tensor side that follows the units: the tensor, the axis, how many units."""
-    parts = family.parts(block)
-    part: AttentionParts | MlpParts = parts.attention if kind == "attention" else parts.mlp
-    units = parts.attention.groups if kind == "attention" else parts.mlp.channels
-    *inputs, output = unit_maps(part)
-    for one in inputs:
-        yield one.weight, 0, units
+    part = family.parts(block).halves[kind]
+    for one in part.inputs:
+        yield one.weight, 0, part.units
         if one.bias is not None:
-            yield one.bias, 0, units
-    yield output.weight, 1, units
+            yield one.bias, 0, part.units
+    yield part.output.weight, 1, part.units
 
 
 def _reloaded(pruned: PreTrainedModel) -> PreTrainedModel:
@@ -281,12 +279,6 @@ def _logits(model: Any, tokens: Tensor) -> Tensor:
 
 def _parameters(module: Any) -> int:
     return sum(one.numel() for one in module.parameters())
-
-
-def _unit_parameters(part: AttentionParts | MlpParts) -> int:
-    *inputs, output = unit_maps(part)
-    biases = sum(one.bias.numel() for one in inputs if one.bias is not None)
-    return output.weight.numel() + sum(one.weight.numel() for one in inputs) + biases
 
 
 def _scale(logits: Tensor) -> float:

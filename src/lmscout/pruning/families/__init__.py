@@ -5,7 +5,18 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families.family import Affine, AttentionParts, BlockParts, Family, MlpParts
+from lmscout.pruning.families.family import (
+    ATTENTION,
+    KINDS,
+    MLP,
+    Affine,
+    AttentionParts,
+    BlockParts,
+    Family,
+    MlpParts,
+    unit_maps,
+    unit_parameters,
+)
 from lmscout.pruning.families.gpt2 import Gpt2
 from lmscout.pruning.families.llama import Llama
 
@@ -28,7 +39,10 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 __all__ = [
+    "ATTENTION",
     "FAMILIES",
+    "KINDS",
+    "MLP",
     "Affine",
     "AttentionParts",
     "BlockParts",
@@ -37,4 +51,6 @@ __all__ = [
     "Llama",
     "MlpParts",
     "family_of",
+    "unit_maps",
+    "unit_parameters",
 ]

@@ -17,6 +17,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+ATTENTION, MLP = "attention", "mlp"
+KINDS = (ATTENTION, MLP)  # the halves of a block, in the order in which it computes them
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -66,6 +69,16 @@ class AttentionParts:
         """Columns of `output` that one group feeds."""
         return self.group_size * self.head_size
 
+    @property
+    def units(self) -> int:
+        """Number of groups."""
+        return self.groups
+
+    @property
+    def inputs(self) -> tuple[Affine, ...]:
+        """The maps whose rows follow groups."""
+        return self.query, self.key, self.value
+
     def first(self, groups: int) -> AttentionParts:
         """The first groups alone, as views."""
         wide, narrow = groups * self.output_columns, groups * self.head_size
@@ -97,11 +110,32 @@ class MlpParts:
         """Number of channels."""
         return self.output.weight.shape[1]
 
+    @property
+    def units(self) -> int:
+        """Number of channels."""
+        return self.channels
+
+    @property
+    def inputs(self) -> tuple[Affine, ...]:
+        """The maps whose rows follow channels."""
+        return self.expand
+
     def first(self, channels: int) -> MlpParts:
         """The first channels alone, as views."""
         return MlpParts(
             tuple(one.rows(channels) for one in self.expand), self.output.columns(channels)
         )
+
+
+def unit_maps(part: AttentionParts | MlpParts) -> tuple[Affine, ...]:
+    """The linear maps of attention or MLP, the output projection last."""
+    return *part.inputs, part.output
+
+
+def unit_parameters(part: AttentionParts | MlpParts) -> int:
+    """Parameters of attention or MLP that its units carry: all but the output bias."""
+    biases = sum(one.bias.numel() for one in part.inputs if one.bias is not None)
+    return part.output.weight.numel() + biases + sum(one.weight.numel() for one in part.inputs)
 
 
 @dataclass(frozen=True)
@@ -110,6 +144,11 @@ class BlockParts:
 
     attention: AttentionParts
     mlp: MlpParts
+
+    @property
+    def halves(self) -> dict[str, AttentionParts | MlpParts]:
+        """Attention and MLP by kind, in the order of `KINDS`."""
+        return {ATTENTION: self.attention, MLP: self.mlp}
 
 
 class Family(ABC):

@@ -100,7 +100,7 @@ class Llama(Family):
     def activate(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> Tensor:
         """The activated gate times up."""
         gate, up = (functional.linear(normed, one.weight, one.bias) for one in parts.expand)
-        return cast(Tensor, cast(Any, block).mlp.act_fn(gate) * up)
+        return cast(Tensor, cast(Any, block).mlp.act_fn(gate).mul_(up))
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Final norm and language-model head."""

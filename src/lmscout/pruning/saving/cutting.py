@@ -19,15 +19,17 @@ from transformers.initialization import no_init_weights
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import (
+    KINDS,
     Affine,
     AttentionParts,
-    BlockParts,
     Family,
     MlpParts,
     family_of,
+    unit_maps,
 )
 from lmscout.pruning.saving.modeling_lmscout import PRUNED
-from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.subnetworks.subnetwork import shape_of
 
 ShapeName = Literal["any", "uniform"]
 
@@ -67,8 +69,10 @@ def cut(
     family = family_of(model.config)
     blocks = family.blocks(model)
     parts = [family.parts(block) for block in blocks]
-    _check(plan, parts)
+    shape_of(parts).check(plan)
     kept = kept_blocks(plan)
+    if not kept:
+        raise LmscoutError("the plan keeps no block at all: keep at least one")
     if shape == "uniform":
         model_class, config = type(model), uniform_config(model.config, plan)
     else:
@@ -80,11 +84,11 @@ def cut(
     _copy_uncut(model, pruned, family, kept)
     for block, cut_block in zip(kept, family.blocks(pruned), strict=True):
         cut_parts = family.parts(_with_both_halves(cut_block, blocks[block]))
-        for kind, units in (("attention", plan.attention[block]), ("mlp", plan.mlp[block])):
+        for kind, units in zip(KINDS, (plan.attention[block], plan.mlp[block]), strict=True):
             if units:
-                first = getattr(parts[block], kind).first(units)
+                first = parts[block].halves[kind].first(units)
                 replaced = (outputs or {}).get((block, kind), first.output)
-                _copy_units(dataclasses.replace(first, output=replaced), getattr(cut_parts, kind))
+                _copy_units(dataclasses.replace(first, output=replaced), cut_parts.halves[kind])
     return cast(PreTrainedModel, pruned)
 
 
@@ -209,14 +213,6 @@ def _types_for_cache(types: list[str], groups: list[int]) -> list[str]:
     return chosen
 
 
-def _check(plan: Plan, parts: list[BlockParts]) -> None:
-    ones = (1,) * len(parts)
-    groups = tuple(block.attention.groups for block in parts)
-    Shape(groups, tuple(block.mlp.channels for block in parts), ones, ones).check(plan)
-    if not kept_blocks(plan):
-        raise LmscoutError("the plan keeps no block at all: keep at least one")
-
-
 def _copy_uncut(
     dense: PreTrainedModel, pruned: PreTrainedModel, family: Family, kept: tuple[int, ...]
 ) -> None:
@@ -254,10 +250,3 @@ def _copy_units(source: AttentionParts | MlpParts, target: AttentionParts | MlpP
         write.weight.copy_(read.weight)
         if read.bias is not None and write.bias is not None:
             write.bias.copy_(read.bias)
-
-
-def unit_maps(parts: AttentionParts | MlpParts) -> tuple[Affine, ...]:
-    """The linear maps of attention or MLP, the output projection last."""
-    if isinstance(parts, AttentionParts):
-        return parts.query, parts.key, parts.value, parts.output
-    return *parts.expand, parts.output

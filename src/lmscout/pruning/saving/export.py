@@ -21,12 +21,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging as transformers_logging
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import Affine, AttentionParts, MlpParts, family_of
+from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.saving import reload_saved
-from lmscout.pruning.saving.cutting import ShapeName, cut, is_uniform, unit_maps
+from lmscout.pruning.saving.cutting import ShapeName, cut, is_uniform
 from lmscout.pruning.saving.model_card import model_card
 from lmscout.pruning.saving.modeling_lmscout import PRUNED
 from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.subnetworks.subnetwork import shape_of
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
 RECORD = "lmscout.json"
@@ -163,34 +164,19 @@ def _write_record(
 ) -> None:
     """The plan and its size, for programs in `lmscout.json` and for people in the card."""
     family = family_of(dense.config)
-    parts = [family.parts(block) for block in family.blocks(dense)]
-    everything = Plan(
-        tuple(block.attention.groups for block in parts),
-        tuple(block.mlp.channels for block in parts),
-    )
-    kept = total = 0
-    for block, groups, channels in zip(parts, plan.attention, plan.mlp, strict=True):
-        kept += _size(block.attention.first(groups)) + _size(block.mlp.first(channels))
-        total += _size(block.attention) + _size(block.mlp)
+    units = shape_of([family.parts(block) for block in family.blocks(dense)])
     record = {
         "shape": shape,
         "plan": plan.as_dict(),
-        "kept": kept / total,
+        "kept": units.kept_share(plan),
         "parameters": sum(one.numel() for one in pruned.parameters()),
         "dense_parameters": sum(one.numel() for one in dense.parameters()),
         "note": dict(note),
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / RECORD).write_text(text + "\n", "utf-8")
-    card = model_card(record, plan, everything, dense.config.model_type)
+    card = model_card(record, plan, units.dense, dense.config.model_type)
     (folder / "README.md").write_text(card, "utf-8")
-
-
-def _size(parts: AttentionParts | MlpParts) -> int:
-    """Parameters that units carry: all but the output bias."""
-    *inputs, output = unit_maps(parts)
-    biases = sum(one.bias.numel() for one in inputs if one.bias is not None)
-    return output.weight.numel() + sum(one.weight.numel() for one in inputs) + biases
 
 
 def _reload_and_compare(

@@ -21,8 +21,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import AttentionParts, BlockParts, Family, MlpParts
-from lmscout.pruning.subnetworks.activations import ATTENTION, MLP, inner_activation
+from lmscout.evaluation.cost import await_device
+from lmscout.pruning.families import ATTENTION, MLP, AttentionParts, Family, MlpParts
+from lmscout.pruning.subnetworks.activations import inner_activation
 from lmscout.pruning.subnetworks.plan_arrays import Floats
 
 
@@ -94,16 +95,12 @@ def measure_latency(
     }
     places = []
     for block, whole in blocks:
-        for kind, part, most in (
-            (ATTENTION, whole.attention, whole.attention.groups),
-            (MLP, whole.mlp, whole.mlp.channels),
-        ):
+        for kind, part in whole.halves.items():
             form = (kind, *_form(part))
-            places.append((form, counts := _spread(most, points)))
+            places.append((form, counts := _spread(part.units, points)))
             for kept in counts[1:]:
-                parts.setdefault(
-                    (form, kept), _step(family, block, whole, kind, kept, hidden, context)
-                )
+                first = part.first(kept)
+                parts.setdefault((form, kept), _step(family, block, first, hidden, context))
     seconds = _medians(parts, repeats, model.device)
     curves = [
         Curve(counts, _rising([0.0, *(seconds[form, kept] for kept in counts[1:])]))
@@ -155,22 +152,14 @@ _FIXED: tuple[object, ...] = ("fixed",)
 def _step(
     family: Family,
     block: nn.Module,
-    whole: BlockParts,
-    kind: str,
-    kept: int,
+    part: AttentionParts | MlpParts,
     hidden: Tensor,
     context: object,
 ) -> Callable[[], Tensor]:
-    """Attention or MLP of a block with its first units, as a call."""
-    part = whole.attention.first(kept) if kind == ATTENTION else whole.mlp.first(kept)
-    first = (
-        BlockParts(part, whole.mlp)
-        if isinstance(part, AttentionParts)
-        else BlockParts(whole.attention, part)
-    )
+    """Attention or MLP of a block with what it keeps, as a call."""
 
     def run() -> Tensor:
-        inner = inner_activation(family, block, first, kind, hidden, context)
+        inner = inner_activation(family, block, part, hidden, context)
         return hidden + functional.linear(inner, part.output.weight, part.output.bias)
 
     return run
@@ -183,18 +172,12 @@ def _medians(
     seconds: dict[tuple[object, ...], list[float]] = {key: [] for key in parts}
     for _ in range(1 + repeats):
         for key, run in parts.items():
-            _wait(device)
+            await_device(device)
             start = time.perf_counter()
             run()
-            _wait(device)
+            await_device(device)
             seconds[key].append(time.perf_counter() - start)
     return {key: statistics.median(each[1:]) for key, each in seconds.items()}
-
-
-def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given: accelerators run behind."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _form(part: AttentionParts | MlpParts) -> tuple[object, ...]:

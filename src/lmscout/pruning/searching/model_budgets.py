@@ -87,15 +87,14 @@ def _multiply_adds(
 ) -> TableBudget:
     parts = family.parts(family.blocks(model)[0])
     attention = parts.attention
-    inputs = (attention.query, attention.key, attention.value)
     return multiply_adds_budget(
         shape,
         0.0,
         window=window,
         group_width=attention.output_columns,
         fixed=float(cast(Any, model).get_output_embeddings().weight.numel()),
-        group_biases=_biases(inputs) // attention.groups,
-        channel_biases=_biases(parts.mlp.expand) // parts.mlp.channels,
+        group_biases=_biases(attention.inputs) // attention.groups,
+        channel_biases=_biases(parts.mlp.inputs) // parts.mlp.channels,
     )
 
 

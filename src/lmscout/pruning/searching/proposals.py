@@ -27,13 +27,14 @@ from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_r
 
 __all__ = ["Proposal", "Target", "propose"]
 
-_ELITE = 12  # best measured plans, with which searches begin
-_NEAR = 0.5  # share of a later round that is sought near the best measured
-_PARENTS = 5  # of the best measured, near which it is sought
+# What uniform plans are proposed by, too:
+ELITE = 12  # best measured plans, with which searches begin
+NEAR = 0.5  # share of a later round that is sought near the best measured
+PARENTS = 5  # of the best measured, near which it is sought
 _WIDTH = 0.1  # of a block's units, beyond what parents keep
-_UNSURE = 0.15  # share of a later round
+UNSURE = 0.15  # share of a later round
 _POOL = 1000  # mutations, and draws, among which the best predicted are taken
-_HOPE = 2.0  # spreads by which an unsure plan is taken to be better than predicted
+HOPE = 2.0  # spreads by which an unsure plan is taken to be better than predicted
 _SHARING = 0.5  # typical errors that a plan may lose in prediction to begin like another
 
 
@@ -93,7 +94,7 @@ def propose(
             pair.plan
             for other in targets
             if other is not target
-            for pair in best_pairs(earlier, other.ranges, other.budget, _PARENTS)
+            for pair in best_pairs(earlier, other.ranges, other.budget, PARENTS)
         ]
         if round_ == 0 or predictor is None:
             found = covering(shape, target, part, known, rng, share)
@@ -121,7 +122,7 @@ def _promising(
 ) -> list[Proposal]:
     """What the search found, near relatives of the best measured, and the unsure."""
     ranges, budget, units = target.ranges, target.budget, dense_row(shape)
-    best = best_pairs(earlier, ranges, budget, _ELITE)
+    best = best_pairs(earlier, ranges, budget, ELITE)
     elite = [pair.plan for pair in best]
     candidates = search(
         predictor.cautious,
@@ -134,12 +135,12 @@ def _promising(
         generations=generations,
     )
     found = as_rows([candidate.plan for candidate in candidates])
-    parents = as_rows(elite) if elite else found[:_ELITE]
+    parents = as_rows(elite) if elite else found[:ELITE]
     chosen = Chosen(known)
-    unsure, near = round(_UNSURE * count), round(_NEAR * count)
+    unsure, near = round(UNSURE * count), round(NEAR * count)
     chosen.take(found, "found", count - unsure - near)
 
-    close = _around(parents[:_PARENTS], ranges, units)
+    close = _around(parents[:PARENTS], ranges, units)
     relatives = search(
         predictor.cautious,
         shape,
@@ -155,7 +156,7 @@ def _promising(
     far = np.concatenate([parents, found])
     far = moved(far[rng.integers(0, len(far), _POOL)], shape, rng, most=8)
     far = np.concatenate([fit(far, ranges, budget), fit(drawn(ranges, _POOL, rng), ranges, budget)])
-    hopeful = predictor.cautious(far) - _HOPE * predictor.spread(far)
+    hopeful = predictor.cautious(far) - HOPE * predictor.spread(far)
     order = np.argsort(hopeful, kind="stable")
     far = far[order[meets(far[order], budget)]]
     chosen.take(far[apart(far, units, 2 * unsure, DISTANCE)], "unsure", unsure)

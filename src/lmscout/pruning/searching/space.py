@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,7 @@ from lmscout.pruning.subnetworks.plan_arrays import Rows
 class PlanSpace(Protocol):
     """A set of plans, and how to look for good ones in it."""
 
-    @property
-    def narrows(self) -> bool:
-        """Whether blocks vary by themselves, so that a range for each means something."""
+    narrows: ClassVar[bool]  # whether blocks vary by themselves, so that each has a range
 
     def require(self, budget: Budget) -> None:
         """Refuse a budget that no plan meets, naming the nearest that can be met."""
@@ -66,10 +64,7 @@ class AnySpace:
 
     shape: Shape
 
-    @property
-    def narrows(self) -> bool:
-        """They do vary by themselves."""
-        return True
+    narrows: ClassVar[bool] = True
 
     def require(self, budget: Budget) -> None:
         """Refuse a budget that no plan meets."""

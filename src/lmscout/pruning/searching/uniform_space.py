@@ -8,7 +8,7 @@ step by step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,14 @@ from lmscout.pruning.searching.breeding import Predict
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.covering import Chosen, Proposal, Target
 from lmscout.pruning.searching.elite import best_of
-from lmscout.pruning.searching.proposals import Foretells
+from lmscout.pruning.searching.proposals import (
+    ELITE,
+    HOPE,
+    NEAR,
+    PARENTS,
+    UNSURE,
+    Foretells,
+)
 from lmscout.pruning.searching.search import Candidate
 from lmscout.pruning.searching.sharing import sharing_order
 from lmscout.pruning.searching.uniform_plans import UniformPlans
@@ -32,17 +39,12 @@ T = TypeVar("T")
 _LISTED = 20_000  # plans that are predicted one and all; of more, so many are drawn
 _CLIMBS = 20  # most steps from the best of those drawn
 _CLIMBERS = 10  # best predicted plans from which a step goes
-_ELITE = 12  # best measured plans that a search begins with
-_PARENTS = 5  # of the best measured, near which plans are sought
-_NEAR = 0.5  # share of a later round that is sought there
-_UNSURE = 0.15  # share of a later round about which the predictor is unsure
-_HOPE = 2.0  # spreads by which an unsure plan is taken to be better than predicted
 
 
 class UniformSpace:
     """The uniform plans of one model; a `PlanSpace` in which ranges mean nothing."""
 
-    narrows = False
+    narrows: ClassVar[bool] = False
 
     def __init__(self, shape: Shape, config: PreTrainedConfig) -> None:
         """Find out which widths the family has plain models of.
@@ -125,12 +127,12 @@ class UniformSpace:
             if round_ == 0 or predictor is None:
                 found = _covering(plans, part, known, rng)
             else:
-                best = best_of(earlier, plans.holds, _ELITE)
+                best = best_of(earlier, plans.holds, ELITE)
                 elsewhere = [
                     pair.plan
                     for other in every
                     if other is not plans
-                    for pair in best_of(earlier, other.holds, _PARENTS)
+                    for pair in best_of(earlier, other.holds, PARENTS)
                 ]
                 begin = [*(pair.plan for pair in best), *elsewhere]
                 found = _promising(plans, part, known, rng, predictor, begin)
@@ -209,13 +211,13 @@ def _promising(
     chosen = Chosen(known)
     start = plans.moved(begin)
     rows, rises = _predicted(plans, start, predictor.cautious, rng)
-    unsure, near = round(_UNSURE * count), round(_NEAR * count)
+    unsure, near = round(UNSURE * count), round(NEAR * count)
     chosen.take(rows, "found", count - unsure - near)
-    beside = plans.near(start[:_PARENTS] if len(start) else rows[:_PARENTS])
+    beside = plans.near(start[:PARENTS] if len(start) else rows[:PARENTS])
     if len(beside):
         beside = beside[np.argsort(predictor.cautious(beside), kind="stable")]
     chosen.take(beside, "near", near)
-    hopeful = rises - _HOPE * predictor.spread(rows)
+    hopeful = rises - HOPE * predictor.spread(rows)
     chosen.take(rows[np.argsort(hopeful, kind="stable")], "unsure", unsure)
     chosen.take(rows, "found", count - len(chosen.proposals))
     return chosen.proposals

@@ -15,10 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from lmscout.pruning.families import BlockParts, Family
-
-ATTENTION, MLP = "attention", "mlp"
-KINDS = (ATTENTION, MLP)
+from lmscout.pruning.families import AttentionParts, Family, MlpParts
 
 
 @dataclass(frozen=True)
@@ -102,24 +99,20 @@ def dense_flow(
     hidden = family.embed(model, tokens)
     context = family.context(model, hidden)
     for index, block in enumerate(family.blocks(model)):
-        parts = family.parts(block)
-        for kind in KINDS:
-            inner = inner_activation(family, block, parts, kind, hidden, context)
-            output = (parts.attention if kind == ATTENTION else parts.mlp).output
-            hidden = hidden + functional.linear(inner, output.weight, output.bias)
+        for kind, part in family.parts(block).halves.items():
+            inner = inner_activation(family, block, part, hidden, context)
+            hidden = hidden + functional.linear(inner, part.output.weight, part.output.bias)
             yield (index, kind), inner, hidden
 
 
 def inner_activation(
     family: Family,
     block: nn.Module,
-    parts: BlockParts,
-    kind: str,
+    part: AttentionParts | MlpParts,
     hidden: Tensor,
     context: object,
 ) -> Tensor:
     """Attention or MLP of one block up to its output projection: [B, T, n]."""
-    if kind == ATTENTION:
-        normed = family.attention_norm(block, hidden)
-        return family.attend(block, parts.attention, normed, context)
-    return family.activate(block, parts.mlp, family.mlp_norm(block, hidden))
+    if isinstance(part, AttentionParts):
+        return family.attend(block, part, family.attention_norm(block, hidden), context)
+    return family.activate(block, part, family.mlp_norm(block, hidden))

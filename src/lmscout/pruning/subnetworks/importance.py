@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import AttentionParts, BlockParts, Family, MlpParts
-from lmscout.pruning.subnetworks.activations import ATTENTION, MLP, Moments
+from lmscout.pruning.families import AttentionParts, Family, MlpParts
+from lmscout.pruning.subnetworks.activations import Moments
 from lmscout.statistics.single_pass import only_these_learn
 
 METHODS = ("random", "magnitude", "taylor", "activation", "fluctuation")
@@ -52,18 +52,10 @@ class UnitSide:
 
 def unit_sides(parts: AttentionParts | MlpParts) -> list[UnitSide]:
     """Every side that follows the units of a block's attention or MLP."""
-    if isinstance(parts, AttentionParts):
-        inputs = [
-            (parts.query, parts.output_columns),
-            (parts.key, parts.head_size),
-            (parts.value, parts.head_size),
-        ]
-        output = UnitSide(parts.output.weight, rows=False, each=parts.output_columns)
-    else:
-        inputs = [(one, 1) for one in parts.expand]
-        output = UnitSide(parts.output.weight, rows=False, each=1)
-    sides = [output]
-    for affine, each in inputs:
+    output = parts.output.weight
+    sides = [UnitSide(output, rows=False, each=output.shape[1] // parts.units)]
+    for affine in parts.inputs:
+        each = affine.weight.shape[0] // parts.units
         sides.append(UnitSide(affine.weight, rows=True, each=each))
         if affine.bias is not None:
             sides.append(UnitSide(affine.bias, rows=True, each=each))
@@ -98,12 +90,12 @@ def importance(
     every = [
         ((index, kind), part)
         for index, block in enumerate(family.blocks(model))
-        for kind, part in by_kind(family.parts(block))
+        for kind, part in family.parts(block).halves.items()
     ]
     if method == "random":
         generator = torch.Generator().manual_seed(seed)
         scores = {
-            place: torch.rand(_units(part), generator=generator, dtype=torch.float64)
+            place: torch.rand(part.units, generator=generator, dtype=torch.float64)
             for place, part in every
         }
     elif method == "magnitude":
@@ -120,15 +112,6 @@ def importance(
                 f"{method} importance of block {block} {kind} is not finite: is the model sound?"
             )
     return scores
-
-
-def by_kind(parts: BlockParts) -> tuple[tuple[str, AttentionParts | MlpParts], ...]:
-    """A block's attention and MLP by name."""
-    return (ATTENTION, parts.attention), (MLP, parts.mlp)
-
-
-def _units(part: AttentionParts | MlpParts) -> int:
-    return part.groups if isinstance(part, AttentionParts) else part.channels
 
 
 def _sum(part: AttentionParts | MlpParts, of: object) -> Tensor:
@@ -151,7 +134,7 @@ def _taylor(
     windows: Tensor,
 ) -> UnitScores:
     """Fold abs(w g) into unit scores as each gradient arrives, and free it at once."""
-    scores = {place: torch.zeros(_units(part), dtype=torch.float64) for place, part in every}
+    scores = {place: torch.zeros(part.units, dtype=torch.float64) for place, part in every}
     owners = _Owners(model)
     wanted: dict[nn.Parameter, list[tuple[tuple[int, str], UnitSide]]] = {}
     for place, part in every:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lmscout.pruning.families import Family
 from lmscout.pruning.subnetworks.activations import Moments
-from lmscout.pruning.subnetworks.importance import UnitScores, by_kind, unit_sides
+from lmscout.pruning.subnetworks.importance import UnitScores, unit_sides
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def sort_units(
     """
     orders = {}
     for index, block in enumerate(family.blocks(model)):
-        for kind, part in by_kind(family.parts(block)):
+        for kind, part in family.parts(block).halves.items():
             order = torch.argsort(scores[index, kind], descending=True, stable=True)
             for side in unit_sides(part):
                 entries = _entries(order, side.each).to(side.view.device)

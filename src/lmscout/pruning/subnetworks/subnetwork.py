@@ -18,8 +18,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import Affine, BlockParts, Family
-from lmscout.pruning.subnetworks.activations import ATTENTION, KINDS, inner_activation
+from lmscout.pruning.families import KINDS, Affine, BlockParts, Family, unit_parameters
+from lmscout.pruning.subnetworks.activations import inner_activation
 from lmscout.pruning.subnetworks.compensation import Compensation
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 
@@ -143,15 +143,10 @@ class SubnetworkEvaluator:
 
     def output(self, block: int, kind: str, kept: int) -> Affine:
         """The output projection of a block that keeps so many units, as it is measured."""
-        parts = self._parts[block]
-        if kind == ATTENTION:
-            each = parts.attention.output_columns
-            dense = parts.attention.output
-        else:
-            each, dense = 1, parts.mlp.output
+        cut = self._parts[block].halves[kind].first(kept).output
         if self._compensation is None:
-            return dense.columns(kept * each)
-        return self._compensation.output(block, kind, kept * each)
+            return cut
+        return self._compensation.output(block, kind, cut.weight.shape[1])
 
     @torch.no_grad()
     def _hidden(self, plan: Plan, portion: _Portion) -> Tensor:
@@ -175,12 +170,8 @@ class SubnetworkEvaluator:
     def _update(self, step: int, kept: int, hidden: Tensor, context: object) -> Tensor:
         """What one step adds to the hidden state."""
         index, kind = step // len(KINDS), KINDS[step % len(KINDS)]
-        parts = self._parts[index]
-        first = BlockParts(
-            parts.attention.first(kept) if kind == ATTENTION else parts.attention,
-            parts.mlp if kind == ATTENTION else parts.mlp.first(kept),
-        )
-        inner = inner_activation(self._family, self._blocks[index], first, kind, hidden, context)
+        first = self._parts[index].halves[kind].first(kept)
+        inner = inner_activation(self._family, self._blocks[index], first, hidden, context)
         output = self.output(index, kind, kept)
         return functional.linear(inner, output.weight, output.bias)
 
@@ -227,21 +218,13 @@ class _Portion:
 
 def shape_of(parts: Sequence[BlockParts]) -> Shape:
     """Units of every block, and the parameters that each carries."""
-    groups, channels, per_group, per_channel = [], [], [], []
-    for block in parts:
-        attention, mlp = block.attention, block.mlp
-        groups.append(attention.groups)
-        channels.append(mlp.channels)
-        inputs = (attention.query, attention.key, attention.value)
-        inside = sum(one.weight.numel() + _size(one.bias) for one in inputs)
-        per_group.append((inside + attention.output.weight.numel()) // attention.groups)
-        inside = sum(one.weight.numel() + _size(one.bias) for one in mlp.expand)
-        per_channel.append((inside + mlp.output.weight.numel()) // mlp.channels)
-    return Shape(tuple(groups), tuple(channels), tuple(per_group), tuple(per_channel))
-
-
-def _size(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.numel()
+    attention, mlp = [block.attention for block in parts], [block.mlp for block in parts]
+    return Shape(
+        tuple(one.groups for one in attention),
+        tuple(one.channels for one in mlp),
+        tuple(unit_parameters(one) // one.groups for one in attention),
+        tuple(unit_parameters(one) // one.channels for one in mlp),
+    )
 
 
 def _steps(plan: Plan) -> tuple[int, ...]:

@@ -1,0 +1,31 @@
+"""Stages of long work: the seconds of each, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, int, int], None]  # a stage, what is done of it, and its size
+StageProgress = Callable[[int, int], None]
+
+
+class Stages:
+    """``with stages("reading") as told: ...`` times a stage; ``told(done, total)`` tells of it.
+
+    Attributes:
+        seconds: of every stage that has ended.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        """Tell a caller's progress, if there is one."""
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[StageProgress | None]:
+        """Time one stage; gives what its work tells its progress, None where nobody listens."""
+        start = time.perf_counter()
+        tell = self._progress
+        yield None if tell is None else lambda done, total: tell(name, done, total)
+        self.seconds[name] = round(time.perf_counter() - start, 3)
