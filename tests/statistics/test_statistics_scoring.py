@@ -9,6 +9,7 @@ from torch import nn
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import CATALOG, CATALOG_ENTRY, evaluate, parse
+from lmscout.proxies.deep.members import MEMBERS
 from lmscout.statistics import (
     OPERATIONS,
     Batch,
@@ -132,7 +133,7 @@ def test_every_proxy_of_the_catalog_scores_and_leaves_the_model_as_it_was(kind):
     flags = [one.requires_grad for one in model.parameters()]
     reading = full_reading(model, tokens, spec.parameters())
     for entry in CATALOG:
-        value = score(entry, reading)
+        value = score(entry, reading, spec)
         assert isinstance(value, float)
         assert math.isfinite(value), entry.name
     after = model.state_dict()
@@ -152,7 +153,7 @@ def test_scores_are_kept_and_read_again(tmp_path, monkeypatch):
         reading = full_reading(model, tokens, spec.parameters())
         for name in names:
             proxy = CATALOG_ENTRY[name] if name in CATALOG_ENTRY else parse(name)
-            assert first[name][number] == score(proxy, reading)
+            assert first[name][number] == score(proxy, reading, spec)
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("tiny-proxies-")
 
@@ -198,3 +199,18 @@ def test_an_unknown_proxy_is_refused_in_one_line(tmp_path):
     with pytest.raises(LmscoutError, match="snipp") as raised:
         score_proxies([gpt2()], ["snipp"], folder=tmp_path, **SETTINGS)
     assert "\n" not in str(raised.value)
+
+
+@every_kind
+def test_members_of_the_deep_space_score_as_the_literature_says(kind):
+    spec, model, tokens = built(kind)
+    reading = full_reading(model, tokens, spec.parameters())
+    for name, node in MEMBERS.items():
+        expected = score(CATALOG_ENTRY[name], reading, spec)
+        assert score(node, reading, spec) == pytest.approx(expected, rel=1e-5), name
+
+
+def test_a_deep_proxy_is_scored_by_its_text(tmp_path):
+    text = "sum(total(abs(mul(weight, grad)))) / params"
+    scores = score_proxies([gpt2()], ["snip", text], folder=tmp_path, **SETTINGS)
+    assert scores[text][0] == pytest.approx(scores["snip"][0] / gpt2().parameters())

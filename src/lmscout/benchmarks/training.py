@@ -214,7 +214,7 @@ def _captured(
     optimizer.zero_grad(set_to_none=True)  # so that the graph owns the gradients
     graph = torch.cuda.CUDAGraph()
     # Left alone, a capture listens on the device that was current when the first one was made.
-    own = torch.cuda.Stream(held.device)
+    own = torch.cuda.Stream(held.device)  # type: ignore[no-untyped-call]
     with torch.cuda.device(held.device), torch.cuda.graph(graph, stream=own):
         step_on(held)
 

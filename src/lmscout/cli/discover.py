@@ -18,28 +18,51 @@ from lmscout.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lmscout.discovery import Discovery
     from lmscout.discovery.assessment import Assessment
+    from lmscout.discovery.deep.discovery import DeepDiscovery, DeepSettings
 
 
 def discover(
     benchmark: BenchmarkArgument,
-    space: Annotated[str, typer.Option(help="published or two-op.")] = "published",
+    space: Annotated[str, typer.Option(help="published, two-op, or deep.")] = "published",
     aggregations: Annotated[
         str, typer.Option(help="Over blocks: any of mean,sum,max,min.")
     ] = "mean",
     search: Annotated[int, typer.Option(help="Architectures that the choice may see.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    engine: Annotated[
+        str, typer.Option(help="Of the deep space: genetic, regularized or random.")
+    ] = "genetic",
+    evaluations: Annotated[
+        int, typer.Option(min=1, help="Of the deep space: proxies evaluated in full.")
+    ] = 2_000,
+    objective: Annotated[
+        str, typer.Option(help="Of the deep space: spearman, kendall or beyond-size.")
+    ] = "spearman",
+    spec_leaves: Annotated[
+        bool, typer.Option(help="Of the deep space: may it read depth, width and size?")
+    ] = True,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     out: OutOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Rank every proxy of a space on a benchmark.
+    """Find the best proxy of a space on a benchmark.
 
-    The best is chosen on a search split and reported on a test split that no choice has
-    seen, beside what the configuration alone can say.
+    The published space and two-op are ranked outright; the deep space is searched, and the
+    same command with the same --out continues a search that was stopped.  The best proxy is
+    chosen on a search split and reported on a test split that no choice has seen, beside what
+    the configuration alone can say.
     """
+    if space == "deep":
+        from lmscout.discovery.deep.discovery import DeepSettings
+
+        settings = DeepSettings(engine, evaluations, objective, spec_leaves)
+        _discover_deep(benchmark, settings, search, seed, workers, backend, out, json)
+        return
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import proxies
     from lmscout.benchmarks import load
@@ -73,6 +96,76 @@ def discover(
     console.write_result(json, result.to_json())
 
 
+def _discover_deep(
+    benchmark: str,
+    settings: DeepSettings,
+    search: int,
+    seed: int,
+    workers: int,
+    backend: str,
+    out: Path | None,
+    json: str | None,
+) -> None:
+    from lmscout.benchmarks import load
+    from lmscout.benchmarks.locate import cache_directory
+    from lmscout.discovery.deep.discovery import discover_deep
+    from lmscout.discovery.discover import cache_name
+    from lmscout.discovery.run_folder import default_run_folder
+    from lmscout.discovery.saved_run import begin_deep, end_deep
+    from lmscout.statistics import Workers
+
+    console.check_json_target(json)
+    spread = Workers(workers, backend)
+    architectures = load(benchmark)
+    folder = out or default_run_folder(f"discover-{cache_name(architectures.name)}-deep-{seed}")
+    record = begin_deep(folder, architectures, settings, search=search, seed=seed)
+    with console.progress_bars() as progress:
+        result = discover_deep(
+            architectures,
+            settings,
+            search=search,
+            seed=seed,
+            cache=cache_directory() / "statistics",
+            record=record,
+            workers=spread,
+            progress=progress,
+        )
+    end_deep(folder, result)
+    if json != console.STDOUT:
+        show_deep(result)
+        print(f"run folder: {folder}")
+    console.write_result(json, result.to_json())
+
+
+def show_deep(result: DeepDiscovery) -> None:
+    """Print what a search of the deep space went through, and what it found."""
+    from lmscout.proxies.deep import format_node
+
+    screen, found = console.table_console(), result.evolution
+    screen.print(
+        f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures, "
+        f"{len(result.split.search)} to search on, {len(result.split.test)} to test on; "
+        f"quality is {result.metric}"
+    )
+    screen.print(
+        f"{found.asked:,} proxies asked of the {result.settings.engine} engine, "
+        f"{found.evaluations:,} evaluated; discarded before: "
+        + ", ".join(
+            f"{count:,} {name}"
+            for name, count in sorted(found.discarded.items(), key=lambda one: -one[1])
+        ),
+        highlight=False,
+    )
+    table = Table(title="the front: fittest of every size")
+    table.add_column("size", justify="right")
+    table.add_column("fitness", justify="right")
+    table.add_column("proxy")
+    for one in found.front:
+        table.add_row(str(one.node.size), f"{one.fitness:.3f}", format_node(one.node))
+    screen.print(table)
+    show_choice(result)
+
+
 def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
     """Print the table: what was chosen, what it is worth, and what it has to beat.
 
@@ -91,6 +184,12 @@ def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
         f"statistics {result.seconds['statistics']:.1f} s, "
         f"ranking {result.seconds['ranking']:.1f} s"
     )
+    show_choice(result, rivals)
+
+
+def show_choice(result: Discovery | DeepDiscovery, rivals: Sequence[Assessment] = ()) -> None:
+    """Print the proxy that was chosen, and what it has to beat on the test split."""
+    screen = console.table_console()
     name = ("-" if result.sign < 0 else "") + result.test.name
     screen.print(f"best on the search split: [bold]{name}[/bold]", highlight=False)
     rho, _ = result.search

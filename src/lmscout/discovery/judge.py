@@ -22,6 +22,7 @@ from lmscout.proxies import (
     published,
     resolve,
 )
+from lmscout.proxies.deep import Node, format_node
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers, collect, score_proxies
 
@@ -140,5 +141,7 @@ def judge(
     )
 
 
-def _name(proxy: Entry | Proxy) -> str:
+def _name(proxy: Entry | Proxy | Node) -> str:
+    if isinstance(proxy, Node):
+        return format_node(proxy)
     return proxy.name if isinstance(proxy, Entry) else format_proxy(proxy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,10 +11,13 @@ import pyarrow.parquet as pq
 
 import lmscout
 from lmscout.benchmarks import Benchmark
+from lmscout.discovery.deep.discovery import DeepDiscovery, DeepSettings
+from lmscout.discovery.deep.record import Record
 from lmscout.discovery.discover import Discovery
 from lmscout.discovery.judge import Judgement
-from lmscout.discovery.run_folder import run_folder, write_json
+from lmscout.discovery.run_folder import check_run_folder, run_folder, write_json
 from lmscout.discovery.scores_table import write_scores
+from lmscout.errors import LmscoutError
 
 SETTINGS, SCORES, RESULT = "settings.json", "scores.parquet", "result.json"
 
@@ -40,6 +45,46 @@ def save_discovery(folder: Path, result: Discovery, *, seed: int) -> None:
         )
         write_scores(draft / SCORES, result.space, result.ranking)
         write_json(draft / RESULT, result.to_json())
+
+
+def begin_deep(
+    folder: Path, benchmark: Benchmark, settings: DeepSettings, *, search: int, seed: int
+) -> Record:
+    """Open the run folder of a search in the deep space, new or to be continued.
+
+    Raises:
+        LmscoutError: it holds something else, a search with other settings, or one that has
+            ended; or it cannot be written.
+    """
+    told = {
+        "command": "discover",
+        "lmscout": lmscout.__version__,
+        "benchmark": benchmark.name,
+        "space": "deep",
+        **asdict(settings),
+        "search": search,
+        "seed": seed,
+    }
+    path = folder / SETTINGS
+    if not path.is_file():
+        check_run_folder(folder)
+        folder.mkdir(exist_ok=True)
+        write_json(path, told)
+    begun = json.loads(path.read_text("utf-8"))
+    for name, value in told.items():
+        if begun.get(name) != value:
+            raise LmscoutError(
+                f"run folder {folder} holds a search with {name} {begun.get(name)}, not {value}: "
+                "name another with --out"
+            )
+    if (folder / RESULT).exists():
+        raise LmscoutError(f"run folder {folder} holds a finished search: name another with --out")
+    return Record(folder)
+
+
+def end_deep(folder: Path, result: DeepDiscovery) -> None:
+    """Write what a search in the deep space came to."""
+    write_json(folder / RESULT, result.to_json())
 
 
 def save_judgement(folder: Path, result: Judgement, benchmark: Benchmark, *, seed: int) -> None:

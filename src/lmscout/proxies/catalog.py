@@ -4,13 +4,18 @@ An entry is an expression where the language can say the proxy, and a function o
 where it cannot.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import handmade, passes
+from lmscout.proxies.deep.nodes import Node
+from lmscout.proxies.deep.text import parse as parse_deep
+from lmscout.proxies.deep.words import WORDS
 from lmscout.proxies.expression import Binary, Branch, Proxy
+from lmscout.proxies.operators import AGGREGATION, INPUT, UNARY_OPERATION
 from lmscout.proxies.reading import Reading
 from lmscout.proxies.spelling import nearest, shown
 from lmscout.proxies.text import parse
@@ -178,17 +183,28 @@ CATALOG: tuple[Entry, ...] = (
     ),
 )
 
+# Words and signs that tell a deep proxy from a published one, for the error that helps.
+_DEEP_ALONE = {word.name for word in WORDS} - {*INPUT, *UNARY_OPERATION, *AGGREGATION, *"+-*"}
+_DEEP_ALONE |= {"/", ","}
+
 CATALOG_ENTRY: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in CATALOG})
 
 
-def resolve(text: str) -> Entry | Proxy:
+def resolve(text: str) -> Entry | Proxy | Node:
     """The catalog entry of a name, or the proxy of an expression (text with a parenthesis).
+
+    An expression is of the published form if it can be, else of the deep space.
 
     Raises:
         LmscoutError: There is no such entry, or the expression is malformed.
     """
     if "(" in text:
-        return parse(text)
+        try:
+            return parse(text)
+        except LmscoutError:
+            if not set(re.findall(r"\w+|[^\w\s]", text)) & _DEEP_ALONE:
+                raise
+        return parse_deep(text)
     name = text.strip()
     if name not in CATALOG_ENTRY:
         guess = nearest(name, CATALOG_ENTRY)

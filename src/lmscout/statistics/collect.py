@@ -43,6 +43,11 @@ class Workers:
     count: int = -1
     backend: str = "loky"
 
+    @property
+    def threads(self) -> int:
+        """As many, where the work is done by threads of this process."""
+        return self.count if self.count > 0 else max(1, joblib.cpu_count() + 1 + self.count)
+
     def __post_init__(self) -> None:
         if self.count == 0:
             raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")

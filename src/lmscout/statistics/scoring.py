@@ -12,11 +12,14 @@ from torch import Tensor
 
 from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.proxies import Entry, Proxy, Reading, evaluate, resolve
+from lmscout.proxies.deep import Node
 from lmscout.statistics.batch import Batch
 from lmscout.statistics.collect import Progress, Row, Workers, fill
+from lmscout.statistics.deep_values import full_score
 from lmscout.statistics.provenance import provenance
 from lmscout.statistics.reductions import chain_means
 from lmscout.statistics.single_pass import INPUT_NAMES, run_pass
+from lmscout.statistics.sketches import spec_values
 from lmscout.statistics.store import RowStore
 
 
@@ -91,11 +94,13 @@ def full_reading(model: LanguageModel, tokens: Tensor, parameters: int) -> Readi
     )
 
 
-def score(proxy: Entry | Proxy, reading: Reading) -> float:
+def score(proxy: Entry | Proxy | Node, reading: Reading, spec: ArchitectureSpec) -> float:
     """Score one model by one proxy, from the full tensors of a reading.
 
     An expression is computed as the collected statistics are, so that both agree.
     """
+    if isinstance(proxy, Node):
+        return full_score(proxy, reading, spec_values(spec))
     if isinstance(proxy, Entry) and proxy.function is not None:
         return proxy.function(reading)
     expression = proxy.proxy if isinstance(proxy, Entry) else proxy
@@ -115,7 +120,7 @@ def _block_value(tensors: tuple[Tensor, ...], chain: tuple[str, ...]) -> float:
 
 
 def _score(
-    spec: ArchitectureSpec, *, proxies: tuple[Entry | Proxy, ...], seed: int, batch: Batch
+    spec: ArchitectureSpec, *, proxies: tuple[Entry | Proxy | Node, ...], seed: int, batch: Batch
 ) -> Row:
     reading = full_reading(spec.build(seed), batch.tokens(spec), spec.parameters())
-    return np.array([score(proxy, reading) for proxy in proxies])
+    return np.array([score(proxy, reading, spec) for proxy in proxies])

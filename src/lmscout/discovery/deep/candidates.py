@@ -1,0 +1,79 @@
+"""Candidates of a search in the deep space, and what they are worth on the search split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from lmscout.proxies.deep import Node
+from lmscout.ranking import kendall, partial_spearman, spearman
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tree that was proposed, and what became of it.
+
+    Attributes:
+        node: the tree.
+        fitness: on the search split, from 0 to 1; None where it was discarded before.
+        discarded: the name of the rule that it fell to, or "" where it was evaluated.
+        order: fingerprint of how it orders the probe architectures, 0 where that was not seen.
+    """
+
+    node: Node
+    fitness: float | None
+    discarded: str = ""
+    order: int = 0
+
+
+def _spearman(scores: Values, quality: Values, _: Values) -> float:
+    return spearman(scores, quality)
+
+
+def _kendall(scores: Values, quality: Values, _: Values) -> float:
+    return kendall(scores, quality)
+
+
+def _beyond_size(scores: Values, quality: Values, params: Values) -> float:
+    return partial_spearman(scores, quality, params)
+
+
+OBJECTIVES: Mapping[str, Callable[[Values, Values, Values], float]] = MappingProxyType(
+    {"spearman": _spearman, "kendall": _kendall, "beyond-size": _beyond_size}
+)
+"""What is sought: a coefficient of scores, quality and numbers of parameters, each [n].  The
+sign is free, as a proxy may fall with quality; "beyond-size" holds the parameters fixed."""
+
+
+def front(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates that none is both as short as and fitter than, shortest first."""
+    best: list[Candidate] = []
+    for one in sorted(_evaluated(candidates), key=lambda one: (one.node.size, -_of(one))):
+        if not best or _of(one) > _of(best[-1]):
+            best.append(one)
+    return best
+
+
+def fittest(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
+    """The fittest candidates, the shorter of two that are alike first."""
+    return sorted(_evaluated(candidates), key=lambda one: (-_of(one), one.node.size))[:count]
+
+
+def to_beat(best: Sequence[Candidate], size: int) -> float:
+    """Fitness of the front at a size; 0 where nothing is as short."""
+    return max((_of(one) for one in best if one.node.size <= size), default=0.0)
+
+
+def _evaluated(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return [one for one in candidates if one.fitness is not None]
+
+
+def _of(candidate: Candidate) -> float:
+    assert candidate.fitness is not None
+    return candidate.fitness

@@ -1,0 +1,208 @@
+"""Engines: where candidates come from.  They are asked for trees and told what became of them.
+
+An engine knows nothing of benchmarks.  What it asks next depends on its seed and on what it
+was told, so a run that was recorded can be told again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+from lmscout.discovery.deep.candidates import Candidate, fittest
+from lmscout.errors import LmscoutError
+from lmscout.proxies.deep import Node
+from lmscout.proxies.deep.growing import (
+    Grammar,
+    Random,
+    cross,
+    hoist,
+    mutate_point,
+    mutate_subtree,
+    seedling,
+)
+
+_CROSSED, _SUBTREE, _POINT = 0.45, 0.3, 0.15  # shares of offspring; hoisted are the rest
+_FRESH = 0.1  # share of offspring that is grown anew, so that no island runs dry
+
+
+class Engine(Protocol):
+    """A source of candidates."""
+
+    def ask(self, count: int) -> list[Node]:
+        """Trees to judge."""
+
+    def tell(self, judged: Sequence[Candidate]) -> None:
+        """What became of the trees asked last, in their order."""
+
+
+class RandomSearch:
+    """Every tree is grown anew: what the others have to beat."""
+
+    def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Node] = ()) -> None:
+        """Begin with given trees, if any."""
+        self._grammar, self._rng = grammar, np.random.default_rng(seed)
+        self._seeds = deque(seeds)
+
+    def ask(self, count: int) -> list[Node]:
+        """The given trees first, then random ones."""
+        return _begun(self._seeds, self._grammar, count, self._rng)
+
+    def tell(self, judged: Sequence[Candidate]) -> None:
+        """Nothing is learnt."""
+
+
+class RegularizedEvolution:
+    """Ageing evolution (Real et al., arXiv 1802.01548), as AutoML-Zero runs it (2003.03384).
+
+    The fittest of a random sample is mutated; the child joins, and the oldest goes.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        seed: int,
+        seeds: Sequence[Node] = (),
+        *,
+        population: int = 100,
+        sample: int = 10,
+    ) -> None:
+        """Begin with given trees, if any."""
+        self._grammar, self._rng = grammar, np.random.default_rng(seed)
+        self._seeds = deque(seeds)
+        self._population: deque[Candidate] = deque(maxlen=population)
+        self._sample = sample
+
+    def ask(self, count: int) -> list[Node]:
+        """Mutants of tournament winners; random trees until the population is full."""
+        if len(self._population) < (self._population.maxlen or 0):
+            return _begun(self._seeds, self._grammar, count, self._rng)
+        return [self._child() for _ in range(count)]
+
+    def tell(self, judged: Sequence[Candidate]) -> None:
+        """Those that were evaluated join; a discarded one has no fitness to compare."""
+        self._population.extend(one for one in judged if one.fitness is not None)
+
+    def _child(self) -> Node:
+        places = self._rng.integers(len(self._population), size=self._sample)
+        parent = fittest([self._population[place] for place in places], 1)[0].node
+        return _mutant(parent, self._grammar, self._rng)
+
+
+class GeneticProgramming:
+    """Islands of trees under crossover, mutation and hoisting, selected for fitness and brevity.
+
+    Survivors are chosen by non-domination and crowding (NSGA-II, Deb et al. 2002) of fitness
+    and size; now and then the best of each island are copied to the next one.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        seed: int,
+        seeds: Sequence[Node] = (),
+        *,
+        islands: int = 4,
+        population: int = 60,
+        migration: int = 5,
+        migrants: int = 4,
+    ) -> None:
+        """Begin with given trees, if any.
+
+        Args:
+            grammar: which trees may grow.
+            seed: of all chance.
+            seeds: trees to begin with, spread over the islands.
+            islands: how many populations.
+            population: trees of each.
+            migration: generations between migrations.
+            migrants: trees that are copied then.
+        """
+        self._grammar, self._rng = grammar, np.random.default_rng(seed)
+        self._seeds = deque(seeds)
+        self._islands: list[list[Candidate]] = [[] for _ in range(islands)]
+        self._population, self._migration, self._migrants = population, migration, migrants
+        self._generation = 0
+
+    def ask(self, count: int) -> list[Node]:
+        """Offspring of every island in turn; random trees where there are no parents yet."""
+        if not all(len(island) >= 2 for island in self._islands):
+            return _begun(self._seeds, self._grammar, count, self._rng)
+        return [self._child(self._islands[place % len(self._islands)]) for place in range(count)]
+
+    def tell(self, judged: Sequence[Candidate]) -> None:
+        """Offspring join their parents' island, of which as many survive as there is room."""
+        for place, one in enumerate(judged):
+            if one.fitness is not None:
+                self._islands[place % len(self._islands)].append(one)
+        self._generation += 1
+        if self._generation % self._migration == 0:
+            best = [fittest(island, self._migrants) for island in self._islands]
+            for place, island in enumerate(self._islands):
+                known = {one.node for one in island}
+                island.extend(one for one in best[place - 1] if one.node not in known)
+        self._islands = [survivors(island, self._population) for island in self._islands]
+
+    def _child(self, island: Sequence[Candidate]) -> Node:
+        if self._rng.random() < _FRESH:
+            return seedling(self._grammar, self._rng)
+        parent = self._parent(island)
+        chance = self._rng.random()
+        if chance < _CROSSED:
+            return cross(parent, self._parent(island), self._grammar, self._rng)
+        return _mutant(parent, self._grammar, self._rng)
+
+    def _parent(self, island: Sequence[Candidate]) -> Node:
+        """The fitter of two: survivors are a front, and brevity alone makes no parent."""
+        pair = [island[place] for place in self._rng.integers(len(island), size=2)]
+        return fittest(pair, 1)[0].node
+
+
+def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The first non-dominated fronts of fitness and size; the last one's most spread out."""
+    if len(candidates) <= count:
+        return list(candidates)
+    values = np.array([[-(one.fitness or 0.0), one.node.size] for one in candidates], np.float64)
+    kept: list[int] = []
+    for level in NonDominatedSorting().do(values, n_stop_if_ranked=count):
+        spread = calc_crowding_distance(values[level])
+        kept.extend(level[np.argsort(-spread, kind="stable")[: count - len(kept)]])
+    return [candidates[place] for place in sorted(kept)]
+
+
+def _mutant(parent: Node, grammar: Grammar, rng: Random) -> Node:
+    chance = rng.random() * (1 - _CROSSED)
+    if chance < _SUBTREE:
+        return mutate_subtree(parent, grammar, rng)
+    if chance < _SUBTREE + _POINT:
+        return mutate_point(parent, grammar, rng)
+    return hoist(parent, grammar, rng)
+
+
+def _begun(seeds: deque[Node], grammar: Grammar, count: int, rng: Random) -> list[Node]:
+    given = [seeds.popleft() for _ in range(min(count, len(seeds)))]
+    return [*given, *(seedling(grammar, rng) for _ in range(count - len(given)))]
+
+
+_ENGINES: dict[str, Callable[[Grammar, int, Sequence[Node]], Engine]] = {
+    "random": RandomSearch,
+    "regularized": RegularizedEvolution,
+    "genetic": GeneticProgramming,
+}
+ENGINES = tuple(_ENGINES)
+
+
+def engine_of(name: str, grammar: Grammar, seed: int, seeds: Sequence[Node] = ()) -> Engine:
+    """An engine by name.
+
+    Raises:
+        LmscoutError: there is none of that name.
+    """
+    if name not in _ENGINES:
+        raise LmscoutError(f"unknown engine {name!r}: expected one of {', '.join(ENGINES)}")
+    return _ENGINES[name](grammar, seed, [one for one in seeds if grammar.holds(one)])

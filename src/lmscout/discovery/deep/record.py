@@ -1,0 +1,107 @@
+"""The record of a search: every candidate as Parquet, batch by batch, and the hall of fame.
+
+A search is deterministic given what it was told, so the record is its checkpoint: told again,
+engine and screen are where they were.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmscout.discovery.deep.candidates import Candidate
+from lmscout.errors import LmscoutError
+from lmscout.proxies.deep import format_node, parse
+
+EVALUATIONS, HALL_OF_FAME = "evaluations", "hall_of_fame.csv"
+_SCHEMA = pa.schema(
+    [
+        ("proxy", pa.string()),
+        ("size", pa.int32()),
+        ("fitness", pa.float64()),  # null where it was discarded
+        ("discarded", pa.dictionary(pa.int32(), pa.string())),
+        ("order", pa.int64()),
+    ]
+)
+
+
+class Record:
+    """A folder of batches; a batch is there whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a record, new or begun.
+
+        Raises:
+            LmscoutError: the folder cannot be written.
+        """
+        self._folder = folder
+        try:
+            (folder / EVALUATIONS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LmscoutError(
+                f"run folder {folder} cannot be written ({error.strerror}): name another with --out"
+            ) from error
+
+    def batches(self) -> Iterator[list[Candidate]]:
+        """What was judged before, batch by batch, up to the first that is missing.
+
+        Raises:
+            LmscoutError: a batch cannot be read.
+        """
+        number = 0
+        while (path := self._path(number)).is_file():
+            try:
+                rows = pq.read_table(path).to_pylist()
+            except (OSError, pa.ArrowException) as error:
+                raise LmscoutError(
+                    f"{path} cannot be read ({error}): remove it and those after it, and they are "
+                    "evaluated again"
+                ) from error
+            yield [
+                Candidate(parse(row["proxy"]), row["fitness"], row["discarded"], row["order"])
+                for row in rows
+            ]
+            number += 1
+
+    def add(self, number: int, judged: Sequence[Candidate]) -> None:
+        """Keep a batch."""
+        columns = {
+            "proxy": [format_node(one.node) for one in judged],
+            "size": [one.node.size for one in judged],
+            "fitness": [one.fitness for one in judged],
+            "discarded": [one.discarded for one in judged],
+            "order": [one.order for one in judged],
+        }
+        sink = io.BytesIO()
+        pq.write_table(pa.table(columns, schema=_SCHEMA), sink, compression="zstd")
+        _replace(self._path(number), sink.getvalue())
+
+    def show(self, best: Sequence[Candidate]) -> None:
+        """Write the hall of fame, fittest first."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["fitness", "size", "proxy"])
+        for one in best:
+            writer.writerow([f"{one.fitness:.6f}", one.node.size, format_node(one.node)])
+        _replace(self._folder / HALL_OF_FAME, text.getvalue().encode())
+
+    def _path(self, number: int) -> Path:
+        return self._folder / EVALUATIONS / f"{number:05}.parquet"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole: a reader sees the old one or the new one."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except OSError as error:
+        raise LmscoutError(f"{path} cannot be written ({error.strerror}): make room") from error

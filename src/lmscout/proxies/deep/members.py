@@ -1,0 +1,55 @@
+"""Proxies of the literature as trees of the deep language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from lmscout.proxies.catalog import CATALOG
+from lmscout.proxies.deep.nodes import Node
+from lmscout.proxies.deep.text import parse
+from lmscout.proxies.expression import Branch, Proxy
+
+_SIGN = {"sum": "+", "difference": "-", "product": "*", "matrix_product": "*"}
+_ON_TENSORS = {"meansum": "mean"}  # one operation by two names
+
+
+def deepened(proxy: Proxy) -> Node:
+    """A proxy of the published form as a tree with the same scores.
+
+    After a matrix product, which is a sum over blocks already, the aggregation falls away.
+    """
+    body = proxy.body
+    if isinstance(body, Branch):
+        return Node(proxy.aggregation, (_reduced(body),))
+    operands = _reduced(body.left), _reduced(body.right)
+    aggregation = "sum" if body.operation == "matrix_product" else proxy.aggregation
+    return Node(aggregation, (Node(_SIGN[body.operation], operands),))
+
+
+def _reduced(branch: Branch) -> Node:
+    node = Node(branch.input)
+    for name in branch.chain:
+        if name != "identity":
+            node = Node(_ON_TENSORS.get(name, name), (node,))
+    return Node("average", (node,))
+
+
+_TEXTS = {
+    "parameters": "params",
+    "grad-norm": "sum(total(frobenius(grad)))",
+    "snip": "sum(total(abs(mul(weight, grad))))",
+    "synaptic-saliency": "sum(total(abs(mul(mlp_weight, mlp_grad))))",
+    "head-importance": "sum(total(abs(mul(mixer_weight, mixer_grad))))",
+}
+
+MEMBERS: Mapping[str, Node] = MappingProxyType(
+    {
+        **{name: parse(text) for name, text in _TEXTS.items()},
+        **{one.name: deepened(one.proxy) for one in CATALOG if one.proxy is not None},
+    }
+)
+"""Catalog name to tree, for every proxy of the literature that the deep language can say.
+
+The others look along one axis alone (fisher, activation-distance, the two confidences), at
+eigenvalues (jacobian-covariance, synaptic-diversity), or run the model once more."""

@@ -1,0 +1,271 @@
+"""What a deep proxy is worth: by definition, of one model, and fast, of all models at once.
+
+`full_score` is the definition, on the full tensors of one reading.  `DeepEvaluator` computes
+the same on sketches, for all architectures; where a sketch holds every element, both agree.
+
+One rule holds at every level: what is given a NaN or an infinity gives NaN.  It is a tensor's
+as a whole, and that of each block value and score on its own.  So a score may be infinite only
+where the last word made it so.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lmscout.errors import LmscoutError
+from lmscout.proxies.deep import BLOCK, SCORE, SPEC_LEAVES, STACKS, Node, format_node
+from lmscout.proxies.deep.words import ARITHMETIC, TENSOR_ARITHMETIC
+from lmscout.proxies.operators import UNARY_OPERATION
+from lmscout.proxies.reading import Reading
+from lmscout.statistics.sketch_operations import Piece, reduction
+from lmscout.statistics.sketches import Sketches, StackSketch
+
+CACHE_BYTES = 64 << 20
+"""What an evaluator keeps of block values and scores."""
+
+_REDUCTIONS = ("average", "total")
+_PIECE = 1 << 16  # elements of a sample computed at once: a few such fit a core's cache
+
+
+def full_score(node: Node, reading: Reading, spec_values: Mapping[str, float]) -> float:
+    """Score one model by a deep proxy, from full tensors: the definition.
+
+    Args:
+        node: a tree that gives a score.
+        reading: what one pass left behind.
+        spec_values: "depth", "width" and "params" of the configuration.
+
+    Returns:
+        The score; NaN where it has none.
+
+    Raises:
+        LmscoutError: the tree gives no score.
+    """
+    _require_score(node)
+    with torch.no_grad():
+        return float(_full_value(node, reading, spec_values))
+
+
+def _full_value(node: Node, reading: Reading, spec_values: Mapping[str, float]) -> Tensor:
+    """A score [] or block values [L], float64."""
+    if node.name in SPEC_LEAVES:
+        return torch.tensor(float(spec_values[node.name]), dtype=torch.float64)
+    if node.name in _REDUCTIONS:
+        (operand,) = node.operands
+        blocks = _tensors_by_block(operand.type, reading)
+        values = [_reduced(node.name, [_full_tensor(operand, one) for one in b]) for b in blocks]
+        return torch.tensor(values, dtype=torch.float64)
+    operands = tuple(_full_value(one, reading, spec_values) for one in node.operands)
+    return _raised(node, operands, torch.ones(len(reading.linears), dtype=torch.bool))
+
+
+def _tensors_by_block(stack: str, reading: Reading) -> Iterator[list[dict[str, Tensor]]]:
+    """For every block its tensors of a stack, each as leaf -> tensor."""
+    own = [leaf.removeprefix("mixer_").removeprefix("mlp_") for leaf in STACKS[stack]]
+    read = {**reading.inputs, "act_grad": reading.act_grad}
+    for block, mixing in enumerate(reading.mixing):
+        places = list(zip(*(read[name][block] for name in own), strict=True))
+        if stack in ("mixer", "mlp"):
+            wanted = stack == "mixer"
+            places = [one for one, mixes in zip(places, mixing, strict=True) if mixes == wanted]
+        yield [dict(zip(STACKS[stack], one, strict=True)) for one in places]
+
+
+def _full_tensor(node: Node, leaves: Mapping[str, Tensor]) -> Tensor:
+    if not node.operands:
+        return leaves[node.name]
+    operands = [_full_tensor(one, leaves) for one in node.operands]
+    if len(operands) == 1:
+        return UNARY_OPERATION[node.name].apply(operands[0])
+    joined = ARITHMETIC[TENSOR_ARITHMETIC[node.name]](*operands)
+    if not all(bool(torch.isfinite(one).all()) for one in operands):
+        return torch.full_like(joined, math.nan)
+    return joined
+
+
+def _reduced(name: str, tensors: list[Tensor]) -> float:
+    """Mean of means, or sum of sums; 0 of no tensors."""
+    if not all(bool(torch.isfinite(one).all()) for one in tensors):
+        return math.nan
+    if name == "total":
+        return math.fsum(one.sum(dtype=torch.float64).item() for one in tensors)
+    means = [one.mean(dtype=torch.float64).item() for one in tensors]
+    return math.fsum(means) / max(len(means), 1)
+
+
+def _raised(node: Node, operands: tuple[Tensor, ...], exists: Tensor) -> Tensor:
+    """A word above the tensors.
+
+    Args:
+        node: a word that takes block values or scores.
+        operands: block values [..., L] or scores [...], float64.
+        exists: [..., L] bool, which blocks there are.
+    """
+    if node.word.takes == (BLOCK,) and node.type == SCORE:
+        return _aggregated(node.name, operands[0], exists)
+    if node.name in ARITHMETIC:
+        value = ARITHMETIC[node.name](*operands)
+    else:
+        value = UNARY_OPERATION[node.name].formula(operands[0])
+    for operand in operands:
+        value = torch.where(torch.isfinite(operand), value, math.nan)
+    return value
+
+
+def _aggregated(name: str, values: Tensor, exists: Tensor) -> Tensor:
+    defined = (torch.isfinite(values) | ~exists).all(-1)
+    if name in ("max", "min"):
+        absent = -math.inf if name == "max" else math.inf
+        there = torch.where(exists, values, absent)
+        result = there.amax(-1) if name == "max" else there.amin(-1)
+    else:
+        result = torch.where(exists, values, 0.0).sum(-1)
+        if name == "mean":
+            result = result / exists.sum(-1)
+    return torch.where(defined, result, math.nan)
+
+
+def _require_score(node: Node) -> None:
+    if node.type != SCORE:
+        raise LmscoutError(f"{format_node(node)} gives no score: aggregate it over the blocks")
+
+
+class DeepEvaluator:
+    """Scores of deep proxies on sketches, of all architectures at once.
+
+    Block values and scores of subtrees are kept, so that proxies that share parts share their
+    cost.  The work is done in the thread that calls; several may call at once.
+    """
+
+    def __init__(self, sketches: Sketches, cache_bytes: int = CACHE_BYTES) -> None:
+        """Arrange sketches for computing.
+
+        Args:
+            sketches: of A architectures; copied.
+            cache_bytes: what may be kept of subtrees' values.
+        """
+        depth = torch.from_numpy(sketches.depth)
+        self._exists = torch.arange(int(depth.max())) < depth[:, None]
+        self._spec = {name: torch.from_numpy(one) for name, one in sketches.spec.items()}
+        self._lists: dict[str, _Pieces] = {}
+        for name, stack in sketches.stacks.items():
+            for part, one in _parts(name, stack):
+                self._lists[part] = _Pieces(STACKS[part], one, self._exists.shape)
+        self._kept: OrderedDict[Node, Tensor] = OrderedDict()
+        self._room = cache_bytes
+        self._lock = threading.Lock()  # of what is kept
+
+    def scores(self, node: Node) -> npt.NDArray[np.float64]:
+        """Scores of every architecture.
+
+        Args:
+            node: a tree that gives a score.
+
+        Returns:
+            [A] float64, NaN where an architecture has no score.
+
+        Raises:
+            LmscoutError: the tree gives no score.
+        """
+        _require_score(node)
+        with torch.no_grad():
+            scores: npt.NDArray[np.float64] = self._value(node).numpy().copy()
+        return scores
+
+    def _value(self, node: Node) -> Tensor:
+        """Block values [A, L] or scores [A]."""
+        if node.name in SPEC_LEAVES:
+            return self._spec[node.name]
+        with self._lock:
+            if node in self._kept:
+                self._kept.move_to_end(node)
+                return self._kept[node]
+        if node.name in _REDUCTIONS:
+            value = self._lists[node.operands[0].type].block_values(node)
+        else:
+            value = _raised(node, tuple(map(self._value, node.operands)), self._exists)
+        self._keep(node, value)
+        return value
+
+    def _keep(self, node: Node, value: Tensor) -> None:
+        with self._lock:
+            if node in self._kept:  # another thread was faster
+                return
+            self._kept[node] = value
+            self._room -= value.nbytes
+            while self._room < 0:
+                _, oldest = self._kept.popitem(last=False)
+                self._room += oldest.nbytes
+
+
+class _Pieces:
+    """The tensors of one stack, cut into pieces, and the blocks to which they belong."""
+
+    def __init__(
+        self, leaves: tuple[str, ...], stack: StackSketch, blocks: tuple[int, ...]
+    ) -> None:
+        self._shape = blocks
+        self._pieces: list[Piece] = []
+        orders = [torch.zeros(0, dtype=torch.int64)]
+        heights, widths = stack.sampled_sizes()
+        for height, width in sorted({*zip(heights.tolist(), widths.tolist(), strict=True)}):
+            alike = ((heights == height) & (widths == width)).nonzero()[:, 0]
+            orders.append(alike)
+            self._pieces += _cut(leaves, stack, alike, height, width)
+        order = torch.cat(orders)
+        self._segments = (stack.architecture * blocks[1] + stack.block)[order]
+        self._counts = torch.bincount(self._segments, minlength=math.prod(blocks)).clamp(min=1)
+
+    def block_values(self, node: Node) -> Tensor:
+        """`average` or `total` of a tree of this stack: [A, L] float64."""
+        of_piece = reduction(node)
+        blocks = torch.zeros(math.prod(self._shape), dtype=torch.float64)
+        if self._pieces:
+            values = torch.cat([of_piece(one) for one in self._pieces])
+            blocks.index_add_(0, self._segments, torch.where(values.isfinite(), values, math.nan))
+        if node.name == "average":
+            blocks /= self._counts
+        return blocks.view(self._shape)
+
+
+def _cut(
+    leaves: tuple[str, ...], stack: StackSketch, alike: Tensor, height: int, width: int
+) -> Iterator[Piece]:
+    """Pieces of the tensors whose sample has this height and width, without padding."""
+    samples = {
+        leaf: one[alike, :height, :width].reshape(len(alike), -1).contiguous()
+        for leaf, one in zip(leaves, stack.samples.values(), strict=True)
+    }
+    moments = {leaf: one[alike] for leaf, one in zip(leaves, stack.moments.values(), strict=True)}
+    rows = stack.rows[alike].double()
+    elements = rows * stack.columns[alike]
+    share = (height / rows).float()[:, None, None]
+    length = max(1, _PIECE // (height * width))
+    for start in range(0, len(alike), length):
+        here = slice(start, start + length)
+        broken = {leaf: one[here, 0].isnan() for leaf, one in moments.items()}
+        yield Piece(
+            samples=MappingProxyType({leaf: one[here] for leaf, one in samples.items()}),
+            moments=MappingProxyType({leaf: one[here] for leaf, one in moments.items()}),
+            broken={leaf: mask for leaf, mask in broken.items() if bool(mask.any())},
+            height=height,
+            elements=elements[here],
+            share=share[here],
+        )
+
+
+def _parts(name: str, stack: StackSketch) -> Iterator[tuple[str, StackSketch]]:
+    """A stack under its name; of the linear one, those that mix and those of the MLP too."""
+    yield name, stack
+    if name == "linear":
+        yield "mixer", stack.only(stack.mixes)
+        yield "mlp", stack.only(~stack.mixes)

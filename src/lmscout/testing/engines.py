@@ -1,0 +1,67 @@
+"""The conformance kit for engines that search the deep space.
+
+from lmscout.testing import check_engine
+
+def test_my_engine():
+    check_engine(MyEngine)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lmscout.discovery.deep.candidates import Candidate
+from lmscout.discovery.deep.engines import Engine
+from lmscout.proxies.deep import Node, parse
+from lmscout.proxies.deep.growing import Grammar
+
+MakeEngine = Callable[[Grammar, int, Sequence[Node]], Engine]
+
+_GRAMMAR = Grammar(spec_leaves=(), largest=10)
+_SEEDS = (parse("sum(total(frobenius(grad)))"), parse("mean(average(act))"))
+_ROUNDS, _COUNT = 12, 40
+
+
+def check_engine(make: MakeEngine) -> None:
+    """Check that an engine can be used in a run, and that a run of it can be continued.
+
+    Checked are: that it gives as many trees as asked for, all of its grammar; that it begins
+    with the trees that it was given; that the same seed and the same answers give the same
+    trees, and another seed others; and that it goes on where all that it asked was discarded.
+
+    Args:
+        make: makes one from a grammar, a seed, and trees to begin with.
+
+    Raises:
+        AssertionError: it does not, with what is wrong.
+    """
+    first = _course(make(_GRAMMAR, 0, _SEEDS), _by_size)
+    asked = [node for batch in first for node in batch]
+    assert all(len(batch) == _COUNT for batch in first), "it gave fewer or more than asked"
+    outside = [node for node in asked if not _GRAMMAR.holds(node)]
+    assert not outside, f"it gave a tree that is not of its grammar: {outside[0]}"
+    assert set(_SEEDS) <= set(first[0]), "it did not begin with the trees that it was given"
+    assert first == _course(make(_GRAMMAR, 0, _SEEDS), _by_size), "one seed gave two courses"
+    assert first != _course(make(_GRAMMAR, 1, _SEEDS), _by_size), "two seeds gave one course"
+    nothing = _course(make(_GRAMMAR, 0, ()), lambda _: None)
+    assert len({node for batch in nothing for node in batch}) > _COUNT, (
+        "it asks the same again where all was discarded"
+    )
+
+
+def _course(engine: Engine, fitness: Callable[[Node], float | None]) -> list[list[Node]]:
+    """What an engine asks, told a fitness each time."""
+    batches = []
+    for _ in range(_ROUNDS):
+        batches.append(engine.ask(_COUNT))
+        engine.tell([_judged(node, fitness(node)) for node in batches[-1]])
+    return batches
+
+
+def _judged(node: Node, fitness: float | None) -> Candidate:
+    return Candidate(node, fitness, "" if fitness is not None else "discarded")
+
+
+def _by_size(node: Node) -> float | None:
+    """Some fitness that follows from the tree; now and then none."""
+    return None if node.size % 5 == 0 else 1.0 / node.size

@@ -1,0 +1,269 @@
+"""Searching the deep space: what is screened, what is recorded, and what is chosen."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import scipy.stats
+from tiny_benchmark import tiny_benchmark
+
+from lmscout.discovery.deep import screen as screening
+from lmscout.discovery.deep.discovery import DeepSettings, discover_deep
+from lmscout.discovery.deep.engines import GeneticProgramming, RandomSearch, engine_of
+from lmscout.discovery.deep.evolution import BATCH, evolve
+from lmscout.discovery.deep.record import Record
+from lmscout.discovery.deep.screen import (
+    BLIND,
+    CONSTANT,
+    DUPLICATE,
+    NAMES,
+    RACE,
+    SEEN,
+    UNDEFINED,
+    Evidence,
+    Screen,
+)
+from lmscout.discovery.saved_run import begin_deep, end_deep
+from lmscout.errors import LmscoutError
+from lmscout.proxies.deep import format_node, parse
+from lmscout.proxies.deep.growing import Grammar, canonical, seedling
+from lmscout.proxies.deep.rules import RULES
+from lmscout.statistics import Batch, Workers, score_proxies
+from lmscout.statistics.deep_values import DeepEvaluator
+from lmscout.statistics.sketches import collect_sketches
+
+BATCHES = Batch(4, 16), Batch(4, 16, seed=1)
+SETTINGS = {"batch": BATCHES[0], "workers": Workers(1)}
+SMALL = DeepSettings(evaluations=120, largest=10)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def evidence(cache):
+    benchmark = tiny_benchmark(40)
+    sketches = [
+        collect_sketches(
+            benchmark.specs, name="screen", folder=cache, batch=one, workers=Workers(1)
+        )
+        for one in BATCHES
+    ]
+    return Evidence(*sketches, benchmark.quality)
+
+
+def judged(evidence, *texts, **switches):
+    screen = Screen(evidence, **switches)
+    found = screen.judge([parse(text) for text in texts])
+    screen.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("texts", "rule"),
+    [
+        (["sum(total(act))", "sum(total(act))"], SEEN),
+        (["sum(total(mul(weight, grad)))", "sum(total(mul(grad, weight)))"], SEEN),
+        (["sum(average(exp(exp(exp(exp(exp(exp(act))))))))"], UNDEFINED),
+        (["sum(total(act))", "sum(negate(total(act)))"], DUPLICATE),
+        (["max(average(relu(log(softmax))))"], CONSTANT),  # no logarithm of a share is positive
+        (["sum(total(sigmoid(relu(log(softmax)))))"], BLIND),  # half of how many there are
+        (["sum(total(square(softmax))) - sum(total(square(softmax)))"], "cancels"),
+        (["sum(total(frobenius(negate(grad))))"], "sign lost"),
+    ],
+)
+def test_what_falls_to_which_rule(evidence, texts, rule):
+    *before, last = judged(evidence, *texts, race=False)
+    assert (last.discarded, last.fitness) == (rule, None)
+    assert all(one.fitness is not None for one in before)
+
+
+def test_rules_that_are_switched_off_discard_nothing_that_has_a_score(evidence):
+    texts = ["sum(total(act))", "sum(total(act))", "sum(total(sigmoid(relu(log(softmax)))))"]
+    for one in judged(evidence, *texts, rules=False, race=False):
+        assert one.fitness is not None
+    constant = "max(average(relu(log(softmax))))"
+    (one,) = judged(evidence, constant, rules=False, race=False)
+    assert one.discarded == UNDEFINED  # it ranks nothing
+    assert judged(evidence, "sum(total(weight))", race=False)[0].discarded == ""  # claims no data
+
+
+def test_fitness_is_the_coefficient_on_all_search_architectures(evidence):
+    text = "sum(total(abs(mul(weight, grad))))"
+    scores = DeepEvaluator(evidence.sketches).scores(canonical(parse(text)))
+    for objective, expected in (
+        ("spearman", scipy.stats.spearmanr(scores, evidence.quality).statistic),
+        ("kendall", scipy.stats.kendalltau(scores, evidence.quality).statistic),
+    ):
+        (one,) = judged(evidence, text, objective=objective)
+        assert one.fitness == pytest.approx(abs(expected))
+
+
+def trees(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [seedling(Grammar(largest=10), rng) for _ in range(count)]
+
+
+def test_results_do_not_depend_on_workers(evidence):
+    found = []
+    for workers in (1, 2, 3):
+        screen = Screen(evidence, workers=workers)
+        found.append([screen.judge(trees(150, seed)) for seed in range(3)])
+        screen.close()
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_race_never_drops_what_would_enter_the_front(evidence):
+    """It may, by chance, in one of twenty; those it drops are far behind as a rule."""
+    racing, patient = Screen(evidence), Screen(evidence, race=False)
+    dropped = entered = 0
+    for seed in range(6):
+        for fast, slow in zip(
+            racing.judge(trees(150, seed)), patient.judge(trees(150, seed)), strict=True
+        ):
+            if fast.discarded == RACE and slow.fitness is not None:
+                dropped += 1
+                entered += slow in patient.best
+    assert dropped > 50
+    assert entered <= 0.05 * dropped
+    assert racing.evaluations < 0.6 * patient.evaluations
+    racing.close()
+    patient.close()
+
+
+def test_a_screen_told_again_is_where_it_was(evidence):
+    first, second = Screen(evidence), Screen(evidence)
+    batches = [first.judge(trees(100, seed)) for seed in range(3)]
+    for batch in batches:
+        second.recall(batch)
+    assert second.judge(trees(100, 9)) == first.judge(trees(100, 9))
+    assert second.best == first.best
+    assert (second.evaluations, second.discarded) == (first.evaluations, first.discarded)
+    first.close()
+    second.close()
+
+
+def test_every_rule_is_counted_by_a_name_of_its_own():
+    assert len(set(NAMES)) == len(NAMES)
+    assert {rule.name for rule in RULES} < set(NAMES)
+    assert screening.PROBE < 40  # so that the fixtures race
+
+
+def evolved(evidence, folder, evaluations, engine="genetic", workers=1):
+    screen = Screen(evidence, workers=workers)
+    result = evolve(
+        engine_of(engine, Grammar(largest=10), 0),
+        screen,
+        evaluations=evaluations,
+        record=Record(folder) if folder else None,
+    )
+    screen.close()
+    return result
+
+
+@pytest.mark.parametrize("engine", ["genetic", "regularized", "random"])
+def test_a_search_that_was_stopped_ends_as_one_that_was_not(evidence, tmp_path, engine):
+    whole = evolved(evidence, None, 250, engine)
+    evolved(evidence, tmp_path, 80, engine)
+    for _ in range(2):  # the second time everything is told again, nothing judged
+        assert evolved(evidence, tmp_path, 250, engine, workers=2) == whole
+    batches = sorted((tmp_path / "evaluations").iterdir())
+    batches[-1].write_bytes(b"")
+    with pytest.raises(LmscoutError, match=r"cannot be read.*remove it and those after it"):
+        evolved(evidence, tmp_path, 250, engine)
+    batches[-1].unlink()
+    assert evolved(evidence, tmp_path, 250, engine) == whole
+
+
+def test_every_candidate_is_in_the_record(evidence, tmp_path):
+    result = evolved(evidence, tmp_path, 100)
+    rows = [
+        row
+        for path in sorted((tmp_path / "evaluations").iterdir())
+        for row in pq.read_table(path).to_pylist()
+    ]
+    assert len(rows) == result.asked
+    assert sum(row["fitness"] is not None for row in rows) == result.evaluations
+    assert sum(bool(row["discarded"]) for row in rows) == sum(result.discarded.values())
+    hall = (tmp_path / "hall_of_fame.csv").read_text().splitlines()
+    assert hall[0] == "fitness,size,proxy"
+    best = result.hall[0]
+    assert hall[1].startswith(f"{best.fitness:.6f},{best.node.size},")
+    assert format_node(best.node) in hall[1]
+
+
+def test_a_search_ends_where_everything_is_discarded(evidence):
+    class Stubborn(RandomSearch):
+        def ask(self, count):
+            return [parse("sum(average(softmax))")] * count
+
+    screen = Screen(evidence)
+    result = evolve(Stubborn(Grammar(), 0), screen, evaluations=3)
+    screen.close()
+    assert result.evaluations == 0
+    assert result.asked >= 3
+    assert result.asked % BATCH == 0
+    assert result.hall == ()
+
+
+@pytest.fixture(scope="module")
+def found(cache):
+    return discover_deep(tiny_benchmark(40), SMALL, search=25, seed=3, cache=cache, **SETTINGS)
+
+
+def test_what_is_reported_is_what_full_tensors_give(found, cache):
+    benchmark = tiny_benchmark(40)
+    text = format_node(found.proxy)
+    scores = score_proxies(benchmark.specs, [text], name="whole", folder=cache, **SETTINGS)[text]
+    for rows, rho in (
+        (found.split.search, found.search[0]),
+        (found.split.test, found.test.agreement.spearman.value),
+    ):
+        expected = scipy.stats.spearmanr(found.sign * scores[rows], benchmark.quality[rows])
+        assert rho == pytest.approx(expected.statistic)
+    assert found.search[0] > 0.9  # quality is depth and a little noise
+
+
+def test_the_choice_does_not_see_the_test_split(found, cache):
+    benchmark = tiny_benchmark(40)
+    quality = benchmark.quality.copy()
+    quality[found.split.test] = quality[found.split.test][::-1]
+    changed = dataclasses.replace(benchmark, quality=quality)
+    again = discover_deep(changed, SMALL, search=25, seed=3, cache=cache, **SETTINGS)
+    assert (again.proxy, again.sign, again.search) == (found.proxy, found.sign, found.search)
+    assert again.test != found.test
+
+
+def test_without_spec_leaves_none_is_read(cache):
+    bare = dataclasses.replace(SMALL, spec_leaves=False)
+    result = discover_deep(tiny_benchmark(40), bare, search=25, seed=3, cache=cache, **SETTINGS)
+    for one in result.evolution.hall:
+        assert not one.node.leaves & {"depth", "width", "params"}
+
+
+def test_a_run_folder_is_of_one_search(found, tmp_path):
+    benchmark, folder = tiny_benchmark(40), tmp_path / "run"
+    begin_deep(folder, benchmark, SMALL, search=25, seed=3)
+    begin_deep(folder, benchmark, SMALL, search=25, seed=3)  # continued
+    with pytest.raises(LmscoutError, match="holds a search with seed 3, not 4"):
+        begin_deep(folder, benchmark, SMALL, search=25, seed=4)
+    end_deep(folder, found)
+    assert json.loads((folder / "result.json").read_text()) == found.to_json()
+    with pytest.raises(LmscoutError, match="finished search"):
+        begin_deep(folder, benchmark, SMALL, search=25, seed=3)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "other").touch()
+    with pytest.raises(LmscoutError, match="is not empty"):
+        begin_deep(folder, benchmark, SMALL, search=25, seed=3)
+
+
+def test_unknown_words_are_refused():
+    with pytest.raises(LmscoutError, match="unknown objective 'r2'"):
+        DeepSettings(objective="r2")
+    assert isinstance(engine_of("genetic", Grammar(), 0), GeneticProgramming)

@@ -1,0 +1,120 @@
+"""Selection of candidates: fronts and survivors, against their definitions."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmscout.discovery.deep.candidates import Candidate, fittest, front, to_beat
+from lmscout.discovery.deep.engines import (
+    GeneticProgramming,
+    RandomSearch,
+    RegularizedEvolution,
+    survivors,
+)
+from lmscout.proxies.deep import parse
+from lmscout.proxies.deep.growing import Grammar
+
+TREES = {
+    size: parse("sum(average(" + "abs(" * (size - 3) + "act" + ")" * (size - 1))
+    for size in range(3, 12)
+}
+
+candidates = st.lists(
+    st.builds(
+        lambda size, fitness: Candidate(TREES[size], fitness),
+        st.integers(3, 11),
+        st.none() | st.integers(0, 20).map(lambda n: n / 20),
+    ),
+    max_size=30,
+)
+
+
+def dominates(one, other):
+    no_worse = one.node.size <= other.node.size and one.fitness >= other.fitness
+    return no_worse and (one.node.size, one.fitness) != (other.node.size, other.fitness)
+
+
+@given(candidates)
+def test_the_front_is_what_nothing_dominates(some):
+    evaluated = [one for one in some if one.fitness is not None]
+    undominated = {
+        (one.node.size, one.fitness)
+        for one in evaluated
+        if not any(dominates(other, one) for other in evaluated)
+    }
+    found = front(some)
+    assert [(one.node.size, one.fitness) for one in found] == sorted(undominated)
+
+
+@given(candidates, st.integers(3, 11))
+def test_to_beat_is_the_best_that_is_as_short(some, size):
+    short = [o.fitness for o in some if o.fitness is not None and o.node.size <= size]
+    assert to_beat(front(some), size) == max(short, default=0.0)
+
+
+@given(candidates, st.integers(1, 10))
+def test_fittest_are_in_order(some, count):
+    best = fittest(some, count)
+    keys = [(-one.fitness, one.node.size) for one in best]
+    assert keys == sorted(keys)
+    others = sorted((-o.fitness, o.node.size) for o in some if o.fitness is not None)
+    assert keys == others[:count]
+
+
+@given(candidates.map(lambda some: [one for one in some if one.fitness is not None]))
+def test_survivors_are_the_first_fronts(some):
+    kept = survivors(some, 8)
+    assert len(kept) == min(8, len(some))
+
+    def level(one):
+        above = [other for other in some if dominates(other, one)]
+        return 1 + max(map(level, above)) if above else 0
+
+    worst = max((level(one) for one in kept), default=0)
+    lost = [one for one in some if not any(one is other for other in kept)]
+    assert all(level(one) >= worst for one in lost)
+
+
+def test_ageing_evolution_forgets_the_oldest_whatever_its_fitness():
+    engine = RegularizedEvolution(Grammar(), 0, population=5, sample=5)
+    best, *others = (Candidate(TREES[size], 1.0 if size == 3 else 0.1) for size in range(3, 9))
+    engine.tell([best, *others[:4]])
+    assert best in engine._population
+    engine.tell([others[4]])
+    assert best not in engine._population
+    assert len(engine._population) == 5
+
+
+def test_the_best_of_an_island_come_to_the_next_one():
+    engine = GeneticProgramming(Grammar(), 0, islands=2, population=3, migration=1, migrants=1)
+    judged = [Candidate(TREES[size], fitness) for size, fitness in ((3, 0.9), (4, 0.1))]
+    engine.tell(judged)
+    first, second = engine._islands
+    assert judged[0] in second
+    assert judged[1] in first
+
+
+def test_genetic_programming_climbs_where_chance_does_not():
+    wanted = parse("sum(total(abs(mul(weight, grad)))) / params")
+
+    def fitness(node):
+        words = {one for one in repr(node).split("'") if one.isalpha()}
+        target = {one for one in repr(wanted).split("'") if one.isalpha()}
+        return len(words & target) / len(words | target)
+
+    def best(engine):
+        top = 0.0
+        for _ in range(25):
+            asked = engine.ask(80)
+            judged = [Candidate(node, fitness(node)) for node in asked]
+            top = max(top, *(one.fitness for one in judged))
+            engine.tell(judged)
+        return top
+
+    grammar = Grammar(largest=12)
+    ahead = [
+        best(GeneticProgramming(grammar, seed)) - best(RandomSearch(grammar, seed))
+        for seed in range(5)
+    ]
+    assert np.mean(ahead) > 0.02
+    assert min(ahead) >= 0

@@ -1,0 +1,76 @@
+"""The kit for engines passes those that are shipped, and finds what is wrong with others."""
+
+import numpy as np
+import pytest
+
+from lmscout.discovery.deep.engines import (
+    ENGINES,
+    GeneticProgramming,
+    RandomSearch,
+    RegularizedEvolution,
+    engine_of,
+)
+from lmscout.errors import LmscoutError
+from lmscout.proxies.deep.growing import seedling
+from lmscout.testing import check_engine
+
+
+@pytest.mark.parametrize("make", [RandomSearch, RegularizedEvolution, GeneticProgramming])
+def test_shipped_engines_conform(make):
+    check_engine(make)
+
+
+def test_engines_are_found_by_name():
+    for name in ENGINES:
+        check_engine(lambda *arguments, name=name: engine_of(name, *arguments))
+    with pytest.raises(LmscoutError, match="unknown engine 'annealing': expected one of random"):
+        engine_of("annealing", None, 0)
+
+
+class TooFew(RandomSearch):
+    def ask(self, count):
+        return super().ask(count)[1:]
+
+
+class Forgetful(RandomSearch):
+    def __init__(self, grammar, seed, seeds=()):
+        super().__init__(grammar, seed)
+
+
+class Unseeded(RandomSearch):
+    def __init__(self, grammar, seed, seeds=()):
+        super().__init__(grammar, np.random.SeedSequence().entropy, seeds)
+
+
+class Deaf(RandomSearch):
+    def __init__(self, grammar, seed, seeds=()):
+        super().__init__(grammar, 0, seeds)
+
+
+class Large(RandomSearch):
+    def ask(self, count):
+        other = type(self._grammar)(largest=30)
+        return [*super().ask(count - 30), *(seedling(other, self._rng) for _ in range(30))]
+
+
+class Stuck(RandomSearch):
+    def ask(self, count):
+        if not hasattr(self, "first"):
+            self.first = super().ask(count)
+        return self.first
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (TooFew, "fewer or more"),
+        (Forgetful, "did not begin with"),
+        (Unseeded, "one seed gave two"),
+        (Deaf, "two seeds gave one"),
+        (Large, "not of its grammar"),
+        (Stuck, "asks the same again"),
+    ],
+)
+def test_the_kit_finds(make, wrong):
+    with pytest.raises(AssertionError, match=wrong):
+        check_engine(make)
