@@ -29,11 +29,9 @@ DESIGNED = (
     "snip",
     "grad-norm",
     "synaptic-saliency",
-    "synaptic-diversity",
     "head-importance",
     "attention-confidence",
     "lpzero-flexibert",
-    "lpzero-gpt2",
 )
 
 NEXT = """
@@ -72,7 +70,6 @@ def _discover(workers: int) -> None:
     from lmscout.benchmarks import load
     from lmscout.benchmarks.locate import cache_directory
     from lmscout.discovery import discover, judge
-    from lmscout.discovery.assessment import assess
     from lmscout.statistics import Workers
 
     benchmark = load("pico")
@@ -87,12 +84,15 @@ def _discover(workers: int) -> None:
             workers=Workers(workers),
             progress=progress,
         )
-        designed = judge(
-            benchmark, DESIGNED, seed=0, cache=cache, workers=Workers(workers), progress=progress
+        rivals = judge(
+            benchmark.subset(found.split.test),
+            DESIGNED,
+            seed=0,
+            cache=cache,
+            workers=Workers(workers),
+            progress=progress,
         )
-    test = benchmark.subset(found.split.test)
-    rivals = [assess(name, designed.scores[name][found.split.test], test) for name in DESIGNED]
-    show_discovery(found, rivals)
+    show_discovery(found, rivals.proxies)
 
 
 def _prune(out: Path) -> None:
