@@ -21,14 +21,14 @@ from lmscout import proxies
 from lmscout.benchmarks import load
 from lmscout.benchmarks.locate import cache_directory
 from lmscout.builtin import tiny_folder
-from lmscout.cli.demo import SEARCH, builtin_text, calibration_settings
+from lmscout.cli.demo import SEARCH, SEQUENCES, calibration_settings, calibration_text
 from lmscout.discovery import discover
 from lmscout.discovery.discover import proxy_scores
 from lmscout.evaluation import load_model, tokenize_windows
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.learning.predictor import fit_predictor
 from lmscout.pruning.ledger import Ledger
-from lmscout.statistics import collect
+from lmscout.statistics import Batch, collect
 
 TARGET = Path(__file__).parent / "picture.svg"
 SIDE, GAP, MARGIN, TOP = 300, 96, 56, 64
@@ -58,8 +58,9 @@ def architectures() -> tuple[str, str, str, str, np.ndarray, np.ndarray]:
     benchmark = load("pico")
     space = proxies.published(("mean", "sum"))
     cache = cache_directory() / "statistics"
-    found = discover(benchmark, space, search=SEARCH, seed=0, cache=cache)
-    statistics = collect(benchmark.specs, space.chains, name="pico", folder=cache)
+    batch = Batch(size=SEQUENCES)
+    found = discover(benchmark, space, search=SEARCH, seed=0, cache=cache, batch=batch)
+    statistics = collect(benchmark.specs, space.chains, name="pico", folder=cache, batch=batch)
     score = found.sign * proxy_scores(found.proxy, statistics)[found.split.test]
     loss = -benchmark.quality[found.split.test]
     rho = spearmanr(score, -loss).statistic
@@ -77,7 +78,7 @@ def pairs(run: Path) -> tuple[str, str, str, str, np.ndarray, np.ndarray]:
     """Cross-validated predictions of the pairs of a run."""
     loaded = load_model(str(tiny_folder()))
     settings = calibration_settings()
-    windows = tokenize_windows(loaded.tokenizer, builtin_text("train"), settings.window)
+    windows = tokenize_windows(loaded.tokenizer, calibration_text(), settings.window)
     calibrated = calibrate(loaded.model, windows, settings)
     ledger = Ledger(run, calibrated.shape, calibrated.ledger_settings)
     predictor = fit_predictor(ledger.pairs(), calibrated.shape, calibrated.mass, seed=0)

@@ -13,9 +13,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lmscout import proxies
+from lmscout.discovery.deep.screen import VALUE_RULES
 from lmscout.errors import LmscoutError
-from lmscout.proxies import AGGREGATIONS, BINARY, CATALOG, INPUTS, UNARY, Entry
+from lmscout.proxies import (
+    AGGREGATIONS,
+    BINARY,
+    CATALOG,
+    INPUTS,
+    UNARY,
+    UNARY_OPERATION,
+    Entry,
+)
 from lmscout.proxies import text as text_form
+from lmscout.proxies.deep import BLOCK, SCORE, STACKS, WORDS, Word
+from lmscout.proxies.deep.rules import RULES
 
 PAGE = Path(__file__).parent / "proxies.md"
 
@@ -78,6 +89,32 @@ def reference() -> str:
                 _other_forms(),
                 "## Spaces",
                 _spaces(),
+                "## The deep space",
+                _DEEP,
+                _table(
+                    ("stack", "its tensors"),
+                    (
+                        (name, ", ".join(_code(leaf) for leaf in leaves))
+                        for name, leaves in STACKS.items()
+                    ),
+                ),
+                _DEEP_WORDS,
+                _table(
+                    ("word", "takes", "gives", "definition"),
+                    (
+                        (_code(one.name), ", ".join(one.takes), one.gives, one.definition)
+                        for one in WORDS
+                        if one.takes and (one.name not in UNARY_OPERATION or _aggregates(one))
+                    ),
+                ),
+                _DEEP_RULES,
+                _table(
+                    ("rule", "why what it finds is discarded"),
+                    (
+                        *((rule.name, rule.reason) for rule in RULES),
+                        *VALUE_RULES.items(),
+                    ),
+                ),
                 "## Catalog",
                 _CATALOG,
                 _table(
@@ -98,6 +135,10 @@ def reference() -> str:
     )
 
 
+def _aggregates(word: Word) -> bool:
+    return word.takes == (BLOCK,) and word.gives == SCORE
+
+
 _INTRODUCTION = """\
 A *zero-cost proxy* is a formula over what one forward and one backward pass through an
 untrained model leave behind. In lmscout it is a short expression:
@@ -111,6 +152,22 @@ operation*, applied to each of these tensors; the mean over the result's element
 the block's tensors, is one number a block. `-` is a *binary operation* that joins two such
 numbers, block by block. `sum` is the *aggregation* over blocks, and gives the score of the
 architecture."""
+
+_DEEP = """\
+`lmscout discover BENCHMARK --space deep` searches formulas that join whole tensors before anything
+is reduced, such as `sum(total(abs(mul(weight, grad)))) / params`. They have three types. A *tensor*
+belongs to a stack, whose tensors have one shape, place by place; a *block value* is one number a
+block; a *score* is one number an architecture. `lmscout rank` takes deep formulas as well."""
+
+_DEEP_WORDS = """\
+`depth`, `width` and `params` are scores (`--no-spec-leaves` does without them). The unary
+operations above, but `identity` and `meansum`, act on tensors; those that act element by element
+(`abs`, `abslog`, `exp`, `invert`, `log`, `negate`, `relu`, `sigmoid`, `sqrt`, `square`) act on
+block values and scores, too. The rest:"""
+
+_DEEP_RULES = """\
+Rules discard a candidate before it is evaluated, the first ones by its tree alone, the others by
+its values on a few architectures; every search counts what fell to which."""
 
 _AFTER_GRAMMAR = """\
 `mean` is an aggregation and an operation, `softmax` an operation and an input; position decides

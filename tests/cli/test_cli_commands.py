@@ -52,6 +52,26 @@ def test_the_same_seed_gives_the_same_result_at_any_number_of_workers(lmscout, f
     assert results[0] == results[1]
 
 
+def test_the_deep_space_is_searched_and_a_deep_proxy_ranked(lmscout, flexibert_file, tmp_path):
+    arguments = ["discover", f"flexibert:{flexibert_file}", "--space", "deep", "--search", 12]
+    code, out, err = lmscout(*arguments, "--evaluations", 5, "--json", "-", "--out", "run")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result["evaluations"] >= 5
+    assert result["asked"] == result["evaluations"] + sum(result["discarded"].values())
+    sizes = [one["size"] for one in result["front"]]
+    assert sizes == sorted(set(sizes))
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert (tmp_path / "run" / "hall_of_fame.csv").read_text().startswith("fitness,size,proxy\n")
+    proxy = result["best"]["proxy"]
+    code, out, _ = lmscout("rank", f"flexibert:{flexibert_file}", "--proxy", proxy, "--json", "-")
+    assert code == 0
+    assert json.loads(out)["proxies"][0]["proxy"] == proxy
+    code, _, err = lmscout(*arguments, "--out", "run")
+    assert code == 2
+    assert "evaluations 5, not 2000" in err
+
+
 def test_rank_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
     code, out, err = lmscout(
         *("rank", f"flexibert:{flexibert_file}", "--json", "-"),
@@ -115,6 +135,10 @@ def bad_lines(folder, flexibert_file):
         (["discover", good, "--space", "publised"], "did you mean 'published'"),
         (["discover", good, "--aggregations", "mean,median"], "mean, sum, max, min"),
         (["discover", good, "--search", "many"], "--search"),
+        (["discover", good, "--space", "deep", "--engine", "annealing"], "genetic"),
+        (["discover", good, "--space", "deep", "--objective", "r2"], "kendall"),
+        (["discover", good, "--space", "deep", "--search", 24], "at most 19"),
+        (["rank", good, "--proxy", "sum(total(mul(weight, act)))"], "of one stack"),
         (["discover", good, "--serch", 12], "--search"),
         (["discover", good, "--out", full], "--out"),
         (["discover", good, "--json", folder / "nowhere" / "x.json"], "nowhere"),

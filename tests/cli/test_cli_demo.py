@@ -18,7 +18,7 @@ def test_both_halves_run_on_what_is_brought_along(lmscout, tmp_path):
         "depth²×width",
         "uniform",
         "found",
-        "for i in range(",
+        "def __repr__(self):",
     ):
         assert words in out
     values = {

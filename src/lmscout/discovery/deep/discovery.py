@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import Assessment, assess, assess_baselines, number_json
 from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate
-from lmscout.discovery.deep.engines import engine_of
+from lmscout.discovery.deep.engines import ENGINES, engine_of
 from lmscout.discovery.deep.evolution import Evolution, evolve
 from lmscout.discovery.deep.record import Record
 from lmscout.discovery.deep.screen import Evidence, Screen
@@ -55,10 +55,12 @@ class DeepSettings:
     catalog: bool = True
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise LmscoutError(
-                f"unknown objective {self.objective!r}: expected one of {', '.join(OBJECTIVES)}"
-            )
+        for name, given, known in (
+            ("engine", self.engine, ENGINES),
+            ("objective", self.objective, tuple(OBJECTIVES)),
+        ):
+            if given not in known:
+                raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
 
     @property
     def grammar(self) -> Grammar:
