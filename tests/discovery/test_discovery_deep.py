@@ -25,6 +25,7 @@ from lmscout.discovery.deep.screen import (
     UNDEFINED,
     Evidence,
     Screen,
+    probe_rows,
 )
 from lmscout.discovery.saved_run import begin_deep, end_deep
 from lmscout.errors import LmscoutError
@@ -48,13 +49,14 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evidence(cache):
     benchmark = tiny_benchmark(40)
-    sketches = [
+    sketches, others = (
         collect_sketches(
             benchmark.specs, name="screen", folder=cache, batch=one, workers=Workers(1)
         )
         for one in BATCHES
-    ]
-    return Evidence(*sketches, benchmark.quality)
+    )
+    probe = probe_rows(40, 0)
+    return Evidence(sketches, benchmark.quality, probe, others.subset(probe))
 
 
 def judged(evidence, *texts, **switches):

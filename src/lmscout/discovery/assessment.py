@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,24 @@ def assess_baselines(benchmark: Benchmark) -> tuple[Assessment, ...]:
     return tuple(
         assess(name, scores, benchmark) for name, scores in baseline_scores(benchmark).items()
     )
+
+
+def beats(one: Assessment, baselines: Sequence[Assessment]) -> bool:
+    """Whether a ρ is above that of every baseline; one without a ρ is 0."""
+    best = max(number_json(baseline.agreement.spearman.value) or 0.0 for baseline in baselines)
+    return one.agreement.spearman.value > best
+
+
+def baselines_json(baselines: Sequence[Assessment]) -> list[dict[str, object]]:
+    """ρ and τ of the baselines by name."""
+    return [
+        {
+            "name": baseline.name,
+            "spearman": number_json(baseline.agreement.spearman.value),
+            "kendall": number_json(baseline.agreement.kendall.value),
+        }
+        for baseline in baselines
+    ]
 
 
 def number_json(value: float) -> float | None:

@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.assessment import Assessment, assess, assess_baselines, number_json
+from lmscout.discovery.assessment import (
+    Assessment,
+    assess,
+    assess_baselines,
+    baselines_json,
+    beats,
+    number_json,
+)
 from lmscout.discovery.exhaustive import SpaceRanking, rank_space
 from lmscout.discovery.splits import Split, split_benchmark
 from lmscout.errors import LmscoutError
@@ -58,10 +65,7 @@ class Discovery:
     @property
     def beats_baselines(self) -> bool:
         """Whether the test ρ is above that of every configuration baseline."""
-        best = max(
-            number_json(baseline.agreement.spearman.value) or 0.0 for baseline in self.baselines
-        )
-        return self.test.agreement.spearman.value > best
+        return beats(self.test, self.baselines)
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
@@ -84,14 +88,7 @@ class Discovery:
                 "test": self.test.to_json(),
             },
             "beats_baselines": self.beats_baselines,
-            "baselines": [
-                {
-                    "name": baseline.name,
-                    "spearman": number_json(baseline.agreement.spearman.value),
-                    "kendall": number_json(baseline.agreement.kendall.value),
-                }
-                for baseline in self.baselines
-            ],
+            "baselines": baselines_json(self.baselines),
             "seconds": self.seconds,
         }
 

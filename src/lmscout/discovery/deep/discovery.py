@@ -9,12 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.assessment import Assessment, assess, assess_baselines, number_json
+from lmscout.discovery.assessment import (
+    Assessment,
+    assess,
+    assess_baselines,
+    baselines_json,
+    beats,
+    number_json,
+)
 from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate
 from lmscout.discovery.deep.engines import ENGINES, engine_of
 from lmscout.discovery.deep.evolution import Evolution, evolve
 from lmscout.discovery.deep.record import Record
-from lmscout.discovery.deep.screen import Evidence, Screen
+from lmscout.discovery.deep.screen import Evidence, Screen, probe_rows
 from lmscout.discovery.discover import cache_name
 from lmscout.discovery.splits import Split, split_benchmark
 from lmscout.errors import LmscoutError
@@ -105,10 +112,7 @@ class DeepDiscovery:
     @property
     def beats_baselines(self) -> bool:
         """Whether the test ρ is above that of every configuration baseline."""
-        best = max(
-            number_json(baseline.agreement.spearman.value) or 0.0 for baseline in self.baselines
-        )
-        return self.test.agreement.spearman.value > best
+        return beats(self.test, self.baselines)
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
@@ -134,14 +138,7 @@ class DeepDiscovery:
                 "test": self.test.to_json(),
             },
             "beats_baselines": self.beats_baselines,
-            "baselines": [
-                {
-                    "name": baseline.name,
-                    "spearman": number_json(baseline.agreement.spearman.value),
-                    "kendall": number_json(baseline.agreement.kendall.value),
-                }
-                for baseline in self.baselines
-            ],
+            "baselines": baselines_json(self.baselines),
             "seconds": self.seconds,
         }
 
@@ -194,19 +191,22 @@ def discover_deep(
     label = cache_name(benchmark.name)
     known = benchmark.subset(split.search)
     with stages(SKETCHES) as told:
+        probe = probe_rows(len(known), seed)
         sketches, other_data = (
             collect_sketches(
-                known.specs, name=label, folder=cache, batch=one, workers=workers, progress=told
+                one.specs, name=label, folder=cache, batch=read, workers=workers, progress=told
             )
-            for one in (batch, replace(batch, seed=batch.seed + 1))
+            for one, read in (
+                (known, batch),
+                (known.subset(probe), replace(batch, seed=batch.seed + 1)),
+            )
         )
     with stages(SEARCHING) as told:
         screen = Screen(
-            Evidence(sketches, other_data, known.quality),
+            Evidence(sketches, known.quality, probe, other_data),
             objective=settings.objective,
             rules=settings.rules,
             race=settings.race,
-            seed=seed,
             workers=workers.threads,
         )
         evolution = evolve(

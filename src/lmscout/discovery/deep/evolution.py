@@ -12,7 +12,7 @@ from lmscout.discovery.deep.screen import Screen
 
 BATCH = 200  # candidates asked for at a time
 HALL = 50  # candidates of the hall of fame
-_PATIENCE = 200  # candidates asked for each evaluation that is wanted, at most
+_PATIENCE = 50  # candidates asked for each evaluation that is wanted, at most
 
 Progress = Callable[[int, int], None]
 

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate, Values, front, to_beat
 from lmscout.proxies.deep import SPEC_LEAVES, Node
@@ -54,13 +55,20 @@ class Evidence:
 
     Attributes:
         sketches: of the search architectures.
-        other_data: of the same architectures, read with another batch.
         quality: [n], higher is better.
+        probe: rows of the architectures on which values are looked at first.
+        other_data: of these, read with another batch.
     """
 
     sketches: Sketches
-    other_data: Sketches
     quality: Values
+    probe: npt.NDArray[np.int64]
+    other_data: Sketches
+
+
+def probe_rows(n: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which of n search architectures are the probe: `PROBE` of them, or all."""
+    return np.sort(np.random.default_rng(seed).permutation(n)[:PROBE])
 
 
 class Screen:
@@ -79,25 +87,22 @@ class Screen:
         objective: str = "spearman",
         rules: bool = True,
         race: bool = True,
-        seed: int = 0,
         workers: int = 1,
     ) -> None:
-        """Draw the probe architectures.
+        """Begin with nothing seen.
 
         Args:
             evidence: of the search split.
             objective: one of `OBJECTIVES`.
             rules: whether rules discard; a score that is not finite always does.
             race: whether the race discards.
-            seed: of the draw of probe architectures.
             workers: candidates evaluated at once; the results do not depend on it.
         """
-        n = len(evidence.quality)
-        probe = np.sort(np.random.default_rng(seed).permutation(n)[:PROBE])
+        probe = evidence.probe
         self.evaluations = 0
         self.discarded: Counter[str] = Counter()
         self.best: list[Candidate] = []
-        self._rules, self._race = rules, race and n > PROBE
+        self._rules, self._race = rules, race and len(probe) < len(evidence.quality)
         self._fitness = OBJECTIVES[objective]
         self._quality, self._probe = evidence.quality, probe
         self._params = evidence.sketches.spec["params"]
@@ -106,7 +111,7 @@ class Screen:
             _Evaluators(
                 DeepEvaluator(evidence.sketches),
                 DeepEvaluator(evidence.sketches.subset(probe)),
-                DeepEvaluator(evidence.other_data.subset(probe)),
+                DeepEvaluator(evidence.other_data),
             )
             for _ in range(workers)
         ]
