@@ -28,19 +28,15 @@ import scipy.stats
 import torch
 
 from lmscout.benchmarks import load
-from lmscout.proxies.deep import STACKS, Node, parse, walk
+from lmscout.proxies.deep import STACKS, Node, walk
 from lmscout.proxies.deep.growing import Grammar, seedling
+from lmscout.proxies.deep.members import MEMBERS
 from lmscout.statistics import Batch, full_reading
 from lmscout.statistics.deep_values import DeepEvaluator, full_score
 from lmscout.statistics.sketches import Sketches, StackSketch, collect_sketches, spec_values
 
 ARCHITECTURES = 500
-KNOWN = {
-    "snip": "sum(total(abs(mul(weight, grad))))",
-    "grad-norm": "sum(total(frobenius(grad)))",
-    "synaptic-saliency": "sum(total(abs(mul(mlp_weight, mlp_grad))))",
-    "head-importance": "sum(total(abs(mul(mixer_weight, mixer_grad))))",
-}
+KNOWN = ("snip", "grad-norm", "synaptic-saliency", "head-importance")
 
 
 def main() -> None:
@@ -64,7 +60,7 @@ def speed(sketches: Sketches, count: int) -> None:
     rng = np.random.default_rng(0)
     drawn = (seedling(Grammar(), rng) for _ in range(4 * count))
     proxies = list(dict.fromkeys(one for one in drawn if reads_tensors(one)))[:count]
-    DeepEvaluator(sketches).scores(parse(KNOWN["snip"]))  # warm up
+    DeepEvaluator(sketches).scores(MEMBERS["snip"])  # warm up
 
     alone = DeepEvaluator(sketches, cache_bytes=0)
     one_thread = seconds(lambda: [alone.scores(one) for one in proxies]) / len(proxies)
@@ -105,11 +101,11 @@ def error(sketches: Sketches, specs: list) -> None:
     batch = Batch()
     for spec in specs:
         reading = full_reading(spec.build(0), batch.tokens(spec), spec.parameters())
-        for name, text in KNOWN.items():
-            full[name].append(full_score(parse(text), reading, spec_values(spec)))
+        for name, scores in full.items():
+            scores.append(full_score(MEMBERS[name], reading, spec_values(spec)))
     evaluator = DeepEvaluator(sketches)
-    for name, text in KNOWN.items():
-        got = evaluator.scores(parse(text))
+    for name in KNOWN:
+        got = evaluator.scores(MEMBERS[name])
         off = np.median(np.abs(got / np.array(full[name]) - 1))
         rho = scipy.stats.spearmanr(got, full[name]).statistic
         print(f"{name}: sketches to full tensors ρ {rho:.4f}, median error {off:.1%}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lmscout.discovery import Discovery
     from lmscout.discovery.assessment import Assessment
     from lmscout.discovery.deep.discovery import DeepDiscovery, DeepSettings
+    from lmscout.discovery.finding import Finding
 
 
 def discover(
@@ -142,11 +143,7 @@ def show_deep(result: DeepDiscovery) -> None:
     from lmscout.proxies.deep import format_node
 
     screen, found = console.table_console(), result.evolution
-    screen.print(
-        f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures, "
-        f"{len(result.split.search)} to search on, {len(result.split.test)} to test on; "
-        f"quality is {result.metric}"
-    )
+    _show_benchmark(result)
     screen.print(
         f"{found.asked:,} proxies asked of the {result.settings.engine} engine, "
         f"{found.evaluations:,} evaluated; discarded before: "
@@ -174,11 +171,7 @@ def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
         rivals: proxies of the literature, judged on the same test split.
     """
     screen = console.table_console()
-    screen.print(
-        f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures, "
-        f"{len(result.split.search)} to search on, {len(result.split.test)} to test on; "
-        f"quality is {result.metric}"
-    )
+    _show_benchmark(result)
     screen.print(
         f"{result.space.size:,} proxies, {result.ranking.n_distinct:,} of them distinct; "
         f"statistics {result.seconds['statistics']:.1f} s, "
@@ -187,7 +180,15 @@ def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
     show_choice(result, rivals)
 
 
-def show_choice(result: Discovery | DeepDiscovery, rivals: Sequence[Assessment] = ()) -> None:
+def _show_benchmark(result: Finding) -> None:
+    console.table_console().print(
+        f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures, "
+        f"{len(result.split.search)} to search on, {len(result.split.test)} to test on; "
+        f"quality is {result.metric}"
+    )
+
+
+def show_choice(result: Finding, rivals: Sequence[Assessment] = ()) -> None:
     """Print the proxy that was chosen, and what it has to beat on the test split."""
     screen = console.table_console()
     name = ("-" if result.sign < 0 else "") + result.test.name

@@ -96,18 +96,6 @@ def beats(one: Assessment, baselines: Sequence[Assessment]) -> bool:
     return one.agreement.spearman.value > best
 
 
-def baselines_json(baselines: Sequence[Assessment]) -> list[dict[str, object]]:
-    """ρ and τ of the baselines by name."""
-    return [
-        {
-            "name": baseline.name,
-            "spearman": number_json(baseline.agreement.spearman.value),
-            "kendall": number_json(baseline.agreement.kendall.value),
-        }
-        for baseline in baselines
-    ]
-
-
 def number_json(value: float) -> float | None:
     """A finite number, or None: JSON has no NaN."""
     return float(value) if math.isfinite(value) else None

@@ -9,19 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.assessment import (
-    Assessment,
-    assess,
-    assess_baselines,
-    baselines_json,
-    beats,
-    number_json,
-)
 from lmscout.discovery.exhaustive import SpaceRanking, rank_space
-from lmscout.discovery.splits import Split, split_benchmark
+from lmscout.discovery.finding import Finding, judge_choice
+from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Proxy, Space, evaluate, format_proxy
-from lmscout.ranking import kendall, spearman
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Statistics, Workers, collect
 
@@ -29,66 +21,33 @@ STATISTICS, RANKING = "statistics", "ranking"
 
 
 @dataclass(frozen=True)
-class Discovery:
+class Discovery(Finding):
     """What a search over a space found.
 
     Attributes:
-        benchmark: the benchmark's name.
-        metric: what its quality is.
-        n_architectures: how many it holds.
-        split: which of them the choice saw.
         space: the proxies searched.
         ranking: every proxy on the search split.
         proxy: the one chosen.
-        sign: 1, or -1 where the proxy falls with quality; fixed on the search split.
-        search: Spearman's ρ and Kendall's τ-b of sign × proxy on the search split.
-        test: the same and more on the test split.
-        baselines: the configuration baselines on the test split.
         seconds: by stage.
         statistics: the file of statistics used.
     """
 
-    benchmark: str
-    metric: str
-    n_architectures: int
-    split: Split
     space: Space
     ranking: SpaceRanking
     proxy: Proxy
-    sign: int
-    search: tuple[float, float]
-    test: Assessment
-    baselines: tuple[Assessment, ...]
     seconds: dict[str, float]
     statistics: Path
 
-    @property
-    def beats_baselines(self) -> bool:
-        """Whether the test ρ is above that of every configuration baseline."""
-        return beats(self.test, self.baselines)
-
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
-        rho, tau = self.search
         return {
-            "benchmark": self.benchmark,
-            "metric": self.metric,
-            "n_architectures": self.n_architectures,
-            "n_search": len(self.split.search),
-            "n_test": len(self.split.test),
+            **self.benchmark_json(),
             "space": self.space.name,
             "aggregations": list(self.space.aggregations),
             "n_proxies": self.space.size,
             "n_distinct": self.ranking.n_distinct,
             "n_undefined": self.ranking.n_undefined,
-            "best": {
-                "proxy": format_proxy(self.proxy),
-                "sign": self.sign,
-                "search": {"spearman": number_json(rho), "kendall": number_json(tau)},
-                "test": self.test.to_json(),
-            },
-            "beats_baselines": self.beats_baselines,
-            "baselines": baselines_json(self.baselines),
+            **self.choice_json(),
             "seconds": self.seconds,
         }
 
@@ -151,22 +110,14 @@ def discover(
             f"{benchmark.name}: {error}; is the quality the same for all of them?"
         ) from error
     scores = proxy_scores(proxy, statistics)
-    quality = benchmark.quality
-    sign = 1 if spearman(scores[rows], quality[rows]) >= 0 else -1
-    signed = sign * scores
-    test = benchmark.subset(split.test)
+    finding = judge_choice(
+        benchmark, split, format_proxy(proxy), scores[split.search], scores[split.test]
+    )
     return Discovery(
-        benchmark=benchmark.name,
-        metric=benchmark.metric,
-        n_architectures=len(benchmark),
-        split=split,
+        **vars(finding),
         space=space,
         ranking=ranking,
         proxy=proxy,
-        sign=sign,
-        search=(spearman(signed[rows], quality[rows]), kendall(signed[rows], quality[rows])),
-        test=assess(format_proxy(proxy), signed[split.test], test),
-        baselines=assess_baselines(test),
         seconds=stages.seconds,
         statistics=statistics.path,
     )

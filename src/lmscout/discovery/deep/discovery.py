@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.assessment import (
-    Assessment,
-    assess,
-    assess_baselines,
-    baselines_json,
-    beats,
-    number_json,
-)
-from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate
+from lmscout.discovery.deep.candidates import OBJECTIVES
 from lmscout.discovery.deep.engines import ENGINES, engine_of
 from lmscout.discovery.deep.evolution import Evolution, evolve
 from lmscout.discovery.deep.record import Record
 from lmscout.discovery.deep.screen import Evidence, Screen, probe_rows
 from lmscout.discovery.discover import cache_name
-from lmscout.discovery.splits import Split, split_benchmark
+from lmscout.discovery.finding import Finding, judge_choice
+from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node
 from lmscout.proxies.deep.growing import Grammar
 from lmscout.proxies.deep.members import MEMBERS
-from lmscout.ranking import kendall, spearman
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers, score_proxies
 from lmscout.statistics.sketches import collect_sketches
@@ -76,69 +69,38 @@ class DeepSettings:
 
 
 @dataclass(frozen=True)
-class DeepDiscovery:
+class DeepDiscovery(Finding):
     """What a search of the deep space found.
 
     Attributes:
-        benchmark: the benchmark's name.
-        metric: what its quality is.
-        n_architectures: how many it holds.
-        split: which of them the choice saw.
         settings: how it was searched.
         evolution: what the search went through.
         proxy: the one chosen.
-        sign: 1, or -1 where it falls with quality; fixed on the search split.
         sketched: its fitness on sketches of the search split.
-        search: Spearman's ρ and Kendall's τ-b of sign × proxy there, on full tensors.
-        test: the same and more on the test split.
-        baselines: the configuration baselines on the test split.
         seconds: by stage.
     """
 
-    benchmark: str
-    metric: str
-    n_architectures: int
-    split: Split
     settings: DeepSettings
     evolution: Evolution
     proxy: Node
-    sign: int
     sketched: float
-    search: tuple[float, float]
-    test: Assessment
-    baselines: tuple[Assessment, ...]
     seconds: dict[str, float]
-
-    @property
-    def beats_baselines(self) -> bool:
-        """Whether the test ρ is above that of every configuration baseline."""
-        return beats(self.test, self.baselines)
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
-        rho, tau = self.search
         return {
-            "benchmark": self.benchmark,
-            "metric": self.metric,
-            "n_architectures": self.n_architectures,
-            "n_search": len(self.split.search),
-            "n_test": len(self.split.test),
+            **self.benchmark_json(),
             "space": "deep",
             "engine": self.settings.engine,
             "objective": self.settings.objective,
             "evaluations": self.evolution.evaluations,
             "asked": self.evolution.asked,
             "discarded": self.evolution.discarded,
-            "front": [_candidate(one) for one in self.evolution.front],
-            "best": {
-                "proxy": format_node(self.proxy),
-                "sign": self.sign,
-                "sketched": self.sketched,
-                "search": {"spearman": number_json(rho), "kendall": number_json(tau)},
-                "test": self.test.to_json(),
-            },
-            "beats_baselines": self.beats_baselines,
-            "baselines": baselines_json(self.baselines),
+            "front": [
+                {"proxy": format_node(one.node), "size": one.node.size, "fitness": one.fitness}
+                for one in self.evolution.front
+            ],
+            **self.choice_json(sketched=self.sketched),
             "seconds": self.seconds,
         }
 
@@ -201,80 +163,42 @@ def discover_deep(
                 (known.subset(probe), replace(batch, seed=batch.seed + 1)),
             )
         )
-    with stages(SEARCHING) as told:
-        screen = Screen(
-            Evidence(sketches, known.quality, probe, other_data),
-            objective=settings.objective,
-            rules=settings.rules,
-            race=settings.race,
-            workers=workers.threads,
-        )
+    evidence = Evidence(sketches, known.quality, probe, other_data)
+    with (
+        stages(SEARCHING) as told,
+        closing(
+            Screen(
+                evidence,
+                objective=settings.objective,
+                rules=settings.rules,
+                race=settings.race,
+                workers=workers.threads,
+            )
+        ) as screen,
+    ):
         evolution = evolve(
-            engine,
-            screen,
-            evaluations=settings.evaluations,
-            record=record,
-            progress=told,
+            engine, screen, evaluations=settings.evaluations, record=record, progress=told
         )
-        screen.close()
     if not evolution.hall:
         raise LmscoutError(
             f"{benchmark.name}: no proxy ranks the search split; is the quality the same for all?"
         )
+    rescore = partial(score_proxies, name=label, folder=cache, batch=batch, workers=workers)
     with stages(RESCORING) as told:
-        finalists = evolution.hall[:FINALISTS]
-        texts = [format_node(one.node) for one in finalists]
-        rescored = score_proxies(
-            known.specs,
-            texts,
-            name=label,
-            folder=cache,
-            batch=batch,
-            workers=workers,
-            progress=told,
-        )
-        params = np.array([spec.parameters() for spec in known.specs], np.float64)
-        fitness = OBJECTIVES[settings.objective]
-        reached = [abs(fitness(rescored[text], known.quality, params)) for text in texts]
-        chosen = int(np.argmax(np.nan_to_num(reached)))
-        sign = 1 if spearman(rescored[texts[chosen]], known.quality) >= 0 else -1
+        finalists = {format_node(one.node): one for one in evolution.hall[:FINALISTS]}
+        searched = rescore(known.specs, list(finalists), progress=told)
+        fitness, params = OBJECTIVES[settings.objective], sketches.spec["params"]
+        reached = [abs(fitness(scores, known.quality, params)) for scores in searched.values()]
+        text = list(searched)[int(np.argmax(np.nan_to_num(reached)))]
     with stages(JUDGING) as told:
-        text = texts[chosen]
-        test = benchmark.subset(split.test)
-        unseen = score_proxies(
-            test.specs,
-            [text],
-            name=label,
-            folder=cache,
-            batch=batch,
-            workers=workers,
-            progress=told,
-        )
+        unseen = rescore(benchmark.subset(split.test).specs, [text], progress=told)
+    chosen = finalists[text]
+    assert chosen.fitness is not None  # the hall of fame holds what was evaluated
     return DeepDiscovery(
-        benchmark=benchmark.name,
-        metric=benchmark.metric,
-        n_architectures=len(benchmark),
-        split=split,
+        **vars(judge_choice(benchmark, split, text, searched[text], unseen[text])),
         settings=settings,
         evolution=evolution,
-        proxy=finalists[chosen].node,
-        sign=sign,
-        sketched=_fitness(finalists[chosen]),
-        search=_both(sign * rescored[text], known.quality),
-        test=assess(text, sign * unseen[text], test),
-        baselines=assess_baselines(test),
+        proxy=chosen.node,
+        sketched=chosen.fitness,
         seconds=stages.seconds,
     )
-
-
-def _both(scores: npt.NDArray[np.float64], quality: npt.NDArray[np.float64]) -> tuple[float, float]:
-    return spearman(scores, quality), kendall(scores, quality)
-
-
-def _fitness(candidate: Candidate) -> float:
-    assert candidate.fitness is not None
-    return candidate.fitness
-
-
-def _candidate(one: Candidate) -> dict[str, object]:
-    return {"proxy": format_node(one.node), "size": one.node.size, "fitness": one.fitness}

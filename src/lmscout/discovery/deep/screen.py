@@ -11,11 +11,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,6 @@ from lmscout.proxies.deep.rules import RULES, first_broken
 from lmscout.ranking import midranks
 from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import Sketches
-
-T = TypeVar("T")
 
 PROBE = 24  # architectures on which values are looked at before all are computed
 _ROOM = 1.64  # standard errors of Fisher's z by which a racing candidate may yet rise
@@ -107,14 +104,9 @@ class Screen:
         self._quality, self._probe = evidence.quality, probe
         self._params = evidence.sketches.spec["params"]
         self._pool = ThreadPoolExecutor(workers)
-        self._evaluators = [
-            _Evaluators(
-                DeepEvaluator(evidence.sketches),
-                DeepEvaluator(evidence.sketches.subset(probe)),
-                DeepEvaluator(evidence.other_data),
-            )
-            for _ in range(workers)
-        ]
+        self._everything = DeepEvaluator(evidence.sketches)
+        self._on_probe = DeepEvaluator(evidence.sketches.subset(probe))
+        self._other_data = DeepEvaluator(evidence.other_data)
         self._trees: set[Node] = set()
         self._orders: set[int] = set()
 
@@ -131,7 +123,7 @@ class Screen:
             else:
                 self._trees.add(node)
                 waiting[place] = node
-        probed = self._each(self._probed, waiting.values())
+        probed = self._pool.map(self._probed, waiting.values())
         racing: dict[int, tuple[Node, int]] = {}
         for (place, node), (rule_broken, order, values) in zip(
             waiting.items(), probed, strict=True
@@ -141,7 +133,7 @@ class Screen:
             else:
                 racing[place] = (node, order)
                 self._orders.add(order)
-        every = self._each(self._scores, [node for node, _ in racing.values()])
+        every = self._pool.map(self._everything.scores, [node for node, _ in racing.values()])
         for (place, (node, order)), scores in zip(racing.items(), every, strict=True):
             fell[place] = self._evaluated(node, order, scores)
         judged = [fell[place] for place in range(len(nodes))]
@@ -150,8 +142,9 @@ class Screen:
 
     def recall(self, judged: Sequence[Candidate]) -> None:
         """Take a batch that was judged before, as if it were judged now."""
+        by_tree = {rule.name for rule in RULES}
         for one in judged:
-            if one.discarded not in {rule.name for rule in RULES}:
+            if one.discarded not in by_tree:
                 self._trees.add(one.node)
             if one.order and one.discarded in ("", UNDEFINED):
                 self._orders.add(one.order)
@@ -166,21 +159,9 @@ class Screen:
         self.evaluations += sum(one.fitness is not None for one in judged)
         self.best = front([*self.best, *judged])
 
-    def _each(self, work: Callable[[_Evaluators, Node], T], nodes: Iterable[Node]) -> list[T]:
-        """Work on every tree; worker k takes every k-th, so that each has a cache of its own."""
-        every, count = list(nodes), len(self._evaluators)
-
-        def share(k: int) -> list[T]:
-            return [work(self._evaluators[k], node) for node in every[k::count]]
-
-        results: list[T] = [None] * len(every)  # type: ignore[list-item]
-        for k, done in enumerate(self._pool.map(share, range(count))):
-            results[k::count] = done
-        return results
-
-    def _probed(self, evaluators: _Evaluators, node: Node) -> tuple[str, int, Values]:
+    def _probed(self, node: Node) -> tuple[str, int, Values]:
         """A rule that a tree falls to by its values, the order that it makes, and the values."""
-        values = evaluators.probe.scores(node)
+        values = self._on_probe.scores(node)
         if not np.isfinite(values).all():
             return UNDEFINED, 0, values
         if not self._rules:
@@ -188,7 +169,7 @@ class Screen:
         if np.ptp(values) <= _BLIND * np.abs(values).max():
             return CONSTANT, 0, values
         if _reads_data(node):
-            others = evaluators.other_probe.scores(node)
+            others = self._other_data.scores(node)
             if np.allclose(others, values, rtol=_BLIND, atol=0.0, equal_nan=True):
                 return BLIND, 0, values
         return "", _fingerprint(values), values
@@ -204,23 +185,11 @@ class Screen:
         behind = _z(to_beat(self.best, node.size)) - _z(reached)
         return RACE if not behind <= _ROOM / math.sqrt(len(rows) - 3) else ""
 
-    def _scores(self, evaluators: _Evaluators, node: Node) -> Values:
-        return evaluators.everything.scores(node)
-
     def _evaluated(self, node: Node, order: int, scores: Values) -> Candidate:
         fitness = abs(self._fitness(scores, self._quality, self._params))
         if not math.isfinite(fitness):
             return Candidate(node, None, UNDEFINED, order)
         return Candidate(node, fitness, "", order)
-
-
-@dataclass(frozen=True)
-class _Evaluators:
-    """One worker's, each with its own cache."""
-
-    everything: DeepEvaluator
-    probe: DeepEvaluator
-    other_probe: DeepEvaluator
 
 
 def _reads_data(node: Node) -> bool:
