@@ -83,7 +83,11 @@ def test_the_json_says_it_all_and_is_plain(found):
         assert all(isinstance(one[key], float) for one in result["baselines"])
     assert set(result["seconds"]) == {"statistics", "ranking"}
     best = max(one["spearman"] for one in result["baselines"])
-    assert result["beats_baselines"] == (result["best"]["test"]["spearman"]["value"] > best)
+    own = result["best"]["test"]["spearman"]["value"]
+    assert result["beats_baselines"] == (own > best)
+    ahead = result["ahead_of_best_baseline"]
+    assert ahead["value"] == pytest.approx(own - best)
+    assert ahead["low"] <= ahead["value"] <= ahead["high"]
 
 
 def test_a_run_folder_holds_settings_every_score_and_the_result(found, tmp_path):

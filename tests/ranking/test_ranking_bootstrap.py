@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lmscout.ranking import agreement
+from lmscout.ranking import agreement, spearman_difference
 from lmscout.ranking.bootstrap import multiplicities
 
 
@@ -45,6 +45,24 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         interval = agreement(x, y, seed=trial, samples=300).spearman
         covered += interval.low <= truth <= interval.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_a_difference_is_that_of_a_plain_paired_bootstrap():
+    rng = np.random.default_rng(4)
+    y = np.round(rng.normal(size=40), 1)
+    x, other = (np.round(y + noise * rng.normal(size=40), 1) for noise in (0.6, 1.0))
+    got = spearman_difference(x, other, y, seed=5, samples=200)
+    weights = multiplicities(40, 5, 200)
+    drawn = [resampled(one, y, weights, scipy.stats.spearmanr) for one in (x, other)]
+    assert [got.low, got.high] == pytest.approx(
+        np.quantile(drawn[0] - drawn[1], [0.025, 0.975]), abs=1e-12
+    )
+    assert got.low < got.value < got.high
+
+
+def test_a_difference_to_what_ranks_nothing_is_not_defined():
+    got = spearman_difference(np.arange(20.0), np.ones(20), np.arange(20.0))
+    assert np.isnan([got.value, got.low, got.high]).all()
 
 
 def test_scores_that_rank_nothing_have_no_interval():

@@ -25,7 +25,7 @@ from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
-    from lmscout.ranking import Agreement
+    from lmscout.ranking import Agreement, Interval
 
 STDOUT = "-"
 
@@ -102,6 +102,14 @@ def agreement_cells(one: Agreement) -> list[str]:
     for interval in (one.spearman, one.kendall):
         cells += [_number(interval.value), f"{_number(interval.low)} … {_number(interval.high)}"]
     return cells
+
+
+def difference(ahead: Interval) -> str:
+    """A difference of two ρ behind a figure, and whether it may be chance; "" if undefined."""
+    if not math.isfinite(ahead.value):
+        return ""
+    chance = "; that may be chance" if ahead.low <= 0 <= ahead.high else ""
+    return f": {ahead.value:+.3f} (95 % {ahead.low:+.3f} to {ahead.high:+.3f}){chance}"
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -205,10 +205,10 @@ def show_choice(result: Finding, rivals: Sequence[Assessment] = ()) -> None:
         for one in some:
             table.add_row(one.name, "", *console.assessment_cells(one)[:-1])
     screen.print(table)
-    hardest = max(result.baselines, key=lambda one: one.agreement.spearman.value)
     verb = "beats" if result.beats_baselines else "does not beat"
     screen.print(
-        f"It {verb} the best configuration baseline, {hardest.name} "
-        f"(ρ {hardest.agreement.spearman.value:.3f}).",
+        f"It {verb} the best configuration baseline, {result.hardest.name} "
+        f"(ρ {result.hardest.agreement.spearman.value:.3f})"
+        f"{console.difference(result.ahead)}.",
         highlight=False,
     )

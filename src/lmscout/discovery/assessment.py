@@ -90,9 +90,14 @@ def assess_baselines(benchmark: Benchmark) -> tuple[Assessment, ...]:
     )
 
 
+def hardest(baselines: Sequence[Assessment]) -> Assessment:
+    """The baseline of the highest ρ; one without a ρ counts as 0."""
+    return max(baselines, key=lambda one: number_json(one.agreement.spearman.value) or 0.0)
+
+
 def beats(one: Assessment, baselines: Sequence[Assessment]) -> bool:
     """Whether a ρ is above that of every baseline; one without a ρ is 0."""
-    best = max(number_json(baseline.agreement.spearman.value) or 0.0 for baseline in baselines)
+    best = number_json(hardest(baselines).agreement.spearman.value) or 0.0
     return one.agreement.spearman.value > best
 
 

@@ -11,12 +11,14 @@ from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import (
     Assessment,
     assess,
-    assess_baselines,
+    baseline_scores,
     beats,
+    hardest,
+    interval_json,
     number_json,
 )
 from lmscout.discovery.splits import Split
-from lmscout.ranking import kendall, spearman
+from lmscout.ranking import Interval, kendall, spearman, spearman_difference
 
 Scores = npt.NDArray[np.float64]
 
@@ -34,6 +36,7 @@ class Finding:
         search: Spearman's ρ and Kendall's τ-b of sign × proxy on the search split.
         test: the same and more on the test split; its name is the proxy's text.
         baselines: the configuration baselines on the test split.
+        ahead: by how much its test ρ exceeds that of the best of them, paired.
     """
 
     benchmark: str
@@ -44,11 +47,17 @@ class Finding:
     search: tuple[float, float]
     test: Assessment
     baselines: tuple[Assessment, ...]
+    ahead: Interval
 
     @property
     def beats_baselines(self) -> bool:
         """Whether the test ρ is above that of every configuration baseline."""
         return beats(self.test, self.baselines)
+
+    @property
+    def hardest(self) -> Assessment:
+        """The best of the baselines on the test split."""
+        return hardest(self.baselines)
 
     def benchmark_json(self) -> dict[str, object]:
         """On what it was found."""
@@ -76,6 +85,10 @@ class Finding:
                 "test": self.test.to_json(),
             },
             "beats_baselines": self.beats_baselines,
+            "ahead_of_best_baseline": {
+                "baseline": self.hardest.name,
+                **interval_json(self.ahead),
+            },
             "baselines": [
                 {
                     "name": baseline.name,
@@ -101,6 +114,9 @@ def judge_choice(
     """
     quality, test = benchmark.quality[split.search], benchmark.subset(split.test)
     sign = 1 if spearman(searched, quality) >= 0 else -1
+    configured = baseline_scores(test)
+    baselines = tuple(assess(name, scores, test) for name, scores in configured.items())
+    best = configured[hardest(baselines).name]
     return Finding(
         benchmark.name,
         benchmark.metric,
@@ -109,5 +125,6 @@ def judge_choice(
         sign,
         (spearman(sign * searched, quality), kendall(sign * searched, quality)),
         assess(text, sign * unseen, test),
-        assess_baselines(test),
+        baselines,
+        spearman_difference(sign * unseen, best, test.quality),
     )

@@ -1,7 +1,7 @@
 """Rank correlations, their intervals, and what they are worth beyond the configuration."""
 
 from lmscout.ranking.baselines import configuration_baselines
-from lmscout.ranking.bootstrap import Agreement, Interval, agreement
+from lmscout.ranking.bootstrap import Agreement, Interval, agreement, spearman_difference
 from lmscout.ranking.conditional import partial_spearman, top_recall, within_cell_spearman
 from lmscout.ranking.correlation import kendall, kendall_many, midranks, spearman, spearman_many
 
@@ -15,6 +15,7 @@ __all__ = [
     "midranks",
     "partial_spearman",
     "spearman",
+    "spearman_difference",
     "spearman_many",
     "top_recall",
     "within_cell_spearman",
