@@ -58,6 +58,7 @@ def test_the_deep_space_is_searched_and_a_deep_proxy_ranked(lmscout, flexibert_f
     assert (code, err) == (0, "")
     result = json.loads(out)
     assert result["evaluations"] >= 5
+    assert len(result["members"]) <= 4
     assert result["asked"] == result["evaluations"] + sum(result["discarded"].values())
     sizes = [one["size"] for one in result["front"]]
     assert sizes == sorted(set(sizes))
@@ -69,7 +70,7 @@ def test_the_deep_space_is_searched_and_a_deep_proxy_ranked(lmscout, flexibert_f
     assert json.loads(out)["proxies"][0]["proxy"] == proxy
     code, _, err = lmscout(*arguments, "--out", "run")
     assert code == 2
-    assert "evaluations 5, not 2000" in err
+    assert "evaluations 5, not 4000" in err
 
 
 def test_rank_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
@@ -138,6 +139,8 @@ def bad_lines(folder, flexibert_file):
         (["discover", good, "--space", "deep", "--engine", "annealing"], "genetic"),
         (["discover", good, "--space", "deep", "--objective", "r2"], "kendall"),
         (["discover", good, "--space", "deep", "--search", 24], "at most 19"),
+        (["discover", f"{good},{good}", "--space", "deep", "--search", "9,9,9"], "one for each"),
+        (["discover", good, "--space", "deep", "--engine", "exhaustive", "--searches", 2], "1"),
         (["rank", good, "--proxy", "sum(total(mul(weight, act)))"], "of one stack"),
         (["discover", good, "--serch", 12], "--search"),
         (["discover", good, "--out", full], "--out"),

@@ -10,9 +10,10 @@ import pytest
 import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery.deep import screen as screening
+from lmscout.discovery.deep import evidence as evidences
 from lmscout.discovery.deep.discovery import DeepSettings, discover_deep
 from lmscout.discovery.deep.engines import GeneticProgramming, RandomSearch, engine_of
+from lmscout.discovery.deep.evidence import Evidence, probe_rows
 from lmscout.discovery.deep.evolution import BATCH, evolve
 from lmscout.discovery.deep.record import Record
 from lmscout.discovery.deep.screen import (
@@ -23,14 +24,13 @@ from lmscout.discovery.deep.screen import (
     RACE,
     SEEN,
     UNDEFINED,
-    Evidence,
     Screen,
-    probe_rows,
 )
 from lmscout.discovery.saved_run import begin_deep, end_deep
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import format_node, parse
 from lmscout.proxies.deep.growing import Grammar, canonical, seedling
+from lmscout.proxies.deep.listing import every_score
 from lmscout.proxies.deep.rules import RULES
 from lmscout.statistics import Batch, Workers, score_proxies
 from lmscout.statistics.deep_values import DeepEvaluator
@@ -38,7 +38,7 @@ from lmscout.statistics.sketches import collect_sketches
 
 BATCHES = Batch(4, 16), Batch(4, 16, seed=1)
 SETTINGS = {"batch": BATCHES[0], "workers": Workers(1)}
-SMALL = DeepSettings(evaluations=120, largest=10)
+SMALL = DeepSettings(evaluations=120, searches=2, largest=10)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def evidence(cache):
 
 
 def judged(evidence, *texts, **switches):
-    screen = Screen(evidence, **switches)
+    several = evidence if isinstance(evidence, list) else [evidence]
+    screen = Screen(several, **switches)
     found = screen.judge([parse(text) for text in texts])
     screen.close()
     return found
@@ -114,7 +115,7 @@ def trees(count, seed=0):
 def test_results_do_not_depend_on_workers(evidence):
     found = []
     for workers in (1, 2, 3):
-        screen = Screen(evidence, workers=workers)
+        screen = Screen([evidence], workers=workers)
         found.append([screen.judge(trees(150, seed)) for seed in range(3)])
         screen.close()
     assert found[0] == found[1] == found[2]
@@ -122,7 +123,7 @@ def test_results_do_not_depend_on_workers(evidence):
 
 def test_the_race_never_drops_what_would_enter_the_front(evidence):
     """It may, by chance, in one of twenty; those it drops are far behind as a rule."""
-    racing, patient = Screen(evidence), Screen(evidence, race=False)
+    racing, patient = Screen([evidence]), Screen([evidence], race=False)
     dropped = entered = 0
     for seed in range(6):
         for fast, slow in zip(
@@ -139,7 +140,7 @@ def test_the_race_never_drops_what_would_enter_the_front(evidence):
 
 
 def test_a_screen_told_again_is_where_it_was(evidence):
-    first, second = Screen(evidence), Screen(evidence)
+    first, second = Screen([evidence]), Screen([evidence])
     batches = [first.judge(trees(100, seed)) for seed in range(3)]
     for batch in batches:
         second.recall(batch)
@@ -153,11 +154,11 @@ def test_a_screen_told_again_is_where_it_was(evidence):
 def test_every_rule_is_counted_by_a_name_of_its_own():
     assert len(set(NAMES)) == len(NAMES)
     assert {rule.name for rule in RULES} < set(NAMES)
-    assert screening.PROBE < 40  # so that the fixtures race
+    assert evidences.PROBE < 40  # so that the fixtures race
 
 
 def evolved(evidence, folder, evaluations, engine="genetic", workers=1):
-    screen = Screen(evidence, workers=workers)
+    screen = Screen([evidence], workers=workers)
     result = evolve(
         engine_of(engine, Grammar(largest=10), 0),
         screen,
@@ -204,7 +205,7 @@ def test_a_search_ends_where_everything_is_discarded(evidence):
         def ask(self, count):
             return [parse("sum(average(softmax))")] * count
 
-    screen = Screen(evidence)
+    screen = Screen([evidence])
     result = evolve(Stubborn(Grammar(), 0), screen, evaluations=3)
     screen.close()
     assert result.evaluations == 0
@@ -213,56 +214,173 @@ def test_a_search_ends_where_everything_is_discarded(evidence):
     assert result.hall == ()
 
 
+def tiny_pair():
+    """The tiny benchmark, and another whose quality is half width and half depth."""
+    one = tiny_benchmark(40)
+    other = tiny_benchmark(44)
+    rows = np.arange(4, 44)
+    quality = other.quality[rows] + np.array([other.specs[row].width / 8 for row in rows])
+    return one, dataclasses.replace(other.subset(rows), name="wide", quality=quality)
+
+
 @pytest.fixture(scope="module")
 def found(cache):
-    return discover_deep(tiny_benchmark(40), SMALL, search=25, seed=3, cache=cache, **SETTINGS)
+    return discover_deep([tiny_benchmark(40)], SMALL, search=[25], seed=3, cache=cache, **SETTINGS)
 
 
-def test_what_is_reported_is_what_full_tensors_give(found, cache):
-    benchmark = tiny_benchmark(40)
-    text = format_node(found.proxy)
-    scores = score_proxies(benchmark.specs, [text], name="whole", folder=cache, **SETTINGS)[text]
-    for rows, rho in (
-        (found.split.search, found.search[0]),
-        (found.split.test, found.test.agreement.spearman.value),
-    ):
-        expected = scipy.stats.spearmanr(found.sign * scores[rows], benchmark.quality[rows])
-        assert rho == pytest.approx(expected.statistic)
-    assert found.search[0] > 0.9  # quality is depth and a little noise
+@pytest.fixture(scope="module")
+def found_on_both(cache):
+    return discover_deep(tiny_pair(), SMALL, search=[25, 20], seed=3, cache=cache, **SETTINGS)
+
+
+def test_what_is_reported_is_what_full_tensors_give(found, found_on_both, cache):
+    for result, benchmarks in ((found, [tiny_benchmark(40)]), (found_on_both, tiny_pair())):
+        text = format_node(result.proxy)
+        for finding, benchmark in zip(result.findings, benchmarks, strict=True):
+            (scores,) = score_proxies(
+                benchmark.specs, [text], name="whole", folder=cache, **SETTINGS
+            ).values()
+            for rows, rho in (
+                (finding.split.search, finding.search[0]),
+                (finding.split.test, finding.test.agreement.spearman.value),
+            ):
+                expected = scipy.stats.spearmanr(
+                    finding.sign * scores[rows], benchmark.quality[rows]
+                )
+                assert rho == pytest.approx(expected.statistic)
+    assert found.findings[0].search[0] > 0.9  # quality is depth and a little noise
+
+
+def test_the_proxy_is_the_product_of_the_best_of_every_search(found):
+    assert len(found.members) == len(found.evolutions) == SMALL.searches
+    assert found.members[0].node != found.members[1].node
+    left, right = found.proxy.operands
+    assert found.proxy.name in "*/"
+    assert {left, right} == {one.node for one in found.members}
+    for member, evolution in zip(found.members, found.evolutions, strict=True):
+        assert member.node in {one.node for one in evolution.hall}
+
+
+def test_on_several_benchmarks_the_worst_counts(cache):
+    """A tree's fitness is the least |ρ|, and 0 where it rises on one and falls on the other."""
+    benchmarks = tiny_pair()
+    evidence = []
+    for benchmark in benchmarks:
+        first, second = (
+            collect_sketches(
+                benchmark.specs, name="pair", folder=cache, batch=one, workers=Workers(1)
+            )
+            for one in BATCHES
+        )
+        probe = probe_rows(40, 1)
+        evidence.append(Evidence(first, benchmark.quality, probe, second.subset(probe)))
+    turned = dataclasses.replace(evidence[1], quality=-evidence[1].quality)
+    texts = [
+        "sum(total(abs(mul(weight, grad))))",
+        "depth - sum(total(frobenius(grad)))",
+        "width * sum(average(abs(act)))",
+    ]
+    with_each = [judged([one], *texts, race=False) for one in evidence]
+    screens = {
+        "both": judged(evidence, *texts, race=False),
+        "against": judged([evidence[0], turned], *texts, race=False),
+    }
+    for place, text in enumerate(texts):
+        values = [DeepEvaluator(one.sketches).scores(canonical(parse(text))) for one in evidence]
+        rho = [
+            scipy.stats.spearmanr(scores, one.quality).statistic
+            for scores, one in zip(values, evidence, strict=True)
+        ]
+        assert [abs(one) for one in rho] == pytest.approx([w[place].fitness for w in with_each])
+        alike = rho[0] * rho[1] > 0
+        least = min(map(abs, rho))
+        assert screens["both"][place].fitness == pytest.approx(least if alike else 0.0)
+        assert screens["against"][place].fitness == pytest.approx(0.0 if alike else least)
 
 
 def test_the_choice_does_not_see_the_test_split(found, cache):
     benchmark = tiny_benchmark(40)
-    quality = benchmark.quality.copy()
-    quality[found.split.test] = quality[found.split.test][::-1]
+    quality, (finding,) = benchmark.quality.copy(), found.findings
+    quality[finding.split.test] = quality[finding.split.test][::-1]
     changed = dataclasses.replace(benchmark, quality=quality)
-    again = discover_deep(changed, SMALL, search=25, seed=3, cache=cache, **SETTINGS)
-    assert (again.proxy, again.sign, again.search) == (found.proxy, found.sign, found.search)
-    assert again.test != found.test
+    again = discover_deep([changed], SMALL, search=[25], seed=3, cache=cache, **SETTINGS)
+    assert again.proxy == found.proxy
+    assert (again.findings[0].sign, again.findings[0].search) == (finding.sign, finding.search)
+    assert again.findings[0].test != finding.test
 
 
 def test_without_spec_leaves_none_is_read(cache):
     bare = dataclasses.replace(SMALL, spec_leaves=False)
-    result = discover_deep(tiny_benchmark(40), bare, search=25, seed=3, cache=cache, **SETTINGS)
-    for one in result.evolution.hall:
+    result = discover_deep([tiny_benchmark(40)], bare, search=[25], seed=3, cache=cache, **SETTINGS)
+    for one in result.evolutions[0].hall:
         assert not one.node.leaves & {"depth", "width", "params"}
 
 
+def test_a_discovery_that_was_stopped_ends_as_one_that_was_not(found, cache, tmp_path):
+    arguments = {"search": [25], "seed": 3, "cache": cache, "folder": tmp_path, **SETTINGS}
+    whole = discover_deep([tiny_benchmark(40)], SMALL, **arguments)
+    assert (whole.evolutions, whole.proxy) == (found.evolutions, found.proxy)
+    hall = (tmp_path / "hall_of_fame.csv").read_text()
+    last = sorted((tmp_path / "evaluations").glob("1-*"))[-1]
+    last.unlink()  # as if it had been killed in the second search
+    again = discover_deep([tiny_benchmark(40)], SMALL, **arguments)
+    assert (again.evolutions, again.members) == (whole.evolutions, whole.members)
+    assert last.exists()
+    assert (tmp_path / "hall_of_fame.csv").read_text() == hall
+    fitness = [float(line.split(",")[0]) for line in hall.splitlines()[1:]]
+    assert fitness == sorted(fitness, reverse=True)
+    everything = [one.fitness for each in whole.evolutions for one in each.hall]
+    assert fitness[0] == pytest.approx(max(everything), abs=1e-6)
+
+
+def test_an_exhaustive_search_asks_for_everything_and_ends(cache):
+    settings = DeepSettings("exhaustive", evaluations=9_999, searches=1, largest=3, catalog=False)
+    result = discover_deep(
+        [tiny_benchmark(40)], settings, search=[25], seed=3, cache=cache, **SETTINGS
+    )
+    everything = list(every_score(settings.grammar))
+    # leaves, aggregates of reductions, one word on a configuration's, and two of these joined
+    assert result.asked == len(everything) == 3 + 4 * 2 * 11 + 10 * (3 + 10 * 3) + 3 * 9 + 3
+    assert result.front[-1].fitness == max(one.fitness for one in result.evolutions[0].hall)
+    with pytest.raises(LmscoutError, match="ask for --searches 1"):
+        DeepSettings("exhaustive")
+
+
+def test_the_json_says_what_was_searched(found, found_on_both):
+    one, both = (
+        json.loads(json.dumps(each.to_json(), allow_nan=False)) for each in (found, found_on_both)
+    )
+    assert one["benchmark"] == "tiny"
+    assert one["evaluations"] == sum(each.evaluations for each in found.evolutions)
+    assert one["asked"] == one["evaluations"] + sum(one["discarded"].values())
+    assert parse(one["best"]["proxy"]) == found.proxy
+    assert [parse(member["proxy"]) for member in one["members"]] == [
+        member.node for member in found.members
+    ]
+    sizes = [candidate["size"] for candidate in one["front"]]
+    assert sizes == sorted(set(sizes))
+    assert [each["benchmark"] for each in both["benchmarks"]] == ["tiny", "wide"]
+    assert {each["best"]["proxy"] for each in both["benchmarks"]} == {
+        format_node(found_on_both.proxy)
+    }
+    assert "benchmark" not in both
+
+
 def test_a_run_folder_is_of_one_search(found, tmp_path):
-    benchmark, folder = tiny_benchmark(40), tmp_path / "run"
-    begin_deep(folder, benchmark, SMALL, search=25, seed=3)
-    begin_deep(folder, benchmark, SMALL, search=25, seed=3)  # continued
+    benchmarks, folder = [tiny_benchmark(40)], tmp_path / "run"
+    begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
+    begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)  # continued
     with pytest.raises(LmscoutError, match="holds a search with seed 3, not 4"):
-        begin_deep(folder, benchmark, SMALL, search=25, seed=4)
+        begin_deep(folder, benchmarks, SMALL, search=[25], seed=4)
     end_deep(folder, found)
     assert json.loads((folder / "result.json").read_text()) == found.to_json()
     with pytest.raises(LmscoutError, match="finished search"):
-        begin_deep(folder, benchmark, SMALL, search=25, seed=3)
+        begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "other").touch()
     with pytest.raises(LmscoutError, match="is not empty"):
-        begin_deep(folder, benchmark, SMALL, search=25, seed=3)
+        begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
 
 
 def test_unknown_words_are_refused():

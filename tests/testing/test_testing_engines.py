@@ -5,6 +5,7 @@ import pytest
 
 from lmscout.discovery.deep.engines import (
     ENGINES,
+    EXHAUSTIVE,
     GeneticProgramming,
     RandomSearch,
     RegularizedEvolution,
@@ -22,8 +23,10 @@ def test_shipped_engines_conform(make):
 
 def test_engines_are_found_by_name():
     for name in ENGINES:
-        check_engine(lambda *arguments, name=name: engine_of(name, *arguments))
-    with pytest.raises(LmscoutError, match="unknown engine 'annealing': expected one of random"):
+        check_engine(
+            lambda *arguments, name=name: engine_of(name, *arguments), chance=name != EXHAUSTIVE
+        )
+    with pytest.raises(LmscoutError, match="unknown engine 'annealing': expected one of exh"):
         engine_of("annealing", None, 0)
 
 
@@ -58,6 +61,11 @@ class Stuck(RandomSearch):
         if not hasattr(self, "first"):
             self.first = super().ask(count)
         return self.first
+
+
+def test_the_kit_finds_chance_where_there_should_be_none():
+    with pytest.raises(AssertionError, match="said not to"):
+        check_engine(RandomSearch, chance=False)
 
 
 @pytest.mark.parametrize(

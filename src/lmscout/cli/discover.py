@@ -16,6 +16,7 @@ from lmscout.cli.options import (
     OutOption,
     WorkersOption,
 )
+from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,14 +33,25 @@ def discover(
     aggregations: Annotated[
         str, typer.Option(help="Over blocks: any of mean,sum,max,min.")
     ] = "mean",
-    search: Annotated[int, typer.Option(help="Architectures that the choice may see.")] = 100,
+    search: Annotated[
+        str, typer.Option(help="Architectures that the choice may see; of several, 100,40.")
+    ] = "100",
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     engine: Annotated[
-        str, typer.Option(help="Of the deep space: genetic, regularized or random.")
+        str, typer.Option(help="Of the deep space: genetic, regularized, random or exhaustive.")
     ] = "genetic",
     evaluations: Annotated[
-        int, typer.Option(min=1, help="Of the deep space: proxies evaluated in full.")
-    ] = 2_000,
+        int, typer.Option(min=1, help="Of the deep space: proxies evaluated in full, in all.")
+    ] = 4_000,
+    searches: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of the deep space: independent searches that share the evaluations; the best of "
+            "each are multiplied. 4, or 1 where it is exhaustive.",
+            show_default=False,
+        ),
+    ] = None,
     objective: Annotated[
         str, typer.Option(help="Of the deep space: spearman, kendall or beyond-size.")
     ] = "spearman",
@@ -54,15 +66,25 @@ def discover(
     """Find the best proxy of a space on a benchmark.
 
     The published space and two-op are ranked outright; the deep space is searched, and the
-    same command with the same --out continues a search that was stopped.  The best proxy is
+    same command with the same --out continues a search that was stopped.  In the deep space
+    BENCHMARK may be several, as pico,flexibert: a proxy is then worth what it is worth on the
+    one that it ranks worst.  The best proxy is
     chosen on a search split and reported on a test split that no choice has seen, beside what
     the configuration alone can say.
     """
     if space == "deep":
         from lmscout.discovery.deep.discovery import DeepSettings
 
-        settings = DeepSettings(engine, evaluations, objective, spec_leaves)
-        _discover_deep(benchmark, settings, search, seed, workers, backend, out, json)
+        settings = DeepSettings(
+            engine=engine,
+            evaluations=evaluations,
+            searches=searches or (1 if engine == "exhaustive" else DeepSettings.searches),
+            objective=objective,
+            spec_leaves=spec_leaves,
+        )
+        names = benchmark.split(",")
+        sizes = _sizes(search, len(names))
+        _discover_deep(names, settings, sizes, seed, workers, backend, out, json)
         return
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import proxies
@@ -76,6 +98,7 @@ def discover(
 
     console.check_json_target(json)
     spread = Workers(workers, backend)
+    (size,) = _sizes(search, 1)
     chosen = proxies.space(space, tuple(name.strip() for name in aggregations.split(",")))
     architectures = load(benchmark)
     folder = out or default_run_folder(f"discover-{cache_name(architectures.name)}-{space}-{seed}")
@@ -84,7 +107,7 @@ def discover(
         result = run(
             architectures,
             chosen,
-            search=search,
+            search=size,
             seed=seed,
             cache=cache_directory() / "statistics",
             workers=spread,
@@ -97,10 +120,26 @@ def discover(
     console.write_result(json, result.to_json())
 
 
+def _sizes(search: str, benchmarks: int) -> tuple[int, ...]:
+    """Architectures to search on, of every benchmark."""
+    try:
+        sizes = tuple(map(int, search.split(",")))
+    except ValueError:
+        raise LmscoutError(f"--search {search} is no number: say 100, or 100,40,40") from None
+    if len(sizes) == 1:
+        return sizes * benchmarks
+    if len(sizes) != benchmarks:
+        raise LmscoutError(
+            f"--search {search} gives {len(sizes)} numbers for {benchmarks} of BENCHMARK: give one "
+            "for all, or one for each"
+        )
+    return sizes
+
+
 def _discover_deep(
-    benchmark: str,
+    names: Sequence[str],
     settings: DeepSettings,
-    search: int,
+    search: Sequence[int],
     seed: int,
     workers: int,
     backend: str,
@@ -117,17 +156,18 @@ def _discover_deep(
 
     console.check_json_target(json)
     spread = Workers(workers, backend)
-    architectures = load(benchmark)
-    folder = out or default_run_folder(f"discover-{cache_name(architectures.name)}-deep-{seed}")
-    record = begin_deep(folder, architectures, settings, search=search, seed=seed)
+    benchmarks = [load(name.strip()) for name in names]
+    label = "-".join(cache_name(one.name) for one in benchmarks)
+    folder = out or default_run_folder(f"discover-{label}-deep-{seed}")
+    begin_deep(folder, benchmarks, settings, search=search, seed=seed)
     with console.progress_bars() as progress:
         result = discover_deep(
-            architectures,
+            benchmarks,
             settings,
             search=search,
             seed=seed,
             cache=cache_directory() / "statistics",
-            record=record,
+            folder=folder,
             workers=spread,
             progress=progress,
         )
@@ -139,28 +179,31 @@ def _discover_deep(
 
 
 def show_deep(result: DeepDiscovery) -> None:
-    """Print what a search of the deep space went through, and what it found."""
+    """Print what searches of the deep space went through, and what they found."""
     from lmscout.proxies.deep import format_node
 
-    screen, found = console.table_console(), result.evolution
-    _show_benchmark(result)
+    screen, settings = console.table_console(), result.settings
+    for one in result.findings:
+        _show_benchmark(one)
     screen.print(
-        f"{found.asked:,} proxies asked of the {result.settings.engine} engine, "
-        f"{found.evaluations:,} evaluated; discarded before: "
-        + ", ".join(
-            f"{count:,} {name}"
-            for name, count in sorted(found.discarded.items(), key=lambda one: -one[1])
-        ),
+        f"{result.asked:,} proxies asked of the {settings.engine} engine in "
+        f"{settings.searches} searches, {result.evaluations:,} evaluated; discarded before: "
+        + ", ".join(f"{count:,} {name}" for name, count in result.discarded.most_common()),
         highlight=False,
     )
-    table = Table(title="the front: fittest of every size")
+    table = Table(title="fittest of every size, on sketches; best of every search, on full tensors")
     table.add_column("size", justify="right")
     table.add_column("fitness", justify="right")
     table.add_column("proxy")
-    for one in found.front:
-        table.add_row(str(one.node.size), f"{one.fitness:.3f}", format_node(one.node))
+    for candidates in (result.front, result.members):
+        table.add_section()
+        for each in candidates:
+            table.add_row(str(each.node.size), f"{each.fitness:.3f}", format_node(each.node))
     screen.print(table)
-    show_choice(result)
+    for finding in result.findings:
+        if len(result.findings) > 1:
+            screen.print(f"\n[bold]{finding.benchmark}[/bold]")
+        show_choice(finding)
 
 
 def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:

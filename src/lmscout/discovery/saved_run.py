@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pyarrow.parquet as pq
 import lmscout
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.deep.discovery import DeepDiscovery, DeepSettings
-from lmscout.discovery.deep.record import Record
 from lmscout.discovery.discover import Discovery
 from lmscout.discovery.judge import Judgement
 from lmscout.discovery.run_folder import check_run_folder, run_folder, write_json
@@ -48,9 +48,14 @@ def save_discovery(folder: Path, result: Discovery, *, seed: int) -> None:
 
 
 def begin_deep(
-    folder: Path, benchmark: Benchmark, settings: DeepSettings, *, search: int, seed: int
-) -> Record:
-    """Open the run folder of a search in the deep space, new or to be continued.
+    folder: Path,
+    benchmarks: Sequence[Benchmark],
+    settings: DeepSettings,
+    *,
+    search: Sequence[int],
+    seed: int,
+) -> None:
+    """Open the run folder of a discovery in the deep space, new or to be continued.
 
     Raises:
         LmscoutError: it holds something else, a search with other settings, or one that has
@@ -59,10 +64,10 @@ def begin_deep(
     told = {
         "command": "discover",
         "lmscout": lmscout.__version__,
-        "benchmark": benchmark.name,
+        "benchmarks": [one.name for one in benchmarks],
         "space": "deep",
         **asdict(settings),
-        "search": search,
+        "search": list(search),
         "seed": seed,
     }
     path = folder / SETTINGS
@@ -79,11 +84,10 @@ def begin_deep(
             )
     if (folder / RESULT).exists():
         raise LmscoutError(f"run folder {folder} holds a finished search: name another with --out")
-    return Record(folder)
 
 
 def end_deep(folder: Path, result: DeepDiscovery) -> None:
-    """Write what a search in the deep space came to."""
+    """Write what a discovery in the deep space came to."""
     write_json(folder / RESULT, result.to_json())
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import BLOCK, SCORE, SPEC_LEAVES, STACKS, Node, format_node
-from lmscout.proxies.deep.words import ARITHMETIC, TENSOR_ARITHMETIC
+from lmscout.proxies.deep.words import ARITHMETIC, REDUCTIONS, TENSOR_ARITHMETIC
 from lmscout.proxies.operators import UNARY_OPERATION
 from lmscout.proxies.reading import Reading
 from lmscout.statistics.sketch_operations import Piece, reduction
@@ -32,7 +32,6 @@ from lmscout.statistics.sketches import Sketches, StackSketch
 CACHE_BYTES = 64 << 20
 """What an evaluator keeps of block values and scores."""
 
-_REDUCTIONS = ("average", "total")
 _PIECE = 1 << 16  # elements of a sample computed at once: a few such fit a core's cache
 
 
@@ -55,11 +54,36 @@ def full_score(node: Node, reading: Reading, spec_values: Mapping[str, float]) -
         return float(_full_value(node, reading, spec_values))
 
 
+def joined_score(node: Node, parts: Mapping[Node, npt.ArrayLike]) -> npt.NDArray[np.float64]:
+    """Scores of a tree, from those of its parts.
+
+    Args:
+        node: a tree that gives a score.
+        parts: scores of subtrees, [A] each; words above them are computed.
+
+    Returns:
+        [A] float64, the same that the whole tree gives.
+
+    Raises:
+        LmscoutError: the tree has another leaf above no part.
+    """
+
+    def value(one: Node) -> Tensor:
+        if one in parts:
+            return torch.from_numpy(np.asarray(parts[one], np.float64))
+        if one.type != SCORE or not one.operands:
+            raise LmscoutError(f"{format_node(one)} is no part whose scores are known")
+        return _raised(one, tuple(map(value, one.operands)), torch.ones(0, dtype=torch.bool))
+
+    scores: npt.NDArray[np.float64] = value(node).numpy().copy()
+    return scores
+
+
 def _full_value(node: Node, reading: Reading, spec_values: Mapping[str, float]) -> Tensor:
     """A score [] or block values [L], float64."""
     if node.name in SPEC_LEAVES:
         return torch.tensor(float(spec_values[node.name]), dtype=torch.float64)
-    if node.name in _REDUCTIONS:
+    if node.name in REDUCTIONS:
         (operand,) = node.operands
         blocks = _tensors_by_block(operand.type, reading)
         values = [_reduced(node.name, [_full_tensor(operand, one) for one in b]) for b in blocks]
@@ -189,7 +213,7 @@ class DeepEvaluator:
             if node in self._kept:
                 self._kept.move_to_end(node)
                 return self._kept[node]
-        if node.name in _REDUCTIONS:
+        if node.name in REDUCTIONS:
             value = self._lists[node.operands[0].type].block_values(node)
         else:
             value = _raised(node, tuple(map(self._value, node.operands)), self._exists)

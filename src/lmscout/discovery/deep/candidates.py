@@ -44,11 +44,29 @@ def _beyond_size(scores: Values, quality: Values, params: Values) -> float:
     return partial_spearman(scores, quality, params)
 
 
-OBJECTIVES: Mapping[str, Callable[[Values, Values, Values], float]] = MappingProxyType(
+Coefficient = Callable[[Values, Values, Values], float]
+
+OBJECTIVES: Mapping[str, Coefficient] = MappingProxyType(
     {"spearman": _spearman, "kendall": _kendall, "beyond-size": _beyond_size}
 )
 """What is sought: a coefficient of scores, quality and numbers of parameters, each [n].  The
 sign is free, as a proxy may fall with quality; "beyond-size" holds the parameters fixed."""
+
+
+def agreed(coefficients: Sequence[float], room: Sequence[float] = ()) -> float:
+    """The least of some coefficients, rising or falling with quality on all benchmarks alike.
+
+    Args:
+        coefficients: one a benchmark.
+        room: by how much each may yet be better; nothing by default.
+
+    Returns:
+        |coefficient| of the worst benchmark; below 0 where they do not agree in sign; NaN
+        where one is.
+    """
+    values = np.array(coefficients, np.float64)
+    more = np.array(room or [0.0] * len(values), np.float64)
+    return float(max(np.min(values + more), np.min(more - values)))
 
 
 def front(candidates: Iterable[Candidate]) -> list[Candidate]:

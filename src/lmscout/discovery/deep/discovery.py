@@ -1,33 +1,34 @@
-"""Discovery in the deep space, from a benchmark to a proxy that no choice has seen tested."""
+"""Discovery in the deep space, from benchmarks to a proxy that no choice has seen tested."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.deep.candidates import OBJECTIVES
-from lmscout.discovery.deep.engines import ENGINES, engine_of
+from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate, front
+from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE, engine_of
+from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark
 from lmscout.discovery.deep.evolution import Evolution, evolve
+from lmscout.discovery.deep.product import Known, choose
 from lmscout.discovery.deep.record import Record
-from lmscout.discovery.deep.screen import Evidence, Screen, probe_rows
-from lmscout.discovery.discover import cache_name
+from lmscout.discovery.deep.screen import Screen
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node
 from lmscout.proxies.deep.growing import Grammar
 from lmscout.proxies.deep.members import MEMBERS
-from lmscout.stages import Progress, Stages
-from lmscout.statistics import Batch, Workers, score_proxies
-from lmscout.statistics.sketches import collect_sketches
+from lmscout.stages import Progress, StageProgress, Stages
+from lmscout.statistics import Batch, Workers
 
 SKETCHES, SEARCHING, RESCORING, JUDGING = "sketches", "searching", "re-scoring", "judging"
-FINALISTS = 20  # of the hall of fame, re-scored on full tensors
+FINALISTS = 5  # of each search, re-scored on full tensors
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,20 @@ class DeepSettings:
     """How the deep space is searched.
 
     Attributes:
-        engine: "random", "regularized" or "genetic".
-        evaluations: candidates evaluated on every search architecture.
+        engine: one of `ENGINES`.
+        evaluations: candidates evaluated on every search architecture, in all.
+        searches: independent searches that share them; the proxy is the product of their best.
         objective: "spearman", "kendall" or "beyond-size".
         spec_leaves: whether a proxy may read depth, width and size of the configuration.
-        largest: words of a proxy, at most.
+        largest: words of a candidate, at most.
         rules: whether rules discard candidates.
         race: whether the race does.
-        catalog: whether the search begins with the proxies of the literature.
+        catalog: whether a search begins with the proxies of the literature.
     """
 
     engine: str = "genetic"
-    evaluations: int = 2_000
+    evaluations: int = 4_000
+    searches: int = 4
     objective: str = "spearman"
     spec_leaves: bool = True
     largest: int = 16
@@ -61,6 +64,10 @@ class DeepSettings:
         ):
             if given not in known:
                 raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
+        if self.engine == EXHAUSTIVE and self.searches > 1:
+            raise LmscoutError(
+                f"{self.searches} exhaustive searches would all find the same: ask for --searches 1"
+            )
 
     @property
     def grammar(self) -> Grammar:
@@ -69,66 +76,87 @@ class DeepSettings:
 
 
 @dataclass(frozen=True)
-class DeepDiscovery(Finding):
-    """What a search of the deep space found.
+class DeepDiscovery:
+    """What a discovery in the deep space found.
 
     Attributes:
+        findings: the proxy judged on the test split of each benchmark.
         settings: how it was searched.
-        evolution: what the search went through.
-        proxy: the one chosen.
-        sketched: its fitness on sketches of the search split.
+        evolutions: what each search went through.
+        members: the best of each search, by its fitness on full tensors.
+        proxy: their product, or the only one.
         seconds: by stage.
     """
 
+    findings: tuple[Finding, ...]
     settings: DeepSettings
-    evolution: Evolution
+    evolutions: tuple[Evolution, ...]
+    members: tuple[Candidate, ...]
     proxy: Node
-    sketched: float
     seconds: dict[str, float]
 
+    @property
+    def front(self) -> list[Candidate]:
+        """The fittest of every size of all searches, shortest first."""
+        return front(one for each in self.evolutions for one in each.front)
+
+    @property
+    def discarded(self) -> Counter[str]:
+        """How many candidates of all searches fell to which rule."""
+        return sum((Counter(each.discarded) for each in self.evolutions), Counter())
+
+    @property
+    def evaluations(self) -> int:
+        """Candidates evaluated in all searches."""
+        return sum(each.evaluations for each in self.evolutions)
+
+    @property
+    def asked(self) -> int:
+        """Candidates proposed in all searches."""
+        return sum(each.asked for each in self.evolutions)
+
     def to_json(self) -> dict[str, object]:
-        """The result as the command line prints it."""
+        """The result as the command line prints it: flat where there is one benchmark."""
+        judged = [{**one.benchmark_json(), **one.choice_json()} for one in self.findings]
         return {
-            **self.benchmark_json(),
             "space": "deep",
             "engine": self.settings.engine,
             "objective": self.settings.objective,
-            "evaluations": self.evolution.evaluations,
-            "asked": self.evolution.asked,
-            "discarded": self.evolution.discarded,
-            "front": [
-                {"proxy": format_node(one.node), "size": one.node.size, "fitness": one.fitness}
-                for one in self.evolution.front
-            ],
-            **self.choice_json(sketched=self.sketched),
+            "evaluations": self.evaluations,
+            "asked": self.asked,
+            "discarded": dict(self.discarded),
+            "front": list(map(_candidate, self.front)),
+            "members": list(map(_candidate, self.members)),
+            **(judged[0] if len(judged) == 1 else {"benchmarks": judged}),
             "seconds": self.seconds,
         }
 
 
 def discover_deep(
-    benchmark: Benchmark,
+    benchmarks: Sequence[Benchmark],
     settings: DeepSettings,
     *,
-    search: int,
+    search: Sequence[int],
     seed: int,
     cache: Path,
-    record: Record | None = None,
+    folder: Path | None = None,
     batch: Batch | None = None,
     workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> DeepDiscovery:
-    """Search the deep space on the search split and judge the best on the test split.
+    """Search the deep space on search splits and judge what is found on the test splits.
 
-    Candidates are evaluated on sketches; the last few are scored again on full tensors, and
-    by these the choice is made.
+    Candidates are evaluated on sketches.  The fittest of every search are scored again on full
+    tensors, the best of each is taken, and these are multiplied.  On several benchmarks a
+    candidate is worth what it is worth on the worst of them.
 
     Args:
-        benchmark: architectures with measured quality.
+        benchmarks: architectures with measured quality.
         settings: how to search.
-        search: how many architectures the choice sees.
-        seed: of the split and of the search; the models' weights do not depend on it.
+        search: how many architectures of each benchmark the choice sees.
+        seed: of the splits and of the searches; the models' weights do not depend on it.
         cache: where sketches and scores are kept.
-        record: of a search to continue.
+        folder: where the searches are recorded; those that are there are continued.
         batch: what the models read.
         workers: how architectures are spread over processes, and candidates over threads.
         progress: called with a stage's name, what is done of it, and its size.
@@ -137,68 +165,99 @@ def discover_deep(
         The discovery.
 
     Raises:
-        LmscoutError: the split does not fit the benchmark, the cache cannot be written, or
-            no proxy was found.
+        LmscoutError: a split does not fit its benchmark, the cache cannot be written, or no
+            proxy was found.
     """
-    split = split_benchmark(benchmark.specs, search=search, seed=seed)
-    engine = engine_of(
-        settings.engine,
-        settings.grammar,
-        seed,
-        tuple(MEMBERS.values()) if settings.catalog else (),
-    )
-    workers = workers or Workers()
-    batch = batch or Batch()
+    batch, workers = batch or Batch(), workers or Workers()
     stages = Stages(progress)
-    label = cache_name(benchmark.name)
-    known = benchmark.subset(split.search)
+    grounds = [
+        SplitBenchmark(
+            one, split_benchmark(one.specs, search=size, seed=seed), cache, batch, workers
+        )
+        for one, size in zip(benchmarks, search, strict=True)
+    ]
     with stages(SKETCHES) as told:
-        probe = probe_rows(len(known), seed)
-        sketches, other_data = (
-            collect_sketches(
-                one.specs, name=label, folder=cache, batch=read, workers=workers, progress=told
-            )
-            for one, read in (
-                (known, batch),
-                (known.subset(probe), replace(batch, seed=batch.seed + 1)),
-            )
-        )
-    evidence = Evidence(sketches, known.quality, probe, other_data)
-    with (
-        stages(SEARCHING) as told,
-        closing(
-            Screen(
-                evidence,
-                objective=settings.objective,
-                rules=settings.rules,
-                race=settings.race,
-                workers=workers.threads,
-            )
-        ) as screen,
-    ):
-        evolution = evolve(
-            engine, screen, evaluations=settings.evaluations, record=record, progress=told
-        )
-    if not evolution.hall:
+        evidence = [one.evidence(seed, told) for one in grounds]
+    with stages(SEARCHING) as told:
+        evolutions = _searches(settings, evidence, seed, folder, workers.threads, told)
+    finalists = [each.hall[:FINALISTS] for each in evolutions]
+    nodes = {format_node(one.node): one.node for each in finalists for one in each}
+    if not nodes:
         raise LmscoutError(
-            f"{benchmark.name}: no proxy ranks the search split; is the quality the same for all?"
+            f"{', '.join(one.name for one in benchmarks)}: no proxy ranks the search split; "
+            "is the quality the same for all?"
         )
-    rescore = partial(score_proxies, name=label, folder=cache, batch=batch, workers=workers)
     with stages(RESCORING) as told:
-        finalists = {format_node(one.node): one for one in evolution.hall[:FINALISTS]}
-        searched = rescore(known.specs, list(finalists), progress=told)
-        fitness, params = OBJECTIVES[settings.objective], sketches.spec["params"]
-        reached = [abs(fitness(scores, known.quality, params)) for scores in searched.values()]
-        text = list(searched)[int(np.argmax(np.nan_to_num(reached)))]
+        rescored = [one.scores(one.split.search, list(nodes), told) for one in grounds]
+    known = [
+        Known(
+            {node: scores[text] for text, node in nodes.items()},
+            one.quality,
+            one.sketches.spec["params"],
+        )
+        for scores, one in zip(rescored, evidence, strict=True)
+    ]
+    chosen = choose(finalists, known, OBJECTIVES[settings.objective])
+    text = format_node(chosen.node)
     with stages(JUDGING) as told:
-        unseen = rescore(benchmark.subset(split.test).specs, [text], progress=told)
-    chosen = finalists[text]
-    assert chosen.fitness is not None  # the hall of fame holds what was evaluated
+        findings = [
+            judge_choice(
+                one.benchmark,
+                one.split,
+                text,
+                searched,
+                one.scores(one.split.test, [text], told)[text],
+            )
+            for one, searched in zip(grounds, chosen.searched, strict=True)
+        ]
     return DeepDiscovery(
-        **vars(judge_choice(benchmark, split, text, searched[text], unseen[text])),
-        settings=settings,
-        evolution=evolution,
-        proxy=chosen.node,
-        sketched=chosen.fitness,
-        seconds=stages.seconds,
+        tuple(findings), settings, evolutions, chosen.members, chosen.node, stages.seconds
     )
+
+
+def _searches(
+    settings: DeepSettings,
+    evidence: Sequence[Evidence],
+    seed: int,
+    folder: Path | None,
+    threads: int,
+    progress: StageProgress | None,
+) -> tuple[Evolution, ...]:
+    """Independent searches, one after the other; each alone depends on its number."""
+    share = -(-settings.evaluations // settings.searches)
+    found: list[Evolution] = []
+    for number in range(settings.searches):
+        engine = engine_of(
+            settings.engine,
+            settings.grammar,
+            int(np.random.SeedSequence((seed, number)).generate_state(1)[0]),
+            tuple(MEMBERS.values()) if settings.catalog else (),
+        )
+
+        def told(done: int, _: int, before: int = number * share) -> None:
+            if progress:
+                progress(before + done, settings.searches * share)
+
+        hall = [one for each in found for one in each.hall]
+        screen = Screen(
+            evidence,
+            objective=settings.objective,
+            rules=settings.rules,
+            race=settings.race,
+            workers=threads,
+        )
+        with closing(screen):
+            found.append(
+                evolve(
+                    engine,
+                    screen,
+                    evaluations=share,
+                    record=Record(folder, number, hall) if folder else None,
+                    progress=told,
+                )
+            )
+    return tuple(found)
+
+
+def _candidate(one: Candidate) -> dict[str, object]:
+    return {"proxy": format_node(one.node), "size": one.node.size, "fitness": one.fitness}

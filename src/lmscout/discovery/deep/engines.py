@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,9 @@ from lmscout.proxies.deep.growing import (
     mutate_subtree,
     seedling,
 )
+from lmscout.proxies.deep.listing import every_score
+
+EXHAUSTIVE = "exhaustive"
 
 _CROSSED, _SUBTREE, _POINT = 0.45, 0.3, 0.15  # shares of offspring; hoisted are the rest
 _FRESH = 0.1  # share of offspring that is grown anew, so that no island runs dry
@@ -35,10 +39,25 @@ class Engine(Protocol):
     """A source of candidates."""
 
     def ask(self, count: int) -> list[Node]:
-        """Trees to judge."""
+        """Trees to judge; fewer where there are no more."""
 
     def tell(self, judged: Sequence[Candidate]) -> None:
         """What became of the trees asked last, in their order."""
+
+
+class ExhaustiveSearch:
+    """Every tree, shortest first: nothing short is missed, and nothing long is reached."""
+
+    def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Node] = ()) -> None:
+        """Begin with given trees, if any; nothing depends on the seed."""
+        self._trees = chain(seeds, every_score(grammar))
+
+    def ask(self, count: int) -> list[Node]:
+        """The next trees."""
+        return list(islice(self._trees, count))
+
+    def tell(self, judged: Sequence[Candidate]) -> None:
+        """Nothing is learnt."""
 
 
 class RandomSearch:
@@ -190,6 +209,7 @@ def _begun(seeds: deque[Node], grammar: Grammar, count: int, rng: Random) -> lis
 
 
 _ENGINES: dict[str, Callable[[Grammar, int, Sequence[Node]], Engine]] = {
+    EXHAUSTIVE: ExhaustiveSearch,
     "random": RandomSearch,
     "regularized": RegularizedEvolution,
     "genetic": GeneticProgramming,

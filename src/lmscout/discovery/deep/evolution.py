@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from lmscout.discovery.deep.candidates import Candidate, fittest
 from lmscout.discovery.deep.engines import Engine
-from lmscout.discovery.deep.record import Record
+from lmscout.discovery.deep.record import HALL, Record
 from lmscout.discovery.deep.screen import Screen
 
 BATCH = 200  # candidates asked for at a time
-HALL = 50  # candidates of the hall of fame
 _PATIENCE = 50  # candidates asked for each evaluation that is wanted, at most
 
 Progress = Callable[[int, int], None]
@@ -79,8 +78,8 @@ def evolve(
         engine.ask(BATCH)  # so that its chance goes on from where it was
         screen.recall(judged)
         learn(judged)
-    while going_on():
-        judged = screen.judge(engine.ask(BATCH))
+    while going_on() and (trees := engine.ask(BATCH)):
+        judged = screen.judge(trees)
         if record:
             record.add(number, judged)
             record.show(fittest([*hall, *judged], HALL))

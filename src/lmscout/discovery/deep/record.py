@@ -1,4 +1,4 @@
-"""The record of a search: every candidate as Parquet, batch by batch, and the hall of fame.
+"""The record of searches: every candidate as Parquet, batch by batch, and the hall of fame.
 
 A search is deterministic given what it was told, so the record is its checkpoint: told again,
 engine and screen are where they were.
@@ -16,10 +16,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmscout.discovery.deep.candidates import Candidate
+from lmscout.discovery.deep.candidates import Candidate, fittest
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import format_node, parse
 
+HALL = 50  # candidates of the hall of fame
 EVALUATIONS, HALL_OF_FAME = "evaluations", "hall_of_fame.csv"
 _SCHEMA = pa.schema(
     [
@@ -33,15 +34,20 @@ _SCHEMA = pa.schema(
 
 
 class Record:
-    """A folder of batches; a batch is there whole or not at all."""
+    """One search's batches in a folder; a batch is there whole or not at all."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, search: int = 0, others: Sequence[Candidate] = ()) -> None:
         """Open a record, new or begun.
+
+        Args:
+            folder: of all searches.
+            search: the number of this one.
+            others: what the searches before it found, for the hall of fame.
 
         Raises:
             LmscoutError: the folder cannot be written.
         """
-        self._folder = folder
+        self._folder, self._search, self._others = folder, search, others
         try:
             (folder / EVALUATIONS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -84,16 +90,17 @@ class Record:
         _replace(self._path(number), sink.getvalue())
 
     def show(self, best: Sequence[Candidate]) -> None:
-        """Write the hall of fame, fittest first."""
+        """Write the hall of fame of this search and those before it, fittest first."""
+        every = {one.node: one for one in (*self._others, *best)}
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["fitness", "size", "proxy"])
-        for one in best:
+        for one in fittest(every.values(), HALL):
             writer.writerow([f"{one.fitness:.6f}", one.node.size, format_node(one.node)])
         _replace(self._folder / HALL_OF_FAME, text.getvalue().encode())
 
     def _path(self, number: int) -> Path:
-        return self._folder / EVALUATIONS / f"{number:05}.parquet"
+        return self._folder / EVALUATIONS / f"{self._search}-{number:05}.parquet"
 
 
 def _replace(path: Path, content: bytes) -> None:

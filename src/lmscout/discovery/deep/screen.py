@@ -4,6 +4,9 @@ Three sieves, each finer and dearer than the one before (LPZero's rule-based pru
 arXiv 2410.04808, and a race): rules that look at the tree alone; rules that look at its values
 on a few probe architectures, without their quality; and a race, in which the probe
 architectures' quality makes it unlikely that a candidate enters the front.
+
+Several benchmarks may be searched on at once: a candidate is then worth what it is worth on the
+one that it ranks worst.
 """
 
 from __future__ import annotations
@@ -17,17 +20,22 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 
-from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate, Values, front, to_beat
+from lmscout.discovery.deep.candidates import (
+    OBJECTIVES,
+    Candidate,
+    Values,
+    agreed,
+    front,
+    to_beat,
+)
+from lmscout.discovery.deep.evidence import Evidence
 from lmscout.proxies.deep import SPEC_LEAVES, Node
 from lmscout.proxies.deep.growing import canonical
 from lmscout.proxies.deep.rules import RULES, first_broken
 from lmscout.ranking import midranks
 from lmscout.statistics.deep_values import DeepEvaluator
-from lmscout.statistics.sketches import Sketches
 
-PROBE = 24  # architectures on which values are looked at before all are computed
 _ROOM = 1.64  # standard errors of Fisher's z by which a racing candidate may yet rise
 _BLIND = 1e-6  # relative change with other data below which nothing of it was read
 
@@ -37,35 +45,13 @@ VALUE_RULES: Mapping[str, str] = MappingProxyType(
     {
         SEEN: "the same tree, up to the order of what commutes",
         UNDEFINED: "an architecture has no finite score",
-        CONSTANT: "all probe architectures have one score",
+        CONSTANT: "all probe architectures of a benchmark have one score",
         DUPLICATE: "it orders the probe architectures as one before it does, or in reverse",
         BLIND: "it reads data, and other data leave its scores as they are",
         RACE: "on the probe architectures it is too far behind the front for its size",
     }
 )
 NAMES = (*(rule.name for rule in RULES), *VALUE_RULES)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What candidates are judged by: the search split and nothing else.
-
-    Attributes:
-        sketches: of the search architectures.
-        quality: [n], higher is better.
-        probe: rows of the architectures on which values are looked at first.
-        other_data: of these, read with another batch.
-    """
-
-    sketches: Sketches
-    quality: Values
-    probe: npt.NDArray[np.int64]
-    other_data: Sketches
-
-
-def probe_rows(n: int, seed: int) -> npt.NDArray[np.int64]:
-    """Which of n search architectures are the probe: `PROBE` of them, or all."""
-    return np.sort(np.random.default_rng(seed).permutation(n)[:PROBE])
 
 
 class Screen:
@@ -79,7 +65,7 @@ class Screen:
 
     def __init__(
         self,
-        evidence: Evidence,
+        evidence: Sequence[Evidence],
         *,
         objective: str = "spearman",
         rules: bool = True,
@@ -89,24 +75,20 @@ class Screen:
         """Begin with nothing seen.
 
         Args:
-            evidence: of the search split.
+            evidence: of the search split of each benchmark.
             objective: one of `OBJECTIVES`.
             rules: whether rules discard; a score that is not finite always does.
             race: whether the race discards.
             workers: candidates evaluated at once; the results do not depend on it.
         """
-        probe = evidence.probe
         self.evaluations = 0
         self.discarded: Counter[str] = Counter()
         self.best: list[Candidate] = []
-        self._rules, self._race = rules, race and len(probe) < len(evidence.quality)
-        self._fitness = OBJECTIVES[objective]
-        self._quality, self._probe = evidence.quality, probe
-        self._params = evidence.sketches.spec["params"]
+        self._rules = rules
+        self._race = race and any(len(one.probe) < len(one.quality) for one in evidence)
+        self._coefficient = OBJECTIVES[objective]
         self._pool = ThreadPoolExecutor(workers)
-        self._everything = DeepEvaluator(evidence.sketches)
-        self._on_probe = DeepEvaluator(evidence.sketches.subset(probe))
-        self._other_data = DeepEvaluator(evidence.other_data)
+        self._benches = [_Bench.of(one) for one in evidence]
         self._trees: set[Node] = set()
         self._orders: set[int] = set()
 
@@ -133,9 +115,12 @@ class Screen:
             else:
                 racing[place] = (node, order)
                 self._orders.add(order)
-        every = self._pool.map(self._everything.scores, [node for node, _ in racing.values()])
-        for (place, (node, order)), scores in zip(racing.items(), every, strict=True):
-            fell[place] = self._evaluated(node, order, scores)
+        reached = self._pool.map(self._fitness, [node for node, _ in racing.values()])
+        for (place, (node, order)), fitness in zip(racing.items(), reached, strict=True):
+            defined = math.isfinite(fitness)
+            fell[place] = Candidate(
+                node, fitness if defined else None, "" if defined else UNDEFINED, order
+            )
         judged = [fell[place] for place in range(len(nodes))]
         self._count(judged)
         return judged
@@ -159,37 +144,74 @@ class Screen:
         self.evaluations += sum(one.fitness is not None for one in judged)
         self.best = front([*self.best, *judged])
 
-    def _probed(self, node: Node) -> tuple[str, int, Values]:
+    def _probed(self, node: Node) -> tuple[str, int, list[Values]]:
         """A rule that a tree falls to by its values, the order that it makes, and the values."""
-        values = self._on_probe.scores(node)
-        if not np.isfinite(values).all():
-            return UNDEFINED, 0, values
+        probed = [bench.on_probe.scores(node) for bench in self._benches]
+        if not all(np.isfinite(values).all() for values in probed):
+            return UNDEFINED, 0, probed
         if not self._rules:
-            return "", 0, values
-        if np.ptp(values) <= _BLIND * np.abs(values).max():
-            return CONSTANT, 0, values
-        if _reads_data(node):
-            others = self._other_data.scores(node)
-            if np.allclose(others, values, rtol=_BLIND, atol=0.0, equal_nan=True):
-                return BLIND, 0, values
-        return "", _fingerprint(values), values
+            return "", 0, probed
+        if any(np.ptp(values) <= _BLIND * np.abs(values).max() for values in probed):
+            return CONSTANT, 0, probed
+        if _reads_data(node) and all(
+            np.allclose(
+                bench.other_data.scores(node), values, rtol=_BLIND, atol=0.0, equal_nan=True
+            )
+            for bench, values in zip(self._benches, probed, strict=True)
+        ):
+            return BLIND, 0, probed
+        return "", _fingerprint(probed), probed
 
-    def _outdone(self, node: Node, order: int, values: Values) -> str:
+    def _outdone(self, node: Node, order: int, probed: Sequence[Values]) -> str:
         """A rule that a tree falls to beside those before it."""
         if self._rules and order in self._orders:
             return DUPLICATE
         if not self._race:
             return ""
-        rows = self._probe
-        reached = abs(self._fitness(values, self._quality[rows], self._params[rows]))
-        behind = _z(to_beat(self.best, node.size)) - _z(reached)
-        return RACE if not behind <= _ROOM / math.sqrt(len(rows) - 3) else ""
+        highest = agreed(  # what it may yet rise to
+            [
+                _z(self._coefficient(values, bench.probe_quality, bench.probe_params))
+                for bench, values in zip(self._benches, probed, strict=True)
+            ],
+            [_ROOM / math.sqrt(len(values) - 3) for values in probed],
+        )
+        return "" if highest >= _z(to_beat(self.best, node.size)) else RACE
 
-    def _evaluated(self, node: Node, order: int, scores: Values) -> Candidate:
-        fitness = abs(self._fitness(scores, self._quality, self._params))
-        if not math.isfinite(fitness):
-            return Candidate(node, None, UNDEFINED, order)
-        return Candidate(node, fitness, "", order)
+    def _fitness(self, node: Node) -> float:
+        """What a tree is worth on the benchmark that it ranks worst; NaN if undefined there."""
+        worst = agreed(
+            [
+                self._coefficient(bench.everything.scores(node), bench.quality, bench.params)
+                for bench in self._benches
+            ]
+        )
+        return float(np.maximum(worst, 0.0))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A benchmark's evidence, arranged for computing."""
+
+    everything: DeepEvaluator
+    on_probe: DeepEvaluator
+    other_data: DeepEvaluator
+    quality: Values
+    params: Values
+    probe_quality: Values
+    probe_params: Values
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> _Bench:
+        probe, params = evidence.probe, evidence.sketches.spec["params"]
+        return cls(
+            DeepEvaluator(evidence.sketches),
+            DeepEvaluator(evidence.sketches.subset(probe)),
+            DeepEvaluator(evidence.other_data),
+            evidence.quality,
+            params,
+            evidence.quality[probe],
+            params[probe],
+        )
 
 
 def _reads_data(node: Node) -> bool:
@@ -197,14 +219,15 @@ def _reads_data(node: Node) -> bool:
     return not node.leaves <= {*weights, *SPEC_LEAVES}
 
 
-def _fingerprint(values: Values) -> int:
+def _fingerprint(probed: Sequence[Values]) -> int:
     """A number that values of one order share, rising or falling; never 0."""
-    ranks = midranks(values)
-    ends = sorted((ranks.tobytes(), (len(ranks) - 1 - ranks).tobytes()))
+    ranks = [midranks(values) for values in probed]
+    falling = [len(one) - 1 - one for one in ranks]
+    ends = sorted(np.concatenate(one).tobytes() for one in (ranks, falling))
     digest = hashlib.blake2b(ends[0], digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1 | 1
 
 
 def _z(correlation: float) -> float:
     """Fisher's transformation, of which a correlation's error is nearly constant."""
-    return math.atanh(min(correlation, 0.999999))
+    return math.atanh(max(-0.999999, min(correlation, 0.999999)))

@@ -19,10 +19,13 @@ from lmscout.proxies.deep.words import (
     BLOCK,
     COMMUTATIVE,
     ELEMENTWISE,
+    REDUCTIONS,
     SCORE,
     SPEC_LEAVES,
     STACKS,
     TENSOR,
+    TENSOR_JOINS,
+    TENSOR_UNARY,
     WORDS,
 )
 
@@ -32,10 +35,6 @@ _TRIES = 20  # draws of a change before it is given up: what does not fit is dra
 _LEAST = {TENSOR: 1, BLOCK: 2, SCORE: 3}  # words of the smallest tree of a type
 _JOINS = 0.35  # how often a tree branches where it could
 _BARE = 0.3  # how often a block value or a score is not worked on any further
-
-_UNARY = tuple(word.name for word in WORDS if word.takes == (TENSOR,) and word.gives == TENSOR)
-_JOINED = tuple(word.name for word in WORDS if word.takes == (TENSOR, TENSOR))
-_REDUCTIONS = ("average", "total")
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,9 @@ def _tensor(stack: str, size: int, rng: Random) -> Node:
     if size >= 3 and rng.random() < _JOINS:
         left = int(rng.integers(1, size - 1))
         operands = (_tensor(stack, left, rng), _tensor(stack, size - 1 - left, rng))
-        return Node(_any(_JOINED, rng), operands)
+        return Node(_any(TENSOR_JOINS, rng), operands)
     if size >= 2:
-        return Node(_any(_UNARY, rng), (_tensor(stack, size - 1, rng),))
+        return Node(_any(TENSOR_UNARY, rng), (_tensor(stack, size - 1, rng),))
     return Node(_any(STACKS[stack], rng))
 
 
@@ -169,7 +168,7 @@ def _block(grammar: Grammar, size: int, rng: Random) -> Node:
     if size >= 3 and rng.random() > 1 - _BARE / 2:
         return Node(_any(ELEMENTWISE, rng), (_block(grammar, size - 1, rng),))
     tensor = _tensor(_any(grammar.stacks, rng), size - 1, rng)
-    return Node(_any(_REDUCTIONS, rng), (tensor,))
+    return Node(_any(REDUCTIONS, rng), (tensor,))
 
 
 def _score(grammar: Grammar, size: int, rng: Random) -> Node:

@@ -113,3 +113,7 @@ WORDS: tuple[Word, ...] = (
     ),
     *(Word(name, (BLOCK,), SCORE, f"{name} over the blocks that exist") for name in AGGREGATES),
 )
+
+TENSOR_UNARY = tuple(one.name for one in WORDS if (one.takes, one.gives) == ((TENSOR,), TENSOR))
+TENSOR_JOINS = tuple(TENSOR_ARITHMETIC)
+REDUCTIONS = ("average", "total")

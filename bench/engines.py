@@ -1,0 +1,224 @@
+"""Which engine searches the deep space best, and what the rules and the race save.
+
+    python bench/engines.py [--benchmarks pico lts:random_GPT2_wt103] [--seeds 10]
+        [--evaluations 1000] [--workers 2] [--folder DIR] [--json FILE]
+
+Sketches of whole benchmarks are collected (into DIR, where a second call finds them).  For every
+seed, search splits of 40 (FlexiBERT: 100) architectures.  Two tables:
+
+engines, each with the same number of full evaluations: the fittest's fitness on the search
+split, the front's hypervolume (fitness against size), the fittest's ρ on the test split (on
+sketches), and in how many seeds the genetic engine is ahead, with Wilcoxon's signed-rank p.
+
+sieves: the genetic engine with rules, race, both and neither switched off, until its front's
+hypervolume is that of the search with both; how many full evaluations that took, as a multiple.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+import torch
+from pymoo.indicators.hv import HV
+
+from lmscout.benchmarks import Benchmark, load
+from lmscout.discovery.deep.candidates import Candidate
+from lmscout.discovery.deep.discovery import DeepSettings
+from lmscout.discovery.deep.engines import ENGINES, engine_of
+from lmscout.discovery.deep.evolution import evolve
+from lmscout.discovery.deep.screen import Evidence, Screen, probe_rows
+from lmscout.discovery.discover import cache_name
+from lmscout.discovery.splits import split_benchmark
+from lmscout.proxies.deep.members import MEMBERS
+from lmscout.ranking import spearman
+from lmscout.statistics import Batch, Workers
+from lmscout.statistics.deep_values import DeepEvaluator
+from lmscout.statistics.sketches import Sketches, collect_sketches
+
+SIEVES = {"both": (True, True), "no race": (True, False), "no rules": (False, True)}
+SIEVES |= {"neither": (False, False)}
+LONGEST = 10  # times as many evaluations as the search with both sieves, at most
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search to run."""
+
+    benchmark: str
+    seed: int
+    label: str
+    settings: DeepSettings
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one search: after every batch its evaluations and its front's hypervolume."""
+
+    job: Job
+    evaluations: tuple[int, ...]
+    volume: tuple[float, ...]
+    fitness: float
+    test: float
+    asked: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--benchmarks", nargs="+", default=["pico", "lts:random_GPT2_wt103"])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--evaluations", type=int, default=1_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        for name in arguments.benchmarks:
+            evidence_of(name, folder, arguments.workers)
+        jobs = [
+            Job(name, seed, label, settings, folder)
+            for name in arguments.benchmarks
+            for label, settings in searches(arguments.evaluations).items()
+            for seed in range(arguments.seeds)
+        ]
+        with ProcessPoolExecutor(arguments.workers) as pool:
+            outcomes = list(pool.map(searched, jobs))
+    rows = [row for name in arguments.benchmarks for row in engine_table(name, outcomes)]
+    rows += [row for name in arguments.benchmarks for row in sieve_table(name, outcomes)]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def searches(evaluations: int) -> dict[str, DeepSettings]:
+    """What is run, by label."""
+    plain = DeepSettings(evaluations=evaluations)
+    engines = {engine: replace(plain, engine=engine) for engine in ENGINES}
+    sieves = {
+        label: replace(plain, rules=rules, race=race, evaluations=LONGEST * evaluations)
+        for label, (rules, race) in SIEVES.items()
+        if label != "both"
+    }
+    return engines | sieves
+
+
+@cache
+def evidence_of(name: str, folder: Path, workers: int = 1) -> tuple[Benchmark, Sketches, Sketches]:
+    """A benchmark, its sketches, and those with other data."""
+    torch.set_num_threads(1)
+    benchmark = load(name)
+    sketches, others = (
+        collect_sketches(
+            benchmark.specs,
+            name=cache_name(name),
+            folder=folder,
+            batch=batch,
+            workers=Workers(workers),
+        )
+        for batch in (Batch(), Batch(seed=Batch().seed + 1))
+    )
+    return benchmark, sketches, others
+
+
+def searched(job: Job) -> Outcome:
+    benchmark, sketches, others = evidence_of(job.benchmark, job.folder)
+    size = 100 if job.benchmark == "flexibert" else 40
+    split = split_benchmark(benchmark.specs, search=size, seed=job.seed)
+    known, probe = split.search, probe_rows(size, job.seed)
+    evidence = Evidence(
+        sketches.subset(known), benchmark.quality[known], probe, others.subset(known[probe])
+    )
+    settings = job.settings
+    engine = engine_of(settings.engine, settings.grammar, job.seed, tuple(MEMBERS.values()))
+    reached: list[tuple[int, float]] = []
+    with closing(
+        Screen(evidence, objective=settings.objective, rules=settings.rules, race=settings.race)
+    ) as screen:
+        found = evolve(
+            engine,
+            screen,
+            evaluations=settings.evaluations,
+            progress=lambda *_: reached.append(
+                (screen.evaluations, volume(screen.best, settings.largest))
+            ),
+        )
+    scores = DeepEvaluator(sketches.subset(split.test)).scores(found.hall[0].node)
+    return Outcome(
+        job,
+        *(tuple(column) for column in zip(*reached, strict=True)),
+        fitness=found.hall[0].fitness or 0.0,
+        test=abs(spearman(scores, benchmark.quality[split.test])),
+        asked=found.asked,
+    )
+
+
+def volume(front: Iterable[Candidate], largest: int) -> float:
+    """Hypervolume of a front: fitness times the share of sizes at which it is reached."""
+    points = np.array([[-(one.fitness or 0.0), one.node.size / (largest + 1)] for one in front])
+    return float(HV(ref_point=np.array([0.0, 1.0]))(points)) if len(points) else 0.0
+
+
+def of(name: str, label: str, outcomes: list[Outcome]) -> list[Outcome]:
+    return [one for one in outcomes if (one.job.benchmark, one.job.label) == (name, label)]
+
+
+def engine_table(name: str, outcomes: list[Outcome]) -> list[dict[str, object]]:
+    print(f"\n{name}: engines")
+    best = of(name, "genetic", outcomes)
+    rows: list[dict[str, object]] = []
+    for engine in ENGINES:
+        own = of(name, engine, outcomes)
+        row: dict[str, object] = {"benchmark": name, "engine": engine}
+        said = []
+        for figure, get in (
+            ("fitness", lambda one: one.fitness),
+            ("volume", lambda one: one.volume[-1]),
+            ("test", lambda one: one.test),
+        ):
+            values, ours = np.array(list(map(get, own))), np.array(list(map(get, best)))
+            row[figure] = values.tolist()
+            said.append(f"{figure} {np.median(values):.4f}")
+            if engine != "genetic":
+                p = scipy.stats.wilcoxon(ours, values, alternative="greater").pvalue
+                said[-1] += f" (behind in {np.sum(values < ours)} of {len(ours)}, p {p:.4f})"
+        print(f"  {engine:12}", "  ".join(said))
+        rows.append(row)
+    return rows
+
+
+def sieve_table(name: str, outcomes: list[Outcome]) -> list[dict[str, object]]:
+    print(f"\n{name}: sieves")
+    reference = {one.job.seed: one for one in of(name, "genetic", outcomes)}
+    rows: list[dict[str, object]] = []
+    for label in SIEVES:
+        own = of(name, "genetic" if label == "both" else label, outcomes)
+        times, never = [], 0
+        for one in own:
+            with_both = reference[one.job.seed]
+            enough = np.flatnonzero(np.array(one.volume) >= with_both.volume[-1] - 1e-12)
+            never += not len(enough)
+            needed = one.evaluations[enough[0] if len(enough) else -1]
+            first = int(np.flatnonzero(np.array(with_both.volume) >= with_both.volume[-1])[0])
+            times.append(needed / with_both.evaluations[first])
+        print(
+            f"  {label:9} {np.median(times):5.1f} times the evaluations (quartiles "
+            f"{np.quantile(times, 0.25):.1f} to {np.quantile(times, 0.75):.1f}; not reached in "
+            f"{never} of {len(own)}); asked for each evaluation "
+            f"{np.median([one.asked / one.evaluations[-1] for one in own]):.1f}"
+        )
+        rows.append({"benchmark": name, "sieve": label, "times": times, "not_reached": never})
+    return rows
+
+
+if __name__ == "__main__":
+    main()
