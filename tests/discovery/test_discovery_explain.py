@@ -1,12 +1,12 @@
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
 import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery import explain as explaining
-from lmscout.discovery.explain import explain
+from lmscout.discovery import explain
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import format_node
 from lmscout.proxies.deep.latex import to_latex
@@ -64,7 +64,7 @@ def test_no_dead_branch_is_found_where_there_is_none(explained):
 
 
 def test_larger_trees_are_cut_on_sketches_and_what_is_left_is_scored_in_full(cache, monkeypatch):
-    monkeypatch.setattr(explaining, "FULL_WORDS", 0)
+    monkeypatch.setattr(import_module("lmscout.discovery.explain"), "FULL_WORDS", 0)
     text = "sum(total(square(head)) + average(softmax(act)) * average(mean(logsoftmax(std(act)))))"
     told = explain(BENCHMARK, text, seed=0, cache=cache, batch=BATCH, workers=Workers(1))
     found = told.dead_branches

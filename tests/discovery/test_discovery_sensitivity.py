@@ -44,6 +44,13 @@ def test_why_there_are_no_inputs():
     assert "configuration" in why_no_inputs(resolve("depth * width"), parse("depth * width"))
 
 
+def test_a_proxy_without_room_for_ones_says_so():
+    large = parse(" + ".join(["sum(total(act))"] * 17))
+    assert silenced(large) == {}
+    assert why_no_inputs(large, large) == "it has 67 words, more than 64"
+    assert set(silenced(parse(" + ".join(["sum(total(act))"] * 16)))) == {"act"}
+
+
 def test_json():
     one = Change(0.5, float("nan"))
     told = Sensitivity(one, one, {"act": one}, "").to_json()

@@ -11,7 +11,7 @@ from lmscout.cli import console
 from lmscout.cli.options import BackendOption, BenchmarkArgument, JsonOption, WorkersOption
 
 if TYPE_CHECKING:
-    from lmscout.discovery.explain import Explanation
+    from lmscout.discovery import Explanation
     from lmscout.discovery.sensitivity import Change
 
 
@@ -25,7 +25,9 @@ def explain(
         ),
     ],
     benchmark: BenchmarkArgument,
-    seed: Annotated[int, typer.Option(help="Of the models' weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the models' weights, and of the half that chooses a formula.")
+    ] = 0,
     latex: Annotated[bool, typer.Option("--latex", help="Print the proxy in LaTeX.")] = False,
     torch: Annotated[
         bool, typer.Option("--torch", help="Print a module that computes it with PyTorch alone.")
@@ -43,7 +45,7 @@ def explain(
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout.benchmarks import load
     from lmscout.benchmarks.locate import cache_directory
-    from lmscout.discovery.explain import explain as run
+    from lmscout.discovery import explain as run
     from lmscout.proxies import resolve
     from lmscout.statistics import Workers
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from lmscout.discovery.assessment import number_json
 from lmscout.proxies import Entry, Proxy
 from lmscout.proxies.deep import SPEC_LEAVES, Node
+from lmscout.proxies.deep.nodes import LARGEST
 from lmscout.ranking import spearman
 
 Scores = npt.NDArray[np.float64]
@@ -71,8 +72,11 @@ def change(scores: Scores, own: Scores, quality: Scores) -> Change:
 def silenced(node: Node) -> dict[str, Node]:
     """For each tensor leaf of a tree the tree with ones in that leaf's place.
 
-    Ones of a tensor's shape are exp(x - x), so that they need no word of their own.
+    Ones of a tensor's shape are exp(x - x), so that they need no word of their own.  A tree that
+    may not have room for these, of more than a quarter of the largest, has none.
     """
+    if 4 * node.size > LARGEST:
+        return {}
     leaves = sorted(node.leaves - set(SPEC_LEAVES))
     return {leaf: _with_ones(node, leaf) for leaf in leaves}
 
@@ -86,6 +90,8 @@ def _with_ones(node: Node, leaf: str) -> Node:
 def why_no_inputs(proxy: Entry | Proxy | Node, tree: Node | None) -> str:
     """Why inputs cannot be replaced by ones; "" where they can be."""
     if tree is not None:
-        return "" if tree.leaves - set(SPEC_LEAVES) else "it reads the configuration alone"
+        if not tree.leaves - set(SPEC_LEAVES):
+            return "it reads the configuration alone"
+        return "" if silenced(tree) else f"it has {tree.size} words, more than {LARGEST // 4}"
     assert isinstance(proxy, Entry)  # every expression is a tree
     return "" if proxy.reads else "it runs the model itself"
