@@ -157,7 +157,8 @@ _DEEP = """\
 `lmscout discover BENCHMARK --space deep` searches formulas that join whole tensors before anything
 is reduced, such as `sum(total(abs(mul(weight, grad)))) / params`. They have three types. A *tensor*
 belongs to a stack, whose tensors have one shape, place by place; a *block value* is one number a
-block; a *score* is one number an architecture. `lmscout rank` takes deep formulas as well."""
+block; a *score* is one number an architecture. `lmscout rank` takes deep formulas as well, and
+`lmscout explain` gives each in LaTeX and as a module that needs PyTorch alone."""
 
 _DEEP_WORDS = """\
 `depth`, `width` and `params` are scores (`--no-spec-leaves` does without them). The unary

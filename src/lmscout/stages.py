@@ -14,7 +14,7 @@ class Stages:
     """``with stages("reading") as told: ...`` times a stage; ``told(done, total)`` tells of it.
 
     Attributes:
-        seconds: of every stage that has ended.
+        seconds: of every stage that has ended; of one that was entered again, in all.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
@@ -28,4 +28,5 @@ class Stages:
         start = time.perf_counter()
         tell = self._progress
         yield None if tell is None else lambda done, total: tell(name, done, total)
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = round(spent, 3)

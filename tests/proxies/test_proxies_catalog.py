@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ from tiny_transformer import TinyTransformer, batch, read
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies.catalog import CATALOG, CATALOG_ENTRY, Entry, resolve
+from lmscout.proxies.deep import format_node
+from lmscout.proxies.deep import parse as parse_deep
 from lmscout.proxies.expression import evaluate
 from lmscout.proxies.handmade import snip
 from lmscout.proxies.operators import reduce
@@ -49,6 +52,32 @@ def test_the_champions_are_expressions():
     )
 
 
+def test_what_a_function_reads_is_what_changes_its_score():
+    reading = read(TinyTransformer(), batch())
+    random = torch.Generator().manual_seed(1)
+
+    def others(blocks):
+        return tuple(
+            tuple(torch.rand(one.shape, generator=random) - 0.4 for one in block)
+            for block in blocks
+        )
+
+    for entry in CATALOG:
+        if entry.function is None or entry.name in ("grasp", "synflow", "logsynflow"):
+            assert entry.reads == ()
+            continue
+        own = entry.function(reading)
+        assert entry.function(replace(reading, model=None)) == own
+        changed = {
+            name: replace(reading, inputs={**reading.inputs, name: others(blocks)})
+            for name, blocks in reading.inputs.items()
+        }
+        changed["act_grad"] = replace(reading, act_grad=others(reading.act_grad))
+        assert set(entry.reads) == {
+            name for name, one in changed.items() if entry.function(one) != own
+        }, entry.name
+
+
 def test_half_of_the_flexibert_champion_is_a_constant():
     branch = CATALOG_ENTRY["lpzero-flexibert"].proxy.body.right
     for seed in range(3):
@@ -88,6 +117,19 @@ def test_an_expression_resolves_to_its_proxy():
     assert resolve("sum( abs(weight) )") == parse("sum(abs(weight))")
     with pytest.raises(LmscoutError, match="column 5: found 'ab', expected an operation"):
         resolve("sum(ab(weight))")
+
+
+@pytest.mark.parametrize("text", ["params", " depth ", "params / depth", "width*(depth + params)"])
+def test_what_begins_with_the_configuration_is_an_expression(text):
+    assert resolve(text) == parse_deep(text)
+    assert resolve(format_node(resolve(text))) == resolve(text)
+
+
+def test_an_expression_of_the_configuration_that_goes_wrong_is_told_by_its_column():
+    with pytest.raises(LmscoutError, match="column 10: found the end"):
+        resolve("params / ")
+    with pytest.raises(LmscoutError, match="unknown proxy 'depths'"):
+        resolve("depths")
 
 
 @pytest.mark.parametrize(

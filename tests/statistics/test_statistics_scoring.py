@@ -19,6 +19,7 @@ from lmscout.statistics import (
     score,
     score_proxies,
 )
+from lmscout.statistics.scoring import with_ones
 
 BATCH = Batch(size=4, length=6)
 SETTINGS = {"name": "tiny", "batch": BATCH, "workers": Workers(1)}
@@ -214,3 +215,30 @@ def test_a_deep_proxy_is_scored_by_its_text(tmp_path):
     text = "sum(total(abs(mul(weight, grad)))) / params"
     scores = score_proxies([gpt2()], ["snip", text], folder=tmp_path, **SETTINGS)
     assert scores[text][0] == pytest.approx(scores["snip"][0] / gpt2().parameters())
+
+
+@every_kind
+def test_ones_take_the_place_of_one_input_alone(kind):
+    spec, model, tokens = built(kind)
+    reading = full_reading(model, tokens, spec.parameters())
+    for name in (*reading.inputs, "act_grad"):
+        changed = with_ones(reading, name)
+        before = {**reading.inputs, "act_grad": reading.act_grad}
+        after = {**changed.inputs, "act_grad": changed.act_grad}
+        assert list(changed.inputs) == list(reading.inputs)
+        for other, blocks in before.items():
+            for block, now in zip(blocks, after[other], strict=True):
+                for one, two in zip(block, now, strict=True):
+                    assert torch.equal(two, torch.ones_like(one) if other == name else one)
+
+
+def test_scores_with_ones_are_kept_apart(tmp_path):
+    specs = [gpt2()]
+    plain = score_proxies(specs, ["fisher"], folder=tmp_path, **SETTINGS)["fisher"]
+    ones = score_proxies(specs, ["fisher"], folder=tmp_path, ones="act", **SETTINGS)["fisher"]
+    assert len(list(tmp_path.iterdir())) == 2
+    reading = full_reading(specs[0].build(0), BATCH.tokens(specs[0]), specs[0].parameters())
+    assert ones[0] == score(CATALOG_ENTRY["fisher"], with_ones(reading, "act"), specs[0])
+    assert ones[0] != plain[0]
+    again = score_proxies(specs, ["fisher"], folder=tmp_path, **SETTINGS)["fisher"]
+    assert again[0] == plain[0]

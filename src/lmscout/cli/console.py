@@ -91,8 +91,8 @@ def write_result(target: str | None, result: Mapping[str, object]) -> None:
 def assessment_cells(one: Assessment) -> list[str]:
     """Cells of a table row: ρ, its interval, τ, its interval, in cell, given size, top tenth."""
     cells = agreement_cells(one.agreement)
-    cells += [_number(one.within_cell), _number(one.given_params)]
-    cells.append(_number(one.recall_top_tenth, 2))
+    cells += [number(one.within_cell), number(one.given_params)]
+    cells.append(number(one.recall_top_tenth, 2))
     return cells
 
 
@@ -100,7 +100,7 @@ def agreement_cells(one: Agreement) -> list[str]:
     """Cells of a table row: ρ, its interval, τ, its interval."""
     cells = []
     for interval in (one.spearman, one.kendall):
-        cells += [_number(interval.value), f"{_number(interval.low)} … {_number(interval.high)}"]
+        cells += [number(interval.value), f"{number(interval.low)} … {number(interval.high)}"]
     return cells
 
 
@@ -112,5 +112,6 @@ def difference(ahead: Interval) -> str:
     return f": {ahead.value:+.3f} (95 % {ahead.low:+.3f} to {ahead.high:+.3f}){chance}"
 
 
-def _number(value: float, digits: int = 3) -> str:
+def number(value: float, digits: int = 3) -> str:
+    """A figure for a table; a dash where it is not defined."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"

@@ -12,6 +12,7 @@ from lmscout.cli.bench import app as bench_app
 from lmscout.cli.demo import demo
 from lmscout.cli.discover import discover
 from lmscout.cli.eval import evaluate
+from lmscout.cli.explain import explain
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
 from lmscout.errors import LmscoutError
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(discover)
 app.command()(rank)
+app.command()(explain)
 app.command()(prune)
 app.command("eval")(evaluate)
 app.add_typer(bench_app, name="bench")

@@ -93,7 +93,7 @@ def judge(
     Raises:
         LmscoutError: a proxy is unknown or malformed, or the cache cannot be written.
     """
-    wanted = {_name(one): one for one in map(resolve, proxies or [e.name for e in CATALOG])}
+    wanted = {proxy_name(one): one for one in map(resolve, proxies or [e.name for e in CATALOG])}
     published_chains = set(published().chains)
     collected = {  # what reads nothing but published statistics shares them with `discover`
         name: one
@@ -141,7 +141,8 @@ def judge(
     )
 
 
-def _name(proxy: Entry | Proxy | Node) -> str:
+def proxy_name(proxy: Entry | Proxy | Node) -> str:
+    """A proxy's name in the catalog, or its canonical text; `resolve` gives it back."""
     if isinstance(proxy, Node):
         return format_node(proxy)
     return proxy.name if isinstance(proxy, Entry) else format_proxy(proxy)

@@ -13,7 +13,7 @@ from lmscout.errors import LmscoutError
 from lmscout.proxies import handmade, passes
 from lmscout.proxies.deep.nodes import Node
 from lmscout.proxies.deep.text import parse as parse_deep
-from lmscout.proxies.deep.words import WORDS
+from lmscout.proxies.deep.words import SPEC_LEAVES, WORDS
 from lmscout.proxies.expression import Binary, Branch, Proxy
 from lmscout.proxies.operators import AGGREGATION, INPUT, UNARY_OPERATION
 from lmscout.proxies.reading import Reading
@@ -32,6 +32,8 @@ class Entry:
         proxy: The proxy as an expression, or None.
         function: The proxy as a function, where it is no expression, or None.
         source: Where exactly it was taken from, if not from the paper's text.
+        reads: Of a function that reads tensors alone, and not the model: which ones, "act_grad"
+            among them.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Entry:
     proxy: Proxy | None = None
     function: Callable[[Reading], float] | None = None
     source: str = ""
+    reads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.proxy is None) == (self.function is None):
@@ -65,12 +68,14 @@ CATALOG: tuple[Entry, ...] = (
         _ABDELFATTAH,
         "sum of the Frobenius norms of the linear layers' gradients",
         function=handmade.grad_norm,
+        reads=("grad",),
     ),
     Entry(
         "snip",
         "SNIP: Single-shot Network Pruning based on Connection Sensitivity, arXiv 1810.02340",
         "sum of |w g| over the linear layers",
         function=handmade.snip,
+        reads=("weight", "grad"),
     ),
     Entry(
         "grasp",
@@ -83,6 +88,7 @@ CATALOG: tuple[Entry, ...] = (
         "Faster gaze prediction with dense networks and Fisher pruning, arXiv 1801.05787",
         "sum over samples and channels of (sum over positions of act times its gradient)^2",
         function=handmade.fisher,
+        reads=("act", "act_grad"),
         source=f"as a proxy in {_ABDELFATTAH}",
     ),
     Entry(
@@ -103,6 +109,7 @@ CATALOG: tuple[Entry, ...] = (
         "Neural Architecture Search without Training, arXiv 2006.04647v1",
         "-sum of ln(v + 1e-5) + 1 / (v + 1e-5), v eigenvalues of the samples' correlations",
         function=handmade.jacobian_covariance,
+        reads=("jacob",),
         source=f"on transformers in {_SERIANNI}",
     ),
     Entry(
@@ -110,18 +117,21 @@ CATALOG: tuple[Entry, ...] = (
         _DSS,
         "sum of nuclear norm of w times nuclear norm of g over the mixers' linear layers",
         function=handmade.synaptic_diversity,
+        reads=("weight", "grad"),
     ),
     Entry(
         "synaptic-saliency",
         _DSS,
         "sum of |w g| over the MLPs' linear layers",
         function=handmade.synaptic_saliency,
+        reads=("weight", "grad"),
     ),
     Entry(
         "activation-distance",
         _SERIANNI,
         "sum over pairs of positions of the agreements of their binary activation codes",
         function=handmade.activation_distance,
+        reads=("act",),
         source="codes of Neural Architecture Search without Training, arXiv 2006.04647",
     ),
     Entry(
@@ -129,6 +139,7 @@ CATALOG: tuple[Entry, ...] = (
         "Are Sixteen Heads Really Better than One?, arXiv 1905.10650",
         "sum of |w g| over the mixers' linear layers",
         function=handmade.head_importance,
+        reads=("weight", "grad"),
         source=f"in the form of {_SERIANNI}",
     ),
     Entry(
@@ -136,6 +147,7 @@ CATALOG: tuple[Entry, ...] = (
         _SERIANNI,
         "sum over blocks of the mean of the head tensors' maxima over positions",
         function=handmade.attention_confidence,
+        reads=("head",),
     ),
     Entry(
         "softmax-confidence",
@@ -143,6 +155,7 @@ CATALOG: tuple[Entry, ...] = (
         "Can Be Pruned, arXiv 1905.09418",
         "sum over blocks of the mean of the largest attention weight over the keys",
         function=handmade.softmax_confidence,
+        reads=("softmax",),
         source=f"as a proxy in {_SERIANNI}, whose code takes the maximum over the heads instead",
     ),
     # The log of a 1000-iteration search on FlexiBERT, kept as a comment beside the genotype
@@ -186,14 +199,17 @@ CATALOG: tuple[Entry, ...] = (
 # Words and signs that tell a deep proxy from a published one, for the error that helps.
 _DEEP_ALONE = {word.name for word in WORDS} - {*INPUT, *UNARY_OPERATION, *AGGREGATION, *"+-*"}
 _DEEP_ALONE |= {"/", ","}
+_CONFIGURATION = re.compile(rf"\s*({'|'.join(SPEC_LEAVES)})\s*([-+*/]|$)")
 
 CATALOG_ENTRY: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in CATALOG})
 
 
 def resolve(text: str) -> Entry | Proxy | Node:
-    """The catalog entry of a name, or the proxy of an expression (text with a parenthesis).
+    """The catalog entry of a name, or the proxy of an expression.
 
-    An expression is of the published form if it can be, else of the deep space.
+    An expression is text with a parenthesis, or one that begins with a leaf that reads the
+    configuration, such as `params / depth`.  It is of the published form if it can be, else of
+    the deep space.
 
     Raises:
         LmscoutError: There is no such entry, or the expression is malformed.
@@ -204,6 +220,8 @@ def resolve(text: str) -> Entry | Proxy | Node:
         except LmscoutError:
             if not set(re.findall(r"\w+|[^\w\s]", text)) & _DEEP_ALONE:
                 raise
+        return parse_deep(text)
+    if _CONFIGURATION.match(text):
         return parse_deep(text)
     name = text.strip()
     if name not in CATALOG_ENTRY:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from lmscout.architectures import ArchitectureSpec, LanguageModel
@@ -31,6 +33,7 @@ def score_proxies(
     folder: Path,
     seed: int = 0,
     batch: Batch | None = None,
+    ones: str = "",
     workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> dict[str, npt.NDArray[np.float64]]:
@@ -43,6 +46,8 @@ def score_proxies(
         folder: where the file lies.
         seed: of the models' weights.
         batch: what the models read.
+        ones: an input, or "act_grad", whose tensors are replaced by ones before a proxy reads
+            them: what the scores are then is what they owe to all the rest.
         workers: how the work is spread.
         progress: called with architectures done and in all.
 
@@ -53,10 +58,12 @@ def score_proxies(
         LmscoutError: a proxy is unknown or malformed, or the folder cannot be written.
     """
     batch = batch or Batch()
-    told = provenance("scores", names, specs, seed, batch)
+    kind = f"scores with ones for {ones}" if ones else "scores"
+    told = provenance(kind, names, specs, seed, batch)
     # SynFlow multiplies from layer to layer: a deep model's is beyond float32.
     store = RowStore(folder, f"{name}-proxies", told, (len(names),), np.float64)
-    measure = partial(_score, proxies=tuple(map(resolve, names)), seed=seed, batch=batch)
+    proxies = tuple(map(resolve, names))
+    measure = partial(_score, proxies=proxies, seed=seed, batch=batch, ones=ones)
     fill(store, specs, measure, workers or Workers(), progress)
     return {entry: store.rows[:, column] for column, entry in enumerate(names)}
 
@@ -119,8 +126,26 @@ def _block_value(tensors: tuple[Tensor, ...], chain: tuple[str, ...]) -> float:
     return np.mean(values).item() if values else 0.0
 
 
+def with_ones(reading: Reading, name: str) -> Reading:
+    """A reading whose tensors of one input, or of "act_grad", are ones of the same shapes."""
+    if name == "act_grad":
+        return replace(reading, act_grad=_ones(reading.act_grad))
+    return replace(reading, inputs={**reading.inputs, name: _ones(reading.inputs[name])})
+
+
+def _ones(blocks: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], ...]:
+    return tuple(tuple(torch.ones_like(one) for one in block) for block in blocks)
+
+
 def _score(
-    spec: ArchitectureSpec, *, proxies: tuple[Entry | Proxy | Node, ...], seed: int, batch: Batch
+    spec: ArchitectureSpec,
+    *,
+    proxies: tuple[Entry | Proxy | Node, ...],
+    seed: int,
+    batch: Batch,
+    ones: str,
 ) -> Row:
     reading = full_reading(spec.build(seed), batch.tokens(spec), spec.parameters())
+    if ones:
+        reading = with_ones(reading, ones)
     return np.array([score(proxy, reading, spec) for proxy in proxies])

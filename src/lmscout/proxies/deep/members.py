@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from lmscout.proxies.catalog import CATALOG
+from lmscout.proxies.catalog import CATALOG, Entry
 from lmscout.proxies.deep.nodes import Node
 from lmscout.proxies.deep.text import parse
 from lmscout.proxies.expression import Branch, Proxy
@@ -53,3 +53,10 @@ MEMBERS: Mapping[str, Node] = MappingProxyType(
 
 The others look along one axis alone (fisher, activation-distance, the two confidences), at
 eigenvalues (jacobian-covariance, synaptic-diversity), or run the model once more."""
+
+
+def as_tree(proxy: Entry | Proxy | Node) -> Node | None:
+    """The tree with a proxy's scores; None where the deep language cannot say it."""
+    if isinstance(proxy, Node):
+        return proxy
+    return deepened(proxy) if isinstance(proxy, Proxy) else MEMBERS.get(proxy.name)

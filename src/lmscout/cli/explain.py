@@ -1,0 +1,184 @@
+"""`lmscout explain`: what a proxy says, and whether anything simpler says the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lmscout.cli import console
+from lmscout.cli.options import BackendOption, BenchmarkArgument, JsonOption, WorkersOption
+
+if TYPE_CHECKING:
+    from lmscout.discovery import Explanation
+    from lmscout.discovery.sensitivity import Change
+
+
+def explain(
+    proxy: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROXY",
+            help="A proxy of the catalog, or an expression such as 'sum(std(grad))'.",
+            show_default=False,
+        ),
+    ],
+    benchmark: BenchmarkArgument,
+    seed: Annotated[
+        int, typer.Option(help="Of the models' weights, and of the half that chooses a formula.")
+    ] = 0,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the proxy in LaTeX.")] = False,
+    torch: Annotated[
+        bool, typer.Option("--torch", help="Print a module that computes it with PyTorch alone.")
+    ] = False,
+    workers: WorkersOption = -1,
+    backend: BackendOption = "loky",
+    json: JsonOption = None,
+) -> None:
+    """Take a proxy apart on all architectures of a benchmark.
+
+    Which of its branches do not matter; what its order of architectures owes to the data, to
+    the weights and to each input; how it goes with depth, width and size, and which formula of
+    these alone comes nearest to it.  The sign is as given.
+    """
+    # Imported here, so that `--help` does not wait for PyTorch.
+    from lmscout.benchmarks import load
+    from lmscout.benchmarks.locate import cache_directory
+    from lmscout.discovery import explain as run
+    from lmscout.proxies import resolve
+    from lmscout.statistics import Workers
+
+    console.check_json_target(json)
+    spread = Workers(workers, backend)
+    resolve(proxy)  # a slip is told before anything is read
+    architectures = load(benchmark)
+    with console.progress_bars() as progress:
+        result = run(
+            architectures,
+            proxy,
+            seed=seed,
+            cache=cache_directory() / "statistics",
+            workers=spread,
+            progress=progress,
+        )
+    if json != console.STDOUT:
+        _show(result)
+        if latex:
+            _show_form(result.latex, "LaTeX")
+        if torch:
+            _show_form(result.torch, "PyTorch")
+    console.write_result(json, result.to_json())
+
+
+def _show(result: Explanation) -> None:
+    from lmscout.proxies.deep import format_node
+
+    screen = console.table_console()
+    screen.print(
+        f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures; "
+        f"quality is {result.metric}"
+    )
+    name, tree = result.assessment.name, result.tree
+    text = name if tree is None else format_node(tree)
+    screen.print(f"[bold]{name}[/bold]{f' is {text}' if text != name else ''}", highlight=False)
+    _show_assessment(result)
+    _show_dead_branches(result)
+    _show_sensitivity(result)
+    _show_configuration(result)
+
+
+def _show_assessment(result: Explanation) -> None:
+    screen = console.table_console()
+    table = Table(caption="intervals: 95 % bootstrap over architectures")
+    table.add_column("")
+    for column in ("ρ", "95 %", "τ", "95 %", "in cell", "given size", "top tenth"):
+        table.add_column(column, justify="right")
+    table.add_row("the proxy", *console.assessment_cells(result.assessment), style="bold")
+    table.add_row(result.hardest.name, *console.assessment_cells(result.hardest), style="dim")
+    screen.print(table)
+    verb = "beats" if result.beats_baselines else "does not beat"
+    screen.print(
+        f"It {verb} the best configuration baseline, {result.hardest.name}"
+        f"{console.difference(result.ahead)}.",
+        highlight=False,
+    )
+
+
+def _show_dead_branches(result: Explanation) -> None:
+    from lmscout.discovery.dead_branches import DEAD
+    from lmscout.proxies.deep import format_node
+
+    screen, found = console.table_console(), result.dead_branches
+    if found is None:
+        screen.print("It is no expression, so no branch can be taken out of it.")
+        return
+    if not found.dead:
+        screen.print(
+            f"No dead branch: no part can be taken out without changing the order of "
+            f"architectures (|ρ| below {DEAD} on {found.measured_on}).",
+            highlight=False,
+        )
+        return
+    table = Table(caption=f"dead: |ρ| of at least {DEAD} without it, on {found.measured_on}")
+    table.add_column("dead branch")
+    table.add_column("without it")
+    table.add_column("|ρ| with the whole", justify="right")
+    for cut in found.dead:
+        table.add_row(cut.removed, format_node(cut.shorter), f"{cut.spearman:.4f}")
+    screen.print(table)
+    screen.print(
+        f"Without all that is dead: [bold]{format_node(found.shortest)}[/bold] "
+        f"(|ρ| {found.spearman:.4f} on full tensors).",
+        highlight=False,
+    )
+
+
+def _show_sensitivity(result: Explanation) -> None:
+    screen, told = console.table_console(), result.sensitivity
+    table = Table()
+    for column in ("what is changed", "ρ with itself", "ρ with quality"):
+        table.add_column(column, justify="left" if column[0] == "w" else "right")
+
+    def row(name: str, one: Change) -> None:
+        table.add_row(name, console.number(one.spearman), console.number(one.quality))
+
+    row("other data", told.other_data)
+    row("other initial weights", told.other_weights)
+    for name, one in told.inputs.items():
+        row(f"ones for {name}", one)
+    screen.print(table)
+    if told.left_out:
+        screen.print(f"Inputs cannot be replaced by ones: {told.left_out}.")
+    else:
+        screen.print("Ones for an input: what is left where it tells nothing but its size.")
+
+
+def _show_configuration(result: Explanation) -> None:
+    screen, nearest = console.table_console(), result.mimic
+    screen.print(
+        "Its ρ with "
+        + ", ".join(f"{name} {console.number(rho)}" for name, rho in result.configuration.items())
+        + ".",
+        highlight=False,
+    )
+    if nearest is None:
+        screen.print("No formula of the configuration orders these architectures.")
+        return
+    fitted, held_out, quality = map(
+        console.number, (nearest.fitted, nearest.held_out, nearest.quality)
+    )
+    screen.print(
+        f"Of {nearest.tried} formulas of depth, width and params, "
+        f"[bold]{nearest.formula}[/bold] is most like it: chosen on half of the architectures "
+        f"(ρ {fitted}), on the others ρ {held_out}; the formula's own ρ with quality is {quality}.",
+        highlight=False,
+    )
+    if nearest.says_as_much:
+        screen.print(f"The proxy says little that {nearest.formula} does not.", highlight=False)
+
+
+def _show_form(text: str | None, form: str) -> None:
+    """Print a form as it is: plain, so that it can be pasted."""
+    print()
+    print(text if text is not None else f"It is no expression, so it has no {form} form.")

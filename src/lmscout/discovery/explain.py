@@ -1,0 +1,261 @@
+"""What a proxy says, and whether anything simpler says the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lmscout.benchmarks import Benchmark
+from lmscout.discovery.assessment import (
+    Assessment,
+    assess,
+    baseline_scores,
+    beats,
+    hardest,
+    interval_json,
+    number_json,
+)
+from lmscout.discovery.dead_branches import (
+    DEAD,
+    DeadBranches,
+    Scored,
+    cuts,
+    measured_cuts,
+    shortenings,
+)
+from lmscout.discovery.judge import proxy_name
+from lmscout.discovery.mimic import Mimic, mimic
+from lmscout.discovery.scored_benchmark import ScoredBenchmark
+from lmscout.discovery.sensitivity import Sensitivity, change, silenced, why_no_inputs
+from lmscout.errors import LmscoutError
+from lmscout.proxies import Entry, Proxy, resolve, to_latex
+from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node
+from lmscout.proxies.deep.latex import to_latex as deep_to_latex
+from lmscout.proxies.deep.members import as_tree
+from lmscout.proxies.deep.torch_form import to_torch
+from lmscout.ranking import Interval, spearman, spearman_difference
+from lmscout.stages import Progress, Stages
+from lmscout.statistics import Batch, Workers
+from lmscout.statistics.sketches import spec_values
+
+Scores = npt.NDArray[np.float64]
+
+FULL_WORDS = 60
+"""Up to how many words of all shorter trees together these are measured on full tensors: they
+cost about as much as the one pass through each architecture that makes the sketches."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a proxy says of the architectures of a benchmark.
+
+    Attributes:
+        benchmark: the benchmark's name.
+        metric: what its quality is.
+        n_architectures: how many it holds.
+        tree: the proxy as a deep tree, or None.
+        assessment: how well it ranks, with the sign as given; its name is the proxy's.
+        baselines: the configuration baselines.
+        ahead: by how much its ρ exceeds that of the best of them, paired.
+        dead_branches: what could be left out of it; None where it is no tree.
+        sensitivity: how it takes changes of data, weights and inputs.
+        configuration: "depth", "width", "params" -> its Spearman's ρ with it.
+        mimic: the formula of the configuration that is most like it; None where there is none.
+        latex: the proxy in LaTeX, or None where the language cannot say it.
+        torch: the source of a module that computes it; None likewise.
+        seconds: by stage.
+    """
+
+    benchmark: str
+    metric: str
+    n_architectures: int
+    tree: Node | None
+    assessment: Assessment
+    baselines: tuple[Assessment, ...]
+    ahead: Interval
+    dead_branches: DeadBranches | None
+    sensitivity: Sensitivity
+    configuration: dict[str, float]
+    mimic: Mimic | None
+    latex: str | None
+    torch: str | None
+    seconds: dict[str, float]
+
+    @property
+    def hardest(self) -> Assessment:
+        """The best of the configuration baselines."""
+        return hardest(self.baselines)
+
+    @property
+    def beats_baselines(self) -> bool:
+        """Whether its ρ is above that of every configuration baseline."""
+        return beats(self.assessment, self.baselines)
+
+    def to_json(self) -> dict[str, object]:
+        """The result as the command line prints it."""
+        return {
+            "benchmark": self.benchmark,
+            "metric": self.metric,
+            "n_architectures": self.n_architectures,
+            "proxy": self.assessment.name,
+            "tree": None if self.tree is None else format_node(self.tree),
+            **self.assessment.to_json(),
+            "beats_baselines": self.beats_baselines,
+            "ahead_of_best_baseline": {
+                "baseline": self.hardest.name,
+                **interval_json(self.ahead),
+            },
+            "dead_branches": None if self.dead_branches is None else self.dead_branches.to_json(),
+            "sensitivity": self.sensitivity.to_json(),
+            "configuration": {name: number_json(rho) for name, rho in self.configuration.items()},
+            "mimic": None if self.mimic is None else self.mimic.to_json(),
+            "latex": self.latex,
+            "torch": self.torch,
+            "seconds": self.seconds,
+        }
+
+
+def explain(
+    benchmark: Benchmark,
+    proxy: str,
+    *,
+    seed: int,
+    cache: Path,
+    batch: Batch | None = None,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Take a proxy apart on all architectures of a benchmark.
+
+    No choice is made among proxies, so all architectures are reported on, and the sign is as
+    given.  Scores are of full tensors and kept like all scores.
+
+    Args:
+        benchmark: architectures with measured quality.
+        proxy: a catalog name or an expression.
+        seed: of the models' weights, and of the half that chooses the mimic.
+        cache: where scores are kept.
+        batch: what the models read.
+        workers: how the work is spread over processes.
+        progress: called with a stage's name, what is done of it, and its size.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        LmscoutError: the proxy is unknown, malformed or orders nothing, or the cache cannot be
+            written.
+    """
+    resolved = resolve(proxy)
+    name, tree = proxy_name(resolved), as_tree(resolved)
+    stages = Stages(progress)
+    scored = ScoredBenchmark(
+        benchmark,
+        seed=seed,
+        batch=batch or Batch(),
+        cache=cache,
+        workers=workers,
+        stages=stages,
+    )
+    instead = {} if tree is None else silenced(tree)
+    dead = None if tree is None else _dead_branches(name, tree, instead, benchmark, scored)
+    own = scored.scores([name])[name]
+    _require_order(name, own, benchmark)
+    quality, configured = benchmark.quality, baseline_scores(benchmark)
+    if tree is not None:
+        told = scored.tree_scores(list(instead.values()))
+        inputs = {leaf: change(told[one], own, quality) for leaf, one in instead.items()}
+    else:
+        inputs = {
+            read: change(scored.with_ones(name, read), own, quality)
+            for read in (resolved.reads if isinstance(resolved, Entry) else ())
+        }
+    baselines = tuple(assess(one, scores, benchmark) for one, scores in configured.items())
+    sensitivity = Sensitivity(
+        other_data=change(scored.with_other_data(name), own, quality),
+        other_weights=change(scored.with_other_weights(name), own, quality),
+        inputs=inputs,
+        left_out=why_no_inputs(resolved, tree),
+    )
+    return Explanation(
+        benchmark=benchmark.name,
+        metric=benchmark.metric,
+        n_architectures=len(benchmark),
+        tree=tree,
+        assessment=assess(name, own, benchmark),
+        baselines=baselines,
+        ahead=spearman_difference(own, configured[hardest(baselines).name], quality),
+        dead_branches=dead,
+        sensitivity=sensitivity,
+        configuration=_with_configuration(own, benchmark),
+        mimic=mimic(benchmark, own, seed=seed),
+        latex=_latex(resolved, tree),
+        torch=None if tree is None else to_torch(tree),
+        seconds=stages.seconds,
+    )
+
+
+def _dead_branches(
+    name: str,
+    tree: Node,
+    instead: Mapping[str, Node],
+    benchmark: Benchmark,
+    scored: ScoredBenchmark,
+) -> DeadBranches:
+    """Find what is dead; the scores that are needed later are read in the same pass."""
+    shorter = [cut.shorter for cut in cuts(tree)]
+    on_full = sum(one.size for one in shorter) <= FULL_WORDS
+    later = [name, *map(format_node, (tree, *instead.values()))]
+    if on_full:
+        scored.scores([*later, *map(format_node, shorter)])
+        _require_order(name, scored.scores([name])[name], benchmark)
+        score: Scored = scored.tree_scores
+    else:
+        evaluator = scored.evaluator()
+
+        def score(trees: Sequence[Node]) -> dict[Node, Scores]:
+            return {one: evaluator.scores(one) for one in trees}
+
+    measured, left = measured_cuts(tree, score), shortenings(tree, score)
+    scored.scores([*later, *map(format_node, left)])
+    own = scored.scores([name])[name]
+    rho = {one: abs(spearman(scores, own)) for one, scores in scored.tree_scores(left).items()}
+    shortest = [one for one in left if rho[one] >= DEAD or one == tree][-1]
+    return DeadBranches(
+        measured_on="full tensors" if on_full else "sketches",
+        dead=tuple(cut for cut in measured if cut.dead),
+        shortest=shortest,
+        spearman=rho[shortest],
+    )
+
+
+def _require_order(name: str, scores: Scores, benchmark: Benchmark) -> None:
+    """Raise LmscoutError unless scores order the architectures."""
+    undefined = int((~np.isfinite(scores)).sum())
+    if undefined:
+        raise LmscoutError(
+            f"{name} has no finite score on {undefined} of the {len(benchmark)} architectures of "
+            f"{benchmark.name}: there is no order to explain; give another proxy"
+        )
+    if np.isnan(spearman(scores, scores)):
+        raise LmscoutError(
+            f"{name} gives all architectures of {benchmark.name} the same score: there is no order "
+            "to explain; give another proxy"
+        )
+
+
+def _with_configuration(scores: Scores, benchmark: Benchmark) -> dict[str, float]:
+    values = list(map(spec_values, benchmark.specs))
+    return {leaf: spearman(scores, [one[leaf] for one in values]) for leaf in SPEC_LEAVES}
+
+
+def _latex(proxy: Entry | Proxy | Node, tree: Node | None) -> str | None:
+    """The published form where it is one, else the tree's."""
+    expression = proxy.proxy if isinstance(proxy, Entry) else proxy
+    if isinstance(expression, Proxy):
+        return to_latex(expression)
+    return None if tree is None else deep_to_latex(tree)

@@ -1,0 +1,84 @@
+"""`lmscout explain`, as installed."""
+
+import json
+
+import pytest
+
+PROXY = "sum(total(abs(mul(weight, grad))))"
+
+
+def test_it_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
+    arguments = ["explain", "lpzero-flexibert", f"flexibert:{flexibert_file}", "--workers", 1]
+    code, out, err = lmscout(*arguments, "--json", "-")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["proxy"], told["n_architectures"]) == ("lpzero-flexibert", 24)
+    assert told["tree"].startswith("mean(average(square(negate(head)))")
+    assert set(told["spearman"]) == {"value", "low", "high"}
+    assert set(told["ahead_of_best_baseline"]) == {"baseline", "value", "low", "high"}
+    assert set(told["sensitivity"]) == {
+        "other_data",
+        "other_weights",
+        "inputs",
+        "inputs_left_out",
+    }
+    assert set(told["configuration"]) == {"depth", "width", "params"}
+    dead = told["dead_branches"]
+    assert "average(logsoftmax(frobenius(act)))" in [one["removed"] for one in dead["dead"]]
+    assert dead["shortest"]["proxy"] == "mean(average(square(head)))"
+    assert told["mimic"]["formula"]
+    assert r"\sum_{\ell=1}^{L}" in told["latex"]
+    compile(told["torch"], "torch", "exec")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_it_shows_tables_and_forms(lmscout, flexibert_file, tmp_path):
+    arguments = ["explain", PROXY, f"flexibert:{flexibert_file}", "--workers", 1]
+    code, out, err = lmscout(*arguments, "--latex", "--torch", "--json", "told.json")
+    assert (code, err) == (0, "")
+    told = json.loads((tmp_path / "told.json").read_text())
+    for words in (
+        PROXY,
+        "the proxy",
+        "best configuration baseline",
+        "dead branch",
+        "other data",
+        "other initial weights",
+        "ones for grad",
+        "formulas of depth, width and params",
+        told["mimic"]["formula"],
+        told["latex"],
+        told["torch"],
+    ):
+        assert words in out
+
+
+def test_what_is_no_expression_says_so(lmscout, flexibert_file):
+    arguments = ["explain", "synflow", f"flexibert:{flexibert_file}", "--workers", 1]
+    code, out, err = lmscout(*arguments, "--torch")
+    assert (code, err) == (0, "")
+    assert "no branch can be taken out" in out
+    assert "it runs the model itself" in out
+    assert "LaTeX" not in out
+    assert "no PyTorch form" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["snap", "FILE"], "did you mean 'snip'"),
+        (["params /", "FILE"], "column 9"),
+        (["snip", "bert"], "flexibert"),
+        (["snip", "FILE", "--json", "nowhere/x.json"], "nowhere"),
+        (["max(average(relu(log(softmax))))", "FILE", "--workers", "1"], "the same score"),
+    ],
+)
+def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(
+    lmscout, flexibert_file, arguments, hint
+):
+    named = [f"flexibert:{flexibert_file}" if one == "FILE" else one for one in arguments]
+    code, out, err = lmscout("explain", *named)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1, err
+    assert err.startswith("lmscout: ")
+    assert hint in err

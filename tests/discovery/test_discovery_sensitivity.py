@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from lmscout.discovery.sensitivity import Change, Sensitivity, change, silenced, why_no_inputs
+from lmscout.proxies import CATALOG, resolve
+from lmscout.proxies.deep import format_node, parse
+from lmscout.proxies.deep.members import as_tree
+
+
+def test_a_change_is_two_correlations():
+    random = np.random.default_rng(0)
+    scores, own, quality = random.normal(size=(3, 30))
+    found = change(scores, own, quality)
+    assert found.spearman == pytest.approx(scipy.stats.spearmanr(scores, own).statistic)
+    assert found.quality == pytest.approx(scipy.stats.spearmanr(scores, quality).statistic)
+    undefined = change(np.ones(30), own, quality)
+    assert undefined.to_json() == {"spearman": None, "quality": None}
+
+
+def test_each_tensor_leaf_is_silenced_wherever_it_stands():
+    node = parse("sum(total(mul(weight, sub(grad, softmax(weight)))) + average(softmax)) / depth")
+    ones = "exp(sub({0}, {0}))".format
+    assert {leaf: format_node(tree) for leaf, tree in silenced(node).items()} == {
+        "weight": f"sum(total(mul({ones('weight')}, sub(grad, softmax({ones('weight')})))) "
+        "+ average(softmax)) / depth",
+        "grad": f"sum(total(mul(weight, sub({ones('grad')}, softmax(weight)))) "
+        "+ average(softmax)) / depth",
+        "softmax": f"sum(total(mul(weight, sub(grad, softmax(weight)))) "
+        f"+ average({ones('softmax')})) / depth",
+    }
+
+
+def test_why_there_are_no_inputs():
+    said = {one.name: why_no_inputs(one, as_tree(one)) for one in CATALOG}
+    assert {name for name, why in said.items() if "runs the model" in why} == {
+        "grasp",
+        "synflow",
+        "logsynflow",
+    }
+    assert {name for name, why in said.items() if "configuration" in why} == {"parameters"}
+    for text in ("sum(abs(weight))", "sum(total(act)) / params"):
+        assert why_no_inputs(resolve(text), as_tree(resolve(text))) == ""
+    assert "configuration" in why_no_inputs(resolve("depth * width"), parse("depth * width"))
+
+
+def test_a_proxy_without_room_for_ones_says_so():
+    large = parse(" + ".join(["sum(total(act))"] * 17))
+    assert silenced(large) == {}
+    assert why_no_inputs(large, large) == "it has 67 words, more than 64"
+    assert set(silenced(parse(" + ".join(["sum(total(act))"] * 16)))) == {"act"}
+
+
+def test_json():
+    one = Change(0.5, float("nan"))
+    told = Sensitivity(one, one, {"act": one}, "").to_json()
+    figures = {"spearman": 0.5, "quality": None}
+    assert told == {
+        "other_data": figures,
+        "other_weights": figures,
+        "inputs": {"act": figures},
+        "inputs_left_out": None,
+    }
