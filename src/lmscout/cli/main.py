@@ -10,6 +10,7 @@ import typer
 import lmscout
 from lmscout.cli.bench import app as bench_app
 from lmscout.cli.demo import demo
+from lmscout.cli.design import design
 from lmscout.cli.discover import discover
 from lmscout.cli.eval import evaluate
 from lmscout.cli.prune import prune
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(discover)
 app.command()(rank)
+app.command()(design)
 app.command()(prune)
 app.command("eval")(evaluate)
 app.add_typer(bench_app, name="bench")

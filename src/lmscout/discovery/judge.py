@@ -10,19 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
+from lmscout.discovery.asked_proxy import proxy_name
 from lmscout.discovery.assessment import Assessment, assess, assess_baselines
 from lmscout.discovery.discover import STATISTICS, cache_name
 from lmscout.proxies import (
     CATALOG,
-    Entry,
     Proxy,
     branches,
     evaluate,
-    format_proxy,
     published,
     resolve,
 )
-from lmscout.proxies.deep import Node, format_node
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers, collect, score_proxies
 
@@ -93,7 +91,7 @@ def judge(
     Raises:
         LmscoutError: a proxy is unknown or malformed, or the cache cannot be written.
     """
-    wanted = {_name(one): one for one in map(resolve, proxies or [e.name for e in CATALOG])}
+    wanted = {proxy_name(one): one for one in map(resolve, proxies or [e.name for e in CATALOG])}
     published_chains = set(published().chains)
     collected = {  # what reads nothing but published statistics shares them with `discover`
         name: one
@@ -139,9 +137,3 @@ def judge(
         scores={name: scores[name] for name in wanted},
         seconds=stages.seconds,
     )
-
-
-def _name(proxy: Entry | Proxy | Node) -> str:
-    if isinstance(proxy, Node):
-        return format_node(proxy)
-    return proxy.name if isinstance(proxy, Entry) else format_proxy(proxy)

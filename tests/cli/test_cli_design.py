@@ -1,0 +1,90 @@
+import json
+
+from lmscout.architectures import spec_from_dict
+
+SEARCH = ("design", "nano", "--max-params", "200k", "--evaluations", 20, "--workers", 1)
+
+
+def test_design_finds_an_architecture_and_writes_its_spec(lmscout, tmp_path):
+    code, out, err = lmscout(
+        *SEARCH, "--proxy", "snip", "--out", "spec.json", "--json", "result.json"
+    )
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "result.json").read_text())
+    spec = spec_from_dict(result["spec"])
+    assert json.loads((tmp_path / "spec.json").read_text()) == result["spec"]
+    assert spec.parameters() == result["params"] <= 200_000
+    assert (spec.depth, spec.width) == (result["depth"], result["width"])
+    assert (result["space"], result["proxy"], result["sign"]) == ("nano", "snip", 1)
+    assert (result["n_read"], result["max_params"]) == (20, 200_000)
+    assert f"{result['params']:,} parameters" in out
+    assert f"snip: score {result['score']:.6g}" in out
+    for words in ("nano within 200,000 parameters: 20 architectures read", "MLP width", "spec: sp"):
+        assert words in out
+
+
+def test_a_minus_sign_before_the_proxy_looks_for_low_scores(lmscout):
+    code, out, err = lmscout(*SEARCH, "--proxy", "-snip", "--json", "-")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert (result["proxy"], result["sign"]) == ("snip", -1)
+    assert 0 < result["score"] < result["drawn_score"]
+
+
+def test_design_on_a_benchmark_tells_the_truth(lmscout, flexibert_file, tmp_path):
+    where = f"flexibert:{flexibert_file}"
+    code, out, err = lmscout(
+        *("design", where, "--max-params", "5M", "--evaluations", 8, "--workers", 1),
+        *("--proxy", "snip", "--json", "result.json"),
+    )
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["benchmark"], result["n_drawn"]) == (where, 8)
+    assert result["params"] <= 5_000_000
+    pick = result["pick"]
+    assert set(pick) == {"name", "rank", "top", "regret", "n_tied", "random_trials"}
+    assert 1 <= pick["rank"] <= result["n_within"]
+    assert result["best_quality"] - result["quality"] == pick["regret"]
+    names = [one["name"] for one in result["baselines"]]
+    assert names == ["parameters", "body-parameters", "depth", "width", "depth²×width"]
+    assert result["at_random"]["rank"] == (result["n_within"] + 1) / 2
+    for words in (
+        f"true rank of {result['n_within']}",
+        *names,
+        "one at random",
+        "the best drawn",
+        "baselines, ",
+        f"architecture {result['architecture']}",
+        "feed forward",
+    ):
+        assert words in out
+
+
+def test_pico_is_a_benchmark_where_the_option_says_so(lmscout):
+    code, out, err = lmscout(
+        *("design", "pico", "--on-benchmark", "--max-params", "400k", "--proxy", "parameters"),
+        *("--evaluations", 3, "--workers", 1, "--json", "-"),
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out)["benchmark"] == "pico"
+
+
+def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(lmscout, flexibert_file, tmp_path):
+    proxy, limit = ("--proxy", "snip"), ("--max-params", "200k")
+    for arguments, hint in (
+        (["picoo", *proxy, *limit], "the spaces pico and nano, and the benchmarks"),
+        (["nano", *proxy, "--max-params", "10k"], "the smallest has 66,736"),
+        ([f"flexibert:{flexibert_file}", *proxy, "--max-params", "10k"], "the smallest has 4,"),
+        (["nano", *limit, "--proxy", "-snap"], "did you mean 'snip'"),
+        (["nano", *proxy, "--max-params", "3X"], "--max-params 3X"),
+        (["nano", *proxy], "--max-params"),
+        (["nano", *proxy, *limit, "--out", "missing/spec.json"], "--out missing/spec.json"),
+        (["nano", *proxy, *limit, "--out", "."], "is a folder"),
+    ):
+        code, out, err = lmscout("design", *arguments)
+        assert code == 2, (arguments, out, err)
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("lmscout: ")
+        assert hint in err
+    assert list(tmp_path.iterdir()) == []
