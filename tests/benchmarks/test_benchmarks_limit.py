@@ -33,7 +33,7 @@ def test_the_smallest_is_the_smallest_of_all(space):
             assert smallest.parameters() == min(every_size(space, family, depth, width))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
 def test_draws_and_mutations_keep_the_limit(seed, share):
     limit = int(350_000 + share**3 * 10_000_000)

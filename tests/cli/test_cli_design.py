@@ -72,7 +72,7 @@ def test_pico_is_a_benchmark_where_the_option_says_so(lmscout):
 def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(lmscout, flexibert_file, tmp_path):
     proxy, limit = ("--proxy", "snip"), ("--max-params", "200k")
     for arguments, hint in (
-        (["picoo", *proxy, *limit], "the spaces pico and nano, and the benchmarks"),
+        (["picoo", *proxy, *limit], "the spaces pico, nano and FILE.json, and the benchmarks"),
         (["nano", *proxy, "--max-params", "10k"], "the smallest has 66,736"),
         ([f"flexibert:{flexibert_file}", *proxy, "--max-params", "10k"], "the smallest has 4,"),
         (["nano", *limit, "--proxy", "-snap"], "did you mean 'snip'"),

@@ -9,6 +9,7 @@ from lmscout.benchmarks.flexibert import read_flexibert
 from lmscout.benchmarks.locate import find_flexibert, find_lts
 from lmscout.benchmarks.lts import METRIC, read_lts
 from lmscout.benchmarks.space import SPACES, Space
+from lmscout.benchmarks.space_file import SUFFIX, read_space
 from lmscout.errors import LmscoutError
 
 # The data set of the folders whose name lmscout can vouch for.
@@ -52,10 +53,10 @@ def load(name: str) -> Benchmark:
 
 
 def load_space_or_benchmark(name: str) -> Space | Benchmark:
-    """A space by its name, or else a benchmark; what is called as both is the space.
+    """A space by its name or its file, or else a benchmark; ``pico``, which is both, is the space.
 
     Raises:
-        LmscoutError: the name is neither's, or the benchmark cannot be found or read.
+        LmscoutError: the name is neither's, or what it names cannot be found or read.
     """
     for space in SPACES:
         if space.name == name:
@@ -63,7 +64,10 @@ def load_space_or_benchmark(name: str) -> Space | Benchmark:
     try:
         return load(name)
     except UnknownBenchmarkError:
-        spaces = " and ".join(space.name for space in SPACES)
+        if name.endswith(SUFFIX):
+            return read_space(Path(name).expanduser())
+        spaces = ", ".join(space.name for space in SPACES)
         raise LmscoutError(
-            f"unknown space {name!r}; there are the spaces {spaces}, and the benchmarks {ACCEPTED}"
+            f"unknown space {name!r}; there are the spaces {spaces} and FILE{SUFFIX}, and the "
+            f"benchmarks {ACCEPTED}"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,8 +27,8 @@ def design(
         str,
         typer.Argument(
             metavar="SPACE",
-            help="pico or nano: searched; or a benchmark as rank takes it, to see what the "
-            "proxy's choice is worth.",
+            help="pico, nano or FILE.json, as bench build takes it: searched; or a benchmark as "
+            "rank takes it, to see what the proxy's choice is worth.",
             show_default=False,
         ),
     ],
@@ -130,6 +131,9 @@ def _show_design(result: Design) -> None:
     drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"
     screen.print(f"{result.proxy}: score {result.score:.6g}{drawn}", highlight=False)
     _show_architecture(result.spec)
+    proxy = shlex.quote(str(result.proxy))
+    print("Nothing was trained. What this proxy's choice is worth where quality was measured:")
+    print(f"  lmscout design pico --on-benchmark --proxy {proxy} --max-params {result.limit}")
 
 
 def _show_picking(result: Picking) -> None:
