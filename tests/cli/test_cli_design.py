@@ -1,8 +1,21 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 from lmscout.architectures import spec_from_dict
 
 SEARCH = ("design", "nano", "--max-params", "200k", "--evaluations", 20, "--workers", 1)
+
+# Whoever runs the tests in the background may have had us ignore interrupts.
+INTERRUPTIBLE = """
+import signal
+from lmscout.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
 
 
 def test_design_finds_an_architecture_and_writes_its_spec(lmscout, tmp_path):
@@ -88,3 +101,33 @@ def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(lmscout, flexibert
         assert err.startswith("lmscout: ")
         assert hint in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_control_c_is_one_line_that_says_how_to_go_on(tmp_path):
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            INTERRUPTIBLE,
+            *map(str, SEARCH),
+            "--proxy",
+            "snip",
+            "--evaluations",
+            "400",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"LMSCOUT_CACHE": str(tmp_path)},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("statistics/design-*.safetensors")):
+        assert time.monotonic() < deadline
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (130, "")
+    assert err == "lmscout: interrupted; the same command continues where this one stopped\n"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lmscout.discovery import Design, Picking
     from lmscout.discovery.picking import Pick
 
+PICO = "pico"  # the space of which there is a benchmark
+
 # Fields of a spec with an entry a block, and how they are shown.
 _OF_BLOCKS = {"heads": "heads", "key_value_heads": "key-value heads", "inner": "MLP width"}
 
@@ -131,9 +133,10 @@ def _show_design(result: Design) -> None:
     drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"
     screen.print(f"{result.proxy}: score {result.score:.6g}{drawn}", highlight=False)
     _show_architecture(result.spec)
+    where = f"{PICO} --on-benchmark" if result.space == PICO else "BENCHMARK"
     proxy = shlex.quote(str(result.proxy))
     print("Nothing was trained. What this proxy's choice is worth where quality was measured:")
-    print(f"  lmscout design pico --on-benchmark --proxy {proxy} --max-params {result.limit}")
+    print(f"  lmscout design {where} --proxy {proxy} --max-params {result.limit}")
 
 
 def _show_picking(result: Picking) -> None:

@@ -62,14 +62,15 @@ def main() -> None:
     except LmscoutError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
+        sys.stderr.close()
+        sys.exit(1)
+    if code == INTERRUPTED:  # which is also what typer makes of Control-C
         print(
             "lmscout: interrupted; the same command continues where this one stopped",
             file=sys.stderr,
         )
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
-        sys.stderr.close()
-        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
