@@ -36,28 +36,22 @@ def test_design_finds_an_architecture_and_writes_its_spec(lmscout, tmp_path):
         assert words in out
 
 
-def test_a_minus_sign_before_the_proxy_looks_for_low_scores(lmscout):
-    code, out, err = lmscout(*SEARCH, "--proxy", "-snip", "--json", "-")
-    assert (code, err) == (0, "")
-    result = json.loads(out)
-    assert (result["proxy"], result["sign"]) == ("snip", -1)
-    assert 0 < result["score"] < result["drawn_score"]
-
-
 def test_design_on_a_benchmark_tells_the_truth(lmscout, flexibert_file, tmp_path):
     where = f"flexibert:{flexibert_file}"
     code, out, err = lmscout(
         *("design", where, "--max-params", "5M", "--evaluations", 8, "--workers", 1),
-        *("--proxy", "snip", "--json", "result.json"),
+        *("--proxy", "-snip", "--json", "result.json"),
     )
     assert (code, err) == (0, "")
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["benchmark"], result["n_drawn"]) == (where, 8)
+    assert (result["proxy"], result["sign"], result["pick"]["name"]) == ("snip", -1, "-snip")
     assert result["params"] <= 5_000_000
     pick = result["pick"]
     assert set(pick) == {"name", "rank", "top", "regret", "n_tied", "random_trials"}
     assert 1 <= pick["rank"] <= result["n_within"]
-    assert result["best_quality"] - result["quality"] == pick["regret"]
+    assert pick["n_tied"] > 1  # of equal architectures with qualities of their own
+    assert 0 < pick["regret"] <= 1.2 + result["best_quality"] - result["quality"]
     names = [one["name"] for one in result["baselines"]]
     assert names == ["parameters", "body-parameters", "depth", "width", "depth²×width"]
     assert result["at_random"]["rank"] == (result["n_within"] + 1) / 2
@@ -68,6 +62,7 @@ def test_design_on_a_benchmark_tells_the_truth(lmscout, flexibert_file, tmp_path
         "the best drawn",
         "baselines, ",
         f"architecture {result['architecture']}",
+        f"the first drawn of {pick['n_tied']} tied ones",
         "feed forward",
     ):
         assert words in out
@@ -82,12 +77,11 @@ def test_pico_is_a_benchmark_where_the_option_says_so(lmscout):
     assert json.loads(out)["benchmark"] == "pico"
 
 
-def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(lmscout, flexibert_file, tmp_path):
+def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(lmscout, tmp_path):
     proxy, limit = ("--proxy", "snip"), ("--max-params", "200k")
     for arguments, hint in (
         (["picoo", *proxy, *limit], "the spaces pico, nano and FILE.json, and the benchmarks"),
         (["nano", *proxy, "--max-params", "10k"], "the smallest has 66,736"),
-        ([f"flexibert:{flexibert_file}", *proxy, "--max-params", "10k"], "the smallest has 4,"),
         (["nano", *limit, "--proxy", "-snap"], "did you mean 'snip'"),
         (["nano", *proxy, "--max-params", "3X"], "--max-params 3X"),
         (["nano", *proxy], "--max-params"),
