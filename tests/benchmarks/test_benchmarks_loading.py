@@ -2,6 +2,8 @@ import pytest
 from benchmark_files import encoders, write_folder, write_json
 
 from lmscout.benchmarks import load
+from lmscout.benchmarks.loading import load_space_or_benchmark
+from lmscout.benchmarks.space import NANO, PICO
 from lmscout.errors import LmscoutError
 
 
@@ -52,3 +54,14 @@ def test_an_unknown_name_lists_what_is_accepted(name):
         f"unknown benchmark {name!r}; it can be pico, bench:DIR, flexibert, flexibert:PATH, "
         "lts:random_GPT2_wt103, lts:NAME or lts:PATH"
     )
+
+
+def test_a_name_is_a_space_or_else_a_benchmark(tmp_path):
+    assert load_space_or_benchmark("pico") is PICO
+    assert load_space_or_benchmark("nano") is NANO
+    write_json(tmp_path / "mine.json", encoders(1))
+    assert load_space_or_benchmark("flexibert:mine.json").name == "flexibert:mine.json"
+    with pytest.raises(LmscoutError, match="unknown space 'picco'; there are the spaces"):
+        load_space_or_benchmark("picco")
+    with pytest.raises(LmscoutError, match=r"nowhere\.json: cannot be read"):
+        load_space_or_benchmark("flexibert:nowhere.json")

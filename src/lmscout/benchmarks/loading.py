@@ -8,6 +8,8 @@ from lmscout.benchmarks.built import OWN, PICO, read_built
 from lmscout.benchmarks.flexibert import read_flexibert
 from lmscout.benchmarks.locate import find_flexibert, find_lts
 from lmscout.benchmarks.lts import METRIC, read_lts
+from lmscout.benchmarks.space import SPACES, Space
+from lmscout.benchmarks.space_file import SUFFIX, read_space
 from lmscout.errors import LmscoutError
 
 # The data set of the folders whose name lmscout can vouch for.
@@ -16,6 +18,10 @@ LTS_METRICS: dict[str, str] = {
 }
 
 ACCEPTED = "pico, bench:DIR, flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
+
+
+class UnknownBenchmarkError(LmscoutError):
+    """A name that is no benchmark's."""
 
 
 def load(name: str) -> Benchmark:
@@ -28,7 +34,8 @@ def load(name: str) -> Benchmark:
             follows ``lts:`` is a path if it has a separator in it or is a directory.
 
     Raises:
-        LmscoutError: the name is none of these, or the benchmark cannot be found or read.
+        UnknownBenchmarkError: the name is none of these.
+        LmscoutError: the benchmark cannot be found or read.
     """
     kind, colon, rest = name.partition(":")
     if name == PICO or (name.startswith(OWN) and rest):
@@ -42,4 +49,25 @@ def load(name: str) -> Benchmark:
         if os.sep in rest or "/" in rest or os.path.isdir(path):
             return read_lts(path, name)
         return read_lts(find_lts(rest), name, LTS_METRICS.get(rest, METRIC))
-    raise LmscoutError(f"unknown benchmark {name!r}; it can be {ACCEPTED}")
+    raise UnknownBenchmarkError(f"unknown benchmark {name!r}; it can be {ACCEPTED}")
+
+
+def load_space_or_benchmark(name: str) -> Space | Benchmark:
+    """A space by its name or its file, or else a benchmark; ``pico``, which is both, is the space.
+
+    Raises:
+        LmscoutError: the name is neither's, or what it names cannot be found or read.
+    """
+    for space in SPACES:
+        if space.name == name:
+            return space
+    try:
+        return load(name)
+    except UnknownBenchmarkError:
+        if name.endswith(SUFFIX):
+            return read_space(Path(name).expanduser())
+        spaces = ", ".join(space.name for space in SPACES)
+        raise LmscoutError(
+            f"unknown space {name!r}; there are the spaces {spaces} and FILE{SUFFIX}, and the "
+            f"benchmarks {ACCEPTED}"
+        ) from None

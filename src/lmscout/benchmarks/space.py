@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +120,7 @@ def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
         for attempt in range(ATTEMPTS * len(cells)):
             # A cell that seems to be exhausted leaves its turn to the next.
             depth, width = cells[(place + attempt // ATTEMPTS) % len(cells)]
-            spec = _draw(space, family, depth, width, rng)
+            spec = draw(space, family, depth, width, rng)
             if spec not in drawn:
                 drawn[spec] = None
                 break
@@ -142,14 +143,15 @@ def _cells(space: Space, n: int, rng: np.random.Generator) -> list[tuple[int, in
     return list(dict.fromkeys(pairs))[:wanted]
 
 
-def _draw(
+def draw(
     space: Space, family: str, depth: int, width: int, rng: np.random.Generator
 ) -> ArchitectureSpec:
-    sizes = rng.choice([size for size in space.head_sizes if width % size == 0], 2)
+    """Draw one architecture of a family, a depth and a width."""
+    sizes = rng.choice(head_sizes(space, width), 2)
     expansions = rng.choice(space.expansions, 2)
     group, missing = int(rng.choice(space.groups)), float(rng.choice(space.missing))
     heads = [width // int(size) for size in rng.choice(sizes, depth)]
-    inner = [_inner(width, float(one), family) for one in rng.choice(expansions, depth)]
+    inner = [mlp_width(width, float(one), family) for one in rng.choice(expansions, depth)]
     for index in range(depth):
         lost = rng.random(2) < missing
         if lost.all():  # a block keeps one half
@@ -157,7 +159,23 @@ def _draw(
         heads[index] *= not lost[0]
         inner[index] *= not lost[1]
     if not any(heads) or not any(inner):  # one that never attends, or never computes
-        return _draw(space, family, depth, width, rng)
+        return draw(space, family, depth, width, rng)
+    return assembled(space, family, width, heads, inner, group)
+
+
+def assembled(
+    space: Space, family: str, width: int, heads: Sequence[int], inner: Sequence[int], group: int
+) -> ArchitectureSpec:
+    """The spec of what was drawn.
+
+    Args:
+        space: for the vocabulary and the positions.
+        family: of the decoder.
+        width: of the hidden state.
+        heads: query heads of each block; 0 for no attention.
+        inner: width of each block's MLP; 0 for none.
+        group: query heads that share a key-value head, where they can be so divided; for LLaMA.
+    """
     if family == GPT2:
         return Gpt2Spec(
             width=width,
@@ -178,7 +196,13 @@ def _draw(
     )
 
 
-def _inner(width: int, expansion: float, family: str) -> int:
+def head_sizes(space: Space, width: int) -> list[int]:
+    """The sizes that heads may have at a width."""
+    return [size for size in space.head_sizes if width % size == 0]
+
+
+def mlp_width(width: int, expansion: float, family: str) -> int:
+    """Width of the MLP that an expansion means at a width."""
     wanted = width * expansion * (GATED if family == LLAMA else 1.0)
     grain = min(GRAIN, width // 2)
     return max(grain, round(wanted / grain) * grain)

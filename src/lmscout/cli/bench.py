@@ -22,7 +22,9 @@ def build(
     space: Annotated[
         str,
         typer.Argument(
-            metavar="SPACE", help="pico, or nano: a toy to try this with.", show_default=False
+            metavar="SPACE",
+            help="pico; nano, a toy to try this with; or FILE.json, a space of your own.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option(help="The benchmark's folder.", show_default=False)],
@@ -70,12 +72,12 @@ def build(
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout.benchmarks.build import build as run
-    from lmscout.benchmarks.space import space_of
+    from lmscout.benchmarks.space_file import load_space
     from lmscout.benchmarks.token_data import builtin_tokens, stored_tokens, text_tokens
     from lmscout.benchmarks.training import Recipe
     from lmscout.errors import LmscoutError
 
-    drawn_from = space_of(space)
+    drawn_from = load_space(space)
     if text and corpus:
         raise LmscoutError("--text and --corpus: give one of them")
     settings = {} if tokens is None else {"tokens": tokens}

@@ -70,22 +70,46 @@ def check_json_target(target: str | None) -> None:
     Raises:
         LmscoutError: its folder does not exist.
     """
-    if target not in (None, STDOUT) and not Path(str(target)).absolute().parent.is_dir():
-        raise LmscoutError(f"--json {target}: its folder does not exist; create it first")
+    if target not in (None, STDOUT):
+        check_file(Path(str(target)), "--json")
+
+
+def check_file(path: Path, option: str) -> None:
+    """Refuse a file that could not be written, before any work is done.
+
+    Raises:
+        LmscoutError: its folder does not exist, or it is a folder.
+    """
+    if not path.absolute().parent.is_dir():
+        raise LmscoutError(f"{option} {path}: its folder does not exist; create it first")
+    if path.is_dir():
+        raise LmscoutError(f"{option} {path} is a folder: name a file")
 
 
 def write_result(target: str | None, result: Mapping[str, object]) -> None:
     """Write the result as exactly one JSON object to stdout ("-") or to a file."""
     if target is None:
         return
-    text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     if target == STDOUT:
-        sys.stdout.write(text)
-        return
+        sys.stdout.write(_as_json(result))
+    else:
+        write_file(Path(target), "--json", result)
+
+
+def write_file(path: Path, option: str, value: Mapping[str, object]) -> None:
+    """Write one JSON object to a file.
+
+    Raises:
+        LmscoutError: it cannot be written.
+    """
     try:
-        Path(target).write_text(text)
+        path.write_text(_as_json(value))
     except OSError as error:
-        raise LmscoutError(f"--json {target} cannot be written: {error.strerror}") from error
+        raise LmscoutError(f"{option} {path} cannot be written: {error.strerror}") from error
+
+
+def _as_json(value: Mapping[str, object]) -> str:
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def assessment_cells(one: Assessment) -> list[str]:

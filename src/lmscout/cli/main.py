@@ -10,6 +10,7 @@ import typer
 import lmscout
 from lmscout.cli.bench import app as bench_app
 from lmscout.cli.demo import demo
+from lmscout.cli.design import design
 from lmscout.cli.discover import discover
 from lmscout.cli.eval import evaluate
 from lmscout.cli.explain import explain
@@ -29,6 +30,7 @@ app.command()(demo)
 app.command()(discover)
 app.command()(rank)
 app.command()(explain)
+app.command()(design)
 app.command()(prune)
 app.command("eval")(evaluate)
 app.add_typer(bench_app, name="bench")
@@ -62,14 +64,15 @@ def main() -> None:
     except LmscoutError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
+        sys.stderr.close()
+        sys.exit(1)
+    if code == INTERRUPTED:  # which is also what typer makes of Control-C
         print(
             "lmscout: interrupted; the same command continues where this one stopped",
             file=sys.stderr,
         )
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
-        sys.stderr.close()
-        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lmscout.errors import LmscoutError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -36,3 +40,25 @@ JsonOption = Annotated[
         show_default=False,
     ),
 ]
+
+_THOUSANDS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3}
+
+
+def parameter_count(text: str, option: str) -> int:
+    """Read a number of parameters, such as 3M, 120k, 1.5G or 2,500,000.
+
+    Args:
+        text: a number above 0; k, M, and G or B, are a thousand times each other.
+        option: that it was given to, for the error.
+
+    Raises:
+        LmscoutError: it is none.
+    """
+    found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)\s*([kmgb]?)", text.strip(), re.IGNORECASE)
+    if found:
+        number, unit = found.groups()
+        digits = Decimal(number.replace(",", "").replace("_", ""))
+        count = int(digits * 1000 ** _THOUSANDS[unit.lower()])
+        if count > 0:
+            return count
+    raise LmscoutError(f"{option} {text}: give a number of parameters, such as 3M, 120k or 1500000")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
+from lmscout.discovery.asked_proxy import proxy_name
 from lmscout.discovery.assessment import (
     Assessment,
     assess,
@@ -27,7 +28,6 @@ from lmscout.discovery.dead_branches import (
     measured_cuts,
     shortenings,
 )
-from lmscout.discovery.judge import proxy_name
 from lmscout.discovery.mimic import Mimic, mimic
 from lmscout.discovery.scored_benchmark import ScoredBenchmark
 from lmscout.discovery.sensitivity import Sensitivity, change, silenced, why_no_inputs

@@ -10,19 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
+from lmscout.discovery.asked_proxy import proxy_name
 from lmscout.discovery.assessment import Assessment, assess, assess_baselines
 from lmscout.discovery.discover import STATISTICS, cache_name
 from lmscout.proxies import (
     CATALOG,
-    Entry,
     Proxy,
     branches,
     evaluate,
-    format_proxy,
     published,
     resolve,
 )
-from lmscout.proxies.deep import Node, format_node
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers, collect, score_proxies
 
@@ -139,10 +137,3 @@ def judge(
         scores={name: scores[name] for name in wanted},
         seconds=stages.seconds,
     )
-
-
-def proxy_name(proxy: Entry | Proxy | Node) -> str:
-    """A proxy's name in the catalog, or its canonical text; `resolve` gives it back."""
-    if isinstance(proxy, Node):
-        return format_node(proxy)
-    return proxy.name if isinstance(proxy, Entry) else format_proxy(proxy)

@@ -4,12 +4,15 @@ from lmscout.ranking.baselines import configuration_baselines
 from lmscout.ranking.bootstrap import Agreement, Interval, agreement, spearman_difference
 from lmscout.ranking.conditional import partial_spearman, top_recall, within_cell_spearman
 from lmscout.ranking.correlation import kendall, kendall_many, midranks, spearman, spearman_many
+from lmscout.ranking.random_search import equivalent_trials, expected_best_rank, true_ranks
 
 __all__ = [
     "Agreement",
     "Interval",
     "agreement",
     "configuration_baselines",
+    "equivalent_trials",
+    "expected_best_rank",
     "kendall",
     "kendall_many",
     "midranks",
@@ -18,5 +21,6 @@ __all__ = [
     "spearman_difference",
     "spearman_many",
     "top_recall",
+    "true_ranks",
     "within_cell_spearman",
 ]

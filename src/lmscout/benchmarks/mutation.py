@@ -1,0 +1,222 @@
+"""Small changes of an architecture that stay in its space, for a search that walks through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from lmscout.architectures import ArchitectureSpec, Gpt2Spec, LlamaSpec
+from lmscout.benchmarks.space import (
+    ATTEMPTS,
+    GATED,
+    GPT2,
+    LLAMA,
+    Space,
+    assembled,
+    head_sizes,
+    mlp_width,
+)
+
+Random = np.random.Generator
+
+T = TypeVar("T", int, float)
+U = TypeVar("U")
+
+KINDS = 2  # head sizes, and expansions, that an architecture draws
+
+
+@dataclass(frozen=True)
+class Form:
+    """An architecture by what a draw decides, which means the same at every width.
+
+    Attributes:
+        family: ``gpt2`` or ``llama``.
+        width: size of the hidden state.
+        group: query heads that share a key-value head.
+        sizes: of each block's heads; 0 for no attention.
+        expansions: of each block's MLP; 0 for none.
+    """
+
+    family: str
+    width: int
+    group: int
+    sizes: tuple[int, ...]
+    expansions: tuple[float, ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.sizes)
+
+    def spec(self, space: Space) -> ArchitectureSpec:
+        """The architecture."""
+        heads = [self.width // size if size else 0 for size in self.sizes]
+        inner = [mlp_width(self.width, e, self.family) if e else 0 for e in self.expansions]
+        return assembled(space, self.family, self.width, heads, inner, self.group)
+
+
+def form_of(space: Space, spec: ArchitectureSpec) -> Form | None:
+    """What a draw from the space decides to give this architecture; None if no draw does."""
+    if not isinstance(spec, Gpt2Spec | LlamaSpec):
+        return None
+    family, width = GPT2 if isinstance(spec, Gpt2Spec) else LLAMA, spec.width
+    if width not in space.widths:
+        return None
+    # Where two expansions are rounded to one width, the nearer one is meant.
+    exact = width * (GATED if family == LLAMA else 1.0)
+    meant = {0: 0.0}
+    for one in sorted(
+        space.expansions, key=lambda e: -abs(e * exact - mlp_width(width, e, family))
+    ):
+        meant[mlp_width(width, one, family)] = one
+    if any(inner not in meant for inner in spec.inner):
+        return None
+    form = Form(
+        family,
+        width,
+        space.groups[0],
+        tuple(width // heads if heads else 0 for heads in spec.heads),
+        tuple(meant[inner] for inner in spec.inner),
+    )
+    forms = (replace(form, group=group) for group in space.groups)
+    return next((one for one in forms if allowed(space, one) and one.spec(space) == spec), None)
+
+
+def allowed(space: Space, form: Form) -> bool:
+    """Whether the space can give the form."""
+    sizes, expansions = set(form.sizes) - {0}, set(form.expansions) - {0.0}
+    halves = list(zip(form.sizes, form.expansions, strict=True))
+    whole = all(size and expansion for size, expansion in halves)
+    return (
+        form.family in space.families
+        and form.depth in space.depths
+        and form.width in space.widths
+        and form.group in space.groups
+        and sizes <= set(head_sizes(space, form.width))
+        and expansions <= set(space.expansions)
+        and 0 < len(sizes) <= KINDS  # it attends somewhere,
+        and 0 < len(expansions) <= KINDS  # and computes somewhere,
+        and all(size or expansion for size, expansion in halves)  # and no block is empty
+        and (whole or max(space.missing) > 0)
+    )
+
+
+def mutate(space: Space, spec: ArchitectureSpec, rng: Random) -> ArchitectureSpec:
+    """A neighbour in the space: the architecture with one thing changed.
+
+    The change is one of: a depth or a width next to its own; the head size, or the expansion,
+    of one block or of all that share it; the group; one half of a block gone or back; the
+    family.
+
+    Args:
+        space: what the architecture is of.
+        spec: one that the space holds.
+        rng: what decides.
+
+    Returns:
+        Another architecture of the space; the same one where none is so near.
+
+    Raises:
+        ValueError: the space does not hold the architecture.
+    """
+    form = form_of(space, spec)
+    if form is None:
+        raise ValueError(f"the space {space.name} does not hold {spec}")
+    for _ in range(ATTEMPTS):
+        changed = _MOVES[rng.integers(len(_MOVES))](space, form, rng)
+        if allowed(space, changed) and (found := changed.spec(space)) != spec:
+            return found
+    return spec
+
+
+def _depth(space: Space, form: Form, rng: Random) -> Form:
+    wanted = _beside(space.depths, form.depth, rng)
+    blocks = list(range(form.depth))
+    while len(blocks) < wanted:
+        place = int(rng.integers(len(blocks)))
+        blocks.insert(place, blocks[place])
+    while len(blocks) > wanted:
+        del blocks[int(rng.integers(len(blocks)))]
+    return replace(
+        form,
+        sizes=tuple(form.sizes[block] for block in blocks),
+        expansions=tuple(form.expansions[block] for block in blocks),
+    )
+
+
+def _width(space: Space, form: Form, rng: Random) -> Form:
+    width = _beside(space.widths, form.width, rng)
+    possible = head_sizes(space, width)
+    nearest = {size: min(possible, key=lambda one: abs(one - size)) for size in set(form.sizes)}
+    sizes = tuple(nearest[size] if size else 0 for size in form.sizes)
+    return replace(form, width=width, sizes=sizes)
+
+
+def _head_size(space: Space, form: Form, rng: Random) -> Form:
+    possible = head_sizes(space, form.width)
+    return replace(form, sizes=_exchanged(form.sizes, possible, rng))
+
+
+def _expansion(space: Space, form: Form, rng: Random) -> Form:
+    return replace(form, expansions=_exchanged(form.expansions, space.expansions, rng))
+
+
+def _group(space: Space, form: Form, rng: Random) -> Form:
+    return replace(form, group=_one_of(space.groups, rng))
+
+
+def _half(space: Space, form: Form, rng: Random) -> Form:
+    """One half of one block goes, or comes back as another block has it."""
+    block = int(rng.integers(form.depth))
+    if rng.integers(2):
+        return replace(form, sizes=_toggled(form.sizes, block, rng))
+    return replace(form, expansions=_toggled(form.expansions, block, rng))
+
+
+def _family(space: Space, form: Form, rng: Random) -> Form:
+    return replace(form, family=_one_of(space.families, rng))
+
+
+_MOVES: tuple[Callable[[Space, Form, Random], Form], ...] = (
+    _depth,
+    _width,
+    _head_size,
+    _expansion,
+    _group,
+    _half,
+    _family,
+)
+
+
+def _exchanged(values: tuple[T, ...], possible: Sequence[T], rng: Random) -> tuple[T, ...]:
+    """Another value for one block that has any, or for all that have the same."""
+    block = int(rng.choice([place for place, value in enumerate(values) if value]))
+    new, everywhere = _one_of(possible, rng), bool(rng.integers(2))
+    return tuple(
+        new if place == block or (everywhere and value == values[block]) else value
+        for place, value in enumerate(values)
+    )
+
+
+def _toggled(values: tuple[T, ...], block: int, rng: Random) -> tuple[T, ...]:
+    changed = list(values)
+    changed[block] = type(values[block])(0)
+    if not values[block]:
+        changed[block] = _one_of([value for value in values if value], rng)
+    return tuple(changed)
+
+
+def _beside(values: Sequence[int], own: int, rng: Random) -> int:
+    """The next value above or below."""
+    ordered = sorted(set(values))
+    place = ordered.index(own)
+    return _one_of(
+        ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2] or [own], rng
+    )
+
+
+def _one_of(values: Sequence[U], rng: Random) -> U:
+    return values[int(rng.integers(len(values)))]

@@ -1,0 +1,92 @@
+"""Spaces that people write: a JSON file with the fields of `Space`, checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+from lmscout.benchmarks.rows import Row, checked, read_text
+from lmscout.benchmarks.space import GPT2, LLAMA, Space, head_sizes, space_of
+from lmscout.errors import LmscoutError
+
+SUFFIX = ".json"
+
+_MOST_MISSING = 0.5  # beyond it, hardly a draw attends and computes at all
+
+
+class SpaceRow(Row):
+    """The file: what each field says is at `Space`."""
+
+    families: list[str] = Field(default_factory=lambda: [GPT2, LLAMA])
+    depths: list[int]
+    widths: list[int]
+    head_sizes: list[int]
+    expansions: list[float]
+    groups: list[int] = Field(default_factory=lambda: [1])
+    missing: list[float] = Field(default_factory=lambda: [0.0])
+    vocabulary: int
+    max_length: int
+
+
+def load_space(name: str) -> Space:
+    """The space of a name, or of a file, whose name ends in .json.
+
+    Raises:
+        LmscoutError: there is none of that name, or the file is no space.
+    """
+    return read_space(Path(name).expanduser()) if name.endswith(SUFFIX) else space_of(name)
+
+
+def read_space(path: Path) -> Space:
+    """A space from a file, named as the file is.
+
+    Raises:
+        LmscoutError: the file cannot be read, or says something that no architecture can have.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise LmscoutError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
+    row = checked(SpaceRow, values, str(path))
+    space = Space(
+        name=path.stem,
+        families=tuple(row.families),
+        depths=tuple(row.depths),
+        widths=tuple(row.widths),
+        head_sizes=tuple(row.head_sizes),
+        expansions=tuple(row.expansions),
+        groups=tuple(row.groups),
+        missing=tuple(row.missing),
+        vocabulary=row.vocabulary,
+        max_length=row.max_length,
+    )
+    complaint = next(_complaints(space), None)
+    if complaint:
+        raise LmscoutError(f"{path}: {complaint}")
+    return space
+
+
+def _complaints(space: Space) -> Iterator[str]:
+    """Why no architecture can be of a space; after the first, the others may make no sense."""
+    for field in ("families", "depths", "widths", "head_sizes", "expansions", "groups", "missing"):
+        if not getattr(space, field):
+            yield f"{field}: is empty; give at least one value"
+    for field in ("depths", "widths", "head_sizes", "expansions", "groups"):
+        if min(getattr(space, field)) <= 0:
+            yield f"{field}: {min(getattr(space, field))} is not above 0"
+    unknown = [one for one in space.families if one not in (GPT2, LLAMA)]
+    if unknown:
+        yield f"families: {unknown[0]!r} is unknown; there are {GPT2} and {LLAMA}"
+    if not 0 <= min(space.missing) <= max(space.missing) <= _MOST_MISSING:
+        yield f"missing: chances go from 0 to {_MOST_MISSING}"
+    if min(space.vocabulary, space.max_length) < 2:
+        yield "vocabulary and max_length: give at least 2"
+    for width in space.widths:
+        if not head_sizes(space, width):
+            yield f"widths: none of head_sizes divides {width}"
+    odd = [size for size in space.head_sizes if size % 2]
+    if LLAMA in space.families and odd:
+        yield f"head_sizes: {odd[0]} is odd; rotary positions of {LLAMA} need even ones"

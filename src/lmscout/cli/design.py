@@ -1,0 +1,219 @@
+"""`lmscout design`: an architecture within a limit of parameters, found without training."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lmscout.cli import console
+from lmscout.cli.options import BackendOption, JsonOption, WorkersOption, parameter_count
+
+if TYPE_CHECKING:
+    from lmscout.architectures import ArchitectureSpec
+    from lmscout.discovery import Design, Picking
+    from lmscout.discovery.picking import Pick
+
+PICO = "pico"  # the space of which there is a benchmark
+
+# Fields of a spec with an entry a block, and how they are shown.
+_OF_BLOCKS = {"heads": "heads", "key_value_heads": "key-value heads", "inner": "MLP width"}
+
+
+def design(
+    space: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPACE",
+            help="pico, nano or FILE.json, as bench build takes it: searched; or a benchmark as "
+            "rank takes it, to see what the proxy's choice is worth.",
+            show_default=False,
+        ),
+    ],
+    proxy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME_OR_EXPRESSION",
+            help="A proxy of the catalog, or an expression; a minus sign before it, as discover "
+            "prints it, where lower scores are better: -snip.",
+            show_default=False,
+        ),
+    ],
+    max_params: Annotated[
+        str,
+        typer.Option(
+            metavar="N",
+            help="Parameters of the model at most, embeddings and all: 3M, 120k, 1500000.",
+            show_default=False,
+        ),
+    ],
+    evaluations: Annotated[int, typer.Option(min=1, help="Architectures read.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of what is drawn and changed.")] = 0,
+    on_benchmark: Annotated[
+        bool,
+        typer.Option(
+            "--on-benchmark", help="SPACE is a benchmark: of pico, the trained architectures."
+        ),
+    ] = False,
+    workers: WorkersOption = -1,
+    backend: BackendOption = "loky",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the architecture's spec as JSON.", show_default=False
+        ),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Find an architecture without training: the one that a proxy scores best.
+
+    In a space, ageing evolution draws and changes architectures within the limit, and each is
+    built and read in one pass; the same command continues a search that was stopped.  On a
+    benchmark, the proxy chooses among architectures whose quality is known, and the report
+    says how good its choice is, beside those of the configuration baselines and of chance.
+    """
+    limit = parameter_count(max_params, "--max-params")
+    console.check_json_target(json)
+    if out is not None:
+        console.check_file(out, "--out")
+    # Imported here, so that `--help` does not wait for PyTorch.
+    from lmscout.benchmarks.loading import load, load_space_or_benchmark
+    from lmscout.benchmarks.locate import cache_directory
+    from lmscout.benchmarks.space import Space
+    from lmscout.discovery import design as search
+    from lmscout.discovery import pick, signed_proxy
+    from lmscout.statistics import Workers
+
+    spread = Workers(workers, backend)
+    signed = signed_proxy(proxy)
+    source = load(space) if on_benchmark else load_space_or_benchmark(space)
+    with console.progress_bars() as progress:
+        settings: dict[str, Any] = {
+            "limit": limit,
+            "evaluations": evaluations,
+            "seed": seed,
+            "cache": cache_directory() / "statistics",
+            "workers": spread,
+            "progress": progress,
+        }
+        if isinstance(source, Space):
+            result: Design | Picking = search(source, signed, **settings)
+        else:
+            result = pick(source, signed, **settings)
+    if out is not None:
+        console.write_file(out, "--out", result.spec.to_dict())
+    if json != console.STDOUT:
+        _show(result)
+        if out is not None:
+            print(f"spec: {out}")
+    console.write_result(json, result.to_json())
+
+
+def _show(result: Design | Picking) -> None:
+    from lmscout.discovery import Picking
+
+    if isinstance(result, Picking):
+        _show_picking(result)
+    else:
+        _show_design(result)
+
+
+def _show_design(result: Design) -> None:
+    screen = console.table_console()
+    undefined = f", {result.n_undefined} of them without a score" if result.n_undefined else ""
+    screen.print(
+        f"[bold]{result.space}[/bold] within {result.limit:,} parameters: "
+        f"{result.n_read} architectures read{undefined}",
+        highlight=False,
+    )
+    drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"
+    screen.print(f"{result.proxy}: score {result.score:.6g}{drawn}", highlight=False)
+    _show_architecture(result.spec)
+    where = f"{PICO} --on-benchmark" if result.space == PICO else "BENCHMARK"
+    proxy = shlex.quote(str(result.proxy))
+    print("Nothing was trained. What this proxy's choice is worth where quality was measured:")
+    print(f"  lmscout design {where} --proxy {proxy} --max-params {result.limit}")
+
+
+def _show_picking(result: Picking) -> None:
+    screen = console.table_console()
+    undefined = f", {result.n_undefined} of them without a score" if result.n_undefined else ""
+    screen.print(
+        f"[bold]{result.benchmark}[/bold] within {result.limit:,} parameters: {result.n_within} "
+        f"architectures, {result.n_drawn} drawn{undefined}; quality is {result.metric}",
+        highlight=False,
+    )
+    table = Table(
+        caption="tied: that it cannot tell apart, over which the figures are means\n"
+        "random trials: the fewest trained at random whose best is expected to be as good"
+    )
+    table.add_column("chosen by")
+    rank = f"true rank of {result.n_within}"
+    for column in (rank, "top", "regret", "tied", "random trials"):
+        table.add_column(column, justify="right")
+    table.add_row(*_pick_cells(result.pick), style="bold")
+    table.add_section()
+    for one in result.baselines:
+        table.add_row(*_pick_cells(one))
+    table.add_section()
+    for one in (result.at_random, result.best_drawn):
+        table.add_row(*_pick_cells(one), style="dim")
+    screen.print(table)
+    own, other = result.pick.rank, result.hardest.rank
+    verdict = "better than" if own < other else "as well as" if own == other else "worse than"
+    screen.print(
+        f"It chooses {verdict} the best of the configuration baselines, {result.hardest.name}.",
+        highlight=False,
+    )
+    others = result.pick.n_tied - 1
+    tied = f", the first drawn of {result.pick.n_tied} tied ones" if others else ""
+    screen.print(f"architecture {result.identifier}{tied}:", highlight=False)
+    _show_architecture(result.spec)
+
+
+def _pick_cells(one: Pick) -> list[str]:
+    return [
+        one.name,
+        f"{one.rank:.1f}".removesuffix(".0"),
+        f"{one.top:.1%}",
+        f"{one.regret:.4g}",
+        str(one.n_tied),
+        str(one.trials),
+    ]
+
+
+def _show_architecture(spec: ArchitectureSpec) -> None:
+    screen = console.table_console()
+    depth = f"{spec.depth} block{'s' if spec.depth > 1 else ''}"
+    screen.print(
+        f"{spec.kind}, {depth}, width {spec.width}, {spec.parameters():,} parameters",
+        highlight=False,
+    )
+    blocks = _block_rows(spec)
+    table = Table()
+    table.add_column("blocks")
+    for name in blocks[0]:
+        table.add_column(name, justify="right")
+    start = 0
+    for row, same in groupby(blocks):
+        stop = start + len(list(same))
+        table.add_row(f"{start}" if stop == start + 1 else f"{start}-{stop - 1}", *row.values())
+        start = stop
+    screen.print(table)
+
+
+def _block_rows(spec: ArchitectureSpec) -> list[dict[str, str]]:
+    """What each block is, by field."""
+    values: dict[str, Any] = spec.to_dict()
+    blocks = values.get("blocks") or [
+        {shown: values[name][block] for name, shown in _OF_BLOCKS.items() if name in values}
+        for block in range(spec.depth)
+    ]
+    return [
+        {name.replace("_", " "): "–" if value == 0 else str(value) for name, value in one.items()}
+        for one in blocks
+    ]

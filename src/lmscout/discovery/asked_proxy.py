@@ -1,0 +1,48 @@
+"""A proxy as a user asks for it: a name or an expression, and which side of it is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmscout.proxies import Entry, Proxy, format_proxy, resolve
+from lmscout.proxies.deep import Node, format_node
+
+FALLING = "-"
+
+
+@dataclass(frozen=True)
+class SignedProxy:
+    """A proxy with its sign.
+
+    Attributes:
+        name: its name in the catalog, or its text in the usual form.
+        sign: 1 where a higher score is better, -1 where a lower one is.
+    """
+
+    name: str
+    sign: int
+
+    def __str__(self) -> str:
+        """As `discover` prints it, and `signed_proxy` reads it."""
+        return (FALLING if self.sign < 0 else "") + self.name
+
+
+def signed_proxy(text: str) -> SignedProxy:
+    """Read a proxy; a minus sign before it says that lower scores are better.
+
+    Args:
+        text: a catalog name or an expression, with or without a minus sign before it.
+
+    Raises:
+        LmscoutError: there is no such entry, or the expression is malformed.
+    """
+    bare = text.strip()
+    sign = -1 if bare.startswith(FALLING) else 1
+    return SignedProxy(proxy_name(resolve(bare.removeprefix(FALLING).strip())), sign)
+
+
+def proxy_name(proxy: Entry | Proxy | Node) -> str:
+    """A proxy's name in the catalog, or its text in the usual form."""
+    if isinstance(proxy, Node):
+        return format_node(proxy)
+    return proxy.name if isinstance(proxy, Entry) else format_proxy(proxy)

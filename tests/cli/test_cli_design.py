@@ -1,0 +1,127 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from lmscout.architectures import spec_from_dict
+
+SEARCH = ("design", "nano", "--max-params", "200k", "--evaluations", 20, "--workers", 1)
+
+# Whoever runs the tests in the background may have had us ignore interrupts.
+INTERRUPTIBLE = """
+import signal
+from lmscout.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
+def test_design_finds_an_architecture_and_writes_its_spec(lmscout, tmp_path):
+    code, out, err = lmscout(
+        *SEARCH, "--proxy", "snip", "--out", "spec.json", "--json", "result.json"
+    )
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "result.json").read_text())
+    spec = spec_from_dict(result["spec"])
+    assert json.loads((tmp_path / "spec.json").read_text()) == result["spec"]
+    assert spec.parameters() == result["params"] <= 200_000
+    assert (spec.depth, spec.width) == (result["depth"], result["width"])
+    assert (result["space"], result["proxy"], result["sign"]) == ("nano", "snip", 1)
+    assert (result["n_read"], result["max_params"]) == (20, 200_000)
+    assert f"{result['params']:,} parameters" in out
+    assert f"snip: score {result['score']:.6g}" in out
+    for words in ("nano within 200,000 parameters: 20 architectures read", "MLP width", "spec: sp"):
+        assert words in out
+
+
+def test_design_on_a_benchmark_tells_the_truth(lmscout, flexibert_file, tmp_path):
+    where = f"flexibert:{flexibert_file}"
+    code, out, err = lmscout(
+        *("design", where, "--max-params", "5M", "--evaluations", 8, "--workers", 1),
+        *("--proxy", "-snip", "--json", "result.json"),
+    )
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["benchmark"], result["n_drawn"]) == (where, 8)
+    assert (result["proxy"], result["sign"], result["pick"]["name"]) == ("snip", -1, "-snip")
+    assert result["params"] <= 5_000_000
+    pick = result["pick"]
+    assert set(pick) == {"name", "rank", "top", "regret", "n_tied", "random_trials"}
+    assert 1 <= pick["rank"] <= result["n_within"]
+    assert pick["n_tied"] > 1  # of equal architectures with qualities of their own
+    assert 0 < pick["regret"] <= 1.2 + result["best_quality"] - result["quality"]
+    names = [one["name"] for one in result["baselines"]]
+    assert names == ["parameters", "body-parameters", "depth", "width", "depth²×width"]
+    assert result["at_random"]["rank"] == (result["n_within"] + 1) / 2
+    for words in (
+        f"true rank of {result['n_within']}",
+        *names,
+        "one at random",
+        "the best drawn",
+        "baselines, ",
+        f"architecture {result['architecture']}",
+        f"the first drawn of {pick['n_tied']} tied ones",
+        "feed forward",
+    ):
+        assert words in out
+
+
+def test_pico_is_a_benchmark_where_the_option_says_so(lmscout):
+    code, out, err = lmscout(
+        *("design", "pico", "--on-benchmark", "--max-params", "400k", "--proxy", "parameters"),
+        *("--evaluations", 3, "--workers", 1, "--json", "-"),
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out)["benchmark"] == "pico"
+
+
+def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(lmscout, tmp_path):
+    proxy, limit = ("--proxy", "snip"), ("--max-params", "200k")
+    for arguments, hint in (
+        (["picoo", *proxy, *limit], "the spaces pico, nano and FILE.json, and the benchmarks"),
+        (["nano", *proxy, "--max-params", "10k"], "the smallest has 66,736"),
+        (["nano", *limit, "--proxy", "-snap"], "did you mean 'snip'"),
+        (["nano", *proxy, "--max-params", "3X"], "--max-params 3X"),
+        (["nano", *proxy], "--max-params"),
+        (["nano", *proxy, *limit, "--out", "missing/spec.json"], "--out missing/spec.json"),
+        (["nano", *proxy, *limit, "--out", "."], "is a folder"),
+    ):
+        code, out, err = lmscout("design", *arguments)
+        assert code == 2, (arguments, out, err)
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("lmscout: ")
+        assert hint in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_control_c_is_one_line_that_says_how_to_go_on(tmp_path):
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            INTERRUPTIBLE,
+            *map(str, SEARCH),
+            "--proxy",
+            "snip",
+            "--evaluations",
+            "400",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"LMSCOUT_CACHE": str(tmp_path)},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("statistics/design-*.safetensors")):
+        assert time.monotonic() < deadline
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (130, "")
+    assert err == "lmscout: interrupted; the same command continues where this one stopped\n"

@@ -1,0 +1,28 @@
+import pytest
+
+from lmscout.discovery import SignedProxy, signed_proxy
+from lmscout.errors import LmscoutError
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "sign"),
+    [
+        ("snip", "snip", 1),
+        ("-snip", "snip", -1),
+        (" - snip ", "snip", -1),
+        ("sum( abs(head)-abs(weight) )", "sum(abs(head) - abs(weight))", 1),
+        ("-mean(frobenius(act))", "mean(frobenius(act))", -1),
+        ("- sum(total(mul(weight,grad)))", "sum(total(mul(weight, grad)))", -1),
+    ],
+)
+def test_a_proxy_is_read_with_its_sign_and_printed_as_it_is_read(text, name, sign):
+    proxy = signed_proxy(text)
+    assert proxy == SignedProxy(name, sign)
+    assert str(proxy) == ("-" if sign < 0 else "") + name
+    assert signed_proxy(str(proxy)) == proxy
+
+
+@pytest.mark.parametrize("text", ["-snap", "", "-", "--snip", "-sum(abs(weight)"])
+def test_what_is_no_proxy_is_refused(text):
+    with pytest.raises(LmscoutError):
+        signed_proxy(text)

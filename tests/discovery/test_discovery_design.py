@@ -1,0 +1,111 @@
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from designing_process import BATCH, EVALUATIONS, SPACE, design_tiny
+
+from lmscout.architectures import spec_from_dict
+from lmscout.benchmarks.mutation import form_of
+from lmscout.discovery import design, signed_proxy
+from lmscout.discovery.design import ASKED_AT_ONCE
+from lmscout.errors import LmscoutError
+from lmscout.statistics import Workers, score_proxies
+
+SCRIPT = Path(__file__).with_name("designing_process.py")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return design_tiny(tmp_path_factory.mktemp("design"))
+
+
+def told(result):
+    return {key: value for key, value in result.to_json().items() if key != "seconds"}
+
+
+def test_what_is_found_is_of_the_space_within_the_limit_and_scored_as_said(found, tmp_path):
+    assert form_of(SPACE, found.spec) is not None
+    assert found.spec.parameters() <= 4000
+    assert (found.n_read, found.n_undefined) == (EVALUATIONS, 0)
+    scores = score_proxies([found.spec], ["snip"], name="again", folder=tmp_path, batch=BATCH)
+    assert found.score == scores["snip"][0]
+    assert found.score >= found.drawn_score
+    assert spec_from_dict(found.to_json()["spec"]) == found.spec
+
+
+def test_two_workers_find_the_same(found, tmp_path):
+    assert told(design_tiny(tmp_path, workers=2)) == told(found)
+
+
+def test_another_seed_searches_elsewhere(found, tmp_path):
+    other = design_tiny(tmp_path, seed=1)
+    assert other.spec != found.spec or other.drawn_score != found.drawn_score
+
+
+def test_a_search_that_was_killed_goes_on_and_finds_the_same(found, tmp_path):
+    at = ASKED_AT_ONCE + 4
+    done = subprocess.run(
+        [sys.executable, "-W", "error", SCRIPT, str(tmp_path), str(at)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path])},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    calls = []
+    again = design_tiny(tmp_path, progress=lambda _, done, __: calls.append(done))
+    assert told(again) == told(found)
+    # The first batch is read from the cache; the second, which the kill left unsaved, anew.
+    assert calls[: ASKED_AT_ONCE + 2] == [
+        ASKED_AT_ONCE,
+        *range(ASKED_AT_ONCE, 2 * ASKED_AT_ONCE + 1),
+    ]
+    calls.clear()
+    design_tiny(tmp_path, progress=lambda _, done, __: calls.append(done))
+    assert calls == [16, 32, 48, 50]  # nothing is read twice
+
+
+def test_a_minus_sign_finds_the_other_end(tmp_path):
+    up, down = (design_tiny(tmp_path, proxy=proxy) for proxy in ("parameters", "-parameters"))
+    assert up.score == up.spec.parameters() > up.drawn_score
+    assert down.score == down.spec.parameters() < down.drawn_score
+    assert down.score < up.score
+    assert (up.to_json()["sign"], down.to_json()["sign"]) == (1, -1)
+
+
+def test_of_equal_scores_the_smaller_model_is_taken(tmp_path):
+    """`normalize` has a mean of 0 wherever it is defined, so every score is the same."""
+    found = design_tiny(tmp_path, proxy="mean(normalize(weight))")
+    assert found.score == 0
+    larger = design_tiny(tmp_path, proxy="parameters").spec
+    assert found.spec.parameters() < larger.parameters()
+
+
+def test_a_space_smaller_than_the_evaluations_is_read_whole(tmp_path):
+    few = replace(SPACE, families=("gpt2",), depths=(1,), widths=(8,), groups=(1,), missing=(0.0,))
+    found = design(
+        few,
+        signed_proxy("parameters"),
+        limit=10_000,
+        evaluations=200,
+        seed=0,
+        cache=tmp_path,
+        batch=BATCH,
+        workers=Workers(1),
+    )
+    assert found.n_read == 4  # heads 1 or 2, MLPs 8 or 16 wide
+    assert found.spec.inner == (16,)
+
+
+def test_a_limit_that_nothing_keeps_and_a_proxy_without_scores_say_so(tmp_path):
+    with pytest.raises(LmscoutError, match="no architecture of the space tiny has 100 parameters"):
+        design_tiny(tmp_path, limit=100)
+    with pytest.raises(LmscoutError, match="gives none of 50 architectures"):
+        design_tiny(tmp_path, proxy="sum(exp(exp(exp(exp(exp(weight))))))")
+    assert np.isfinite(design_tiny(tmp_path).score)
