@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -32,14 +32,17 @@ import torch
 from pymoo.indicators.hv import HV
 
 from lmscout.benchmarks import Benchmark, load
-from lmscout.discovery.deep.candidates import Candidate
+from lmscout.discovery.deep.candidates import Candidate, front
 from lmscout.discovery.deep.discovery import DeepSettings
-from lmscout.discovery.deep.engines import ENGINES, engine_of
+from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE, engine_of
+from lmscout.discovery.deep.evidence import Evidence, probe_rows
 from lmscout.discovery.deep.evolution import evolve
-from lmscout.discovery.deep.screen import Evidence, Screen, probe_rows
+from lmscout.discovery.deep.screen import Screen
 from lmscout.discovery.discover import cache_name
 from lmscout.discovery.splits import split_benchmark
+from lmscout.proxies.deep import Node
 from lmscout.proxies.deep.members import MEMBERS
+from lmscout.proxies.deep.rules import first_broken
 from lmscout.ranking import spearman
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.deep_values import DeepEvaluator
@@ -103,7 +106,7 @@ def main() -> None:
 def searches(evaluations: int) -> dict[str, DeepSettings]:
     """What is run, by label."""
     plain = DeepSettings(evaluations=evaluations)
-    engines = {engine: replace(plain, engine=engine) for engine in ENGINES}
+    engines = {engine: replace(plain, engine=engine) for engine in ENGINES if engine != EXHAUSTIVE}
     sieves = {
         label: replace(plain, rules=rules, race=race, evaluations=LONGEST * evaluations)
         for label, (rules, race) in SIEVES.items()
@@ -142,14 +145,14 @@ def searched(job: Job) -> Outcome:
     engine = engine_of(settings.engine, settings.grammar, job.seed, tuple(MEMBERS.values()))
     reached: list[tuple[int, float]] = []
     with closing(
-        Screen(evidence, objective=settings.objective, rules=settings.rules, race=settings.race)
+        Watched([evidence], objective=settings.objective, rules=settings.rules, race=settings.race)
     ) as screen:
         found = evolve(
             engine,
             screen,
             evaluations=settings.evaluations,
             progress=lambda *_: reached.append(
-                (screen.evaluations, volume(screen.best, settings.largest))
+                (screen.evaluations, volume(screen.proxies, settings.largest))
             ),
         )
     scores = DeepEvaluator(sketches.subset(split.test)).scores(found.hall[0].node)
@@ -162,9 +165,28 @@ def searched(job: Job) -> Outcome:
     )
 
 
-def volume(front: Iterable[Candidate], largest: int) -> float:
+class Watched(Screen):
+    """A screen that keeps the front of what the rules on trees let through.
+
+    Without these rules a front begins with the configuration's own leaves, which are no proxies
+    and would hide those that are.
+    """
+
+    proxies: tuple[Candidate, ...] = ()
+
+    def judge(self, nodes: Sequence[Node]) -> list[Candidate]:
+        """As a screen does, and look at what it gives."""
+        judged = super().judge(nodes)
+        unbroken = (one for one in judged if first_broken(one.node) is None)
+        self.proxies = tuple(front([*self.proxies, *unbroken]))
+        return judged
+
+
+def volume(candidates: Sequence[Candidate], largest: int) -> float:
     """Hypervolume of a front: fitness times the share of sizes at which it is reached."""
-    points = np.array([[-(one.fitness or 0.0), one.node.size / (largest + 1)] for one in front])
+    points = np.array(
+        [[-(one.fitness or 0.0), one.node.size / (largest + 1)] for one in candidates]
+    )
     return float(HV(ref_point=np.array([0.0, 1.0]))(points)) if len(points) else 0.0
 
 
@@ -176,7 +198,7 @@ def engine_table(name: str, outcomes: list[Outcome]) -> list[dict[str, object]]:
     print(f"\n{name}: engines")
     best = of(name, "genetic", outcomes)
     rows: list[dict[str, object]] = []
-    for engine in ENGINES:
+    for engine in (one for one in ENGINES if one != EXHAUSTIVE):
         own = of(name, engine, outcomes)
         row: dict[str, object] = {"benchmark": name, "engine": engine}
         said = []

@@ -28,7 +28,7 @@ from lmscout.stages import Progress, StageProgress, Stages
 from lmscout.statistics import Batch, Workers
 
 SKETCHES, SEARCHING, RESCORING, JUDGING = "sketches", "searching", "re-scoring", "judging"
-FINALISTS = 5  # of each search, re-scored on full tensors
+FINALISTS = 3  # of each search, re-scored on full tensors
 
 
 @dataclass(frozen=True)
