@@ -15,7 +15,7 @@ from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate, front
 from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE, engine_of
 from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark
 from lmscout.discovery.deep.evolution import Evolution, evolve
-from lmscout.discovery.deep.product import Known, choose
+from lmscout.discovery.deep.product import Known, Product, choose
 from lmscout.discovery.deep.record import Record
 from lmscout.discovery.deep.screen import Screen
 from lmscout.discovery.finding import Finding, judge_choice
@@ -132,6 +132,21 @@ class DeepDiscovery:
         }
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A proxy that was chosen on search splits, and not judged yet.
+
+    Attributes:
+        grounds: the benchmarks, each with its split.
+        evolutions: what each search went through.
+        product: the best of each search, and their product.
+    """
+
+    grounds: tuple[SplitBenchmark, ...]
+    evolutions: tuple[Evolution, ...]
+    product: Product
+
+
 def discover_deep(
     benchmarks: Sequence[Benchmark],
     settings: DeepSettings,
@@ -168,23 +183,70 @@ def discover_deep(
         LmscoutError: a split does not fit its benchmark, the cache cannot be written, or no
             proxy was found.
     """
-    batch, workers = batch or Batch(), workers or Workers()
     stages = Stages(progress)
-    grounds = [
+    grounds = tuple(
         SplitBenchmark(
-            one, split_benchmark(one.specs, search=size, seed=seed), cache, batch, workers
+            one,
+            split_benchmark(one.specs, search=size, seed=seed),
+            cache,
+            batch or Batch(),
+            workers or Workers(),
         )
         for one, size in zip(benchmarks, search, strict=True)
-    ]
+    )
+    chosen = choose_deep(grounds, settings, seed, folder, stages)
+    text = format_node(chosen.product.node)
+    with stages(JUDGING) as told:
+        findings = [
+            judge_choice(
+                one.benchmark,
+                one.split,
+                text,
+                searched,
+                one.scores(one.split.test, [text], told)[text],
+            )
+            for one, searched in zip(grounds, chosen.product.searched, strict=True)
+        ]
+    return DeepDiscovery(
+        tuple(findings),
+        settings,
+        chosen.evolutions,
+        chosen.product.members,
+        chosen.product.node,
+        stages.seconds,
+    )
+
+
+def choose_deep(
+    grounds: tuple[SplitBenchmark, ...],
+    settings: DeepSettings,
+    seed: int,
+    folder: Path | None = None,
+    stages: Stages | None = None,
+) -> Choice:
+    """The first half of `discover_deep`: what sees the search splits alone.
+
+    Args:
+        grounds: the benchmarks, each with its split.
+        settings: how to search.
+        seed: of the searches.
+        folder: where the searches are recorded; those that are there are continued.
+        stages: times and tells of what is done.
+
+    Raises:
+        LmscoutError: the cache cannot be written, or no proxy was found.
+    """
+    stages = stages or Stages()
     with stages(SKETCHES) as told:
         evidence = [one.evidence(seed, told) for one in grounds]
     with stages(SEARCHING) as told:
-        evolutions = _searches(settings, evidence, seed, folder, workers.threads, told)
+        threads = grounds[0].workers.threads
+        evolutions = _searches(settings, evidence, seed, folder, threads, told)
     finalists = [each.hall[:FINALISTS] for each in evolutions]
     nodes = {format_node(one.node): one.node for each in finalists for one in each}
     if not nodes:
         raise LmscoutError(
-            f"{', '.join(one.name for one in benchmarks)}: no proxy ranks the search split; "
+            f"{', '.join(one.benchmark.name for one in grounds)}: no proxy ranks the search split; "
             "is the quality the same for all?"
         )
     with stages(RESCORING) as told:
@@ -197,22 +259,7 @@ def discover_deep(
         )
         for scores, one in zip(rescored, evidence, strict=True)
     ]
-    chosen = choose(finalists, known, OBJECTIVES[settings.objective])
-    text = format_node(chosen.node)
-    with stages(JUDGING) as told:
-        findings = [
-            judge_choice(
-                one.benchmark,
-                one.split,
-                text,
-                searched,
-                one.scores(one.split.test, [text], told)[text],
-            )
-            for one, searched in zip(grounds, chosen.searched, strict=True)
-        ]
-    return DeepDiscovery(
-        tuple(findings), settings, evolutions, chosen.members, chosen.node, stages.seconds
-    )
+    return Choice(grounds, evolutions, choose(finalists, known, OBJECTIVES[settings.objective]))
 
 
 def _searches(

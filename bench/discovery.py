@@ -1,0 +1,123 @@
+"""What `lmscout discover --space deep` finds, over seeds, on architectures that it has not seen.
+
+    python bench/discovery.py pico [--search 40] [--seeds 5] [--no-spec-leaves] [--cache DIR]
+        [--evaluations 4000] [--searches 4] [--proxies NAME ...] [--json FILE]
+
+The same as the command for each seed, but the whole benchmark is sketched once, and read once
+more for the proxies of all seeds; a second call finds both in DIR.  Beside each proxy stand the
+best configuration baseline and the best of the catalog's PROXIES, with the paired interval of
+the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lmscout.benchmarks import load
+from lmscout.benchmarks.locate import cache_directory
+from lmscout.discovery.deep.discovery import Choice, DeepSettings, choose_deep
+from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark, probe_rows
+from lmscout.discovery.discover import cache_name
+from lmscout.discovery.finding import Finding, judge_choice
+from lmscout.discovery.splits import split_benchmark
+from lmscout.proxies.deep import format_node
+from lmscout.ranking import spearman, spearman_difference
+from lmscout.statistics import Batch, Workers, score_proxies
+from lmscout.statistics.sketches import Sketches, collect_sketches
+
+
+@dataclass(frozen=True)
+class SketchedBenchmark(SplitBenchmark):
+    """A benchmark whose sketches are parts of those of the whole of it, with both batches."""
+
+    whole: tuple[Sketches, Sketches]
+
+    def evidence(self, seed: int, progress: object = None) -> Evidence:
+        """As collected for the search architectures alone: a sketch depends on its own model."""
+        rows, probe = self.split.search, probe_rows(len(self.split.search), seed)
+        sketches, others = self.whole
+        return Evidence(
+            sketches.subset(rows), self.benchmark.quality[rows], probe, others.subset(rows[probe])
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("benchmark")
+    parser.add_argument("--search", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--evaluations", type=int, default=DeepSettings.evaluations)
+    parser.add_argument("--searches", type=int, default=DeepSettings.searches)
+    parser.add_argument("--objective", default=DeepSettings.objective)
+    parser.add_argument("--no-spec-leaves", action="store_true")
+    parser.add_argument("--proxies", nargs="*", default=[])
+    parser.add_argument("--workers", type=int, default=-1)
+    parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
+    parser.add_argument("--json", type=Path)
+    told = parser.parse_args()
+    settings = DeepSettings(
+        evaluations=told.evaluations,
+        searches=told.searches,
+        objective=told.objective,
+        spec_leaves=not told.no_spec_leaves,
+    )
+    benchmark, workers, batch = load(told.benchmark), Workers(told.workers), Batch()
+    name = cache_name(benchmark.name)
+    first, second = (
+        collect_sketches(benchmark.specs, name=name, folder=told.cache, batch=one, workers=workers)
+        for one in (batch, replace(batch, seed=batch.seed + 1))
+    )
+    choices: list[Choice] = []
+    for seed in range(told.seeds):
+        started = time.perf_counter()
+        split = split_benchmark(benchmark.specs, search=told.search, seed=seed)
+        ground = SketchedBenchmark(benchmark, split, told.cache, batch, workers, (first, second))
+        choices.append(choose_deep((ground,), settings, seed))
+        print(f"seed {seed}: chosen in {time.perf_counter() - started:.0f} s", flush=True)
+    texts = [format_node(one.product.node) for one in choices]
+    asked = list(dict.fromkeys([*texts, *told.proxies]))
+    scores = score_proxies(
+        benchmark.specs, asked, name=name, folder=told.cache, batch=batch, workers=workers
+    )
+    findings: list[Finding] = []
+    for seed, (choice, text) in enumerate(zip(choices, texts, strict=True)):
+        split, test = choice.grounds[0].split, choice.grounds[0].split.test
+        (searched,) = choice.product.searched
+        finding = judge_choice(benchmark, split, text, searched, scores[text][test])
+        findings.append(finding)
+        rho, tau, ahead = (
+            finding.test.agreement.spearman,
+            finding.test.agreement.kendall,
+            (finding.ahead),
+        )
+        print(
+            f"seed {seed}: test ρ {rho.value:.3f} ({rho.low:.3f} to {rho.high:.3f}), τ "
+            f"{tau.value:.3f}; {finding.hardest.name} {ahead.value:+.3f} "
+            f"({ahead.low:+.3f} to {ahead.high:+.3f})"
+        )
+        quality = benchmark.quality[test]
+        for other in told.proxies:
+            against = scores[other][test] * np.sign(spearman(scores[other], benchmark.quality))
+            more = spearman_difference(finding.sign * scores[text][test], against, quality)
+            print(f"    {other} {more.value:+.3f} ({more.low:+.3f} to {more.high:+.3f})")
+        print(f"    {text}")
+    for label, get in (
+        ("ρ", lambda one: one.test.agreement.spearman.value),
+        ("τ", lambda one: one.test.agreement.kendall.value),
+        ("ahead of the best baseline", lambda one: one.ahead.value),
+    ):
+        print(f"median {label} {statistics.median(map(get, findings)):.3f}")
+    if told.json:
+        rows = [{**one.benchmark_json(), **one.choice_json()} for one in findings]
+        told.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
