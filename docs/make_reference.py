@@ -25,7 +25,7 @@ from lmscout.proxies import (
     Entry,
 )
 from lmscout.proxies import text as text_form
-from lmscout.proxies.deep import BLOCK, SCORE, STACKS, WORDS, Word
+from lmscout.proxies.deep import BLOCK, SCORE, STACKS, WORDS, Word, format_node
 from lmscout.proxies.deep.rules import RULES
 
 PAGE = Path(__file__).parent / "proxies.md"
@@ -123,7 +123,7 @@ def reference() -> str:
                         (
                             _code(one.name),
                             one.definition,
-                            _code(proxies.format_proxy(one.proxy)) if one.proxy else "",
+                            _expression(one),
                             _paper(one),
                         )
                         for one in CATALOG
@@ -133,6 +133,12 @@ def reference() -> str:
         )
         + "\n"
     )
+
+
+def _expression(entry: Entry) -> str:
+    if entry.tree:
+        return _code(format_node(entry.tree))
+    return _code(proxies.format_proxy(entry.proxy)) if entry.proxy else ""
 
 
 def _aggregates(word: Word) -> bool:

@@ -1,7 +1,7 @@
-"""The proxies of the literature by name, each with its paper.
+"""The proxies of the literature by name, each with its paper, and lmscout's own champions.
 
-An entry is an expression where the language can say the proxy, and a function of a `Reading`
-where it cannot.
+An entry is an expression where the language can say the proxy, a deep expression where it is a
+champion, and a function of a `Reading` where neither can say it.
 """
 
 import re
@@ -23,7 +23,7 @@ from lmscout.proxies.text import parse
 
 @dataclass(frozen=True)
 class Entry:
-    """A proxy of the literature.
+    """A proxy of the literature, or one that lmscout found.
 
     Attributes:
         name: Its name here.
@@ -31,7 +31,10 @@ class Entry:
         definition: What it computes, in one line.
         proxy: The proxy as an expression, or None.
         function: The proxy as a function, where it is no expression, or None.
-        source: Where exactly it was taken from, if not from the paper's text.
+        tree: The proxy as a deep expression, where lmscout found it, or None.
+        source: Where exactly it was taken from, if not from the paper's text; the command that
+            found it.
+        found_on: Benchmarks of which the search saw a part, by name.
         reads: Of a function that reads tensors alone, and not the model: which ones, "act_grad"
             among them.
     """
@@ -41,13 +44,16 @@ class Entry:
     definition: str
     proxy: Proxy | None = None
     function: Callable[[Reading], float] | None = None
+    tree: Node | None = None
     source: str = ""
     reads: tuple[str, ...] = ()
+    found_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.proxy is None) == (self.function is None):
+        forms = (self.proxy, self.function, self.tree)
+        if sum(form is not None for form in forms) != 1:
             raise LmscoutError(
-                f"catalog entry {self.name}: give either an expression or a function"
+                f"catalog entry {self.name}: give an expression, a function or a deep expression"
             )
 
 

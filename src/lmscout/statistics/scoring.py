@@ -106,6 +106,8 @@ def score(proxy: Entry | Proxy | Node, reading: Reading, spec: ArchitectureSpec)
 
     An expression is computed as the collected statistics are, so that both agree.
     """
+    if isinstance(proxy, Entry) and proxy.tree is not None:
+        proxy = proxy.tree
     if isinstance(proxy, Node):
         return full_score(proxy, reading, spec_values(spec))
     if isinstance(proxy, Entry) and proxy.function is not None:

@@ -52,11 +52,15 @@ MEMBERS: Mapping[str, Node] = MappingProxyType(
 """Catalog name to tree, for every proxy of the literature that the deep language can say.
 
 The others look along one axis alone (fisher, activation-distance, the two confidences), at
-eigenvalues (jacobian-covariance, synaptic-diversity), or run the model once more."""
+eigenvalues (jacobian-covariance, synaptic-diversity), or run the model once more.  lmscout's
+champions are not among them: a search that began with one would begin with what its benchmark's
+test split may have been part of."""
 
 
 def as_tree(proxy: Entry | Proxy | Node) -> Node | None:
     """The tree with a proxy's scores; None where the deep language cannot say it."""
     if isinstance(proxy, Node):
         return proxy
+    if isinstance(proxy, Entry) and proxy.tree is not None:
+        return proxy.tree
     return deepened(proxy) if isinstance(proxy, Proxy) else MEMBERS.get(proxy.name)

@@ -1,0 +1,69 @@
+"""A search of the deep space as a process: killed and continued, by one worker or two."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SEARCH = ("--space", "deep", "--search", 12, "--evaluations", 10, "--searches", 2, "--json", "-")
+
+
+@pytest.fixture(scope="module")
+def command(flexibert_file, cache):
+    def arguments(out, workers):
+        lmscout = Path(sys.executable).with_name("lmscout")
+        where = f"flexibert:{flexibert_file}"
+        given = ("discover", where, *SEARCH, "--out", out, "--workers", workers)
+        return [str(lmscout), *map(str, given)]
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def environment(cache):
+    return os.environ | {"LMSCOUT_CACHE": str(cache)}
+
+
+def finished(command, environment):
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: one for name, one in json.loads(done.stdout).items() if name != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, environment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return finished(command(out, 1), environment), (out / "hall_of_fame.csv").read_text()
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_killed_and_continued_it_ends_with_the_same_hall_of_fame(
+    command, environment, undisturbed, tmp_path, batches
+):
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        command(out, 1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        until = time.monotonic() + 120
+        while len(list(out.glob("evaluations/*.parquet"))) < batches:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not (out / "result.json").exists()
+    result, hall = undisturbed
+    assert finished(command(out, 1), environment) == result
+    assert (out / "hall_of_fame.csv").read_text() == hall
+
+
+def test_two_workers_end_with_the_same_hall_of_fame(command, environment, undisturbed, tmp_path):
+    result, hall = undisturbed
+    assert finished(command(tmp_path / "run", 2), environment) == result
+    assert (tmp_path / "run" / "hall_of_fame.csv").read_text() == hall
