@@ -147,7 +147,8 @@ def canonical(node: Node) -> Node:
     operands = tuple(canonical(one) for one in node.operands)
     if node.name in COMMUTATIVE:
         operands = tuple(sorted(operands, key=repr))
-    return Node(node.name, operands)
+    same = all(one is other for one, other in zip(operands, node.operands, strict=True))
+    return node if same else Node(node.name, operands)
 
 
 def _tensor(stack: str, size: int, rng: Random) -> Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep.words import STACKS, TENSOR, WORDS, Word
@@ -35,7 +36,7 @@ class Node:
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        word, kind = _typed(self.name, self.operands)
+        word, kind = _typed(self.name, tuple(one.type for one in self.operands))
         size = 1 + sum(one.size for one in self.operands)
         if size > LARGEST:
             raise LmscoutError(f"a proxy of {size} words is too large: at most {LARGEST}")
@@ -56,9 +57,12 @@ class Node:
 
 def walk(node: Node, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Node]]:
     """Every subtree with its path from the root, the root first."""
-    yield path, node
-    for place, operand in enumerate(node.operands):
-        yield from walk(operand, (*path, place))
+    waiting = [(path, node)]
+    while waiting:
+        path, node = waiting.pop()
+        yield path, node
+        below = [((*path, place), operand) for place, operand in enumerate(node.operands)]
+        waiting += reversed(below)
 
 
 def replaced(node: Node, path: tuple[int, ...], subtree: Node) -> Node:
@@ -80,11 +84,11 @@ _BY_NAME: dict[str, tuple[Word, ...]] = {
 }
 
 
-def _typed(name: str, operands: tuple[Node, ...]) -> tuple[Word, str]:
-    """The word of this name that takes these operands, and the type that it gives."""
+@cache
+def _typed(name: str, types: tuple[str, ...]) -> tuple[Word, str]:
+    """The word of this name that takes operands of these types, and the type that it gives."""
     if name not in _BY_NAME:
         raise LmscoutError(f"unknown word {shown(name)}{did_you_mean(name, _BY_NAME)}")
-    types = tuple(one.type for one in operands)
     general = tuple(TENSOR if one in STACKS else one for one in types)
     for word in _BY_NAME[name]:
         if word.takes == general and len({one for one in types if one in STACKS}) <= 1:

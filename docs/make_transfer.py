@@ -1,0 +1,79 @@
+"""Write docs/transfer.md: every proxy of the catalog on every benchmark.
+
+    python docs/make_transfer.py [BENCHMARK ...] [--cache DIR] [--workers N]
+
+It reads every architecture a few times (GraSP and SynFlow have passes of their own): some six
+seconds of one core each, kept in the cache, so that what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lmscout.benchmarks import load
+from lmscout.benchmarks.locate import cache_directory
+from lmscout.discovery import Judgement, judge
+from lmscout.discovery.assessment import Assessment
+from lmscout.proxies import CATALOG
+from lmscout.statistics import Workers
+
+PAGE = Path(__file__).parent / "transfer.md"
+BENCHMARKS = ("pico", "flexibert", "lts:random_GPT2_wt103")
+
+
+def main() -> None:
+    """Judge the catalog on the benchmarks asked for, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("benchmarks", nargs="*", default=BENCHMARKS)
+    parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
+    parser.add_argument("--workers", type=int, default=-1)
+    told = parser.parse_args()
+    judged = [
+        judge(load(name), seed=0, cache=told.cache, workers=Workers(told.workers))
+        for name in told.benchmarks
+    ]
+    PAGE.write_text(page(judged), encoding="utf-8")
+
+
+def page(judged: list[Judgement]) -> str:
+    """The whole page, from one judgement a benchmark."""
+    heads = ["", *(f"{one.benchmark} ({one.n_architectures})" for one in judged)]
+    seen = {one.name: set(one.found_on) for one in CATALOG}
+    names = [one.name for one in judged[0].proxies]
+    baselines = [one.name for one in judged[0].baselines]
+    lines = [_INTRODUCTION, _row(heads), _row(["---"] * len(heads))]
+    for place, name in enumerate(names):
+        cells = [
+            _cell(one.proxies[place], one.benchmark in seen.get(name, set())) for one in judged
+        ]
+        lines.append(_row([f"`{name}`", *cells]))
+    for place, name in enumerate(baselines):
+        lines.append(_row([name, *(_cell(one.baselines[place], False) for one in judged)]))
+    return "\n".join(lines) + "\n"
+
+
+def _cell(one: Assessment, found_on: bool) -> str:
+    rho, tau = one.agreement.spearman, one.agreement.kendall
+    mark = " †" if found_on else ""
+    return f"{rho.value:.3f} ({rho.low:.3f} to {rho.high:.3f}), τ {tau.value:.3f}{mark}"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_INTRODUCTION = """\
+<!-- Written by docs/make_transfer.py; do not edit. -->
+
+# Every proxy on every benchmark
+
+Spearman's ρ with its 95 % bootstrap interval, and Kendall's τ-b, on all architectures of each
+benchmark, with the sign that a proxy was published with. † marks benchmarks of which the search
+that found a champion saw a part: there its figure flatters it, and the others say what it is
+worth elsewhere. At the end, what the configuration alone says.
+"""
+
+
+if __name__ == "__main__":
+    main()
