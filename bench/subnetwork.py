@@ -117,8 +117,10 @@ def a_whole_run(calibrated, pairs: int) -> None:
     """Seconds a pair with shared beginnings and early dropping, against the dense forward."""
     dense = [seconds_of(lambda: dense_forward(calibrated)) for _ in range(ROUNDS)]
     shape = calibrated.shape
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(folder, shape, calibrated.ledger_settings)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Ledger(folder, shape, calibrated.ledger_settings) as ledger,
+    ):
         started = time.perf_counter()
         learnt = measure_rounds(
             ledger,
@@ -131,7 +133,6 @@ def a_whole_run(calibrated, pairs: int) -> None:
         )
         everything = time.perf_counter() - started
         found = ledger.pairs()
-        ledger.close()
     dense += [seconds_of(lambda: dense_forward(calibrated)) for _ in range(ROUNDS)]
     whole = min(dense)
     measuring = sum(pair.seconds for pair in found)

@@ -80,8 +80,8 @@ def pairs(run: Path) -> tuple[str, str, str, str, np.ndarray, np.ndarray]:
     settings = calibration_settings()
     windows = tokenize_windows(loaded.tokenizer, calibration_text(), settings.window)
     calibrated = calibrate(loaded.model, windows, settings)
-    ledger = Ledger(run, calibrated.shape, calibrated.ledger_settings)
-    predictor = fit_predictor(ledger.pairs(), calibrated.shape, calibrated.mass, seed=0)
+    with Ledger(run, calibrated.shape, calibrated.ledger_settings) as ledger:
+        predictor = fit_predictor(ledger.pairs(), calibrated.shape, calibrated.mass, seed=0)
     measured, foretold = predictor.cross_validated
     tau = kendalltau(measured, foretold).statistic
     return (

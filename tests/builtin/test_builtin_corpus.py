@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import zipfile
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -146,18 +147,10 @@ def zipped_python(tmp_path_factory):
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     (home / "lib" / f"python{version}").mkdir(parents=True)
     with zipfile.ZipFile(home / "lib" / f"python{version.replace('.', '')}.zip", "w") as archive:
-        for folder in (
-            "",
-            "collections",
-            "encodings",
-            "importlib",
-            "json",
-            "re",
-            "sysconfig",
-            "urllib",
-        ):
-            for file in (stdlib / folder).glob("*.py"):
-                archive.write(file, file.relative_to(stdlib))
+        # Which modules are packages differs from version to version, so all are packed.
+        packages = [stdlib / name for name in sys.stdlib_module_names - {"pydoc_data"}]
+        for file in (*stdlib.glob("*.py"), *chain(*(one.rglob("*.py") for one in packages))):
+            archive.write(file, file.relative_to(stdlib))
     dynamic = sysconfig.get_config_var("DESTSHARED")
     return {"PYTHONHOME": str(home), "PYTHONPATH": os.pathsep.join((str(SOURCE), str(dynamic)))}
 

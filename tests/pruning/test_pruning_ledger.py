@@ -12,9 +12,11 @@ import time
 import numpy as np
 import optuna
 import pytest
+from ledger_files import open_files, sees_open_files, stored, trials_of
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.ledger import FILE_NAME, Ledger, Pair, storage_url
+from lmscout.pruning.ledger import Ledger, Pair
+from lmscout.pruning.storage import FILE_NAME, storage_url
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.plan_arrays import as_plans
 
@@ -42,14 +44,14 @@ def pair(plan, **changes):
 
 
 def test_pairs_come_back_as_they_were_in_their_order(tmp_path):
-    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
     wanted = [
         pair(plan, partial=place % 3 == 0, tokens=1500 if place % 3 == 0 else 6000, round=place % 2)
         for place, plan in enumerate(plans(12))
     ]
-    assert all(ledger.add(one) for one in wanted)
-    again = Ledger(tmp_path, SHAPE, SETTINGS)
-    assert again.pairs() == ledger.pairs() == tuple(wanted)
+    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+        assert all(ledger.add(one) for one in wanted)
+        with Ledger(tmp_path, SHAPE, SETTINGS) as again:
+            assert again.pairs() == ledger.pairs() == tuple(wanted)
     assert again.pairs(before_round=1) == tuple(one for one in wanted if one.round == 0)
     assert len(again) == len(wanted)
     assert again.find(wanted[5].plan) == wanted[5]
@@ -57,26 +59,27 @@ def test_pairs_come_back_as_they_were_in_their_order(tmp_path):
 
 
 def test_no_plan_is_there_twice(tmp_path):
-    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
     plan = plans(1)[0]
-    assert ledger.add(pair(plan))
-    assert not ledger.add(pair(plan, value=9.0))
-    again = Ledger(tmp_path, SHAPE, SETTINGS)
-    assert not again.add(pair(plan, value=9.0, partial=True))
-    assert again.pairs() == (pair(plan),)
+    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+        assert ledger.add(pair(plan))
+        assert not ledger.add(pair(plan, value=9.0))
+        with Ledger(tmp_path, SHAPE, SETTINGS) as again:
+            assert not again.add(pair(plan, value=9.0, partial=True))
+            assert again.pairs() == (pair(plan),)
 
 
 def test_a_ledger_is_a_study_that_optuna_reads(tmp_path):
     verbosity = optuna.logging.get_verbosity()
-    ledger = Ledger(tmp_path, SHAPE, SETTINGS, study="mine")
     first, second = plans(2)
-    ledger.add(pair(first))
-    ledger.add(pair(second, partial=True, tokens=1500))
+    with Ledger(tmp_path, SHAPE, SETTINGS, study="mine") as ledger:
+        ledger.add(pair(first))
+        ledger.add(pair(second, partial=True, tokens=1500))
     assert optuna.logging.get_verbosity() == verbosity
-    study = optuna.load_study(study_name="mine", storage=ledger.url)
-    assert study.direction == optuna.study.StudyDirection.MINIMIZE
-    assert study.best_value == pair(first).value
-    complete, pruned = study.trials
+    with stored(ledger.url) as storage:
+        study = optuna.load_study(study_name="mine", storage=storage)
+        assert study.direction == optuna.study.StudyDirection.MINIMIZE
+        assert study.best_value == pair(first).value
+        complete, pruned = study.trials
     assert Plan.from_dict(complete.params) == first
     assert complete.distributions["block00.mlp"] == optuna.distributions.IntDistribution(0, 50)
     assert pruned.state == optuna.trial.TrialState.PRUNED
@@ -90,19 +93,18 @@ def test_a_ledger_is_a_study_that_optuna_reads(tmp_path):
 
 
 def test_reading_does_not_wait_for_each_trial(tmp_path):
-    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
-    for plan in plans(20):
-        ledger.add(pair(plan))
     from sqlalchemy import event
 
     asked = []
-    event.listen(ledger._storage.engine, "before_cursor_execute", lambda *seen: asked.append(seen))
-    other = Ledger(tmp_path, SHAPE, SETTINGS)
-    event.listen(other._storage.engine, "before_cursor_execute", lambda *seen: asked.append(seen))
-    asked.clear()
-    other.refresh()
+    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger, Ledger(tmp_path, SHAPE, SETTINGS) as other:
+        for plan in plans(20):
+            ledger.add(pair(plan))
+        event.listen(
+            other._storage.engine, "before_cursor_execute", lambda *seen: asked.append(seen)
+        )
+        other.refresh()
     assert len(other) == len(ledger)
-    assert len(asked) < 12  # a few for all trials, none for each
+    assert 0 < len(asked) < 12  # a few for all trials, none for each
 
 
 @pytest.mark.parametrize(
@@ -113,22 +115,23 @@ def test_reading_does_not_wait_for_each_trial(tmp_path):
     ],
 )
 def test_pairs_measured_otherwise_are_not_mixed_in(tmp_path, change, words):
-    Ledger(tmp_path, SHAPE, SETTINGS)
+    Ledger(tmp_path, SHAPE, SETTINGS).close()
     with pytest.raises(LmscoutError, match=words) as caught:
         Ledger(tmp_path, SHAPE, SETTINGS | change)
     assert "\n" not in str(caught.value)
-    Ledger(tmp_path, SHAPE, SETTINGS | change, study="another")
+    Ledger(tmp_path, SHAPE, SETTINGS | change, study="another").close()
 
 
 def test_a_ledger_of_another_shape_is_refused(tmp_path):
-    Ledger(tmp_path, SHAPE, SETTINGS)
+    Ledger(tmp_path, SHAPE, SETTINGS).close()
     with pytest.raises(LmscoutError, match="channels = 50 50 50, this run has 60 60 60"):
         Ledger(tmp_path, Shape((4,) * 3, (60,) * 3, (100,) * 3, (10,) * 3), SETTINGS)
 
 
 def test_a_study_of_others_is_refused(tmp_path):
-    study = optuna.create_study(storage=storage_url(tmp_path), study_name="theirs")
-    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    with stored(storage_url(tmp_path)) as storage:
+        study = optuna.create_study(storage=storage, study_name="theirs")
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     with pytest.raises(LmscoutError, match="not a ledger"):
         Ledger(tmp_path, SHAPE, SETTINGS, study="theirs")
 
@@ -148,12 +151,37 @@ def test_a_file_that_is_no_ledger_is_one_line(tmp_path):
         Ledger(tmp_path / FILE_NAME, SHAPE, SETTINGS)
 
 
+def interrupted(folder):
+    with Ledger(folder, SHAPE, SETTINGS) as ledger:
+        assert FILE_NAME in open_files(folder)
+        ledger.add(pair(plans(1)[0]))
+        raise KeyboardInterrupt
+
+
+@sees_open_files
+def test_nothing_is_left_open_by_what_fails(tmp_path):
+    with pytest.raises(KeyboardInterrupt) as interruption:
+        interrupted(tmp_path)
+    assert open_files(tmp_path) == []
+    with pytest.raises(LmscoutError, match="seed = 0, this run has 1") as settings:
+        Ledger(tmp_path, SHAPE, SETTINGS | {"seed": 1})
+    assert open_files(tmp_path) == []
+    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+        assert ledger.pairs() == (pair(plans(1)[0]),)
+        ledger.study.add_trial(optuna.create_trial(value=1.0))
+    with pytest.raises(LmscoutError, match="trial 1 was not written by lmscout") as trial:
+        Ledger(tmp_path, SHAPE, SETTINGS)
+    assert open_files(tmp_path) == []
+    # Their tracebacks hold what was opened, so that the garbage collector has not closed it.
+    assert all(one.tb for one in (interruption, settings, trial))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_refused(tmp_path, value):
-    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
-    with pytest.raises(LmscoutError, match="not finite"):
-        ledger.add(pair(plans(1)[0], value=value))
-    assert len(ledger) == 0
+    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+        with pytest.raises(LmscoutError, match="not finite"):
+            ledger.add(pair(plans(1)[0], value=value))
+        assert len(ledger) == 0
 
 
 WRITER = """
@@ -162,20 +190,26 @@ WRITER = """
     from lmscout.pruning.ledger import Ledger
 
     print(0, flush=True)
-    ledger = Ledger(sys.argv[1], SHAPE, SETTINGS)
-    for plan in plans(20):
-        if ledger.find(plan) is None:
-            ledger.add(pair(plan))
-            print(len(ledger), flush=True)
+    with Ledger(sys.argv[1], SHAPE, SETTINGS) as ledger:
+        for plan in plans(20):
+            if ledger.find(plan) is None:
+                ledger.add(pair(plan))
+                print(len(ledger), flush=True)
 """
 
 
 def writer(folder):
+    paths = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WRITER), str(folder)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.path.dirname(__file__)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )
+
+
+def pairs_in(folder):
+    with Ledger(folder, SHAPE, SETTINGS) as ledger:
+        return ledger.pairs()
 
 
 def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
@@ -191,15 +225,12 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
         process.wait()
         process.stdout.close()
         reported = max([reported, *map(int, rest)])
-        there = Ledger(tmp_path, SHAPE, SETTINGS).pairs()
-        assert len(there) >= reported  # what was said to be written is there
+        assert len(pairs_in(tmp_path)) >= reported  # what was said to be written is there
     process = writer(tmp_path)
     process.communicate()
     assert process.returncode == 0
-    assert Ledger(tmp_path, SHAPE, SETTINGS).pairs() == tuple(pair(plan) for plan in plans(20))
-    assert len(
-        optuna.load_study(study_name="lmscout", storage=storage_url(tmp_path)).trials
-    ) == len(plans(20))
+    assert pairs_in(tmp_path) == tuple(pair(plan) for plan in plans(20))
+    assert len(trials_of(storage_url(tmp_path))) == len(plans(20))
 
 
 def test_killed_while_it_begins_it_begins_again(tmp_path):
@@ -209,21 +240,19 @@ def test_killed_while_it_begins_it_begins_again(tmp_path):
         time.sleep(delay)
         process.kill()
         process.communicate()
-    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
-    wanted = [pair(plan) for plan in plans(20)]
-    assert ledger.pairs() == tuple(wanted[: len(ledger)])
+    there = pairs_in(tmp_path)
+    assert there == tuple(pair(plan) for plan in plans(20))[: len(there)]
 
 
 def test_others_read_while_one_writes(tmp_path):
-    ledger = Ledger(tmp_path, SHAPE, SETTINGS)
-    process = writer(tmp_path)
-    seen = 0
-    while process.poll() is None:
+    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+        process = writer(tmp_path)
+        seen = 0
+        while process.poll() is None:
+            ledger.refresh()
+            assert len(ledger) >= seen
+            seen = len(ledger)
+            time.sleep(0.05)
+        process.communicate()
         ledger.refresh()
-        assert len(ledger) >= seen
-        seen = len(ledger)
-        time.sleep(0.05)
-    process.communicate()
-    ledger.refresh()
     assert ledger.pairs() == tuple(pair(plan) for plan in plans(20))
-    ledger.close()

@@ -42,26 +42,26 @@ class SyntheticEvaluator:
 
 def rounds(folder, pairs=60, keep=(0.7,), stop_after=None):
     evaluator = SyntheticEvaluator()
-    ledger = Ledger(folder, MODEL.shape, {"model": "synthetic"})
     targets = [Target(keep_budget(MODEL.shape, one), Ranges.above(MODEL.shape)) for one in keep]
 
     def watch(done, _):
         if stop_after is not None and len(evaluator.measured) >= stop_after:
             raise KeyboardInterrupt
 
-    try:
-        learnt = measure_rounds(
-            ledger,
-            evaluator,
-            MODEL.mass,
-            AnySpace(MODEL.shape),
-            targets,
-            pairs=pairs,
-            seed=0,
-            progress=watch,
-        )
-    except KeyboardInterrupt:
-        learnt = None
+    with Ledger(folder, MODEL.shape, {"model": "synthetic"}) as ledger:
+        try:
+            learnt = measure_rounds(
+                ledger,
+                evaluator,
+                MODEL.mass,
+                AnySpace(MODEL.shape),
+                targets,
+                pairs=pairs,
+                seed=0,
+                progress=watch,
+            )
+        except KeyboardInterrupt:
+            learnt = None
     return ledger.pairs(), evaluator.measured, learnt
 
 

@@ -9,9 +9,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import pytest
 import torch
+from ledger_files import open_files, sees_open_files, trials_of
 from real_models import STORIES, needs_the_real_model, two_texts
 from transformers import AutoModelForCausalLM
 
@@ -97,10 +97,16 @@ def test_the_json_says_it_all_and_is_plain(run):
 
 def test_the_ledger_holds_every_pair_once_for_optunas_own_tools(run):
     result, _ = run
-    study = optuna.load_study(study_name="lmscout", storage=result.ledger)
-    plans = [tuple(trial.params.values()) for trial in study.trials]
+    trials = trials_of(result.ledger)
+    plans = [tuple(trial.params.values()) for trial in trials]
     assert len(plans) == len(set(plans)) == result.pairs == 40
-    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+
+
+@sees_open_files
+def test_a_run_leaves_its_ledger_closed(run):
+    result, _ = run
+    assert open_files(result.sizes[0].out) == []
 
 
 def test_a_finished_run_is_not_overwritten(run):
@@ -257,10 +263,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path):
     assert got["finalists"] == expected["finalists"]
     assert got["predictor"] == expected["predictor"]
     trials = [
-        [
-            (trial.params, trial.value, trial.state)
-            for trial in optuna.load_study(study_name="lmscout", storage=one["ledger"]).trials
-        ]
+        [(trial.params, trial.value, trial.state) for trial in trials_of(one["ledger"])]
         for one in (expected, got)
     ]
     assert trials[0] == trials[1]

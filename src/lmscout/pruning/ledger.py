@@ -13,21 +13,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Self
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning.storage import open_storage, storage_url
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 
 Setting = str | int | float | bool | None
 
-FILE_NAME = "ledger.db"
 _SETTINGS = "lmscout.measured"  # the study's attribute that says how pairs were measured
-_LOCKED = 60  # seconds that a process waits for another that writes to the same file
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ class Ledger:
     """Pairs of one model under one way of measuring; no plan twice.
 
     One process writes; others may read meanwhile, each seeing what was there when it opened
-    the ledger, or at its last `refresh`.
+    the ledger, or at its last `refresh`.  The storage stays open until `close`, or to the end of
+    a ``with`` block; the pairs that were read can still be asked for afterwards.
     """
 
     def __init__(
@@ -92,38 +92,28 @@ class Ledger:
         self._distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, units) for name, units in shape.dense.as_dict().items()
         }
-        wanted = {
-            **settings,
-            "groups": " ".join(map(str, shape.groups)),
-            "channels": " ".join(map(str, shape.channels)),
-        }
-        with self._reported():
-            self._storage = _storage(self._url)
-            self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=study,
-                direction="minimize",
-                load_if_exists=True,
-            )
-            found = self._study.user_attrs.get(_SETTINGS)
-            if found is None and not self._study.get_trials(deepcopy=False):
-                # New, or its maker was killed before it came to this line.
-                self._study.set_user_attr(_SETTINGS, wanted)
-                found = wanted
-        if found is None:
-            raise LmscoutError(
-                f"study {study!r} at {self._url} is not a ledger of lmscout; name another study"
-            )
-        for key in sorted(found.keys() | wanted.keys()):
-            if found.get(key) != wanted.get(key):
-                raise LmscoutError(
-                    f"ledger at {self._url}: its pairs were measured with {key} = "
-                    f"{found.get(key)}, this run has {wanted.get(key)}; use another folder or "
-                    "study, or the same settings"
-                )
         self._pairs: list[Pair] = []
         self._by_plan: dict[Plan, Pair] = {}
-        self.refresh()
+        with self._reported():
+            self._storage = open_storage(self._url)
+        try:
+            self._study = self._begin(
+                {
+                    **settings,
+                    "groups": " ".join(map(str, shape.groups)),
+                    "channels": " ".join(map(str, shape.channels)),
+                }
+            )
+            self.refresh()
+        except BaseException:  # nobody has this ledger, to close it
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def study(self) -> optuna.Study:
@@ -219,8 +209,35 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the storage; what was added stays."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        self._storage.close()
+
+    def _begin(self, wanted: Mapping[str, Setting]) -> optuna.Study:
+        """The study, new or found, whose pairs were measured as is wanted."""
+        with self._reported():
+            study = optuna.create_study(
+                storage=self._storage,
+                study_name=self._name,
+                direction="minimize",
+                load_if_exists=True,
+            )
+            found = study.user_attrs.get(_SETTINGS)
+            if found is None and not study.get_trials(deepcopy=False):
+                # New, or its maker was killed before it came to this line.
+                study.set_user_attr(_SETTINGS, wanted)
+                found = wanted
+        if found is None:
+            raise LmscoutError(
+                f"study {self._name!r} at {self._url} is not a ledger of lmscout; name another "
+                "study"
+            )
+        for key in sorted(found.keys() | wanted.keys()):
+            if found.get(key) != wanted.get(key):
+                raise LmscoutError(
+                    f"ledger at {self._url}: its pairs were measured with {key} = "
+                    f"{found.get(key)}, this run has {wanted.get(key)}; use another folder or "
+                    "study, or the same settings"
+                )
+        return study
 
     def _remember(self, pair: Pair) -> None:
         if pair.plan not in self._by_plan:
@@ -239,28 +256,6 @@ class Ledger:
             raise LmscoutError(f"ledger at {self._url}: {reason[0]}") from error
         finally:
             optuna.logging.set_verbosity(verbosity)
-
-
-def storage_url(storage: str | Path) -> str:
-    """The URL of a ledger: a URL as it is, or ``ledger.db`` in a folder, which is made."""
-    if "://" in str(storage):
-        return str(storage)
-    folder = Path(storage)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LmscoutError(f"{folder}: cannot be made a folder ({error.strerror})") from error
-    return f"sqlite:///{(folder / FILE_NAME).resolve()}"
-
-
-def _storage(url: str) -> RDBStorage:
-    try:
-        if url.startswith("sqlite"):
-            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _LOCKED}})
-        return RDBStorage(url)
-    except (ImportError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise LmscoutError(f"ledger at {url}: {reason}") from error
 
 
 def _pair(trial: FrozenTrial) -> Pair:

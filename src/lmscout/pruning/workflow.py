@@ -21,7 +21,7 @@ from lmscout.evaluation import LoadedModel, Text, protocol_of, same_text, tokeni
 from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
 from lmscout.pruning.families import family_of
 from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
-from lmscout.pruning.ledger import FILE_NAME, Ledger
+from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.outcome import Pruning, Size
 from lmscout.pruning.report import report
@@ -34,6 +34,7 @@ from lmscout.pruning.searching.model_budgets import MEASURES, budget_of
 from lmscout.pruning.searching.ranges import Ranges
 from lmscout.pruning.searching.space import AnySpace, PlanSpace
 from lmscout.pruning.searching.uniform_space import UniformSpace
+from lmscout.pruning.storage import FILE_NAME
 from lmscout.pruning.subnetworks.importance import METHODS
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.subnetwork import QUALITIES, shape_of
@@ -110,36 +111,35 @@ def prune(
     with stages("calibrating") as told:
         windows = tokenize_windows(loaded.tokenizer, calibration, settings.window)
         calibrated = calibrate(loaded.model, windows, settings, progress=told)
-    ledger = Ledger(request.storage or out, units, calibrated.ledger_settings)
-    finals = Ledger(
-        request.storage or out,
-        units,
-        {**calibrated.ledger_settings, "final_tokens": settings.final_tokens},
-        study=STUDY,
-    )
-    latency = _latency(ledger, calibrated) if request.of == "latency" else None
-    budgets = _budgets(request, loaded.model, units, settings.window, latency)
-    for budget in budgets:
-        space.require(budget)
-    with stages("measuring pairs") as told:
-        learnt = measure_rounds(
-            ledger,
-            calibrated.evaluator(calibrated.measured),
-            calibrated.mass,
-            space,
-            [Target(budget, Ranges.above(units)) for budget in budgets],
-            pairs=request.pairs,
-            seed=request.seed,
-            progress=told,
-        )
-    with stages("searching") as told:
-        candidates = []
-        for number, target in enumerate(learnt.targets):
-            candidates.append(candidates_of(ledger, learnt, space, target, request.seed))
-            if told:
-                told(number + 1, len(budgets))
-    with stages("measuring finalists") as told:
-        contests = measure_finalists(calibrated, ledger, finals, learnt, candidates, told)
+    storage = request.storage or out
+    final_settings = {**calibrated.ledger_settings, "final_tokens": settings.final_tokens}
+    with (
+        Ledger(storage, units, calibrated.ledger_settings) as ledger,
+        Ledger(storage, units, final_settings, study=STUDY) as finals,
+    ):
+        latency = _latency(ledger, calibrated) if request.of == "latency" else None
+        budgets = _budgets(request, loaded.model, units, settings.window, latency)
+        for budget in budgets:
+            space.require(budget)
+        with stages("measuring pairs") as told:
+            learnt = measure_rounds(
+                ledger,
+                calibrated.evaluator(calibrated.measured),
+                calibrated.mass,
+                space,
+                [Target(budget, Ranges.above(units)) for budget in budgets],
+                pairs=request.pairs,
+                seed=request.seed,
+                progress=told,
+            )
+        with stages("searching") as told:
+            candidates = []
+            for number, target in enumerate(learnt.targets):
+                candidates.append(candidates_of(ledger, learnt, space, target, request.seed))
+                if told:
+                    told(number + 1, len(budgets))
+        with stages("measuring finalists") as told:
+            contests = measure_finalists(calibrated, ledger, finals, learnt, candidates, told)
     winners = [contest[0].plan for contest in contests]
     dtype = request.dtype or loaded.saved_dtype or loaded.model.dtype
     with stages("reporting") as told:

@@ -1,0 +1,66 @@
+"""Where a ledger is kept: the storage's URL, opening it, and letting go of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import RDBStorage
+
+from lmscout.errors import LmscoutError
+
+FILE_NAME = "ledger.db"
+_LOCKED = 60  # seconds that a process waits for another that writes to the same file
+
+
+class Storage(RDBStorage):
+    """Optuna's storage, which closes its connections when told, and when it cannot be opened.
+
+    Optuna's own may refuse a file after it has connected to it, because it is no database or
+    its tables are of another version; nobody then has anything to close.  A connection left to
+    the garbage collector keeps its file open, and Python 3.13 warns of it.
+    """
+
+    def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
+        try:
+            super().__init__(url, engine_kwargs)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections of this thread's session, and those that wait in the pool."""
+        if hasattr(self, "scoped_session"):  # else the URL was refused, and nothing is open
+            self.remove_session()
+            self.engine.dispose()
+
+
+def storage_url(storage: str | Path) -> str:
+    """The URL of a ledger: a URL as it is, or ``ledger.db`` in a folder, which is made.
+
+    Raises:
+        LmscoutError: the folder cannot be made.
+    """
+    if "://" in str(storage):
+        return str(storage)
+    folder = Path(storage)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LmscoutError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+    return f"sqlite:///{(folder / FILE_NAME).resolve()}"
+
+
+def open_storage(url: str) -> Storage:
+    """Open the storage at a URL, making its tables where there are none.
+
+    Raises:
+        LmscoutError: the URL is none, or there is no driver for its database.
+        OptunaError, SQLAlchemyError, RuntimeError, OSError: whatever else is wrong with it.
+    """
+    waiting = {"connect_args": {"timeout": _LOCKED}} if url.startswith("sqlite") else {}
+    try:
+        return Storage(url, waiting)
+    except (ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LmscoutError(f"ledger at {url}: {reason}") from error
