@@ -1,7 +1,7 @@
 """Which engine searches the deep space best, and what the rules and the race save.
 
     python bench/engines.py [--benchmarks pico lts:random_GPT2_wt103] [--seeds 10]
-        [--evaluations 1000] [--workers 2] [--folder DIR] [--json FILE]
+        [--evaluations 600] [--tables engines sieves] [--workers 2] [--folder DIR] [--json FILE]
 
 Sketches of whole benchmarks are collected (into DIR, where a second call finds them).  For every
 seed, search splits of 40 (FlexiBERT: 100) architectures.  Two tables:
@@ -80,7 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--benchmarks", nargs="+", default=["pico", "lts:random_GPT2_wt103"])
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--evaluations", type=int, default=1_000)
+    parser.add_argument("--evaluations", type=int, default=600)
+    parser.add_argument("--tables", nargs="+", default=["engines", "sieves"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
@@ -92,27 +93,36 @@ def main() -> None:
         jobs = [
             Job(name, seed, label, settings, folder)
             for name in arguments.benchmarks
-            for label, settings in searches(arguments.evaluations).items()
+            for label, settings in searches(arguments.evaluations, arguments.tables).items()
             for seed in range(arguments.seeds)
         ]
         with ProcessPoolExecutor(arguments.workers) as pool:
             outcomes = list(pool.map(searched, jobs))
-    rows = [row for name in arguments.benchmarks for row in engine_table(name, outcomes)]
-    rows += [row for name in arguments.benchmarks for row in sieve_table(name, outcomes)]
+    tables = {"engines": engine_table, "sieves": sieve_table}
+    rows = [
+        row
+        for table in arguments.tables
+        for name in arguments.benchmarks
+        for row in tables[table](name, outcomes)
+    ]
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def searches(evaluations: int) -> dict[str, DeepSettings]:
+def searches(evaluations: int, tables: Sequence[str]) -> dict[str, DeepSettings]:
     """What is run, by label."""
     plain = DeepSettings(evaluations=evaluations)
-    engines = {engine: replace(plain, engine=engine) for engine in ENGINES if engine != EXHAUSTIVE}
-    sieves = {
-        label: replace(plain, rules=rules, race=race, evaluations=LONGEST * evaluations)
-        for label, (rules, race) in SIEVES.items()
-        if label != "both"
-    }
-    return engines | sieves
+    wanted = {"genetic": plain}
+    if "engines" in tables:
+        wanted |= {one: replace(plain, engine=one) for one in ENGINES if one != EXHAUSTIVE}
+    if "sieves" in tables:
+        longer = replace(plain, evaluations=LONGEST * evaluations)
+        wanted |= {
+            label: replace(longer, rules=rules, race=race)
+            for label, (rules, race) in SIEVES.items()
+            if label != "both"
+        }
+    return wanted
 
 
 @cache
@@ -158,7 +168,8 @@ def searched(job: Job) -> Outcome:
     scores = DeepEvaluator(sketches.subset(split.test)).scores(found.hall[0].node)
     return Outcome(
         job,
-        *(tuple(column) for column in zip(*reached, strict=True)),
+        evaluations=tuple(done for done, _ in reached),
+        volume=tuple(volume for _, volume in reached),
         fitness=found.hall[0].fitness or 0.0,
         test=abs(spearman(scores, benchmark.quality[split.test])),
         asked=found.asked,
