@@ -22,8 +22,9 @@ import numpy as np
 
 from lmscout.benchmarks import load
 from lmscout.benchmarks.locate import cache_directory
-from lmscout.discovery.deep.discovery import Choice, DeepSettings, choose_deep
+from lmscout.discovery.deep.discovery import Choice, choose_deep
 from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark, probe_rows
+from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.discover import cache_name
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark

@@ -33,11 +33,11 @@ from pymoo.indicators.hv import HV
 
 from lmscout.benchmarks import Benchmark, load
 from lmscout.discovery.deep.candidates import Candidate, front
-from lmscout.discovery.deep.discovery import DeepSettings
 from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE, engine_of
 from lmscout.discovery.deep.evidence import Evidence, probe_rows
 from lmscout.discovery.deep.evolution import evolve
 from lmscout.discovery.deep.screen import Screen
+from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.discover import cache_name
 from lmscout.discovery.splits import split_benchmark
 from lmscout.proxies.deep import Node

@@ -11,7 +11,7 @@ import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.discovery.deep import evidence as evidences
-from lmscout.discovery.deep.discovery import DeepSettings, discover_deep
+from lmscout.discovery.deep.discovery import discover_deep
 from lmscout.discovery.deep.engines import GeneticProgramming, RandomSearch, engine_of
 from lmscout.discovery.deep.evidence import Evidence, probe_rows
 from lmscout.discovery.deep.evolution import BATCH, evolve
@@ -26,6 +26,7 @@ from lmscout.discovery.deep.screen import (
     UNDEFINED,
     Screen,
 )
+from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.saved_run import begin_deep, end_deep
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import format_node, parse

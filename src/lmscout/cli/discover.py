@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from lmscout.discovery import Discovery
     from lmscout.discovery.assessment import Assessment
-    from lmscout.discovery.deep.discovery import DeepDiscovery, DeepSettings
+    from lmscout.discovery.deep.discovery import DeepDiscovery
+    from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.finding import Finding
 
 
@@ -73,7 +74,7 @@ def discover(
     the configuration alone can say.
     """
     if space == "deep":
-        from lmscout.discovery.deep.discovery import DeepSettings
+        from lmscout.discovery.deep.settings import DeepSettings
 
         settings = DeepSettings(
             engine=engine,

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 import lmscout
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.deep.discovery import DeepDiscovery, DeepSettings
+from lmscout.discovery.deep.discovery import DeepDiscovery
+from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.discover import Discovery
 from lmscout.discovery.judge import Judgement
 from lmscout.discovery.run_folder import check_run_folder, run_folder, write_json

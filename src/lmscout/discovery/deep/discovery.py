@@ -12,67 +12,23 @@ import numpy as np
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate, front
-from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE, engine_of
+from lmscout.discovery.deep.engines import engine_of
 from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark
 from lmscout.discovery.deep.evolution import Evolution, evolve
 from lmscout.discovery.deep.product import Known, Product, choose
 from lmscout.discovery.deep.record import Record
 from lmscout.discovery.deep.screen import Screen
+from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node
-from lmscout.proxies.deep.growing import Grammar
+from lmscout.proxies.deep import Node, format_node
 from lmscout.proxies.deep.members import MEMBERS
 from lmscout.stages import Progress, StageProgress, Stages
 from lmscout.statistics import Batch, Workers
 
 SKETCHES, SEARCHING, RESCORING, JUDGING = "sketches", "searching", "re-scoring", "judging"
 FINALISTS = 3  # of each search, re-scored on full tensors
-
-
-@dataclass(frozen=True)
-class DeepSettings:
-    """How the deep space is searched.
-
-    Attributes:
-        engine: one of `ENGINES`.
-        evaluations: candidates evaluated on every search architecture, in all.
-        searches: independent searches that share them; the proxy is the product of their best.
-        objective: "spearman", "kendall" or "beyond-size".
-        spec_leaves: whether a proxy may read depth, width and size of the configuration.
-        largest: words of a candidate, at most.
-        rules: whether rules discard candidates.
-        race: whether the race does.
-        catalog: whether a search begins with the proxies of the literature.
-    """
-
-    engine: str = "genetic"
-    evaluations: int = 4_000
-    searches: int = 4
-    objective: str = "spearman"
-    spec_leaves: bool = True
-    largest: int = 16
-    rules: bool = True
-    race: bool = True
-    catalog: bool = True
-
-    def __post_init__(self) -> None:
-        for name, given, known in (
-            ("engine", self.engine, ENGINES),
-            ("objective", self.objective, tuple(OBJECTIVES)),
-        ):
-            if given not in known:
-                raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
-        if self.engine == EXHAUSTIVE and self.searches > 1:
-            raise LmscoutError(
-                f"{self.searches} exhaustive searches would all find the same: ask for --searches 1"
-            )
-
-    @property
-    def grammar(self) -> Grammar:
-        """The trees that may grow."""
-        return Grammar(SPEC_LEAVES if self.spec_leaves else (), largest=self.largest)
 
 
 @dataclass(frozen=True)
