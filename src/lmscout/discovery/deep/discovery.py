@@ -28,7 +28,7 @@ from lmscout.stages import Progress, StageProgress, Stages
 from lmscout.statistics import Batch, Workers
 
 SKETCHES, SEARCHING, RESCORING, JUDGING = "sketches", "searching", "re-scoring", "judging"
-FINALISTS = 3  # of each search, re-scored on full tensors
+FINALISTS = 4  # of each search, re-scored on full tensors
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class DeepDiscovery:
         findings: the proxy judged on the test split of each benchmark.
         settings: how it was searched.
         evolutions: what each search went through.
-        members: the best of each search, by its fitness on full tensors.
+        members: the best of each search, by its fitness on full tensors, but for those that are
+            far behind.
         proxy: their product, or the only one.
         seconds: by stage.
     """
@@ -198,7 +199,8 @@ def choose_deep(
     with stages(SEARCHING) as told:
         threads = grounds[0].workers.threads
         evolutions = _searches(settings, evidence, seed, folder, threads, told)
-    finalists = [each.hall[:FINALISTS] for each in evolutions]
+    # The fittest of a few sizes: the fittest of all are alike, and fail together.
+    finalists = [each.front[-FINALISTS:] for each in evolutions]
     nodes = {format_node(one.node): one.node for each in finalists for one in each}
     if not nodes:
         raise LmscoutError(

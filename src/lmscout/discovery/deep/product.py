@@ -8,10 +8,15 @@ Measured on halves of search splits, chosen on one half and judged on the other 
 each benchmark, sketches, 1,000 evaluations a search; Spearman of one, of the product of four
 and of six): FlexiBERT 0.898, 0.907, 0.908; LiteTransformerSearch 0.961, 0.969, 0.968; pico
 0.828, 0.862, 0.868.  The fittest of six searches did not beat any one of them.
+
+A formula may be fit on sketches and worthless on full tensors: sums of rare huge numbers are
+(`statistics.sketches`).  Such a member would spoil the product, so what is far behind the best on
+full tensors, by the search architectures, is no member.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -25,6 +30,8 @@ from lmscout.ranking import spearman
 from lmscout.statistics.deep_values import joined_score
 
 Scores = npt.NDArray[np.float64]
+
+_BEHIND = 3.0  # standard errors of Fisher's z by which a member may be behind the best
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Product:
 def choose(
     finalists: Sequence[Sequence[Candidate]], known: Sequence[Known], coefficient: Coefficient
 ) -> Product:
-    """Take the best of every search by full tensors, and multiply them.
+    """Take the best of every search by full tensors, and multiply those that are near the best.
 
     A proxy whose scores are of both signs cannot be multiplied, and is taken only where no
     search has another.
@@ -80,12 +87,20 @@ def choose(
     if not any(signed):
         (best,) = fittest([one for each in every for one in each], 1)
         return Product((best,), best.node, tuple(own.scores[best.node] for own in known))
-    members = {one.node: one for each in signed for one in fittest(each, 1)}
+    best_of_each = [one for each in signed for one in fittest(each, 1)]
+    error = 1 / math.sqrt(min(len(own.quality) for own in known) - 3)
+    least = max(map(_z, best_of_each)) - _BEHIND * error
+    members = {one.node: one for one in best_of_each if _z(one) >= least}
     node = _multiplied(tuple(members), known)
     searched = (
         joined_score(node, {member: own.scores[member] for member in members}) for own in known
     )
     return Product(tuple(members.values()), node, tuple(searched))
+
+
+def _z(candidate: Candidate) -> float:
+    """Fisher's transformation of its fitness, whose error hardly depends on it."""
+    return math.atanh(min(candidate.fitness or 0.0, 0.999999))
 
 
 def _multiplied(members: Sequence[Node], known: Sequence[Known]) -> Node:
