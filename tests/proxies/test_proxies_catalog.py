@@ -6,14 +6,18 @@ import pytest
 import torch
 from tiny_transformer import TinyTransformer, batch, read
 
+from lmscout.architectures import FlexibertBlock, FlexibertSpec
 from lmscout.errors import LmscoutError
 from lmscout.proxies.catalog import CATALOG, CATALOG_ENTRY, Entry, resolve
 from lmscout.proxies.deep import format_node
 from lmscout.proxies.deep import parse as parse_deep
+from lmscout.proxies.deep.members import MEMBERS, as_tree
 from lmscout.proxies.expression import evaluate
 from lmscout.proxies.handmade import snip
 from lmscout.proxies.operators import reduce
 from lmscout.proxies.text import format_proxy, parse
+from lmscout.statistics import Batch, full_reading
+from lmscout.statistics.scoring import score
 
 NAMES = [
     "parameters",
@@ -102,10 +106,36 @@ def test_every_entry_scores_a_real_model():
         assert score != 0
 
 
-def test_an_entry_is_an_expression_or_a_function_and_not_both():
-    for given in ({}, {"proxy": parse("sum(abs(act))"), "function": snip}):
-        with pytest.raises(LmscoutError, match="give either an expression or a function"):
+def test_an_entry_has_one_form_and_not_two():
+    forms = {
+        "proxy": parse("sum(abs(act))"),
+        "function": snip,
+        "tree": parse_deep("sum(total(act))"),
+    }
+    for name, form in forms.items():
+        Entry("name", "paper", "definition", **{name: form})
+    for without in forms:
+        given = {name: form for name, form in forms.items() if name != without}
+        with pytest.raises(LmscoutError, match="give an expression, a function or a deep"):
             Entry("name", "paper", "definition", **given)
+    with pytest.raises(LmscoutError, match="give an expression, a function or a deep"):
+        Entry("name", "paper", "definition")
+
+
+def test_a_champion_is_scored_as_its_tree():
+    tree = parse_deep("sum(total(abs(mul(weight, grad)))) / params")
+    champion = Entry("champion", "here", "found", tree=tree)
+    spec = FlexibertSpec(
+        width=8,
+        blocks=(FlexibertBlock(mixer="SDP", heads=2, feed_forward=16, stack=1),),
+        embedding_width=8,
+        vocabulary=40,
+        max_length=16,
+    )
+    model_reading = full_reading(spec.build(0), Batch(2, 8).tokens(spec), spec.parameters())
+    assert score(champion, model_reading, spec) == score(tree, model_reading, spec) != 0
+    assert as_tree(champion) is tree
+    assert tree not in MEMBERS.values()
 
 
 @pytest.mark.parametrize("name", NAMES)
