@@ -5,8 +5,8 @@
 
 The same as the command for each seed, but the whole benchmark is sketched once, and read once
 more for the proxies of all seeds; a second call finds both in DIR.  Beside each proxy stand the
-best configuration baseline and the best of the catalog's PROXIES, with the paired interval of
-the difference.
+best configuration baseline and each of the PROXIES named, with the paired interval of the
+difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ import numpy as np
 from lmscout.benchmarks import load
 from lmscout.benchmarks.locate import cache_directory
 from lmscout.discovery.deep.discovery import Choice, choose_deep
-from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark, probe_rows
 from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.discover import cache_name
 from lmscout.discovery.finding import Finding, judge_choice
@@ -31,22 +29,7 @@ from lmscout.discovery.splits import split_benchmark
 from lmscout.proxies.deep import format_node
 from lmscout.ranking import spearman, spearman_difference
 from lmscout.statistics import Batch, Workers, score_proxies
-from lmscout.statistics.sketches import Sketches, collect_sketches
-
-
-@dataclass(frozen=True)
-class SketchedBenchmark(SplitBenchmark):
-    """A benchmark whose sketches are parts of those of the whole of it, with both batches."""
-
-    whole: tuple[Sketches, Sketches]
-
-    def evidence(self, seed: int, progress: object = None) -> Evidence:
-        """As collected for the search architectures alone: a sketch depends on its own model."""
-        rows, probe = self.split.search, probe_rows(len(self.split.search), seed)
-        sketches, others = self.whole
-        return Evidence(
-            sketches.subset(rows), self.benchmark.quality[rows], probe, others.subset(rows[probe])
-        )
+from sketched import SketchedBenchmark, whole_sketches
 
 
 def main() -> None:
@@ -71,15 +54,12 @@ def main() -> None:
     )
     benchmark, workers, batch = load(told.benchmark), Workers(told.workers), Batch()
     name = cache_name(benchmark.name)
-    first, second = (
-        collect_sketches(benchmark.specs, name=name, folder=told.cache, batch=one, workers=workers)
-        for one in (batch, replace(batch, seed=batch.seed + 1))
-    )
+    whole = whole_sketches(benchmark, told.cache, batch, workers)
     choices: list[Choice] = []
     for seed in range(told.seeds):
         started = time.perf_counter()
         split = split_benchmark(benchmark.specs, search=told.search, seed=seed)
-        ground = SketchedBenchmark(benchmark, split, told.cache, batch, workers, (first, second))
+        ground = SketchedBenchmark(benchmark, split, told.cache, batch, workers, whole)
         choices.append(choose_deep((ground,), settings, seed))
         print(f"seed {seed}: chosen in {time.perf_counter() - started:.0f} s", flush=True)
     texts = [format_node(one.product.node) for one in choices]
@@ -93,11 +73,8 @@ def main() -> None:
         (searched,) = choice.product.searched
         finding = judge_choice(benchmark, split, text, searched, scores[text][test])
         findings.append(finding)
-        rho, tau, ahead = (
-            finding.test.agreement.spearman,
-            finding.test.agreement.kendall,
-            (finding.ahead),
-        )
+        agreement, ahead = finding.test.agreement, finding.ahead
+        rho, tau = agreement.spearman, agreement.kendall
         print(
             f"seed {seed}: test ρ {rho.value:.3f} ({rho.low:.3f} to {rho.high:.3f}), τ "
             f"{tau.value:.3f}; {finding.hardest.name} {ahead.value:+.3f} "

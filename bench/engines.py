@@ -34,11 +34,9 @@ from pymoo.indicators.hv import HV
 from lmscout.benchmarks import Benchmark, load
 from lmscout.discovery.deep.candidates import Candidate, front
 from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE, engine_of
-from lmscout.discovery.deep.evidence import Evidence, probe_rows
 from lmscout.discovery.deep.evolution import evolve
 from lmscout.discovery.deep.screen import Screen
 from lmscout.discovery.deep.settings import DeepSettings
-from lmscout.discovery.discover import cache_name
 from lmscout.discovery.splits import split_benchmark
 from lmscout.proxies.deep import Node
 from lmscout.proxies.deep.members import MEMBERS
@@ -46,7 +44,7 @@ from lmscout.proxies.deep.rules import first_broken
 from lmscout.ranking import spearman
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.deep_values import DeepEvaluator
-from lmscout.statistics.sketches import Sketches, collect_sketches
+from sketched import WholeSketches, whole_sketches
 
 SIEVES = {"both": (True, True), "no race": (True, False), "no rules": (False, True)}
 SIEVES |= {"neither": (False, False)}
@@ -89,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         for name in arguments.benchmarks:
-            evidence_of(name, folder, arguments.workers)
+            sketched(name, folder, arguments.workers)
         jobs = [
             Job(name, seed, label, settings, folder)
             for name in arguments.benchmarks
@@ -126,31 +124,18 @@ def searches(evaluations: int, tables: Sequence[str]) -> dict[str, DeepSettings]
 
 
 @cache
-def evidence_of(name: str, folder: Path, workers: int = 1) -> tuple[Benchmark, Sketches, Sketches]:
-    """A benchmark, its sketches, and those with other data."""
+def sketched(name: str, folder: Path, workers: int = 1) -> tuple[Benchmark, WholeSketches]:
+    """A benchmark with its sketches."""
     torch.set_num_threads(1)
     benchmark = load(name)
-    sketches, others = (
-        collect_sketches(
-            benchmark.specs,
-            name=cache_name(name),
-            folder=folder,
-            batch=batch,
-            workers=Workers(workers),
-        )
-        for batch in (Batch(), Batch(seed=Batch().seed + 1))
-    )
-    return benchmark, sketches, others
+    return benchmark, whole_sketches(benchmark, folder, Batch(), Workers(workers))
 
 
 def searched(job: Job) -> Outcome:
-    benchmark, sketches, others = evidence_of(job.benchmark, job.folder)
+    benchmark, whole = sketched(job.benchmark, job.folder)
     size = 100 if job.benchmark == "flexibert" else 40
     split = split_benchmark(benchmark.specs, search=size, seed=job.seed)
-    known, probe = split.search, probe_rows(size, job.seed)
-    evidence = Evidence(
-        sketches.subset(known), benchmark.quality[known], probe, others.subset(known[probe])
-    )
+    evidence = whole.evidence(benchmark, split, job.seed)
     settings = job.settings
     engine = engine_of(settings.engine, settings.grammar, job.seed, tuple(MEMBERS.values()))
     reached: list[tuple[int, float]] = []
@@ -165,7 +150,7 @@ def searched(job: Job) -> Outcome:
                 (screen.evaluations, volume(screen.proxies, settings.largest))
             ),
         )
-    scores = DeepEvaluator(sketches.subset(split.test)).scores(found.hall[0].node)
+    scores = DeepEvaluator(whole.sketches.subset(split.test)).scores(found.hall[0].node)
     return Outcome(
         job,
         evaluations=tuple(done for done, _ in reached),

@@ -25,7 +25,7 @@ from lmscout.proxies import (
     Entry,
 )
 from lmscout.proxies import text as text_form
-from lmscout.proxies.deep import BLOCK, SCORE, STACKS, WORDS, Word, format_node
+from lmscout.proxies.deep import STACKS, WORDS, format_node
 from lmscout.proxies.deep.rules import RULES
 
 PAGE = Path(__file__).parent / "proxies.md"
@@ -104,7 +104,7 @@ def reference() -> str:
                     (
                         (_code(one.name), ", ".join(one.takes), one.gives, one.definition)
                         for one in WORDS
-                        if one.takes and (one.name not in UNARY_OPERATION or _aggregates(one))
+                        if one.takes and (one.name not in UNARY_OPERATION or one.aggregates)
                     ),
                 ),
                 _DEEP_RULES,
@@ -139,10 +139,6 @@ def _expression(entry: Entry) -> str:
     if entry.tree:
         return _code(format_node(entry.tree))
     return _code(proxies.format_proxy(entry.proxy)) if entry.proxy else ""
-
-
-def _aggregates(word: Word) -> bool:
-    return word.takes == (BLOCK,) and word.gives == SCORE
 
 
 _INTRODUCTION = """\

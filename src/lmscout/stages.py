@@ -30,3 +30,14 @@ class Stages:
         yield None if tell is None else lambda done, total: tell(name, done, total)
         spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.seconds[name] = round(spent, 3)
+
+
+def part_of(told: StageProgress | None, before: int, total: int) -> StageProgress | None:
+    """The progress of a part of some work as that of all of it.
+
+    Args:
+        told: of all of it, if anybody listens.
+        before: what was done before the part began.
+        total: the size of all of it.
+    """
+    return told and (lambda done, _: told(before + done, total))

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from lmscout.errors import LmscoutError
 
@@ -110,6 +111,15 @@ def write_file(path: Path, option: str, value: Mapping[str, object]) -> None:
 
 def _as_json(value: Mapping[str, object]) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def assessment_table() -> Table:
+    """A table for `assessment_cells`, with a first column for what was assessed."""
+    table = Table(caption="intervals: 95 % bootstrap over architectures")
+    table.add_column("")
+    for column in ("ρ", "95 %", "τ", "95 %", "in cell", "given size", "top tenth"):
+        table.add_column(column, justify="right")
+    return table
 
 
 def assessment_cells(one: Assessment) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from pathlib import Path
@@ -134,12 +133,11 @@ def calibration_text() -> Text:
 
 def builtin_text(side: str, *, every: int) -> Text:
     """Every so manieth document of a side of the built-in text, as one text."""
-    from lmscout.builtin.corpus import END_OF_DOCUMENT, side_documents
+    from lmscout.builtin.corpus import corpus_digest, corpus_text
     from lmscout.evaluation import Text
 
-    content = END_OF_DOCUMENT.join(one.text for one in side_documents(side)[::every])
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    return Text(f"built-in text, {side} side, one document in {every}", content, digest)
+    name = f"built-in text, {side} side, one document in {every}"
+    return Text(name, corpus_text(side, every), corpus_digest(side, every))
 
 
 def _completed(folder: Path) -> str:

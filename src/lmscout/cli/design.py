@@ -124,10 +124,9 @@ def _show(result: Design | Picking) -> None:
 
 def _show_design(result: Design) -> None:
     screen = console.table_console()
-    undefined = f", {result.n_undefined} of them without a score" if result.n_undefined else ""
     screen.print(
         f"[bold]{result.space}[/bold] within {result.limit:,} parameters: "
-        f"{result.n_read} architectures read{undefined}",
+        f"{result.n_read} architectures read{_without_score(result)}",
         highlight=False,
     )
     drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"
@@ -141,10 +140,10 @@ def _show_design(result: Design) -> None:
 
 def _show_picking(result: Picking) -> None:
     screen = console.table_console()
-    undefined = f", {result.n_undefined} of them without a score" if result.n_undefined else ""
     screen.print(
         f"[bold]{result.benchmark}[/bold] within {result.limit:,} parameters: {result.n_within} "
-        f"architectures, {result.n_drawn} drawn{undefined}; quality is {result.metric}",
+        f"architectures, {result.n_drawn} drawn{_without_score(result)}; "
+        f"quality is {result.metric}",
         highlight=False,
     )
     table = Table(
@@ -173,6 +172,10 @@ def _show_picking(result: Picking) -> None:
     tied = f", the first drawn of {result.pick.n_tied} tied ones" if others else ""
     screen.print(f"architecture {result.identifier}{tied}:", highlight=False)
     _show_architecture(result.spec)
+
+
+def _without_score(result: Design | Picking) -> str:
+    return f", {result.n_undefined} of them without a score" if result.n_undefined else ""
 
 
 def _pick_cells(one: Pick) -> list[str]:

@@ -69,17 +69,17 @@ def discover(
     The published space and two-op are ranked outright; the deep space is searched, and the
     same command with the same --out continues a search that was stopped.  In the deep space
     BENCHMARK may be several, as pico,flexibert: a proxy is then worth what it is worth on the
-    one that it ranks worst.  The best proxy is
-    chosen on a search split and reported on a test split that no choice has seen, beside what
-    the configuration alone can say.
+    one that it ranks worst.  The best proxy is chosen on a search split and reported on a test
+    split that no choice has seen, beside what the configuration alone can say.
     """
     if space == "deep":
+        from lmscout.discovery.deep.engines import EXHAUSTIVE
         from lmscout.discovery.deep.settings import DeepSettings
 
         settings = DeepSettings(
             engine=engine,
             evaluations=evaluations,
-            searches=searches or (1 if engine == "exhaustive" else DeepSettings.searches),
+            searches=searches or (1 if engine == EXHAUSTIVE else DeepSettings.searches),
             objective=objective,
             spec_leaves=spec_leaves,
         )

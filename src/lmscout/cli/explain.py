@@ -90,10 +90,7 @@ def _show(result: Explanation) -> None:
 
 def _show_assessment(result: Explanation) -> None:
     screen = console.table_console()
-    table = Table(caption="intervals: 95 % bootstrap over architectures")
-    table.add_column("")
-    for column in ("ρ", "95 %", "τ", "95 %", "in cell", "given size", "top tenth"):
-        table.add_column(column, justify="right")
+    table = console.assessment_table()
     table.add_row("the proxy", *console.assessment_cells(result.assessment), style="bold")
     table.add_row(result.hardest.name, *console.assessment_cells(result.hardest), style="dim")
     screen.print(table)

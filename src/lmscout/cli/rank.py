@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from lmscout.cli import console
 from lmscout.cli.options import (
@@ -81,10 +80,7 @@ def _show(result: Judgement) -> None:
         f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures; "
         f"quality is {result.metric}"
     )
-    table = Table(caption="intervals: 95 % bootstrap over architectures")
-    table.add_column("")
-    for column in ("ρ", "95 %", "τ", "95 %", "in cell", "given size", "top tenth"):
-        table.add_column(column, justify="right")
+    table = console.assessment_table()
     for one in result.proxies:
         table.add_row(one.name, *console.assessment_cells(one))
     table.add_section()

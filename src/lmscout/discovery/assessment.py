@@ -16,6 +16,7 @@ from lmscout.ranking import (
     agreement,
     configuration_baselines,
     partial_spearman,
+    spearman_difference,
     top_recall,
     within_cell_spearman,
 )
@@ -88,6 +89,34 @@ def assess_baselines(benchmark: Benchmark) -> tuple[Assessment, ...]:
     return tuple(
         assess(name, scores, benchmark) for name, scores in baseline_scores(benchmark).items()
     )
+
+
+def beside_baselines(
+    scores: Scores, benchmark: Benchmark
+) -> tuple[tuple[Assessment, ...], Interval]:
+    """The configuration baselines, and by how much the ρ of some scores exceeds the best of them.
+
+    Args:
+        scores: [n], higher means better.
+        benchmark: the architectures and their quality.
+    """
+    configured = baseline_scores(benchmark)
+    baselines = tuple(assess(name, own, benchmark) for name, own in configured.items())
+    best = configured[hardest(baselines).name]
+    return baselines, spearman_difference(scores, best, benchmark.quality)
+
+
+def lead_json(
+    one: Assessment, baselines: Sequence[Assessment], ahead: Interval
+) -> dict[str, object]:
+    """How one stands to the baselines, as `beside_baselines` gives them."""
+    return {
+        "beats_baselines": beats(one, baselines),
+        "ahead_of_best_baseline": {
+            "baseline": hardest(baselines).name,
+            **interval_json(ahead),
+        },
+    }
 
 
 def hardest(baselines: Sequence[Assessment]) -> Assessment:

@@ -13,7 +13,7 @@ from lmscout.benchmarks.space import Space
 from lmscout.discovery.ageing import POPULATION, SAMPLE, AgeingEvolution
 from lmscout.discovery.asked_proxy import SignedProxy
 from lmscout.errors import LmscoutError
-from lmscout.stages import Progress, StageProgress, Stages
+from lmscout.stages import Progress, Stages, part_of
 from lmscout.statistics import Batch, Workers, score_proxies
 
 READING = "reading"
@@ -122,7 +122,7 @@ def design(
                 folder=cache,
                 batch=batch,
                 workers=workers,
-                progress=_after(len(found), evaluations, told),
+                progress=part_of(told, len(found), evaluations),
             )[proxy.name]
             signed = (proxy.sign * scores).tolist()
             engine.tell(asked, signed)
@@ -147,8 +147,3 @@ def design(
         drawn_score=proxy.sign * max(drawn) if drawn else None,
         seconds=stages.seconds,
     )
-
-
-def _after(before: int, total: int, told: StageProgress | None) -> StageProgress | None:
-    """The progress of a part of the work as that of all of it."""
-    return told and (lambda done, _: told(before + done, total))

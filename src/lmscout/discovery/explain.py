@@ -14,10 +14,10 @@ from lmscout.discovery.asked_proxy import proxy_name
 from lmscout.discovery.assessment import (
     Assessment,
     assess,
-    baseline_scores,
     beats,
+    beside_baselines,
     hardest,
-    interval_json,
+    lead_json,
     number_json,
 )
 from lmscout.discovery.dead_branches import (
@@ -37,7 +37,7 @@ from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node
 from lmscout.proxies.deep.latex import to_latex as deep_to_latex
 from lmscout.proxies.deep.members import as_tree
 from lmscout.proxies.deep.torch_form import to_torch
-from lmscout.ranking import Interval, spearman, spearman_difference
+from lmscout.ranking import Interval, spearman
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.sketches import spec_values
@@ -104,11 +104,7 @@ class Explanation:
             "proxy": self.assessment.name,
             "tree": None if self.tree is None else format_node(self.tree),
             **self.assessment.to_json(),
-            "beats_baselines": self.beats_baselines,
-            "ahead_of_best_baseline": {
-                "baseline": self.hardest.name,
-                **interval_json(self.ahead),
-            },
+            **lead_json(self.assessment, self.baselines, self.ahead),
             "dead_branches": None if self.dead_branches is None else self.dead_branches.to_json(),
             "sensitivity": self.sensitivity.to_json(),
             "configuration": {name: number_json(rho) for name, rho in self.configuration.items()},
@@ -165,7 +161,7 @@ def explain(
     dead = None if tree is None else _dead_branches(name, tree, instead, benchmark, scored)
     own = scored.scores([name])[name]
     _require_order(name, own, benchmark)
-    quality, configured = benchmark.quality, baseline_scores(benchmark)
+    quality = benchmark.quality
     if tree is not None:
         told = scored.tree_scores(list(instead.values()))
         inputs = {leaf: change(told[one], own, quality) for leaf, one in instead.items()}
@@ -174,7 +170,7 @@ def explain(
             read: change(scored.with_ones(name, read), own, quality)
             for read in (resolved.reads if isinstance(resolved, Entry) else ())
         }
-    baselines = tuple(assess(one, scores, benchmark) for one, scores in configured.items())
+    baselines, ahead = beside_baselines(own, benchmark)
     sensitivity = Sensitivity(
         other_data=change(scored.with_other_data(name), own, quality),
         other_weights=change(scored.with_other_weights(name), own, quality),
@@ -188,7 +184,7 @@ def explain(
         tree=tree,
         assessment=assess(name, own, benchmark),
         baselines=baselines,
-        ahead=spearman_difference(own, configured[hardest(baselines).name], quality),
+        ahead=ahead,
         dead_branches=dead,
         sensitivity=sensitivity,
         configuration=_with_configuration(own, benchmark),

@@ -11,14 +11,14 @@ from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import (
     Assessment,
     assess,
-    baseline_scores,
     beats,
+    beside_baselines,
     hardest,
-    interval_json,
+    lead_json,
     number_json,
 )
 from lmscout.discovery.splits import Split
-from lmscout.ranking import Interval, kendall, spearman, spearman_difference
+from lmscout.ranking import Interval, kendall, spearman
 
 Scores = npt.NDArray[np.float64]
 
@@ -84,11 +84,7 @@ class Finding:
                 "search": {"spearman": number_json(rho), "kendall": number_json(tau)},
                 "test": self.test.to_json(),
             },
-            "beats_baselines": self.beats_baselines,
-            "ahead_of_best_baseline": {
-                "baseline": self.hardest.name,
-                **interval_json(self.ahead),
-            },
+            **lead_json(self.test, self.baselines, self.ahead),
             "baselines": [
                 {
                     "name": baseline.name,
@@ -114,9 +110,7 @@ def judge_choice(
     """
     quality, test = benchmark.quality[split.search], benchmark.subset(split.test)
     sign = 1 if spearman(searched, quality) >= 0 else -1
-    configured = baseline_scores(test)
-    baselines = tuple(assess(name, scores, test) for name, scores in configured.items())
-    best = configured[hardest(baselines).name]
+    baselines, ahead = beside_baselines(sign * unseen, test)
     return Finding(
         benchmark.name,
         benchmark.metric,
@@ -126,5 +120,5 @@ def judge_choice(
         (spearman(sign * searched, quality), kendall(sign * searched, quality)),
         assess(text, sign * unseen, test),
         baselines,
-        spearman_difference(sign * unseen, best, test.quality),
+        ahead,
     )

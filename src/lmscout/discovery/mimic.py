@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import number_json
+from lmscout.discovery.splits import shuffled_groups
 from lmscout.ranking import spearman, spearman_many
 
 Scores = npt.NDArray[np.float64]
@@ -134,13 +135,8 @@ def halves(
     Returns:
         Ascending row numbers of each.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for index, one in enumerate(architectures):
-        groups.setdefault(one, []).append(index)
-    order = list(groups.values())
-    np.random.default_rng(seed).shuffle(order)
     sides: tuple[list[int], list[int]] = ([], [])
-    for group in order:
+    for group in shuffled_groups(architectures, seed):
         sides[len(sides[0]) + len(group) > (len(architectures) + 1) // 2].extend(group)
     first, second = (np.sort(np.array(side, np.int64)) for side in sides)
     return first, second

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -84,7 +83,7 @@ class ScoredBenchmark:
 
     def with_other_data(self, name: str) -> Scores:
         """Scores of one proxy where the models read other tokens: [n]."""
-        other = replace(self._batch, seed=self._batch.seed + 1)
+        other = self._batch.other()
         with self._stages(OTHER_DATA) as told:
             return self._read([name], seed=self._seed, batch=other, progress=told)[name]
 

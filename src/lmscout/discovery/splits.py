@@ -57,14 +57,9 @@ def split_benchmark(
             f"search split of {search} does not fit a benchmark of {n} architectures: at most "
             f"{n - select - SMALLEST_SPLIT}, so that {SMALLEST_SPLIT} remain to test on"
         )
-    groups: dict[Hashable, list[int]] = {}
-    for index, architecture in enumerate(architectures):
-        groups.setdefault(architecture, []).append(index)
-    order = list(groups.values())
-    np.random.default_rng(seed).shuffle(order)
     sides: dict[str, list[int]] = {"search": [], "select": [], "test": []}
     room = {"search": search, "select": select, "test": n}
-    for group in order:
+    for group in shuffled_groups(architectures, seed):
         side = next(name for name in sides if len(sides[name]) + len(group) <= room[name])
         sides[side].extend(group)
     for name, size in (("search", search), ("select", select)):
@@ -74,3 +69,13 @@ def split_benchmark(
                 f"{len(sides[name])} can"
             )
     return Split(*(np.sort(np.array(rows, np.int64)) for rows in sides.values()))
+
+
+def shuffled_groups(architectures: Sequence[Hashable], seed: int) -> list[list[int]]:
+    """Row numbers in groups of equal architectures, the groups in an order drawn by the seed."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, architecture in enumerate(architectures):
+        groups.setdefault(architecture, []).append(index)
+    order = list(groups.values())
+    np.random.default_rng(seed).shuffle(order)
+    return order

@@ -3,7 +3,14 @@
 from lmscout.ranking.baselines import configuration_baselines
 from lmscout.ranking.bootstrap import Agreement, Interval, agreement, spearman_difference
 from lmscout.ranking.conditional import partial_spearman, top_recall, within_cell_spearman
-from lmscout.ranking.correlation import kendall, kendall_many, midranks, spearman, spearman_many
+from lmscout.ranking.correlation import (
+    fisher_z,
+    kendall,
+    kendall_many,
+    midranks,
+    spearman,
+    spearman_many,
+)
 from lmscout.ranking.random_search import equivalent_trials, expected_best_rank, true_ranks
 
 __all__ = [
@@ -13,6 +20,7 @@ __all__ = [
     "configuration_baselines",
     "equivalent_trials",
     "expected_best_rank",
+    "fisher_z",
     "kendall",
     "kendall_many",
     "midranks",

@@ -12,6 +12,7 @@ statistics, which are float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -199,3 +200,11 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
     np.divide(numerator, denominator, out=result, where=defined)
     np.clip(result, -1.0, 1.0, out=result)
     return result
+
+
+def fisher_z(correlation: float) -> float:
+    """Fisher's transformation of a correlation, whose standard error hardly depends on it.
+
+    That of n pairs is about 1 / sqrt(n - 3); 1 and -1 are taken as a millionth less.
+    """
+    return math.atanh(max(-0.999999, min(correlation, 0.999999)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class Batch:
                 f"batch of {self.size} x {self.length} tokens is too small: a batch has at "
                 "least 2 sequences of 2 tokens"
             )
+
+    def other(self) -> Batch:
+        """A batch of the same size and other tokens."""
+        return replace(self, seed=self.seed + 1)
 
     def tokens(self, spec: ArchitectureSpec) -> Tensor:
         """Tokens for one architecture: [size, length] int64."""

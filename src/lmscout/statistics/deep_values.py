@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import BLOCK, SCORE, SPEC_LEAVES, STACKS, Node, format_node
+from lmscout.proxies.deep import SCORE, SPEC_LEAVES, STACKS, Node, format_node
 from lmscout.proxies.deep.words import ARITHMETIC, REDUCTIONS, TENSOR_ARITHMETIC
 from lmscout.proxies.operators import UNARY_OPERATION
 from lmscout.proxies.reading import Reading
@@ -134,7 +134,7 @@ def _raised(node: Node, operands: tuple[Tensor, ...], exists: Tensor) -> Tensor:
         operands: block values [..., L] or scores [...], float64.
         exists: [..., L] bool, which blocks there are.
     """
-    if node.word.takes == (BLOCK,) and node.type == SCORE:
+    if node.word.aggregates:
         return _aggregated(node.name, operands[0], exists)
     if node.name in ARITHMETIC:
         value = ARITHMETIC[node.name](*operands)

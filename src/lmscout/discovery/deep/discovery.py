@@ -24,7 +24,7 @@ from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import Node, format_node
 from lmscout.proxies.deep.members import MEMBERS
-from lmscout.stages import Progress, StageProgress, Stages
+from lmscout.stages import Progress, StageProgress, Stages, part_of
 from lmscout.statistics import Batch, Workers
 
 SKETCHES, SEARCHING, RESCORING, JUDGING = "sketches", "searching", "re-scoring", "judging"
@@ -238,11 +238,6 @@ def _searches(
             int(np.random.SeedSequence((seed, number)).generate_state(1)[0]),
             tuple(MEMBERS.values()) if settings.catalog else (),
         )
-
-        def told(done: int, _: int, before: int = number * share) -> None:
-            if progress:
-                progress(before + done, settings.searches * share)
-
         hall = [one for each in found for one in each.hall]
         screen = Screen(
             evidence,
@@ -258,7 +253,7 @@ def _searches(
                     screen,
                     evaluations=share,
                     record=Record(folder, number, hall) if folder else None,
-                    progress=told,
+                    progress=part_of(progress, number * share, settings.searches * share),
                 )
             )
     return tuple(found)

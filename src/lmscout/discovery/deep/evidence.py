@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ class SplitBenchmark:
             )
             for one, batch in (
                 (known, self.batch),
-                (known.subset(probe), replace(self.batch, seed=self.batch.seed + 1)),
+                (known.subset(probe), self.batch.other()),
             )
         )
         return Evidence(sketches, known.quality, probe, other_data)

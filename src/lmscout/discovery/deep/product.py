@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from lmscout.discovery.deep.candidates import Candidate, Coefficient, agreed, fittest
 from lmscout.proxies.deep import Node
-from lmscout.ranking import spearman
+from lmscout.ranking import fisher_z, spearman
 from lmscout.statistics.deep_values import joined_score
 
 Scores = npt.NDArray[np.float64]
@@ -89,18 +89,14 @@ def choose(
         return Product((best,), best.node, tuple(own.scores[best.node] for own in known))
     best_of_each = [one for each in signed for one in fittest(each, 1)]
     error = 1 / math.sqrt(min(len(own.quality) for own in known) - 3)
-    least = max(map(_z, best_of_each)) - _BEHIND * error
-    members = {one.node: one for one in best_of_each if _z(one) >= least}
+    reached = [fisher_z(one.fitness or 0.0) for one in best_of_each]
+    least = max(reached) - _BEHIND * error
+    members = {one.node: one for one, z in zip(best_of_each, reached, strict=True) if z >= least}
     node = _multiplied(tuple(members), known)
     searched = (
         joined_score(node, {member: own.scores[member] for member in members}) for own in known
     )
     return Product(tuple(members.values()), node, tuple(searched))
-
-
-def _z(candidate: Candidate) -> float:
-    """Fisher's transformation of its fitness, whose error hardly depends on it."""
-    return math.atanh(min(candidate.fitness or 0.0, 0.999999))
 
 
 def _multiplied(members: Sequence[Node], known: Sequence[Known]) -> Node:

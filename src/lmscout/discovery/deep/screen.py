@@ -33,7 +33,7 @@ from lmscout.discovery.deep.evidence import Evidence
 from lmscout.proxies.deep import SPEC_LEAVES, Node
 from lmscout.proxies.deep.growing import canonical
 from lmscout.proxies.deep.rules import RULES, first_broken
-from lmscout.ranking import midranks
+from lmscout.ranking import fisher_z, midranks
 from lmscout.statistics.deep_values import DeepEvaluator
 
 _ROOM = 1.64  # standard errors of Fisher's z by which a racing candidate may yet rise
@@ -170,12 +170,12 @@ class Screen:
             return ""
         highest = agreed(  # what it may yet rise to
             [
-                _z(self._coefficient(values, bench.probe_quality, bench.probe_params))
+                fisher_z(self._coefficient(values, bench.probe_quality, bench.probe_params))
                 for bench, values in zip(self._benches, probed, strict=True)
             ],
             [_ROOM / math.sqrt(len(values) - 3) for values in probed],
         )
-        return "" if highest >= _z(to_beat(self.best, node.size)) else RACE
+        return "" if highest >= fisher_z(to_beat(self.best, node.size)) else RACE
 
     def _fitness(self, node: Node) -> float:
         """What a tree is worth on the benchmark that it ranks worst; NaN if undefined there."""
@@ -226,8 +226,3 @@ def _fingerprint(probed: Sequence[Values]) -> int:
     ends = sorted(np.concatenate(one).tobytes() for one in (ranks, falling))
     digest = hashlib.blake2b(ends[0], digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1 | 1
-
-
-def _z(correlation: float) -> float:
-    """Fisher's transformation, of which a correlation's error is nearly constant."""
-    return math.atanh(max(-0.999999, min(correlation, 0.999999)))

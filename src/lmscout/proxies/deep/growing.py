@@ -60,12 +60,12 @@ class Grammar:
 
     def holds(self, node: Node) -> bool:
         """Whether a score is of this grammar."""
-        aggregates = {one.name for _, one in walk(node) if one.word.takes == (BLOCK,)}
+        aggregates = {one.name for _, one in walk(node) if one.word.aggregates}
         return (
             node.type == SCORE
             and node.size <= self.largest
             and node.leaves <= self.leaves
-            and aggregates - set(ELEMENTWISE) <= set(self.aggregates)
+            and aggregates <= set(self.aggregates)
         )
 
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from lmscout.proxies.deep.nodes import Node
-from lmscout.proxies.deep.words import BLOCK, SCORE
 from lmscout.proxies.latex import fill
 from lmscout.proxies.operators import AGGREGATION, INPUTS, UNARY_OPERATION
 
@@ -66,7 +65,7 @@ def _template(node: Node) -> str:
     """LaTeX of a word of one operand."""
     if node.name in _REDUCTION:
         return _REDUCTION[node.name]
-    if node.type == SCORE and node.operands[0].type == BLOCK:
+    if node.word.aggregates:
         return AGGREGATION[node.name].latex
     return UNARY_OPERATION[node.name].latex
 

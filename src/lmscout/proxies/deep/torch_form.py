@@ -17,13 +17,18 @@ from lmscout.errors import LmscoutError
 from lmscout.proxies import formulas
 from lmscout.proxies.deep.nodes import Node, walk
 from lmscout.proxies.deep.text import format_node
-from lmscout.proxies.deep.words import BLOCK, SCORE, SPEC_LEAVES, STACKS
+from lmscout.proxies.deep.words import (
+    REDUCTIONS,
+    SCORE,
+    SPEC_LEAVES,
+    STACKS,
+    TENSOR_ARITHMETIC,
+)
 from lmscout.proxies.operators import INPUT, UNARY_OPERATION
 
 WIDTH = 88  # of a line of code, where it can be broken
 
-_REDUCTIONS = ("average", "total")
-_JOINS = MappingProxyType({"+": "add", "-": "sub", "*": "mul", "/": "div"})
+_JOINS = MappingProxyType({sign: name for name, sign in TENSOR_ARITHMETIC.items()})
 _VARIABLE = MappingProxyType({"softmax": "probabilities"})  # the operation has that name
 _MEANING: Mapping[str, str] = MappingProxyType(
     {
@@ -135,7 +140,7 @@ def to_torch(node: Node) -> str:
     """
     if node.type != SCORE:
         raise LmscoutError(f"{format_node(node)} gives no score: aggregate it over the blocks")
-    bodies = dict.fromkeys(one.operands[0] for _, one in walk(node) if _aggregates(one))
+    bodies = dict.fromkeys(one.operands[0] for _, one in walk(node) if one.word.aggregates)
     named = {body: f"block_{number}" for number, body in enumerate(bodies, start=1)}
     parts = [_HEAD.format(text=format_node(node))]
     if functions := _functions(node):
@@ -150,15 +155,11 @@ def to_torch(node: Node) -> str:
     return "\n\n".join(part.strip("\n") + "\n" for part in parts)
 
 
-def _aggregates(node: Node) -> bool:
-    return node.word.takes == (BLOCK,) and node.type == SCORE
-
-
 def _function(node: Node) -> str:
     """Name of the function that a word of some operands becomes."""
-    if _aggregates(node):
+    if node.word.aggregates:
         return f"{node.name}_over_blocks"
-    if node.name in _REDUCTIONS:
+    if node.name in REDUCTIONS:
         return node.name
     if len(node.operands) == 2:
         return _JOINS.get(node.name, node.name)
@@ -243,13 +244,13 @@ class _Code:
 def _score_code(node: Node, named: Mapping[Node, str]) -> _Code | str:
     if not node.operands:
         return node.name
-    if _aggregates(node):
+    if node.word.aggregates:
         return f"{_function(node)}(map({named[node.operands[0]]}, blocks))"
     return _called(node, tuple(_score_code(one, named) for one in node.operands))
 
 
 def _block_code(node: Node) -> _Code | str:
-    if node.name not in _REDUCTIONS:
+    if node.name not in REDUCTIONS:
         return _called(node, tuple(map(_block_code, node.operands)))
     (operand,) = node.operands
     leaves = [leaf for leaf in STACKS[operand.type] if leaf in operand.leaves]

@@ -60,6 +60,11 @@ class Word:
     definition: str
     scalar: bool = False
 
+    @property
+    def aggregates(self) -> bool:
+        """Whether it makes a score of block values."""
+        return self.takes == (BLOCK,) and self.gives == SCORE
+
 
 def _divided(left: Tensor, right: Tensor) -> Tensor:
     return left * formulas.invert(right)

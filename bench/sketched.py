@@ -1,0 +1,59 @@
+"""A whole benchmark's sketches, once, for searches on many splits of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscout.benchmarks import Benchmark
+from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark, probe_rows
+from lmscout.discovery.discover import cache_name
+from lmscout.discovery.splits import Split
+from lmscout.statistics import Batch, Workers
+from lmscout.statistics.sketches import Sketches, collect_sketches
+
+
+@dataclass(frozen=True)
+class WholeSketches:
+    """Of every architecture of a benchmark, with the batch and with other data."""
+
+    sketches: Sketches
+    others: Sketches
+
+    def evidence(self, benchmark: Benchmark, split: Split, seed: int) -> Evidence:
+        """As collected for the search architectures alone: a sketch depends on its own model."""
+        known, probe = split.search, probe_rows(len(split.search), seed)
+        return Evidence(
+            self.sketches.subset(known),
+            benchmark.quality[known],
+            probe,
+            self.others.subset(known[probe]),
+        )
+
+
+@dataclass(frozen=True)
+class SketchedBenchmark(SplitBenchmark):
+    """A benchmark on whose search split nothing has to be collected any more."""
+
+    whole: WholeSketches
+
+    def evidence(self, seed: int, progress: object = None) -> Evidence:
+        """Of the search architectures."""
+        return self.whole.evidence(self.benchmark, self.split, seed)
+
+
+def whole_sketches(
+    benchmark: Benchmark, folder: Path, batch: Batch, workers: Workers
+) -> WholeSketches:
+    """Collected, or read from the folder."""
+    first, second = (
+        collect_sketches(
+            benchmark.specs,
+            name=cache_name(benchmark.name),
+            folder=folder,
+            batch=one,
+            workers=workers,
+        )
+        for one in (batch, batch.other())
+    )
+    return WholeSketches(first, second)
