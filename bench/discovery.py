@@ -1,12 +1,12 @@
 """What `lmscout discover --space deep` finds, over seeds, on architectures that it has not seen.
 
     python bench/discovery.py pico [--search 40] [--seeds 5] [--no-spec-leaves] [--cache DIR]
-        [--evaluations 4000] [--searches 4] [--proxies NAME ...] [--json FILE]
+        [--evaluations 600] [--searches 4] [--proxies NAME ...] [--json FILE]
 
-The same as the command for each seed, but the whole benchmark is sketched once, and read once
-more for the proxies of all seeds; a second call finds both in DIR.  Beside each proxy stand the
-best configuration baseline and each of the PROXIES named, with the paired interval of the
-difference.
+The same as the command for each seed, a process each, but the whole benchmark is sketched once,
+and read once more for the proxies of all seeds; a second call finds both in DIR.  Beside each
+proxy stand the best configuration baseline and each of the PROXIES named, with the paired
+interval of the difference.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import argparse
 import json
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lmscout.benchmarks import load
 from lmscout.benchmarks.locate import cache_directory
-from lmscout.discovery.deep.discovery import Choice, choose_deep
+from lmscout.discovery.deep.discovery import choose_deep
+from lmscout.discovery.deep.product import Product
 from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.discover import cache_name
 from lmscout.discovery.finding import Finding, judge_choice
@@ -30,6 +34,29 @@ from lmscout.proxies.deep import format_node
 from lmscout.ranking import spearman, spearman_difference
 from lmscout.statistics import Batch, Workers, score_proxies
 from sketched import SketchedBenchmark, whole_sketches
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is searched, and how."""
+
+    benchmark: str
+    search: int
+    cache: Path
+    settings: DeepSettings
+
+
+def chosen(study: Study, seed: int) -> Product:
+    """What the command chooses with a seed."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    benchmark, workers = load(study.benchmark), Workers(1)
+    whole = whole_sketches(benchmark, study.cache, Batch(), workers)
+    split = split_benchmark(benchmark.specs, search=study.search, seed=seed)
+    ground = SketchedBenchmark(benchmark, split, study.cache, Batch(), workers, whole)
+    product = choose_deep((ground,), study.settings, seed).product
+    print(f"seed {seed}: chosen in {time.perf_counter() - started:.0f} s", flush=True)
+    return product
 
 
 def main() -> None:
@@ -52,25 +79,22 @@ def main() -> None:
         objective=told.objective,
         spec_leaves=not told.no_spec_leaves,
     )
-    benchmark, workers, batch = load(told.benchmark), Workers(told.workers), Batch()
+    benchmark, workers = load(told.benchmark), Workers(told.workers)
     name = cache_name(benchmark.name)
-    whole = whole_sketches(benchmark, told.cache, batch, workers)
-    choices: list[Choice] = []
-    for seed in range(told.seeds):
-        started = time.perf_counter()
-        split = split_benchmark(benchmark.specs, search=told.search, seed=seed)
-        ground = SketchedBenchmark(benchmark, split, told.cache, batch, workers, whole)
-        choices.append(choose_deep((ground,), settings, seed))
-        print(f"seed {seed}: chosen in {time.perf_counter() - started:.0f} s", flush=True)
-    texts = [format_node(one.product.node) for one in choices]
+    whole_sketches(benchmark, told.cache, Batch(), workers)
+    study = Study(told.benchmark, told.search, told.cache, settings)
+    seeds = range(told.seeds)
+    with ProcessPoolExecutor(min(workers.threads, told.seeds)) as pool:
+        products = list(pool.map(chosen, [study] * told.seeds, seeds))
+    texts = [format_node(one.node) for one in products]
     asked = list(dict.fromkeys([*texts, *told.proxies]))
     scores = score_proxies(
-        benchmark.specs, asked, name=name, folder=told.cache, batch=batch, workers=workers
+        benchmark.specs, asked, name=name, folder=told.cache, batch=Batch(), workers=workers
     )
     findings: list[Finding] = []
-    for seed, (choice, text) in enumerate(zip(choices, texts, strict=True)):
-        split, test = choice.grounds[0].split, choice.grounds[0].split.test
-        (searched,) = choice.product.searched
+    for seed, product, text in zip(seeds, products, texts, strict=True):
+        split = split_benchmark(benchmark.specs, search=told.search, seed=seed)
+        test, (searched,) = split.test, product.searched
         finding = judge_choice(benchmark, split, text, searched, scores[text][test])
         findings.append(finding)
         agreement, ahead = finding.test.agreement, finding.ahead

@@ -1,7 +1,7 @@
 """Which engine searches the deep space best, and what the rules and the race save.
 
     python bench/engines.py [--benchmarks pico lts:random_GPT2_wt103] [--seeds 10]
-        [--evaluations 600] [--tables engines sieves] [--workers 2] [--folder DIR] [--json FILE]
+        [--evaluations 100] [--tables engines sieves] [--workers 2] [--folder DIR] [--json FILE]
 
 Sketches of whole benchmarks are collected (into DIR, where a second call finds them).  For every
 seed, search splits of 40 (FlexiBERT: 100) architectures.  Two tables:
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--benchmarks", nargs="+", default=["pico", "lts:random_GPT2_wt103"])
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--evaluations", type=int, default=600)
+    parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--tables", nargs="+", default=["engines", "sieves"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark, probe_rows
+from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark, draw_looks
 from lmscout.discovery.discover import cache_name
 from lmscout.discovery.splits import Split
 from lmscout.statistics import Batch, Workers
@@ -22,12 +22,12 @@ class WholeSketches:
 
     def evidence(self, benchmark: Benchmark, split: Split, seed: int) -> Evidence:
         """As collected for the search architectures alone: a sketch depends on its own model."""
-        known, probe = split.search, probe_rows(len(split.search), seed)
+        known, looks = split.search, draw_looks(len(split.search), seed)
         return Evidence(
             self.sketches.subset(known),
             benchmark.quality[known],
-            probe,
-            self.others.subset(known[probe]),
+            looks,
+            self.others.subset(known[looks[0]]),
         )
 
 

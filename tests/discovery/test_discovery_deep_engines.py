@@ -11,6 +11,7 @@ from lmscout.discovery.deep.engines import (
     RegularizedEvolution,
     survivors,
 )
+from lmscout.discovery.deep.screen import RACE
 from lmscout.proxies.deep import parse
 from lmscout.proxies.deep.growing import Grammar
 
@@ -83,6 +84,20 @@ def test_ageing_evolution_forgets_the_oldest_whatever_its_fitness():
     engine.tell([others[4]])
     assert best not in engine._population
     assert len(engine._population) == 5
+
+
+def test_what_the_race_dropped_is_worth_what_is_known_of_it():
+    dropped = Candidate(TREES[3], None, RACE, estimate=0.9)
+    lost, poor = Candidate(TREES[4], None, "twice"), Candidate(TREES[5], 0.1)
+    assert (dropped.worth, lost.worth, poor.worth) == (0.9, None, 0.1)
+    assert survivors([poor, dropped], 1) == [dropped]
+    assert fittest([dropped, poor], 2) == front([dropped, poor]) == [poor]  # it did not arrive
+    ageing = RegularizedEvolution(Grammar(), 0, population=2)
+    ageing.tell([dropped, lost, poor])
+    assert list(ageing._population) == [dropped, poor]
+    genetic = GeneticProgramming(Grammar(), 0, islands=1)
+    genetic.tell([dropped, lost, poor])
+    assert genetic._islands == [[dropped, poor]]
 
 
 def test_the_best_of_an_island_come_to_the_next_one():

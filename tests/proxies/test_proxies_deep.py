@@ -16,6 +16,7 @@ from lmscout.proxies.deep.growing import (
     cross,
     grow,
     hoist,
+    join,
     mutate_point,
     mutate_subtree,
     seedling,
@@ -121,6 +122,10 @@ def test_changes_stay_in_the_grammar(grammar, data):
     for change in (mutate_point, mutate_subtree, hoist):
         assert grammar.holds(change(node, grammar, rng))
     assert grammar.holds(cross(node, other, grammar, rng))
+    joined = join(node, other, grammar, rng)
+    assert grammar.holds(joined)
+    assert joined == node or node in joined.operands  # as it is, or with a part of the other
+    assert joined == node or {*joined.operands} & {one for _, one in walk(other)}
     assert hoist(node, grammar, rng).size <= node.size
     point = mutate_point(node, grammar, rng)
     assert point.size == node.size

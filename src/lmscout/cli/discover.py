@@ -43,7 +43,7 @@ def discover(
     ] = "genetic",
     evaluations: Annotated[
         int, typer.Option(min=1, help="Of the deep space: proxies evaluated in full, in all.")
-    ] = 4_000,
+    ] = 600,
     searches: Annotated[
         int | None,
         typer.Option(

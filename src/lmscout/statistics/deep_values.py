@@ -32,7 +32,8 @@ from lmscout.statistics.sketches import Sketches, StackSketch
 CACHE_BYTES = 64 << 20
 """What an evaluator keeps of block values and scores."""
 
-_PIECE = 1 << 16  # elements of a sample computed at once: a few such fit a core's cache
+# Elements of a sample computed at once: a few such fit a core's cache, and many fill a GPU.
+_PIECE, _GPU_PIECE = 1 << 16, 1 << 24
 
 
 def full_score(node: Node, reading: Reading, spec_values: Mapping[str, float]) -> float:
@@ -170,20 +171,23 @@ class DeepEvaluator:
     cost.  The work is done in the thread that calls; several may call at once.
     """
 
-    def __init__(self, sketches: Sketches, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, sketches: Sketches, cache_bytes: int = CACHE_BYTES, device: str = "cpu"
+    ) -> None:
         """Arrange sketches for computing.
 
         Args:
             sketches: of A architectures; copied.
             cache_bytes: what may be kept of subtrees' values.
+            device: where it is computed; on a GPU the last digits differ from call to call.
         """
-        depth = torch.from_numpy(sketches.depth)
-        self._exists = torch.arange(int(depth.max())) < depth[:, None]
-        self._spec = {name: torch.from_numpy(one) for name, one in sketches.spec.items()}
+        depth = torch.from_numpy(sketches.depth).to(device)
+        self._exists = torch.arange(int(depth.max()), device=device) < depth[:, None]
+        self._spec = {name: torch.from_numpy(one).to(device) for name, one in sketches.spec.items()}
         self._lists: dict[str, _Pieces] = {}
         for name, stack in sketches.stacks.items():
             for part, one in _parts(name, stack):
-                self._lists[part] = _Pieces(STACKS[part], one, self._exists.shape)
+                self._lists[part] = _Pieces(STACKS[part], one, self._exists)
         self._kept: OrderedDict[Node, Tensor] = OrderedDict()
         self._room = cache_bytes
         self._lock = threading.Lock()  # of what is kept
@@ -202,7 +206,7 @@ class DeepEvaluator:
         """
         _require_score(node)
         with torch.no_grad():
-            scores: npt.NDArray[np.float64] = self._value(node).numpy().copy()
+            scores: npt.NDArray[np.float64] = self._value(node).cpu().numpy().copy()
         return scores
 
     def _value(self, node: Node) -> Tensor:
@@ -234,25 +238,24 @@ class DeepEvaluator:
 class _Pieces:
     """The tensors of one stack, cut into pieces, and the blocks to which they belong."""
 
-    def __init__(
-        self, leaves: tuple[str, ...], stack: StackSketch, blocks: tuple[int, ...]
-    ) -> None:
-        self._shape = blocks
+    def __init__(self, leaves: tuple[str, ...], stack: StackSketch, exists: Tensor) -> None:
+        self._shape, self._device = exists.shape, exists.device
         self._pieces: list[Piece] = []
         orders = [torch.zeros(0, dtype=torch.int64)]
         heights, widths = stack.sampled_sizes()
         for height, width in sorted({*zip(heights.tolist(), widths.tolist(), strict=True)}):
             alike = ((heights == height) & (widths == width)).nonzero()[:, 0]
             orders.append(alike)
-            self._pieces += _cut(leaves, stack, alike, height, width)
+            self._pieces += _cut(leaves, stack, alike, (height, width), self._device)
         order = torch.cat(orders)
-        self._segments = (stack.architecture * blocks[1] + stack.block)[order]
-        self._counts = torch.bincount(self._segments, minlength=math.prod(blocks)).clamp(min=1)
+        segments = (stack.architecture * self._shape[1] + stack.block)[order]
+        counts = torch.bincount(segments, minlength=math.prod(self._shape)).clamp(min=1)
+        self._segments, self._counts = segments.to(self._device), counts.to(self._device)
 
     def block_values(self, node: Node) -> Tensor:
         """`average` or `total` of a tree of this stack: [A, L] float64."""
         of_piece = reduction(node)
-        blocks = torch.zeros(math.prod(self._shape), dtype=torch.float64)
+        blocks = torch.zeros(math.prod(self._shape), dtype=torch.float64, device=self._device)
         if self._pieces:
             values = torch.cat([of_piece(one) for one in self._pieces])
             blocks.index_add_(0, self._segments, torch.where(values.isfinite(), values, math.nan))
@@ -262,18 +265,27 @@ class _Pieces:
 
 
 def _cut(
-    leaves: tuple[str, ...], stack: StackSketch, alike: Tensor, height: int, width: int
+    leaves: tuple[str, ...],
+    stack: StackSketch,
+    alike: Tensor,
+    shape: tuple[int, int],
+    device: torch.device,
 ) -> Iterator[Piece]:
     """Pieces of the tensors whose sample has this height and width, without padding."""
+    height, width = shape
     samples = {
-        leaf: one[alike, :height, :width].reshape(len(alike), -1).contiguous()
+        leaf: one[alike, :height, :width].reshape(len(alike), -1).to(device).contiguous()
         for leaf, one in zip(leaves, stack.samples.values(), strict=True)
     }
-    moments = {leaf: one[alike] for leaf, one in zip(leaves, stack.moments.values(), strict=True)}
-    rows = stack.rows[alike].double()
-    elements = rows * stack.columns[alike]
+    moments = {
+        leaf: one[alike].to(device)
+        for leaf, one in zip(leaves, stack.moments.values(), strict=True)
+    }
+    rows = stack.rows[alike].double().to(device)
+    elements = rows * stack.columns[alike].to(device)
     share = (height / rows).float()[:, None, None]
-    length = max(1, _PIECE // (height * width))
+    room = _PIECE if device.type == "cpu" else _GPU_PIECE
+    length = max(1, room // (height * width))
     for start in range(0, len(alike), length):
         here = slice(start, start + length)
         broken = {leaf: one[here, 0].isnan() for leaf, one in moments.items()}

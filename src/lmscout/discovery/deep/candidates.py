@@ -24,12 +24,19 @@ class Candidate:
         fitness: on the search split, from 0 to 1; None where it was discarded before.
         discarded: the name of the rule that it fell to, or "" where it was evaluated.
         order: fingerprint of how it orders the probe architectures, 0 where that was not seen.
+        estimate: of the fitness, where the race dropped it: by the architectures seen until then.
     """
 
     node: Node
     fitness: float | None
     discarded: str = ""
     order: int = 0
+    estimate: float | None = None
+
+    @property
+    def worth(self) -> float | None:
+        """What an engine may go by: the fitness, or what is known of it."""
+        return self.estimate if self.fitness is None else self.fitness
 
 
 def _spearman(scores: Values, quality: Values, _: Values) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from lmscout.discovery.deep.candidates import Candidate, fittest
+from lmscout.discovery.deep.candidates import Candidate
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import Node
 from lmscout.proxies.deep.growing import (
@@ -23,6 +23,7 @@ from lmscout.proxies.deep.growing import (
     Random,
     cross,
     hoist,
+    join,
     mutate_point,
     mutate_subtree,
     seedling,
@@ -31,11 +32,13 @@ from lmscout.proxies.deep.listing import every_score
 
 EXHAUSTIVE = "exhaustive"
 
-# Tried on search splits of their own (seeds 10 to 13 of pico and LiteTransformerSearch): more
-# crossover, larger islands and weaker selection were each slower to climb.
-_CROSSED, _SUBTREE, _POINT = 0.1, 0.5, 0.25  # shares of offspring; hoisted are the rest
+# Tried on search splits of their own (seeds 10 to 15 of pico and LiteTransformerSearch): one
+# island or two, fewer trees, no joining, parents of any size; docs/deep-search.md says more.
+_CROSSED, _JOINED = 0.1, 0.3  # shares of offspring of two parents
+_SUBTREE, _POINT = 0.55, 0.3  # shares of the offspring of one; hoisted are the rest
 _FRESH = 0.02  # share of offspring that is grown anew, so that no island runs dry
 _RIVALS = 6  # trees of an island of which the fittest becomes a parent
+_SHORTER = 0.5  # how often only those rivals count that are no longer than the first
 
 
 class Engine(Protocol):
@@ -107,17 +110,17 @@ class RegularizedEvolution:
         return [self._child() for _ in range(count)]
 
     def tell(self, judged: Sequence[Candidate]) -> None:
-        """Those that were evaluated join; a discarded one has no fitness to compare."""
-        self._population.extend(one for one in judged if one.fitness is not None)
+        """Those that raced join, whether they arrived or not; others have nothing to compare."""
+        self._population.extend(one for one in judged if one.worth is not None)
 
     def _child(self) -> Node:
         places = self._rng.integers(len(self._population), size=self._sample)
-        parent = fittest([self._population[place] for place in places], 1)[0].node
+        parent = _best([self._population[place] for place in places]).node
         return _mutant(parent, self._grammar, self._rng)
 
 
 class GeneticProgramming:
-    """Islands of trees under crossover, mutation and hoisting, selected for fitness and brevity.
+    """Islands of trees: crossed, joined, mutated, hoisted; selected for fitness and brevity.
 
     Survivors are chosen by non-domination and crowding (NSGA-II, Deb et al. 2002) of fitness
     and size; now and then the best of each island are copied to the next one.
@@ -160,11 +163,11 @@ class GeneticProgramming:
     def tell(self, judged: Sequence[Candidate]) -> None:
         """Offspring join their parents' island, of which as many survive as there is room."""
         for place, one in enumerate(judged):
-            if one.fitness is not None:
+            if one.worth is not None:
                 self._islands[place % len(self._islands)].append(one)
         self._generation += 1
         if self._generation % self._migration == 0:
-            best = [fittest(island, self._migrants) for island in self._islands]
+            best = [sorted(island, key=_order)[: self._migrants] for island in self._islands]
             for place, island in enumerate(self._islands):
                 known = {one.node for one in island}
                 island.extend(one for one in best[place - 1] if one.node not in known)
@@ -177,19 +180,28 @@ class GeneticProgramming:
         chance = self._rng.random()
         if chance < _CROSSED:
             return cross(parent, self._parent(island), self._grammar, self._rng)
+        if chance < _CROSSED + _JOINED:
+            return join(parent, self._parent(island), self._grammar, self._rng)
         return _mutant(parent, self._grammar, self._rng)
 
     def _parent(self, island: Sequence[Candidate]) -> Node:
-        """The fittest of a few: survivors are a front, and brevity alone makes no parent."""
+        """The fittest of a few, or of those among them that are as short as one of them.
+
+        Survivors are a front, of which brevity alone makes no parent; but a long front grows at
+        all its sizes.
+        """
         some = [island[place] for place in self._rng.integers(len(island), size=_RIVALS)]
-        return fittest(some, 1)[0].node
+        if self._rng.random() < _SHORTER:
+            longest = some[0].node.size
+            some = [one for one in some if one.node.size <= longest]
+        return _best(some).node
 
 
 def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     """The first non-dominated fronts of fitness and size; the last one's most spread out."""
     if len(candidates) <= count:
         return list(candidates)
-    values = np.array([[-(one.fitness or 0.0), one.node.size] for one in candidates], np.float64)
+    values = np.array([[-(one.worth or 0.0), one.node.size] for one in candidates], np.float64)
     kept: list[int] = []
     for level in NonDominatedSorting().do(values, n_stop_if_ranked=count):
         spread = calc_crowding_distance(values[level])
@@ -197,8 +209,17 @@ def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     return [candidates[place] for place in sorted(kept)]
 
 
+def _order(one: Candidate) -> tuple[float, int]:
+    """The one that is worth most first, the shorter of two that are alike."""
+    return -(one.worth or 0.0), one.node.size
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    return min(candidates, key=_order)
+
+
 def _mutant(parent: Node, grammar: Grammar, rng: Random) -> Node:
-    chance = rng.random() * (1 - _CROSSED)
+    chance = rng.random()
     if chance < _SUBTREE:
         return mutate_subtree(parent, grammar, rng)
     if chance < _SUBTREE + _POINT:

@@ -16,7 +16,8 @@ from lmscout.stages import StageProgress
 from lmscout.statistics import Batch, Workers, score_proxies
 from lmscout.statistics.sketches import Sketches, collect_sketches
 
-PROBE = 24  # architectures on which values are looked at before all are computed
+PROBE = 24  # architectures that are looked at first
+_LOOKS = 3  # after it, each at half of the architectures that are left, the last at all
 
 Scores = npt.NDArray[np.float64]
 
@@ -28,19 +29,28 @@ class Evidence:
     Attributes:
         sketches: of the search architectures.
         quality: [n], higher is better.
-        probe: rows of the architectures on which values are looked at first.
-        other_data: of these, read with another batch.
+        looks: rows of the architectures, in the order in which values are looked at; those of
+            the first are the probe.
+        other_data: of the probe, read with another batch.
     """
 
     sketches: Sketches
     quality: Scores
-    probe: npt.NDArray[np.int64]
+    looks: tuple[npt.NDArray[np.int64], ...]
     other_data: Sketches
 
 
-def probe_rows(n: int, seed: int) -> npt.NDArray[np.int64]:
-    """Which of n search architectures are the probe: `PROBE` of them, or all."""
-    return np.sort(np.random.default_rng(seed).permutation(n)[:PROBE])
+def draw_looks(n: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
+    """In which order n search architectures are looked at: `PROBE` of them first, or all.
+
+    Returns:
+        Rows of each look, all of them once; the last looks are empty where there are few.
+    """
+    order = np.random.default_rng(seed).permutation(n)
+    ends = [min(PROBE, n)]
+    for _ in range(_LOOKS - 1):
+        ends.append(ends[-1] + (n - ends[-1]) // 2)
+    return tuple(np.sort(one) for one in np.split(order, ends))
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class SplitBenchmark:
     def evidence(self, seed: int, progress: StageProgress | None = None) -> Evidence:
         """Sketch the search architectures, and their probe with other data."""
         known = self.benchmark.subset(self.split.search)
-        probe = probe_rows(len(known), seed)
+        looks = draw_looks(len(known), seed)
         sketches, other_data = (
             collect_sketches(
                 one.specs,
@@ -76,10 +86,10 @@ class SplitBenchmark:
             )
             for one, batch in (
                 (known, self.batch),
-                (known.subset(probe), self.batch.other()),
+                (known.subset(looks[0]), self.batch.other()),
             )
         )
-        return Evidence(sketches, known.quality, probe, other_data)
+        return Evidence(sketches, known.quality, looks, other_data)
 
     def scores(
         self, rows: npt.NDArray[np.int64], texts: Sequence[str], progress: StageProgress | None

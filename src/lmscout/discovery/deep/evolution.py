@@ -10,8 +10,8 @@ from lmscout.discovery.deep.engines import Engine
 from lmscout.discovery.deep.record import HALL, Record
 from lmscout.discovery.deep.screen import Screen
 
-BATCH = 200  # candidates asked for at a time
-_PATIENCE = 50  # candidates asked for each evaluation that is wanted, at most
+BATCH = 50  # candidates asked for at a time: the race learns from batch to batch
+_PATIENCE = 100  # candidates asked for each evaluation that is wanted, at most
 
 Progress = Callable[[int, int], None]
 

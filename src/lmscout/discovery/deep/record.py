@@ -29,6 +29,7 @@ _SCHEMA = pa.schema(
         ("fitness", pa.float64()),  # null where it was discarded
         ("discarded", pa.dictionary(pa.int32(), pa.string())),
         ("order", pa.int64()),
+        ("estimate", pa.float64()),  # null where it was not dropped by the race
     ]
 )
 
@@ -71,7 +72,13 @@ class Record:
                     "evaluated again"
                 ) from error
             yield [
-                Candidate(parse(row["proxy"]), row["fitness"], row["discarded"], row["order"])
+                Candidate(
+                    parse(row["proxy"]),
+                    row["fitness"],
+                    row["discarded"],
+                    row["order"],
+                    row["estimate"],
+                )
                 for row in rows
             ]
             number += 1
@@ -84,6 +91,7 @@ class Record:
             "fitness": [one.fitness for one in judged],
             "discarded": [one.discarded for one in judged],
             "order": [one.order for one in judged],
+            "estimate": [one.estimate for one in judged],
         }
         sink = io.BytesIO()
         pq.write_table(pa.table(columns, schema=_SCHEMA), sink, compression="zstd")

@@ -2,8 +2,8 @@
 
 Three sieves, each finer and dearer than the one before (LPZero's rule-based pruning strategy,
 arXiv 2410.04808, and a race): rules that look at the tree alone; rules that look at its values
-on a few probe architectures, without their quality; and a race, in which the probe
-architectures' quality makes it unlikely that a candidate enters the front.
+on a few probe architectures, without their quality; and a race, which drops a candidate as soon
+as the quality of the architectures seen so far makes it unlikely that it enters the front.
 
 Several benchmarks may be searched on at once: a candidate is then worth what it is worth on the
 one that it ranks worst.
@@ -16,7 +16,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -36,7 +37,7 @@ from lmscout.proxies.deep.rules import RULES, first_broken
 from lmscout.ranking import fisher_z, midranks
 from lmscout.statistics.deep_values import DeepEvaluator
 
-_ROOM = 1.64  # standard errors of Fisher's z by which a racing candidate may yet rise
+_ROOM = 1.0  # standard errors by which the z of a racing candidate may yet rise
 _BLIND = 1e-6  # relative change with other data below which nothing of it was read
 
 SEEN, UNDEFINED, CONSTANT = "seen before", "undefined", "constant"
@@ -46,9 +47,9 @@ VALUE_RULES: Mapping[str, str] = MappingProxyType(
         SEEN: "the same tree, up to the order of what commutes",
         UNDEFINED: "an architecture has no finite score",
         CONSTANT: "all probe architectures of a benchmark have one score",
-        DUPLICATE: "it orders the probe architectures as one before it does, or in reverse",
+        DUPLICATE: "it orders the probe as one before it that is no longer does, or in reverse",
         BLIND: "it reads data, and other data leave its scores as they are",
-        RACE: "on the probe architectures it is too far behind the front for its size",
+        RACE: "on the architectures seen so far it is too far behind the front for its size",
     }
 )
 NAMES = (*(rule.name for rule in RULES), *VALUE_RULES)
@@ -85,12 +86,13 @@ class Screen:
         self.discarded: Counter[str] = Counter()
         self.best: list[Candidate] = []
         self._rules = rules
-        self._race = race and any(len(one.probe) < len(one.quality) for one in evidence)
+        self._race = race
         self._coefficient = OBJECTIVES[objective]
         self._pool = ThreadPoolExecutor(workers)
         self._benches = [_Bench.of(one) for one in evidence]
+        self._looks = max(len(one.looks) for one in evidence)
         self._trees: set[Node] = set()
-        self._orders: set[int] = set()
+        self._shortest: dict[int, int] = {}  # by the order that a tree makes, its words
 
     def judge(self, nodes: Sequence[Node]) -> list[Candidate]:
         """Discard or evaluate a batch; one candidate a tree, in the order given."""
@@ -106,21 +108,23 @@ class Screen:
                 self._trees.add(node)
                 waiting[place] = node
         probed = self._pool.map(self._probed, waiting.values())
-        racing: dict[int, tuple[Node, int]] = {}
-        for (place, node), (rule_broken, order, values) in zip(
-            waiting.items(), probed, strict=True
-        ):
-            if why := rule_broken or self._outdone(node, order, values):
-                fell[place] = Candidate(node, None, why, order)
+        racing: dict[int, _Racer] = {}
+        for place, (why, racer) in zip(waiting, probed, strict=True):
+            if why := why or self._known(racer) or self._outdone(racer):
+                fell[place] = self._dropped(racer, why)
             else:
-                racing[place] = (node, order)
-                self._orders.add(order)
-        reached = self._pool.map(self._fitness, [node for node, _ in racing.values()])
-        for (place, (node, order)), fitness in zip(racing.items(), reached, strict=True):
-            defined = math.isfinite(fitness)
-            fell[place] = Candidate(
-                node, fitness if defined else None, "" if defined else UNDEFINED, order
-            )
+                racing[place] = racer
+            if not why or why == RACE:
+                self._remember(racer.order, racer.node)
+        for look in range(1, self._looks):
+            seen = self._pool.map(partial(self._seen, look=look), racing.values())
+            racing = dict(zip(racing, seen, strict=True))
+            for place, racer in list(racing.items()):
+                if why := self._undefined(racer) or self._outdone(racer):
+                    del racing[place]
+                    fell[place] = self._dropped(racer, why)
+        for place, racer in racing.items():
+            fell[place] = self._arrived(racer)
         judged = [fell[place] for place in range(len(nodes))]
         self._count(judged)
         return judged
@@ -131,8 +135,8 @@ class Screen:
         for one in judged:
             if one.discarded not in by_tree:
                 self._trees.add(one.node)
-            if one.order and one.discarded in ("", UNDEFINED):
-                self._orders.add(one.order)
+            if one.order:
+                self._remember(one.order, one.node)
         self._count(judged)
 
     def close(self) -> None:
@@ -144,74 +148,119 @@ class Screen:
         self.evaluations += sum(one.fitness is not None for one in judged)
         self.best = front([*self.best, *judged])
 
-    def _probed(self, node: Node) -> tuple[str, int, list[Values]]:
-        """A rule that a tree falls to by its values, the order that it makes, and the values."""
-        probed = [bench.on_probe.scores(node) for bench in self._benches]
-        if not all(np.isfinite(values).all() for values in probed):
-            return UNDEFINED, 0, probed
+    def _probed(self, node: Node) -> tuple[str, _Racer]:
+        """A rule that a tree falls to by its values on the probe, and how it stands there."""
+        probed = tuple(bench.scores(node, 0) for bench in self._benches)
+        racer = _Racer(node, probed)
+        if undefined := self._undefined(racer):
+            return undefined, racer
         if not self._rules:
-            return "", 0, probed
+            return "", racer
         if any(np.ptp(values) <= _BLIND * np.abs(values).max() for values in probed):
-            return CONSTANT, 0, probed
+            return CONSTANT, racer
         if _reads_data(node) and all(
             np.allclose(
                 bench.other_data.scores(node), values, rtol=_BLIND, atol=0.0, equal_nan=True
             )
             for bench, values in zip(self._benches, probed, strict=True)
         ):
-            return BLIND, 0, probed
-        return "", _fingerprint(probed), probed
+            return BLIND, racer
+        return "", replace(racer, order=_fingerprint(probed))
 
-    def _outdone(self, node: Node, order: int, probed: Sequence[Values]) -> str:
-        """A rule that a tree falls to beside those before it."""
-        if self._rules and order in self._orders:
-            return DUPLICATE
-        if not self._race:
+    def _seen(self, racer: _Racer, look: int) -> _Racer:
+        """With the values of one look more."""
+        more = (bench.scores(racer.node, look) for bench in self._benches)
+        return replace(racer, values=tuple(map(np.append, racer.values, more)))
+
+    def _undefined(self, racer: _Racer) -> str:
+        return "" if all(np.isfinite(values).all() for values in racer.values) else UNDEFINED
+
+    def _known(self, racer: _Racer) -> str:
+        shortest = self._shortest.get(racer.order, math.inf) if self._rules else math.inf
+        return DUPLICATE if racer.node.size >= shortest else ""
+
+    def _remember(self, order: int, node: Node) -> None:
+        self._shortest[order] = min(node.size, self._shortest.get(order, node.size))
+
+    def _outdone(self, racer: _Racer) -> str:
+        """Whether a tree is unlikely to enter the front, by the architectures seen so far.
+
+        These are among those on which the front's fitness was taken, so the two correlations
+        differ by what the others may bring: z of m pairs and of n pairs that hold them differ
+        by sqrt(1 / (m - 3) - 1 / (n - 3)).
+        """
+        seen = [len(values) for values in racer.values]
+        whole = [len(bench.quality) for bench in self._benches]
+        if not self._race or seen == whole:
             return ""
         highest = agreed(  # what it may yet rise to
+            [fisher_z(one) for one in self._coefficients(racer)],
             [
-                fisher_z(self._coefficient(values, bench.probe_quality, bench.probe_params))
-                for bench, values in zip(self._benches, probed, strict=True)
+                _ROOM * math.sqrt(1 / max(m - 3, 1) - 1 / max(n - 3, 1))
+                for m, n in zip(seen, whole, strict=True)
             ],
-            [_ROOM / math.sqrt(len(values) - 3) for values in probed],
         )
-        return "" if highest >= fisher_z(to_beat(self.best, node.size)) else RACE
+        return "" if highest >= fisher_z(to_beat(self.best, racer.node.size)) else RACE
 
-    def _fitness(self, node: Node) -> float:
-        """What a tree is worth on the benchmark that it ranks worst; NaN if undefined there."""
-        worst = agreed(
-            [
-                self._coefficient(bench.everything.scores(node), bench.quality, bench.params)
-                for bench in self._benches
-            ]
-        )
-        return float(np.maximum(worst, 0.0))
+    def _dropped(self, racer: _Racer, why: str) -> Candidate:
+        estimate = max(agreed(self._coefficients(racer)), 0.0) if why == RACE else None
+        return Candidate(racer.node, None, why, racer.order, estimate)
+
+    def _arrived(self, racer: _Racer) -> Candidate:
+        """What a tree is worth, all its values seen: on the benchmark that it ranks worst."""
+        worst = agreed(self._coefficients(racer))
+        if not math.isfinite(worst):
+            return Candidate(racer.node, None, UNDEFINED, racer.order)
+        return Candidate(racer.node, max(worst, 0.0), "", racer.order)
+
+    def _coefficients(self, racer: _Racer) -> list[float]:
+        return [
+            self._coefficient(values, bench.quality[: len(values)], bench.params[: len(values)])
+            for bench, values in zip(self._benches, racer.values, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Racer:
+    """A tree on its way.
+
+    Attributes:
+        node: the tree.
+        values: on each benchmark: [architectures seen so far].
+        order: fingerprint of how it orders the probe, 0 where that was not seen.
+    """
+
+    node: Node
+    values: tuple[Values, ...]
+    order: int = 0
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """A benchmark's evidence, arranged for computing."""
+    """A benchmark's evidence, architectures in the order in which they are looked at."""
 
-    everything: DeepEvaluator
-    on_probe: DeepEvaluator
+    by_look: tuple[DeepEvaluator | None, ...]
     other_data: DeepEvaluator
     quality: Values
     params: Values
-    probe_quality: Values
-    probe_params: Values
 
     @classmethod
     def of(cls, evidence: Evidence) -> _Bench:
-        probe, params = evidence.probe, evidence.sketches.spec["params"]
+        order = np.concatenate(evidence.looks)
         return cls(
-            DeepEvaluator(evidence.sketches),
-            DeepEvaluator(evidence.sketches.subset(probe)),
+            tuple(
+                DeepEvaluator(evidence.sketches.subset(rows)) if len(rows) else None
+                for rows in evidence.looks
+            ),
             DeepEvaluator(evidence.other_data),
-            evidence.quality,
-            params,
-            evidence.quality[probe],
-            params[probe],
+            evidence.quality[order],
+            evidence.sketches.spec["params"][order],
         )
+
+    def scores(self, node: Node, look: int) -> Values:
+        """Of the architectures of one look."""
+        evaluator = self.by_look[look]
+        return np.zeros(0) if evaluator is None else evaluator.scores(node)
 
 
 def _reads_data(node: Node) -> bool:

@@ -28,7 +28,7 @@ class DeepSettings:
     """
 
     engine: str = "genetic"
-    evaluations: int = 4_000
+    evaluations: int = 600
     searches: int = 4
     objective: str = "spearman"
     spec_leaves: bool = True

@@ -142,6 +142,21 @@ def cross(node: Node, other: Node, grammar: Grammar, rng: Random) -> Node:
     return _tried(change, node, grammar)
 
 
+def join(node: Node, other: Node, grammar: Grammar, rng: Random) -> Node:
+    """A score put together with one of another tree: what two formulas know, in one."""
+
+    def change() -> Node:
+        room = grammar.largest - node.size - 1
+        donors = [one for _, one in walk(other) if one.type == SCORE and one.size <= room]
+        if not donors:
+            return node
+        pair = [node, donors[rng.integers(len(donors))]]
+        rng.shuffle(pair)
+        return Node(_any(tuple(ARITHMETIC), rng), tuple(pair))
+
+    return _tried(change, node, grammar)
+
+
 def canonical(node: Node) -> Node:
     """The same with the operands of what commutes in one order, so that equals are equal."""
     operands = tuple(canonical(one) for one in node.operands)
