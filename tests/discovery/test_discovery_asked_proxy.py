@@ -13,13 +13,22 @@ from lmscout.errors import LmscoutError
         ("sum( abs(head)-abs(weight) )", "sum(abs(head) - abs(weight))", 1),
         ("-mean(frobenius(act))", "mean(frobenius(act))", -1),
         ("- sum(total(mul(weight,grad)))", "sum(total(mul(weight, grad)))", -1),
+        ("-sum(total(act)) * depth", "sum(total(act)) * depth", -1),
+        ("-(sum(total(act)) + depth)", "sum(total(act)) + depth", -1),
+        ("-sum(total(act)) - depth", "sum(total(act)) - depth", -1),
     ],
 )
 def test_a_proxy_is_read_with_its_sign_and_printed_as_it_is_read(text, name, sign):
     proxy = signed_proxy(text)
     assert proxy == SignedProxy(name, sign)
-    assert str(proxy) == ("-" if sign < 0 else "") + name
     assert signed_proxy(str(proxy)) == proxy
+
+
+def test_a_sign_before_a_sum_is_before_all_of_it():
+    assert str(signed_proxy("-snip")) == "-snip"
+    assert str(signed_proxy("-sum(total(act)) * depth")) == "-sum(total(act)) * depth"
+    assert str(signed_proxy("-sum(total(act)) - depth")) == "-(sum(total(act)) - depth)"
+    assert str(signed_proxy("sum(total(act)) - depth")) == "sum(total(act)) - depth"
 
 
 @pytest.mark.parametrize("text", ["-snap", "", "-", "--snip", "-sum(abs(weight)"])

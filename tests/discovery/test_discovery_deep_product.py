@@ -11,6 +11,7 @@ from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate
 from lmscout.discovery.deep.product import Known, choose
 from lmscout.proxies.deep import format_node, parse
 from lmscout.ranking import spearman
+from lmscout.statistics.deep_values import joined_score
 
 TEXTS = [
     f"{aggregate}(average({word}(act)))"
@@ -67,7 +68,9 @@ def test_members_count_the_way_in_which_they_rise(ways):
     ]
     found = chosen([[place] for place in range(len(ways))], known(*scores))
     assert len(found.members) == len(ways)
-    assert abs(spearman(found.searched[0], np.sum(logs, axis=0))) == pytest.approx(1.0, abs=1e-3)
+    assert spearman(found.searched[0], np.sum(logs, axis=0)) == pytest.approx(1.0, abs=1e-3)
+    turned = joined_score(found.node, dict(zip(NODES, scores, strict=False)))
+    np.testing.assert_array_equal(found.searched[0], turned)
 
 
 def test_scores_of_both_signs_are_no_factor():

@@ -9,7 +9,8 @@ from tiny_transformer import TinyTransformer, batch, read
 from lmscout.architectures import FlexibertBlock, FlexibertSpec
 from lmscout.errors import LmscoutError
 from lmscout.proxies.catalog import CATALOG, CATALOG_ENTRY, Entry, resolve
-from lmscout.proxies.deep import format_node
+from lmscout.proxies.champions import CHAMPIONS
+from lmscout.proxies.deep import SPEC_LEAVES, format_node
 from lmscout.proxies.deep import parse as parse_deep
 from lmscout.proxies.deep.members import MEMBERS, as_tree
 from lmscout.proxies.expression import evaluate
@@ -17,6 +18,7 @@ from lmscout.proxies.handmade import snip
 from lmscout.proxies.operators import reduce
 from lmscout.proxies.text import format_proxy, parse
 from lmscout.statistics import Batch, full_reading
+from lmscout.statistics.deep_values import full_score
 from lmscout.statistics.scoring import score
 
 NAMES = [
@@ -36,6 +38,9 @@ NAMES = [
     "softmax-confidence",
     "lpzero-flexibert",
     "lpzero-gpt2",
+    "champion-encoder",
+    "champion-decoder",
+    "champion",
 ]
 
 
@@ -99,6 +104,8 @@ def test_every_entry_scores_a_real_model():
     for entry in CATALOG:
         if entry.function:
             score = entry.function(reading)
+        elif entry.tree:
+            score = full_score(entry.tree, reading, {"depth": 2, "width": 8, "params": 1000})
         else:
             score = float(evaluate(entry.proxy, lookup, [2])[0])
         assert isinstance(score, float)
@@ -136,6 +143,17 @@ def test_a_champion_is_scored_as_its_tree():
     assert score(champion, model_reading, spec) == score(tree, model_reading, spec) != 0
     assert as_tree(champion) is tree
     assert tree not in MEMBERS.values()
+
+
+@pytest.mark.parametrize("champion", CHAMPIONS, ids=lambda one: one.name)
+def test_a_shipped_champion_is_a_tree_and_says_how_it_was_found(champion):
+    entry = CATALOG_ENTRY[champion.name]
+    assert format_node(entry.tree) == champion.text
+    assert entry.source == champion.command
+    (benchmarks,) = re.findall(r"^lmscout discover (\S+) --space deep ", champion.command)
+    assert tuple(benchmarks.split(",")) == entry.found_on
+    reads_configuration = bool(entry.tree.leaves & set(SPEC_LEAVES))
+    assert reads_configuration == ("--no-spec-leaves" not in champion.command)
 
 
 @pytest.mark.parametrize("name", NAMES)

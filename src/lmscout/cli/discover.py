@@ -234,8 +234,10 @@ def _show_benchmark(result: Finding) -> None:
 
 def show_choice(result: Finding, rivals: Sequence[Assessment] = ()) -> None:
     """Print the proxy that was chosen, and what it has to beat on the test split."""
+    from lmscout.discovery import SignedProxy
+
     screen = console.table_console()
-    name = ("-" if result.sign < 0 else "") + result.test.name
+    name = str(SignedProxy(result.test.name, result.sign))
     screen.print(f"best on the search split: [bold]{name}[/bold]", highlight=False)
     rho, _ = result.search
     table = Table(caption="intervals: 95 % bootstrap over test architectures")

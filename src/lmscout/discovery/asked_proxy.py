@@ -24,7 +24,11 @@ class SignedProxy:
 
     def __str__(self) -> str:
         """As `discover` prints it, and `signed_proxy` reads it."""
-        return (FALLING if self.sign < 0 else "") + self.name
+        if self.sign > 0:
+            return self.name
+        proxy = resolve(self.name)
+        several = isinstance(proxy, Node) and proxy.name in ("+", "-")
+        return f"{FALLING}({self.name})" if several else FALLING + self.name
 
 
 def signed_proxy(text: str) -> SignedProxy:

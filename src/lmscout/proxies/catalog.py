@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import handmade, passes
+from lmscout.proxies.champions import CHAMPIONS
 from lmscout.proxies.deep.nodes import Node
 from lmscout.proxies.deep.text import parse as parse_deep
 from lmscout.proxies.deep.words import SPEC_LEAVES, WORDS
@@ -199,6 +200,17 @@ CATALOG: tuple[Entry, ...] = (
         ),
         source="github.com/pprp/LPZero, lpzero/predictor/measures/lpzero.py at 48877572, as "
         "eval_rank_gpt2.py calls it: inputs weight, grad; genotype [[3, 10], [11, 3], 0]",
+    ),
+    *(
+        Entry(
+            one.name,
+            f"found by lmscout, after {_LPZERO}",
+            f"what the deep search found on {one.saw}",
+            tree=parse_deep(one.text),
+            source=one.command,
+            found_on=one.found_on,
+        )
+        for one in CHAMPIONS
     ),
 )
 

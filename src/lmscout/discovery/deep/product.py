@@ -55,7 +55,7 @@ class Product:
 
     Attributes:
         members: with their fitness on full tensors.
-        node: the product, or the only member.
+        node: the product, or the only member; it rises with quality.
         searched: its scores on each benchmark: [search architectures].
     """
 
@@ -86,17 +86,27 @@ def choose(
     signed = [[one for one in each if _of_one_sign(one.node, known)] for each in every]
     if not any(signed):
         (best,) = fittest([one for each in every for one in each], 1)
-        return Product((best,), best.node, tuple(own.scores[best.node] for own in known))
+        return _rising((best,), best.node, known)
     best_of_each = [one for each in signed for one in fittest(each, 1)]
     error = 1 / math.sqrt(min(len(own.quality) for own in known) - 3)
     reached = [fisher_z(one.fitness or 0.0) for one in best_of_each]
     least = max(reached) - _BEHIND * error
     members = {one.node: one for one, z in zip(best_of_each, reached, strict=True) if z >= least}
-    node = _multiplied(tuple(members), known)
-    searched = (
-        joined_score(node, {member: own.scores[member] for member in members}) for own in known
-    )
-    return Product(tuple(members.values()), node, tuple(searched))
+    return _rising(tuple(members.values()), _multiplied(tuple(members), known), known)
+
+
+def _rising(members: tuple[Candidate, ...], node: Node, known: Sequence[Known]) -> Product:
+    """The members as one tree, turned round where it falls with quality."""
+
+    def searched(whole: Node) -> tuple[Scores, ...]:
+        parts = [{one.node: own.scores[one.node] for one in members} for own in known]
+        return tuple(joined_score(whole, own) for own in parts)
+
+    scores = searched(node)
+    if sum(spearman(one, own.quality) for one, own in zip(scores, known, strict=True)) < 0:
+        node = Node("negate", (node,))
+        scores = searched(node)
+    return Product(members, node, scores)
 
 
 def _multiplied(members: Sequence[Node], known: Sequence[Known]) -> Node:
