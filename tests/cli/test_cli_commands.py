@@ -70,7 +70,7 @@ def test_the_deep_space_is_searched_and_a_deep_proxy_ranked(lmscout, flexibert_f
     assert json.loads(out)["proxies"][0]["proxy"] == proxy
     code, _, err = lmscout(*arguments, "--out", "run")
     assert code == 2
-    assert "evaluations 5, not 4000" in err
+    assert "evaluations 5, not 600" in err
 
 
 def test_rank_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
