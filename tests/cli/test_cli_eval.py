@@ -140,3 +140,47 @@ def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(
 def test_a_model_of_the_hub_is_told_at_once_to_be_out_of_reach(lmscout, text_file):
     arguments = ("eval", "lmscout-tests/absent", "--perplexity", text_file)
     check_refusal(*lmscout(*arguments, HF_HUB_OFFLINE="1"), "Hub cannot be reached")
+
+
+def question(number):
+    return {
+        "instruction": f"Please choose the correct solution to the question: Do job {number}"
+        "\n\nSolution1: wait\n\nSolution2: go on\n\nAnswer format: solution1/solution2",
+        "answer": f"solution{number % 2 + 1}",
+    }
+
+
+def test_eval_asks_tasks_beside_perplexities(lmscout, model_folder, text_file, tmp_path):
+    (tmp_path / "piqa.jsonl").write_text("".join(f"{json.dumps(question(n))}\n" for n in range(4)))
+    ask = ("--tasks", "piqa", "--task-data", tmp_path, "--limit", 3, "--speed")
+    code, out, err = lmscout("eval", model_folder, "--perplexity", text_file, *ask, "--json", "-")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert [one["perplexity"] > 0 for one in result["perplexities"]] == [True]
+    assert [(one["metric"], one["questions"], one["shots"]) for one in result["tasks"]] == [
+        ("acc", 3, 0),
+        ("acc_norm", 3, 0),
+    ]
+    assert result["bytes"] == 4 * result["parameters"]
+    assert result["multiply_adds"] > 0
+    assert result["speed"]["tokens_per_second"] > 0
+    code, out, err = lmscout("eval", model_folder, *ask)
+    assert (code, err) == (0, "")
+    assert "acc_norm" in out
+    assert "tokens/s" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "nothing to measure: give --perplexity TEXT, --tasks NAME,... or both"),
+        (("--tasks", " ,"), "--tasks names none"),
+        (("--tasks", "piqa", "--task-data", "nowhere"), "--task-data nowhere: is no folder"),
+        (("--tasks", "piqa", "--task-data", "."), "holds no file of questions"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(lmscout, arguments, said):
+    code, out, err = lmscout("eval", "no-model", *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert said in err

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
-import importlib.util
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -111,7 +112,22 @@ def test_malformed_addresses_show_how_to_write_one(address):
         parse_address(f"hub:{address}")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is there")
 def test_without_the_datasets_library_one_line_says_how_to_install_it():
-    with pytest.raises(LmscoutError, match=r"pip install 'lmscout\[hub\]'"):
+    code = (
+        "import sys; sys.modules['datasets'] = None\n"
+        "sys.argv = ['lmscout', 'eval', 'nowhere', '--perplexity', 'hub:Salesforce/wikitext']\n"
+        "from lmscout.cli.main import main; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "pip install 'lmscout[hub]'" in run.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_said(monkeypatch):
+    pytest.importorskip("datasets")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LmscoutError, match=r"cannot be had from the Hub \(.*or give a file"):
         read_text("hub:Salesforce/wikitext/wikitext-2-raw-v1:test")

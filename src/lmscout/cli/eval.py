@@ -1,9 +1,11 @@
-"""`lmscout eval`: the perplexity of a model or of a saved folder."""
+"""`lmscout eval`: what a model or a saved folder is worth, and what it costs."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +16,12 @@ from lmscout.cli import console
 from lmscout.cli.options import DTYPES, JsonOption
 
 if TYPE_CHECKING:
-    from lmscout.evaluation import Perplexity
+    from collections.abc import Sequence
+
+    from lmscout.evaluation import Perplexity, TaskScore
+
+_SPEED = 8, 128  # sequences a forward, tokens a sequence
+_PROMPT = 512  # tokens that a task's prompt is taken to have
 
 
 def evaluate(
@@ -27,14 +34,42 @@ def evaluate(
         ),
     ],
     perplexity: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="TEXT",
             help="A text file, plain or gzip, or hub:OWNER/NAME/CONFIG:SPLIT#FIELD; may be "
             "given several times.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Tasks or groups of lm-eval, by log-likelihood: mmlu,piqa,arc_easy.",
+            show_default=False,
+        ),
+    ] = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Read the questions of mmlu, piqa, arc_easy, winogrande and boolq from files "
+            "here, without a network.",
+            show_default=False,
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Examples before each question; 5 for mmlu, else 0.", show_default=False
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ask only the first questions of a task.", show_default=False),
+    ] = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens a second too.")] = False,
     protocol: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,9 +88,10 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     json: JsonOption = None,
 ) -> None:
-    """Measure a causal language model's perplexity on texts.
+    """Measure a causal language model's perplexity on texts, its score on tasks, and its cost.
 
-    Each value is reported with its protocol: text, windows, stride, BOS and tokenizer.
+    Each perplexity is reported with its protocol: text, windows, stride, BOS and tokenizer; each
+    score with its standard error and the examples given before a question.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     import torch
@@ -66,11 +102,19 @@ def evaluate(
     console.check_json_target(json)
     if dtype not in DTYPES:
         raise LmscoutError(f"--dtype {dtype}: is none of {', '.join(DTYPES)}")
+    if not perplexity and tasks is None:
+        raise LmscoutError("nothing to measure: give --perplexity TEXT, --tasks NAME,... or both")
+    asked = [one.strip() for one in (tasks or "").split(",") if one.strip()]
+    if tasks is not None and not asked:
+        raise LmscoutError("--tasks names none: give lm-eval's names, as mmlu,piqa")
+    if asked:
+        evaluation.check_tasks(asked, task_data)
     protocols = [evaluation.protocol_of(name) for name in protocol or ["llm-pruner"]]
     start = time.perf_counter()
-    texts = [evaluation.read_text(source) for source in perplexity]
+    texts = [evaluation.read_text(source) for source in perplexity or []]
     loaded = evaluation.load_model(model, getattr(torch, dtype), device)
-    found = []
+    found: list[Perplexity] = []
+    scores: tuple[TaskScore, ...] = ()
     with console.progress_bars() as progress:
         for text in texts:
             for one in protocols:
@@ -85,15 +129,34 @@ def evaluate(
                         progress=partial(progress, f"{_short(text.source)}, {one.name}"),
                     )
                 )
+        if asked:
+            scores = evaluation.score_tasks(
+                loaded,
+                asked,
+                shots=shots,
+                limit=limit,
+                batch=max(1, batch_tokens // _PROMPT),
+                data=task_data,
+                progress=partial(progress, "tasks"),
+            )
+    timed = evaluation.measure_speed(loaded.model, *_SPEED) if speed else None
     result: dict[str, Any] = {
         "model": loaded.source,
         "parameters": evaluation.parameter_count(loaded.model),
+        "bytes": evaluation.parameter_bytes(loaded.model),
+        "multiply_adds": evaluation.multiply_adds(loaded.model),
         "dtype": dtype,
         "perplexities": [one.to_json() for one in found],
+        "tasks": [one.to_json() for one in scores],
+        "speed": asdict(timed) if timed else None,
         "seconds": round(time.perf_counter() - start, 3),
     }
     if json != console.STDOUT:
-        _show(loaded.source, result["parameters"], found)
+        _show_cost(result)
+        if found:
+            _show_perplexities(found)
+        if scores:
+            _show_scores(scores)
     console.write_result(json, result)
 
 
@@ -102,9 +165,37 @@ def _short(source: str) -> str:
     return escape(source.rsplit("/", 1)[-1])
 
 
-def _show(model: str, parameters: int, found: list[Perplexity]) -> None:
-    screen = console.table_console()
-    screen.print(f"[bold]{escape(model)}[/bold]: {parameters:,} parameters")
+def _show_cost(result: dict[str, Any]) -> None:
+    said = (
+        f"[bold]{escape(result['model'])}[/bold]: {result['parameters']:,} parameters, "
+        f"{result['bytes'] / 1e6:,.1f} MB, {result['multiply_adds'] / 1e6:,.1f} million "
+        "multiply-adds a token"
+    )
+    if result["speed"]:
+        batch, length = _SPEED
+        said += f", {result['speed']['tokens_per_second']:,.0f} tokens/s ({batch} x {length})"
+    console.table_console().print(said, highlight=False)
+
+
+def _show_scores(scores: Sequence[TaskScore]) -> None:
+    table = Table(caption="lm-eval, by log-likelihood; ± is the standard error")
+    table.add_column("task")
+    table.add_column("metric")
+    for column in ("score", "±", "shots", "questions"):
+        table.add_column(column, justify="right")
+    for one in scores:
+        table.add_row(
+            escape(one.task + (f" ({one.note})" if one.note else "")),
+            one.metric,
+            f"{one.value:.4f}",
+            "" if one.error is None else f"{one.error:.4f}",
+            str(one.shots),
+            f"{one.questions:,}",
+        )
+    console.table_console().print(table)
+
+
+def _show_perplexities(found: list[Perplexity]) -> None:
     table = Table(caption="tokens: those scored; lower perplexity is better")
     table.add_column("text", overflow="fold")
     table.add_column("protocol")
@@ -119,4 +210,4 @@ def _show(model: str, parameters: int, found: list[Perplexity]) -> None:
             f"{one.value:.2f}",
             f"{one.tokens:,}",
         )
-    screen.print(table)
+    console.table_console().print(table)

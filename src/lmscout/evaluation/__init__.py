@@ -1,4 +1,4 @@
-"""Evaluation: a trained model's perplexity on a text, and what the model costs."""
+"""Evaluation: a trained model's perplexity on a text, its score on tasks, and what it costs."""
 
 from lmscout.evaluation.cost import (
     Speed,
@@ -10,16 +10,20 @@ from lmscout.evaluation.cost import (
 from lmscout.evaluation.loading import LoadedModel, load_model
 from lmscout.evaluation.perplexity import Perplexity, perplexity
 from lmscout.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
+from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
 from lmscout.evaluation.text import Text, read_text, same_text, shared_lines
 from lmscout.evaluation.tokens import tokenize, tokenize_windows
 
 __all__ = [
     "PROTOCOLS",
+    "USUAL_SHOTS",
     "LoadedModel",
     "Perplexity",
     "Protocol",
     "Speed",
+    "TaskScore",
     "Text",
+    "check_tasks",
     "load_model",
     "measure_speed",
     "multiply_adds",
@@ -29,6 +33,7 @@ __all__ = [
     "protocol_of",
     "read_text",
     "same_text",
+    "score_tasks",
     "shared_lines",
     "tokenize",
     "tokenize_windows",

@@ -1,0 +1,273 @@
+"""Tasks by log-likelihood: lm-eval asks, the loaded model answers.
+
+lm-eval (github.com/EleutherAI/lm-evaluation-harness) owns the tasks, their prompts and their
+metrics; a task gives here what its own command gives for the same model, shots and batch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partialmethod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from lmscout.errors import LmscoutError
+from lmscout.evaluation.loading import LoadedModel
+from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, write_tasks
+
+Progress = Callable[[int, int], None]
+
+USUAL_SHOTS: Mapping[str, int] = MappingProxyType({"mmlu": 5})
+"""Examples before each question, where it is usual to give any: MMLU's paper (arXiv 2009.03300)
+gives five.  The commonsense tasks are asked without, as pruning papers do (LLM-Pruner, arXiv
+2305.11627)."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What a model scores on a task.
+
+    Attributes:
+        task: its name.
+        metric: "acc", or "acc_norm", where likelihoods are divided by the answer's length.
+        value: from 0 to 1.
+        error: standard error of the value, as lm-eval computes it; None where it has none.
+        shots: examples before each question.
+        questions: that were asked.
+        note: what is different from lm-eval's own task, or "".
+    """
+
+    task: str
+    metric: str
+    value: float
+    error: float | None
+    shots: int
+    questions: int
+    note: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """As the command line prints it."""
+        return {
+            "task": self.task,
+            "metric": self.metric,
+            "value": self.value,
+            "standard_error": self.error,
+            "shots": self.shots,
+            "questions": self.questions,
+            "note": self.note,
+        }
+
+
+def score_tasks(
+    loaded: LoadedModel,
+    tasks: Sequence[str],
+    *,
+    shots: int | None = None,
+    limit: int | None = None,
+    batch: int = 8,
+    data: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[TaskScore, ...]:
+    """Ask a model the questions of some tasks.
+
+    lm-eval seeds the generators of random, NumPy and PyTorch.
+
+    Args:
+        loaded: the model and its tokenizer.
+        tasks: lm-eval's names of tasks or groups.
+        shots: examples before each question; `USUAL_SHOTS` where it is None.
+        limit: questions of each task, the first ones; of a group, of each of its parts.
+        batch: prompts a forward.
+        data: a folder with files of questions; lm-eval loads its own from the Hub without.
+        progress: called with the log-likelihoods computed, and how many there are.
+
+    Returns:
+        A score for each metric of each task, in the order asked.
+
+    Raises:
+        LmscoutError: lm-eval is not installed, a task is unknown or gives no likelihoods, or the
+            questions cannot be had.
+    """
+    check_tasks(tasks, data)
+    import lm_eval.tasks
+    from lm_eval.evaluator import simple_evaluate
+
+    with _undisturbed(), tempfile.TemporaryDirectory(prefix="lmscout-tasks-") as folder:
+        if data is None:
+            manager = _own_tasks()
+        else:
+            files, definitions = find_files(data), Path(lm_eval.tasks.__file__).parent
+            for name in tasks:
+                write_tasks(files[name], LOCAL_TASKS[name], definitions, Path(folder))
+            manager = lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False)
+        by_shots: dict[int, list[str]] = defaultdict(list)
+        for name in dict.fromkeys(tasks):
+            by_shots[USUAL_SHOTS.get(name, 0) if shots is None else shots].append(name)
+        model = _answering(loaded, batch, progress)
+        scores: dict[str, list[TaskScore]] = {}
+        for count, names in by_shots.items():
+            try:
+                found = simple_evaluate(
+                    model=model,
+                    tasks=names,
+                    num_fewshot=count,
+                    limit=limit,
+                    task_manager=manager,
+                    log_samples=False,
+                )
+            except (NotImplementedError, ValueError, KeyError, OSError, ConnectionError) as error:
+                raise LmscoutError(
+                    f"lm-eval cannot run {', '.join(names)}: {first_line(error)}"
+                    + ("" if data else "; without a network, --task-data reads files")
+                ) from error
+            for name in names:
+                note = LOCAL_TASKS[name].note if data is not None else ""
+                scores[name] = list(_scores(name, found, count, note))
+    return tuple(one for name in scores for one in scores[name])
+
+
+def check_tasks(tasks: Sequence[str], data: Path | None = None) -> None:
+    """Make sure, before a model is loaded, that it can be asked.
+
+    Raises:
+        LmscoutError: lm-eval is not installed, a task is unknown, or a folder holds no questions.
+    """
+    try:
+        from lm_eval.models import huggingface  # noqa: F401 - it needs more than lm_eval does
+    except ImportError as error:
+        raise LmscoutError(
+            f"--tasks needs lm-eval ({error}): pip install 'lmscout[eval]'"
+        ) from error
+    with _undisturbed():
+        _require_known(tasks, _own_tasks().all_tasks if data is None else find_files(data))
+
+
+@cache
+def _own_tasks() -> Any:
+    """lm-eval's tasks; it looks through thousands of files for them."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _require_known(tasks: Sequence[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in tasks:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            listed = f"nearest are {', '.join(near)}" if near else f"there are {len(known)}"
+            raise LmscoutError(f"unknown task {name!r}: {listed}")
+
+
+def _answering(loaded: LoadedModel, batch: int, progress: Progress | None) -> Any:
+    """lm-eval's own model class around a loaded model, telling how far it is."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Answering(HFLM):  # type: ignore[misc]
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+            told = _Told(len(requests), progress)
+            self.set_cache_hook(told)
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+            raise NotImplementedError("it asks for generated text, and this is by log-likelihood")
+
+    return Answering(
+        pretrained=loaded.model,
+        tokenizer=loaded.tokenizer,
+        batch_size=batch,
+        device=str(loaded.model.device),
+    )
+
+
+class _Told:
+    """What lm-eval tells each answer to, as it would its cache."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def add_partial(self, *_: object) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(min(self._done, self._total), self._total)
+
+
+def _scores(name: str, found: Any, shots: int, note: str) -> Iterable[TaskScore]:
+    """The metrics of a task or a group, of all that lm-eval reports."""
+    rows = {**found["results"], **found.get("groups", {})}
+    if name not in rows:
+        raise LmscoutError(f"{name} is a list of tasks without a score of its own: name its tasks")
+    row = rows[name]
+    parts = found.get("group_subtasks", {}).get(name) or [name]
+    questions = sum(_questions(part, found) for part in parts)
+    for key, value in row.items():
+        metric, comma, _ = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, float):
+            continue
+        error = row.get(key.replace(metric, f"{metric}_stderr", 1))
+        yield TaskScore(
+            name,
+            metric,
+            float(value),
+            float(error) if isinstance(error, float) else None,
+            shots,
+            questions,
+            note,
+        )
+
+
+def _questions(part: str, found: Any) -> int:
+    """How many were asked of a task, or of all tasks of a group."""
+    parts = found.get("group_subtasks", {}).get(part)
+    if parts:
+        return sum(_questions(one, found) for one in parts)
+    return int(found["n-samples"][part]["effective"])
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep lm-eval and what it loads with from talking on stderr.
+
+    It has no switch for its bars, one a task, nor for asking git and the machine who they are.
+    """
+    import datasets
+    import lm_eval.evaluator
+    from tqdm import tqdm
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [one.level for one in loggers]
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        with (
+            quiet(),
+            _replaced(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True)),
+            _replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None),
+            _replaced(lm_eval.evaluator, "add_env_info", lambda _: None),
+        ):
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    own = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)

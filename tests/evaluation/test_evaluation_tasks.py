@@ -1,0 +1,121 @@
+"""Scores on tasks, beside lm-eval's own command on the same model and tasks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import lm_eval.tasks
+import pytest
+
+from lmscout.builtin.tiny import tiny_folder
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import load_model, score_tasks
+from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, write_tasks
+
+COLOURS = ("red", "green", "blue", "grey")
+
+
+def mmlu(subject, split, number):
+    choices = dict(zip("ABCD", COLOURS[number % 4 :] + COLOURS[: number % 4], strict=True))
+    row = {"subject": subject, "split": split, "question": f"What colour is sky {number}?"}
+    return {**row, **choices, "answer": "ABCD"[number % 4]}
+
+
+def piqa(number):
+    one, other = f"use tool {number}", f"call {COLOURS[number % 4]} things"
+    return {
+        "instruction": f"Please choose the correct solution to the question: To do job {number},"
+        f"\n\nSolution1: {one}\n\nSolution2: {other}\n\nAnswer format: solution1/solution2",
+        "answer": f"solution{number % 2 + 1}",
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of questions: two subjects of two groups of MMLU, and PIQA."""
+    folder = tmp_path_factory.mktemp("questions")
+    rows = {
+        "mmlu.jsonl": [
+            mmlu(subject, split, number)
+            for subject, count in (("virology", 7), ("astronomy", 4))
+            for split, n in (("dev", 5), ("test", count))
+            for number in range(n)
+        ],
+        "piqa.test.jsonl": [piqa(number) for number in range(12)],
+    }
+    for name, some in rows.items():
+        (folder / name).write_text("".join(json.dumps(one) + "\n" for one in some))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model(str(tiny_folder()))
+
+
+def test_scores_are_those_of_lm_evals_own_command(tiny, data, tmp_path):
+    ours = score_tasks(tiny, ["piqa", "mmlu"], shots=2, data=data)
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, file in find_files(data).items():
+        write_tasks(file, LOCAL_TASKS[name], Path(lm_eval.tasks.__file__).parent, folder)
+    command = (
+        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"),
+        *("--model_args", f"pretrained={tiny_folder()},dtype=float32", "--batch_size", "8"),
+        *("--tasks", "piqa,mmlu", "--num_fewshot", "2", "--include_path", folder),
+        *("--output_path", tmp_path / "theirs.json"),
+    )
+    subprocess.run(command, check=True, capture_output=True)
+    (output,) = tmp_path.glob("theirs*.json")
+    theirs = json.loads(output.read_text())["results"]
+    assert [(one.task, one.metric) for one in ours] == [
+        ("piqa", "acc"),
+        ("piqa", "acc_norm"),
+        ("mmlu", "acc"),
+    ]
+    for one in ours:
+        assert one.value == theirs[one.task][f"{one.metric},none"]
+        assert one.error == theirs[one.task][f"{one.metric}_stderr,none"]
+    assert [one.questions for one in ours] == [12, 12, 11]
+    assert {one.shots for one in ours} == {2}
+
+
+def test_shots_are_the_usual_ones_and_progress_is_told(tiny, data):
+    told = []
+    scores = score_tasks(
+        tiny, ["mmlu", "piqa"], data=data, limit=3, progress=lambda *one: told.append(one)
+    )
+    assert [(one.task, one.shots, one.questions) for one in scores] == [
+        ("mmlu", 5, 6),
+        ("piqa", 0, 3),
+        ("piqa", 0, 3),
+    ]
+    assert (6 * 4, 6 * 4) in told
+    assert told[-1] == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "local", "said"),
+    [
+        (["piqq"], False, r"unknown task 'piqq': nearest are piqa"),
+        (["boolq"], True, r"unknown task 'boolq': there are 2"),
+        (["mnlu"], True, r"unknown task 'mnlu': nearest are mmlu"),
+    ],
+)
+def test_an_unknown_task_is_answered_with_the_nearest(tiny, data, tasks, local, said):
+    with pytest.raises(LmscoutError, match=said):
+        score_tasks(tiny, tasks, data=data if local else None)
+
+
+def test_without_lm_eval_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['lm_eval'] = None\n"
+        "from lmscout.cli.main import main\n"
+        "sys.argv = ['lmscout', 'eval', 'nowhere', '--tasks', 'piqa']\n"
+        "main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "pip install 'lmscout[eval]'" in run.stderr
