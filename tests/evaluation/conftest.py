@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,19 @@ def wikitext_test():
         if file.exists():
             return file
     pytest.skip("WikiText-2 is neither in LMSCOUT_DATA nor in ../shared/data")
+
+
+@pytest.fixture
+def lmscout_without():
+    """Run the command line in a process of its own, in which a module cannot be imported."""
+
+    def run(module, *arguments):
+        code = (
+            f"import sys; sys.modules[{module!r}] = None; sys.argv = {['lmscout', *arguments]!r}\n"
+            "from lmscout.cli.main import main; main()"
+        )
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+
+    return run

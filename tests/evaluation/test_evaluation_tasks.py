@@ -108,14 +108,8 @@ def test_an_unknown_task_is_answered_with_the_nearest(tiny, data, tasks, local, 
         score_tasks(tiny, tasks, data=data if local else None)
 
 
-def test_without_lm_eval_the_extra_is_named():
-    code = (
-        "import sys; sys.modules['lm_eval'] = None\n"
-        "from lmscout.cli.main import main\n"
-        "sys.argv = ['lmscout', 'eval', 'nowhere', '--tasks', 'piqa']\n"
-        "main()"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def test_without_lm_eval_the_extra_is_named(lmscout_without):
+    run = lmscout_without("lm_eval", "eval", "nowhere", "--tasks", "piqa")
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert "pip install 'lmscout[eval]'" in run.stderr

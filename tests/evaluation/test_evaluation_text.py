@@ -1,7 +1,5 @@
 import gzip
 import hashlib
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -112,13 +110,8 @@ def test_malformed_addresses_show_how_to_write_one(address):
         parse_address(f"hub:{address}")
 
 
-def test_without_the_datasets_library_one_line_says_how_to_install_it():
-    code = (
-        "import sys; sys.modules['datasets'] = None\n"
-        "sys.argv = ['lmscout', 'eval', 'nowhere', '--perplexity', 'hub:Salesforce/wikitext']\n"
-        "from lmscout.cli.main import main; main()"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def test_without_the_datasets_library_one_line_says_how_to_install_it(lmscout_without):
+    run = lmscout_without("datasets", "eval", "nowhere", "--perplexity", "hub:Salesforce/wikitext")
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert "pip install 'lmscout[hub]'" in run.stderr

@@ -171,9 +171,9 @@ def _show_cost(result: dict[str, Any]) -> None:
         f"{result['bytes'] / 1e6:,.1f} MB, {result['multiply_adds'] / 1e6:,.1f} million "
         "multiply-adds a token"
     )
-    if result["speed"]:
-        batch, length = _SPEED
-        said += f", {result['speed']['tokens_per_second']:,.0f} tokens/s ({batch} x {length})"
+    if speed := result["speed"]:
+        shape = f"{speed['batch']} x {speed['length']}"
+        said += f", {speed['tokens_per_second']:,.0f} tokens/s ({shape})"
     console.table_console().print(said, highlight=False)
 
 

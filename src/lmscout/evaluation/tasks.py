@@ -97,6 +97,7 @@ def score_tasks(
             questions cannot be had.
     """
     check_tasks(tasks, data)
+    tasks = list(dict.fromkeys(tasks))
     import lm_eval.tasks
     from lm_eval.evaluator import simple_evaluate
 
@@ -109,7 +110,7 @@ def score_tasks(
                 write_tasks(files[name], LOCAL_TASKS[name], definitions, Path(folder))
             manager = lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False)
         by_shots: dict[int, list[str]] = defaultdict(list)
-        for name in dict.fromkeys(tasks):
+        for name in tasks:
             by_shots[USUAL_SHOTS.get(name, 0) if shots is None else shots].append(name)
         model = _answering(loaded, batch, progress)
         scores: dict[str, list[TaskScore]] = {}
@@ -206,8 +207,7 @@ def _scores(name: str, found: Any, shots: int, note: str) -> Iterable[TaskScore]
     if name not in rows:
         raise LmscoutError(f"{name} is a list of tasks without a score of its own: name its tasks")
     row = rows[name]
-    parts = found.get("group_subtasks", {}).get(name) or [name]
-    questions = sum(_questions(part, found) for part in parts)
+    questions = _questions(name, found)
     for key, value in row.items():
         metric, comma, _ = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, float):

@@ -87,7 +87,12 @@ def front(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def fittest(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
     """The fittest candidates, the shorter of two that are alike first."""
-    return sorted(_evaluated(candidates), key=lambda one: (-_of(one), one.node.size))[:count]
+    return sorted(_evaluated(candidates), key=by_worth)[:count]
+
+
+def by_worth(one: Candidate) -> tuple[float, int]:
+    """Sorts what is worth most first, the shorter of two that are alike; for what has a worth."""
+    return -(one.worth or 0.0), one.node.size
 
 
 def to_beat(best: Sequence[Candidate], size: int) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from lmscout.discovery.deep.candidates import Candidate
+from lmscout.discovery.deep.candidates import Candidate, by_worth
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import Node
 from lmscout.proxies.deep.growing import (
@@ -115,7 +115,7 @@ class RegularizedEvolution:
 
     def _child(self) -> Node:
         places = self._rng.integers(len(self._population), size=self._sample)
-        parent = _best([self._population[place] for place in places]).node
+        parent = min((self._population[place] for place in places), key=by_worth).node
         return _mutant(parent, self._grammar, self._rng)
 
 
@@ -167,7 +167,7 @@ class GeneticProgramming:
                 self._islands[place % len(self._islands)].append(one)
         self._generation += 1
         if self._generation % self._migration == 0:
-            best = [sorted(island, key=_order)[: self._migrants] for island in self._islands]
+            best = [sorted(island, key=by_worth)[: self._migrants] for island in self._islands]
             for place, island in enumerate(self._islands):
                 known = {one.node for one in island}
                 island.extend(one for one in best[place - 1] if one.node not in known)
@@ -190,11 +190,12 @@ class GeneticProgramming:
         Survivors are a front, of which brevity alone makes no parent; but a long front grows at
         all its sizes.
         """
-        some = [island[place] for place in self._rng.integers(len(island), size=_RIVALS)]
+        places = self._rng.integers(len(island), size=_RIVALS)
+        some: list[Candidate] = [island[place] for place in places]
         if self._rng.random() < _SHORTER:
             longest = some[0].node.size
             some = [one for one in some if one.node.size <= longest]
-        return _best(some).node
+        return min(some, key=by_worth).node
 
 
 def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -207,15 +208,6 @@ def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
         spread = calc_crowding_distance(values[level])
         kept.extend(level[np.argsort(-spread, kind="stable")[: count - len(kept)]])
     return [candidates[place] for place in sorted(kept)]
-
-
-def _order(one: Candidate) -> tuple[float, int]:
-    """The one that is worth most first, the shorter of two that are alike."""
-    return -(one.worth or 0.0), one.node.size
-
-
-def _best(candidates: Sequence[Candidate]) -> Candidate:
-    return min(candidates, key=_order)
 
 
 def _mutant(parent: Node, grammar: Grammar, rng: Random) -> Node:

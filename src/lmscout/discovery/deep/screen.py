@@ -110,19 +110,20 @@ class Screen:
         probed = self._pool.map(self._probed, waiting.values())
         racing: dict[int, _Racer] = {}
         for place, (why, racer) in zip(waiting, probed, strict=True):
-            if why := why or self._known(racer) or self._outdone(racer):
-                fell[place] = self._dropped(racer, why)
+            fallen = _fallen(racer, why or self._known(racer)) or self._outdone(racer)
+            if fallen:
+                fell[place] = fallen
             else:
                 racing[place] = racer
-            if not why or why == RACE:
+            if not fallen or fallen.discarded == RACE:
                 self._remember(racer.order, racer.node)
         for look in range(1, self._looks):
             seen = self._pool.map(partial(self._seen, look=look), racing.values())
             racing = dict(zip(racing, seen, strict=True))
             for place, racer in list(racing.items()):
-                if why := self._undefined(racer) or self._outdone(racer):
+                if fallen := _fallen(racer, _undefined(racer)) or self._outdone(racer):
                     del racing[place]
-                    fell[place] = self._dropped(racer, why)
+                    fell[place] = fallen
         for place, racer in racing.items():
             fell[place] = self._arrived(racer)
         judged = [fell[place] for place in range(len(nodes))]
@@ -152,7 +153,7 @@ class Screen:
         """A rule that a tree falls to by its values on the probe, and how it stands there."""
         probed = tuple(bench.scores(node, 0) for bench in self._benches)
         racer = _Racer(node, probed)
-        if undefined := self._undefined(racer):
+        if undefined := _undefined(racer):
             return undefined, racer
         if not self._rules:
             return "", racer
@@ -172,9 +173,6 @@ class Screen:
         more = (bench.scores(racer.node, look) for bench in self._benches)
         return replace(racer, values=tuple(map(np.append, racer.values, more)))
 
-    def _undefined(self, racer: _Racer) -> str:
-        return "" if all(np.isfinite(values).all() for values in racer.values) else UNDEFINED
-
     def _known(self, racer: _Racer) -> str:
         shortest = self._shortest.get(racer.order, math.inf) if self._rules else math.inf
         return DUPLICATE if racer.node.size >= shortest else ""
@@ -182,8 +180,8 @@ class Screen:
     def _remember(self, order: int, node: Node) -> None:
         self._shortest[order] = min(node.size, self._shortest.get(order, node.size))
 
-    def _outdone(self, racer: _Racer) -> str:
-        """Whether a tree is unlikely to enter the front, by the architectures seen so far.
+    def _outdone(self, racer: _Racer) -> Candidate | None:
+        """A tree that is unlikely to enter the front, by the architectures seen so far.
 
         These are among those on which the front's fitness was taken, so the two correlations
         differ by what the others may bring: z of m pairs and of n pairs that hold them differ
@@ -192,19 +190,18 @@ class Screen:
         seen = [len(values) for values in racer.values]
         whole = [len(bench.quality) for bench in self._benches]
         if not self._race or seen == whole:
-            return ""
+            return None
+        coefficients = self._coefficients(racer)
         highest = agreed(  # what it may yet rise to
-            [fisher_z(one) for one in self._coefficients(racer)],
+            [fisher_z(one) for one in coefficients],
             [
                 _ROOM * math.sqrt(1 / max(m - 3, 1) - 1 / max(n - 3, 1))
                 for m, n in zip(seen, whole, strict=True)
             ],
         )
-        return "" if highest >= fisher_z(to_beat(self.best, racer.node.size)) else RACE
-
-    def _dropped(self, racer: _Racer, why: str) -> Candidate:
-        estimate = max(agreed(self._coefficients(racer)), 0.0) if why == RACE else None
-        return Candidate(racer.node, None, why, racer.order, estimate)
+        if highest >= fisher_z(to_beat(self.best, racer.node.size)):
+            return None
+        return Candidate(racer.node, None, RACE, racer.order, max(agreed(coefficients), 0.0))
 
     def _arrived(self, racer: _Racer) -> Candidate:
         """What a tree is worth, all its values seen: on the benchmark that it ranks worst."""
@@ -261,6 +258,14 @@ class _Bench:
         """Of the architectures of one look."""
         evaluator = self.by_look[look]
         return np.zeros(0) if evaluator is None else evaluator.scores(node)
+
+
+def _fallen(racer: _Racer, why: str) -> Candidate | None:
+    return Candidate(racer.node, None, why, racer.order) if why else None
+
+
+def _undefined(racer: _Racer) -> str:
+    return "" if all(np.isfinite(values).all() for values in racer.values) else UNDEFINED
 
 
 def _reads_data(node: Node) -> bool:
