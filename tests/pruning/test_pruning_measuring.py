@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -5,10 +7,19 @@ from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import ATTENTION, KINDS, MLP, family_of
-from lmscout.pruning.subnetworks.activations import collect_moments
+from lmscout.pruning.subnetworks import subnetwork
+from lmscout.pruning.subnetworks.activations import moments_by_block
 from lmscout.pruning.subnetworks.compensation import Compensation
-from lmscout.pruning.subnetworks.importance import METHODS, importance, unit_sides
-from lmscout.pruning.subnetworks.order import reorder_moments, sort_units
+from lmscout.pruning.subnetworks.gradients import gradients_by_block
+from lmscout.pruning.subnetworks.importance import (
+    FROM_MOMENTS,
+    METHODS,
+    importance,
+    importance_from_moments,
+    unit_sides,
+)
+from lmscout.pruning.subnetworks.order import sort_half
+from lmscout.pruning.subnetworks.parallel import ParallelEvaluator, replica
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.subnetwork import SubnetworkEvaluator
 
@@ -29,6 +40,11 @@ def all_parts(model, family):
         for index, block in enumerate(family.blocks(model))
         for kind, part in family.parts(block).halves.items()
     ]
+
+
+def sorted_by(model, family, scores):
+    """Sort every half, and give the orders of what enters the output projections."""
+    return {place: sort_half(part, scores[place]) for place, part in all_parts(model, family)}
 
 
 def outputs(model, family):
@@ -182,11 +198,17 @@ def test_sorting_by_any_importance_leaves_the_model_as_it_computes(model, family
     with torch.no_grad():
         before = model(windows).logits
     flags = [p.requires_grad for p in model.parameters()]
-    moments = collect_moments(model, family, windows, batch=4)
-    scores = importance(method, model, family, windows=windows, moments=moments, seed=3)
+    if method in FROM_MOMENTS:
+        moments = dict(moments_by_block(model, family, windows, grams=False))
+        scores = {
+            place: importance_from_moments(method, place, part, moments[place])
+            for place, part in all_parts(model, family)
+        }
+    else:
+        scores = importance(method, model, family, windows=windows, seed=3)
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
-    sort_units(model, family, scores)
+    sorted_by(model, family, scores)
     with torch.no_grad():
         after = model(windows).logits
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
@@ -194,17 +216,30 @@ def test_sorting_by_any_importance_leaves_the_model_as_it_computes(model, family
 
 def test_sorting_puts_the_most_important_first(model, family):
     """After sorting, magnitude (which needs no data) falls from unit to unit."""
-    scores = importance("magnitude", model, family, windows=random_windows(), moments={})
-    sort_units(model, family, scores)
-    again = importance("magnitude", model, family, windows=random_windows(), moments={})
+    scores = importance("magnitude", model, family, windows=random_windows())
+    sorted_by(model, family, scores)
+    again = importance("magnitude", model, family, windows=random_windows())
     for place, values in again.items():
         assert (values[1:] <= values[:-1] + 1e-9).all(), place
         torch.testing.assert_close(values, scores[place].sort(descending=True).values)
 
 
+def test_gradients_do_not_depend_on_how_text_is_batched(model, family):
+    windows = random_windows()
+    whole = dict(gradients_by_block(model, family, windows))
+    assert list(whole) == [2, 1, 0]
+    for index, parts in gradients_by_block(model, family, windows, batch_tokens=1):
+        for kind, part in parts.halves.items():
+            for one, other in zip(
+                unit_sides(part), unit_sides(whole[index].halves[kind]), strict=True
+            ):
+                torch.testing.assert_close(one.view.grad, other.view.grad, rtol=1e-4, atol=1e-7)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
 def test_taylor_is_the_sum_of_absolute_salience_over_a_units_parameters(model, family):
     windows = random_windows()
-    got = importance("taylor", model, family, windows=windows, moments={})
+    got = importance("taylor", model, family, windows=windows)
     model.zero_grad()
     model(windows, labels=windows).loss.backward()
     named = dict(model.named_parameters())
@@ -266,7 +301,13 @@ def hooked_inputs(model, family, windows):
 
 def test_moments_are_those_of_what_enters_the_output_projections(model, family):
     windows = random_windows()
-    moments = collect_moments(model, family, windows, batch=4)
+    told = []
+    moments = dict(
+        moments_by_block(
+            model, family, windows, batch_tokens=25, progress=lambda *one: told.append(one)
+        )
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
     for place, x in hooked_inputs(model, family, windows).items():
         one = moments[place]
         torch.testing.assert_close(one.gram.double(), x.T @ x, rtol=1e-4, atol=1e-4)
@@ -274,13 +315,17 @@ def test_moments_are_those_of_what_enters_the_output_projections(model, family):
         assert one.tokens == len(x)
         variance = x.var(0, correction=0)
         torch.testing.assert_close(one.variance.double(), variance, rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(one.gram.diagonal(), one.squares, rtol=1e-5, atol=1e-6)
+    for place, one in moments_by_block(model, family, windows, grams=False):
+        assert one.gram is None
+        torch.testing.assert_close(one.squares, moments[place].squares, rtol=1e-4, atol=1e-6)
 
 
 def test_compensation_is_the_least_squares_refit(model, family):
     windows = random_windows(40)  # more tokens than entries, so that the fit is unique
-    scores = importance("magnitude", model, family, windows=windows, moments={})
-    moments = collect_moments(model, family, windows)
-    moments = reorder_moments(moments, sort_units(model, family, scores))
+    scores = importance("magnitude", model, family, windows=windows)
+    sorted_by(model, family, scores)
+    moments = moments_by_block(model, family, windows)
     refit = Compensation(outputs(model, family), moments, damping=1e-9)
     inputs = hooked_inputs(model, family, windows)
     for place, part in all_parts(model, family):
@@ -301,24 +346,41 @@ def test_compensation_is_the_least_squares_refit(model, family):
 
 def test_reordered_moments_are_those_of_the_sorted_model(model, family):
     windows = random_windows()
-    moments = collect_moments(model, family, windows)
-    scores = importance("random", model, family, windows=windows, moments={}, seed=5)
-    reordered = reorder_moments(moments, sort_units(model, family, scores))
-    for place, one in collect_moments(model, family, windows).items():
-        torch.testing.assert_close(reordered[place].gram, one.gram, rtol=1e-4, atol=1e-3)
+    moments = dict(moments_by_block(model, family, windows))
+    orders = sorted_by(model, family, importance("random", model, family, windows=windows, seed=5))
+    for place, one in moments_by_block(model, family, windows):
+        reordered = moments[place].reordered(orders[place])
+        torch.testing.assert_close(reordered.gram, one.gram, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(reordered.total, one.total, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(reordered.squares, one.squares, rtol=1e-4, atol=1e-3)
+
+
+def test_units_sorted_during_the_pass_are_as_sorted_after_it(model, family):
+    """What a pass has yielded is done with, as `calibrate` relies on."""
+    windows = random_windows()
+    other = copy.deepcopy(model)
+    scores = importance("magnitude", model, family, windows=windows)
+    sorted_by(other, family, scores)
+    after = dict(moments_by_block(other, family, windows))
+    for place, one in moments_by_block(model, family, windows):
+        order = sort_half(dict(all_parts(model, family))[place], scores[place])
+        got = one.reordered(order)
+        torch.testing.assert_close(got.gram, after[place].gram, rtol=1e-4, atol=1e-3)
+    with torch.no_grad():
+        assert torch.equal(model(windows).logits, other(windows).logits)
 
 
 def test_an_unknown_importance_and_a_broken_model_are_told():
     model = random_model("llama")
     family = family_of(model.config)
     with pytest.raises(LmscoutError, match="unknown importance 'gradient'"):
-        importance("gradient", model, family, windows=random_windows(), moments={})
+        importance("gradient", model, family, windows=random_windows())
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
     with pytest.raises(LmscoutError, match="not finite"):
-        importance("magnitude", model, family, windows=random_windows(), moments={})
+        importance("magnitude", model, family, windows=random_windows())
     with pytest.raises(LmscoutError, match="loss on calibration text is nan"):
-        importance("taylor", model, family, windows=random_windows(), moments={})
+        importance("taylor", model, family, windows=random_windows())
     with pytest.raises(LmscoutError, match="dense model's loss"):
         SubnetworkEvaluator(model, family, random_windows())
 
@@ -329,3 +391,84 @@ def test_every_side_of_every_unit_is_a_view_of_the_model(model, family):
         for side in unit_sides(part):
             assert side.view.untyped_storage().data_ptr() in starts
     assert {kind for (_, kind), _ in all_parts(model, family)} == set(KINDS)
+
+
+class Crowded:
+    """A family on a device that holds so many windows at once and no more."""
+
+    def __init__(self, family, most):
+        self._family, self._most = family, most
+        self.seen = []
+
+    def __getattr__(self, name):
+        return getattr(self._family, name)
+
+    def activate(self, block, parts, normed):
+        self.seen.append(len(normed))
+        if len(normed) > self._most:
+            raise torch.OutOfMemoryError(f"no room for {len(normed)} windows")
+        return self._family.activate(block, parts, normed)
+
+
+@pytest.mark.parametrize("quality", ["nll", "kl"])
+def test_out_of_memory_halves_the_batch_and_goes_on(model, family, quality):
+    windows = random_windows(20)
+    crowded = Crowded(family, 3)
+    evaluator = SubnetworkEvaluator(model, crowded, windows, quality=quality, portions=2)
+    plain = SubnetworkEvaluator(model, family, windows, quality=quality, portions=2)
+    plans = [plain.shape.dense, Plan((2, 1, 2), (9, 20, 5)), Plan((2, 1, 2), (9, 20, 11))]
+    expected = list(plain.measure(plans))
+    for got, one in zip(evaluator.measure(plans), expected, strict=True):
+        assert [tokens for tokens, _ in got.course] == [tokens for tokens, _ in one.course]
+        rises = [rise for _, rise in got.course]
+        assert rises == pytest.approx([rise for _, rise in one.course], abs=2e-5)
+    assert crowded.seen[:3] == [10, 5, 2]
+    with pytest.raises(LmscoutError, match="out of memory with a single window of"):
+        SubnetworkEvaluator(model, Crowded(family, 0), windows)
+
+
+def test_keeping_fewer_hidden_states_changes_nothing(model, family, monkeypatch):
+    windows = random_windows(8)
+    plans = [
+        Plan((2, 1, 2), (9, 20, 5)),
+        Plan((2, 1, 2), (9, 20, 11)),
+        Plan((2, 1, 1), (9, 20, 5)),
+        Plan((1, 1, 1), (9, 20, 5)),
+    ]
+    expected = list(SubnetworkEvaluator(model, family, windows).measure(plans))
+    for stride in (2, 4, 7):
+        monkeypatch.setattr(subnetwork, "_stride", lambda *_, stride=stride: stride)
+        assert list(SubnetworkEvaluator(model, family, windows).measure(plans)) == expected
+
+
+def test_several_devices_measure_the_same_in_the_same_order(model, family):
+    windows = random_windows(12)
+    rng = np.random.default_rng(0)
+    plain = SubnetworkEvaluator(model, family, windows)
+    shape = plain.shape
+    rows = rng.integers(1, np.array(shape.groups + shape.channels) + 1, (13, 6))
+    plans = [Plan(tuple(row[:3]), tuple(row[3:])) for row in rows.tolist()]
+    limits = [(), *([(0.0,)] * 12)]
+    expected = list(plain.measure(plans, limits))
+    copies = [model, replica(model, torch.device("cpu")), replica(model, torch.device("cpu"))]
+    assert copies[1].state_dict().keys() == model.state_dict().keys()
+    assert not {p.data_ptr() for p in copies[1].parameters()} & {
+        p.data_ptr() for p in model.parameters()
+    }
+    parallel = ParallelEvaluator([SubnetworkEvaluator(one, family, windows) for one in copies])
+    assert list(parallel.measure(plans, limits)) == expected
+    assert (parallel.shape, parallel.tokens) == (shape, plain.tokens)
+    assert parallel.dense_nll == plain.dense_nll
+    with pytest.raises(LmscoutError, match="it has"):
+        list(parallel.measure([*plans, Plan((9, 9, 9), (1, 1, 1))]))
+
+
+def test_what_nobody_waits_for_is_not_measured(model, family):
+    crowded = [Crowded(family, 99), Crowded(family, 99)]
+    windows = random_windows(4)
+    parallel = ParallelEvaluator([SubnetworkEvaluator(model, one, windows) for one in crowded])
+    plans = [Plan((2, 1, 2), (9, 20, kept)) for kept in range(1, 21)]
+    next(parallel.measure(plans))  # the others are let go of with the generator
+    after = sum(len(one.seen) for one in crowded)
+    list(parallel.measure(plans))
+    assert sum(len(one.seen) for one in crowded) > after

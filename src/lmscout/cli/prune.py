@@ -92,6 +92,26 @@ def prune(
             show_default=False,
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="cpu, cuda, mps, or several that share the measuring: cuda:0,cuda:1."),
+    ] = "cpu",
+    compute_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the weights in memory: " + ", ".join(DTYPES) + "; by default float32 on a "
+            "processor, as MODEL is saved elsewhere.",
+            show_default=False,
+        ),
+    ] = None,
+    grain: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="MLP widths are multiples of it; by default of what the device runs fast.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     storage: Annotated[
         str | None,
@@ -110,7 +130,7 @@ def prune(
     # Imported here, so that `--help` does not wait for PyTorch.
     import torch
 
-    from lmscout.evaluation import load_model, read_text
+    from lmscout.evaluation import devices_of, load_model, read_text
     from lmscout.pruning.calibration import CalibrationSettings
     from lmscout.pruning.workflow import Request, check_request
     from lmscout.pruning.workflow import prune as run
@@ -118,8 +138,10 @@ def prune(
     console.check_json_target(json)
     if compensation not in ("least-squares", "none"):
         raise LmscoutError(f"--compensation {compensation}: is neither least-squares nor none")
-    if dtype is not None and dtype not in DTYPES:
-        raise LmscoutError(f"--dtype {dtype}: is none of {', '.join(DTYPES)}")
+    for option, name in (("--dtype", dtype), ("--compute-dtype", compute_dtype)):
+        if name is not None and name not in DTYPES:
+            raise LmscoutError(f"{option} {name}: is none of {', '.join(DTYPES)}")
+    first, *others = devices_of(device)
     request = Request(
         keep=_shares(keep),
         of=of,
@@ -132,11 +154,15 @@ def prune(
             importance=importance, compensate=compensation != "none", quality=quality
         ),
         storage=storage,
+        grain=grain,
+        devices=tuple(others),
     )
     text = read_text(calibration)
     report_on = read_text(report) if report is not None else None
     check_request(request, text, report_on, out)
-    loaded = load_model(model)
+    loaded = load_model(
+        model, None if compute_dtype is None else getattr(torch, compute_dtype), first
+    )
     with console.progress_bars() as progress:
         result = run(loaded, text, request, out, report_on=report_on, progress=progress)
     if json != console.STDOUT:

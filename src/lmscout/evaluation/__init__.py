@@ -7,7 +7,7 @@ from lmscout.evaluation.cost import (
     parameter_bytes,
     parameter_count,
 )
-from lmscout.evaluation.loading import LoadedModel, load_model
+from lmscout.evaluation.loading import LoadedModel, devices_of, load_model
 from lmscout.evaluation.perplexity import Perplexity, perplexity
 from lmscout.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
 from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
@@ -24,6 +24,7 @@ __all__ = [
     "TaskScore",
     "Text",
     "check_tasks",
+    "devices_of",
     "load_model",
     "measure_speed",
     "multiply_adds",

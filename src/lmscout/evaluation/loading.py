@@ -44,14 +44,17 @@ class LoadedModel:
     saved_dtype: torch.dtype | None = None
 
 
-def load_model(source: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedModel:
+def load_model(
+    source: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> LoadedModel:
     """Load a causal language model with its tokenizer.
 
     Nothing is unpickled, and no code that comes with a model is run.
 
     Args:
         source: a folder that `save_pretrained` wrote, or a name on the Hub.
-        dtype: of the weights in memory, whatever it is on disk.
+        dtype: of the weights in memory, whatever it is on disk; if None, float32 on a processor,
+            which is slow at anything else, and as on disk elsewhere.
         device: as PyTorch names it.
 
     Returns:
@@ -61,7 +64,7 @@ def load_model(source: str, dtype: torch.dtype = torch.float32, device: str = "c
         LmscoutError: there is no such model, its folder is not in order, it is not a causal
             language model, or the device is not there.
     """
-    target = _device(device)
+    target = usable_device(str(device))
     folder = Path(source).expanduser()
     if not folder.exists() and _HUB_NAME.fullmatch(source):
         folder = fetch_model(source)
@@ -70,20 +73,48 @@ def load_model(source: str, dtype: torch.dtype = torch.float32, device: str = "c
         config = _config(folder, source)
         _check_declared_causal(config, source)
         saved_dtype = _dtype(config)  # before loading overwrites it
-        model = _weights(folder, source, config, dtype)
+        model = _weights(folder, source, config, dtype or _in_memory(saved_dtype, target))
         tokenizer = _tokenizer(folder, source)
-        _check_causal(model, source)
         _move(model, target, source)
+        _check_causal(model, source)
     return LoadedModel(model, tokenizer, source, saved_dtype)
 
 
-def _device(name: str) -> torch.device:
+def devices_of(names: str) -> tuple[torch.device, ...]:
+    """Read one or several devices, with commas between, each of which can be used.
+
+    Raises:
+        LmscoutError: one cannot, or is named twice.
+    """
+    devices = tuple(usable_device(name.strip()) for name in names.split(","))
+    if len(set(devices)) < len(devices):
+        raise LmscoutError(f"--device {names}: names a device twice; give each once")
+    return devices
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by PyTorch's name, with its number where its kind has several.
+
+    Raises:
+        LmscoutError: it is not there.
+    """
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise LmscoutError(f"device {name!r} cannot be used ({first_line(error)})") from None
+        there = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+        kind = torch.accelerator.current_accelerator() if there else None
+        known = ", ".join(["cpu", *(f"{kind}:{number}" for number in range(there))])
+        raise LmscoutError(
+            f"device {name!r} cannot be used ({first_line(error)}): there is {known}"
+        ) from None
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, torch.accelerator.current_device_index())
     return device
+
+
+def _in_memory(saved: torch.dtype | None, device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" or saved is None else saved
 
 
 def _move(model: nn.Module, device: torch.device, source: str) -> None:
@@ -187,7 +218,7 @@ def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
 def _check_causal(model: PreTrainedModel, source: str) -> None:
     """Refuse a model whose logits depend on later tokens, whatever its class is called."""
     vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
-    tokens = torch.arange(8).remainder(vocabulary).repeat(2, 1)
+    tokens = torch.arange(8, device=model.device).remainder(vocabulary).repeat(2, 1)
     tokens[1, -1] = (tokens[1, -1] + 1) % vocabulary
     one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
     if (one - other).abs().max() > 1e-4 * one.abs().max():

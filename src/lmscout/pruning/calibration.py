@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import KINDS, Affine, Family, family_of
+from lmscout.pruning.families import KINDS, Affine, AttentionParts, Family, MlpParts, family_of
 from lmscout.pruning.learning.features import ImportanceMass
-from lmscout.pruning.subnetworks.activations import collect_moments
+from lmscout.pruning.subnetworks.activations import Moments, Place, moments_by_block
 from lmscout.pruning.subnetworks.compensation import Compensation
-from lmscout.pruning.subnetworks.importance import importance
-from lmscout.pruning.subnetworks.order import reorder_moments, sort_units
+from lmscout.pruning.subnetworks.importance import (
+    FROM_MOMENTS,
+    UnitScores,
+    importance,
+    importance_from_moments,
+)
+from lmscout.pruning.subnetworks.order import sort_half
+from lmscout.pruning.subnetworks.parallel import ParallelEvaluator, replica
 from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.subnetwork import LIKELIHOOD, SubnetworkEvaluator, shape_of
+from lmscout.pruning.subnetworks.subnetwork import (
+    LIKELIHOOD,
+    Evaluator,
+    SubnetworkEvaluator,
+    shape_of,
+)
 
 Progress = Callable[[int, int], None]
 
 _FEWEST_WINDOWS = 12
 _PORTION = 1_500  # tokens of a portion, on which a hopeless plan can be told
+_ACCELERATED_PORTION = 8_192  # the same, where fewer tokens keep nothing busy
 _PIECE = 1 << 22  # numbers of a tensor that a fingerprint reads at a time
 
 
@@ -66,8 +79,9 @@ class Calibrated:
         measured: [windows, T] on which every plan is measured.
         final: [windows, T] on which the last few are.
         mass: importance of what a plan cuts.
-        compensation: refits output projections.
+        compensation: refits output projections; None where plans stay as they are cut.
         digests: of the model and of the calibration text.
+        copies: of the model, with what refits them, on further devices.
     """
 
     model: PreTrainedModel
@@ -77,22 +91,41 @@ class Calibrated:
     measured: Tensor
     final: Tensor
     mass: ImportanceMass
-    compensation: Compensation
+    compensation: Compensation | None
     digests: Mapping[str, str]
+    copies: tuple[tuple[PreTrainedModel, Compensation | None], ...] = ()
 
-    def evaluator(self, windows: Tensor) -> SubnetworkEvaluator:
+    def evaluator(self, windows: Tensor) -> Evaluator:
         """Measures plans on [windows, T] tokens, in portions, as they will be saved."""
-        return SubnetworkEvaluator(
-            self.model,
-            self.family,
-            windows,
-            compensation=self.compensation if self.settings.compensate else None,
-            quality=self.settings.quality,
-            portions=max(4, windows.numel() // _PORTION),
-        )
+        portion = _PORTION if self.model.device.type == "cpu" else _ACCELERATED_PORTION
+        evaluators = [
+            SubnetworkEvaluator(
+                model,
+                self.family,
+                windows,
+                compensation=compensation,
+                quality=self.settings.quality,
+                portions=max(4, windows.numel() // portion),
+            )
+            for model, compensation in ((self.model, self.compensation), *self.copies)
+        ]
+        return ParallelEvaluator(evaluators) if self.copies else evaluators[0]
+
+    def copied_to(self, devices: Sequence[torch.device]) -> Calibrated:
+        """The same, with a copy of the model on each of these devices to share the work."""
+        copies = []
+        for device in devices:
+            model = replica(self.model, device)
+            compensation = None
+            if self.compensation is not None:
+                compensation = self.compensation.copied(_outputs(model, self.family), device)
+            copies.append((model, compensation))
+        return replace(self, copies=tuple(copies))
 
     def refitted(self, plan: Plan) -> dict[tuple[int, str], Affine]:
-        """The refitted output projections of a plan, for `cut`."""
+        """The refitted output projections of a plan, for `cut`; none where plans stay as cut."""
+        if self.compensation is None:
+            return {}
         parts = [self.family.parts(block) for block in self.family.blocks(self.model)]
         outputs = {}
         for block, kept in enumerate(zip(plan.attention, plan.mlp, strict=True)):
@@ -126,7 +159,7 @@ def calibrate(
         model: the dense model; its units are sorted in place.
         windows: [windows, T] int64, all of the calibration text.
         settings: how much is used for what.
-        progress: called with windows done and in all, while moments are collected.
+        progress: called with blocks done and in all, while moments are collected.
 
     Raises:
         LmscoutError: there is too little text, or the model is not sound or not known.
@@ -144,39 +177,64 @@ def calibrate(
     measured, rest = _taken(shuffled, settings.measured_tokens)
     final, rest = _taken(rest, settings.final_tokens)
     for_moments = rest[: max(1, round(settings.moment_tokens / windows.shape[1]))]
-    moments = collect_moments(model, family, for_moments, progress=progress)
-    scores = importance(
-        settings.importance,
-        model,
-        family,
-        windows=for_moments[: settings.gradient_windows],
-        moments=moments,
-        seed=settings.seed,
-    )
-    moments = reorder_moments(moments, sort_units(model, family, scores))
-    parts = [family.parts(block) for block in family.blocks(model)]
-    outputs = {
-        (block, kind): half.output
-        for block, part in enumerate(parts)
-        for kind, half in part.halves.items()
-    }
+    scores: UnitScores = {}
+    if settings.importance not in FROM_MOMENTS:
+        gradient_windows = for_moments[: settings.gradient_windows]
+        scores = importance(
+            settings.importance, model, family, windows=gradient_windows, seed=settings.seed
+        )
+    halves = _halves(model, family)
+
+    def in_order() -> Iterator[tuple[Place, Moments]]:
+        """Moments with the units sorted, each half as soon as what it needs is known."""
+        for place, moments in moments_by_block(
+            model, family, for_moments, grams=settings.compensate, progress=progress
+        ):
+            if place not in scores:
+                scores[place] = importance_from_moments(
+                    settings.importance, place, halves[place], moments
+                )
+            yield place, moments.reordered(sort_half(halves[place], scores[place]))
+
+    compensation = None
+    if settings.compensate:
+        compensation = Compensation(_outputs(model, family), in_order())
+    elif settings.importance in FROM_MOMENTS:
+        deque(in_order(), maxlen=0)
+    else:  # nobody asks for moments
+        for place, half in halves.items():
+            sort_half(half, scores[place])
     falling = {
         place: values.sort(descending=True).values.numpy() for place, values in scores.items()
     }
     mass = ImportanceMass.of_scores(
-        *([falling[block, kind] for block in range(len(parts))] for kind in KINDS)
+        *([falling[block, kind] for block in range(len(falling) // 2)] for kind in KINDS)
     )
     return Calibrated(
         model,
         family,
-        shape_of(parts),
+        shape_of([family.parts(block) for block in family.blocks(model)]),
         settings,
         measured,
         final,
         mass,
-        Compensation(outputs, moments),
+        compensation,
         digests,
     )
+
+
+def _halves(model: PreTrainedModel, family: Family) -> dict[Place, AttentionParts | MlpParts]:
+    """Attention and MLP of every block."""
+    return {
+        (index, kind): half
+        for index, block in enumerate(family.blocks(model))
+        for kind, half in family.parts(block).halves.items()
+    }
+
+
+def _outputs(model: PreTrainedModel, family: Family) -> dict[Place, Affine]:
+    """The output projection of every half."""
+    return {place: half.output for place, half in _halves(model, family).items()}
 
 
 def model_digest(model: PreTrainedModel) -> str:

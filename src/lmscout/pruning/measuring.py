@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,12 @@ from lmscout.pruning.searching.covering import Proposal, Target
 from lmscout.pruning.searching.space import PlanSpace
 from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import as_rows
-from lmscout.pruning.subnetworks.subnetwork import SubnetworkEvaluator
+from lmscout.pruning.subnetworks.subnetwork import Evaluator
 
 Progress = Callable[[int, int], None]
 
 ROUND_SIZE = 20  # small, as every round learns from those before it; the first has twice as many
+_ROUNDS = 15  # more would cost more than they teach, where pairs are many
 _HOPEFUL = 12  # a plan that is not among so many of its size, as far as measured, is dropped
 _ERRORS = 1.0  # standard errors of what a portion foretells of the whole, as room for a plan
 
@@ -44,22 +45,23 @@ class Learnt:
 
 def measure_rounds(
     ledger: Ledger,
-    evaluator: SubnetworkEvaluator,
+    evaluator: Evaluator,
     mass: ImportanceMass,
     space: PlanSpace,
     targets: Sequence[Target],
     *,
     pairs: int,
     seed: int,
-    round_size: int = ROUND_SIZE,
+    round_size: int | None = None,
     progress: Progress | None = None,
 ) -> Learnt:
     """Measure proposed plans until a ledger holds so many pairs.
 
-    What is proposed in a round follows from the seed and the pairs of earlier rounds, and what
-    is dropped early from the pairs before it, so that a run that was stopped anywhere goes on
-    to the same end.  A round of which the ledger has a later one is not opened again, whatever
-    it was proposed for: so sizes can be added to a ledger without measuring anew.
+    What is proposed in a round, and what of it is dropped early, follows from the seed and the
+    pairs of earlier rounds, so that a run that was stopped anywhere goes on to the same end,
+    and several devices may share a round.  A round of which the ledger has a later one is not
+    opened again, whatever it was proposed for: so sizes can be added to a ledger without
+    measuring anew.
 
     Args:
         ledger: where pairs are kept; those that it holds are not measured again.
@@ -69,7 +71,8 @@ def measure_rounds(
         targets: sizes that the ledger is to serve; each gets an equal part of every round.
         pairs: how many the ledger is to hold in the end.
         seed: of proposals and predictors.
-        round_size: how many plans a round proposes; the first proposes twice as many.
+        round_size: how many plans a round proposes; the first proposes twice as many.  20 by
+            default, and more where pairs are many.
         progress: called with pairs held and wanted.
 
     Raises:
@@ -81,6 +84,7 @@ def measure_rounds(
             f"{pairs} pairs are too few for a predictor: measure at least {FEWEST_PAIRS}"
         )
     shape = evaluator.shape
+    size = round_size or max(ROUND_SIZE, pairs // _ROUNDS)
     targets = list(targets)
     shrinks: list[Shrink] = []
     number = 0
@@ -100,7 +104,7 @@ def measure_rounds(
         if len(ledger.pairs(before_round=number + 1)) == len(ledger) < pairs:
             proposals = space.propose(
                 targets,
-                count=min(round_size * (1 if earlier else 2), pairs - len(earlier)),
+                count=min(size * (1 if earlier else 2), pairs - len(earlier)),
                 seed=seed,
                 round_=number,
                 pairs=earlier,
@@ -126,7 +130,7 @@ def _narrowed(
 
 def _measure(
     ledger: Ledger,
-    evaluator: SubnetworkEvaluator,
+    evaluator: Evaluator,
     space: PlanSpace,
     targets: Sequence[Target],
     proposals: Sequence[Proposal],
@@ -139,15 +143,16 @@ def _measure(
     if not todo:
         return
 
-    def limits() -> Iterator[tuple[float, ...]]:  # each made when its plan's turn has come
-        for row in as_rows([one.plan for one in todo]):
-            of_size = [target for target in targets if space.meets(row[None], target.budget)[0]]
-            # Round 0 covers the space: what is bad there teaches as much as what is good.
-            racing = number > 0 and of_size
-            yield _limits(ledger.pairs(), space, of_size[0]) if racing else ()
-
+    # Limits follow from earlier rounds alone: so plans of a round may be measured in any order.
+    earlier = ledger.pairs(before_round=number)
+    limits = []
+    for row in as_rows([one.plan for one in todo]):
+        of_size = [target for target in targets if space.meets(row[None], target.budget)[0]]
+        # Round 0 covers the space: what is bad there teaches as much as what is good.
+        racing = number > 0 and of_size
+        limits.append(_limits(earlier, space, of_size[0]) if racing else ())
     started = time.perf_counter()
-    measurements = evaluator.measure([one.plan for one in todo], limits())
+    measurements = evaluator.measure([one.plan for one in todo], limits)
     for proposal, measured in zip(todo, measurements, strict=True):
         now = time.perf_counter()
         ledger.add(
@@ -174,8 +179,7 @@ def _limits(pairs: Sequence[Pair], space: PlanSpace, target: Target) -> tuple[fl
     A plan is compared with others on the text that both have seen, as portions differ more
     than good plans do.  The first portions foretell the whole only so well, as the whole pairs
     show, and near the end of a search all plans are alike: without room for that, chance would
-    drop most of them.  Pairs are measured in one order, wherever a run was stopped, so the
-    limits are the same, too.
+    drop most of them.
     """
     best = space.best_pairs(pairs, target.budget, 2 * _HOPEFUL)
     if len(best) < 2 * _HOPEFUL:

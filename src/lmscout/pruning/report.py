@@ -85,12 +85,14 @@ def _rows(calibrated: Calibrated, budget: Budget, winner: Plan) -> list[tuple[st
     """Names, plans, and whether output projections are refitted."""
     units = calibrated.shape
     level = uniform(units, Ranges.above(units, 0.0), budget)
-    rows = [("uniform", level, False), ("uniform_compensated", level, True)]
+    compensate = calibrated.settings.compensate
+    rows = [("uniform", level, False)]
+    if compensate:
+        rows.append(("uniform_compensated", level, True))
     guarded = Ranges.above(units, 0.0).guarded(units)
     if guarded.can_meet(budget):
         rows.append(("uniform_guarded", uniform(units, guarded, budget), False))
-    return [
-        *rows,
-        ("found", winner, calibrated.settings.compensate),
-        ("found_plain", winner, False),
-    ]
+    rows.append(("found", winner, compensate))
+    if compensate:
+        rows.append(("found_plain", winner, False))
+    return rows

@@ -29,6 +29,7 @@ from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.export import CONFIG, save
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.covering import Target
+from lmscout.pruning.searching.grained_space import GrainedSpace
 from lmscout.pruning.searching.latency import Latency, from_json, measure_latency, to_json
 from lmscout.pruning.searching.model_budgets import MEASURES, budget_of
 from lmscout.pruning.searching.ranges import Ranges
@@ -58,6 +59,8 @@ class Request:
         dtype: of the saved weights; as the dense model's are saved if None.
         calibration: how calibration text is used.
         storage: URL of an Optuna storage for the ledger; a file in the run folder if None.
+        grain: MLP widths are multiples of it; if None, what the model's device runs fast.
+        devices: further devices that share the measuring, each with a copy of the model.
     """
 
     keep: tuple[float, ...] = (0.8,)
@@ -69,6 +72,8 @@ class Request:
     dtype: torch.dtype | None = None
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     storage: str | None = None
+    grain: int | None = None
+    devices: tuple[torch.device, ...] = ()
 
 
 def prune(
@@ -104,13 +109,15 @@ def prune(
     settings = replace(request.calibration, seed=request.seed)
     family = family_of(loaded.model.config)
     units = shape_of([family.parts(block) for block in family.blocks(loaded.model)])
-    space = space_of(request.shape, units, loaded.model)
+    grain = request.grain or fast_grain(loaded.model)
+    space = space_of(request.shape, units, loaded.model, grain)
     if request.of != "latency":  # else it takes measuring first
         for budget in _budgets(request, loaded.model, units, settings.window, None):
             space.require(budget)
     with stages("calibrating") as told:
         windows = tokenize_windows(loaded.tokenizer, calibration, settings.window)
         calibrated = calibrate(loaded.model, windows, settings, progress=told)
+        calibrated = calibrated.copied_to(request.devices)
     storage = request.storage or out
     final_settings = {**calibrated.ledger_settings, "final_tokens": settings.final_tokens}
     with (
@@ -220,9 +227,19 @@ def model_folders(keep: Sequence[float], out: Path) -> list[Path]:
     return [out] if len(keep) == 1 else [out / f"keep-{share:g}" for share in keep]
 
 
-def space_of(shape: str, units: Shape, model: PreTrainedModel) -> PlanSpace:
-    """The plans that may be proposed."""
-    return AnySpace(units) if shape == "any" else UniformSpace(units, model.config)
+def space_of(shape: str, units: Shape, model: PreTrainedModel, grain: int = 1) -> PlanSpace:
+    """The plans that may be proposed; the grain is of those whose blocks have any size."""
+    if shape == "uniform":
+        return UniformSpace(units, model.config)
+    return AnySpace(units) if grain == 1 else GrainedSpace(units, grain)
+
+
+def fast_grain(model: PreTrainedModel) -> int:
+    """Of what MLP widths are to be multiples, so that a model's device runs them fast.
+
+    Tensor cores take rows of 16 bytes; other rows go three times as slowly.
+    """
+    return 16 // model.dtype.itemsize if model.device.type == "cuda" else 1
 
 
 def _budgets(

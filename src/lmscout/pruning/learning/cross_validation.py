@@ -92,11 +92,11 @@ def held_out(
     """Fit without each fold in turn, and predict it."""
     target = scale.forward(examples.values)
     numbers = np.empty(len(target))
-    models = []
+    models: list[Regressor] = []
     for part in parts:
         rest = np.ones(len(target), bool)
         rest[part] = False
-        model = regressor(kind, examples.depth, seed)
+        model = regressor(kind, examples.depth, seed, like=models[-1] if models else None)
         model.fit(examples.features[rest], target[rest], examples.weights[rest])
         numbers[part] = model.predict(examples.features[part])
         models.append(model)

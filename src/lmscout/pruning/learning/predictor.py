@@ -8,21 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
+from joblib import Parallel, delayed
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.learning.cross_validation import (
     Agreement,
     Examples,
     HeldOut,
+    Indices,
     folds,
     held_out,
     margin,
     mean_agreement,
 )
 from lmscout.pruning.learning.features import ImportanceMass, PlanFeatures
-from lmscout.pruning.learning.regressors import KINDS, BoostedTrees, Regressor, regressor
+from lmscout.pruning.learning.regressors import (
+    KINDS,
+    BoostedTrees,
+    Regressor,
+    regressor,
+    while_fitting,
+)
 from lmscout.pruning.learning.targets import SCALES, TargetScale
 from lmscout.pruning.ledger import Pair
 from lmscout.pruning.subnetworks.plan import Shape
@@ -221,16 +230,7 @@ def fit_predictor(
             f"all {len(pairs)} measured pairs have the same quality, so there is nothing to learn"
         )
     parts = [folds(len(pairs), seed, repeat) for repeat in range(repeats)]
-    contests: dict[str, tuple[TargetScale, list[HeldOut]]] = {}
-    for kind in kinds:
-        scales = [TargetScale.of(name, examples.values) for name in SCALES]
-        firsts = [held_out(kind, scale, examples, parts[0], seed) for scale in scales]
-        best = max(range(len(SCALES)), key=lambda one: firsts[one].agreement.kendall_same_size)
-        contests[kind] = (
-            scales[best],
-            [firsts[best]]
-            + [held_out(kind, scales[best], examples, part, seed) for part in parts[1:]],
-        )
+    contests = _contests(kinds, examples, parts, seed)
     agreements = {
         kind: mean_agreement([one.agreement for one in unseen])
         for kind, (_, unseen) in contests.items()
@@ -243,8 +243,8 @@ def fit_predictor(
     ahead, error = margin(by_fold[ranked[0]], by_fold[ranked[1]]) if len(ranked) > 1 else (0.0, 0.0)
     models = []
     for kind in ranked:
-        scale, _ = contests[kind]
-        model = regressor(kind, shape.depth, seed)
+        scale, unseen = contests[kind]
+        model = regressor(kind, shape.depth, seed, like=unseen[0].models[-1])
         model.fit(examples.features, scale.forward(examples.values), examples.weights)
         models.append((scale, model))
     report = PredictorReport(
@@ -255,6 +255,41 @@ def fit_predictor(
         error,
     )
     return Predictor(report, features, models, contests[ranked[0]][1][0], examples)
+
+
+def _contests(
+    kinds: Sequence[str], examples: Examples, parts: Sequence[tuple[Indices, ...]], seed: int
+) -> dict[str, tuple[TargetScale, list[HeldOut]]]:
+    """For each kind its best scale on the first repeat, and what it foretells on every repeat."""
+    scales = [TargetScale.of(name, examples.values) for name in SCALES]
+    # Most of the time is spent outside of Python, so threads are enough.
+    with while_fitting(), Parallel(n_jobs=-1, prefer="threads") as parallel:
+        trials = iter(
+            parallel(
+                delayed(held_out)(kind, scale, examples, parts[0], seed)
+                for kind in kinds
+                for scale in scales
+            )
+        )
+        firsts = {kind: list(islice(trials, len(scales))) for kind in kinds}
+        best = {
+            kind: max(range(len(scales)), key=lambda one: each[one].agreement.kendall_same_size)
+            for kind, each in firsts.items()
+        }
+        others = iter(
+            parallel(
+                delayed(held_out)(kind, scales[best[kind]], examples, part, seed)
+                for kind in kinds
+                for part in parts[1:]
+            )
+        )
+        return {
+            kind: (
+                scales[best[kind]],
+                [firsts[kind][best[kind]], *islice(others, len(parts) - 1)],
+            )
+            for kind in kinds
+        }
 
 
 def _examples(pairs: Sequence[Pair], shape: Shape, features: PlanFeatures) -> Examples:

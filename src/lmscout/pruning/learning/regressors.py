@@ -8,15 +8,22 @@ deterministic mode, the other two because linear algebra runs on one thread here
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import lightgbm
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+from sklearn.gaussian_process.kernels import (
+    RBF,
+    ConstantKernel,
+    DotProduct,
+    Kernel,
+    WhiteKernel,
+)
 from sklearn.linear_model import RidgeCV
 from threadpoolctl import ThreadpoolController
 
@@ -40,20 +47,22 @@ class Regressor(Protocol):
         """Targets of rows [m, d], [m]."""
 
 
-def regressor(kind: str, depth: int, seed: int) -> Regressor:
+def regressor(kind: str, depth: int, seed: int, like: Regressor | None = None) -> Regressor:
     """A new model of one of `KINDS`.
 
     Args:
         kind: one of `KINDS`.
         depth: blocks, for the columns that features have.
         seed: of LightGBM's sampling; the others draw nothing.
+        like: one of this kind, fitted on rows that are nearly the same: what is improved step
+            by step starts where that one ended.
     """
     if kind == "lightgbm":
         return BoostedTrees(seed)
     if kind == "ridge":
         return QuadraticRidge(depth)
     if kind == "gaussian_process":
-        return GaussianProcess()
+        return GaussianProcess(like.kernel if isinstance(like, GaussianProcess) else None)
     raise ValueError(f"no predictor {kind!r}: one of {', '.join(KINDS)}")
 
 
@@ -118,13 +127,13 @@ class QuadraticRidge:
         """Solve for the coefficients."""
         expanded = self._expanded(features)
         self._scale = _Standard(expanded)
-        with _one_thread():
+        with while_fitting():
             self._model = RidgeCV(alphas=_PENALTIES)
             self._model.fit(self._scale(expanded), target, sample_weight=weights)
 
     def predict(self, features: Floats) -> Floats:
         """The linear combination."""
-        with _one_thread():
+        with while_fitting():
             return np.asarray(self._model.predict(self._scale(self._expanded(features))))
 
     def _expanded(self, features: Floats) -> Floats:
@@ -152,21 +161,25 @@ class GaussianProcess:
     feature the fit takes ten times as long and is no better on a few hundred rows.
     """
 
+    def __init__(self, kernel: Kernel | None = None) -> None:
+        """Start the search for the kernel's numbers at those of a kernel, if one is given."""
+        self.kernel = kernel
+
     def fit(self, features: Floats, target: Floats, weights: Floats) -> None:
         """Choose the kernel's numbers and condition on the rows."""
         self._scale = _Standard(features)
         self._points = self._scale(features)
         self._mean, self._deviation = float(target.mean()), float(target.std()) or 1.0
         width = max(1, self._points.shape[1])
-        kernel = (
+        kernel = self.kernel or (
             ConstantKernel(1.0, (1e-3, 1e3)) * RBF(width**0.5, (0.1 * width**0.5, 100 * width**0.5))
             + ConstantKernel(1.0 / width, (1e-6, 1e2)) * DotProduct(1.0, "fixed")
             + WhiteKernel(0.1, (1e-6, 1.0))
         )
         process = GaussianProcessRegressor(kernel, alpha=1e-8 + _UNSURE * (1 / weights - 1))
-        with _one_thread(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a number at its bound is fine
+        with while_fitting():
             process.fit(self._points, (target - self._mean) / self._deviation)
+            self.kernel = process.kernel_
             smooth, linear = process.kernel_.k1.k1, process.kernel_.k1.k2
             self._smooth, self._length = smooth.k1.constant_value, smooth.k2.length_scale
             # The linear part of the mean is a plane, and needs no kernel matrix.
@@ -179,7 +192,7 @@ class GaussianProcess:
         centres = self._points / self._length
         squares = (centres**2).sum(axis=1)
         result = np.empty(len(features))
-        with _one_thread():
+        with while_fitting():
             for start in range(0, len(features), _CHUNK):
                 points = self._scale(features[start : start + _CHUNK])
                 scaled = points / self._length
@@ -196,10 +209,16 @@ def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _one_thread() -> AbstractContextManager[Any]:
-    """Linear algebra on one thread, whose sums are the same wherever they are done."""
-    limited: AbstractContextManager[Any] = _threads().limit(limits=1, user_api="blas")
-    return limited
+@contextmanager
+def while_fitting() -> Iterator[None]:
+    """Linear algebra on one thread, whose sums are the same wherever they are done.
+
+    Both this and what is warned of are settings of the whole process: what fits several models
+    at once has to enter first, or who is done first would undo them for the others.
+    """
+    with _threads().limit(limits=1, user_api="blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a number at its bound is fine
+        yield
 
 
 class _Standard:

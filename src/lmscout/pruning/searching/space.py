@@ -9,13 +9,12 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.pruning.learning.predictor import Predictor
 from lmscout.pruning.ledger import Pair
 from lmscout.pruning.searching.breeding import Predict
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.covering import Proposal, Target
 from lmscout.pruning.searching.elite import best_pairs
-from lmscout.pruning.searching.proposals import propose
+from lmscout.pruning.searching.proposals import Foretells, propose
 from lmscout.pruning.searching.ranges import Ranges, meets
 from lmscout.pruning.searching.search import Candidate, search
 from lmscout.pruning.subnetworks.plan import Plan, Shape
@@ -44,7 +43,7 @@ class PlanSpace(Protocol):
         seed: int,
         round_: int,
         pairs: Sequence[Pair],
-        predictor: Predictor | None,
+        predictor: Foretells | None,
     ) -> list[Proposal]:
         """Plans for one round, as `proposals.propose`."""
 
@@ -86,7 +85,7 @@ class AnySpace:
         seed: int,
         round_: int,
         pairs: Sequence[Pair],
-        predictor: Predictor | None,
+        predictor: Foretells | None,
     ) -> list[Proposal]:
         """Plans for one round."""
         return propose(

@@ -2,7 +2,9 @@
 
 One dense pass over calibration text collects, for each block's attention and MLP, the Gram
 matrix and the mean of the vectors that enter the output projection.  Importance reads the
-diagonal, compensation reads all of it.
+diagonal, compensation reads all of it.  The pass goes block by block, all text at once, so
+that one Gram matrix at a time has to be there: those of a model of seven billion parameters
+are larger than the model.
 """
 
 from __future__ import annotations
@@ -17,29 +19,37 @@ from transformers import PreTrainedModel
 
 from lmscout.pruning.families import AttentionParts, Family, MlpParts
 
+Place = tuple[int, str]  # a block, and "attention" or "mlp"
+
+BATCH_TOKENS = 2048  # read at once: enough to keep a processor busy, and little memory
+
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of the vectors that enter one output projection.
+    """Moments of the vectors that enter one output projection.
 
     Attributes:
-        gram: [n, n] sum of x xᵀ over tokens, float32 or wider.
-        total: [n] sum of x over tokens.
+        total: [n] sum of x over tokens, float32 or wider.
+        squares: [n] sum of x².
         tokens: how many.
+        gram: [n, n] sum of x xᵀ, or None where it was not asked for.
     """
 
-    gram: Tensor
     total: Tensor
+    squares: Tensor
     tokens: int
+    gram: Tensor | None = None
 
     def reordered(self, order: Tensor) -> Moments:
         """The same with the entries of x in another order."""
-        return Moments(self.gram[order][:, order], self.total[order], self.tokens)
+        order = order.to(self.total.device)
+        gram = None if self.gram is None else self.gram[order][:, order]
+        return Moments(self.total[order], self.squares[order], self.tokens, gram)
 
     @property
     def square(self) -> Tensor:
         """[n] mean of x²."""
-        return self.gram.diagonal() / self.tokens
+        return self.squares / self.tokens
 
     @property
     def variance(self) -> Tensor:
@@ -47,62 +57,83 @@ class Moments:
         return (self.square - (self.total / self.tokens) ** 2).clamp_min(0)
 
 
-def collect_moments(
+@torch.no_grad()
+def moments_by_block(
     model: PreTrainedModel,
     family: Family,
     windows: Tensor,
     *,
-    batch: int = 8,
+    grams: bool = True,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[tuple[int, str], Moments]:
-    """Collect the moments of every block's two output projections.
+) -> Iterator[tuple[Place, Moments]]:
+    """Collect the moments of every block's two output projections, one after the other.
+
+    What has been yielded is done with: its units may be sorted before the next is asked for.
 
     Args:
         model: the dense model.
         family: its family.
         windows: [windows, T] int64 calibration tokens.
-        batch: windows at once.
-        progress: called with windows done and in all.
-
-    Returns:
-        (block, "attention" or "mlp") -> moments, in the model's current unit order.
-    """
-    sums: dict[tuple[int, str], Moments] = {}
-    for start in range(0, len(windows), batch):
-        for place, inner, _ in dense_flow(model, family, windows[start : start + batch]):
-            x = inner.flatten(0, 1).float()
-            before = sums.get(place)
-            gram, total = x.T @ x, x.sum(0)
-            if before is not None:
-                gram, total = gram.add_(before.gram), total.add_(before.total)
-            sums[place] = Moments(gram, total, len(x) + (before.tokens if before else 0))
-        if progress:
-            progress(min(start + batch, len(windows)), len(windows))
-    return sums
-
-
-@torch.no_grad()
-def dense_flow(
-    model: PreTrainedModel, family: Family, tokens: Tensor
-) -> Iterator[tuple[tuple[int, str], Tensor, Tensor]]:
-    """Walk tokens through the dense model, one output projection at a time.
-
-    Args:
-        model: the dense model.
-        family: its family.
-        tokens: [B, T] int64.
+        grams: whether Gram matrices are wanted.
+        batch_tokens: tokens at once, in whole windows.
+        progress: called with blocks done and in all.
 
     Yields:
-        (block, kind), what enters the output projection [B, T, n], and the hidden state
-        after it was added [B, T, width].
+        (block, "attention" or "mlp") and its moments, in the model's current unit order.
     """
-    hidden = family.embed(model, tokens)
-    context = family.context(model, hidden)
-    for index, block in enumerate(family.blocks(model)):
+    batches = in_batches(windows.to(model.device), batch_tokens)
+    hidden = [family.embed(model, batch) for batch in batches]
+    contexts = [family.context(model, state) for state in hidden]
+    blocks = family.blocks(model)
+    for index, block in enumerate(blocks):
         for kind, part in family.parts(block).halves.items():
-            inner = inner_activation(family, block, part, hidden, context)
-            hidden = hidden + functional.linear(inner, part.output.weight, part.output.bias)
-            yield (index, kind), inner, hidden
+            sums = _Sums()
+            for place, (state, context) in enumerate(zip(hidden, contexts, strict=True)):
+                inner = inner_activation(family, block, part, state, context)
+                hidden[place] = state + functional.linear(
+                    inner, part.output.weight, part.output.bias
+                )
+                sums.add(inner.flatten(0, 1).float(), grams)
+            yield (index, kind), sums.moments()
+        if progress:
+            progress(index + 1, len(blocks))
+
+
+def in_batches(windows: Tensor, tokens: int) -> tuple[Tensor, ...]:
+    """Windows [n, T] in parts of about so many tokens, one window at least."""
+    return parts_of(windows, tokens // windows.shape[1])
+
+
+def parts_of(windows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Windows [n, T], so many at a time, one at least."""
+    parts: tuple[Tensor, ...] = torch.split(windows, max(1, size))
+    return parts
+
+
+class _Sums:
+    """Sums over tokens, of one output projection."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._gram: Tensor | None = None
+        self._tokens = 0
+
+    def add(self, x: Tensor, gram: bool) -> None:
+        """Add the vectors x [tokens, n]."""
+        total, squares = x.sum(0), x.square().sum(0)
+        self._total = total if self._total is None else self._total.add_(total)
+        self._squares = squares if self._squares is None else self._squares.add_(squares)
+        if gram:
+            self._gram = x.T @ x if self._gram is None else self._gram.addmm_(x.T, x)
+        self._tokens += len(x)
+
+    def moments(self) -> Moments:
+        """What was added so far."""
+        assert self._total is not None
+        assert self._squares is not None
+        return Moments(self._total, self._squares, self._tokens, self._gram)
 
 
 def inner_activation(

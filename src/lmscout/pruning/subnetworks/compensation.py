@@ -13,14 +13,14 @@ one triangular solve each.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import Affine
-from lmscout.pruning.subnetworks.activations import Moments
+from lmscout.pruning.subnetworks.activations import Moments, Place
 
 DAMPING = 1e-3  # of the mean diagonal: calibration text is finite, and so is its Gram's rank
 _KEPT_BYTES = 1 << 28
@@ -34,15 +34,16 @@ class Compensation:
 
     def __init__(
         self,
-        outputs: Mapping[tuple[int, str], Affine],
-        moments: Mapping[tuple[int, str], Moments],
+        outputs: Mapping[Place, Affine],
+        moments: Iterable[tuple[Place, Moments]],
         damping: float = DAMPING,
     ) -> None:
         """Factor the Gram matrices.
 
         Args:
             outputs: (block, kind) -> the dense output projection, in final unit order.
-            moments: (block, kind) -> moments of what enters it, in the same order.
+            moments: the moments of what enters each, in the same order, with Gram matrices;
+                each is asked for when those before it have been factored.
             damping: added to the diagonal, as a share of its mean.
 
         Raises:
@@ -50,10 +51,24 @@ class Compensation:
         """
         self._dense = dict(outputs)
         self._factors = {
-            place: _factor(place, one, moments[place], damping) for place, one in outputs.items()
+            place: _factor(place, outputs[place], one, damping) for place, one in moments
         }
         self._solved: OrderedDict[tuple[int, str, int], Tensor] = OrderedDict()
         self._bytes = 0
+
+    def copied(self, outputs: Mapping[Place, Affine], device: torch.device) -> Compensation:
+        """The same on another device.
+
+        Args:
+            outputs: the dense output projections of the model's copy there.
+            device: where to.
+        """
+        other = Compensation(outputs, ())
+        other._factors = {
+            place: (factor.to(device), product.to(device))
+            for place, (factor, product) in self._factors.items()
+        }
+        return other
 
     def output(self, block: int, kind: str, entries: int) -> Affine:
         """The refitted projection for the first entries of its input.
@@ -84,9 +99,13 @@ class Compensation:
 
 
 def _factor(
-    place: tuple[int, str], output: Affine, moments: Moments, damping: float
+    place: Place, output: Affine, moments: Moments, damping: float
 ) -> tuple[Tensor, Tensor]:
     """L and W L, in float32, from a factorisation in float64."""
+    if moments.gram is None:
+        raise ValueError(
+            f"moments of block {place[0]} {place[1]} were collected without a Gram matrix"
+        )
     gram = moments.gram.to(torch.float64, copy=True)
     if not torch.isfinite(gram).all():
         raise LmscoutError(

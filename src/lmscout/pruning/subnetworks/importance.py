@@ -11,22 +11,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import AttentionParts, Family, MlpParts
-from lmscout.pruning.subnetworks.activations import Moments
-from lmscout.statistics.single_pass import only_these_learn
+from lmscout.pruning.subnetworks.activations import Moments, Place
+from lmscout.pruning.subnetworks.gradients import gradients_by_block
 
 METHODS = ("random", "magnitude", "taylor", "activation", "fluctuation")
+FROM_MOMENTS = ("activation", "fluctuation")  # of these methods
 
-UnitScores = dict[tuple[int, str], Tensor]
+UnitScores = dict[Place, Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,15 @@ def importance(
     family: Family,
     *,
     windows: Tensor,
-    moments: Mapping[tuple[int, str], Moments],
     seed: int = 0,
 ) -> UnitScores:
-    """Score every unit by a method.
+    """Score every unit by a method that reads weights, or gradients.
 
     Args:
-        method: one of `METHODS`.
+        method: one of `METHODS`, but those `FROM_MOMENTS`.
         model: the dense model; left as it was found.
         family: its family.
         windows: [windows, T] tokens for the gradient; only "taylor" reads them.
-        moments: of calibration activations; only "activation" and "fluctuation" read them.
         seed: of "random".
 
     Returns:
@@ -87,100 +84,80 @@ def importance(
     Raises:
         LmscoutError: the method is unknown, or a score is not finite.
     """
-    every = [
-        ((index, kind), part)
-        for index, block in enumerate(family.blocks(model))
-        for kind, part in family.parts(block).halves.items()
-    ]
-    if method == "random":
+    if method == "taylor":
+        scores = _taylor(model, family, windows)
+    elif method in ("random", "magnitude"):
         generator = torch.Generator().manual_seed(seed)
         scores = {
-            place: torch.rand(part.units, generator=generator, dtype=torch.float64)
-            for place, part in every
+            (index, kind): (
+                torch.rand(part.units, generator=generator, dtype=torch.float64)
+                if method == "random"
+                else _sum_of_squares(part)
+            )
+            for index, block in enumerate(family.blocks(model))
+            for kind, part in family.parts(block).halves.items()
         }
-    elif method == "magnitude":
-        scores = {place: _sum(part, lambda view: view.double() ** 2) for place, part in every}
-    elif method == "taylor":
-        scores = _taylor(model, every, windows)
-    elif method in ("activation", "fluctuation"):
-        scores = {place: _from_moments(method, part, moments[place]) for place, part in every}
     else:
         raise LmscoutError(f"unknown importance {method!r}: expected one of {', '.join(METHODS)}")
-    for (block, kind), values in scores.items():
-        if not torch.isfinite(values).all():
-            raise LmscoutError(
-                f"{method} importance of block {block} {kind} is not finite: is the model sound?"
-            )
+    for place, values in scores.items():
+        check_finite(method, place, values)
     return scores
 
 
-def _sum(part: AttentionParts | MlpParts, of: object) -> Tensor:
-    assert callable(of)
-    folded = [side.fold(of(side.view)) for side in unit_sides(part)]
-    return torch.stack(folded).sum(0)
+def importance_from_moments(
+    method: str, place: Place, part: AttentionParts | MlpParts, moments: Moments
+) -> Tensor:
+    """Score the units of one block's attention or MLP by what flows through them.
 
+    Args:
+        method: one of `FROM_MOMENTS`.
+        place: which block, and which half, for the error.
+        part: its matrices.
+        moments: of what enters its output projection.
 
-def _from_moments(method: str, part: AttentionParts | MlpParts, moments: Moments) -> Tensor:
+    Returns:
+        [units] float64, higher is more important.
+
+    Raises:
+        LmscoutError: a score is not finite.
+    """
     output = unit_sides(part)[0]
     weight = output.view.double()
     if method == "activation":
-        return output.fold(weight.abs() * moments.square.double().sqrt())
-    return output.fold(weight**2 * moments.variance.double())
+        values = output.fold(weight.abs() * moments.square.double().sqrt())
+    else:
+        values = output.fold(weight**2 * moments.variance.double())
+    check_finite(method, place, values)
+    return values.cpu()
 
 
-def _taylor(
-    model: PreTrainedModel,
-    every: list[tuple[tuple[int, str], AttentionParts | MlpParts]],
-    windows: Tensor,
-) -> UnitScores:
-    """Fold abs(w g) into unit scores as each gradient arrives, and free it at once."""
-    scores = {place: torch.zeros(part.units, dtype=torch.float64) for place, part in every}
-    owners = _Owners(model)
-    wanted: dict[nn.Parameter, list[tuple[tuple[int, str], UnitSide]]] = {}
-    for place, part in every:
-        for side in unit_sides(part):
-            wanted.setdefault(owners.of(side.view), []).append((place, side))
+def check_finite(method: str, place: Place, values: Tensor) -> None:
+    """Refuse scores that say nothing.
 
-    def fold(parameter: nn.Parameter) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
-        for place, side in wanted[parameter]:
-            # the same window on the gradient as the view is on the parameter
-            offset = owners.offset(side.view, parameter)
-            window = gradient.as_strided(side.view.shape, side.view.stride(), offset)
-            salience = (side.view.float() * window.float()).abs()
-            scores[place] += side.fold(salience).double().cpu()
-        parameter.grad = None
-
-    with only_these_learn(model, wanted):
-        handles = [
-            one.register_post_accumulate_grad_hook(fold)  # type: ignore[no-untyped-call]
-            for one in wanted
-        ]
-        try:
-            loss = model(windows, labels=windows).loss
-            if not torch.isfinite(loss):
-                raise LmscoutError(
-                    f"the model's loss on calibration text is {loss.item()}: is the model sound?"
-                )
-            loss.backward()
-        finally:
-            for handle in handles:
-                handle.remove()
-    return scores
+    Raises:
+        LmscoutError: one is not finite.
+    """
+    if not torch.isfinite(values).all():
+        raise LmscoutError(
+            f"{method} importance of block {place[0]} {place[1]} is not finite: is the model sound?"
+        )
 
 
-class _Owners:
-    """Finds the parameter that a view looks into, by where it lies in memory."""
+def _sum_of_squares(part: AttentionParts | MlpParts) -> Tensor:
+    folded = [side.fold(side.view.double() ** 2) for side in unit_sides(part)]
+    return torch.stack(folded).sum(0).cpu()
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = sorted(model.parameters(), key=lambda one: one.data_ptr())
-        self._starts = [one.data_ptr() for one in self._parameters]
 
-    def of(self, view: Tensor) -> nn.Parameter:
-        """The parameter whose memory holds the view's first element."""
-        return self._parameters[bisect_right(self._starts, view.data_ptr()) - 1]
-
-    def offset(self, view: Tensor, parameter: nn.Parameter) -> int:
-        """How many elements the view begins after the parameter."""
-        return (view.data_ptr() - parameter.data_ptr()) // view.element_size()
+def _taylor(model: PreTrainedModel, family: Family, windows: Tensor) -> UnitScores:
+    """Fold abs(w g) into unit scores, block by block, and free the gradients at once."""
+    scores: UnitScores = {}
+    for index, parts in gradients_by_block(model, family, windows):
+        for kind, part in parts.halves.items():
+            folded = []
+            for side in unit_sides(part):
+                gradient = side.view.grad
+                assert gradient is not None
+                salience = (side.view.detach().float() * gradient.float()).abs()
+                folded.append(side.fold(salience).double().cpu())
+            scores[index, kind] = torch.stack(folded).sum(0)
+    return dict(sorted(scores.items()))

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from lmscout.pruning.families import Family
-from lmscout.pruning.subnetworks.activations import Moments
-from lmscout.pruning.subnetworks.importance import UnitScores, unit_sides
+from lmscout.pruning.families import AttentionParts, MlpParts
+from lmscout.pruning.subnetworks.importance import unit_sides
 
 
 @torch.no_grad()
-def sort_units(
-    model: PreTrainedModel, family: Family, scores: UnitScores
-) -> dict[tuple[int, str], Tensor]:
-    """Reorder every block's units by falling importance; the model computes the same.
+def sort_half(part: AttentionParts | MlpParts, scores: Tensor) -> Tensor:
+    """Reorder the units of a block's attention or MLP by falling importance, in place.
 
-    Ties keep the order in which the units stood.
+    The model computes the same.  Ties keep the order in which the units stood.
 
     Args:
-        model: the dense model, changed in place, one matrix at a time.
-        family: its family.
-        scores: (block, kind) -> [units].
+        part: its matrices, views of the model's own weights, changed one at a time.
+        scores: [units].
 
     Returns:
-        (block, kind) -> [entries] the order of the vectors that enter the output projection,
-        for `reorder_moments`.
+        [entries] the order of the vectors that enter the output projection, for
+        `Moments.reordered`.
     """
-    orders = {}
-    for index, block in enumerate(family.blocks(model)):
-        for kind, part in family.parts(block).halves.items():
-            order = torch.argsort(scores[index, kind], descending=True, stable=True)
-            for side in unit_sides(part):
-                entries = _entries(order, side.each).to(side.view.device)
-                axis = 0 if side.rows else 1
-                side.view.copy_(side.view.index_select(axis, entries))
-            orders[index, kind] = _entries(order, unit_sides(part)[0].each)
-    return orders
-
-
-def reorder_moments(
-    moments: Mapping[tuple[int, str], Moments], orders: Mapping[tuple[int, str], Tensor]
-) -> dict[tuple[int, str], Moments]:
-    """Moments as they would have been collected after `sort_units`."""
-    return {place: one.reordered(orders[place]) for place, one in moments.items()}
+    order = torch.argsort(scores, descending=True, stable=True)
+    for side in unit_sides(part):
+        entries = _entries(order, side.each).to(side.view.device)
+        side.view.copy_(side.view.index_select(0 if side.rows else 1, entries))
+    return _entries(order, unit_sides(part)[0].each)
 
 
 def _entries(order: Tensor, each: int) -> Tensor:

@@ -4,13 +4,20 @@ A subnetwork is prefixes of the dense model's sorted weights, as views.  Tokens 
 through it in steps, two a block (attention, MLP), and the hidden state after every step is
 kept: a plan that begins like the one before it starts where they part.  Text is measured in
 portions, and a plan that is far behind after the first ones is dropped.
+
+On an accelerator text goes in batches of many tokens, and what does not fit is halved until it
+does.  Kept hidden states may take half of the memory that is free; where all of them are more,
+every second, third, ... is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,13 +25,17 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.quiet import first_line
 from lmscout.pruning.families import KINDS, Affine, BlockParts, Family, unit_parameters
 from lmscout.pruning.subnetworks.activations import inner_activation
 from lmscout.pruning.subnetworks.compensation import Compensation
 from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.portions import Portion, Top, Walk
 
 LIKELIHOOD, DIVERGENCE = "nll", "kl"
 QUALITIES = (LIKELIHOOD, DIVERGENCE)
+_Result = TypeVar("_Result")
+
 _TOP = 32  # dense logits kept a token, where quality is the divergence from them
 
 
@@ -51,6 +62,19 @@ class Measurement:
     def tokens(self) -> int:
         """Predicted tokens measured."""
         return self.course[-1][0]
+
+
+class Evaluator(Protocol):
+    """What measures plans, wherever it does."""
+
+    @property
+    def shape(self) -> Shape:
+        """Units of the dense model."""
+
+    def measure(
+        self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None
+    ) -> Iterator[Measurement]:
+        """Measure plans one after the other, as `SubnetworkEvaluator.measure`."""
 
 
 class SubnetworkEvaluator:
@@ -88,11 +112,13 @@ class SubnetworkEvaluator:
         self._compensation = compensation
         self._quality = quality
         self.shape = shape_of(self._parts)
+        device = model.device
         self._portions = [
-            _Portion(part) for part in windows.chunk(min(portions, len(windows))) if len(part)
+            Portion(part) for part in windows.to(device).chunk(min(portions, len(windows)))
         ]
+        self._stride = _stride(self.shape, model, windows.numel())
         for portion in self._portions:
-            self._measure_dense(portion)
+            self._in_memory(portion, partial(self._measure_dense, portion))
 
     @property
     def dense_nll(self) -> float:
@@ -127,7 +153,8 @@ class SubnetworkEvaluator:
             course: list[tuple[int, float]] = []
             total = 0.0
             for index, portion in enumerate(self._portions):
-                total += self._rise(plan, portion) * portion.tokens
+                rise = self._in_memory(portion, partial(self._rise, plan, portion))
+                total += rise * portion.tokens
                 tokens = portion.tokens + (course[-1][0] if course else 0)
                 course.append((tokens, total / tokens))
                 # written so that a rise that is no number is dropped, too
@@ -138,8 +165,8 @@ class SubnetworkEvaluator:
     @torch.no_grad()
     def logits(self, plan: Plan, tokens: Tensor) -> Tensor:
         """Logits of a plan: [B, T] int64 to [B, T, vocabulary]."""
-        portion = _Portion(tokens)
-        return self._family.logits(self._model, self._hidden(plan, portion))
+        walk = Walk(0, tokens.to(self._model.device))
+        return self._family.logits(self._model, self._hidden(plan, walk))
 
     def output(self, block: int, kind: str, kept: int) -> Affine:
         """The output projection of a block that keeps so many units, as it is measured."""
@@ -149,23 +176,27 @@ class SubnetworkEvaluator:
         return self._compensation.output(block, kind, cut.weight.shape[1])
 
     @torch.no_grad()
-    def _hidden(self, plan: Plan, portion: _Portion) -> Tensor:
+    def _hidden(self, plan: Plan, walk: Walk) -> Tensor:
         """The last hidden state, starting after the steps shared with the plan before."""
-        if not portion.states:
-            portion.states.append(self._family.embed(self._model, portion.windows))
-            portion.context = self._family.context(self._model, portion.states[0])
+        if not walk.states:
+            walk.states.append(self._family.embed(self._model, walk.windows))
+            walk.context = self._family.context(self._model, walk.states[0])
         steps = _steps(plan)
         shared = 0
-        while shared < len(portion.steps) and portion.steps[shared] == steps[shared]:
+        while shared < len(walk.steps) and walk.steps[shared] == steps[shared]:
             shared += 1
-        del portion.states[shared + 1 :], portion.steps[shared:]
-        for step, kept in enumerate(steps[shared:], start=shared):
-            hidden = portion.states[-1]
+        kept_states = shared // self._stride
+        del walk.states[kept_states + 1 :], walk.steps[shared:]
+        hidden = walk.states[-1]
+        for step in range(kept_states * self._stride, len(steps)):
+            kept = steps[step]
             if kept:
-                hidden = hidden + self._update(step, kept, hidden, portion.context)
-            portion.states.append(hidden)
-            portion.steps.append(kept)
-        return portion.states[-1]
+                hidden = hidden + self._update(step, kept, hidden, walk.context)
+            if step >= shared:
+                walk.steps.append(kept)
+            if (step + 1) % self._stride == 0:
+                walk.states.append(hidden)
+        return hidden
 
     def _update(self, step: int, kept: int, hidden: Tensor, context: object) -> Tensor:
         """What one step adds to the hidden state."""
@@ -176,44 +207,61 @@ class SubnetworkEvaluator:
         return functional.linear(inner, output.weight, output.bias)
 
     @torch.no_grad()
-    def _measure_dense(self, portion: _Portion) -> None:
-        logits = self._predictions(self.shape.dense, portion)
-        portion.dense_nll = _nll(logits, portion.targets)
-        if not torch.isfinite(torch.tensor(portion.dense_nll)):
+    def _measure_dense(self, portion: Portion) -> None:
+        dense, tops = 0.0, []
+        for walk in portion.walks:
+            logits = self._predictions(self.shape.dense, walk)
+            dense += _nll(logits, walk.targets)
+            if self._quality == DIVERGENCE:
+                log_probabilities = logits.float().log_softmax(-1)
+                tops.append(log_probabilities.topk(min(_TOP, logits.shape[-1]), dim=-1))
+        portion.dense_nll = dense / portion.tokens
+        if not math.isfinite(portion.dense_nll):
             raise LmscoutError(
                 f"the dense model's loss on calibration text is {portion.dense_nll}: nothing can "
                 "be compared with it"
             )
-        if self._quality == DIVERGENCE:
-            log_probabilities = logits.float().log_softmax(-1)
-            portion.top = log_probabilities.topk(min(_TOP, logits.shape[-1]), dim=-1)
+        if tops:
+            portion.top = Top(
+                torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops])
+            )
 
     @torch.no_grad()
-    def _rise(self, plan: Plan, portion: _Portion) -> float:
-        logits = self._predictions(plan, portion)
-        if self._quality == LIKELIHOOD:
-            return _nll(logits, portion.targets) - portion.dense_nll
-        assert portion.top is not None
-        return _divergence(logits, portion.top)
+    def _rise(self, plan: Plan, portion: Portion) -> float:
+        total = 0.0
+        for walk in portion.walks:
+            logits = self._predictions(plan, walk)
+            if self._quality == LIKELIHOOD:
+                total += _nll(logits, walk.targets)
+            else:
+                assert portion.top is not None
+                total += _divergence(logits, portion.top.of(walk))
+        mean = total / portion.tokens
+        return mean - portion.dense_nll if self._quality == LIKELIHOOD else mean
 
-    def _predictions(self, plan: Plan, portion: _Portion) -> Tensor:
+    def _predictions(self, plan: Plan, walk: Walk) -> Tensor:
         """Logits of every next token: [windows * (T - 1), vocabulary]."""
-        hidden = self._hidden(plan, portion)[:, :-1]
+        hidden = self._hidden(plan, walk)[:, :-1]
         return self._family.logits(self._model, hidden).flatten(0, 1)
 
-
-class _Portion:
-    """One part of the text, with the hidden states of the plan last walked through it."""
-
-    def __init__(self, windows: Tensor) -> None:
-        self.windows = windows
-        self.targets = windows[:, 1:].flatten()
-        self.tokens = self.targets.numel()
-        self.dense_nll = 0.0
-        self.top: object | None = None
-        self.context: object = None
-        self.states: list[Tensor] = []
-        self.steps: list[int] = []
+    def _in_memory(self, portion: Portion, work: Callable[[], _Result]) -> _Result:
+        """Do work on a portion, in ever smaller batches as long as memory does not suffice."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                reason = first_line(error)
+            # only now, as the error held on to what the work had allocated
+            if not portion.halve():
+                raise LmscoutError(
+                    f"{self._model.device} is out of memory with a single window of "
+                    f"{portion.windows.shape[1]} tokens ({reason}): use a larger one, or shorter "
+                    "windows"
+                )
+            for other in self._portions:
+                other.forget()
+            if self._model.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def shape_of(parts: Sequence[BlockParts]) -> Shape:
@@ -231,19 +279,29 @@ def _steps(plan: Plan) -> tuple[int, ...]:
     return tuple(kept for both in zip(plan.attention, plan.mlp, strict=True) for kept in both)
 
 
+def _stride(shape: Shape, model: PreTrainedModel, tokens: int) -> int:
+    """One kept hidden state for how many steps, so that half of the free memory suffices."""
+    if model.device.type != "cuda":
+        return 1
+    width = next(model.get_input_embeddings().parameters()).shape[1]
+    each = tokens * width * model.dtype.itemsize
+    steps = len(KINDS) * shape.depth
+    room = torch.cuda.mem_get_info(model.device)[0] / 2 / max(1, each) - 1
+    return max(1, math.ceil(steps / room)) if room > 1 else steps + 1
+
+
 def _nll(logits: Tensor, targets: Tensor) -> float:
-    return functional.cross_entropy(logits.float(), targets).item()
+    return functional.cross_entropy(logits.float(), targets, reduction="sum").item()
 
 
-def _divergence(logits: Tensor, top: object) -> float:
-    """Mean KL from the dense model over its top tokens and the rest as one outcome."""
-    assert isinstance(top, torch.return_types.topk)
-    theirs, tokens = top
-    ours = logits.float().log_softmax(-1).gather(-1, tokens)
+def _divergence(logits: Tensor, top: Top) -> float:
+    """KL from the dense model over its top tokens and the rest as one outcome, summed."""
+    theirs = top.log_probabilities
+    ours = logits.float().log_softmax(-1).gather(-1, top.tokens)
     rest_theirs, rest_ours = (_rest(one) for one in (theirs, ours))
     kl = (theirs.exp() * (theirs - ours)).sum(-1)
     kl = kl + rest_theirs.exp() * (rest_theirs - rest_ours)
-    return kl.mean().item()
+    return kl.sum().item()
 
 
 def _rest(log_probabilities: Tensor) -> Tensor:

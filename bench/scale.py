@@ -1,0 +1,250 @@
+"""What pruning a model of seven billion parameters takes: seconds and memory, stage by stage.
+
+    python bench/scale.py [--device cuda:0[,cuda:1]] [--size 7b|tiny] [--pairs 525] [--out DIR]
+
+A LLaMA of random weights from its configuration alone: what a stage costs does not depend on
+them.  Text is random tokens.  The dense forward through transformers stands beside a measured
+pair, in the same run, on the same tokens, and the result is written with the machine, the date
+and the commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lmscout.evaluation import devices_of
+from lmscout.evaluation.cost import await_device
+from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
+from lmscout.pruning.families import family_of
+from lmscout.pruning.ledger import Ledger
+from lmscout.pruning.measuring import measure_rounds
+from lmscout.pruning.saving.export import save
+from lmscout.pruning.searching.budgets import keep_budget
+from lmscout.pruning.searching.covering import Target
+from lmscout.pruning.searching.ranges import Ranges, fit
+from lmscout.pruning.subnetworks.importance import importance
+from lmscout.pruning.subnetworks.plan import Shape
+from lmscout.pruning.subnetworks.plan_arrays import Rows, as_plans, dense_row
+from lmscout.pruning.workflow import fast_grain, space_of
+
+SIZES = {
+    "7b": LlamaConfig(  # of LLaMA-7B
+        vocab_size=32_000,
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+    ),
+    "tiny": LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    ),
+}
+KEEP = 0.8
+WINDOW = 128
+REPEATS = 5
+
+
+class Stages:
+    """Seconds and peak memory of named stages, printed as they end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rows: dict[str, dict[str, float]] = {}
+
+    def __call__(self, name: str, work, repeats: int = 1):
+        """Do work, and note the median of its seconds and its peak."""
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        seconds = []
+        for _ in range(repeats):
+            await_device(self.device)
+            started = time.perf_counter()
+            result = work()
+            await_device(self.device)
+            seconds.append(time.perf_counter() - started)
+        row = {"seconds": statistics.median(seconds)}
+        if cuda:
+            row["peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self.rows[name] = row
+        told = "".join(f", peak {row['peak_gib']:.1f} GiB" for _ in range(cuda))
+        print(f"{name}: {row['seconds']:.3f} s{told}", flush=True)
+        return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", choices=SIZES, default="7b")
+    parser.add_argument("--pairs", type=int, default=525)
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--no-save", action="store_true")
+    arguments = parser.parse_args()
+    first, *others = devices_of(arguments.device)
+    stages = Stages(first)
+    started = time.perf_counter()
+    torch.manual_seed(0)
+    model = stages("model", lambda: random_model(SIZES[arguments.size], first))
+    windows = torch.randint(model.config.vocab_size, (4 * arguments.tokens // WINDOW, WINDOW))
+    settings = CalibrationSettings(
+        compensate=False, measured_tokens=arguments.tokens, final_tokens=arguments.tokens
+    )
+    stages(
+        "importance, 4,096 tokens",
+        lambda: importance("taylor", model, family_of(model.config), windows=windows[:32]),
+        repeats=2,
+    )
+    calibrated = stages("calibration", lambda: calibrate(model, windows, settings))
+    ratio = a_pair_beside_the_dense_forward(stages, calibrated)
+    with tempfile.TemporaryDirectory() as folder:
+        told = a_search(
+            stages, calibrated, others, arguments.pairs, Path(folder), arguments.no_save
+        )
+    whole = time.perf_counter() - started
+    print(f"the whole flow: {whole:.0f} s")
+    record = {
+        "machine": machine(first),
+        "devices": 1 + len(others),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "size": arguments.size,
+        "tokens": arguments.tokens,
+        "stages": stages.rows,
+        "pair_by_kept_share_and_dense": ratio,
+        **told,
+        "whole_flow_seconds": whole,
+    }
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        name = f"scale-{arguments.size}-{1 + len(others)}.json"
+        (arguments.out / name).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+def a_pair_beside_the_dense_forward(stages: Stages, calibrated: Calibrated) -> float:
+    """Plans that share no beginning; seconds over kept share times those of the dense model."""
+    model, shape, grain = calibrated.model, calibrated.shape, fast_grain(calibrated.model)
+    evaluator = stages("evaluator", lambda: calibrated.evaluator(calibrated.measured))
+    plans = iter(as_plans(random_rows(shape, REPEATS + 1, grain)))
+    list(evaluator.measure([next(plans)]))
+    stages("dense, transformers", lambda: forward(model, calibrated.measured), REPEATS)
+    stages("a pair", lambda: list(evaluator.measure([next(plans)])), REPEATS)
+    ratio = stages.rows["a pair"]["seconds"] / stages.rows["dense, transformers"]["seconds"] / KEEP
+    print(f"a pair is {ratio:.3f} x kept share x the dense forward", flush=True)
+    return ratio
+
+
+def a_search(
+    stages: Stages,
+    calibrated: Calibrated,
+    others: list[torch.device],
+    wanted: int,
+    folder: Path,
+    no_save: bool,
+) -> dict[str, float]:
+    """Pairs, their predictor, a search by it, and the model found, saved."""
+    shape, grain = calibrated.shape, fast_grain(calibrated.model)
+    space, budget = space_of("any", shape, calibrated.model, grain), keep_budget(shape, KEEP)
+    with Ledger(folder / "ledger", shape, {"bench": "scale"}) as ledger:
+        ready = stages("copies", lambda: calibrated.copied_to(others))
+        evaluator = ready.evaluator(ready.measured)
+        targets = [Target(budget, Ranges.above(shape))]
+        learnt = stages(
+            f"{wanted} pairs",
+            lambda: measure_rounds(
+                ledger, evaluator, ready.mass, space, targets, pairs=wanted, seed=0
+            ),
+        )
+        pairs = ledger.pairs()
+    told = {
+        "pairs_measuring_seconds": sum(pair.seconds for pair in pairs),
+        "pairs_dropped_early": sum(pair.partial for pair in pairs),
+    }
+    print(json.dumps(told), flush=True)
+    many = random_rows(shape, 10_000, grain)
+    stages("10,000 predicted plans", lambda: learnt.predictor.cautious(many))
+    begin = [pair.plan for pair in space.best_pairs(pairs, budget, 8)]
+    found = stages(
+        "search",
+        lambda: space.search(
+            learnt.predictor.cautious, learnt.targets[0], seed=0, count=4, begin=begin
+        ),
+    )
+    if not no_save:
+        model, plan, out = calibrated.model, found[0].plan, folder / "model"
+        stages(
+            "saved model",
+            lambda: save(model, plan, out, shape="any", tokenizer=None, note={}),
+        )
+    return told
+
+
+def random_rows(shape: Shape, count: int, grain: int) -> Rows:
+    """Plans of the size, their widths on the grain."""
+    rng = np.random.default_rng(0)
+    wanted = rng.uniform(0.5, 1, (count, 2 * shape.depth)) * dense_row(shape)
+    rows = fit(wanted, Ranges.above(shape), keep_budget(shape, KEEP))
+    rows[:, shape.depth :] -= rows[:, shape.depth :] % grain
+    return rows
+
+
+def random_model(config: LlamaConfig, device: torch.device) -> LlamaForCausalLM:
+    """A model of random weights, in 16 bits on an accelerator, made where it is to be."""
+    torch.set_default_dtype(torch.float32 if device.type == "cpu" else torch.bfloat16)
+    try:
+        with device:
+            return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@torch.inference_mode()
+def forward(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
+    """The loss of a model on windows, as plain transformers has it, a portion at a time."""
+    total = 0.0
+    for part in windows.to(model.device).split(8192 // WINDOW):
+        logits = model(part, use_cache=False).logits[:, :-1].flatten(0, 1)
+        total += torch.nn.functional.cross_entropy(
+            logits.float(), part[:, 1:].flatten(), reduction="sum"
+        ).item()
+    return total / windows[:, 1:].numel()
+
+
+def machine(device: torch.device) -> str:
+    """The machine in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str:
+    """The commit measured; unknown where there is no repository."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Plans whose MLP widths are multiples of a grain.
+
+A matrix product whose inner size is no multiple of eight numbers takes three times as long on a
+GPU with tensor cores.  So where that matters plans are sought in bundles of channels: all that
+searches sees a model with fewer, larger channels, and what it finds is said in channels again.
+A width that the grain does not divide has one smaller bundle at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lmscout.pruning.ledger import Pair
+from lmscout.pruning.searching.breeding import Predict
+from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.searching.covering import Proposal, Target
+from lmscout.pruning.searching.elite import best_of
+from lmscout.pruning.searching.proposals import Foretells, propose
+from lmscout.pruning.searching.ranges import Ranges, meets
+from lmscout.pruning.searching.search import Candidate, search
+from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
+
+
+class GrainedSpace:
+    """Plans whose blocks have each a size of their own, a multiple of the grain."""
+
+    narrows: ClassVar[bool] = True
+
+    def __init__(self, shape: Shape, grain: int) -> None:
+        """Bundle channels.
+
+        Args:
+            shape: of the dense model.
+            grain: channels a bundle.
+        """
+        self._grid = _Grid(shape, grain)
+
+    def require(self, budget: Budget) -> None:
+        """Refuse a budget that no plan meets."""
+        self._everything.require(_Bundled(self._grid, budget))
+
+    def meets(self, rows: Rows, budget: Budget) -> npt.NDArray[np.bool_]:
+        """Whether plans [n, 2L] are of a size and on the grid, [n]."""
+        return self._grid.holds(rows) & meets(
+            self._grid.bundled(rows), _Bundled(self._grid, budget)
+        )
+
+    def best_pairs(self, pairs: Sequence[Pair], budget: Budget, count: int) -> list[Pair]:
+        """The best whole pairs of a size, best first."""
+        return best_of(
+            pairs,
+            lambda rows: (
+                self.meets(rows, budget) & self._everything.holds(self._grid.bundled(rows))
+            ),
+            count,
+        )
+
+    def propose(
+        self,
+        targets: Sequence[Target],
+        *,
+        count: int,
+        seed: int,
+        round_: int,
+        pairs: Sequence[Pair],
+        predictor: Foretells | None,
+    ) -> list[Proposal]:
+        """Plans for one round, as `proposals.propose`."""
+        on_grid = self._grid.holds(as_rows([pair.plan for pair in pairs])) if pairs else ()
+        bundled = [
+            replace(pair, plan=self._grid.bundles(pair.plan))
+            for pair, held in zip(pairs, on_grid, strict=True)
+            if held
+        ]
+        found = propose(
+            self._grid.coarse,
+            [self._target(one) for one in targets],
+            count=count,
+            seed=seed,
+            round_=round_,
+            pairs=bundled,
+            predictor=None if predictor is None else _Foretelling(self._grid, predictor),
+        )
+        return [Proposal(self._grid.channels(one.plan), one.origin) for one in found]
+
+    def search(
+        self, predict: Predict, target: Target, *, seed: int, count: int, begin: Sequence[Plan]
+    ) -> list[Candidate]:
+        """The best plans of one size by prediction, as `search.search`."""
+        bundled = self._target(target)
+        found = search(
+            lambda rows: predict(self._grid.unbundled(rows)),
+            self._grid.coarse,
+            bundled.ranges,
+            bundled.budget,
+            seed=seed,
+            count=count,
+            begin=[self._grid.bundles(plan) for plan in begin],
+        )
+        return [replace(one, plan=self._grid.channels(one.plan)) for one in found]
+
+    @property
+    def _everything(self) -> Ranges:
+        return Ranges.above(self._grid.coarse)
+
+    def _target(self, target: Target) -> Target:
+        low, high = self._grid.bundled(as_rows([target.ranges.low, target.ranges.high]))
+        return Target(_Bundled(self._grid, target.budget), Ranges(*as_plans(np.stack([low, high]))))
+
+
+class _Grid:
+    """Plans in channels, and in bundles of them."""
+
+    def __init__(self, shape: Shape, grain: int) -> None:
+        self._units = dense_row(shape)
+        self._each = np.array([1] * shape.depth + [grain] * shape.depth, np.int64)
+        self.coarse = replace(
+            shape,
+            channels=tuple(-(-channels // grain) for channels in shape.channels),
+            channel_parameters=tuple(each * grain for each in shape.channel_parameters),
+        )
+
+    def unbundled(self, rows: Rows) -> Rows:
+        """Rows [n, 2L] of bundles, in channels."""
+        channels: Rows = np.minimum(rows * self._each, self._units)
+        return channels
+
+    def bundled(self, rows: Rows) -> Rows:
+        """Rows [n, 2L] of channels, in bundles; one that is begun counts."""
+        begun: Rows = -(-rows // self._each)
+        return begun
+
+    def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether rows [n, 2L] of channels are whole bundles, [n]."""
+        whole: npt.NDArray[np.bool_] = (self.unbundled(self.bundled(rows)) == rows).all(axis=1)
+        return whole
+
+    def bundles(self, plan: Plan) -> Plan:
+        """A plan of channels, in bundles."""
+        return as_plans(self.bundled(as_rows([plan])))[0]
+
+    def channels(self, plan: Plan) -> Plan:
+        """A plan of bundles, in channels."""
+        return as_plans(self.unbundled(as_rows([plan])))[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Bundled:
+    """A budget for plans in bundles; one bundle may be lacking where it was one channel."""
+
+    grid: _Grid
+    budget: Budget
+
+    @property
+    def name(self) -> str:
+        """What is counted."""
+        return self.budget.name
+
+    @property
+    def limit(self) -> float:
+        """The most that a plan may cost."""
+        return self.budget.limit
+
+    @property
+    def slack(self) -> float | None:
+        """How far below the limit a plan may stay."""
+        if self.budget.slack is None:
+            return None
+        first = np.eye(2 * self.grid.coarse.depth, dtype=np.int64)[self.grid.coarse.depth :]
+        bundle = self.cost(first) - self.cost(np.zeros_like(first))
+        return max(self.budget.slack, float(bundle.max()))
+
+    def cost(self, rows: Rows) -> Floats:
+        """Costs of plans, [n, 2L] to [n]."""
+        return self.budget.cost(self.grid.unbundled(rows))
+
+    def words(self, cost: float, *, nearer: int = 0) -> str:
+        """A cost for messages."""
+        return self.budget.words(cost, nearer=nearer)
+
+
+@dataclass(frozen=True)
+class _Foretelling:
+    """What a predictor says of plans in bundles."""
+
+    grid: _Grid
+    predictor: Foretells
+
+    def cautious(self, rows: Rows) -> Floats:
+        """Rises that are not hoped for."""
+        return self.predictor.cautious(self.grid.unbundled(rows))
+
+    def spread(self, rows: Rows) -> Floats:
+        """Standard deviation of predictions."""
+        return self.predictor.spread(self.grid.unbundled(rows))
+
+    def error_near(self, rise: float) -> float:
+        """Typical error of a prediction about a rise."""
+        return self.predictor.error_near(rise)

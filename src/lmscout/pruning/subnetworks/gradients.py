@@ -1,0 +1,121 @@
+"""Gradients of a dense model's units, block by block, the last block first.
+
+A backward pass that keeps nothing but what enters each block: a block is computed again when
+its turn has come, over all of the text in batches, and its gradients are summed, handed out
+and freed.  So a model of any size needs room for the gradients of one block, and the sum is
+that of a backward pass over all of the text at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.families import Affine, AttentionParts, BlockParts, Family, MlpParts
+from lmscout.pruning.subnetworks.activations import BATCH_TOKENS, in_batches, inner_activation
+from lmscout.statistics.single_pass import only_these_learn
+
+
+def gradients_by_block(
+    model: PreTrainedModel, family: Family, windows: Tensor, *, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[tuple[int, BlockParts]]:
+    """Gradients of the next-token loss with respect to the matrices of every block.
+
+    Args:
+        model: the dense model; left as it was found.
+        family: its family.
+        windows: [windows, T] int64; the loss is the mean over all tokens that are predicted.
+        batch_tokens: tokens at once, in whole windows.
+
+    Yields:
+        A block's number and its matrices, views of the model's own weights with gradients in
+        `grad`; the last block first.
+
+    Raises:
+        LmscoutError: the loss is not finite.
+    """
+    batches = in_batches(windows.to(model.device), batch_tokens)
+    with only_these_learn(model, ()):
+        entering = [_entering(model, family, batch) for batch in batches]
+        predicted = windows.shape[0] * (windows.shape[1] - 1)
+        slopes, loss = [], 0.0
+        for batch, states in zip(batches, entering, strict=True):
+            last = states.pop().requires_grad_()
+            part = _loss(model, family, last, batch) / predicted
+            part.backward()  # type: ignore[no-untyped-call]
+            assert last.grad is not None
+            slopes.append(last.grad)
+            loss += part.item()
+        if not torch.isfinite(torch.tensor(loss)):
+            raise LmscoutError(
+                f"the model's loss on calibration text is {loss}: is the model sound?"
+            )
+        blocks = family.blocks(model)
+        for index in reversed(range(len(blocks))):
+            parts = learning(family.parts(blocks[index]))
+            for place, states in enumerate(entering):
+                hidden = states.pop().requires_grad_()
+                leaving = run_block(
+                    family, blocks[index], parts, hidden, family.context(model, hidden)
+                )
+                leaving.backward(slopes[place])  # type: ignore[no-untyped-call]
+                assert hidden.grad is not None
+                slopes[place] = hidden.grad
+            yield index, parts
+
+
+def learning(parts: BlockParts) -> BlockParts:
+    """The same matrices as leaves that gather gradients; they share the model's memory."""
+    return BlockParts(_learning_attention(parts.attention), _learning_mlp(parts.mlp))
+
+
+def run_block(
+    family: Family, block: nn.Module, parts: BlockParts, hidden: Tensor, context: object
+) -> Tensor:
+    """A whole block with the matrices given: [B, T, width] to the same."""
+    for part in parts.halves.values():
+        inner = inner_activation(family, block, part, hidden, context)
+        hidden = hidden + functional.linear(inner, part.output.weight, part.output.bias)
+    return hidden
+
+
+@torch.no_grad()
+def _entering(model: PreTrainedModel, family: Family, batch: Tensor) -> list[Tensor]:
+    """What enters each block, and what leaves the last."""
+    states = [family.embed(model, batch)]
+    context = family.context(model, states[0])
+    for block in family.blocks(model):
+        states.append(run_block(family, block, family.parts(block), states[-1], context))
+    return states
+
+
+def _loss(model: PreTrainedModel, family: Family, hidden: Tensor, batch: Tensor) -> Tensor:
+    """The negative log-likelihood of a batch, summed over the tokens predicted."""
+    logits = family.logits(model, hidden[:, :-1]).flatten(0, 1)
+    return functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum")
+
+
+def _learning_attention(part: AttentionParts) -> AttentionParts:
+    return replace(
+        part,
+        query=_leaf(part.query),
+        key=_leaf(part.key),
+        value=_leaf(part.value),
+        output=_leaf(part.output),
+    )
+
+
+def _learning_mlp(part: MlpParts) -> MlpParts:
+    return MlpParts(tuple(_leaf(one) for one in part.expand), _leaf(part.output))
+
+
+def _leaf(affine: Affine) -> Affine:
+    weight = affine.weight.detach().requires_grad_()
+    bias = None if affine.bias is None else affine.bias.detach().requires_grad_()
+    return Affine(weight, bias)

@@ -1,0 +1,89 @@
+"""Plans in bundles of channels: on the grid, of the size, found by the searches as they are."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_quality import Synthetic
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.ledger import Pair
+from lmscout.pruning.searching.budgets import keep_budget
+from lmscout.pruning.searching.covering import Target
+from lmscout.pruning.searching.grained_space import GrainedSpace
+from lmscout.pruning.searching.ranges import Ranges
+from lmscout.pruning.subnetworks.plan_arrays import as_rows
+
+MODEL = Synthetic(depth=4, groups=4, channels=60)
+SHAPE = MODEL.shape
+CHANNEL = SHAPE.channel_parameters[0] / SHAPE.parameters
+
+
+class Foretelling:
+    """Foretells the synthetic model as it is; sees channels, not bundles, or fails."""
+
+    def cautious(self, rows):
+        assert rows.max() > 60 // 8
+        return MODEL.measure(rows)
+
+    def spread(self, rows):
+        return np.zeros(len(rows))
+
+    def error_near(self, rise):
+        return 0.01
+
+
+def on_grid(plan, grain):
+    return all(kept % grain == 0 or kept == 60 for kept in plan.mlp)
+
+
+@given(keep=st.floats(0.4, 0.9), grain=st.sampled_from([1, 3, 7, 8, 16]), seed=st.integers(0, 99))
+def test_what_covers_the_space_is_on_the_grid_and_of_the_size(keep, grain, seed):
+    space, target = GrainedSpace(SHAPE, grain), target_of(keep)
+    found = space.propose([target], count=12, seed=seed, round_=0, pairs=[], predictor=None)
+    assert found
+    for one in found:
+        SHAPE.check(one.plan)
+        assert on_grid(one.plan, grain)
+        assert keep + 1e-4 >= SHAPE.kept_share(one.plan) >= keep - grain * CHANNEL - 1e-3
+    assert space.meets(as_rows([one.plan for one in found]), target.budget).all()
+
+
+def target_of(keep):
+    return Target(keep_budget(SHAPE, keep), Ranges.above(SHAPE))
+
+
+def test_later_rounds_and_the_search_stay_on_the_grid_and_repeat_nothing():
+    space, target = GrainedSpace(SHAPE, 8), target_of(0.7)
+    first = space.propose([target], count=20, seed=0, round_=0, pairs=[], predictor=None)
+    pairs = [
+        Pair(one.plan, float(MODEL.measure(as_rows([one.plan]))[0]), 100, round=0) for one in first
+    ]
+    later = space.propose(
+        [target], count=10, seed=0, round_=1, pairs=pairs, predictor=Foretelling()
+    )
+    assert len(later) == 10
+    assert not {one.plan for one in first} & {one.plan for one in later}
+    best = space.best_pairs(pairs, target.budget, 3)
+    assert [one.value for one in best] == sorted(pair.value for pair in pairs)[:3]
+    found = space.search(MODEL.measure, target, seed=0, count=3, begin=[one.plan for one in best])
+    assert all(on_grid(one.plan, 8) for one in [*later, *found])
+    assert found[0].rise <= best[0].value
+    assert found[0].rise == pytest.approx(MODEL.measure(as_rows([found[0].plan]))[0])
+
+
+def test_pairs_off_the_grid_are_not_among_the_best():
+    space, budget = GrainedSpace(SHAPE, 8), keep_budget(SHAPE, 0.7)
+    (plan, *_) = (
+        one.plan
+        for one in GrainedSpace(SHAPE, 7).propose(
+            [target_of(0.7)], count=4, seed=0, round_=0, pairs=[], predictor=None
+        )
+        if not on_grid(one.plan, 8)
+    )
+    assert space.best_pairs([Pair(plan, 0.1, 100)], budget, 5) == []
+
+
+def test_a_budget_that_no_plan_meets_is_refused_in_the_users_units():
+    with pytest.raises(LmscoutError, match=r"budget of 0\.05 \(kept share\)"):
+        GrainedSpace(SHAPE, 8).require(keep_budget(SHAPE, 0.05))
