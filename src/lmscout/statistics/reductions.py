@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,31 @@ _EXP_HIGHEST = 88.7  # above it e^x is infinity in float32
 _TINY, _HUGE = 1e-15, 1e15  # between them lies the largest |x| whose squares float32 can sum
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _EPS = 1e-9  # as in the published operations
+_FUSED = (torch.float32, torch.bfloat16, torch.float16)
 
 Values = npt.NDArray[np.float64]
+
+
+TOTALS = (
+    "count",
+    "rows",
+    "low",
+    "high",
+    "mean",
+    "squared_deviation",
+    "relu",
+    "exp",
+    "invert",
+    "sigmoid",
+    "sqrt",
+    "log",
+    "log_abs",
+    "log_sum_exp",
+)
+"""What the twenty means follow from: the number of elements and of rows, extremes, the mean and
+the sum of squared deviations from it, the mean of max(x, 0); sums of e^x, 1 / (x + 1e-9), the
+sigmoid, the root, ln x and ln |x|; the mean over columns of ln sum e^x.  The count of a tensor
+that is empty or holds a NaN or an infinity is NaN."""
 
 
 @torch.no_grad()
@@ -44,40 +68,80 @@ def unary_means(tensor: Tensor) -> Values:
         [20] float64, in the order of `OPERATIONS`; all NaN where the tensor is empty or holds
         a NaN or an infinity.
     """
-    n = tensor.numel()
-    if n == 0:
-        return np.full(len(OPERATIONS), np.nan)
-    rows = tensor.detach().reshape(tensor.shape[0] if tensor.dim() else 1, -1)
-    sums = _walk(rows)
-    low, high = sums.low, sums.high
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return np.full(len(OPERATIONS), np.nan)
-    mean = sums.x / n
-    mean_abs = (2 * sums.relu - sums.x) / n
-    bound = max(-low, high)
-    results = {
-        "log": sums.log / n,
-        "abslog": sums.log_abs / n,
-        "abs": mean_abs,
-        "square": sums.square / n if bound**2 <= _FLOAT32_MAX else math.inf,
-        "exp": sums.exp / n,
-        "normalize": 0.0,
-        "relu": sums.relu / n,
-        "invert": sums.invert / n,
-        "frobenius": math.sqrt(sums.square),
-        "meansum": mean,
-        "l1": mean_abs,
-        "softmax": 1.0 / rows.shape[0],
-        "sigmoid": sums.sigmoid / n,
-        "logsoftmax": mean - _log_sum_exp(rows, bound, sums) if rows.shape[0] > 1 else 0.0,
-        "sqrt": sums.sqrt / n,
-        "negate": -mean,
-        "minmax": (mean - low) / (high - low + _EPS),
-        "mean": mean,
-        "std": math.sqrt(sums.squared_deviation / (n - 1)) if n > 1 else 0.0,
-        "identity": mean,
-    }
-    return np.array([results[name] for name in OPERATIONS])
+    means: Values = means_of_totals(tensor_totals([tensor]).cpu().numpy())[0]
+    return means
+
+
+@torch.no_grad()
+def tensor_totals(tensors: Sequence[Tensor]) -> Tensor:
+    """What the twenty means of each tensor follow from; a GPU is not waited for.
+
+    Args:
+        tensors: on one device.
+
+    Returns:
+        [tensors, totals] float64 on the tensors' device, in the order of `TOTALS`.
+    """
+    if has_fused(tensors):
+        from lmscout.statistics.fused_reductions import fused_totals
+
+        return fused_totals(tensors)
+    return torch.tensor([plain_totals(tensor) for tensor in tensors], dtype=torch.float64)
+
+
+def has_fused(tensors: Sequence[Tensor]) -> bool:
+    """Whether the fused kernel takes these tensors, or the plain walk has to.
+
+    Args:
+        tensors: on one device.
+    """
+    return find_spec("triton") is not None and all(
+        tensor.is_cuda and tensor.numel() > 0 and tensor.dtype in _FUSED for tensor in tensors
+    )
+
+
+def means_of_totals(totals: Values) -> Values:
+    """The twenty means from what a walk has found.
+
+    Args:
+        totals: [tensors, totals] float64, in the order of `TOTALS`.
+
+    Returns:
+        [tensors, 20] float64, in the order of `OPERATIONS`.
+    """
+    of = dict(zip(TOTALS, totals.T, strict=True))
+    n, mean = of["count"], of["mean"]
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        mean_abs = 2 * of["relu"] - mean
+        # From the deviations: both terms are positive, nothing cancels.
+        square = of["squared_deviation"] + n * mean**2
+        bound = np.maximum(-of["low"], of["high"])
+        several, many = n > 1, of["rows"] > 1
+        results = {
+            "log": of["log"] / n,
+            "abslog": of["log_abs"] / n,
+            "abs": mean_abs,
+            "square": np.where(bound**2 <= _FLOAT32_MAX, square / n, np.inf),
+            "exp": np.where(of["high"] > _EXP_HIGHEST, np.inf, of["exp"] / n),
+            "normalize": np.zeros_like(n),
+            "relu": of["relu"],
+            "invert": of["invert"] / n,
+            "frobenius": np.sqrt(square),
+            "meansum": mean,
+            "l1": mean_abs,
+            "softmax": 1.0 / of["rows"],
+            "sigmoid": of["sigmoid"] / n,
+            "logsoftmax": np.where(many, mean - of["log_sum_exp"], 0.0),
+            "sqrt": of["sqrt"] / n,
+            "negate": -mean,
+            "minmax": (mean - of["low"]) / (of["high"] - of["low"] + _EPS),
+            "mean": mean,
+            "std": np.sqrt(np.where(several, of["squared_deviation"] / (n - 1), 0.0)),
+            "identity": mean,
+        }
+    means = np.stack([results[name] for name in OPERATIONS], axis=-1)
+    means[~np.isfinite(n)] = np.nan
+    return means
 
 
 def chain_means(tensor: Tensor, chains: Sequence[tuple[str, ...]]) -> Values:
@@ -112,21 +176,52 @@ def chain_means(tensor: Tensor, chains: Sequence[tuple[str, ...]]) -> Values:
     return result
 
 
+def plain_totals(tensor: Tensor) -> tuple[float, ...]:
+    """The totals of one tensor in plain torch, on whatever device it lies.
+
+    Args:
+        tensor: any shape and floating dtype; accumulated in float64 over float32 pieces.
+
+    Returns:
+        As many numbers as `TOTALS` names.
+    """
+    n = tensor.numel()
+    nothing = (math.nan,) * len(TOTALS)
+    if n == 0:
+        return nothing
+    rows = tensor.detach().reshape(tensor.shape[0] if tensor.dim() else 1, -1)
+    sums = _walk(rows)
+    if not (math.isfinite(sums.low) and math.isfinite(sums.high)):
+        return nothing
+    bound = max(-sums.low, sums.high)
+    return (
+        n,
+        len(rows),
+        sums.low,
+        sums.high,
+        sums.x / n,
+        sums.squared_deviation,
+        sums.relu / n,
+        sums.exp,
+        sums.invert,
+        sums.sigmoid,
+        sums.sqrt,
+        sums.log,
+        sums.log_abs,
+        _log_sum_exp(rows, bound, sums) if len(rows) > 1 else 0.0,
+    )
+
+
 class _Sums:
     """Running sums of one walk, in float64."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, device: torch.device) -> None:
         self.count = 0
         self.low, self.high = math.inf, -math.inf
         self.x = self.squared_deviation = 0.0
         self.exp = self.invert = self.sigmoid = 0.0
         self.relu = self.sqrt = self.log = self.log_abs = 0.0
-        self.exp_columns = torch.zeros(columns)
-
-    @property
-    def square(self) -> float:
-        """Sum of squares, from the deviations: both terms are positive, nothing cancels."""
-        return self.squared_deviation + self.x**2 / self.count
+        self.exp_columns = torch.zeros(columns, device=device)
 
     def add_moments(self, count: int, total: float, squared_deviation: float) -> None:
         """Join a piece's sum and squared deviation to the rest (Chan et al. 1979)."""
@@ -141,10 +236,10 @@ class _Sums:
 _workspace = threading.local()
 
 
-def _buffers() -> Tensor:
+def _buffers(device: torch.device) -> Tensor:
     """Three pieces to compute in, kept: fresh ones of this size cost a page fault a page."""
-    if not hasattr(_workspace, "buffers"):
-        _workspace.buffers = torch.empty(3, _PIECE)
+    if not hasattr(_workspace, "buffers") or _workspace.buffers.device != device:
+        _workspace.buffers = torch.empty(3, _PIECE, device=device)
     buffers: Tensor = _workspace.buffers
     return buffers
 
@@ -154,7 +249,7 @@ def _walk(rows: Tensor) -> _Sums:
     n_rows, n_columns = rows.shape
     height = max(1, _PIECE // n_columns)
     width = min(n_columns, _PIECE)
-    sums = _Sums(n_columns if n_rows > 1 else 0)
+    sums = _Sums(n_columns if n_rows > 1 else 0, rows.device)
     for top in range(0, n_rows, height):
         for left in range(0, n_columns, width):
             piece = rows[top : top + height, left : left + width].float()
@@ -174,7 +269,7 @@ def _walk(rows: Tensor) -> _Sums:
 
 def _add_piece(sums: _Sums, piece: Tensor, low: float, high: float, columns: Tensor) -> None:
     x = piece.reshape(-1)
-    a, b, c = (buffer[: x.numel()] for buffer in _buffers())
+    a, b, c = (buffer[: x.numel()] for buffer in _buffers(x.device))
 
     total, squared_deviation = _moments(x, low, high, a)
     sums.add_moments(x.numel(), total, squared_deviation)

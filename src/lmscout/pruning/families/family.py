@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -138,6 +139,23 @@ def unit_parameters(part: AttentionParts | MlpParts) -> int:
     return part.output.weight.numel() + biases + sum(one.weight.numel() for one in part.inputs)
 
 
+def causal_probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Attention probabilities of heads that see what came before them.
+
+    Args:
+        query: [B, heads, T, head size].
+        key: [B, heads or a divisor of them, T, head size]; neighbouring queries share a key.
+        scale: of the products.
+
+    Returns:
+        [B, heads, T, T].
+    """
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query @ key.transpose(-1, -2) * scale
+    unseen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(unseen, -torch.inf).softmax(-1)
+
+
 @dataclass(frozen=True)
 class BlockParts:
     """The matrices of one block whose sides follow units."""
@@ -203,6 +221,19 @@ class Family(ABC):
     @abstractmethod
     def activate(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> Tensor:
         """The MLP up to its output projection: [B, T, width] to [B, T, channels]."""
+
+    @abstractmethod
+    def probabilities(
+        self, block: nn.Module, parts: AttentionParts, normed: Tensor, context: Any
+    ) -> Tensor:
+        """The attention probabilities of `attend`, [B, groups * group_size, T, T]."""
+
+    @abstractmethod
+    def activated(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """The output of the MLP's activation function, and what `activate` makes of it.
+
+        Both [B, T, channels], and the first is not overwritten: it can be differentiated.
+        """
 
     @abstractmethod
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:

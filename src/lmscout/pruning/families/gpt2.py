@@ -11,7 +11,14 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families.family import Affine, AttentionParts, BlockParts, Family, MlpParts
+from lmscout.pruning.families.family import (
+    Affine,
+    AttentionParts,
+    BlockParts,
+    Family,
+    MlpParts,
+    causal_probabilities,
+)
 
 
 class Gpt2(Family):
@@ -60,19 +67,22 @@ class Gpt2(Family):
     ) -> Tensor:
         """Causal attention of the given heads, before the output projection."""
         batch, length, _ = normed.shape
-
-        def heads(affine: Affine) -> Tensor:
-            split = functional.linear(normed, affine.weight, affine.bias)
-            return split.view(batch, length, -1, parts.head_size).transpose(1, 2)
-
+        query, key, value = (_heads(one, parts, normed) for one in parts.inputs)
         attended = functional.scaled_dot_product_attention(
-            heads(parts.query),
-            heads(parts.key),
-            heads(parts.value),
+            query,
+            key,
+            value,
             is_causal=True,
             scale=cast(Any, block).attn.scaling,
         )
         return attended.transpose(1, 2).reshape(batch, length, -1)
+
+    def probabilities(
+        self, block: nn.Module, parts: AttentionParts, normed: Tensor, context: Any
+    ) -> Tensor:
+        """Of every head."""
+        query, key = (_heads(one, parts, normed) for one in (parts.query, parts.key))
+        return causal_probabilities(query, key, cast(Any, block).attn.scaling)
 
     def mlp_norm(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """LayerNorm before the MLP."""
@@ -83,6 +93,11 @@ class Gpt2(Family):
         (expand,) = parts.expand
         inner = functional.linear(normed, expand.weight, expand.bias)
         return cast(Tensor, cast(Any, block).mlp.act(inner))
+
+    def activated(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """The activated expansion, twice: nothing is multiplied with it."""
+        act = self.activate(block, parts, normed)
+        return act, act
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Final LayerNorm and language-model head."""
@@ -100,6 +115,11 @@ class Gpt2(Family):
         plain = type(config).from_dict(config.to_dict())
         plain.n_layer, plain.n_inner = depth, channels
         return plain
+
+
+def _heads(affine: Affine, parts: AttentionParts, normed: Tensor) -> Tensor:
+    split = functional.linear(normed, affine.weight, affine.bias)
+    return split.view(*normed.shape[:2], -1, parts.head_size).transpose(1, 2)
 
 
 def _affine(layer: Any) -> Affine:

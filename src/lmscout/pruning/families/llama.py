@@ -13,7 +13,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families.family import Affine, AttentionParts, BlockParts, Family, MlpParts
+from lmscout.pruning.families.family import (
+    Affine,
+    AttentionParts,
+    BlockParts,
+    Family,
+    MlpParts,
+    causal_probabilities,
+)
 
 
 class Llama(Family):
@@ -73,25 +80,23 @@ class Llama(Family):
     ) -> Tensor:
         """Causal attention of the given groups, before the output projection."""
         batch, length, _ = normed.shape
-        attention = cast(Any, block).self_attn
-
-        def heads(affine: Affine, norm: nn.Module | None = None) -> Tensor:
-            split = functional.linear(normed, affine.weight, affine.bias)
-            split = split.view(batch, length, -1, parts.head_size)
-            return (norm(split) if norm is not None else split).transpose(1, 2)
-
-        query = heads(parts.query, getattr(attention, "q_norm", None))
-        key = heads(parts.key, getattr(attention, "k_norm", None))
-        query, key = apply_rotary_pos_emb(query, key, *context)
+        query, key = _queries_and_keys(block, parts, normed, context)
         attended = functional.scaled_dot_product_attention(
             query,
             key,
-            heads(parts.value),
+            _heads(parts.value, parts, normed),
             is_causal=True,
-            scale=attention.scaling,
+            scale=cast(Any, block).self_attn.scaling,
             enable_gqa=parts.group_size > 1,
         )
         return attended.transpose(1, 2).reshape(batch, length, -1)
+
+    def probabilities(
+        self, block: nn.Module, parts: AttentionParts, normed: Tensor, context: Any
+    ) -> Tensor:
+        """Of every query head."""
+        query, key = _queries_and_keys(block, parts, normed, context)
+        return causal_probabilities(query, key, cast(Any, block).self_attn.scaling)
 
     def mlp_norm(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """RMS norm before the MLP."""
@@ -103,6 +108,12 @@ class Llama(Family):
         activated = cast(Tensor, cast(Any, block).mlp.act_fn(gate))
         # in place saves a tensor; some activations need what they gave for their gradient
         return activated * up if activated.requires_grad else activated.mul_(up)
+
+    def activated(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """The activated gate, and the same times up."""
+        gate, up = (functional.linear(normed, one.weight, one.bias) for one in parts.expand)
+        act = cast(Tensor, cast(Any, block).mlp.act_fn(gate))
+        return act, act * up
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Final norm and language-model head."""
@@ -130,6 +141,23 @@ def _rms_norm(layer: nn.Module, hidden: Tensor) -> Tensor:
     """What the layer computes, in one kernel where there is one: its own way takes six."""
     norm = cast(Any, layer)
     return functional.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+def _heads(
+    affine: Affine, parts: AttentionParts, normed: Tensor, norm: nn.Module | None = None
+) -> Tensor:
+    split = functional.linear(normed, affine.weight, affine.bias)
+    split = split.view(*normed.shape[:2], -1, parts.head_size)
+    return (_rms_norm(norm, split) if norm is not None else split).transpose(1, 2)
+
+
+def _queries_and_keys(
+    block: nn.Module, parts: AttentionParts, normed: Tensor, context: Any
+) -> tuple[Tensor, Tensor]:
+    attention = cast(Any, block).self_attn
+    query = _heads(parts.query, parts, normed, getattr(attention, "q_norm", None))
+    key = _heads(parts.key, parts, normed, getattr(attention, "k_norm", None))
+    return cast(tuple[Tensor, Tensor], apply_rotary_pos_emb(query, key, *context))
 
 
 def _affine(layer: nn.Linear) -> Affine:

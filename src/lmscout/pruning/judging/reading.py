@@ -1,0 +1,159 @@
+"""One forward and one backward through a trained model, shown tensor by tensor.
+
+What a proxy reads of an untrained architecture, here of the model whose units are sorted: each
+tensor comes with the axis along which it follows units, so that a prefix of it is what a plan
+keeps of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.families import (
+    ATTENTION,
+    MLP,
+    Affine,
+    AttentionParts,
+    Family,
+    MlpParts,
+)
+from lmscout.statistics.single_pass import only_these_learn
+
+BLOCK = "block"  # of a tensor that follows no units: it stays while anything of its block does
+
+
+@dataclass(frozen=True)
+class Place:
+    """Tensors of one shape that stand in one place of a block.
+
+    Attributes:
+        block: which block.
+        kind: "attention", "mlp", or "block" where the tensors follow no units.
+        stack: of `proxies.deep.STACKS`: "linear", "act", "hidden", "head" or "softmax".
+        tensors: by leaf: "weight" and "grad", "act" and "act_grad", "jacob", "head", "softmax".
+        axis: along which they follow units.
+        units: how many there are; 1 where they follow none.
+    """
+
+    block: int
+    kind: str
+    stack: str
+    tensors: Mapping[str, Tensor]
+    axis: int
+    units: int
+
+    def first(self, count: int) -> dict[str, Tensor]:
+        """What stays of the tensors where the first units are kept, as views."""
+        if self.kind == BLOCK:
+            return dict(self.tensors)
+        return {
+            name: one.narrow(self.axis, 0, one.shape[self.axis] // self.units * count)
+            for name, one in self.tensors.items()
+        }
+
+
+See = Callable[[Place], None]
+
+
+def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: See) -> None:
+    """Run one forward and one backward and show every tensor that a proxy may read.
+
+    The loss is the mean next-token cross-entropy.  Weights are the model's own, seen through
+    the family's views; a gradient is let go of as soon as it was shown, and so is all else
+    that `see` does not keep.
+
+    Args:
+        model: its units in final order; left as it was found, without gradients.
+        family: its family.
+        tokens: [B, T] int64.
+        see: called once a place.
+
+    Raises:
+        LmscoutError: the loss is not finite.
+    """
+    with only_these_learn(model, ()), torch.enable_grad():
+        hidden = family.embed(model, tokens).detach().requires_grad_()
+        context = family.context(model, hidden)
+        for index, block in enumerate(family.blocks(model)):
+            parts = family.parts(block)
+            _watch(hidden, partial(_see_hidden, see, index))
+            attention = _learning_attention(see, index, parts.attention)
+            normed = family.attention_norm(block, hidden)
+            inner = family.attend(block, attention, normed, context)
+            hidden = hidden + _linear(inner, attention.output)
+            with torch.no_grad():
+                for one in parts.attention.inputs:
+                    head = {"head": _linear(normed, one)}
+                    see(Place(index, ATTENTION, "head", head, 2, parts.attention.units))
+                attended = family.probabilities(block, parts.attention, normed, context)
+                softmax = {"softmax": attended}
+                see(Place(index, ATTENTION, "softmax", softmax, 1, parts.attention.units))
+            mlp = _learning_mlp(see, index, parts.mlp)
+            act, inner = family.activated(block, mlp, family.mlp_norm(block, hidden))
+            _watch(act, partial(_see_activation, see, index, act.detach()))
+            hidden = hidden + _linear(inner, mlp.output)
+        logits = family.logits(model, hidden)[:, :-1].flatten(0, 1)
+        loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten())
+        if not torch.isfinite(loss):
+            raise LmscoutError(
+                f"the model's loss on calibration text is {loss.item()}: is the model sound?"
+            )
+        torch.autograd.backward(loss)
+
+
+def _watch(tensor: Tensor, see: Callable[[Tensor], None]) -> None:
+    """Show a tensor's gradient when it arrives."""
+    tensor.register_hook(see)  # type: ignore[no-untyped-call]
+
+
+def _see_hidden(see: See, block: int, gradient: Tensor) -> None:
+    see(Place(block, BLOCK, "hidden", {"jacob": gradient.detach()}, 0, 1))
+
+
+def _see_activation(see: See, block: int, act: Tensor, gradient: Tensor) -> None:
+    tensors = {"act": act, "act_grad": gradient.detach()}
+    see(Place(block, MLP, "act", tensors, 2, act.shape[2]))
+
+
+def _learning_attention(see: See, block: int, part: AttentionParts) -> AttentionParts:
+    rows = partial(_learning, see, block, ATTENTION, 0, part.units)
+    columns = partial(_learning, see, block, ATTENTION, 1, part.units)
+    return replace(
+        part,
+        query=rows(part.query),
+        key=rows(part.key),
+        value=rows(part.value),
+        output=columns(part.output),
+    )
+
+
+def _learning_mlp(see: See, block: int, part: MlpParts) -> MlpParts:
+    rows = partial(_learning, see, block, MLP, 0, part.units)
+    columns = partial(_learning, see, block, MLP, 1, part.units)
+    return MlpParts(tuple(map(rows, part.expand)), columns(part.output))
+
+
+def _learning(see: See, block: int, kind: str, axis: int, units: int, affine: Affine) -> Affine:
+    """The same map, its weight a leaf of the graph whose gradient is shown and dropped."""
+
+    def arrived(weight: Tensor) -> None:
+        if weight.grad is not None:
+            tensors = {"weight": weight.detach(), "grad": weight.grad}
+            see(Place(block, kind, "linear", tensors, axis, units))
+            weight.grad = None
+
+    leaf = affine.weight.detach().requires_grad_()
+    leaf.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+    return Affine(leaf, affine.bias)
+
+
+def _linear(hidden: Tensor, affine: Affine) -> Tensor:
+    return functional.linear(hidden, affine.weight, affine.bias)

@@ -1,0 +1,209 @@
+"""The fused reductions against the plain ones: on a GPU, else in Triton's interpreter.
+
+The interpreter runs a kernel in numpy, instruction by instruction, so tensors are small there.
+"""
+
+import importlib.util
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from lmscout.statistics import unary_means
+from lmscout.statistics.fused_reductions import Tuning, fused_totals, prepare
+from lmscout.statistics.reductions import (
+    OPERATIONS,
+    has_fused,
+    means_of_totals,
+    plain_totals,
+    tensor_totals,
+)
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+SMALL = Tuning(programs=1000, least=1 << 10)  # many pieces even of small tensors
+
+
+def cannot_run():
+    """Why the kernel cannot run here, or nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if not ON_GPU and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        return "no GPU, and Triton's interpreter does not run with numpy 2.4"
+    return ""
+
+
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernel is first imported
+runs_kernel = pytest.mark.skipif(bool(cannot_run()), reason=cannot_run())
+
+
+def normal(*shape, scale=1.0, shift=0.0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(len(shape) + sum(shape))
+    return (torch.randn(shape, generator=generator) * scale + shift).to(dtype)
+
+
+def causal(length):
+    scores = normal(4, length, length)
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -math.inf).softmax(-1)
+
+
+TENSORS = {
+    "weights": normal(200, 300, scale=0.02, dtype=torch.bfloat16),
+    "rows and columns left over": normal(150, 137),
+    "half precision": normal(140, 136, dtype=torch.float16),
+    "few rows": normal(3, 5, 700, dtype=torch.bfloat16),
+    "one row": normal(1, 40, 120, dtype=torch.bfloat16),
+    "one column": normal(300),
+    "one element": torch.tensor([[-0.3]]),
+    "0-dimensional": torch.tensor(0.7),
+    "transposed": normal(60, 150).T,
+    "strided": normal(300, 200)[::2, 1::3],
+    "expanded": normal(1, 7).expand(150, 7),
+    "causal probabilities": causal(40),
+    "all zero": torch.zeros(140, 130),
+    "constant": torch.full((140, 130), 0.1),
+    "negative": -normal(140, 130).abs() - 0.01,
+    "positive and zero": normal(140, 130).relu(),
+    "up to 300": normal(140, 130).clamp(-3, 3) * 100,
+    "all near 85": normal(140, 130, shift=85.0),
+    "all near -85": normal(140, 130, shift=-85.0),
+    "mean >> std": normal(140, 130, scale=1e-3, shift=7.0),
+    "tiny": normal(140, 130, scale=1e-12),
+    "squares below float32": normal(140, 130, scale=1e-22),
+    "huge": normal(140, 130).clamp(-3, 3) * 1e38,
+    "one piece unlike the others": torch.cat([normal(130, 130), normal(30, 130) * 1e9]),
+    "poles of the reciprocal": torch.tensor([-1e-9, 0.5, -1e-9, 2.0]).repeat(140, 30),
+}
+
+
+def check(tensor, totals):
+    """Compare with the plain walk, each mean to float32's precision of its terms."""
+    x = tensor.double()
+    got = dict(zip(OPERATIONS, means_of_totals(totals[None])[0], strict=True))
+    plain = unary_means(tensor.cpu())
+    size = x.abs().mean().item()
+    sizes = {  # where terms cancel, a sum rounds in proportion to them
+        **dict.fromkeys(("identity", "mean", "meansum", "negate", "relu", "abs", "l1"), size),
+        "invert": (tensor.float() + 1e-9).double().reciprocal().abs().mean().item(),
+        "log": x.abs().log().nan_to_num(0, 0, 0).abs().mean().item(),
+        "logsoftmax": 1 + x.abs().max().item(),
+        "minmax": 1.0,
+    }
+    for name, expected in zip(OPERATIONS, plain, strict=True):
+        if not math.isfinite(expected):
+            assert got[name] == pytest.approx(expected, nan_ok=True), name
+            continue
+        scale = sizes.get(name, 0.0)
+        scale = max(abs(expected), scale) if math.isfinite(scale) else abs(expected)
+        assert got[name] == pytest.approx(expected, abs=1e-5 * scale + 1e-42, rel=0), name
+
+
+@runs_kernel
+@pytest.mark.parametrize("name", TENSORS)
+def test_means_are_those_of_the_plain_walk(name):
+    tensor = TENSORS[name].to(DEVICE)
+    tuning = SMALL if name in ("weights", "rows and columns left over") else Tuning()
+    check(tensor, fused_totals([tensor], tuning)[0].cpu().numpy())
+
+
+@runs_kernel
+def test_what_is_equal_by_definition_is_equal_to_the_bit():
+    def of(name):
+        totals = fused_totals([TENSORS[name].to(DEVICE)]).cpu().numpy()
+        return dict(zip(OPERATIONS, means_of_totals(totals)[0], strict=True))
+
+    positive, negative, constant = of("positive and zero"), of("negative"), of("constant")
+    assert positive["relu"] == positive["abs"] == positive["identity"]
+    assert positive["log"] == positive["abslog"]
+    assert negative["relu"] == negative["log"] == negative["sqrt"] == 0.0
+    assert negative["abs"] == negative["negate"]
+    assert constant["std"] == constant["minmax"] == 0.0
+    assert constant["mean"] == TENSORS["constant"][0, 0].item()
+
+
+@runs_kernel
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_tensor_that_is_not_finite_has_no_means(bad):
+    tensor = normal(140, 130)
+    tensor[70, 100] = bad
+    sound = normal(140, 130)
+    means = means_of_totals(fused_totals([tensor.to(DEVICE), sound.to(DEVICE)]).cpu().numpy())
+    assert np.isnan(means[0]).all()
+    assert np.isfinite(means[1]).all()
+
+
+@runs_kernel
+def test_tensors_of_several_kinds_come_back_in_order():
+    names = ("weights", "one row", "half precision", "few rows", "rows and columns left over")
+    tensors = [TENSORS[name].to(DEVICE) for name in names]
+    totals = fused_totals(tensors).cpu().numpy()
+    for tensor, row in zip(tensors, totals, strict=True):
+        check(tensor, row)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="no GPU")
+def test_large_tensors_on_a_gpu_are_reduced_fused_and_always_alike():
+    tensors = [
+        normal(4096, 11008, scale=0.02, dtype=torch.bfloat16).cuda(),
+        normal(1, 2048, 5504, dtype=torch.bfloat16).cuda(),
+        causal(1024).bfloat16().cuda(),
+        (normal(1000, 1003) * 100).cuda(),
+    ]
+    assert has_fused(tensors)
+    totals = tensor_totals(tensors)
+    assert totals.is_cuda
+    for tensor, row in zip(tensors, totals.cpu().numpy(), strict=True):
+        check(tensor, row)
+    assert torch.equal(totals, tensor_totals(tensors))
+
+
+def test_the_plain_walk_takes_what_the_kernel_does_not():
+    assert not has_fused([normal(3, 4)])
+    tensors = [normal(3, 4).double(), normal(5)]
+    expected = np.array([plain_totals(tensor) for tensor in tensors])
+    assert np.array_equal(tensor_totals(tensors).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((1,), (5,), (4096, 4096), (4096, 11008), (32000, 4096), (8806, 4096), (4096, 8806)),
+        *((200, 7), (1, 2048, 11008), (16, 128, 11008), (3, 5, 700), (32, 2048, 2048)),
+        (1, 4, 33, 33),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_pieces_cover_a_tensor_once(shape, dtype):
+    tensor = torch.empty(1, dtype=dtype).expand(shape) if len(shape) == 2 else None
+    if tensor is None:
+        tensor = torch.empty(shape, dtype=dtype)
+    ((_, launch),) = prepare([tensor], Tuning(programs=660))
+    row = dict(zip(FIELDS, launch.table[0].tolist(), strict=False))
+    assert row["pieces"] == row["parts"] * row["stripes"] <= 5000
+    assert row["pieces"] == launch.sums.shape[1]
+    assert len(launch.stripe_logs) == row["stripes"]
+    covered = 0
+    for part in range(row["parts"]):
+        top = part * row["height"]
+        bottom = min(top + row["height"], row["rows"])
+        assert top < bottom
+        covered += (bottom - top) * row["columns"]
+    left = (row["stripes"] - 1) * row["width"]
+    assert left < row["columns"] <= left + row["width"]
+    assert covered == row["rows"] * row["columns"]
+    # Only a vector made into a matrix has a last row that is short.
+    missing = covered - tensor.numel()
+    assert missing == 0 or (row["axis"] == 1 and 0 < missing < row["columns"])
+    assert row["parts"] == 1 or row["width"] == launch.tile.width
+    needed = row["parts"] * row["columns"] if row["parts"] > 1 and row["axis"] > 1 else 0
+    assert needed <= launch.parts.shape[1] < needed + 4
+
+
+FIELDS = (
+    *("pointer", "rows", "columns", "down", "right", "n", "first", "pieces", "parts", "height"),
+    *("width", "parts_at", "axis", "first_stripe", "stripes"),
+)
