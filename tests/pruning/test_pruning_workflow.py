@@ -189,6 +189,9 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
             check_request(replace(REQUEST, **wrong), calibration, report_on, out)
     with pytest.raises(LmscoutError, match="are the same"):
         check_request(REQUEST, calibration, Text("again", calibration.content, "c"), out)
+    again = Text("again", report_on.content, "c")
+    with pytest.raises(LmscoutError, match="recovery text again and report text second are"):
+        check_request(REQUEST, calibration, report_on, out, again)
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine").write_text("mine")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from lmscout.cli import console
+from lmscout.cli import console, recovery_options
 from lmscout.cli.options import DTYPES, JsonOption
 from lmscout.errors import LmscoutError
 
@@ -21,6 +21,8 @@ _NAMES = {
     "uniform_guarded": "uniform, ends guarded",
     "found": "found",
     "found_plain": "found, not compensated",
+    "found_recovered": "found, recovered",
+    "dense_elastic": "dense, elastic recovery",
 }
 
 _SHRINKS = 8  # that the table lists, those of most account
@@ -121,6 +123,12 @@ def prune(
             show_default=False,
         ),
     ] = None,
+    recover: recovery_options.MethodOption = None,
+    elastic: recovery_options.ElasticOption = False,
+    recover_text: recovery_options.TextOption = None,
+    recover_steps: recovery_options.StepsOption = None,
+    recover_tokens: recovery_options.TokensOption = None,
+    recover_minutes: recovery_options.MinutesOption = None,
     json: JsonOption = None,
 ) -> None:
     """Prune a causal language model with an accuracy predictor.
@@ -156,15 +164,27 @@ def prune(
         storage=storage,
         grain=grain,
         devices=tuple(others),
+        recovery=recovery_options.recovery_request(
+            recover, elastic, recover_text, recover_steps, recover_tokens, recover_minutes, seed
+        ),
     )
     text = read_text(calibration)
     report_on = read_text(report) if report is not None else None
-    check_request(request, text, report_on, out)
+    recover_on = read_text(recover_text) if recover_text is not None else None
+    check_request(request, text, report_on, out, recover_on)
     loaded = load_model(
         model, None if compute_dtype is None else getattr(torch, compute_dtype), first
     )
     with console.progress_bars() as progress:
-        result = run(loaded, text, request, out, report_on=report_on, progress=progress)
+        result = run(
+            loaded,
+            text,
+            request,
+            out,
+            report_on=report_on,
+            recover_on=recover_on,
+            progress=progress,
+        )
     if json != console.STDOUT:
         show(result)
     console.write_result(json, result.to_json())
@@ -189,7 +209,10 @@ def show(result: Pruning) -> None:
     for column in ("parameters", "kept", *(["perplexity", "of dense"] if measured else [])):
         table.add_column(column, justify="right")
     dense = result.dense
+    recovered = any(size.recovery for size in result.sizes)
     rows: list[tuple[str, Reported | None]] = [("dense", dense)]
+    if result.dense_elastic is not None:
+        rows.append((_NAMES["dense_elastic"], result.dense_elastic))
     for size in result.sizes:
         rows.append((f"keep {size.keep:g} of {result.of}", None))
         rows += [(_NAMES[one.name], one) for one in size.reported]
@@ -202,8 +225,18 @@ def show(result: Pruning) -> None:
         if one.perplexity is not None and dense.perplexity is not None:
             cells.append(f"{one.perplexity.value:.2f}")
             cells.append(f"{one.perplexity.value / dense.perplexity.value - 1:+.1%}")
-        table.add_row(*cells, style="bold" if one.name == "found" else None)
+        best = one.name == ("found_recovered" if recovered else "found")
+        table.add_row(*cells, style="bold" if best else None)
     screen.print(table)
+    _tell(result)
+    print(f"ledger: {result.ledger}")
+    for size in result.sizes:
+        print(f"saved model: {size.out}")
+
+
+def _tell(result: Pruning) -> None:
+    """Predictor, narrowings, sizes, recovery and seconds, in sentences."""
+    screen = console.table_console()
     words = result.predictor.words if result.predictor else "none: all plans were measured"
     screen.print(f"predictor: {words}", highlight=False)
     telling = sorted(result.shrinks, key=lambda shrink: -abs(shrink.cost))
@@ -213,8 +246,11 @@ def show(result: Pruning) -> None:
         screen.print(f"  and {len(telling) - _SHRINKS} more narrowings, see --json")
     for size in result.sizes:
         screen.print(size.words, highlight=False)
+        if size.recovery is not None:
+            screen.print(f"  recovered by {size.recovery.words}", highlight=False)
+    if result.elastic is not None:
+        screen.print(f"elastic recovery by {result.elastic.trained.words}", highlight=False)
+        for change in result.elastic.orders:
+            screen.print(f"  {change.words}", highlight=False)
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result.seconds.items())
     screen.print(f"{result.pairs} pairs; {seconds}", highlight=False)
-    print(f"ledger: {result.ledger}")
-    for size in result.sizes:
-        print(f"saved model: {size.out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.subnetwork import (
     LIKELIHOOD,
     Evaluator,
+    Reference,
     SubnetworkEvaluator,
     shape_of,
 )
@@ -78,10 +79,13 @@ class Calibrated:
         settings: how it was calibrated.
         measured: [windows, T] on which every plan is measured.
         final: [windows, T] on which the last few are.
+        moments: [windows, T] from which Gram matrices are collected.
         mass: importance of what a plan cuts.
         compensation: refits output projections; None where plans stay as they are cut.
         digests: of the model and of the calibration text.
         copies: of the model, with what refits them, on further devices.
+        references: by digest of the windows, the dense model's predictions to which plans are
+            compared, where they are not those of the weights that are there now.
     """
 
     model: PreTrainedModel
@@ -90,10 +94,12 @@ class Calibrated:
     settings: CalibrationSettings
     measured: Tensor
     final: Tensor
+    moments: Tensor
     mass: ImportanceMass
     compensation: Compensation | None
     digests: Mapping[str, str]
     copies: tuple[tuple[PreTrainedModel, Compensation | None], ...] = ()
+    references: Mapping[str, tuple[Reference, ...]] = field(default_factory=dict)
 
     def evaluator(self, windows: Tensor) -> Evaluator:
         """Measures plans on [windows, T] tokens, in portions, as they will be saved."""
@@ -106,6 +112,7 @@ class Calibrated:
                 compensation=compensation,
                 quality=self.settings.quality,
                 portions=max(4, windows.numel() // portion),
+                references=self.references.get(text_digest(windows)),
             )
             for model, compensation in ((self.model, self.compensation), *self.copies)
         ]
@@ -217,6 +224,7 @@ def calibrate(
         settings,
         measured,
         final,
+        for_moments,
         mass,
         compensation,
         digests,
@@ -235,6 +243,34 @@ def _halves(model: PreTrainedModel, family: Family) -> dict[Place, AttentionPart
 def _outputs(model: PreTrainedModel, family: Family) -> dict[Place, Affine]:
     """The output projection of every half."""
     return {place: half.output for place, half in _halves(model, family).items()}
+
+
+def calibrate_again(
+    calibrated: Calibrated,
+    references: Mapping[str, tuple[Reference, ...]],
+    digests: Mapping[str, str],
+    *,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """The same after the model's weights were changed in place: with new moments.
+
+    Args:
+        calibrated: as it was before; its units stay in their order.
+        references: as `Calibrated.references`.
+        digests: what tells the new weights from those before.
+        progress: called with blocks done and in all.
+    """
+    model, family = calibrated.model, calibrated.family
+    compensation = None
+    if calibrated.settings.compensate:
+        moments = moments_by_block(model, family, calibrated.moments, progress=progress)
+        compensation = Compensation(_outputs(model, family), moments)
+    return replace(
+        calibrated,
+        compensation=compensation,
+        references=references,
+        digests={**calibrated.digests, **digests},
+    )
 
 
 def model_digest(model: PreTrainedModel) -> str:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from lmscout.evaluation import Perplexity
 from lmscout.pruning.learning.narrowing import Shrink
 from lmscout.pruning.learning.predictor import PredictorReport
+from lmscout.pruning.recovery.elastic import Elastic
+from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.subnetworks.plan import Plan
 
 
@@ -20,8 +22,8 @@ class Reported:
     """One model of the report.
 
     Attributes:
-        name: "dense", "uniform", "uniform_compensated", "uniform_guarded", "found" or
-            "found_plain".
+        name: "dense", "uniform", "uniform_compensated", "uniform_guarded", "found",
+            "found_plain", or after recovery "found_recovered" and "dense_elastic".
         plan: what it keeps.
         params: parameters of the whole model.
         kept: share of the parameters in attention and MLP.
@@ -86,12 +88,14 @@ class Size:
         reported: uniform and found models.
         finalists: best first.
         out: the saved model's folder.
+        recovery: the training of the winner; None without.
     """
 
     keep: float
     reported: tuple[Reported, ...]
     finalists: tuple[Finalist, ...]
     out: Path
+    recovery: Trained | None = None
 
     @property
     def plan(self) -> Plan:
@@ -121,6 +125,7 @@ class Size:
             "words": self.words,
             "finalists": [one.to_json() for one in self.finalists],
             "out": str(self.out),
+            "recovery": None if self.recovery is None else self.recovery.to_json(),
         }
 
 
@@ -144,6 +149,8 @@ class Pruning:
         pairs: held by the ledger.
         ledger: its URL.
         seconds: by stage.
+        elastic: the training of all plans; None without.
+        dense_elastic: the dense model with it; None without.
     """
 
     of: str
@@ -154,6 +161,8 @@ class Pruning:
     pairs: int
     ledger: str
     seconds: Mapping[str, float]
+    elastic: Elastic | None = None
+    dense_elastic: Reported | None = None
 
     def to_json(self) -> dict[str, object]:
         """As the command line prints it: of one size flat, of several as a list, `sizes`."""
@@ -175,6 +184,12 @@ class Pruning:
             **(sizes[0] if len(sizes) == 1 else {"sizes": sizes}),
             "predictor": predictor,
             "narrowing": [shrink.words for shrink in self.shrinks],
+            "elastic": self._elastic_json(),
             "ledger": self.ledger,
             "seconds": dict(self.seconds),
         }
+
+    def _elastic_json(self) -> dict[str, object] | None:
+        if self.elastic is None or self.dense_elastic is None:
+            return None
+        return {**self.elastic.to_json(), "dense": self.dense_elastic.to_json()}

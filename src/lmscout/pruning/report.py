@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.evaluation import Perplexity, Text, perplexity
 from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.outcome import Reported
-from lmscout.pruning.saving.cutting import cut
+from lmscout.pruning.saving.cutting import cut, round_weights
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.ranges import Ranges, uniform
 from lmscout.pruning.subnetworks.plan import Plan
@@ -79,6 +80,45 @@ def report(
         tuple(row(*one, budget) for one in rows)
         for rows, budget in zip(sizes, budgets, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class ReportText:
+    """On what perplexities are reported, and of which weights.
+
+    Attributes:
+        tokenizer: the model's.
+        text: the text; None to report none.
+        protocol: of the perplexity.
+        dtype: that saved weights have.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text: Text | None
+    protocol: str
+    dtype: torch.dtype
+
+    def perplexity(self, model: PreTrainedModel) -> Perplexity | None:
+        """Of weights as they are saved, products as the model in memory computes them.
+
+        Args:
+            model: its weights are rounded in place.
+
+        Raises:
+            LmscoutError: the text is too short, or the loss is not finite.
+        """
+        if self.text is None:
+            return None
+        computed = model.dtype
+        round_weights(model, self.dtype)
+        round_weights(model, computed)
+        return perplexity(model, self.tokenizer, self.text, self.protocol)
+
+    def dense_perplexity(self, calibrated: Calibrated) -> Perplexity | None:
+        """Of the dense model, with the weights that are there now."""
+        if self.text is None:
+            return None
+        return self.perplexity(cut(calibrated.model, calibrated.shape.dense))
 
 
 def _rows(calibrated: Calibrated, budget: Budget, winner: Plan) -> list[tuple[str, Plan, bool]]:

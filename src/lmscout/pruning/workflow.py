@@ -24,7 +24,11 @@ from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
 from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.outcome import Pruning, Size
-from lmscout.pruning.report import report
+from lmscout.pruning.recovery.checkpoint import FOLDER as RECOVERY_FOLDER
+from lmscout.pruning.recovery.run import RecoveryRequest, recover_plans
+from lmscout.pruning.recovery.training import Trained
+from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, remove_finished
+from lmscout.pruning.report import ReportText, report
 from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.export import CONFIG, save
 from lmscout.pruning.searching.budgets import Budget
@@ -61,6 +65,7 @@ class Request:
         storage: URL of an Optuna storage for the ledger; a file in the run folder if None.
         grain: MLP widths are multiples of it; if None, what the model's device runs fast.
         devices: further devices that share the measuring, each with a copy of the model.
+        recovery: what is trained again, and how.
     """
 
     keep: tuple[float, ...] = (0.8,)
@@ -74,6 +79,7 @@ class Request:
     storage: str | None = None
     grain: int | None = None
     devices: tuple[torch.device, ...] = ()
+    recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
 
 
 def prune(
@@ -83,6 +89,7 @@ def prune(
     out: Path,
     *,
     report_on: Text | None = None,
+    recover_on: Text | None = None,
     progress: Progress | None = None,
 ) -> Pruning:
     """Prune a model to one or several sizes.
@@ -90,12 +97,14 @@ def prune(
     The same call continues a run that was stopped at any moment.
 
     Args:
-        loaded: the dense model with its tokenizer; its units are reordered in place.
+        loaded: the dense model with its tokenizer; its units are reordered in place, and elastic
+            recovery changes its weights.
         calibration: text on which plans are measured.
         request: what is wanted.
         out: folder of the run: the ledger and the saved model; where several sizes are
             wanted, each model in a folder of its own in it, such as ``keep-0.8``.
         report_on: text on which perplexities are reported; never the calibration text.
+        recover_on: text that recovery trains on; the calibration text if None.
         progress: called with a stage's name, what is done of it, and its size.
 
     Returns:
@@ -104,7 +113,7 @@ def prune(
     Raises:
         LmscoutError: whatever the user can mend.
     """
-    check_request(request, calibration, report_on, out)
+    check_request(request, calibration, report_on, out, recover_on)
     stages = Stages(progress)
     settings = replace(request.calibration, seed=request.seed)
     family = family_of(loaded.model.config)
@@ -116,8 +125,20 @@ def prune(
             space.require(budget)
     with stages("calibrating") as told:
         windows = tokenize_windows(loaded.tokenizer, calibration, settings.window)
+        training = windows
+        if recover_on is not None:
+            training = tokenize_windows(loaded.tokenizer, recover_on, settings.window)
         calibrated = calibrate(loaded.model, windows, settings, progress=told)
-        calibrated = calibrated.copied_to(request.devices)
+    dtype = request.dtype or loaded.saved_dtype or loaded.model.dtype
+    on = ReportText(loaded.tokenizer, report_on, request.protocol, dtype)
+    elastic = None
+    if request.recovery.elastic is not None:
+        budgets = _budgets(request, loaded.model, units, settings.window, None)
+        sizes = dict(zip(request.keep, budgets, strict=True))
+        calibrated, elastic = recover_plans(
+            calibrated, training, space, sizes, request.recovery.elastic, out, on, stages
+        )
+    calibrated = calibrated.copied_to(request.devices)
     storage = request.storage or out
     final_settings = {**calibrated.ledger_settings, "final_tokens": settings.final_tokens}
     with (
@@ -148,7 +169,6 @@ def prune(
         with stages("measuring finalists") as told:
             contests = measure_finalists(calibrated, ledger, finals, learnt, candidates, told)
     winners = [contest[0].plan for contest in contests]
-    dtype = request.dtype or loaded.saved_dtype or loaded.model.dtype
     with stages("reporting") as told:
         dense, reported = report(
             calibrated,
@@ -160,17 +180,26 @@ def prune(
             dtype=dtype,
             progress=told,
         )
+    winner_of = None
+    trained: Sequence[Trained | None] = [None] * len(winners)
+    if request.recovery.winners is not None:
+        winner_of = WinnerRecovery(
+            calibrated, training, request.recovery.winners, request.shape, out
+        )
+        reported, trained = recover_winners(winner_of, request.keep, winners, reported, on, stages)
     folders = model_folders(request.keep, out)
     with stages("saving"):
         for keep, winner, folder in zip(request.keep, winners, folders, strict=True):
-            _save(calibrated, loaded, winner, folder, dtype, request, keep)
+            model = None if winner_of is None else winner_of(keep, winner)[0]
+            _save(calibrated, loaded, winner, model, folder, dtype, request, keep)
+        remove_finished(out, request.keep)
     return Pruning(
         request.of,
-        dense,
+        dense if elastic is None else replace(dense, perplexity=elastic.as_given),
         tuple(
-            Size(keep, rows, tuple(contest), folder)
-            for keep, contest, rows, folder in zip(
-                request.keep, contests, reported, folders, strict=True
+            Size(keep, rows, tuple(contest), folder, done)
+            for keep, contest, rows, folder, done in zip(
+                request.keep, contests, reported, folders, trained, strict=True
             )
         ),
         learnt.predictor.report if learnt.predictor else None,
@@ -178,10 +207,18 @@ def prune(
         len(ledger),
         ledger.url,
         stages.seconds,
+        elastic,
+        None if elastic is None else replace(dense, name="dense_elastic"),
     )
 
 
-def check_request(request: Request, calibration: Text, report: Text | None, out: Path) -> None:
+def check_request(
+    request: Request,
+    calibration: Text,
+    report: Text | None,
+    out: Path,
+    recover_on: Text | None = None,
+) -> None:
     """Refuse what cannot be done, before any work.
 
     Raises:
@@ -205,13 +242,14 @@ def check_request(request: Request, calibration: Text, report: Text | None, out:
         if given not in known:
             raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
     protocol_of(request.protocol)
-    if report is not None and same_text(calibration, report):
-        raise LmscoutError(
-            f"calibration text {calibration.source} and report text {report.source} are the same: "
-            "a perplexity on what a choice has seen says nothing"
-        )
+    for name, seen in (("calibration", calibration), ("recovery", recover_on)):
+        if report is not None and seen is not None and same_text(seen, report):
+            raise LmscoutError(
+                f"{name} text {seen.source} and report text {report.source} are the same: "
+                "a perplexity on what a choice has seen says nothing"
+            )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / FILE_NAME).is_file():
+        if not ((out / FILE_NAME).is_file() or (out / RECOVERY_FOLDER).is_dir()):
             raise LmscoutError(
                 f"output folder {out} is not empty, and holds no run to continue: name another"
             )
@@ -220,6 +258,7 @@ def check_request(request: Request, calibration: Text, report: Text | None, out:
                 raise LmscoutError(
                     f"output folder {folder} is not empty: it holds a finished model; name another"
                 )
+    request.recovery.check(out, settings.window, request.keep, request.of)
 
 
 def model_folders(keep: Sequence[float], out: Path) -> list[Path]:
@@ -271,6 +310,7 @@ def _save(
     calibrated: Calibrated,
     loaded: LoadedModel,
     plan: Plan,
+    recovered: PreTrainedModel | None,
     folder: Path,
     dtype: torch.dtype,
     request: Request,
@@ -284,6 +324,7 @@ def _save(
         shape=cast(ShapeName, request.shape),
         tokenizer=loaded.tokenizer,
         outputs=calibrated.refitted(plan) if compensate else None,
+        recovered=recovered,
         dtype=dtype,
         beside=[path.name for path in folder.iterdir()] if folder.is_dir() else (),
         note={
@@ -294,5 +335,6 @@ def _save(
             "seed": request.seed,
             "importance": calibrated.settings.importance,
             "compensated": compensate,
+            **request.recovery.note(),
         },
     )

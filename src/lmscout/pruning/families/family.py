@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 ATTENTION, MLP = "attention", "mlp"
@@ -41,6 +42,10 @@ class Affine:
     def columns(self, count: int) -> Affine:
         """The first inputs alone."""
         return Affine(self.weight[:, :count], self.bias)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The map of [..., in] to [..., out]."""
+        return functional.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)

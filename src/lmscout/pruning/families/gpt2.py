@@ -91,8 +91,7 @@ class Gpt2(Family):
     def activate(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> Tensor:
         """The activated expansion."""
         (expand,) = parts.expand
-        inner = functional.linear(normed, expand.weight, expand.bias)
-        return cast(Tensor, cast(Any, block).mlp.act(inner))
+        return cast(Tensor, cast(Any, block).mlp.act(expand.apply(normed)))
 
     def activated(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> tuple[Tensor, Tensor]:
         """The activated expansion, twice: nothing is multiplied with it."""
@@ -118,7 +117,7 @@ class Gpt2(Family):
 
 
 def _heads(affine: Affine, parts: AttentionParts, normed: Tensor) -> Tensor:
-    split = functional.linear(normed, affine.weight, affine.bias)
+    split = affine.apply(normed)
     return split.view(*normed.shape[:2], -1, parts.head_size).transpose(1, 2)
 
 

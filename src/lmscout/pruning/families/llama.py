@@ -104,14 +104,14 @@ class Llama(Family):
 
     def activate(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> Tensor:
         """The activated gate times up."""
-        gate, up = (functional.linear(normed, one.weight, one.bias) for one in parts.expand)
+        gate, up = (one.apply(normed) for one in parts.expand)
         activated = cast(Tensor, cast(Any, block).mlp.act_fn(gate))
         # in place saves a tensor; some activations need what they gave for their gradient
         return activated * up if activated.requires_grad else activated.mul_(up)
 
     def activated(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> tuple[Tensor, Tensor]:
         """The activated gate, and the same times up."""
-        gate, up = (functional.linear(normed, one.weight, one.bias) for one in parts.expand)
+        gate, up = (one.apply(normed) for one in parts.expand)
         act = cast(Tensor, cast(Any, block).mlp.act_fn(gate))
         return act, act * up
 
@@ -146,7 +146,7 @@ def _rms_norm(layer: nn.Module, hidden: Tensor) -> Tensor:
 def _heads(
     affine: Affine, parts: AttentionParts, normed: Tensor, norm: nn.Module | None = None
 ) -> Tensor:
-    split = functional.linear(normed, affine.weight, affine.bias)
+    split = affine.apply(normed)
     split = split.view(*normed.shape[:2], -1, parts.head_size)
     return (_rms_norm(norm, split) if norm is not None else split).transpose(1, 2)
 

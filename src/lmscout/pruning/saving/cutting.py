@@ -92,6 +92,19 @@ def cut(
     return cast(PreTrainedModel, pruned)
 
 
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give a model's weights another dtype, in place.
+
+    Buffers keep theirs: rotary frequencies are computed in float32, whatever the weights are.
+
+    Args:
+        model: the model.
+        dtype: of its weights from now on.
+    """
+    for one in model.parameters():
+        one.data = one.data.to(dtype)
+
+
 def is_uniform(plan: Plan, config: PreTrainedConfig) -> bool:
     """Whether a plan can be saved as a plain model of its family.
 

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.saving import reload_saved
-from lmscout.pruning.saving.cutting import ShapeName, cut, is_uniform
+from lmscout.pruning.saving.cutting import ShapeName, cut, is_uniform, round_weights
 from lmscout.pruning.saving.model_card import model_card
 from lmscout.pruning.saving.modeling_lmscout import PRUNED
 from lmscout.pruning.subnetworks.plan import Plan
@@ -43,6 +43,7 @@ def save(
     shape: ShapeName,
     tokenizer: PreTrainedTokenizerBase | None,
     outputs: Mapping[tuple[int, str], Affine] | None = None,
+    recovered: PreTrainedModel | None = None,
     generation_config: GenerationConfig | None = None,
     dtype: torch.dtype | None = None,
     beside: Collection[str] = (),
@@ -62,6 +63,7 @@ def save(
         shape: "any", or "uniform" for a folder that stock transformers loads.
         tokenizer: saved along, or None.
         outputs: output projections in place of the cut ones, as for `cut`.
+        recovered: the plan cut and trained, to be saved in place of one that is cut now.
         generation_config: saved along; the model's own if None.
         dtype: of the saved weights; the model's own if None.
         beside: names of files that may be there; they stay.
@@ -72,7 +74,11 @@ def save(
             this shape, or what was loaded again is not what was saved.
     """
     _check_folder(folder, beside)
-    pruned: Any = cut(model, plan, outputs, shape=shape, dtype=dtype)
+    pruned: Any = recovered
+    if pruned is None:
+        pruned = cut(model, plan, outputs, shape=shape, dtype=dtype)
+    else:
+        round_weights(pruned, dtype or model.dtype)
     pruned = pruned.to("cpu")
     chosen = generation_config if generation_config is not None else model.generation_config
     pruned.generation_config = copy.deepcopy(chosen)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.subnetwork import Measurement, SubnetworkEvaluator
+from lmscout.pruning.subnetworks.subnetwork import Measurement, Reference, SubnetworkEvaluator
 
 
 class ParallelEvaluator:
@@ -42,6 +42,11 @@ class ParallelEvaluator:
     def dense_nll(self) -> float:
         """Negative log-likelihood of the dense model, in nats a token."""
         return self._evaluators[0].dense_nll
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """What plans are compared to, portion by portion."""
+        return self._evaluators[0].references
 
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None

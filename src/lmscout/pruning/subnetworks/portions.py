@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lmscout.pruning.subnetworks.activations import parts_of
@@ -31,6 +32,10 @@ class Top:
 
     log_probabilities: Tensor
     tokens: Tensor
+
+    def to(self, device: torch.device) -> Top:
+        """The same on a device."""
+        return Top(self.log_probabilities.to(device), self.tokens.to(device))
 
     def of(self, walk: Walk) -> Top:
         """Those of a part of the portion."""

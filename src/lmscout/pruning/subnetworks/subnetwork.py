@@ -35,6 +35,7 @@ from lmscout.pruning.subnetworks.portions import Portion, Top, Walk
 LIKELIHOOD, DIVERGENCE = "nll", "kl"
 QUALITIES = (LIKELIHOOD, DIVERGENCE)
 _Result = TypeVar("_Result")
+Reference = tuple[float, Top | None]  # a portion's dense loss, and its likeliest tokens if needed
 
 _TOP = 32  # dense logits kept a token, where quality is the divergence from them
 
@@ -71,6 +72,10 @@ class Evaluator(Protocol):
     def shape(self) -> Shape:
         """Units of the dense model."""
 
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """What plans are compared to, portion by portion."""
+
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None
     ) -> Iterator[Measurement]:
@@ -89,6 +94,7 @@ class SubnetworkEvaluator:
         compensation: Compensation | None = None,
         quality: str = LIKELIHOOD,
         portions: int = 4,
+        references: Sequence[Reference] | None = None,
     ) -> None:
         """Measure the dense model, to which plans are compared.
 
@@ -100,6 +106,8 @@ class SubnetworkEvaluator:
             quality: "nll" (rise of the negative log-likelihood) or "kl" (divergence from the
                 dense model's top 32 tokens and the rest).
             portions: in how many parts the text is measured.
+            references: of another evaluator on the same windows, whose model plans are compared
+                to; by default this model is.
 
         Raises:
             LmscoutError: the quality is unknown, or the dense loss is not finite.
@@ -117,8 +125,18 @@ class SubnetworkEvaluator:
             Portion(part) for part in windows.to(device).chunk(min(portions, len(windows)))
         ]
         self._stride = _stride(self.shape, model, windows.numel())
-        for portion in self._portions:
-            self._in_memory(portion, partial(self._measure_dense, portion))
+        if references is None:
+            for portion in self._portions:
+                self._in_memory(portion, partial(self._measure_dense, portion))
+        else:
+            for portion, known in zip(self._portions, references, strict=True):
+                portion.dense_nll = known[0]
+                portion.top = known[1] and known[1].to(device)
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """What plans are compared to, portion by portion."""
+        return tuple((portion.dense_nll, portion.top) for portion in self._portions)
 
     @property
     def dense_nll(self) -> float:

@@ -1,0 +1,250 @@
+"""Elastic recovery: one adapter for all plans, so that plans are ranked as they will be used.
+
+At every step a plan is drawn and the adapter's prefix for it is trained, as LoNAS does (Muñoz,
+Yuan, Zheng and Jain, LREC-COLING 2024).  Merged into the dense weights, the adapter has recovered
+every plan at once; what is measured of plans after that is what a user gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import Perplexity
+from lmscout.pruning.calibration import Calibrated, calibrate_again, text_digest
+from lmscout.pruning.recovery.batches import apart_from
+from lmscout.pruning.recovery.checkpoint import weights_digest
+from lmscout.pruning.recovery.elastic_adapter import ElasticAdapter
+from lmscout.pruning.recovery.losses import divergence_loss, likelihood_loss
+from lmscout.pruning.recovery.settings import DISTILL, RecoverySettings
+from lmscout.pruning.recovery.training import Progress, Trained, train
+from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.searching.covering import Target
+from lmscout.pruning.searching.ranges import Ranges
+from lmscout.pruning.searching.sharing import order_for_prefix_sharing
+from lmscout.pruning.searching.space import PlanSpace
+from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.subnetworks.subnetwork import Evaluator
+from lmscout.ranking.correlation import kendall
+from lmscout.statistics.single_pass import only_these_learn
+
+_DRAWN = 256  # plans that are trained in turn
+_DENSE_EVERY = 8  # steps, of which one trains the whole
+_JUDGED = 24  # plans of a size, by which its order before and after is compared
+_FOR_TRAINING, _FOR_JUDGING = 101, 102  # with the run's seed, so that no round draws the same
+
+
+@dataclass(frozen=True)
+class OrderChange:
+    """How elastic recovery changed the order of the plans of one size.
+
+    Attributes:
+        keep: the size.
+        kendall: τ-b between the rises of the same plans before and after.
+        before: rises over the dense model, nats a token.
+        after: rises over the dense model as it was before.
+    """
+
+    keep: float
+    kendall: float
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+    @property
+    def words(self) -> str:
+        """In one sentence."""
+        return (
+            f"keep {self.keep:g}: the order of {len(self.before)} plans before and after elastic "
+            f"recovery has a Kendall τ of {self.kendall:.2f}; their mean rise went from "
+            f"{np.mean(self.before):.3f} to {np.mean(self.after):.3f} nats a token"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """All of it."""
+        return {
+            "keep": self.keep,
+            "kendall": None if np.isnan(self.kendall) else self.kendall,
+            "before": list(self.before),
+            "after": list(self.after),
+        }
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """What an elastic recovery did.
+
+    Attributes:
+        trained: the training.
+        orders: for every size, how the order of plans changed.
+        as_given: perplexity of the dense model before it; None without a report text.
+    """
+
+    trained: Trained
+    orders: tuple[OrderChange, ...]
+    as_given: Perplexity | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """All of it."""
+        return {**self.trained.to_json(), "orders": [one.to_json() for one in self.orders]}
+
+
+def recover_all_plans(
+    calibrated: Calibrated,
+    windows: Tensor,
+    space: PlanSpace,
+    sizes: Mapping[float, Budget],
+    settings: RecoverySettings,
+    checkpoint: Path,
+    *,
+    progress: Progress | None = None,
+) -> tuple[Calibrated, Elastic]:
+    """Train one adapter for all plans and merge it into the dense weights.
+
+    Windows on which plans are measured are not trained on.
+
+    Args:
+        calibrated: the dense model, which is changed in place.
+        windows: [windows, T] int64, the text.
+        space: draws plans.
+        sizes: budgets that plans are drawn for, by the share that is kept.
+        settings: how, and for how long.
+        checkpoint: file from which a training goes on.
+        progress: called with steps made and allowed.
+
+    Returns:
+        The recovered model, calibrated anew; rises stay those over the dense model as it was.
+        And what was done.
+
+    Raises:
+        LmscoutError: the text is that on which plans are measured and no more, the checkpoint
+            does not fit, or the loss is not finite.
+    """
+    windows = _unmeasured(windows, calibrated)
+    judged = [
+        order_for_prefix_sharing(drawn_plans(calibrated, space, [one], _JUDGED, _FOR_JUDGING))
+        for one in sizes.values()
+    ]
+    evaluator = calibrated.evaluator(calibrated.measured)
+    references = {
+        text_digest(calibrated.measured): evaluator.references,
+        text_digest(calibrated.final): calibrated.evaluator(calibrated.final).references,
+    }
+    before = [_rises(evaluator, plans) for plans in judged]
+    adapter, trained = train_all_plans(
+        calibrated, windows, space, sizes, settings, checkpoint, progress=progress
+    )
+    adapter.merge()
+    words = f"{settings.words(windows.shape[1])}, adapter {weights_digest(adapter.weights)}"
+    recovered = calibrate_again(calibrated, references, {"elastic": words})
+    evaluator = recovered.evaluator(recovered.measured)
+    after = [_rises(evaluator, plans) for plans in judged]
+    orders = tuple(
+        OrderChange(keep, kendall(two, one), tuple(one), tuple(two))
+        for keep, one, two in zip(sizes, before, after, strict=True)
+    )
+    return recovered, Elastic(trained, orders)
+
+
+def drawn_plans(
+    calibrated: Calibrated, space: PlanSpace, budgets: Sequence[Budget], count: int, number: int
+) -> list[Plan]:
+    """Distinct plans that cover what a search of some sizes may look at.
+
+    Args:
+        calibrated: the dense model.
+        space: draws them.
+        budgets: the sizes, each with an equal part of the plans.
+        count: how many; fewer where there are no more.
+        number: with the seed of `calibrated` this says which.
+    """
+    proposals = space.propose(
+        [Target(budget, Ranges.above(calibrated.shape)) for budget in budgets],
+        count=count,
+        seed=calibrated.settings.seed + (number << 32),
+        round_=0,
+        pairs=(),
+        predictor=None,
+    )
+    return [one.plan for one in proposals]
+
+
+def train_all_plans(
+    calibrated: Calibrated,
+    windows: Tensor,
+    space: PlanSpace,
+    sizes: Mapping[float, Budget],
+    settings: RecoverySettings,
+    checkpoint: Path,
+    *,
+    progress: Progress | None = None,
+) -> tuple[ElasticAdapter, Trained]:
+    """The training alone: nothing is merged, and no plan is measured.
+
+    Args:
+        calibrated: as for `recover_all_plans`, and so are the others.
+        windows: [windows, T] int64, the text.
+        space: draws plans.
+        sizes: budgets that plans are drawn for.
+        settings: how, and for how long.
+        checkpoint: file from which a training goes on.
+        progress: called with steps made and allowed.
+
+    Raises:
+        LmscoutError: as `recover_all_plans`.
+    """
+    windows = _unmeasured(windows, calibrated)
+    model = calibrated.model
+    drawn = drawn_plans(calibrated, space, list(sizes.values()), _DRAWN, _FOR_TRAINING)
+    turns = np.random.default_rng([settings.seed, _FOR_TRAINING]).permutation(len(drawn))
+    plans = [drawn[turn] for turn in turns]
+    adapter = ElasticAdapter(model, calibrated.family, settings.rank, settings.seed)
+
+    def loss_of(step: int, tokens: Tensor) -> Tensor:
+        whole = step % _DENSE_EVERY == _DENSE_EVERY - 1
+        plan = calibrated.shape.dense if whole else plans[step % len(plans)]
+        hidden = adapter.hidden(plan, tokens)
+        vocabulary = model.config.vocab_size
+        if settings.method != DISTILL:
+            return likelihood_loss(adapter.head, hidden, tokens, vocabulary)
+        theirs = adapter.dense_hidden(tokens)
+        return divergence_loss(adapter.head, hidden, adapter.head, theirs, vocabulary)
+
+    identity = {
+        **calibrated.ledger_settings,
+        **settings.identity(),
+        "text": text_digest(windows),
+        "sizes": ", ".join(f"{keep:g}" for keep in sizes),
+        "plans": f"{type(space).__name__}, {len(plans)} drawn",
+    }
+    with only_these_learn(model, ()):
+        trained = train(
+            adapter.weights,
+            loss_of,
+            windows,
+            settings,
+            checkpoint,
+            identity,
+            device=model.device,
+            progress=progress,
+        )
+    return adapter, trained
+
+
+def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:
+    """Windows on which no plan is measured."""
+    left = apart_from(windows, calibrated.measured, calibrated.final)
+    if not len(left):
+        raise LmscoutError(
+            "elastic recovery: the text holds nothing but what plans are measured on; give a "
+            "longer one with --recover-text"
+        )
+    return left
+
+
+def _rises(evaluator: Evaluator, plans: Sequence[Plan]) -> list[float]:
+    return [one.rise for one in evaluator.measure(plans)]

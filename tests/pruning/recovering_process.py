@@ -1,0 +1,53 @@
+"""A recovery that can be killed: run as a script with a folder, or called.
+
+Every step waits a little, so that a signal finds it on its way.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tiny_language_models import random_model, random_windows
+
+from lmscout.pruning.families import family_of
+from lmscout.pruning.recovery.elastic_adapter import ElasticAdapter
+from lmscout.pruning.recovery.losses import likelihood_loss
+from lmscout.pruning.recovery.settings import RecoverySettings
+from lmscout.pruning.recovery.training import train
+from lmscout.pruning.subnetworks.plan import Plan
+
+SETTINGS = RecoverySettings("lora", rank=2, batch_tokens=32, steps=24, save_seconds=0.05)
+PLANS = Plan((2, 2, 2), (48, 48, 48)), Plan((1, 0, 2), (30, 48, 0))
+
+
+def example(folder, told=None, pause=0.0):
+    """Train two plans of a tiny model in turn; gives the weights and what they depend on.
+
+    The second plan leaves some adapters without a gradient.
+    """
+    model = random_model("llama").requires_grad_(False)
+    adapter = ElasticAdapter(model, family_of(model.config), SETTINGS.rank, SETTINGS.seed)
+
+    def loss_of(step, tokens):
+        time.sleep(pause)
+        hidden = adapter.hidden(PLANS[step % 2], tokens)
+        return likelihood_loss(adapter.head, hidden, tokens, 64)
+
+    identity = {"model": "tiny"}
+    train(
+        adapter.weights,
+        loss_of,
+        random_windows(),
+        SETTINGS,
+        Path(folder) / "x.safetensors",
+        identity,
+        device=model.device,
+        progress=None if told is None else lambda done, _: told(done),
+    )
+    return adapter.weights, identity
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    example(sys.argv[1], pause=0.1)

@@ -1,0 +1,78 @@
+"""Losses from hidden states, a piece of the logits at a time, against the whole at once."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lmscout.pruning.recovery import losses
+from lmscout.pruning.recovery.losses import divergence_loss, likelihood_loss
+
+VOCABULARY = 11
+
+
+def given_states(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(3, 5, 7, generator=generator, requires_grad=True)
+    weight = torch.randn(VOCABULARY, 7, generator=generator)
+    return hidden, lambda states: states @ weight.T
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_likelihood_is_that_of_the_next_token(monkeypatch, pieces):
+    monkeypatch.setattr(losses, "_PIECE", VOCABULARY * (12 // pieces))
+    hidden, head = given_states()
+    tokens = torch.arange(15).view(3, 5) % VOCABULARY
+    found = likelihood_loss(head, hidden, tokens, VOCABULARY)
+    (gradient,) = torch.autograd.grad(found, hidden)
+    plain = -torch.stack(
+        [
+            head(hidden[row, place]).log_softmax(-1)[tokens[row, place + 1]]
+            for row in range(3)
+            for place in range(4)
+        ]
+    ).mean()
+    (expected,) = torch.autograd.grad(plain, hidden)
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("pieces", [1, 5])
+def test_divergence_is_that_from_the_dense_model(monkeypatch, pieces):
+    monkeypatch.setattr(losses, "_PIECE", VOCABULARY * (15 // pieces))
+    hidden, head = given_states()
+    dense_hidden, dense_head = given_states(1)
+    found = divergence_loss(head, hidden, dense_head, dense_hidden.detach(), VOCABULARY)
+    (gradient,) = torch.autograd.grad(found, hidden)
+    theirs, ours = dense_head(dense_hidden).softmax(-1), head(hidden).softmax(-1)
+    plain = (theirs * (theirs / ours).log()).sum(-1).mean()
+    (expected,) = torch.autograd.grad(plain, hidden)
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(gradient, expected)
+    same = divergence_loss(dense_head, dense_hidden, dense_head, dense_hidden, VOCABULARY)
+    assert same.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_logits_of_a_whole_batch_are_never_there_at_once(monkeypatch):
+    monkeypatch.setattr(losses, "_PIECE", VOCABULARY * 4)
+    hidden, head = given_states()
+    seen = []
+
+    def watched(states):
+        seen.append(len(states))
+        return head(states)
+
+    likelihood_loss(watched, hidden, torch.zeros(3, 5, dtype=torch.int64), VOCABULARY).backward()
+    assert max(seen) == 4
+    assert sum(seen) == 2 * 12  # once for the loss, once more for its gradient
+
+
+def test_narrow_hidden_states_are_summed_in_float32():
+    hidden, _ = given_states()
+    weight = torch.randn(VOCABULARY, 7, dtype=torch.bfloat16)
+    loss = likelihood_loss(
+        lambda states: functional.linear(states, weight),
+        hidden.bfloat16(),
+        torch.zeros(3, 5, dtype=torch.int64),
+        VOCABULARY,
+    )
+    assert loss.dtype == torch.float32

@@ -1,0 +1,179 @@
+"""Training within bounds: which text each step reads, and what is left when it is stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from recovering_process import SETTINGS, example
+from torch import nn
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.recovery.batches import apart_from, batch_of
+from lmscout.pruning.recovery.checkpoint import read_state, weights_digest
+from lmscout.pruning.recovery.settings import RecoverySettings
+from lmscout.pruning.recovery.training import schedule, train
+
+CPU = torch.device("cpu")
+
+
+@given(
+    count=st.integers(1, 20),
+    size=st.integers(1, 9),
+    steps=st.integers(1, 12),
+    seed=st.integers(0, 9),
+)
+def test_steps_read_one_pass_after_another(count, size, steps, seed):
+    windows = torch.arange(count)[:, None].expand(count, 3)
+    read = torch.cat([batch_of(windows, size, step, seed) for step in range(steps)])
+    assert read.shape == (size * steps, 3)
+    for start in range(0, len(read), count):
+        part = read[start : start + count, 0].tolist()
+        assert len(set(part)) == len(part)
+
+
+def test_another_seed_reads_in_another_order():
+    windows = torch.arange(50)[:, None]
+    assert not torch.equal(batch_of(windows, 50, 0, 0), batch_of(windows, 50, 0, 1))
+    assert not torch.equal(batch_of(windows, 50, 0, 0), batch_of(windows, 50, 1, 0))
+
+
+def test_windows_apart_from_others_keep_their_order():
+    windows = torch.arange(12).view(6, 2)
+    left = apart_from(windows, windows[[4, 1]], torch.tensor([[0, 1], [99, 99]]))
+    assert torch.equal(left, windows[[2, 3, 5]])
+
+
+def test_bounds_of_steps_and_of_tokens():
+    assert RecoverySettings(batch_tokens=1000, steps=7).batch(128) == 7
+    assert RecoverySettings(batch_tokens=10).batch(128) == 1
+    assert RecoverySettings(batch_tokens=256, steps=7).last_step(128) == 7
+    assert RecoverySettings(batch_tokens=256, steps=7, tokens=1000).last_step(128) == 3
+    assert RecoverySettings(batch_tokens=256, steps=None, tokens=1024).last_step(128) == 4
+    with pytest.raises(LmscoutError, match="100 tokens are fewer than one step of 256"):
+        RecoverySettings(batch_tokens=256, tokens=100).last_step(128)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"method": "luck"}, "unknown recovery 'luck': expected one of lora, distill"),
+        ({"rank": 0}, "rank of 0"),
+        ({"learning_rate": float("nan")}, "learning_rate of nan"),
+        ({"seconds": -1.0}, "seconds of -1"),
+        ({"steps": None}, "a bound of steps or of tokens"),
+    ],
+)
+def test_settings_that_cannot_be_trained_by(wrong, said):
+    with pytest.raises(LmscoutError, match=said):
+        replace(RecoverySettings(), **wrong).check()
+
+
+def test_the_rate_rises_and_falls_by_steps_or_by_the_clock():
+    rates = [schedule(step, 100) for step in range(100)]
+    assert max(rates) == pytest.approx(1.0, abs=0.01)
+    assert rates[0] == pytest.approx(0.2, abs=0.01)  # the first of five steps of warm-up
+    assert rates[-1] < 0.03
+    assert np.all(np.diff(rates[5:]) < 0)
+    assert schedule(50, 100, 0.9) == pytest.approx(schedule(90, 100))
+
+
+def parabola(tmp_path, settings, identity=None, size=4):
+    """Train a vector towards the mean token of each batch."""
+    vector = nn.Parameter(torch.zeros(size))
+    windows = torch.randint(5, (16, 4), generator=torch.Generator().manual_seed(0))
+
+    def loss_of(_, tokens):
+        return ((vector - tokens.float().mean()) ** 2).sum()
+
+    done = train(
+        {"vector": vector},
+        loss_of,
+        windows,
+        settings,
+        tmp_path / "recovery" / "x.safetensors",
+        {"a": 1} if identity is None else identity,
+        device=CPU,
+    )
+    return vector, done
+
+
+PLAIN = RecoverySettings(batch_tokens=8, steps=20, learning_rate=0.1)
+
+
+def test_a_training_says_what_it_did(tmp_path):
+    vector, done = parabola(tmp_path, PLAIN)
+    assert (done.steps, done.tokens, done.passes) == (20, 160, 2.5)
+    assert done.last < done.first
+    assert done.seconds > 0
+    again, same = parabola(tmp_path, PLAIN)  # it has ended: nothing is done again
+    assert torch.equal(vector, again)
+    assert same == done
+
+
+def test_seconds_bound_a_training(tmp_path):
+    _, done = parabola(tmp_path, replace(PLAIN, steps=10**7, seconds=0.05))
+    assert 0 < done.steps < 10**7
+    assert 0.05 <= done.seconds < 5
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"identity": {"a": 2}}, r"trained with a = 1, this run has 2"),
+        ({"identity": {}}, r"trained with a = 1, this run has None"),
+        ({"size": 5}, r"vector is \[4\] in the file and \[5\] in this model"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, other, said):
+    parabola(tmp_path, PLAIN)
+    with pytest.raises(LmscoutError, match=said) as error:
+        parabola(tmp_path, PLAIN, **other)
+    assert "does not fit" in str(error.value)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    parabola(tmp_path, PLAIN)
+    file = tmp_path / "recovery" / "x.safetensors"
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(LmscoutError, match="is damaged"):
+        parabola(tmp_path, PLAIN)
+
+
+def test_a_loss_that_is_not_finite_is_one_line(tmp_path):
+    with pytest.raises(LmscoutError, match="lower the learning rate"):
+        parabola(tmp_path, replace(PLAIN, learning_rate=1e30))
+
+
+def test_a_training_that_is_killed_comes_to_the_same_weights(tmp_path):
+    whole, _ = example(tmp_path / "whole")
+    file = tmp_path / "killed" / "x.safetensors"
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("recovering_process.py"), file.parent],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    deadline = time.monotonic() + 60
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    made: list[int] = []
+    continued, _ = example(tmp_path / "killed", made.append)
+    assert 0 < made[0] < SETTINGS.last_step(16)  # it did not begin anew, nor was it at its end
+    assert weights_digest(continued) == weights_digest(whole)
+
+
+def test_an_ended_training_keeps_its_adapter_alone(tmp_path):
+    weights, identity = example(tmp_path)
+    state = read_state(tmp_path / "x.safetensors", identity, weights)
+    assert state.ended
+    assert not state.optimizer
+    assert len(state.losses) == SETTINGS.steps
