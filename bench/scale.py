@@ -29,6 +29,7 @@ from lmscout.evaluation import devices_of
 from lmscout.evaluation.cost import await_device
 from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
 from lmscout.pruning.families import family_of
+from lmscout.pruning.judging.block_means import read_block_means
 from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.saving.export import save
@@ -109,9 +110,12 @@ def main() -> None:
     settings = CalibrationSettings(
         compensate=False, measured_tokens=arguments.tokens, final_tokens=arguments.tokens
     )
+    family = family_of(model.config)
+    for name in ("statistics, the first time", "statistics, 2,048 tokens"):
+        stages(name, lambda: read_block_means(model, family, windows[:16]))
     stages(
         "importance, 4,096 tokens",
-        lambda: importance("taylor", model, family_of(model.config), windows=windows[:32]),
+        lambda: importance("taylor", model, family, windows=windows[:32]),
         repeats=2,
     )
     calibrated = stages("calibration", lambda: calibrate(model, windows, settings))
