@@ -36,10 +36,10 @@ from lmscout.pruning.saving.export import save
 from lmscout.pruning.searching.budgets import keep_budget
 from lmscout.pruning.searching.covering import Target
 from lmscout.pruning.searching.ranges import Ranges, fit
+from lmscout.pruning.searching.spaces import fast_grain, space_of
 from lmscout.pruning.subnetworks.importance import importance
 from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import Rows, as_plans, dense_row
-from lmscout.pruning.workflow import fast_grain, space_of
 
 SIZES = {
     "7b": LlamaConfig(  # of LLaMA-7B

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, load_model, perplexity
 from lmscout.pruning import CalibrationSettings, Plan, Request, prune
-from lmscout.pruning.workflow import check_request
+from lmscout.pruning.recorded import read_recorded
+from lmscout.pruning.request import check_request
 
 pytestmark = needs_the_real_model
 
@@ -59,6 +60,26 @@ def test_what_is_found_and_refitted_is_better_than_a_uniform_cut(run):
     assert value["found"] < value["uniform"]
     assert value["uniform_compensated"] < value["uniform"]
     assert value["found"] < value["found_plain"]
+
+
+def test_the_ledger_says_what_it_is_of(run):
+    recorded = read_recorded(run[0].sizes[0].out)
+    assert (recorded.model, recorded.text) == (str(STORIES.resolve()), "first")
+    assert recorded.calibration == SETTINGS
+
+
+@pytest.mark.slow
+def test_a_judge_finds_a_model_without_a_pair(tmp_path):
+    result = pruned(tmp_path / "run", replace(REQUEST, judge="proxy:snip"))
+    told = result.to_json()
+    assert told["judge"] == {"proxy": "snip", "sign": 1}
+    assert (result.pairs, result.predictor, result.shrinks) == (0, None, ())
+    assert told["finalists"][0]["final"] is None
+    assert "measured nowhere" in told["words"]
+    by_name = {one.name: one for one in result.sizes[0].reported}
+    assert by_name["found"].plan != by_name["uniform"].plan
+    assert by_name["found"].kept == pytest.approx(0.8, abs=0.002)
+    load_model(str(result.sizes[0].out))
 
 
 def test_the_saved_model_is_the_one_reported_and_generates(run):

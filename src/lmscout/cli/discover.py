@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from lmscout.discovery.deep.discovery import DeepDiscovery
     from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.finding import Finding
+
+_LEDGER = "ledger:"
 
 
 def discover(
@@ -59,6 +62,22 @@ def discover(
     spec_leaves: Annotated[
         bool, typer.Option(help="Of the deep space: may it read depth, width and size?")
     ] = True,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Of ledger:RUN: the dense model, if it has moved since.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Of ledger:RUN: the calibration text, if it has moved since.",
+            show_default=False,
+        ),
+    ] = None,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     out: OutOption = None,
@@ -70,9 +89,15 @@ def discover(
     same command with the same --out continues a search that was stopped.  In the deep space
     BENCHMARK may be several, as pico,flexibert: a proxy is then worth what it is worth on the
     one that it ranks worst.  The best proxy is chosen on a search split and reported on a test
-    split that no choice has seen, beside what the configuration alone can say.
+    split that no choice has seen, beside what the configuration alone can say.  ledger:RUN is
+    the folder of a prune run: the architectures are its plans, read in the trained model.
     """
     if space == "deep":
+        if _LEDGER in benchmark:
+            raise LmscoutError(
+                f"{benchmark}: the deep space reads architectures that are built anew; a ledger "
+                "has the spaces published and two-op"
+            )
         from lmscout.discovery.deep.engines import EXHAUSTIVE
         from lmscout.discovery.deep.settings import DeepSettings
 
@@ -101,7 +126,18 @@ def discover(
     spread = Workers(workers, backend)
     (size,) = _sizes(search, 1)
     chosen = proxies.space(space, tuple(name.strip() for name in aggregations.split(",")))
-    architectures = load(benchmark)
+    read = None
+    if benchmark.startswith(_LEDGER):
+        from lmscout.pruning.judging.ledger_benchmark import ledger_benchmark
+
+        run_folder = benchmark.removeprefix(_LEDGER)
+        cache = cache_directory() / "statistics"
+        ledger = ledger_benchmark(run_folder, cache, model=model, calibration=calibration)
+        architectures, read = ledger.benchmark, ledger.read
+    elif model or calibration:
+        raise LmscoutError(f"{benchmark}: --model and --calibration are for {_LEDGER}RUN")
+    else:
+        architectures = load(benchmark)
     folder = out or default_run_folder(f"discover-{cache_name(architectures.name)}-{space}-{seed}")
     check_run_folder(folder)
     with console.progress_bars() as progress:
@@ -113,6 +149,7 @@ def discover(
             cache=cache_directory() / "statistics",
             workers=spread,
             progress=progress,
+            read=read,
         )
     save_discovery(folder, result, seed=seed)
     if json != console.STDOUT:
@@ -251,6 +288,9 @@ def show_choice(result: Finding, rivals: Sequence[Assessment] = ()) -> None:
         for one in some:
             table.add_row(one.name, "", *console.assessment_cells(one)[:-1])
     screen.print(table)
+    if math.isnan(result.hardest.agreement.spearman.value):
+        screen.print("The configuration tells none of these architectures from another.")
+        return
     verb = "beats" if result.beats_baselines else "does not beat"
     screen.print(
         f"It {verb} the best configuration baseline, {result.hardest.name} "

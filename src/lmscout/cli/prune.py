@@ -129,6 +129,23 @@ def prune(
     recover_steps: recovery_options.StepsOption = None,
     recover_tokens: recovery_options.TokensOption = None,
     recover_minutes: recovery_options.MinutesOption = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="proxy:PROXY",
+            help="Search by a proxy alone, with no pair and no finalist measured: an expression, "
+            "or a name of the catalog, such as proxy:snip.",
+            show_default=False,
+        ),
+    ] = None,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="proxy:PROXY",
+            help="Tell the predictor a proxy's score of every plan; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Prune a causal language model with an accuracy predictor.
@@ -140,7 +157,7 @@ def prune(
 
     from lmscout.evaluation import devices_of, load_model, read_text
     from lmscout.pruning.calibration import CalibrationSettings
-    from lmscout.pruning.workflow import Request, check_request
+    from lmscout.pruning.request import Request, check_request
     from lmscout.pruning.workflow import prune as run
 
     console.check_json_target(json)
@@ -167,6 +184,8 @@ def prune(
         recovery=recovery_options.recovery_request(
             recover, elastic, recover_text, recover_steps, recover_tokens, recover_minutes, seed
         ),
+        judge=judge,
+        features=tuple(feature or ()),
     )
     text = read_text(calibration)
     report_on = read_text(report) if report is not None else None
@@ -238,7 +257,9 @@ def _tell(result: Pruning) -> None:
     """Predictor, narrowings, sizes, recovery and seconds, in sentences."""
     screen = console.table_console()
     words = result.predictor.words if result.predictor else "none: all plans were measured"
-    screen.print(f"predictor: {words}", highlight=False)
+    who = "predictor" if result.judge is None else "judge"
+    words = words if result.judge is None else result.judge.words
+    screen.print(f"{who}: {words}", highlight=False)
     telling = sorted(result.shrinks, key=lambda shrink: -abs(shrink.cost))
     for shrink in telling[:_SHRINKS]:
         screen.print(f"  {shrink.words}", highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Proxy, Space, evaluate, format_proxy
-from lmscout.stages import Progress, Stages
+from lmscout.stages import Progress, StageProgress, Stages
 from lmscout.statistics import Batch, Statistics, Workers, collect
+
+Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
 
 STATISTICS, RANKING = "statistics", "ranking"
 
@@ -62,6 +65,7 @@ def discover(
     batch: Batch | None = None,
     workers: Workers | None = None,
     progress: Progress | None = None,
+    read: Read | None = None,
 ) -> Discovery:
     """Rank every proxy of a space on the search split and judge the best on the test split.
 
@@ -74,6 +78,8 @@ def discover(
         batch: what the models read.
         workers: how the statistics are spread over processes.
         progress: called with a stage's name, what is done of it, and its size.
+        read: gives the statistics of the benchmark's architectures under chains, where these are
+            not built from their specs.
 
     Returns:
         The discovery.
@@ -85,15 +91,18 @@ def discover(
     split = split_benchmark(benchmark.specs, search=search, seed=seed)
     stages = Stages(progress)
     with stages(STATISTICS) as told:
-        statistics = collect(
-            benchmark.specs,
-            space.chains,
-            name=cache_name(benchmark.name),
-            folder=cache,
-            batch=batch,
-            workers=workers,
-            progress=told,
-        )
+        if read is not None:
+            statistics = read(space.chains, told)
+        else:
+            statistics = collect(
+                benchmark.specs,
+                space.chains,
+                name=cache_name(benchmark.name),
+                folder=cache,
+                batch=batch,
+                workers=workers,
+                progress=told,
+            )
     with stages(RANKING) as told:
         rows = split.search
         ranking = rank_space(

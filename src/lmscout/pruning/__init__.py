@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from lmscout.pruning.calibration import CalibrationSettings
     from lmscout.pruning.ledger import Ledger, Pair
     from lmscout.pruning.outcome import Pruning
+    from lmscout.pruning.request import Request
     from lmscout.pruning.saving.cutting import cut
     from lmscout.pruning.saving.export import save
     from lmscout.pruning.subnetworks.plan import Plan, Shape
-    from lmscout.pruning.workflow import Request, prune
+    from lmscout.pruning.workflow import prune
 
 _WHERE = {
     "CalibrationSettings": "calibration",
@@ -22,7 +23,7 @@ _WHERE = {
     "Pair": "ledger",
     "Plan": "subnetworks.plan",
     "Pruning": "outcome",
-    "Request": "workflow",
+    "Request": "request",
     "Shape": "subnetworks.plan",
     "cut": "saving.cutting",
     "prune": "workflow",

@@ -25,7 +25,13 @@ _PREDICTED = 4  # the best that a search foretells beyond them
 def candidates_of(
     ledger: Ledger, learnt: Learnt, space: PlanSpace, target: Target, seed: int
 ) -> list[Plan]:
-    """The best measured plans of a size, and the best foretold beyond them."""
+    """The best measured plans of a size, and the best foretold beyond them.
+
+    Where a proxy judges, its best plan alone: it has won.
+    """
+    if learnt.judge is not None:
+        judged = space.search(learnt.judge.rises, target, seed=seed, count=1, begin=[])
+        return [one.plan for one in judged]
     best = [pair.plan for pair in space.best_pairs(ledger.pairs(), target.budget, _MEASURED)]
     if learnt.predictor is None:
         return best
@@ -59,8 +65,10 @@ def measure_finalists(
         progress: called with plans measured and in all.
 
     Returns:
-        For every size its finalists, best first.
+        For every size its finalists, best first.  Where a proxy judges, nothing is measured.
     """
+    if learnt.judge is not None:
+        return [[Finalist(plan, None, None, None, ()) for plan in plans] for plans in candidates]
     everything = list(dict.fromkeys(plan for plans in candidates for plan in plans))
     todo = order_for_prefix_sharing([plan for plan in everything if finals.find(plan) is None])
     done = len(everything) - len(todo)
@@ -93,7 +101,7 @@ def measure_finalists(
             _finalist(plan, rise, ledger.find(plan), finals.find(plan))
             for plan, rise in zip(plans, foretold, strict=True)
         ]
-        contests.append(sorted(contest, key=lambda one: one.final))
+        contests.append(sorted(contest, key=lambda one: one.final or 0.0))
     return contests
 
 

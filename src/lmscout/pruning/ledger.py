@@ -26,7 +26,8 @@ from lmscout.pruning.subnetworks.plan import Plan, Shape
 
 Setting = str | int | float | bool | None
 
-_SETTINGS = "lmscout.measured"  # the study's attribute that says how pairs were measured
+STUDY = "lmscout"
+SETTINGS = "lmscout.measured"  # the study's attribute that says how pairs were measured
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Ledger:
         shape: Shape,
         settings: Mapping[str, Setting],
         *,
-        study: str = "lmscout",
+        study: str = STUDY,
     ) -> None:
         """Open a ledger, or begin one.
 
@@ -220,10 +221,10 @@ class Ledger:
                 direction="minimize",
                 load_if_exists=True,
             )
-            found = study.user_attrs.get(_SETTINGS)
+            found = study.user_attrs.get(SETTINGS)
             if found is None and not study.get_trials(deepcopy=False):
                 # New, or its maker was killed before it came to this line.
-                study.set_user_attr(_SETTINGS, wanted)
+                study.set_user_attr(SETTINGS, wanted)
                 found = wanted
         if found is None:
             raise LmscoutError(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.learning.features import ImportanceMass
+from lmscout.pruning.judging.judge import Judge
+from lmscout.pruning.learning.features import Column, ImportanceMass
 from lmscout.pruning.learning.narrowing import Shrink, narrow
 from lmscout.pruning.learning.predictor import FEWEST_PAIRS, Predictor, fit_predictor
 from lmscout.pruning.ledger import Ledger, Pair
@@ -36,11 +37,13 @@ class Learnt:
             of them measured.
         targets: the sizes searched for, with their ranges as narrowed.
         shrinks: every narrowing, in words and numbers.
+        judge: what stands in for a predictor where nothing is measured.
     """
 
     predictor: Predictor | None
     targets: tuple[Target, ...]
     shrinks: tuple[Shrink, ...]
+    judge: Judge | None = None
 
 
 def measure_rounds(
@@ -53,6 +56,7 @@ def measure_rounds(
     pairs: int,
     seed: int,
     round_size: int | None = None,
+    extra: Sequence[Column] = (),
     progress: Progress | None = None,
 ) -> Learnt:
     """Measure proposed plans until a ledger holds so many pairs.
@@ -73,6 +77,7 @@ def measure_rounds(
         seed: of proposals and predictors.
         round_size: how many plans a round proposes; the first proposes twice as many.  20 by
             default, and more where pairs are many.
+        extra: columns that the predictor is told beside its own.
         progress: called with pairs held and wanted.
 
     Raises:
@@ -95,7 +100,8 @@ def measure_rounds(
         last = len(earlier) >= pairs
         predictor = None
         if len(earlier) >= FEWEST_PAIRS:
-            predictor = fit_predictor(earlier, shape, mass, seed=seed, repeats=3 if last else 1)
+            repeats = 3 if last else 1
+            predictor = fit_predictor(earlier, shape, mass, seed=seed, repeats=repeats, extra=extra)
             if space.narrows:
                 targets, new = _narrowed(targets, predictor, earlier, shape)
                 shrinks.extend(new)

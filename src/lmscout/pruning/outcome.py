@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.evaluation import Perplexity
+from lmscout.pruning.judging.judge import Judge
 from lmscout.pruning.learning.narrowing import Shrink
 from lmscout.pruning.learning.predictor import PredictorReport
 from lmscout.pruning.recovery.elastic import Elastic
@@ -59,14 +60,15 @@ class Finalist:
         predicted: rise of the negative log-likelihood over the dense model's, nats a token; None
             without a predictor.
         measured: on the text of all pairs; None where it is not among them.
-        final: on the text kept for finalists.
+        final: on the text kept for finalists; None for the plan of a judge, which is measured
+            nowhere.
         portions: on each portion of that text.
     """
 
     plan: Plan
     predicted: float | None
     measured: float | None
-    final: float
+    final: float | None
     portions: tuple[float, ...]
 
     def to_json(self) -> dict[str, object]:
@@ -105,6 +107,8 @@ class Size:
     @property
     def words(self) -> str:
         """How far the winner is ahead of the runner-up, in one sentence."""
+        if self.finalists[0].final is None:
+            return f"keep {self.keep:g}: the judge's best plan, measured nowhere"
         if len(self.finalists) < 2:
             return "there was one finalist"
         first, second = (np.array(one.portions) for one in self.finalists[:2])
@@ -151,6 +155,7 @@ class Pruning:
         seconds: by stage.
         elastic: the training of all plans; None without.
         dense_elastic: the dense model with it; None without.
+        judge: that searched in place of a predictor, without a pair.
     """
 
     of: str
@@ -163,6 +168,7 @@ class Pruning:
     seconds: Mapping[str, float]
     elastic: Elastic | None = None
     dense_elastic: Reported | None = None
+    judge: Judge | None = None
 
     def to_json(self) -> dict[str, object]:
         """As the command line prints it: of one size flat, of several as a list, `sizes`."""
@@ -183,6 +189,7 @@ class Pruning:
             "dense": self.dense.to_json(),
             **(sizes[0] if len(sizes) == 1 else {"sizes": sizes}),
             "predictor": predictor,
+            **({} if self.judge is None else {"judge": self.judge.to_json()}),
             "narrowing": [shrink.words for shrink in self.shrinks],
             "elastic": self._elastic_json(),
             "ledger": self.ledger,

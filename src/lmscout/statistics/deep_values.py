@@ -74,7 +74,7 @@ def joined_score(node: Node, parts: Mapping[Node, npt.ArrayLike]) -> npt.NDArray
             return torch.from_numpy(np.asarray(parts[one], np.float64))
         if one.type != SCORE or not one.operands:
             raise LmscoutError(f"{format_node(one)} is no part whose scores are known")
-        return _raised(one, tuple(map(value, one.operands)), torch.ones(0, dtype=torch.bool))
+        return raised_value(one, tuple(map(value, one.operands)), torch.ones(0, dtype=torch.bool))
 
     scores: npt.NDArray[np.float64] = value(node).numpy().copy()
     return scores
@@ -87,10 +87,10 @@ def _full_value(node: Node, reading: Reading, spec_values: Mapping[str, float]) 
     if node.name in REDUCTIONS:
         (operand,) = node.operands
         blocks = _tensors_by_block(operand.type, reading)
-        values = [_reduced(node.name, [_full_tensor(operand, one) for one in b]) for b in blocks]
+        values = [reduced(node.name, [full_tensor(operand, one) for one in b]) for b in blocks]
         return torch.tensor(values, dtype=torch.float64)
     operands = tuple(_full_value(one, reading, spec_values) for one in node.operands)
-    return _raised(node, operands, torch.ones(len(reading.linears), dtype=torch.bool))
+    return raised_value(node, operands, torch.ones(len(reading.linears), dtype=torch.bool))
 
 
 def _tensors_by_block(stack: str, reading: Reading) -> Iterator[list[dict[str, Tensor]]]:
@@ -105,10 +105,11 @@ def _tensors_by_block(stack: str, reading: Reading) -> Iterator[list[dict[str, T
         yield [dict(zip(STACKS[stack], one, strict=True)) for one in places]
 
 
-def _full_tensor(node: Node, leaves: Mapping[str, Tensor]) -> Tensor:
+def full_tensor(node: Node, leaves: Mapping[str, Tensor]) -> Tensor:
+    """A tree's tensor in one place of a block, from its leaves' there."""
     if not node.operands:
         return leaves[node.name]
-    operands = [_full_tensor(one, leaves) for one in node.operands]
+    operands = [full_tensor(one, leaves) for one in node.operands]
     if len(operands) == 1:
         return UNARY_OPERATION[node.name].apply(operands[0])
     joined = ARITHMETIC[TENSOR_ARITHMETIC[node.name]](*operands)
@@ -117,7 +118,7 @@ def _full_tensor(node: Node, leaves: Mapping[str, Tensor]) -> Tensor:
     return joined
 
 
-def _reduced(name: str, tensors: list[Tensor]) -> float:
+def reduced(name: str, tensors: list[Tensor]) -> float:
     """Mean of means, or sum of sums; 0 of no tensors."""
     if not all(bool(torch.isfinite(one).all()) for one in tensors):
         return math.nan
@@ -127,7 +128,7 @@ def _reduced(name: str, tensors: list[Tensor]) -> float:
     return math.fsum(means) / max(len(means), 1)
 
 
-def _raised(node: Node, operands: tuple[Tensor, ...], exists: Tensor) -> Tensor:
+def raised_value(node: Node, operands: tuple[Tensor, ...], exists: Tensor) -> Tensor:
     """A word above the tensors.
 
     Args:
@@ -220,7 +221,7 @@ class DeepEvaluator:
         if node.name in REDUCTIONS:
             value = self._lists[node.operands[0].type].block_values(node)
         else:
-            value = _raised(node, tuple(map(self._value, node.operands)), self._exists)
+            value = raised_value(node, tuple(map(self._value, node.operands)), self._exists)
         self._keep(node, value)
         return value
 

@@ -52,25 +52,39 @@ class Provenance:
 
 
 def provenance(
-    what: str, columns: Sequence[str], specs: Sequence[ArchitectureSpec], seed: int, batch: Batch
+    what: str,
+    columns: Sequence[str],
+    specs: Sequence[ArchitectureSpec],
+    seed: int,
+    batch: Batch,
+    rooms: tuple[str, ...] = (),
 ) -> Provenance:
-    """Describe a collection that is about to be made by the running code."""
+    """Describe a collection that is about to be made by the running code.
+
+    Args:
+        what: the kind of numbers.
+        columns: their names.
+        specs: the architectures.
+        seed: of the models' weights.
+        batch: what the models read.
+        rooms: whose source decides the numbers beside that of those below.
+    """
     return Provenance(
         what=what,
         columns=tuple(columns),
         seed=seed,
         batch=batch,
         architectures=tuple(spec.to_dict() for spec in specs),
-        code=code_digest(),
+        code=code_digest(rooms),
         torch=torch.__version__,
     )
 
 
 @cache
-def code_digest() -> str:
-    """Digest of the source of the rooms that decide the numbers."""
+def code_digest(rooms: tuple[str, ...] = ()) -> str:
+    """Digest of the source of the rooms that decide the numbers, and of others."""
     digest = hashlib.sha256()
-    for room in _DECIDING:
+    for room in (*_DECIDING, *rooms):
         _add_sources(digest, files("lmscout") / room, room)
     return digest.hexdigest()[:16]
 

@@ -38,10 +38,11 @@ def check_family(
     """Check that a family says of a model what is true, and that its plans can be saved.
 
     Checked are: that parts are views of the model and fit together; that the family's forward
-    pass is the model's; that units can be put in another order; that a prefix of units, a
-    model in which the other units are masked, a cut model and its saved and reloaded folder
-    compute the same; that a cut model has the parameters that the plan leaves, and generates
-    alike with and without the cache; and that bfloat16 survives saving bit by bit.
+    pass is the model's, and what proxies read a part of it; that units can be put in another
+    order; that a prefix of units, a model in which the other units are masked, a cut model and its
+    saved and reloaded folder compute the same; that a cut model has the parameters that the plan
+    leaves, and generates alike with and without the cache; and that bfloat16 survives saving bit
+    by bit.
 
     Args:
         family: the family to check; `lmscout.pruning.families` must list it.
@@ -70,6 +71,7 @@ def check_family(
         _assert_same(_logits(permuted, tokens), logits, f"the model with {kind} units reordered")
     for name, plan in _plans(dense).items():
         _check_plan(family, model, plan, tokens, logits, f"plan {name!r}")
+    _check_readings(family, model, tokens)
     _check_bfloat16(model, _plans(dense)["uneven"], tokens)
     if fresh_process:
         with tempfile.TemporaryDirectory() as folder:
@@ -99,6 +101,32 @@ def _plans(dense: Plan) -> dict[str, Plan]:
         ),
         "one width": Plan(tuple(number - 1 for number in groups), half),
     }
+
+
+@torch.no_grad()
+def _check_readings(family: Family, model: PreTrainedModel, tokens: Tensor) -> None:
+    """What proxies read is what the family computes with."""
+    hidden = family.embed(model, tokens)
+    context = family.context(model, hidden)
+    for index, block in enumerate(family.blocks(model)):
+        parts = family.parts(block)
+        attention = parts.attention
+        normed = family.attention_norm(block, hidden)
+        seen = family.probabilities(block, attention, normed, context)
+        value = torch.nn.functional.linear(normed, attention.value.weight, attention.value.bias)
+        value = value.view(*tokens.shape, attention.groups, -1).transpose(1, 2)
+        attended = seen @ value.repeat_interleave(attention.group_size, dim=1)
+        _assert_same(
+            attended.transpose(1, 2).flatten(2),
+            family.attend(block, attention, normed, context),
+            f"block {index}: values weighted by the attention probabilities",
+        )
+        normed = family.mlp_norm(block, hidden)
+        act, inner = family.activated(block, parts.mlp, normed)
+        assert act.shape == inner.shape, f"block {index}: one activation a channel is expected"
+        _assert_same(
+            inner, family.activate(block, parts.mlp, normed), f"block {index}: what is activated"
+        )
 
 
 def _check_parts(family: Family, model: PreTrainedModel) -> None:

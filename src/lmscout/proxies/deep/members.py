@@ -21,13 +21,14 @@ def deepened(proxy: Proxy) -> Node:
     """
     body = proxy.body
     if isinstance(body, Branch):
-        return Node(proxy.aggregation, (_reduced(body),))
-    operands = _reduced(body.left), _reduced(body.right)
+        return Node(proxy.aggregation, (as_block_value(body),))
+    operands = as_block_value(body.left), as_block_value(body.right)
     aggregation = "sum" if body.operation == "matrix_product" else proxy.aggregation
     return Node(aggregation, (Node(_SIGN[body.operation], operands),))
 
 
-def _reduced(branch: Branch) -> Node:
+def as_block_value(branch: Branch) -> Node:
+    """A branch as a tree with the same block values."""
     node = Node(branch.input)
     for name in branch.chain:
         if name != "identity":

@@ -7,7 +7,7 @@ slowly at first), and how much of the whole model is gone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,20 +58,35 @@ class ImportanceMass:
                 raise LmscoutError(f"importance: {kind} holds a number that is not finite")
 
 
+@dataclass(frozen=True)
+class Column:
+    """A feature that is told beside the usual ones.
+
+    Attributes:
+        name: of the column.
+        values: of plans, [n, 2L] to [n], finite.
+    """
+
+    name: str
+    values: Callable[[Rows], Floats]
+
+
 class PlanFeatures:
     """Plans to feature vectors, many at once.
 
     Columns: share removed [2L], importance removed [2L], whether nothing is kept [2L], the
     share of parameters removed, the importance removed from attention and from MLPs.  All
-    grow, or stay, as units are removed.  Importance is in shares of each kind's whole.
+    grow, or stay, as units are removed.  Importance is in shares of each kind's whole.  Columns
+    that a caller brings come last, as they are.
 
     Attributes:
         depth: blocks of the model.
         names: of the columns.
     """
 
-    def __init__(self, shape: Shape, mass: ImportanceMass) -> None:
+    def __init__(self, shape: Shape, mass: ImportanceMass, extra: Sequence[Column] = ()) -> None:
         mass.check(shape)
+        self._extra = tuple(extra)
         self.depth = shape.depth
         self._shape = shape
         self._units = dense_row(shape)
@@ -93,10 +108,11 @@ class PlanFeatures:
             "parameters.removed",
             "attention.importance",
             "mlp.importance",
+            *(column.name for column in extra),
         )
 
     def __call__(self, rows: Rows) -> Floats:
-        """Features of plans, [n, 2L] to [n, 6L + 3]."""
+        """Features of plans, [n, 2L] to [n, 6L + 3], and the columns that were brought."""
         removed = 1.0 - rows / self._units
         importance = self._mass[rows + self._starts]
         return np.concatenate(
@@ -107,6 +123,7 @@ class PlanFeatures:
                 1.0 - kept_shares(self._shape, rows)[:, None],
                 importance[:, : self.depth].sum(axis=1, keepdims=True),
                 importance[:, self.depth :].sum(axis=1, keepdims=True),
+                *(column.values(rows)[:, None] for column in self._extra),
             ],
             axis=1,
         )

@@ -24,7 +24,7 @@ from lmscout.pruning.learning.cross_validation import (
     margin,
     mean_agreement,
 )
-from lmscout.pruning.learning.features import ImportanceMass, PlanFeatures
+from lmscout.pruning.learning.features import Column, ImportanceMass, PlanFeatures
 from lmscout.pruning.learning.regressors import (
     KINDS,
     BoostedTrees,
@@ -200,6 +200,7 @@ def fit_predictor(
     seed: int,
     repeats: int = 3,
     kinds: Sequence[str] = KINDS,
+    extra: Sequence[Column] = (),
 ) -> Predictor:
     """Choose a predictor by cross-validation and fit it on all pairs.
 
@@ -215,6 +216,7 @@ def fit_predictor(
         seed: of the folds and of LightGBM.
         repeats: of five-fold cross-validation.
         kinds: that compete.
+        extra: columns that features have beside their own.
 
     Raises:
         LmscoutError: there are too few pairs, or they do not differ.
@@ -223,7 +225,7 @@ def fit_predictor(
         raise LmscoutError(
             f"{len(pairs)} measured pairs are too few for a predictor: at least {FEWEST_PAIRS}"
         )
-    features = PlanFeatures(shape, mass)
+    features = PlanFeatures(shape, mass, extra)
     examples = _examples(pairs, shape, features)
     if np.ptp(examples.values) == 0:
         raise LmscoutError(

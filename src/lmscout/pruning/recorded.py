@@ -1,0 +1,100 @@
+"""What a ledger says of itself: of which model and text its pairs are, and how they were measured.
+
+A prune run writes it down, so that its pairs can be read again without being told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import optuna
+from sqlalchemy.exc import SQLAlchemyError
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.calibration import CalibrationSettings
+from lmscout.pruning.ledger import SETTINGS, STUDY, Ledger
+from lmscout.pruning.storage import FILE_NAME, open_storage, storage_url
+
+_ORIGIN = "origin"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """How the pairs of a ledger came about.
+
+    Attributes:
+        settings: all on which their values depend, as `Calibrated.ledger_settings`.
+        model: folder or Hub name of the dense model; None where nobody wrote it down.
+        text: source of the calibration text, likewise.
+        calibration: how it was used.
+    """
+
+    settings: Mapping[str, str | int | float | bool | None]
+    model: str | None
+    text: str | None
+    calibration: CalibrationSettings
+
+
+def record_origin(ledger: Ledger, model: str, text: str, settings: CalibrationSettings) -> None:
+    """Write down what a run's pairs are of; what is there already stays.
+
+    Args:
+        ledger: of the run.
+        model: folder or Hub name of the dense model.
+        text: source of the calibration text.
+        settings: of the calibration.
+    """
+    origin = {
+        "model": _absolute(model),
+        "text": _absolute(text),
+        "final_tokens": settings.final_tokens,
+    }
+    ledger.note(_ORIGIN, json.dumps(origin))
+
+
+def read_recorded(storage: str | Path) -> Recorded:
+    """Read it.
+
+    Args:
+        storage: a run folder, or the URL of an Optuna storage.
+
+    Raises:
+        LmscoutError: there is no ledger there.
+    """
+    if "://" not in str(storage) and not (Path(storage) / FILE_NAME).is_file():
+        raise LmscoutError(
+            f"{storage}: holds no ledger; name the folder of a prune run, or its storage's URL"
+        )
+    url = storage_url(storage)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        opened = open_storage(url)
+        try:
+            found = optuna.load_study(study_name=STUDY, storage=opened).user_attrs
+        finally:
+            opened.close()
+    except (KeyError, optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, OSError):
+        found = {}
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    if SETTINGS not in found:
+        raise LmscoutError(f"{url}: holds no ledger of lmscout; name a prune run's")
+    settings = dict(found[SETTINGS])
+    origin = json.loads(found.get(f"lmscout.{_ORIGIN}", "{}"))
+    known = {**settings, **origin}
+    calibration = CalibrationSettings(
+        **{one.name: known[one.name] for one in fields(CalibrationSettings) if one.name in known}
+    )
+    for derived in ("groups", "channels"):
+        settings.pop(derived, None)
+    return Recorded(settings, origin.get("model"), origin.get("text"), calibration)
+
+
+def _absolute(source: str) -> str:
+    """A path as it is found from everywhere; a Hub name or address as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source

@@ -1,0 +1,135 @@
+"""What is asked of a run of pruning, and what is refused before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import Text, protocol_of, same_text
+from lmscout.pruning.calibration import CalibrationSettings
+from lmscout.pruning.judging.judge import asked_proxy
+from lmscout.pruning.recovery.checkpoint import FOLDER as RECOVERY_FOLDER
+from lmscout.pruning.recovery.run import RecoveryRequest
+from lmscout.pruning.saving.cutting import ShapeName
+from lmscout.pruning.saving.export import CONFIG
+from lmscout.pruning.searching.model_budgets import MEASURES
+from lmscout.pruning.storage import FILE_NAME
+from lmscout.pruning.subnetworks.importance import METHODS
+from lmscout.pruning.subnetworks.subnetwork import QUALITIES
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a run.
+
+    Attributes:
+        keep: shares to keep, each above 0 and below 1.
+        of: what they are shares of: "parameters" (those in attention and MLP),
+            "multiply-adds", "memory" or "latency" (of the whole model).
+        shape: "any", or "uniform" for models that stock transformers loads.
+        pairs: architecture-accuracy pairs to measure in all.
+        seed: of everything that is drawn.
+        protocol: of the reported perplexities.
+        dtype: of the saved weights; as the dense model's are saved if None.
+        calibration: how calibration text is used.
+        storage: URL of an Optuna storage for the ledger; a file in the run folder if None.
+        grain: MLP widths are multiples of it; if None, what the model's device runs fast.
+        devices: further devices that share the measuring, each with a copy of the model.
+        recovery: what is trained again, and how.
+        judge: "proxy:..." to search by a proxy alone, with no pair and no finalist measured;
+            `pairs` is then not looked at.
+        features: proxies, written alike, whose scores the predictor is told.
+    """
+
+    keep: tuple[float, ...] = (0.8,)
+    of: str = "parameters"
+    shape: str = "any"
+    pairs: int = 200
+    seed: int = 0
+    protocol: str = "llm-pruner"
+    dtype: torch.dtype | None = None
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    storage: str | None = None
+    grain: int | None = None
+    devices: tuple[torch.device, ...] = ()
+    recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
+    judge: str | None = None
+    features: tuple[str, ...] = ()
+
+
+def check_request(
+    request: Request,
+    calibration: Text,
+    report: Text | None,
+    out: Path,
+    recover_on: Text | None = None,
+) -> None:
+    """Refuse what cannot be done, before any work.
+
+    Raises:
+        LmscoutError: a share, a name or the protocol is none, the texts are the same, or the
+            run folder holds something that is not a run to continue.
+    """
+    _check_shares(request.keep)
+    _check_names(request)
+    for name, seen in (("calibration", calibration), ("recovery", recover_on)):
+        if report is not None and seen is not None and same_text(seen, report):
+            raise LmscoutError(
+                f"{name} text {seen.source} and report text {report.source} are the same: "
+                "a perplexity on what a choice has seen says nothing"
+            )
+    _check_folder(request, out)
+    request.recovery.check(out, request.calibration.window, request.keep, request.of)
+
+
+def model_folders(keep: Sequence[float], out: Path) -> list[Path]:
+    """Where the models of a run are saved: the run folder itself, if there is one."""
+    return [out] if len(keep) == 1 else [out / f"keep-{share:g}" for share in keep]
+
+
+def _check_shares(keep: Sequence[float]) -> None:
+    for share in keep:
+        if not 0 < share < 1:
+            raise LmscoutError(
+                f"keep of {share:g} is not a share to prune to: give one between 0 and 1"
+            )
+    if len(set(keep)) < len(keep) or not keep:
+        raise LmscoutError("keep: give one or several shares, each once")
+
+
+def _check_names(request: Request) -> None:
+    settings = request.calibration
+    for name, given, known in (
+        ("shape", request.shape, get_args(ShapeName)),
+        ("measure", request.of, MEASURES),
+        ("importance", settings.importance, METHODS),
+        ("quality", settings.quality, QUALITIES),
+    ):
+        if given not in known:
+            raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
+    protocol_of(request.protocol)
+    for text in (*([request.judge] if request.judge is not None else []), *request.features):
+        asked_proxy(text)
+    if request.judge is not None and request.features:
+        raise LmscoutError(
+            "a judge measures no pairs, so there is no predictor to tell a feature: leave out "
+            "--judge or --feature"
+        )
+
+
+def _check_folder(request: Request, out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not ((out / FILE_NAME).is_file() or (out / RECOVERY_FOLDER).is_dir()):
+            raise LmscoutError(
+                f"output folder {out} is not empty, and holds no run to continue: name another"
+            )
+        for folder in model_folders(request.keep, out):
+            if (folder / CONFIG).exists():
+                raise LmscoutError(
+                    f"output folder {folder} is not empty: it holds a finished model; name another"
+                )

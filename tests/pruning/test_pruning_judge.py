@@ -1,0 +1,190 @@
+"""Scores of plans by look-up, against `statistics.score` on the tensors that a plan keeps."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_language_models import random_model, random_windows
+
+from lmscout.errors import LmscoutError
+from lmscout.proxies import Reading, resolve
+from lmscout.pruning.families import family_of
+from lmscout.pruning.judging.judge import asked_proxy, read_judges, size_agreement
+from lmscout.pruning.judging.reading import read_trained
+from lmscout.pruning.subnetworks.plan_arrays import dense_row
+from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.statistics import score
+
+STACKS = ("linear", "act", "hidden", "head", "softmax")
+INPUTS = ("act", "jacob", "grad", "head", "weight", "softmax")
+
+PROXIES = (
+    "mean(abs(weight) * abs(act))",
+    "sum(std(grad) + sqrt(head))",
+    "max(minmax(softmax) - frobenius(weight))",
+    "min(logsoftmax(head))",
+    "sum(softmax(weight) @ square(jacob))",
+    "sum(square(softmax(head)) + l1(act))",  # no sum over units gives this one
+    "sum(log(total(abs(mul(weight, grad)))))",
+    "sum(total(frobenius(mlp_grad))) / params",
+    "mean(average(std(mixer_weight)) * average(mul(act, act_grad))) * depth",
+    "sum(average(normalize(abs(weight)))) - sum(average(square(minmax(grad))))",
+    "snip",
+    "grad-norm",
+    "fisher",
+    "head-importance",
+    "synaptic-diversity",
+    "activation-distance",
+    "attention-confidence",
+    "softmax-confidence",
+    "lpzero-gpt2",
+)
+
+
+@pytest.fixture(scope="module", params=["llama-bias", "gpt2"])
+def read(request):
+    model = random_model(request.param)
+    family = family_of(model.config)
+    shape = shape_of([family.parts(block) for block in family.blocks(model)])
+    places = []
+
+    def see(place):
+        places.append((place, {name: one.clone() for name, one in place.tensors.items()}))
+
+    read_trained(model, family, random_windows(), see)
+    return model, family, shape, places
+
+
+def judges(read, *texts):
+    model, family, shape, _ = read
+    return read_judges(
+        [asked_proxy(text) for text in texts], model, family, shape, random_windows()
+    )
+
+
+class Spec:
+    """As much of an architecture as leaves read."""
+
+    def __init__(self, depth, width, params):
+        self.depth, self.width, self._params = depth, width, params
+
+    def parameters(self):
+        return self._params
+
+
+def restricted(read, row):
+    """The reading of one plan, written out: every tensor cut to its first units."""
+    model, _, shape, places = read
+    depth = shape.depth
+    kept = [block for block in range(depth) if row[block] or row[depth + block]]
+    tensors = {name: [[] for _ in kept] for name in (*INPUTS, "act_grad")}
+    mixing = [[] for _ in kept]
+    for place, own in places:
+        if place.block not in kept:
+            continue
+        where = kept.index(place.block)
+        units = {"attention": row[place.block], "mlp": row[depth + place.block], "block": 1}
+        count = units[place.kind]
+        if not count:
+            continue
+        for name, one in own.items():
+            size = one.shape[place.axis] // place.units * count
+            tensors[name][where].append(
+                one if place.kind == "block" else one.narrow(place.axis, 0, size)
+            )
+        if "weight" in own:
+            mixing[where].append(place.kind == "attention")
+    frozen = {name: tuple(map(tuple, blocks)) for name, blocks in tensors.items()}
+    gone = (dense_row(shape) - row) @ np.array(shape.group_parameters + shape.channel_parameters)
+    spec = Spec(len(kept), 32, sum(one.numel() for one in model.parameters()) - int(gone))
+    return Reading(
+        model=model,
+        tokens=random_windows(),
+        inputs={name: frozen[name] for name in INPUTS},
+        act_grad=frozen["act_grad"],
+        linears=tuple(() for _ in kept),
+        mixing=tuple(map(tuple, mixing)),
+        parameters=spec.parameters(),
+    ), spec
+
+
+def plans(shape):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(1, dense_row(shape) + 1, (4, 2 * shape.depth))
+    rows[1, 0] = 0  # no attention in the first block
+    rows[2, shape.depth + 1] = 0  # no MLP in the second
+    rows[3, [1, shape.depth + 1]] = 0  # no second block
+    return np.concatenate([dense_row(shape)[None], rows])
+
+
+@pytest.mark.parametrize("text", PROXIES)
+def test_a_look_up_is_the_proxy_of_what_a_plan_keeps(read, text):
+    rows = plans(read[2])
+    (judge,) = judges(read, f"proxy:+{text}")
+    wanted = []
+    for row in rows:
+        reading, spec = restricted(read, row)
+        wanted.append(score(resolve(text), reading, spec))
+    np.testing.assert_allclose(judge.scores(rows), wanted, rtol=2e-4)
+
+
+def test_a_plan_has_one_score_in_whatever_company(read):
+    rows = plans(read[2])
+    (judge,) = judges(read, "proxy:+sum(square(softmax(head)) + l1(act))")
+    assert [judge.scores(row[None])[0] for row in rows] == judge.scores(rows).tolist()
+
+
+def test_the_side_that_rises_with_what_is_kept_is_better(read):
+    shape = read[2]
+    up, down, asked = judges(
+        read,
+        "proxy:snip",
+        "proxy:negate(sum(total(abs(mul(weight, grad)))))",
+        "proxy:-snip",
+    )
+    assert (up.sign, down.sign, asked.sign) == (1, -1, -1)
+    rows = plans(shape)
+    for judge in (up, down):
+        scores = judge.scores(rows)
+        assert scores.argmax() == 0
+        assert judge.rises(rows).argmin() == 0
+        assert size_agreement(shape, judge.scores) > 0.9
+    assert asked.scores(rows).argmin() == 0
+    assert "lower" in asked.words
+
+
+def test_a_plan_without_a_score_is_the_last(read):
+    (judge,) = judges(read, "proxy:+sum(total(exp(exp(exp(add(softmax, softmax))))))")
+    rows = plans(read[2])
+    assert np.isfinite(judge.rises(rows)).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("snip", "write proxy:"),
+        ("proxy:snipp", "did you mean 'snip'"),
+        ("proxy:synflow", "runs the model again"),
+        ("proxy:jacobian-covariance", "first block"),
+        ("proxy:sum(abs(weihgt))", "did you mean 'weight'"),
+        ("proxy:", "unknown proxy"),
+    ],
+)
+def test_what_cannot_judge_is_one_line(text, says):
+    with pytest.raises(LmscoutError, match=says) as error:
+        asked_proxy(text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_proxy_that_does_not_follow_size_needs_its_sign(read):
+    with pytest.raises(LmscoutError, match="better side cannot be told"):
+        judges(read, "proxy:sum(normalize(jacob) + normalize(weight))")
+    (judge,) = judges(read, "proxy:+sum(normalize(jacob) + normalize(weight))")
+    assert judge.sign == 1
+
+
+def test_the_model_is_left_as_it_was_found(read):
+    model = read[0]
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    judges(read, "proxy:snip", "proxy:fisher")
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert all(one.grad is None and one.requires_grad for one in model.parameters())

@@ -1,0 +1,106 @@
+"""Judges in a run, on a small random model: what is found, and what a predictor is told."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_language_models import random_model
+
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import Text
+from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.finalists import candidates_of, measure_finalists
+from lmscout.pruning.judging.standing_in import calibrated_judges, judged, proxy_columns
+from lmscout.pruning.learning.features import PlanFeatures
+from lmscout.pruning.learning.predictor import fit_predictor
+from lmscout.pruning.ledger import Pair
+from lmscout.pruning.request import Request, check_request
+from lmscout.pruning.searching.budgets import keep_budget
+from lmscout.pruning.searching.covering import Target
+from lmscout.pruning.searching.ranges import Ranges, fit, meets
+from lmscout.pruning.searching.space import AnySpace
+from lmscout.pruning.searching.uniform_space import UniformSpace
+from lmscout.pruning.subnetworks.plan_arrays import as_plans, as_rows, dense_row
+
+SNIP = "proxy:snip"
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    windows = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+    settings = CalibrationSettings(
+        measured_tokens=160, final_tokens=160, moment_tokens=160, gradient_windows=4
+    )
+    return calibrate(random_model("llama"), windows, settings)
+
+
+def drawn(shape, budget, count, seed=0):
+    rng = np.random.default_rng(seed)
+    wanted = rng.uniform(0.1, 1, (count, 2 * shape.depth)) * dense_row(shape)
+    rows = fit(wanted, Ranges.above(shape), budget)
+    return np.unique(rows[meets(rows, budget)], axis=0)
+
+
+def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_measured(calibrated):
+    shape = calibrated.shape
+    budget = keep_budget(shape, 0.7)
+    target = Target(budget, Ranges.above(shape))
+    learnt = judged(SNIP, calibrated, [target])
+    plans = candidates_of(None, learnt, AnySpace(shape), target, seed=0)
+    assert len(plans) == 1
+    scores = learnt.judge.scores
+    assert scores(as_rows(plans))[0] >= scores(drawn(shape, budget, 500)).max()
+    assert meets(as_rows(plans), budget).all()
+    ((winner,),) = measure_finalists(calibrated, None, None, learnt, [plans])
+    assert winner.plan == plans[0]
+    assert (winner.predicted, winner.measured, winner.final) == (None, None, None)
+
+
+def test_uniform_plans_are_judged_too(calibrated):
+    shape = calibrated.shape
+    space = UniformSpace(shape, calibrated.model.config)
+    budget = keep_budget(shape, 0.6)
+    target = Target(budget, Ranges.above(shape))
+    learnt = judged(SNIP, calibrated, [target])
+    (plan,) = candidates_of(None, learnt, space, target, seed=0)
+    assert space.meets(as_rows([plan]), budget).all()
+
+
+def test_a_column_is_the_judges_score_and_predictors_use_it(calibrated):
+    shape = calibrated.shape
+    (column,) = proxy_columns([SNIP], calibrated)
+    (judge,) = calibrated_judges([SNIP], calibrated)
+    rows = drawn(shape, keep_budget(shape, 0.7), 400)
+    assert (column.values(rows) == judge.scores(rows)).all()
+    features = PlanFeatures(shape, calibrated.mass, [column])
+    assert features.names[-1] == "proxy.snip"
+    assert (features(rows)[:, -1] == judge.scores(rows)).all()
+    # Quality that bends with the column, which sums of the other columns do not say so well.
+    scores = judge.scores(rows)
+    values = 0.1 + (scores.max() - scores) ** 2
+    pairs = [
+        Pair(plan, float(value), 100)
+        for plan, value in zip(as_plans(rows[:40]), values[:40], strict=True)
+    ]
+    quick = {"seed": 0, "repeats": 1, "kinds": ["ridge"]}
+    with_it = fit_predictor(pairs, shape, calibrated.mass, extra=[column], **quick)
+    without = fit_predictor(pairs, shape, calibrated.mass, **quick)
+    errors = [np.abs(one.predict(rows[40:]) - values[40:]).mean() for one in (with_it, without)]
+    assert errors[0] < errors[1]
+
+
+def test_no_features_cost_no_pass(calibrated):
+    assert proxy_columns([], calibrated) == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (Request(judge="proxy:snipp"), "did you mean 'snip'"),
+        (Request(judge="sum(abs(weight))"), "write proxy:"),
+        (Request(features=("proxy:grasp",)), "runs the model again"),
+        (Request(judge=SNIP, features=(SNIP,)), "leave out --judge or --feature"),
+    ],
+)
+def test_bad_judges_are_refused_before_any_work(request_, says, tmp_path):
+    with pytest.raises(LmscoutError, match=says):
+        check_request(request_, Text("a", "words", "x"), None, tmp_path / "run")
