@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rates", default="1e-3,3e-3")
     parser.add_argument("--elastic-rate", type=float, default=1e-3)
+    parser.add_argument("--methods", default=f"{LORA},{DISTILL}")
     parser.add_argument("--only", choices=["a", "b"])
     parser.add_argument("--limit", type=int, help="tokens of the valid and test texts")
     parser.add_argument("--json")
@@ -103,7 +104,7 @@ class Bench:
         """Part (a)."""
         plan = self.found(self.calibrated)
         self.tell("found", self.cut(self.calibrated, plan).to(self.given.device))
-        for method in (LORA, DISTILL):
+        for method in self.given.methods.split(","):
             for rate in map(float, self.given.rates.split(",")):
                 settings = replace(self.settings, method=method, learning_rate=rate)
                 model, done = self.recovered(self.calibrated, plan, settings)

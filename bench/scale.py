@@ -28,10 +28,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lmscout.evaluation import devices_of
 from lmscout.evaluation.cost import await_device
 from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
+from lmscout.pruning.estimate import estimate
 from lmscout.pruning.families import family_of
 from lmscout.pruning.judging.block_means import read_block_means
 from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import measure_rounds
+from lmscout.pruning.request import Request
 from lmscout.pruning.saving.export import save
 from lmscout.pruning.searching.budgets import keep_budget
 from lmscout.pruning.searching.covering import Target
@@ -118,6 +120,13 @@ def main() -> None:
         lambda: importance("taylor", model, family, windows=windows[:32]),
         repeats=2,
     )
+    foretold = estimate(
+        model.config,
+        Request(pairs=arguments.pairs, calibration=settings),
+        dtype=model.dtype,
+        device=first,
+    )
+    print(f"foretold: {json.dumps(foretold.to_json())}", flush=True)
     calibrated = stages("calibration", lambda: calibrate(model, windows, settings))
     ratio = a_pair_beside_the_dense_forward(stages, calibrated)
     with tempfile.TemporaryDirectory() as folder:
@@ -136,6 +145,7 @@ def main() -> None:
         "size": arguments.size,
         "tokens": arguments.tokens,
         "stages": stages.rows,
+        "foretold": foretold.to_json(),
         "pair_by_kept_share_and_dense": ratio,
         **told,
         "whole_flow_seconds": whole,

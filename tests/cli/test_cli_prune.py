@@ -69,6 +69,11 @@ def folders(tmp_path_factory):
         (STORIES, ["--out", "FULL"], "is not empty"),
         (STORIES, ["--compensation", "some"], "--compensation some"),
         (STORIES, ["--dtype", "int8"], "--dtype int8"),
+        (STORIES, ["--compute-dtype", "int8"], "--compute-dtype int8"),
+        (STORIES, ["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (STORIES, ["--device", "cpu,cpu"], "names a device twice"),
+        ("absent", ["--dry-run"], "no config.json"),
+        ("encoder", ["--dry-run"], "not a causal language model"),
         (STORIES, ["--pairs", "3"], "pairs"),
         (STORIES, ["--storage", "mystery://x"], "mystery"),
         (STORIES, ["--json", "nowhere/result.json"], "its folder does not exist"),
@@ -91,6 +96,19 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert line.startswith("lmscout: ")
     assert said in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_needs_no_weights_and_writes_nothing(lmscout, folders, text, tmp_path):
+    asked = ("prune", folders / "weightless", "--calibration", text, "--out", "run", "--dry-run")
+    code, out, err = lmscout(*asked, "--keep", "0.8,0.5")
+    assert (code, err) == (0, "")
+    for words in ("weights", "a pair at keep 0.5", "200 pairs", "at most", "Nothing was pruned."):
+        assert words in out
+    code, out, _ = lmscout(*asked, "--json", "-")
+    told = json.loads(out)
+    assert code == 0
+    assert told["parameters"] == 2 * 512 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_table_a_model_and_its_json(lmscout, text, tmp_path):

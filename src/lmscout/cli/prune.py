@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from lmscout.cli import console, recovery_options
+from lmscout.cli.dry_run import foretell
 from lmscout.cli.options import DTYPES, JsonOption
 from lmscout.errors import LmscoutError
 
@@ -146,6 +147,14 @@ def prune(
             show_default=False,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what memory and time a run would take, and stop; a MODEL with nothing but "
+            "its config.json will do.",
+        ),
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Prune a causal language model with an accuracy predictor.
@@ -191,6 +200,9 @@ def prune(
     report_on = read_text(report) if report is not None else None
     recover_on = read_text(recover_text) if recover_text is not None else None
     check_request(request, text, report_on, out, recover_on)
+    if dry_run:
+        foretell(model, request, compute_dtype, first, json)
+        return
     loaded = load_model(
         model, None if compute_dtype is None else getattr(torch, compute_dtype), first
     )

@@ -7,7 +7,13 @@ from lmscout.evaluation.cost import (
     parameter_bytes,
     parameter_count,
 )
-from lmscout.evaluation.loading import LoadedModel, devices_of, load_model
+from lmscout.evaluation.loading import (
+    LoadedModel,
+    devices_of,
+    load_config,
+    load_model,
+    memory_dtype,
+)
 from lmscout.evaluation.perplexity import Perplexity, perplexity
 from lmscout.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
 from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
@@ -25,8 +31,10 @@ __all__ = [
     "Text",
     "check_tasks",
     "devices_of",
+    "load_config",
     "load_model",
     "measure_speed",
+    "memory_dtype",
     "multiply_adds",
     "parameter_bytes",
     "parameter_count",

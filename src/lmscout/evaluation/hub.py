@@ -125,13 +125,14 @@ def _field(source: str, address: HubAddress, data: Any) -> str:
     )
 
 
-def fetch_model(name: str) -> Path:
+def fetch_model(name: str, *, weights: bool = True) -> Path:
     """The folder of a model of the Hub, downloaded unless the Hub's cache has it.
 
     Pickled weights are not downloaded.
 
     Args:
         name: `OWNER/NAME`, or `NAME` alone.
+        weights: False for the configuration alone.
 
     Returns:
         The folder in the Hub's own cache.
@@ -142,7 +143,9 @@ def fetch_model(name: str) -> Path:
     try:
         with quiet():
             folder = snapshot_download(
-                name, allow_patterns=list(_MODEL_FILES), ignore_patterns=list(_ELSEWHERE)
+                name,
+                allow_patterns=list(_MODEL_FILES) if weights else ["config.json"],
+                ignore_patterns=list(_ELSEWHERE),
             )
     except GatedRepoError:
         raise LmscoutError(

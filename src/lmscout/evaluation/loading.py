@@ -80,6 +80,28 @@ def load_model(
     return LoadedModel(model, tokenizer, source, saved_dtype)
 
 
+def load_config(source: str) -> PreTrainedConfig:
+    """The configuration of a causal language model; its weights need not be there.
+
+    Args:
+        source: a folder that holds a config.json, or a name on the Hub.
+
+    Raises:
+        LmscoutError: there is none, or it is not of a causal language model.
+    """
+    folder = Path(source).expanduser()
+    if not folder.exists() and _HUB_NAME.fullmatch(source):
+        folder = fetch_model(source, weights=False)
+    if not (folder / "config.json").is_file():
+        raise LmscoutError(
+            f"{source}: holds no config.json: give a model's folder, or a name on the Hub"
+        )
+    with quiet():
+        config = _config(folder, source)
+        _check_declared_causal(config, source)
+    return config
+
+
 def devices_of(names: str) -> tuple[torch.device, ...]:
     """Read one or several devices, with commas between, each of which can be used.
 
@@ -111,6 +133,11 @@ def usable_device(name: str) -> torch.device:
     if device.type != "cpu" and device.index is None:
         device = torch.device(device.type, torch.accelerator.current_device_index())
     return device
+
+
+def memory_dtype(config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """That `load_model` gives weights on a device, unless it is told another."""
+    return _in_memory(_dtype(config), device)
 
 
 def _in_memory(saved: torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -103,7 +103,6 @@ class Calibrated:
 
     def evaluator(self, windows: Tensor) -> Evaluator:
         """Measures plans on [windows, T] tokens, in portions, as they will be saved."""
-        portion = _PORTION if self.model.device.type == "cpu" else _ACCELERATED_PORTION
         evaluators = [
             SubnetworkEvaluator(
                 model,
@@ -111,7 +110,7 @@ class Calibrated:
                 windows,
                 compensation=compensation,
                 quality=self.settings.quality,
-                portions=max(4, windows.numel() // portion),
+                portions=portions_of(windows.numel(), model.device),
                 references=self.references.get(text_digest(windows)),
             )
             for model, compensation in ((self.model, self.compensation), *self.copies)
@@ -148,6 +147,12 @@ class Calibrated:
         settings = asdict(self.settings)
         del settings["final_tokens"]
         return {**self.digests, **settings}
+
+
+def portions_of(tokens: int, device: torch.device) -> int:
+    """In how many portions so many tokens are measured."""
+    portion = _PORTION if device.type == "cpu" else _ACCELERATED_PORTION
+    return max(4, tokens // portion)
 
 
 def calibrate(

@@ -37,6 +37,8 @@ QUALITIES = (LIKELIHOOD, DIVERGENCE)
 _Result = TypeVar("_Result")
 Reference = tuple[float, Top | None]  # a portion's dense loss, and its likeliest tokens if needed
 
+KEPT_SHARE = 0.5  # of the memory that is free, for hidden states
+
 _TOP = 32  # dense logits kept a token, where quality is the divergence from them
 
 
@@ -304,7 +306,7 @@ def _stride(shape: Shape, model: PreTrainedModel, tokens: int) -> int:
     width = next(model.get_input_embeddings().parameters()).shape[1]
     each = tokens * width * model.dtype.itemsize
     steps = len(KINDS) * shape.depth
-    room = torch.cuda.mem_get_info(model.device)[0] / 2 / max(1, each) - 1
+    room = KEPT_SHARE * torch.cuda.mem_get_info(model.device)[0] / max(1, each) - 1
     return max(1, math.ceil(steps / room)) if room > 1 else steps + 1
 
 

@@ -1,0 +1,60 @@
+"""`lmscout prune --dry-run`: what a run would take, and nothing done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lmscout.cli import console
+
+if TYPE_CHECKING:
+    import torch
+
+    from lmscout.pruning.request import Request
+
+_GIB = 2**30
+
+
+def foretell(
+    model: str, request: Request, compute_dtype: str | None, device: torch.device, json: str | None
+) -> None:
+    """Print what a run would take."""
+    # Imported here, so that `--help` does not wait for PyTorch.
+    import torch
+
+    from lmscout.evaluation import load_config, memory_dtype
+    from lmscout.pruning.estimate import estimate
+
+    config = load_config(model)
+    dtype = getattr(torch, compute_dtype) if compute_dtype else memory_dtype(config, device)
+    with console.progress_bars() as progress:
+        progress("timing a block", 0, 1)
+        found = estimate(config, request, dtype=dtype, device=device)
+        progress("timing a block", 1, 1)
+    if json != console.STDOUT:
+        table = Table()
+        table.add_column("")
+        table.add_column("memory", justify="right")
+        table.add_column("time", justify="right")
+        table.add_row("weights", f"{found.weights / _GIB:.2f} GiB", "")
+        table.add_row("ordering units", f"{found.importance / _GIB:.2f} GiB", "")
+        table.add_row("collecting moments", f"{found.calibrating / _GIB:.2f} GiB", "")
+        pairs = f"{found.measuring / _GIB:.2f} GiB"
+        for keep, seconds in found.pair.items():
+            table.add_row(f"a pair at keep {keep:g}", pairs, f"{seconds:.2f} s")
+        table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
+        screen = console.table_console()
+        screen.print(table)
+        screen.print(
+            f"{found.parameters:,} parameters in {str(dtype).removeprefix('torch.')} on "
+            f"{found.device}; peak {found.peak / _GIB:.2f} GiB. Nothing was pruned.",
+            highlight=False,
+        )
+    console.write_result(json, found.to_json())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,227 @@
+"""What a run would take, before it starts: memory from the sizes, seconds from a single block.
+
+A model's configuration is enough.  Its sizes are read off a model without weights; seconds are
+measured on a model of one block with random weights, which costs as much as any other block.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from lmscout.evaluation import parameter_bytes, parameter_count
+from lmscout.pruning.calibration import CalibrationSettings, portions_of
+from lmscout.pruning.families import Family, family_of
+from lmscout.pruning.request import Request
+from lmscout.pruning.searching.latency import Latency, measure_latency
+from lmscout.pruning.subnetworks.activations import BATCH_TOKENS
+from lmscout.pruning.subnetworks.importance import FROM_MOMENTS
+from lmscout.pruning.subnetworks.subnetwork import KEPT_SHARE
+
+_FLOAT, _DOUBLE = 4, 8  # bytes
+_TIMED_TOKENS = 2048
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take.
+
+    Attributes:
+        device: on which it was timed, and would run.
+        parameters: of the dense model.
+        weights: bytes of them in memory.
+        importance: bytes while units are ordered, the weights among them.
+        calibrating: bytes while moments are collected.
+        measuring: bytes while pairs are measured.
+        pair: seconds of a pair that shares nothing with the one before it, by size.
+        pairs: how many.
+        total: seconds of all pairs.  A run is faster: plans that begin alike share, and hopeless
+            ones are dropped early.
+    """
+
+    device: str
+    parameters: int
+    weights: int
+    importance: int
+    calibrating: int
+    measuring: int
+    pair: dict[float, float]
+    pairs: int
+    total: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the stage that needs most."""
+        return max(self.importance, self.calibrating, self.measuring)
+
+    def to_json(self) -> dict[str, object]:
+        """All of it."""
+        return {**asdict(self), "pair": {f"{keep:g}": one for keep, one in self.pair.items()}}
+
+
+def estimate(
+    config: PreTrainedConfig,
+    request: Request,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Estimate:
+    """Foretell memory and seconds of a run.
+
+    Args:
+        config: of the dense model.
+        request: what is wanted.
+        dtype: of the weights in memory.
+        device: on which it would run.
+
+    Raises:
+        LmscoutError: models of this type are not known.
+    """
+    family = family_of(config)
+    sizes = _Sizes(_without_weights(config, dtype), family, request.calibration)
+    latency = _time_one_block(config, family, request.calibration.window, dtype, device)
+    pair = {
+        keep: _seconds(latency, keep, sizes.depth) * request.calibration.measured_tokens
+        for keep in request.keep
+    }
+    pairs = 0 if request.judge is not None else request.pairs
+    return Estimate(
+        str(device),
+        parameter_count(sizes.model),
+        sizes.weights,
+        sizes.importance(),
+        sizes.calibrating(),
+        sizes.measuring(device),
+        pair,
+        pairs,
+        pairs * float(np.mean(list(pair.values()))),
+    )
+
+
+class _Sizes:
+    """Bytes that the stages of a run hold at once."""
+
+    def __init__(
+        self, model: PreTrainedModel, family: Family, settings: CalibrationSettings
+    ) -> None:
+        self.model, self._settings = model, settings
+        self._halves = [
+            half for block in family.blocks(model) for half in family.parts(block).halves.values()
+        ]
+        self.depth = len(self._halves) // 2
+        self._width = self._halves[0].output.weight.shape[0]
+        self._vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
+        self._each = model.dtype.itemsize
+        self.weights = parameter_bytes(model)
+
+    def importance(self) -> int:
+        """Hidden states of all blocks, and the gradients of one, for "taylor"."""
+        settings = self._settings
+        if settings.importance in FROM_MOMENTS:
+            return self.calibrating()
+        largest = max(
+            one.weight.numel() for half in self._halves for one in (*half.inputs, half.output)
+        )
+        if settings.importance != "taylor":
+            return self.weights + 2 * _DOUBLE * largest
+        tokens = settings.gradient_windows * settings.window
+        states = tokens * self._width * self._each * (self.depth + 1)
+        gradients = self._block() * self._each
+        folding = 3 * _FLOAT * largest
+        return self.weights + states + gradients + max(folding, self._working(BATCH_TOKENS))
+
+    def calibrating(self) -> int:
+        """The hidden state of all text, a Gram matrix, and the factors of those before it."""
+        settings = self._settings
+        states = settings.moment_tokens * self._width * self._each
+        working = self._working(BATCH_TOKENS)
+        if not settings.compensate:
+            return self.weights + states + working
+        gram = max(half.output.weight.shape[1] for half in self._halves) ** 2
+        return self.weights + states + self._factors() + gram * (_FLOAT + 2 * _DOUBLE) + working
+
+    def measuring(self, device: torch.device) -> int:
+        """Hidden states after every step, as far as there is room, and logits of a portion."""
+        tokens = self._settings.measured_tokens
+        held = self.weights + self._factors()
+        states = tokens * self._width * self._each * (2 * self.depth + 1)
+        if device.type == "cuda":
+            states = min(states, int(KEPT_SHARE * (torch.cuda.mem_get_info(device)[1] - held)))
+        portion = tokens // portions_of(tokens, device)
+        return held + max(states, 0) + self._working(portion)
+
+    def _factors(self) -> int:
+        """Triangular factors and their products with the output projections."""
+        if not self._settings.compensate:
+            return 0
+        return sum(
+            _FLOAT * half.output.weight.shape[1] * sum(half.output.weight.shape)
+            for half in self._halves
+        )
+
+    def _block(self) -> int:
+        """Numbers in the largest block."""
+        each = [
+            sum(one.weight.numel() for one in (*half.inputs, half.output)) for half in self._halves
+        ]
+        return max(map(sum, zip(each[::2], each[1::2], strict=True)))
+
+    def _working(self, tokens: int) -> int:
+        """Logits in two precisions with their probabilities, or what a block computes."""
+        logits = tokens * self._vocabulary * (self._each + 2 * _FLOAT)
+        widest = max(sum(one.weight.shape[0] for one in half.inputs) for half in self._halves)
+        return max(logits, 2 * tokens * widest * self._each)
+
+
+def _without_weights(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model that has sizes and nothing else."""
+    with torch.device("meta"), no_init_weights():
+        model = _from_config(config, dtype)
+    model.tie_weights()  # left out with the random start
+    return model
+
+
+def _time_one_block(
+    config: PreTrainedConfig,
+    family: Family,
+    window: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Latency:
+    """Seconds of a block's steps, and of embedding and head."""
+    one = cast(Any, copy.deepcopy(config))
+    one.num_hidden_layers = 1
+    if getattr(one, "layer_types", None):
+        one.layer_types = one.layer_types[:1]
+    window = min(window, getattr(one, "max_position_embeddings", window))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(
+        config.get_text_config().vocab_size,
+        (max(1, _TIMED_TOKENS // window), window),
+        generator=generator,
+    )
+    with torch.random.fork_rng(devices=[]), device:
+        model = _from_config(one, dtype)
+    model.train(mode=False)
+    return measure_latency(model, family, tokens, repeats=_REPEATS)
+
+
+def _from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    auto: Any = AutoModelForCausalLM
+    return cast(PreTrainedModel, auto.from_config(config, dtype=dtype, trust_remote_code=False))
+
+
+def _seconds(latency: Latency, keep: float, depth: int) -> float:
+    """Seconds a token, of a plan that keeps the same share of every block."""
+    steps = sum(
+        float(np.interp(keep * curve.units[-1], curve.units, curve.seconds))
+        for curve in (*latency.attention, *latency.mlp)
+    )
+    return (steps * depth + latency.fixed) / (latency.windows * latency.tokens)
