@@ -1,4 +1,5 @@
 import time
+from pathlib import Path
 
 import pytest
 import tiny_checkpoints
@@ -57,3 +58,16 @@ def test_speed_is_the_median_of_timed_forwards():
     assert 0.1 <= speed.seconds < 0.5  # the warm-up's 0.6 is left out
     assert speed.tokens_per_second == pytest.approx(48 / speed.seconds)
     assert (speed.batch, speed.length, speed.repeats) == (3, 16, 3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are told by Linux")
+def test_peak_memory_is_of_these_forwards_alone():
+    """It holds the logits, and what was held before and let go of is forgotten."""
+    torch.ones(200_000_000)  # 0.8 GB, gone
+    small = measure_speed(tiny_checkpoints.llama(), batch=1, length=4, repeats=1).peak_bytes
+    large = measure_speed(
+        tiny_checkpoints.llama(vocab_size=50_000), batch=16, length=64, repeats=1
+    ).peak_bytes
+    logits = 4 * 16 * 64 * 50_000
+    assert large - small > logits / 2
+    assert large - small < 4 * logits

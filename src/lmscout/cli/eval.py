@@ -69,7 +69,9 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Ask only the first questions of a task.", show_default=False),
     ] = None,
-    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens a second too.")] = False,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Measure tokens a second and peak memory too.")
+    ] = False,
     protocol: Annotated[
         list[str] | None,
         typer.Option(
@@ -174,6 +176,8 @@ def _show_cost(result: dict[str, Any]) -> None:
     if speed := result["speed"]:
         shape = f"{speed['batch']} x {speed['length']}"
         said += f", {speed['tokens_per_second']:,.0f} tokens/s ({shape})"
+        if speed["peak_bytes"] is not None:
+            said += f", peak {speed['peak_bytes'] / 1e6:,.0f} MB"
     console.table_console().print(said, highlight=False)
 
 

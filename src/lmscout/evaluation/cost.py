@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+_STATUS = Path("/proc/self/status")  # of Linux
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,9 @@ class Speed:
         batch: sequences a forward.
         length: tokens a sequence.
         repeats: how many forwards were timed.
+        peak_bytes: the most memory held during them, weights included: what PyTorch had
+            allocated on an accelerator, what the process held elsewhere; None where the system
+            does not say.
     """
 
     seconds: float
@@ -30,6 +38,7 @@ class Speed:
     batch: int
     length: int
     repeats: int
+    peak_bytes: int | None = None
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -80,6 +89,7 @@ def measure_speed(
     tokens = torch.randint(embedding.shape[0], (batch, length), generator=generator)
     tokens = tokens.to(embedding.device)
     seconds = []
+    _forget_peak(tokens.device)
     for _ in range(warm_up + repeats):
         await_device(tokens.device)
         start = time.perf_counter()
@@ -87,13 +97,33 @@ def measure_speed(
         await_device(tokens.device)
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds[warm_up:])
-    return Speed(median, batch * length / median, batch, length, repeats)
+    peak = _peak(tokens.device)
+    return Speed(median, batch * length / median, batch, length, repeats, peak)
 
 
 def await_device(device: torch.device) -> None:
     """Wait until a device has done what it was given: accelerators run behind."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Begin anew to watch for the most memory held."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _STATUS.exists():
+        with suppress(OSError):  # not every container lets a process reset its own peak
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> int | None:
+    """The most memory held since, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "cpu" and _STATUS.exists():
+        kilobytes = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        return int(kilobytes[1]) * 1024 if kilobytes else None
+    return None
 
 
 def _linears(model: nn.Module) -> Iterator[nn.Linear | Conv1D]:
