@@ -10,6 +10,7 @@ from pymoo.core.crossover import Crossover
 from pymoo.core.mutation import Mutation
 from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
+from pymoo.core.termination import Termination
 
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.ranges import Ranges, fit
@@ -25,6 +26,8 @@ from lmscout.pruning.subnetworks.plan_arrays import (
 Predict = Callable[[Rows], Floats]
 
 _CROSSED = 0.8  # share of matings in which parents are mixed
+_PATIENCE = 25  # generations that may gain
+_GAIN = 1e-3  # no more than this share of the best, until a search ends
 _STEP = 0.1  # share of a column's units that a move takes, standard deviation
 
 
@@ -132,6 +135,21 @@ class Spanning(Repair):  # type: ignore[misc]
             if outside.any():
                 rows[outside] = fit(rows[outside], self._ranges, budget)
         return rows
+
+
+class Stalling(Termination):  # type: ignore[misc]
+    """Ends a search after so many generations, or when some in a row have hardly gained."""
+
+    def __init__(self, generations: int) -> None:
+        super().__init__()
+        self._generations = generations
+        self._best, self._since = np.inf, 0
+
+    def _update(self, algorithm: Any) -> float:
+        best = float(algorithm.opt.get("F").min())
+        if not best > self._best - _GAIN * abs(best):
+            self._best, self._since = best, algorithm.n_gen
+        return max(algorithm.n_gen / self._generations, (algorithm.n_gen - self._since) / _PATIENCE)
 
 
 def moved(rows: Rows, shape: Shape, rng: np.random.Generator, most: int = 3) -> Rows:

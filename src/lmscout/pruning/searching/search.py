@@ -22,6 +22,7 @@ from lmscout.pruning.searching.breeding import (
     PlanProblem,
     Predict,
     Spanning,
+    Stalling,
     moved,
 )
 from lmscout.pruning.searching.budgets import Budget
@@ -73,7 +74,7 @@ def search(
         count: of candidates wanted; fewer come back where no more differ enough.
         begin: plans to begin from, such as the best measured; fitted to ranges and budget.
         population: plans a generation.
-        generations: how many; population times generations plans are predicted.
+        generations: how many at most; it ends earlier when they hardly gain any more.
         distance: least mean difference of kept shares between two candidates.
 
     Returns:
@@ -95,7 +96,7 @@ def search(
             mutation=Moving(shape),
             repair=Fitting(ranges, budget),
         ),
-        ("n_gen", generations),
+        Stalling(generations),
         seed=_pymoo_seed(seed),
     )
     rows, rises = problem.seen()
