@@ -4,14 +4,15 @@ Tensors are cut into pieces of about equal size, which `fused_kernel` walks; a p
 second time only where float32 cannot sum it.  Any number of tensors of one dtype and kind of
 shape share a launch, and the host never waits: totals are handed on as a tensor.
 
-An element costs 26.3 instructions (bfloat16, compiled for sm_90): conversion 1, extremes 2, two
-comparisons for the halves of the number line, 16.8 multiplications and additions, and 3.5
-special functions, which are e^x, the root, the logarithm, and half a reciprocal: 1 / (x + 1e-9)
-and 1 / (1 + e^x) of two elements are four quotients over one product.  A quarter of a
-multiprocessor issues one instruction a cycle for 32 elements, and needs 8 cycles for a special
-one, so both bounds are nearly one: 26.3 and 28 cycles.  On an H200 (528 such quarters,
-1.98 GHz) 4,096 x 11,008 elements take 38 microseconds at least, where reading them once takes
-21: 1.8 times.
+An element costs 25.5 instructions (bfloat16, compiled for sm_90, four rows of four columns a
+step): conversion 1, extremes 0.5 as two bfloat16 are compared at once, the larger of it and 0,
+two comparisons for the halves of the number line, 16.4 multiplications and additions, 1.6 for
+addresses and the loop, and 3 special functions, which are e^x, the root, two quarters of a
+logarithm of a product, and two quarters of a reciprocal: 1 / (x + 1e-9) of four elements are
+four quotients over one product, and so are e^x / (1 + e^x).  A quarter of a multiprocessor issues
+one instruction a cycle for 32 elements, and needs 8 cycles for a special one, so both bounds
+are nearly one: 25.5 and 24 cycles.  On an H200 (528 such quarters, 1.98 GHz) 4,096 x 11,008
+elements take 34 microseconds at least, where reading them once takes 21: 1.6 times.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from lmscout.statistics.reductions import TOTALS
 
 _FIELDS, _SUMS = 16, 12  # numbers about a tensor, and of a piece, as the kernel has them
 _TENSORS = 16  # of one launch
-_TALL = 128  # rows from which a tile is 16 rows high
+_TALL = 128  # rows from which a tile has several
+_WIDE = 128  # columns of such a tile
+_OWN = 1 << 13  # elements that could be walked in the time that a piece takes besides
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,22 @@ class Tuning:
         least: elements of a piece at least.
         fast: approximate by the device's instructions.
         registers: at most, of a thread; 0 lets the compiler choose.
+        vector: elements that a thread loads at once, within 16 bytes.
+        ahead: fetch a step's numbers while the last step's are summed.
     """
 
     warps: int = 4
-    programs: int = 5
-    most: int = 1 << 17
+    programs: int = 6
+    most: int = 1 << 19
     least: int = 1 << 14
     fast: bool = True
-    registers: int = 96
+    registers: int = 80
+    vector: int = 4
+    ahead: bool = False
+
+
+# To be chosen from what `bench/reductions.py --tune` tries.
+DEFAULT = Tuning(warps=4, programs=6, registers=80, vector=4, ahead=False)
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class _Matrix:
 
 @dataclass(frozen=True)
 class _Tile:
-    """[rows, groups, vector] elements that a program takes at a time, twice: side by side."""
+    """[rows, groups, vector] elements at a time, four times: one below the other."""
 
     dtype: torch.dtype
     rows: int
@@ -79,7 +90,7 @@ class _Tile:
     @property
     def width(self) -> int:
         """Columns of a stripe."""
-        return 2 * self.groups * self.vector
+        return self.groups * self.vector
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,8 @@ class Launch:
             VECTOR=self.tile.vector,
             TENSORS=_TENSORS,
             ALIGNED=self.tile.aligned,
-            FAST=self.tuning.fast and self.totals.is_cuda,
+            FAST=self.tuning.fast and _has_approximations(self.totals.device),
+            AHEAD=self.tuning.ahead,
             num_warps=self.tuning.warps,
             **options,
         )
@@ -166,7 +178,7 @@ def prepare(
     Returns:
         The places of a launch's tensors, and the launch.
     """
-    tuning = tuning or Tuning()
+    tuning = tuning or DEFAULT
     tiles: dict[_Tile, list[int]] = {}
     matrices = []
     for index, tensor in enumerate(tensors):
@@ -183,13 +195,13 @@ def prepare(
 
 
 def _as_matrix(tensor: Tensor, tuning: Tuning) -> tuple[_Matrix, _Tile]:
-    vector = 16 // tensor.element_size()
+    vector = min(tuning.vector, 16 // tensor.element_size())
     threads = 32 * tuning.warps
     n = tensor.numel()
     axis = tensor.shape[0] if tensor.dim() else 1
     if axis == 1:  # nothing is normalised, so that a single row can be folded
         flat = tensor.reshape(-1).contiguous()
-        columns = min(2 * threads * vector, n)
+        columns = min(threads * vector, n)
         matrix = _Matrix(flat, n, -(-n // columns), columns, columns, 1, axis)
         rows = 1
     else:
@@ -197,8 +209,8 @@ def _as_matrix(tensor: Tensor, tuning: Tuning) -> tuple[_Matrix, _Tile]:
         (height, width), (down, right) = view.shape, view.stride()
         matrix = _Matrix(view, n, height, width, down, right, axis)
         # A tile of one row sums columns without asking other threads; few rows have to be so.
-        rows = 1 if axis < _TALL else 16
-        if axis >= _TALL and matrix.columns < 2 * vector * threads // 16:
+        rows = 1 if axis < _TALL else max(1, threads * vector // _WIDE)
+        if axis >= _TALL and matrix.columns < _WIDE:
             rows = threads
     aligned = (
         matrix.column_stride == 1
@@ -211,18 +223,11 @@ def _as_matrix(tensor: Tensor, tuning: Tuning) -> tuple[_Matrix, _Tile]:
 def _prepare(matrices: Sequence[_Matrix], tile: _Tile, tuning: Tuning) -> Launch:
     device = matrices[0].tensor.device
     slots = tuning.programs * _multiprocessors(device)
-    wanted = sum(matrix.n for matrix in matrices) / slots
-    if wanted > tuning.most:  # many pieces anyway: small ones end together
-        wanted = tuning.most / 2
+    wanted = _size_of_pieces(tuple((m.n, m.rows, m.columns) for m in matrices), tile, tuning, slots)
     table = np.zeros((_TENSORS, _FIELDS), np.int64)
     n_pieces = n_stripes = n_parts = 0
     for row, matrix in enumerate(matrices):
-        size = max(wanted, tuning.least)
-        parts = max(1, int(matrix.rows * tile.width / size))
-        height = -(-matrix.rows // (parts * tile.rows)) * tile.rows
-        parts = -(-matrix.rows // height)
-        wide = max(1, int(size / (matrix.rows * tile.width))) if parts == 1 else 1
-        stripes = -(-matrix.columns // (wide * tile.width))
+        parts, height, stripes, width = _cut(matrix.rows, matrix.columns, tile, wanted)
         table[row, :15] = (
             matrix.tensor.data_ptr(),
             matrix.rows,
@@ -234,7 +239,7 @@ def _prepare(matrices: Sequence[_Matrix], tile: _Tile, tuning: Tuning) -> Launch
             parts * stripes,
             parts,
             height,
-            wide * tile.width,
+            width,
             n_parts,
             matrix.axis,
             n_stripes,
@@ -258,8 +263,50 @@ def _prepare(matrices: Sequence[_Matrix], tile: _Tile, tuning: Tuning) -> Launch
     )
 
 
+def _cut(rows: int, columns: int, tile: _Tile, size: float) -> tuple[int, int, int, int]:
+    """Parts of a column, the height of one, stripes, and the width of one."""
+    step = 4 * tile.rows
+    parts = max(1, round(rows * tile.width / size))
+    height = -(-rows // (parts * step)) * step
+    parts = -(-rows // height)
+    wide = max(1, int(size / (rows * tile.width))) if parts == 1 else 1
+    return parts, height, -(-columns // (wide * tile.width)), wide * tile.width
+
+
+@cache
+def _size_of_pieces(
+    matrices: tuple[tuple[int, int, int], ...], tile: _Tile, tuning: Tuning, slots: int
+) -> float:
+    """The elements of a piece with which the last program ends soonest.
+
+    Pieces come in waves of as many as the device holds, as long as their largest; a piece
+    costs something of its own, so that few waves are good, and so are equal pieces.
+    """
+    share = sum(n for n, _, _ in matrices) / slots
+    best, soonest = float(tuning.least), float("inf")
+    for quarters in range(3, 49):
+        size = max(4 * share / quarters, float(tuning.least))
+        if size > tuning.most:
+            continue
+        largest = count = 0
+        for _, rows, columns in matrices:
+            parts, height, stripes, width = _cut(rows, columns, tile, size)
+            largest = max(largest, min(height, rows) * min(width, columns))
+            count += parts * stripes
+        end = -(-count // slots) * (largest + _OWN)
+        if end < soonest:
+            best, soonest = size, end
+    return min(best, float(tuning.most))
+
+
 @cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _has_approximations(device: torch.device) -> bool:
+    # Two bfloat16 are compared in one instruction from Ampere on.
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,4 +1,4 @@
-"""What the fused kernel does with two tiles of ordinary numbers, in float32.
+"""What the fused kernel does with tiles of ordinary numbers, in float32.
 
 With the device's own approximations, a special function is one instruction with an error of
 about 2e-7, below what a sum of float32 loses.  Triton's interpreter knows no assembly, and
@@ -11,8 +11,9 @@ import triton.language as tl
 EPS: tl.constexpr = tl.constexpr(1e-9)
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
-TINIEST: tl.constexpr = tl.constexpr(1.1754943508222875e-38)  # smallest normal float32
-HIGHEST: tl.constexpr = tl.constexpr(40.0)  # e^x of a pair, times x, is within float32
+LIFT: tl.constexpr = tl.constexpr(108.0)  # binary logarithm of LIFTING
+LIFTING: tl.constexpr = tl.constexpr(2.0**108)
+HIGHEST: tl.constexpr = tl.constexpr(21.0)  # e^x of four, multiplied, is within float32
 LOWEST: tl.constexpr = tl.constexpr(1e-15)  # squares of less are not
 INFINITY: tl.constexpr = tl.constexpr(float("inf"))
 
@@ -58,63 +59,145 @@ def root_of(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def one_where_above_zero(x, FAST: tl.constexpr):
-    """1 where x > 0, else 0: what is multiplied by it is selected at the price of the product."""
+def one_where_not_above_zero(x, FAST: tl.constexpr):
+    """1 where x <= 0, else 0; a comparison that gives a number costs one instruction."""
     if FAST:
         return tl.inline_asm_elementwise(
-            "set.gt.f32.f32 $0, $1, 0f00000000;", "=f,f", [x], tl.float32, is_pure=True, pack=1
+            "set.le.f32.f32 $0, $1, 0f00000000;", "=f,f", [x], tl.float32, is_pure=True, pack=1
         )
-    return (x > 0).to(tl.float32)
+    return (x <= 0).to(tl.float32)
 
 
 @triton.jit
-def add_pair(
-    total, square, invert, sigmoid, relu, root, log, log_abs, low, high, exp_x, exp_y,
-    x, y, x_counts, y_counts, MASKED: tl.constexpr, FAST: tl.constexpr,
+def one_where_zero(x, FAST: tl.constexpr):
+    """1 where x = 0, else 0."""
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "set.eq.f32.f32 $0, $1, 0f00000000;", "=f,f", [x], tl.float32, is_pure=True, pack=1
+        )
+    return (x == 0).to(tl.float32)
+
+
+@triton.jit
+def lower(x, y, FAST: tl.constexpr):
+    """The lower of x and y: two at a time where they are of 16 bits."""
+    if FAST and x.dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "min.bf16x2 $0, $1, $2;", "=r,r,r", [x, y], tl.bfloat16, is_pure=True, pack=2
+        )
+    elif FAST and x.dtype == tl.float16:
+        return tl.inline_asm_elementwise(
+            "min.f16x2 $0, $1, $2;", "=r,r,r", [x, y], tl.float16, is_pure=True, pack=2
+        )
+    else:
+        return tl.minimum(x, y)
+
+
+@triton.jit
+def higher(x, y, FAST: tl.constexpr):
+    """The higher of x and y."""
+    if FAST and x.dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "max.bf16x2 $0, $1, $2;", "=r,r,r", [x, y], tl.bfloat16, is_pure=True, pack=2
+        )
+    elif FAST and x.dtype == tl.float16:
+        return tl.inline_asm_elementwise(
+            "max.f16x2 $0, $1, $2;", "=r,r,r", [x, y], tl.float16, is_pure=True, pack=2
+        )
+    else:
+        return tl.maximum(x, y)
+
+
+@triton.jit
+def add_quads(
+    total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers,
+    raw_a, raw_b, raw_c, raw_d, a_counts, b_counts, c_counts, d_counts,
+    MASKED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Add two tiles of ordinary numbers; those that do not count are 0."""
-    total += tl.sum(x, axis=2) + tl.sum(y, axis=2)
-    square += tl.sum(x * x, axis=2) + tl.sum(y * y, axis=2)
+    """Add four tiles of ordinary numbers from the same columns; those that do not count are 0.
+
+    `log` and `log_abs` grow by LIFT more than they should for every four numbers.
+    """
+    kept_a, kept_b = raw_a.to(low.dtype), raw_b.to(low.dtype)
+    kept_c, kept_d = raw_c.to(low.dtype), raw_d.to(low.dtype)
     if MASKED:
-        low = tl.minimum(low, tl.min(tl.where(x_counts, x, INFINITY), axis=2))
-        low = tl.minimum(low, tl.min(tl.where(y_counts, y, INFINITY), axis=2))
-        high = tl.maximum(high, tl.max(tl.where(x_counts, x, -INFINITY), axis=2))
-        high = tl.maximum(high, tl.max(tl.where(y_counts, y, -INFINITY), axis=2))
+        low = lower(low, tl.where(a_counts, kept_a, INFINITY), FAST)
+        low = lower(low, tl.where(b_counts, kept_b, INFINITY), FAST)
+        low = lower(low, tl.where(c_counts, kept_c, INFINITY), FAST)
+        low = lower(low, tl.where(d_counts, kept_d, INFINITY), FAST)
+        high = higher(high, tl.where(a_counts, kept_a, -INFINITY), FAST)
+        high = higher(high, tl.where(b_counts, kept_b, -INFINITY), FAST)
+        high = higher(high, tl.where(c_counts, kept_c, -INFINITY), FAST)
+        high = higher(high, tl.where(d_counts, kept_d, -INFINITY), FAST)
     else:
-        low = tl.minimum(low, tl.min(tl.minimum(x, y), axis=2))
-        high = tl.maximum(high, tl.max(tl.maximum(x, y), axis=2))
+        low = lower(low, lower(kept_a, kept_b, FAST), FAST)
+        low = lower(low, lower(kept_c, kept_d, FAST), FAST)
+        high = higher(high, higher(kept_a, kept_b, FAST), FAST)
+        high = higher(high, higher(kept_c, kept_d, FAST), FAST)
 
-    power_x, power_y = exp2(x * LOG2_E, FAST), exp2(y * LOG2_E, FAST)
-    if MASKED:
-        power_x = tl.where(x_counts, power_x, 0.0)
-        power_y = tl.where(y_counts, power_y, 0.0)
-    exp_x += power_x
-    exp_y += power_y
+    a, b = raw_a.to(tl.float32), raw_b.to(tl.float32)
+    c, d = raw_c.to(tl.float32), raw_d.to(tl.float32)
+    total += tl.sum((a + b) + (c + d), axis=2)
+    square += tl.sum(a * a + b * b + c * c + d * d, axis=2)
+    size_a, size_b, size_c, size_d = tl.abs(a), tl.abs(b), tl.abs(c), tl.abs(d)
+    size += tl.sum((size_a + size_b) + (size_c + size_d), axis=2)
 
-    # Four reciprocals, 1 / (x + eps) and 1 / (1 + e^x) of both, from that of their product.
-    shifted_x, shifted_y = x + EPS, y + EPS
-    above_x, above_y = 1.0 + power_x, 1.0 + power_y
-    shifted, above = shifted_x * shifted_y, above_x * above_y
-    reciprocal = reciprocal_of(shifted * above, FAST)
+    # Four quotients over one product, 1 / (x + eps) and, below, e^x / (1 + e^x).
+    near_a, near_b, near_c, near_d = a + EPS, b + EPS, c + EPS, d + EPS
     if MASKED:
-        both = tl.where(x_counts, shifted_y, 0.0) + tl.where(y_counts, shifted_x, 0.0)
+        near_a, near_b = tl.where(a_counts, near_a, 1.0), tl.where(b_counts, near_b, 1.0)
+        near_c, near_d = tl.where(c_counts, near_c, 1.0), tl.where(d_counts, near_d, 1.0)
+        first = tl.where(a_counts, near_b, 0.0) + tl.where(b_counts, near_a, 0.0)
+        second = tl.where(c_counts, near_d, 0.0) + tl.where(d_counts, near_c, 0.0)
     else:
-        both = shifted_x + shifted_y
-    invert += tl.sum(both * (above * reciprocal), axis=2)
-    both = power_x * above_y + power_y * above_x
-    sigmoid += tl.sum(both * (shifted * reciprocal), axis=2)
+        first, second = near_a + near_b, near_c + near_d
+    under_first, under_second = near_a * near_b, near_c * near_d
+    over = tl.fma(first, under_second, second * under_first)
+    invert += tl.sum(over * reciprocal_of(under_first * under_second, FAST), axis=2)
 
-    size_x, size_y = tl.abs(x), tl.abs(y)
-    positive_x, positive_y = one_where_above_zero(x, FAST), one_where_above_zero(y, FAST)
-    relu += tl.sum(x * positive_x, axis=2) + tl.sum(y * positive_y, axis=2)
-    root_x, root_y = root_of(size_x, FAST), root_of(size_y, FAST)
-    root += tl.sum(root_x * positive_x, axis=2) + tl.sum(root_y * positive_y, axis=2)
-    # The smallest number that is added keeps the logarithm of 0 finite, and changes no other.
-    log_x, log_y = log2(size_x + TINIEST, FAST), log2(size_y + TINIEST, FAST)
-    log += tl.sum(log_x * positive_x, axis=2) + tl.sum(log_y * positive_y, axis=2)
-    other_x, other_y = one_where_above_zero(size_x, FAST), one_where_above_zero(size_y, FAST)
-    log_abs += tl.sum(log_x * other_x, axis=2) + tl.sum(log_y * other_y, axis=2)
-    return total, square, invert, sigmoid, relu, root, log, log_abs, low, high, exp_x, exp_y
+    power_a, power_b = exp2(a * LOG2_E, FAST), exp2(b * LOG2_E, FAST)
+    power_c, power_d = exp2(c * LOG2_E, FAST), exp2(d * LOG2_E, FAST)
+    if MASKED:
+        power_a, power_b = tl.where(a_counts, power_a, 0.0), tl.where(b_counts, power_b, 0.0)
+        power_c, power_d = tl.where(c_counts, power_c, 0.0), tl.where(d_counts, power_d, 0.0)
+    first, second = power_a + power_b, power_c + power_d
+    powers += first + second
+    # With s = p + q: p / (1 + p) + q / (1 + q) = (s + 2 p q) / (1 + s + p q).
+    first, second = tl.fma(power_a, power_b, first), tl.fma(power_c, power_d, second)
+    under_first, under_second = first + 1.0, second + 1.0
+    first, second = tl.fma(power_a, power_b, first), tl.fma(power_c, power_d, second)
+    over = tl.fma(first, under_second, second * under_first)
+    sigmoid += tl.sum(over * reciprocal_of(under_first * under_second, FAST), axis=2)
+
+    above_a, above_b = tl.maximum(a, 0.0), tl.maximum(b, 0.0)
+    above_c, above_d = tl.maximum(c, 0.0), tl.maximum(d, 0.0)
+    first = root_of(above_a, FAST) + root_of(above_b, FAST)
+    root += tl.sum(first + (root_of(above_c, FAST) + root_of(above_d, FAST)), axis=2)
+    # One logarithm of a product, with 1 for what has none, lifted away from float32's underflow.
+    first = (above_a + one_where_not_above_zero(a, FAST)) * LIFTING
+    first *= above_b + one_where_not_above_zero(b, FAST)
+    second = above_c + one_where_not_above_zero(c, FAST)
+    second *= above_d + one_where_not_above_zero(d, FAST)
+    log += tl.sum(log2(first * second, FAST), axis=2)
+    first = (size_a + one_where_zero(a, FAST)) * LIFTING
+    first *= size_b + one_where_zero(b, FAST)
+    second = size_c + one_where_zero(c, FAST)
+    second *= size_d + one_where_zero(d, FAST)
+    log_abs += tl.sum(log2(first * second, FAST), axis=2)
+    return total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers
+
+
+@triton.jit
+def join_walked(
+    total_a, square_a, size_a, invert_a, sigmoid_a, root_a, log_a, log_abs_a, exp_a, low_a, high_a,
+    total_b, square_b, size_b, invert_b, sigmoid_b, root_b, log_b, log_abs_b, exp_b, low_b, high_b,
+):  # fmt: skip
+    """What two threads have summed: all fields in one exchange."""
+    return (
+        total_a + total_b, square_a + square_b, size_a + size_b, invert_a + invert_b,
+        sigmoid_a + sigmoid_b, root_a + root_b, log_a + log_b, log_abs_a + log_abs_b,
+        exp_a + exp_b, tl.minimum(low_a, low_b), tl.maximum(high_a, high_b),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -130,14 +213,16 @@ def whole(tile):
 
 
 @triton.jit
-def is_ordinary(count, total, square, low, high, invert, log_abs):
-    """Whether what the pair-wise walk has summed is as precise as float32 can be.
+def is_ordinary(count, total, square, low, high, invert, log, log_abs):
+    """Whether what the walk four by four has summed is as precise as float32 can be.
 
     Not so where e^x is too large for products, where squares are too small for float32, where
     the variance is what is left of a difference of large numbers, at the pole of the
-    reciprocal, and where anything is infinite or no number (comparisons are false then).
+    reciprocal, where a product of four underflows, and where anything is infinite or no number
+    (comparisons are false then).
     """
     bound = tl.maximum(-low, high)
     small = (bound <= HIGHEST) & ((bound >= LOWEST) | (bound == 0.0))
     apart = (square - total * total / count >= 0.01 * square) & (square < INFINITY)
-    return small & apart & (tl.abs(invert) < INFINITY) & (tl.abs(log_abs) < INFINITY)
+    defined = (tl.abs(log) < INFINITY) & (tl.abs(log_abs) < INFINITY)
+    return small & apart & defined & (tl.abs(invert) < INFINITY)

@@ -148,7 +148,7 @@ class Stalling(Termination):  # type: ignore[misc]
     def _update(self, algorithm: Any) -> float:
         best = float(algorithm.opt.get("F").min())
         if not best > self._best - _GAIN * abs(best):
-            self._best, self._since = best, algorithm.n_gen
+            self._best, self._since = best, int(algorithm.n_gen)
         return max(algorithm.n_gen / self._generations, (algorithm.n_gen - self._since) / _PATIENCE)
 
 
