@@ -128,7 +128,7 @@ def test_other_settings_are_collected_into_another_file(tmp_path, monkeypatch):
         "name": values(name="small"),
     }
     module = importlib.import_module("lmscout.statistics.provenance")
-    monkeypatch.setattr(module, "code_digest", lambda: "another")
+    monkeypatch.setattr(module, "code_digest", lambda _: "another")
     others["code"] = values()
     paths = {first.path, *(other.path for other in others.values())}
     assert len(paths) == len(others) + 1
