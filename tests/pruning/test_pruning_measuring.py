@@ -6,6 +6,7 @@ import torch
 from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning.calibration import CalibrationSettings, calibrate
 from lmscout.pruning.families import ATTENTION, KINDS, MLP, family_of
 from lmscout.pruning.subnetworks import subnetwork
 from lmscout.pruning.subnetworks.activations import moments_by_block
@@ -472,3 +473,22 @@ def test_what_nobody_waits_for_is_not_measured(model, family):
     after = sum(len(one.seen) for one in crowded)
     list(parallel.measure(plans))
     assert sum(len(one.seen) for one in crowded) > after
+
+
+def test_copies_of_what_was_calibrated_measure_the_same(model):
+    settings = CalibrationSettings(
+        window=12, measured_tokens=48, final_tokens=48, moment_tokens=200, gradient_windows=4
+    )
+    calibrated = calibrate(model, random_windows(30), settings)
+    shared = calibrated.copied_to([torch.device("cpu")])
+    (copied, refit), *_ = shared.copies
+    assert copied is not model
+    plans = [Plan((2, 1, 2), (9, 20, kept)) for kept in (5, 11, 20)]
+    expected = list(calibrated.evaluator(calibrated.measured).measure(plans))
+    assert list(shared.evaluator(shared.measured).measure(plans)) == expected
+    for place, half in all_parts(copied, calibrated.family):
+        entries = half.output.weight.shape[1] - 1
+        ours = calibrated.compensation.output(*place, entries).weight
+        theirs = refit.output(*place, entries).weight
+        assert torch.equal(ours, theirs)
+        assert ours.data_ptr() != theirs.data_ptr()

@@ -42,6 +42,7 @@ def cut(
     *,
     shape: ShapeName = "any",
     dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> PreTrainedModel:
     """A model that computes what the plan keeps of a dense one.
 
@@ -55,10 +56,10 @@ def cut(
             the one cut from the model; weight [width, kept columns].
         shape: "any", or "uniform" for a plain model of the family.
         dtype: of its weights; the dense model's if None.
+        device: where it is made, a matrix at a time; the dense model's if None.
 
     Returns:
-        The model, in evaluation mode, on the device of the dense one, sharing no storage with
-        it.
+        The model, in evaluation mode, sharing no storage with the dense one.
 
     Raises:
         LmscoutError: the plan does not fit the model, or is not uniform though it has to be,
@@ -80,7 +81,7 @@ def cut(
     with no_init_weights():
         pruned: Any = cast(Any, model_class)._from_config(config, dtype=dtype or model.dtype)
     pruned.tie_weights()  # left out with the random start
-    pruned = pruned.to(model.device).eval()
+    pruned = pruned.to(device or model.device).eval()
     _copy_uncut(model, pruned, family, kept)
     for block, cut_block in zip(kept, family.blocks(pruned), strict=True):
         cut_parts = family.parts(_with_both_halves(cut_block, blocks[block]))

@@ -76,10 +76,11 @@ def save(
     _check_folder(folder, beside)
     pruned: Any = recovered
     if pruned is None:
-        pruned = cut(model, plan, outputs, shape=shape, dtype=dtype)
+        # beside a dense model that fills an accelerator there may be no room for another
+        pruned = cut(model, plan, outputs, shape=shape, dtype=dtype, device="cpu")
     else:
         round_weights(pruned, dtype or model.dtype)
-    pruned = pruned.to("cpu")
+        pruned = pruned.to("cpu")
     chosen = generation_config if generation_config is not None else model.generation_config
     pruned.generation_config = copy.deepcopy(chosen)
     try:

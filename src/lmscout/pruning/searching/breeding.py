@@ -146,10 +146,10 @@ class Stalling(Termination):  # type: ignore[misc]
         self._best, self._since = np.inf, 0
 
     def _update(self, algorithm: Any) -> float:
-        best = float(algorithm.opt.get("F").min())
+        best, now = float(algorithm.opt.get("F").min()), int(algorithm.n_gen)
         if not best > self._best - _GAIN * abs(best):
-            self._best, self._since = best, int(algorithm.n_gen)
-        return max(algorithm.n_gen / self._generations, (algorithm.n_gen - self._since) / _PATIENCE)
+            self._best, self._since = best, now
+        return max(now / self._generations, (now - self._since) / _PATIENCE)
 
 
 def moved(rows: Rows, shape: Shape, rng: np.random.Generator, most: int = 3) -> Rows:
