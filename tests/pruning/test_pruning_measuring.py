@@ -424,8 +424,22 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, family, quality):
         rises = [rise for _, rise in got.course]
         assert rises == pytest.approx([rise for _, rise in one.course], abs=2e-5)
     assert crowded.seen[:3] == [10, 5, 2]
-    with pytest.raises(LmscoutError, match="out of memory with a single window of"):
+    with pytest.raises(LmscoutError, match="out of memory with a single window"):
         SubnetworkEvaluator(model, Crowded(family, 0), windows)
+
+
+def test_moments_and_gradients_are_taken_in_smaller_batches_where_memory_is_short(model, family):
+    windows = random_windows(20)
+    crowded = Crowded(family, 3)
+    expected = dict(moments_by_block(model, family, windows))
+    for place, one in moments_by_block(model, crowded, windows):
+        torch.testing.assert_close(one.gram, expected[place].gram, rtol=1e-4, atol=1e-4)
+        assert one.tokens == expected[place].tokens
+    scores = importance("taylor", model, family, windows=windows)
+    for place, one in importance("taylor", model, crowded, windows=windows).items():
+        torch.testing.assert_close(one, scores[place], rtol=1e-4, atol=1e-9)
+    with pytest.raises(LmscoutError, match="out of memory with a single window"):
+        importance("taylor", model, Crowded(family, 0), windows=windows)
 
 
 def test_keeping_fewer_hidden_states_changes_nothing(model, family, monkeypatch):

@@ -65,6 +65,10 @@ def main() -> None:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which `--help` does not import
+            raise
+        _fail(f"out of memory ({error}): use a larger device, or fewer tokens at once")
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
         sys.stderr.close()
         sys.exit(1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.pruning.families import AttentionParts, Family, MlpParts
+from lmscout.pruning.subnetworks.halving import halving_from
 
 Place = tuple[int, str]  # a block, and "attention" or "mlp"
 
@@ -76,37 +78,45 @@ def moments_by_block(
         family: its family.
         windows: [windows, T] int64 calibration tokens.
         grams: whether Gram matrices are wanted.
-        batch_tokens: tokens at once, in whole windows.
+        batch_tokens: tokens at once, in whole windows; fewer where memory does not suffice.
         progress: called with blocks done and in all.
 
     Yields:
         (block, "attention" or "mlp") and its moments, in the model's current unit order.
     """
-    batches = in_batches(windows.to(model.device), batch_tokens)
-    hidden = [family.embed(model, batch) for batch in batches]
-    contexts = [family.context(model, state) for state in hidden]
+    windows = windows.to(model.device)
+    size = batch_tokens // windows.shape[1]
+    hidden = torch.cat([family.embed(model, batch) for batch in parts_of(windows, size)])
     blocks = family.blocks(model)
     for index, block in enumerate(blocks):
         for kind, part in family.parts(block).halves.items():
-            sums = _Sums()
-            for place, (state, context) in enumerate(zip(hidden, contexts, strict=True)):
-                inner = inner_activation(family, block, part, state, context)
-                hidden[place] = state + functional.linear(
-                    inner, part.output.weight, part.output.bias
-                )
-                sums.add(inner.flatten(0, 1).float(), grams)
-            yield (index, kind), sums.moments()
+            through = partial(_through, model, family, block, part, hidden, grams)
+            moments, hidden = halving_from(through, size, model.device)
+            yield (index, kind), moments
         if progress:
             progress(index + 1, len(blocks))
 
 
-def in_batches(windows: Tensor, tokens: int) -> tuple[Tensor, ...]:
-    """Windows [n, T] in parts of about so many tokens, one window at least."""
-    return parts_of(windows, tokens // windows.shape[1])
+def _through(
+    model: PreTrainedModel,
+    family: Family,
+    block: nn.Module,
+    part: AttentionParts | MlpParts,
+    hidden: Tensor,
+    grams: bool,
+    size: int,
+) -> tuple[Moments, Tensor]:
+    """Moments of one half of a block, and the hidden state after it; so many windows at once."""
+    sums, after = _Sums(), []
+    for state in parts_of(hidden, size):
+        inner = inner_activation(family, block, part, state, family.context(model, state))
+        after.append(state + functional.linear(inner, part.output.weight, part.output.bias))
+        sums.add(inner.flatten(0, 1).float(), grams)
+    return sums.moments(), torch.cat(after)
 
 
 def parts_of(windows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Windows [n, T], so many at a time, one at least."""
+    """Windows [n, ...], so many at a time, one at least."""
     parts: tuple[Tensor, ...] = torch.split(windows, max(1, size))
     return parts
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import Affine, AttentionParts, BlockParts, Family, MlpParts
-from lmscout.pruning.subnetworks.activations import BATCH_TOKENS, in_batches, inner_activation
+from lmscout.pruning.subnetworks.activations import BATCH_TOKENS, inner_activation, parts_of
 from lmscout.statistics.single_pass import only_these_learn
 
 
@@ -40,7 +40,7 @@ def gradients_by_block(
     Raises:
         LmscoutError: the loss is not finite.
     """
-    batches = in_batches(windows.to(model.device), batch_tokens)
+    batches = parts_of(windows.to(model.device), batch_tokens // windows.shape[1])
     with only_these_learn(model, ()):
         entering = [_entering(model, family, batch) for batch in batches]
         predicted = windows.shape[0] * (windows.shape[1] - 1)

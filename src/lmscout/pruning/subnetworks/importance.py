@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,8 +20,9 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import AttentionParts, Family, MlpParts
-from lmscout.pruning.subnetworks.activations import Moments, Place
+from lmscout.pruning.subnetworks.activations import BATCH_TOKENS, Moments, Place
 from lmscout.pruning.subnetworks.gradients import gradients_by_block
+from lmscout.pruning.subnetworks.halving import halving_from
 
 METHODS = ("random", "magnitude", "taylor", "activation", "fluctuation")
 FROM_MOMENTS = ("activation", "fluctuation")  # of these methods
@@ -85,7 +87,8 @@ def importance(
         LmscoutError: the method is unknown, or a score is not finite.
     """
     if method == "taylor":
-        scores = _taylor(model, family, windows)
+        taylor = partial(_taylor, model, family, windows)
+        scores = halving_from(taylor, BATCH_TOKENS // windows.shape[1], model.device)
     elif method in ("random", "magnitude"):
         generator = torch.Generator().manual_seed(seed)
         scores = {
@@ -148,10 +151,11 @@ def _sum_of_squares(part: AttentionParts | MlpParts) -> Tensor:
     return torch.stack(folded).sum(0).cpu()
 
 
-def _taylor(model: PreTrainedModel, family: Family, windows: Tensor) -> UnitScores:
+def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) -> UnitScores:
     """Fold abs(w g) into unit scores, block by block, and free the gradients at once."""
     scores: UnitScores = {}
-    for index, parts in gradients_by_block(model, family, windows):
+    tokens = size * windows.shape[1]
+    for index, parts in gradients_by_block(model, family, windows, batch_tokens=tokens):
         for kind, part in parts.halves.items():
             folded = []
             for side in unit_sides(part):

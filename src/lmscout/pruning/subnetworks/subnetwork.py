@@ -25,10 +25,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.quiet import first_line
 from lmscout.pruning.families import KINDS, Affine, BlockParts, Family, unit_parameters
 from lmscout.pruning.subnetworks.activations import inner_activation
 from lmscout.pruning.subnetworks.compensation import Compensation
+from lmscout.pruning.subnetworks.halving import halving
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.portions import Portion, Top, Walk
 
@@ -266,22 +266,13 @@ class SubnetworkEvaluator:
 
     def _in_memory(self, portion: Portion, work: Callable[[], _Result]) -> _Result:
         """Do work on a portion, in ever smaller batches as long as memory does not suffice."""
-        while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError as error:
-                reason = first_line(error)
-            # only now, as the error held on to what the work had allocated
-            if not portion.halve():
-                raise LmscoutError(
-                    f"{self._model.device} is out of memory with a single window of "
-                    f"{portion.windows.shape[1]} tokens ({reason}): use a larger one, or shorter "
-                    "windows"
-                )
+
+        def halve() -> bool:
             for other in self._portions:
                 other.forget()
-            if self._model.device.type == "cuda":
-                torch.cuda.empty_cache()
+            return portion.halve()
+
+        return halving(work, halve, self._model.device)
 
 
 def shape_of(parts: Sequence[BlockParts]) -> Shape:
