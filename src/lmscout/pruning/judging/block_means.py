@@ -46,7 +46,7 @@ def read_block_means(
         found.extend((INPUT_NAMES.index(name), place.block) for name in read)
         totals.append(tensor_totals(list(read.values())))
 
-    read_trained(model, family, windows.to(model.device), see)
+    read_trained(model, family, windows, see)
     means = means_of_totals(torch.cat(totals).cpu().numpy())
     table = np.zeros((len(INPUT_NAMES), len(family.blocks(model)), len(OPERATIONS)))
     count = np.zeros((*table.shape[:2], 1))

@@ -73,12 +73,13 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
     Args:
         model: its units in final order; left as it was found, without gradients.
         family: its family.
-        tokens: [B, T] int64.
+        tokens: [B, T] int64, on any device.
         see: called once a place.
 
     Raises:
         LmscoutError: the loss is not finite.
     """
+    tokens = tokens.to(model.device)
     with only_these_learn(model, ()), torch.enable_grad():
         hidden = family.embed(model, tokens).detach().requires_grad_()
         context = family.context(model, hidden)
