@@ -10,6 +10,7 @@ from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import family_of
+from lmscout.pruning.families.llama import Llama
 from lmscout.pruning.searching.latency import Curve, Latency, from_json, measure_latency, to_json
 from lmscout.pruning.searching.model_budgets import budget_of
 from lmscout.pruning.subnetworks.plan_arrays import dense_row
@@ -54,11 +55,19 @@ def test_curves_span_all_units_and_never_fall(name):
     assert from_json(json.loads(json.dumps(to_json(latency)))) == latency
 
 
+class SlowToAttend(Llama):
+    """Takes five milliseconds before attention in the first block."""
+
+    def attention_norm(self, block, hidden):
+        if block.self_attn.layer_idx == 0:
+            time.sleep(0.005)
+        return super().attention_norm(block, hidden)
+
+
 def test_time_is_found_where_it_is_spent():
     model = random_model("llama")
-    family, shape = family_and_shape(model)
+    family = SlowToAttend()
     sleeping(model.lm_head, 0.03)
-    sleeping(model.model.layers[0].input_layernorm, 0.005)
     activation = model.model.layers[0].mlp.act_fn
     activation.register_forward_pre_hook(lambda _, given: time.sleep(2e-4 * given[0].shape[-1]))
     latency = measure_latency(model, family, random_windows(2), repeats=3)

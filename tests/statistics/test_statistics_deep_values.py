@@ -39,7 +39,7 @@ def by_definition(node):
 def roughly_by_definition(node, seed):
     """The same where every word's result is off by some last bits."""
     random = torch.Generator().manual_seed(seed)
-    tensor, reduced = deep_values._full_tensor, deep_values._reduced
+    tensor, reduced = deep_values.full_tensor, deep_values.reduced
 
     def rough_tensor(node, leaves):
         exact = tensor(node, leaves)
@@ -49,8 +49,8 @@ def roughly_by_definition(node, seed):
         return reduced(name, tensors) * (1 + 5e-7 * torch.randn((), generator=random).item())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deep_values, "_full_tensor", rough_tensor)
-        patch.setattr(deep_values, "_reduced", rough_reduced)
+        patch.setattr(deep_values, "full_tensor", rough_tensor)
+        patch.setattr(deep_values, "reduced", rough_reduced)
         return by_definition(node)
 
 
