@@ -66,7 +66,7 @@ class SlowToAttend(Llama):
 
 def test_time_is_found_where_it_is_spent():
     model = random_model("llama")
-    family = SlowToAttend()
+    (_, shape), family = family_and_shape(model), SlowToAttend()
     sleeping(model.lm_head, 0.03)
     activation = model.model.layers[0].mlp.act_fn
     activation.register_forward_pre_hook(lambda _, given: time.sleep(2e-4 * given[0].shape[-1]))
@@ -79,8 +79,9 @@ def test_time_is_found_where_it_is_spent():
     assert latency.mlp[0].seconds[1] < latency.mlp[0].seconds[-1]
 
     # A whole model that sleeps alike takes about what the parts add up to.
-    for layer in model.model.layers[1:]:
+    for layer in model.model.layers:
         sleeping(layer.input_layernorm, 0.005)
+    for layer in model.model.layers[1:]:
         layer.mlp.act_fn.register_forward_pre_hook(lambda *_: time.sleep(2e-4 * 48))
     budget = budget_of("latency", 1.0, model, family, shape, window=16, latency=latency)
     predicted = budget.cost(dense_row(shape)[None])[0]
