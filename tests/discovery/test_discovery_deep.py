@@ -237,7 +237,10 @@ def evolved(evidence, folder, evaluations, engine="genetic", workers=1):
     return result
 
 
-@pytest.mark.parametrize("engine", ["genetic", "regularized", "random"])
+@pytest.mark.parametrize(
+    "engine",
+    ["genetic", *(pytest.param(one, marks=pytest.mark.slow) for one in ("regularized", "random"))],
+)
 def test_a_search_that_was_stopped_ends_as_one_that_was_not(evidence, tmp_path, engine):
     whole = evolved(evidence, None, 250, engine)
     evolved(evidence, tmp_path, 80, engine)

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import load_model
+from lmscout.evaluation import devices_of, load_config, load_model
 from lmscout.evaluation.quiet import first_line
 
 TOKENS = torch.arange(20)[None]
@@ -237,3 +237,23 @@ def test_errors_of_libraries_become_one_line():
     assert first_line(ValueError("In field:\n  wrong")) == "In field: wrong"
     assert first_line(KeyError()) == "KeyError"
     assert len(first_line(ValueError("x" * 500))) == 200
+
+
+def test_several_devices_are_named_once_each():
+    assert devices_of("cpu") == (torch.device("cpu"),)
+    with pytest.raises(LmscoutError, match="names a device twice"):
+        devices_of("cpu, cpu")
+    with pytest.raises(LmscoutError, match=r"'cuda:99' cannot be used .*: there is cpu"):
+        devices_of("cpu,cuda:99")
+
+
+def test_a_configuration_needs_no_weights_but_has_to_be_of_a_causal_model(tmp_path):
+    config = tiny_checkpoints.llama().config
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path / "bare")
+    assert load_config(str(tmp_path / "bare")).hidden_size == config.hidden_size
+    transformers.BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(LmscoutError, match="not a causal language model"):
+        load_config(str(tmp_path / "encoder"))
+    with pytest.raises(LmscoutError, match=r"no config\.json"):
+        load_config(str(tmp_path))
