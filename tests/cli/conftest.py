@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Server
 
 MIXERS = [("SA", "SDP"), ("SA", "WMA"), ("LT", "DFT"), ("LT", "DCT"), ("DSC", 5), ("DSC", 9)]
 
@@ -44,19 +45,39 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def server():
+    server = Server()
+    yield server
+    server.stop()
+
+
 @pytest.fixture
-def lmscout(cache, tmp_path):
-    """Run the installed command in an empty folder: (exit code, stdout, stderr)."""
-    command = Path(sys.executable).with_name("lmscout")
+def lmscout(server, cache, tmp_path, tmp_path_factory):
+    """Run the command in an empty folder: (exit code, stdout, stderr)."""
 
     def run(*arguments, **environment):
+        told = tmp_path_factory.mktemp("told")
+        out, err = told / "out", told / "err"
+        environment = os.environ | {"LMSCOUT_CACHE": str(cache)} | environment
+        code = server.run([*map(str, arguments)], tmp_path, environment, out, err, seconds=300)
+        return code, out.read_text(), err.read_text()
+
+    return run
+
+
+@pytest.fixture
+def installed_lmscout(tmp_path):
+    """Run the installed command as a shell does, modules yet to be loaded."""
+    command = Path(sys.executable).with_name("lmscout")
+
+    def run(*arguments):
         done = subprocess.run(
             [str(command), *map(str, arguments)],
             capture_output=True,
             text=True,
             check=False,
             cwd=tmp_path,
-            env=os.environ | {"LMSCOUT_CACHE": str(cache)} | environment,
             timeout=300,
         )
         return done.returncode, done.stdout, done.stderr

@@ -97,10 +97,10 @@ def test_rank_shows_the_whole_catalog(lmscout, flexibert_file):
         assert name in out
 
 
-def test_version_and_help(lmscout):
-    assert lmscout("--version")[:2] == (0, package.__version__ + "\n")
+def test_version_and_help(installed_lmscout):
+    assert installed_lmscout("--version")[:2] == (0, package.__version__ + "\n")
     for arguments in ((), ("--help",)):
-        code, out, err = lmscout(*arguments)
+        code, out, err = installed_lmscout(*arguments)
         assert (code, err) == (0, "")
         assert "discover" in out
         assert "rank" in out
@@ -164,6 +164,15 @@ def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(
         assert err.count("\n") == 1, err
         assert err.startswith("lmscout: ")
         assert hint in err
+
+
+def test_as_a_shell_starts_it_a_slip_is_one_line_too(installed_lmscout, tmp_path):
+    arguments = ["prune", tmp_path, "--calibration", "no.txt", "--keep", "0.8", "--out", "run"]
+    code, out, err = installed_lmscout(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("lmscout: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("where", ["file/cache", "/proc/lmscout"])

@@ -1,0 +1,84 @@
+"""Run the command in a process of its own that begins with its modules loaded.
+
+Loading PyTorch and transformers takes most of the time of a short command.  A server, started
+once, has loaded them and forks for each command: what runs is `lmscout.cli.main` with
+arguments, folder, environment, output, exit and exit code of its own, as it is for a user.
+"""
+
+import gc
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+LOADED = (  # imported, and nothing run: a process with threads must not be forked
+    "lmscout.discovery",
+    "lmscout.evaluation",
+    "lmscout.pruning.workflow",
+    "transformers.models.llama.modeling_llama",
+)
+
+
+class Server:
+    """Loads modules at its first command; commands run one after the other."""
+
+    def __init__(self):
+        self._process = None
+
+    def run(self, arguments, folder, environment, out, err, seconds):
+        """The command's exit code (minus the signal that ended it); its output is in files.
+
+        Args:
+            arguments: of the command.
+            folder: in which it runs.
+            environment: all of it.
+            out: file for its standard output.
+            err: file for its standard error.
+            seconds: after which it is ended.
+        """
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        request = [arguments, str(folder), dict(environment), str(out), str(err), seconds]
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def stop(self):
+        """End the server, which waits for nothing else."""
+        if self._process is not None:
+            self._process.communicate()
+
+
+def _serve():
+    """Answer requests for ever; returns in the forked process alone."""
+    for name in LOADED:
+        importlib.import_module(name)
+    gc.freeze()  # what is loaded is neither copied nor searched where a command ends
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            return _become(*json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    raise SystemExit
+
+
+def _become(arguments, folder, environment, out, err, seconds):
+    with open(out, "wb") as stdout, open(err, "wb") as stderr, open(os.devnull, "rb") as nothing:
+        for descriptor, file in enumerate((nothing, stdout, stderr)):
+            os.dup2(file.fileno(), descriptor)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["lmscout", *arguments]
+    signal.alarm(seconds)
+
+
+if __name__ == "__main__":
+    _serve()
+    from lmscout.cli.main import main
+
+    main()
