@@ -38,14 +38,14 @@ SHAPES = {
     "probabilities of 32 heads": (32, 2048, 2048),
     "probabilities, a batch of one": (1, 32, 2048, 2048),
     "pruned weight": (4096, 8806),
+    "pruned weight, odd": (4096, 8807),
 }
 READ_TWICE = "down weight x 3,000"  # beyond what pairs of float32 hold
 BLOCK = ((4096, 4096),) * 4 + ((11008, 4096),) * 2 + ((4096, 11008),)
 TUNINGS = {
     "4 elements, 80 registers": DEFAULT,
     "4 elements, 64 registers": Tuning(programs=8, registers=64),
-    "4 elements, 96 registers, ahead": Tuning(programs=5, registers=96, ahead=True),
-    "4 elements, 128 registers, ahead": Tuning(programs=4, registers=128, ahead=True),
+    "4 elements, 128 registers": Tuning(programs=4, registers=128),
     "8 elements, 128 registers": Tuning(programs=4, registers=128, vector=8),
     "2 elements, 64 registers": Tuning(programs=8, registers=64, vector=2),
     "8 warps, 4 elements, 80 registers": Tuning(warps=8, programs=3),

@@ -7,14 +7,14 @@ column: right for every number, at some ten times the cost.
 import triton
 import triton.language as tl
 
-from lmscout.statistics.fused_terms import EPS, INFINITY, grouped, whole
+from lmscout.statistics.fused_terms import EPS, INFINITY, grouped, right_edge, whole
 
 
 @triton.jit
 def walk_carefully(
     base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
     normalised, n_parts, parts_sum, parts_highest,
-    ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, ADJACENT: tl.constexpr,
 ):  # fmt: skip
     """The sums of a piece that may hold any number, with what is large in float64."""
     row = tl.arange(0, ROWS)[:, None]
@@ -33,11 +33,11 @@ def walk_carefully(
         highest = tl.full([ROWS, GROUPS, VECTOR], -INFINITY, tl.float32)
         powers = tl.zeros([ROWS, GROUPS, VECTOR], tl.float32)
         column = start + place
-        if ALIGNED:
+        if ADJACENT:
             column = tl.max_contiguous(tl.multiple_of(column, [1, VECTOR]), [1, GROUPS * VECTOR])
         for first in range(top, bottom, ROWS):
             at = first + row
-            counts = (at < bottom) & (column < right) & (at * n_columns + column < n)
+            counts = column.to(tl.int32) < right_edge(at, bottom, right, n, n_columns)
             x = tl.load(base + at * row_stride + column * column_stride, mask=counts, other=0.0)
             x = grouped(x, GROUPS, VECTOR)
             counts = tl.reshape(counts, [ROWS, GROUPS, VECTOR])

@@ -24,6 +24,7 @@ from lmscout.statistics.fused_terms import (
     is_ordinary,
     join_walked,
     log2,
+    right_edge,
 )
 
 DTYPES = {
@@ -37,16 +38,9 @@ TOTALS: tl.constexpr = tl.constexpr(14)  # that a tensor ends with, as in `reduc
 
 
 @triton.jit
-def _load_quads(pointers, row_stride, there, ROWS: tl.constexpr, MASKED: tl.constexpr):
+def _load_quads(pointers, row_stride, ROWS: tl.constexpr):
     """Four tiles, one below the other."""
     down = ROWS * row_stride
-    if MASKED:
-        return (
-            tl.load(pointers, mask=there, other=0.0),
-            tl.load(pointers + down, mask=there, other=0.0),
-            tl.load(pointers + 2 * down, mask=there, other=0.0),
-            tl.load(pointers + 3 * down, mask=there, other=0.0),
-        )
     return (
         tl.load(pointers),
         tl.load(pointers + down),
@@ -61,7 +55,7 @@ def _load_some(
     GROUPS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """A tile at an edge, and which of its numbers count."""
-    counts = (row < bottom) & (column < right) & (row * n_columns + column < n)
+    counts = column.to(tl.int32) < right_edge(row, bottom, right, n, n_columns)
     x = tl.load(base + row * row_stride + column * column_stride, mask=counts, other=0.0)
     ROWS: tl.constexpr = row.shape[0]
     shape: tl.constexpr = [ROWS, GROUPS, VECTOR]
@@ -72,7 +66,7 @@ def _load_some(
 def walk(
     table, sums, parts_sum, parts_highest, lse, tickets, totals, n_tensors, n_pieces, n_tickets,
     DTYPE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
-    TENSORS: tl.constexpr, ALIGNED: tl.constexpr, FAST: tl.constexpr, AHEAD: tl.constexpr,
+    TENSORS: tl.constexpr, ADJACENT: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """All totals of all tensors; a program a piece.
 
@@ -92,9 +86,8 @@ def walk(
         GROUPS: of a tile.
         VECTOR: elements that a thread loads at once.
         TENSORS: a power of two, at least n_tensors.
-        ALIGNED: whether addresses and strides are multiples of 16 bytes, columns adjacent.
+        ADJACENT: whether columns are, and a row's address is a multiple of VECTOR elements.
         FAST: whether the device's own approximations take the place of the portable functions.
-        AHEAD: whether a step's numbers are fetched while the last step's are summed.
     """
     pid = tl.program_id(0)
     every = tl.arange(0, TENSORS)
@@ -104,9 +97,9 @@ def walk(
     base = tl.load(entry).to(tl.pointer_type(DTYPE))
     n_rows, n_columns = tl.load(entry + 1), tl.load(entry + 2)
     row_stride = tl.load(entry + 3)
-    if ALIGNED:
-        base = tl.multiple_of(base, 16)
-        row_stride = tl.multiple_of(row_stride, 16)
+    if ADJACENT:
+        base = tl.multiple_of(base, VECTOR * (DTYPE.primitive_bitwidth // 8))
+        row_stride = tl.multiple_of(row_stride, VECTOR)
         column_stride = 1
     else:
         column_stride = tl.load(entry + 4)
@@ -143,23 +136,14 @@ def walk(
     for start in range(left, right, WIDTH):
         powers = tl.zeros([ROWS, GROUPS, VECTOR], tl.float32)
         column = start + place
-        if ALIGNED:  # what the compiler cannot see: a thread's elements are one load
+        if ADJACENT:  # what the compiler cannot see: a thread's elements are one load
             column = tl.max_contiguous(tl.multiple_of(column, [1, VECTOR]), [1, WIDTH])
         middle = top + tl.where(start + WIDTH <= right, whole_rows, 0)
         a = base + (top + row) * row_stride + column * column_stride
         steps += ((bottom - top + STEP - 1) // STEP).to(tl.int32)
-        if AHEAD:
-            some = column < tl.where(middle > top, right, 0)
-            next_a, next_b, next_c, next_d = _load_quads(a, row_stride, some, ROWS, True)
-        for at in range(top, middle, STEP):
-            if AHEAD:
-                x, y, z, w = next_a, next_b, next_c, next_d
-                # After the last step its own numbers are fetched once more, for nothing.
-                a += tl.where(at + STEP < middle, STEP * row_stride, 0)
-                next_a, next_b, next_c, next_d = _load_quads(a, row_stride, row, ROWS, False)
-            else:
-                x, y, z, w = _load_quads(a, row_stride, row, ROWS, False)
-                a += STEP * row_stride
+        for _ in range(top, middle, STEP):
+            x, y, z, w = _load_quads(a, row_stride, ROWS)
+            a += STEP * row_stride
             (total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers) = (
                 add_quads(
                     total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers,
@@ -227,7 +211,7 @@ def walk(
             p_root, p_log, p_log_abs, lse_sum, n_bad,
         ) = walk_carefully(
             base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
-            normalised, n_parts, my_sum, my_highest, ROWS, GROUPS, VECTOR, ALIGNED,
+            normalised, n_parts, my_sum, my_highest, ROWS, GROUPS, VECTOR, ADJACENT,
         )  # fmt: skip
         p_mean = centre + p_total / n_here
         p_deviation = tl.maximum(p_square - p_total * p_total / n_here, 0.0)

@@ -17,6 +17,7 @@ elements take 34 microseconds at least, where reading them once takes 21: 1.6 ti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -47,7 +48,6 @@ class Tuning:
         fast: approximate by the device's instructions.
         registers: at most, of a thread; 0 lets the compiler choose.
         vector: elements that a thread loads at once, within 16 bytes.
-        ahead: fetch a step's numbers while the last step's are summed.
     """
 
     warps: int = 4
@@ -57,11 +57,9 @@ class Tuning:
     fast: bool = True
     registers: int = 80
     vector: int = 4
-    ahead: bool = False
 
 
-# To be chosen from what `bench/reductions.py --tune` tries.
-DEFAULT = Tuning(warps=4, programs=6, registers=80, vector=4, ahead=False)
+DEFAULT = Tuning()
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class _Tile:
     rows: int
     groups: int
     vector: int
-    aligned: bool
+    adjacent: bool
 
     @property
     def width(self) -> int:
@@ -133,9 +131,8 @@ class Launch:
             GROUPS=self.tile.groups,
             VECTOR=self.tile.vector,
             TENSORS=_TENSORS,
-            ALIGNED=self.tile.aligned,
+            ADJACENT=self.tile.adjacent,
             FAST=self.tuning.fast and _has_approximations(self.totals.device),
-            AHEAD=self.tuning.ahead,
             num_warps=self.tuning.warps,
             **options,
         )
@@ -195,29 +192,33 @@ def prepare(
 
 
 def _as_matrix(tensor: Tensor, tuning: Tuning) -> tuple[_Matrix, _Tile]:
-    vector = min(tuning.vector, 16 // tensor.element_size())
+    most = min(tuning.vector, 16 // tensor.element_size())
     threads = 32 * tuning.warps
     n = tensor.numel()
     axis = tensor.shape[0] if tensor.dim() else 1
     if axis == 1:  # nothing is normalised, so that a single row can be folded
         flat = tensor.reshape(-1).contiguous()
-        columns = min(threads * vector, n)
+        columns = min(threads * most, n)
         matrix = _Matrix(flat, n, -(-n // columns), columns, columns, 1, axis)
-        rows = 1
     else:
         view = tensor if tensor.dim() == 2 else tensor.reshape(axis, -1)
         (height, width), (down, right) = view.shape, view.stride()
         matrix = _Matrix(view, n, height, width, down, right, axis)
-        # A tile of one row sums columns without asking other threads; few rows have to be so.
-        rows = 1 if axis < _TALL else max(1, threads * vector // _WIDE)
-        if axis >= _TALL and matrix.columns < _WIDE:
-            rows = threads
-    aligned = (
-        matrix.column_stride == 1
-        and matrix.row_stride % vector == 0
-        and matrix.tensor.data_ptr() % 16 == 0
-    )
-    return matrix, _Tile(tensor.dtype, rows, threads // rows, vector, aligned)
+    vector = _together(matrix, most)
+    # A tile of one row sums columns without asking other threads; few rows have to be so.
+    rows = 1 if axis < _TALL else max(1, threads * vector // _WIDE)
+    if axis >= _TALL and matrix.columns < _WIDE:
+        rows = threads
+    adjacent = matrix.column_stride == 1
+    return matrix, _Tile(tensor.dtype, rows, threads // rows, vector, adjacent)
+
+
+def _together(matrix: _Matrix, most: int) -> int:
+    """Elements that a thread can load at once: rows begin at multiples of as many."""
+    if matrix.column_stride != 1:
+        return 1
+    first = matrix.tensor.data_ptr() // matrix.tensor.element_size()
+    return math.gcd(first, matrix.row_stride, most)
 
 
 def _prepare(matrices: Sequence[_Matrix], tile: _Tile, tuning: Tuning) -> Launch:

@@ -201,6 +201,13 @@ def join_walked(
 
 
 @triton.jit
+def right_edge(row, bottom, right, n, n_columns):
+    """The column before which a row's numbers count; of 32 bits, as there is one a row."""
+    edge = tl.minimum(right, n - row * n_columns)
+    return tl.where(row < bottom, edge, 0).to(tl.int32)
+
+
+@triton.jit
 def grouped(tile, GROUPS: tl.constexpr, VECTOR: tl.constexpr):
     """What a thread has loaded, along an axis of its own."""
     return tl.reshape(tile, [tile.shape[0], GROUPS, VECTOR]).to(tl.float32)
