@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmscout.evaluation import Perplexity, Text, perplexity
+from lmscout.evaluation import Perplexity, Text, parameter_count, perplexity
 from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.outcome import Reported
 from lmscout.pruning.saving.cutting import cut, round_weights
@@ -19,67 +18,6 @@ from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.plan_arrays import as_rows
 
 Progress = Callable[[int, int], None]
-
-
-def report(
-    calibrated: Calibrated,
-    budgets: Sequence[Budget],
-    winners: Sequence[Plan],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    text: Text | None,
-    protocol: str,
-    dtype: torch.dtype,
-    progress: Progress | None = None,
-) -> tuple[Reported, list[tuple[Reported, ...]]]:
-    """Measure the dense model, and for every size the uniform cuts and the winner.
-
-    Args:
-        calibrated: the dense model, its units in final order.
-        budgets: the sizes.
-        winners: the plan found for each.
-        tokenizer: the model's.
-        text: to measure on; None to count parameters alone.
-        protocol: of the perplexities.
-        dtype: that saved weights have; models are measured with weights rounded to it.
-        progress: called with models done and in all.
-
-    Returns:
-        The dense model's row, and for every size its rows.
-
-    Raises:
-        LmscoutError: the text is too short, or a loss is not finite.
-    """
-    units = calibrated.shape
-    sizes = [_rows(calibrated, *one) for one in zip(budgets, winners, strict=True)]
-    wanted = list(
-        dict.fromkeys([(units.dense, False), *(row[1:] for rows in sizes for row in rows)])
-    )
-    known: dict[tuple[Plan, bool], tuple[int, Perplexity | None]] = {}
-    for plan, refit in wanted:
-        outputs = calibrated.refitted(plan) if refit else None
-        smaller: Any = cut(calibrated.model, plan, outputs, dtype=dtype)
-        found = None
-        if text is not None:
-            # weights as they are saved, products as the dense model computes them
-            smaller = smaller.to(calibrated.model.dtype)
-            found = perplexity(smaller, tokenizer, text, protocol)
-        known[plan, refit] = sum(one.numel() for one in smaller.parameters()), found
-        if progress:
-            progress(len(known), len(wanted))
-
-    def row(name: str, plan: Plan, refit: bool, budget: Budget | None = None) -> Reported:
-        params, found = known[plan, refit]
-        cost = 1.0
-        if budget is not None:
-            kept, dense = budget.cost(as_rows([plan, units.dense]))
-            cost = float(kept / dense)
-        return Reported(name, plan, params, units.kept_share(plan), cost, found)
-
-    return row("dense", units.dense, False), [
-        tuple(row(*one, budget) for one in rows)
-        for rows, budget in zip(sizes, budgets, strict=True)
-    ]
 
 
 @dataclass(frozen=True)
@@ -119,6 +57,55 @@ class ReportText:
         if self.text is None:
             return None
         return self.perplexity(cut(calibrated.model, calibrated.shape.dense))
+
+
+def report(
+    calibrated: Calibrated,
+    budgets: Sequence[Budget],
+    winners: Sequence[Plan],
+    on: ReportText,
+    *,
+    progress: Progress | None = None,
+) -> tuple[Reported, list[tuple[Reported, ...]]]:
+    """Measure the dense model, and for every size the uniform cuts and the winner.
+
+    Args:
+        calibrated: the dense model, its units in final order.
+        budgets: the sizes.
+        winners: the plan found for each.
+        on: on what perplexities are reported; without a text, parameters are counted alone.
+        progress: called with models done and in all.
+
+    Returns:
+        The dense model's row, and for every size its rows.
+
+    Raises:
+        LmscoutError: the text is too short, or a loss is not finite.
+    """
+    units = calibrated.shape
+    sizes = [_rows(calibrated, *one) for one in zip(budgets, winners, strict=True)]
+    wanted = list(
+        dict.fromkeys([(units.dense, False), *(row[1:] for rows in sizes for row in rows)])
+    )
+    known: dict[tuple[Plan, bool], tuple[int, Perplexity | None]] = {}
+    for plan, refit in wanted:
+        smaller = cut(calibrated.model, plan, calibrated.refitted(plan) if refit else None)
+        known[plan, refit] = parameter_count(smaller), on.perplexity(smaller)
+        if progress:
+            progress(len(known), len(wanted))
+
+    def row(name: str, plan: Plan, refit: bool, budget: Budget | None = None) -> Reported:
+        params, found = known[plan, refit]
+        cost = 1.0
+        if budget is not None:
+            kept, dense = budget.cost(as_rows([plan, units.dense]))
+            cost = float(kept / dense)
+        return Reported(name, plan, params, units.kept_share(plan), cost, found)
+
+    return row("dense", units.dense, False), [
+        tuple(row(*one, budget) for one in rows)
+        for rows, budget in zip(sizes, budgets, strict=True)
+    ]
 
 
 def _rows(calibrated: Calibrated, budget: Budget, winner: Plan) -> list[tuple[str, Plan, bool]]:

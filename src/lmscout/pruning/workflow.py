@@ -106,16 +106,7 @@ def prune(
     found = _found(calibrated, space, request, request.storage or out, origin, stages)
     winners = [contest[0].plan for contest in found.contests]
     with stages("reporting") as told:
-        dense, reported = report(
-            calibrated,
-            found.budgets,
-            winners,
-            tokenizer=loaded.tokenizer,
-            text=report_on,
-            protocol=request.protocol,
-            dtype=dtype,
-            progress=told,
-        )
+        dense, reported = report(calibrated, found.budgets, winners, on, progress=told)
     winner_of = None
     trained: Sequence[Trained | None] = [None] * len(winners)
     if request.recovery.winners is not None:

@@ -1,0 +1,32 @@
+"""Perplexities of the report are those of the models as they are saved."""
+
+import torch
+
+from lmscout.builtin.tiny import tiny_folder
+from lmscout.evaluation import Text, load_model, perplexity
+from lmscout.pruning import CalibrationSettings, Plan
+from lmscout.pruning.calibration import calibrate
+from lmscout.pruning.report import ReportText, report
+from lmscout.pruning.saving.cutting import cut
+from lmscout.pruning.searching.budgets import keep_budget
+
+TEXT = Text("a text", "It was said that there was once more to see. " * 60, "0")
+PROTOCOL = "llm-pruner"
+
+
+def test_the_report_is_of_weights_as_they_are_saved_whatever_the_model_has_in_memory():
+    loaded = load_model(str(tiny_folder()), torch.bfloat16)
+    windows = torch.arange(12 * 16).view(12, 16)
+    settings = CalibrationSettings(
+        importance="magnitude", compensate=False, window=16, measured_tokens=32, final_tokens=32
+    )
+    calibrated = calibrate(loaded.model, windows, settings)
+    on = ReportText(loaded.tokenizer, TEXT, PROTOCOL, torch.bfloat16)
+    budget, units = keep_budget(calibrated.shape, 0.8), calibrated.shape.dense
+    winner = Plan(units.attention, tuple(channels // 2 for channels in units.mlp))
+    dense, [rows] = report(calibrated, [budget], [winner], on)
+    found = next(row for row in rows if row.name == "found")
+    for row in (dense, found):
+        saved = cut(calibrated.model, row.plan)
+        assert row.perplexity == perplexity(saved, loaded.tokenizer, TEXT, PROTOCOL)
+        assert row.params == sum(one.numel() for one in saved.parameters())
