@@ -234,14 +234,13 @@ def _save(
     request: Request,
     keep: float,
 ) -> None:
-    compensate = calibrated.settings.compensate
     save(
         calibrated.model,
         plan,
         folder,
         shape=cast(ShapeName, request.shape),
         tokenizer=loaded.tokenizer,
-        outputs=calibrated.refitted(plan) if compensate else None,
+        outputs=calibrated.refitted(plan) if recovered is None else None,
         recovered=recovered,
         dtype=dtype,
         beside=[path.name for path in folder.iterdir()] if folder.is_dir() else (),
@@ -253,7 +252,7 @@ def _save(
             **({} if request.judge is None else {"judge": request.judge}),
             "seed": request.seed,
             "importance": calibrated.settings.importance,
-            "compensated": compensate,
+            "compensated": calibrated.settings.compensate,
             **request.recovery.note(),
         },
     )

@@ -64,7 +64,6 @@ class WinnerRecovery:
             LmscoutError: the checkpoint does not fit, or the loss is not finite.
         """
         calibrated = self.calibrated
-        outputs = calibrated.refitted(plan) if calibrated.settings.compensate else None
         identity = {
             **calibrated.ledger_settings,
             "text": text_digest(self.windows),
@@ -72,7 +71,12 @@ class WinnerRecovery:
             "shape": self.shape,
         }
         return recover(
-            cut(calibrated.model, plan, outputs, shape=cast(ShapeName, self.shape)),
+            cut(
+                calibrated.model,
+                plan,
+                calibrated.refitted(plan),
+                shape=cast(ShapeName, self.shape),
+            ),
             calibrated.model,
             self.windows,
             self.settings,
