@@ -89,10 +89,10 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
             attention = _learning_attention(see, index, parts.attention)
             normed = family.attention_norm(block, hidden)
             inner = family.attend(block, attention, normed, context)
-            hidden = hidden + _linear(inner, attention.output)
+            hidden = hidden + attention.output.apply(inner)
             with torch.no_grad():
                 for one in parts.attention.inputs:
-                    head = {"head": _linear(normed, one)}
+                    head = {"head": one.apply(normed)}
                     see(Place(index, ATTENTION, "head", head, 2, parts.attention.units))
                 attended = family.probabilities(block, parts.attention, normed, context)
                 softmax = {"softmax": attended}
@@ -100,7 +100,7 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
             mlp = _learning_mlp(see, index, parts.mlp)
             act, inner = family.activated(block, mlp, family.mlp_norm(block, hidden))
             _watch(act, partial(_see_activation, see, index, act.detach()))
-            hidden = hidden + _linear(inner, mlp.output)
+            hidden = hidden + mlp.output.apply(inner)
         logits = family.logits(model, hidden)[:, :-1].flatten(0, 1)
         loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten())
         if not torch.isfinite(loss):
@@ -154,7 +154,3 @@ def _learning(see: See, block: int, kind: str, axis: int, units: int, affine: Af
     leaf = affine.weight.detach().requires_grad_()
     leaf.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
     return Affine(leaf, affine.bias)
-
-
-def _linear(hidden: Tensor, affine: Affine) -> Tensor:
-    return functional.linear(hidden, affine.weight, affine.bias)

@@ -21,7 +21,7 @@ from lmscout.pruning.families import (
     MlpParts,
     unit_maps,
 )
-from lmscout.pruning.subnetworks.activations import inner_activation
+from lmscout.pruning.subnetworks.activations import half_step
 from lmscout.pruning.subnetworks.plan import Plan
 
 
@@ -117,9 +117,7 @@ class ElasticAdapter:
                 if not units:
                     continue
                 part = self._adapted(index, kind, whole) if adapted else whole
-                part = part.first(units)
-                inner = inner_activation(self._family, block, part, hidden, context)
-                hidden = hidden + part.output.apply(inner)
+                hidden = half_step(self._family, block, part.first(units), hidden, context)
         return hidden
 
     def _adapted(

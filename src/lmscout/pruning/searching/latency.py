@@ -11,19 +11,19 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.isotonic import isotonic_regression
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.cost import await_device
 from lmscout.pruning.families import ATTENTION, MLP, AttentionParts, Family, MlpParts
-from lmscout.pruning.subnetworks.activations import inner_activation
+from lmscout.pruning.subnetworks.activations import half_step
 from lmscout.pruning.subnetworks.plan_arrays import Floats
 
 
@@ -100,7 +100,8 @@ def measure_latency(
             places.append((form, counts := _spread(part.units, points)))
             for kept in counts[1:]:
                 first = part.first(kept)
-                parts.setdefault((form, kept), _step(family, block, first, hidden, context))
+                step = partial(half_step, family, block, first, hidden, context)
+                parts.setdefault((form, kept), step)
     seconds = _medians(parts, repeats, model.device)
     curves = [
         Curve(counts, _rising([0.0, *(seconds[form, kept] for kept in counts[1:])]))
@@ -147,22 +148,6 @@ def from_json(value: Any) -> Latency:
 
 
 _FIXED: tuple[object, ...] = ("fixed",)
-
-
-def _step(
-    family: Family,
-    block: nn.Module,
-    part: AttentionParts | MlpParts,
-    hidden: Tensor,
-    context: object,
-) -> Callable[[], Tensor]:
-    """Attention or MLP of a block with what it keeps, as a call."""
-
-    def run() -> Tensor:
-        inner = inner_activation(family, block, part, hidden, context)
-        return hidden + functional.linear(inner, part.output.weight, part.output.bias)
-
-    return run
 
 
 def _medians(

@@ -15,7 +15,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.pruning.families import AttentionParts, Family, MlpParts
@@ -110,7 +109,7 @@ def _through(
     sums, after = _Sums(), []
     for state in parts_of(hidden, size):
         inner = inner_activation(family, block, part, state, family.context(model, state))
-        after.append(state + functional.linear(inner, part.output.weight, part.output.bias))
+        after.append(state + part.output.apply(inner))
         sums.add(inner.flatten(0, 1).float(), grams)
     return sums.moments(), torch.cat(after)
 
@@ -157,3 +156,14 @@ def inner_activation(
     if isinstance(part, AttentionParts):
         return family.attend(block, part, family.attention_norm(block, hidden), context)
     return family.activate(block, part, family.mlp_norm(block, hidden))
+
+
+def half_step(
+    family: Family,
+    block: nn.Module,
+    part: AttentionParts | MlpParts,
+    hidden: Tensor,
+    context: object,
+) -> Tensor:
+    """The hidden state after attention or MLP of one block: [B, T, width] to the same."""
+    return hidden + part.output.apply(inner_activation(family, block, part, hidden, context))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import Affine, AttentionParts, BlockParts, Family, MlpParts
-from lmscout.pruning.subnetworks.activations import BATCH_TOKENS, inner_activation, parts_of
+from lmscout.pruning.subnetworks.activations import BATCH_TOKENS, half_step, parts_of
 from lmscout.statistics.single_pass import only_these_learn
 
 
@@ -80,8 +80,7 @@ def run_block(
 ) -> Tensor:
     """A whole block with the matrices given: [B, T, width] to the same."""
     for part in parts.halves.values():
-        inner = inner_activation(family, block, part, hidden, context)
-        hidden = hidden + functional.linear(inner, part.output.weight, part.output.bias)
+        hidden = half_step(family, block, part, hidden, context)
     return hidden
 
 

@@ -223,8 +223,7 @@ class SubnetworkEvaluator:
         index, kind = step // len(KINDS), KINDS[step % len(KINDS)]
         first = self._parts[index].halves[kind].first(kept)
         inner = inner_activation(self._family, self._blocks[index], first, hidden, context)
-        output = self.output(index, kind, kept)
-        return functional.linear(inner, output.weight, output.bias)
+        return self.output(index, kind, kept).apply(inner)
 
     @torch.no_grad()
     def _measure_dense(self, portion: Portion) -> None:
