@@ -10,8 +10,8 @@ cutting, measuring, refitting, saving) is written once, for every family.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -85,6 +85,11 @@ class AttentionParts:
         """The maps whose rows follow groups."""
         return self.query, self.key, self.value
 
+    def with_maps(self, maps: Iterable[Affine]) -> AttentionParts:
+        """The same groups with other maps, in the order of `unit_maps`."""
+        query, key, value, output = maps
+        return replace(self, query=query, key=key, value=value, output=output)
+
     def first(self, groups: int) -> AttentionParts:
         """The first groups alone, as views."""
         wide, narrow = groups * self.output_columns, groups * self.head_size
@@ -125,6 +130,11 @@ class MlpParts:
     def inputs(self) -> tuple[Affine, ...]:
         """The maps whose rows follow channels."""
         return self.expand
+
+    def with_maps(self, maps: Iterable[Affine]) -> MlpParts:
+        """The same channels with other maps, in the order of `unit_maps`."""
+        *expand, output = maps
+        return MlpParts(tuple(expand), output)
 
     def first(self, channels: int) -> MlpParts:
         """The first channels alone, as views."""

@@ -8,7 +8,7 @@ keeps of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -86,7 +86,9 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
         for index, block in enumerate(family.blocks(model)):
             parts = family.parts(block)
             _watch(hidden, partial(_see_hidden, see, index))
-            attention = _learning_attention(see, index, parts.attention)
+            attention = parts.attention.with_maps(
+                _learning_maps(see, index, ATTENTION, parts.attention)
+            )
             normed = family.attention_norm(block, hidden)
             inner = family.attend(block, attention, normed, context)
             hidden = hidden + attention.output.apply(inner)
@@ -97,7 +99,7 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
                 attended = family.probabilities(block, parts.attention, normed, context)
                 softmax = {"softmax": attended}
                 see(Place(index, ATTENTION, "softmax", softmax, 1, parts.attention.units))
-            mlp = _learning_mlp(see, index, parts.mlp)
+            mlp = parts.mlp.with_maps(_learning_maps(see, index, MLP, parts.mlp))
             act, inner = family.activated(block, mlp, family.mlp_norm(block, hidden))
             _watch(act, partial(_see_activation, see, index, act.detach()))
             hidden = hidden + mlp.output.apply(inner)
@@ -124,22 +126,13 @@ def _see_activation(see: See, block: int, act: Tensor, gradient: Tensor) -> None
     see(Place(block, MLP, "act", tensors, 2, act.shape[2]))
 
 
-def _learning_attention(see: See, block: int, part: AttentionParts) -> AttentionParts:
-    rows = partial(_learning, see, block, ATTENTION, 0, part.units)
-    columns = partial(_learning, see, block, ATTENTION, 1, part.units)
-    return replace(
-        part,
-        query=rows(part.query),
-        key=rows(part.key),
-        value=rows(part.value),
-        output=columns(part.output),
-    )
-
-
-def _learning_mlp(see: See, block: int, part: MlpParts) -> MlpParts:
-    rows = partial(_learning, see, block, MLP, 0, part.units)
-    columns = partial(_learning, see, block, MLP, 1, part.units)
-    return MlpParts(tuple(map(rows, part.expand)), columns(part.output))
+def _learning_maps(
+    see: See, block: int, kind: str, part: AttentionParts | MlpParts
+) -> list[Affine]:
+    """The maps of attention or MLP, in the order of `unit_maps`."""
+    rows = partial(_learning, see, block, kind, 0, part.units)
+    columns = partial(_learning, see, block, kind, 1, part.units)
+    return [*map(rows, part.inputs), columns(part.output)]
 
 
 def _learning(see: See, block: int, kind: str, axis: int, units: int, affine: Affine) -> Affine:

@@ -7,7 +7,7 @@ weights gives weights of which every prefix is adapted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -124,14 +124,10 @@ class ElasticAdapter:
         self, index: int, kind: str, part: AttentionParts | MlpParts
     ) -> AttentionParts | MlpParts:
         """The matrices of attention or MLP, each with its adapter."""
-        maps = [
+        return part.with_maps(
             LowRank(one.weight, one.bias, *self._pair(index, kind, number))
             for number, one in enumerate(unit_maps(part))
-        ]
-        if isinstance(part, AttentionParts):
-            query, key, value, output = maps
-            return replace(part, query=query, key=key, value=value, output=output)
-        return replace(part, expand=tuple(maps[:-1]), output=maps[-1])
+        )
 
     def _pair(self, index: int, kind: str, number: int) -> tuple[Tensor, Tensor]:
         name = f"{index}.{kind}.{number}"

@@ -9,7 +9,6 @@ that of a backward pass over all of the text at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import Affine, AttentionParts, BlockParts, Family, MlpParts
+from lmscout.pruning.families import Affine, BlockParts, Family, unit_maps
 from lmscout.pruning.subnetworks.activations import BATCH_TOKENS, half_step, parts_of
 from lmscout.statistics.single_pass import only_these_learn
 
@@ -72,7 +71,10 @@ def gradients_by_block(
 
 def learning(parts: BlockParts) -> BlockParts:
     """The same matrices as leaves that gather gradients; they share the model's memory."""
-    return BlockParts(_learning_attention(parts.attention), _learning_mlp(parts.mlp))
+    return BlockParts(
+        parts.attention.with_maps(map(_leaf, unit_maps(parts.attention))),
+        parts.mlp.with_maps(map(_leaf, unit_maps(parts.mlp))),
+    )
 
 
 def run_block(
@@ -98,20 +100,6 @@ def _loss(model: PreTrainedModel, family: Family, hidden: Tensor, batch: Tensor)
     """The negative log-likelihood of a batch, summed over the tokens predicted."""
     logits = family.logits(model, hidden[:, :-1]).flatten(0, 1)
     return functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum")
-
-
-def _learning_attention(part: AttentionParts) -> AttentionParts:
-    return replace(
-        part,
-        query=_leaf(part.query),
-        key=_leaf(part.key),
-        value=_leaf(part.value),
-        output=_leaf(part.output),
-    )
-
-
-def _learning_mlp(part: MlpParts) -> MlpParts:
-    return MlpParts(tuple(_leaf(one) for one in part.expand), _leaf(part.output))
 
 
 def _leaf(affine: Affine) -> Affine:
