@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import KINDS, Affine, AttentionParts, Family, MlpParts, family_of
+from lmscout.pruning.families import KINDS, Affine, Family, family_of
 from lmscout.pruning.learning.features import ImportanceMass
 from lmscout.pruning.subnetworks.activations import Moments, Place, moments_by_block
 from lmscout.pruning.subnetworks.compensation import Compensation
@@ -132,13 +132,12 @@ class Calibrated:
         """The refitted output projections of a plan, for `cut`; none where plans stay as cut."""
         if self.compensation is None:
             return {}
-        parts = [self.family.parts(block) for block in self.family.blocks(self.model)]
         outputs = {}
-        for block, kept in enumerate(zip(plan.attention, plan.mlp, strict=True)):
-            for (kind, part), units in zip(parts[block].halves.items(), kept, strict=True):
-                if units:
-                    entries = part.first(units).output.weight.shape[1]
-                    outputs[block, kind] = self.compensation.output(block, kind, entries)
+        halves = self.family.all_halves(self.model)
+        for ((block, kind), part), units in zip(halves.items(), plan.steps, strict=True):
+            if units:
+                entries = part.first(units).output.weight.shape[1]
+                outputs[block, kind] = self.compensation.output(block, kind, entries)
         return outputs
 
     @property
@@ -195,7 +194,7 @@ def calibrate(
         scores = importance(
             settings.importance, model, family, windows=gradient_windows, seed=settings.seed
         )
-    halves = _halves(model, family)
+    halves = family.all_halves(model)
 
     def in_order() -> Iterator[tuple[Place, Moments]]:
         """Moments with the units sorted, each half as soon as what it needs is known."""
@@ -225,7 +224,7 @@ def calibrate(
     return Calibrated(
         model,
         family,
-        shape_of([family.parts(block) for block in family.blocks(model)]),
+        shape_of(family.all_parts(model)),
         settings,
         measured,
         final,
@@ -236,18 +235,9 @@ def calibrate(
     )
 
 
-def _halves(model: PreTrainedModel, family: Family) -> dict[Place, AttentionParts | MlpParts]:
-    """Attention and MLP of every block."""
-    return {
-        (index, kind): half
-        for index, block in enumerate(family.blocks(model))
-        for kind, half in family.parts(block).halves.items()
-    }
-
-
 def _outputs(model: PreTrainedModel, family: Family) -> dict[Place, Affine]:
     """The output projection of every half."""
-    return {place: half.output for place, half in _halves(model, family).items()}
+    return {place: half.output for place, half in family.all_halves(model).items()}
 
 
 def calibrate_again(

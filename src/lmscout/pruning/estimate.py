@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from lmscout.evaluation import parameter_bytes, parameter_count
 from lmscout.pruning.calibration import CalibrationSettings, portions_of
-from lmscout.pruning.families import Family, family_of
+from lmscout.pruning.families import Family, family_of, unit_maps
 from lmscout.pruning.request import Request
 from lmscout.pruning.searching.latency import Latency, measure_latency
 from lmscout.pruning.subnetworks.activations import BATCH_TOKENS
@@ -112,9 +112,7 @@ class _Sizes:
         self, model: PreTrainedModel, family: Family, settings: CalibrationSettings
     ) -> None:
         self.model, self._settings = model, settings
-        self._halves = [
-            half for block in family.blocks(model) for half in family.parts(block).halves.values()
-        ]
+        self._halves = list(family.all_halves(model).values())
         self.depth = len(self._halves) // 2
         self._width = self._halves[0].output.weight.shape[0]
         self._vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
@@ -126,9 +124,7 @@ class _Sizes:
         settings = self._settings
         if settings.importance in FROM_MOMENTS:
             return self.calibrating()
-        largest = max(
-            one.weight.numel() for half in self._halves for one in (*half.inputs, half.output)
-        )
+        largest = max(one.weight.numel() for half in self._halves for one in unit_maps(half))
         if settings.importance != "taylor":
             return self.weights + 2 * _DOUBLE * largest
         tokens = settings.gradient_windows * settings.window
@@ -168,9 +164,7 @@ class _Sizes:
 
     def _block(self) -> int:
         """Numbers in the largest block."""
-        each = [
-            sum(one.weight.numel() for one in (*half.inputs, half.output)) for half in self._halves
-        ]
+        each = [sum(one.weight.numel() for one in unit_maps(half)) for half in self._halves]
         return max(map(sum, zip(each[::2], each[1::2], strict=True)))
 
     def _working(self, tokens: int) -> int:

@@ -81,7 +81,7 @@ def prune(
     stages = Stages(progress)
     model, window = loaded.model, request.calibration.window
     family = family_of(model.config)
-    units = shape_of([family.parts(block) for block in family.blocks(model)])
+    units = shape_of(family.all_parts(model))
     space = space_of(request.shape, units, model, request.grain or fast_grain(model))
     if request.of != "latency":  # else it takes measuring first
         for budget in _budgets(request, model, units, None):

@@ -201,6 +201,20 @@ class Family(ABC):
     def parts(self, block: nn.Module) -> BlockParts:
         """The matrices of a block, as views: writing to them writes to the model."""
 
+    def all_parts(self, model: PreTrainedModel) -> list[BlockParts]:
+        """The matrices of every block, in order."""
+        return [self.parts(block) for block in self.blocks(model)]
+
+    def all_halves(
+        self, model: PreTrainedModel
+    ) -> dict[tuple[int, str], AttentionParts | MlpParts]:
+        """Attention and MLP of every block by its number and kind, as a model computes them."""
+        return {
+            (index, kind): half
+            for index, parts in enumerate(self.all_parts(model))
+            for kind, half in parts.halves.items()
+        }
+
     @abstractmethod
     def embed(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """Tokens [B, T] to the hidden state [B, T, width] that enters block 0."""

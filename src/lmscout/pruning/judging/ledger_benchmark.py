@@ -206,7 +206,7 @@ def ledger_benchmark(
             "with --model"
         )
     family = family_of(loaded.model.config)
-    shape = shape_of([family.parts(block) for block in family.blocks(loaded.model)])
+    shape = shape_of(family.all_parts(loaded.model))
     with Ledger(run, shape, recorded.settings) as ledger:
         pairs = [pair for pair in ledger.pairs() if not pair.partial]
         url = ledger.url

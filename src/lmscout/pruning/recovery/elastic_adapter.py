@@ -7,6 +7,7 @@ weights gives weights of which every prefix is adapted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,30 +71,27 @@ class ElasticAdapter:
         """
         self._model, self._family = model, family
         self._blocks = list(family.blocks(model))
-        self._parts = [family.parts(block).halves for block in self._blocks]
+        self._halves = family.all_halves(model)
         self.weights: dict[str, nn.Parameter] = {}
         generator = torch.Generator().manual_seed(seed)
-        for index, halves in enumerate(self._parts):
-            for kind, part in halves.items():
-                for number, one in enumerate(unit_maps(part)):
-                    out, entries = one.weight.shape
-                    wide = torch.promote_types(one.weight.dtype, torch.float32)
-                    down = torch.randn(rank, entries, generator=generator) / entries**0.5
-                    up = torch.zeros(out, rank)
-                    name = f"{index}.{kind}.{number}"
-                    self.weights[f"{name}.down"] = nn.Parameter(down.to(one.weight.device, wide))
-                    self.weights[f"{name}.up"] = nn.Parameter(up.to(one.weight.device, wide))
+        for (index, kind), part in self._halves.items():
+            for number, one in enumerate(unit_maps(part)):
+                out, entries = one.weight.shape
+                wide = torch.promote_types(one.weight.dtype, torch.float32)
+                down = torch.randn(rank, entries, generator=generator) / entries**0.5
+                up = torch.zeros(out, rank)
+                name = f"{index}.{kind}.{number}"
+                self.weights[f"{name}.down"] = nn.Parameter(down.to(one.weight.device, wide))
+                self.weights[f"{name}.up"] = nn.Parameter(up.to(one.weight.device, wide))
 
     def hidden(self, plan: Plan, tokens: Tensor) -> Tensor:
         """The last hidden state of an adapted plan, with its gradient: [B, T, width]."""
-        return self._walk(plan, tokens, adapted=True)
+        return self._walk(plan.steps, tokens, adapted=True)
 
     @torch.no_grad()
     def dense_hidden(self, tokens: Tensor) -> Tensor:
         """That of the dense model as it is."""
-        groups = tuple(halves["attention"].units for halves in self._parts)
-        channels = tuple(halves["mlp"].units for halves in self._parts)
-        return self._walk(Plan(groups, channels), tokens, adapted=False)
+        return self._walk([part.units for part in self._halves.values()], tokens, adapted=False)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Last hidden states to logits."""
@@ -102,21 +100,18 @@ class ElasticAdapter:
     @torch.no_grad()
     def merge(self) -> None:
         """Add the adapters to the dense weights, in place, one matrix at a time."""
-        for index, halves in enumerate(self._parts):
-            for kind, part in halves.items():
-                for number, one in enumerate(unit_maps(part)):
-                    down, up = self._pair(index, kind, number)
-                    one.weight.copy_(one.weight.to(down.dtype) + up @ down)
+        for (index, kind), part in self._halves.items():
+            for number, one in enumerate(unit_maps(part)):
+                down, up = self._pair(index, kind, number)
+                one.weight.copy_(one.weight.to(down.dtype) + up @ down)
 
-    def _walk(self, plan: Plan, tokens: Tensor, *, adapted: bool) -> Tensor:
+    def _walk(self, steps: Sequence[int], tokens: Tensor, *, adapted: bool) -> Tensor:
         hidden = self._family.embed(self._model, tokens)
         context = self._family.context(self._model, hidden)
-        for index, block in enumerate(self._blocks):
-            kept = plan.attention[index], plan.mlp[index]
-            for (kind, whole), units in zip(self._parts[index].items(), kept, strict=True):
-                if not units:
-                    continue
+        for ((index, kind), whole), units in zip(self._halves.items(), steps, strict=True):
+            if units:
                 part = self._adapted(index, kind, whole) if adapted else whole
+                block = self._blocks[index]
                 hidden = half_step(self._family, block, part.first(units), hidden, context)
         return hidden
 

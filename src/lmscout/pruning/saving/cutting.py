@@ -69,7 +69,7 @@ def cut(
         raise LmscoutError(f"unknown shape {shape!r}: expected any or uniform")
     family = family_of(model.config)
     blocks = family.blocks(model)
-    parts = [family.parts(block) for block in blocks]
+    parts = family.all_parts(model)
     shape_of(parts).check(plan)
     kept = kept_blocks(plan)
     if not kept:

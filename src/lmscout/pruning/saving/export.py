@@ -171,7 +171,7 @@ def _write_record(
 ) -> None:
     """The plan and its size, for programs in `lmscout.json` and for people in the card."""
     family = family_of(dense.config)
-    units = shape_of([family.parts(block) for block in family.blocks(dense)])
+    units = shape_of(family.all_parts(dense))
     record = {
         "shape": shape,
         "plan": plan.as_dict(),

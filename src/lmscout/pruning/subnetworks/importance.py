@@ -92,13 +92,12 @@ def importance(
     elif method in ("random", "magnitude"):
         generator = torch.Generator().manual_seed(seed)
         scores = {
-            (index, kind): (
+            place: (
                 torch.rand(part.units, generator=generator, dtype=torch.float64)
                 if method == "random"
                 else _sum_of_squares(part)
             )
-            for index, block in enumerate(family.blocks(model))
-            for kind, part in family.parts(block).halves.items()
+            for place, part in family.all_halves(model).items()
         }
     else:
         raise LmscoutError(f"unknown importance {method!r}: expected one of {', '.join(METHODS)}")

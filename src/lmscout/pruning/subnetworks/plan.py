@@ -93,6 +93,11 @@ class Plan:
         return len(self.attention)
 
     @property
+    def steps(self) -> tuple[int, ...]:
+        """Units kept in the order in which a model computes: attention 0, MLP 0, ..."""
+        return tuple(kept for both in zip(self.attention, self.mlp, strict=True) for kept in both)
+
+    @property
     def dropped(self) -> tuple[int, ...]:
         """Blocks of which nothing is kept."""
         return tuple(

@@ -118,7 +118,7 @@ class SubnetworkEvaluator:
             raise LmscoutError(f"unknown quality {quality!r}: expected nll or kl")
         self._model, self._family = model, family
         self._blocks = list(family.blocks(model))
-        self._parts = [family.parts(block) for block in self._blocks]
+        self._parts = family.all_parts(model)
         self._compensation = compensation
         self._quality = quality
         self.shape = shape_of(self._parts)
@@ -201,7 +201,7 @@ class SubnetworkEvaluator:
         if not walk.states:
             walk.states.append(self._family.embed(self._model, walk.windows))
             walk.context = self._family.context(self._model, walk.states[0])
-        steps = _steps(plan)
+        steps = plan.steps
         shared = 0
         while shared < len(walk.steps) and walk.steps[shared] == steps[shared]:
             shared += 1
@@ -283,10 +283,6 @@ def shape_of(parts: Sequence[BlockParts]) -> Shape:
         tuple(unit_parameters(one) // one.groups for one in attention),
         tuple(unit_parameters(one) // one.channels for one in mlp),
     )
-
-
-def _steps(plan: Plan) -> tuple[int, ...]:
-    return tuple(kept for both in zip(plan.attention, plan.mlp, strict=True) for kept in both)
 
 
 def _stride(shape: Shape, model: PreTrainedModel, tokens: int) -> int:
