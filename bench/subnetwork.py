@@ -17,7 +17,7 @@ import time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lmscout.evaluation import load_model, read_text, tokenize_windows
+from lmscout.evaluation import load_model, parameter_count, read_text, tokenize_windows
 from lmscout.pruning.calibration import CalibrationSettings, calibrate
 from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import measure_rounds
@@ -96,7 +96,7 @@ def one_plan(calibrated) -> None:
             viewed.append(seconds_of(lambda plan=plan: list(evaluator.measure([plan]))))
             rebuilt.append(seconds_of(lambda plan=plan: build_and_forward(calibrated, plan)))
         whole, view, build = map(min, (dense, viewed, rebuilt))
-        every = sum(one.numel() for one in calibrated.model.parameters())
+        every = parameter_count(calibrated.model)
         of_all = 1 - (1 - keep) * shape.parameters / every  # the head is not cut
         print(
             f"keep {keep}: dense {whole:.2f} s, plan {view:.2f} s = {view / whole / keep:.2f} x "

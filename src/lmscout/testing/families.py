@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from lmscout.evaluation import parameter_count
 from lmscout.pruning.families import Family, unit_maps, unit_parameters
 from lmscout.pruning.saving.cutting import cut, is_uniform, kept_blocks
 from lmscout.pruning.saving.export import save, write
@@ -203,11 +204,11 @@ def _check_parameters(
     Where attention or MLP goes as a whole, its norm and output bias must go too, and only the
     rest is known to stay.
     """
-    least = most = _parameters(model)
+    least = most = parameter_count(model)
     kept = kept_blocks(plan)
     for index, block in enumerate(family.blocks(model)):
         if index not in kept:
-            least, most = least - _parameters(block), most - _parameters(block)
+            least, most = least - parameter_count(block), most - parameter_count(block)
             continue
         parts = family.parts(block)
         units_kept = plan.attention[index], plan.mlp[index]
@@ -215,10 +216,10 @@ def _check_parameters(
         for part, units in halves:
             removed = unit_parameters(part) - unit_parameters(part.first(units))
             least, most = least - removed, most - removed
-        whole = _parameters(block) - sum(unit_parameters(part) for part, _ in halves)
+        whole = parameter_count(block) - sum(unit_parameters(part) for part, _ in halves)
         if not all(units for _, units in halves):
             least, most = least - whole + 1, most - 1
-    number = _parameters(pruned)
+    number = parameter_count(pruned)
     assert least <= number <= most, (
         f"{name}: the cut model has {number} parameters, not {least}"
         + ("" if least == most else f" to {most}")
@@ -303,10 +304,6 @@ def _generate(pruned: Any, prompts: Tensor, length: int, use_cache: bool) -> Ten
 @torch.no_grad()
 def _logits(model: Any, tokens: Tensor) -> Tensor:
     return model(input_ids=tokens).logits  # type: ignore[no-any-return]
-
-
-def _parameters(module: Any) -> int:
-    return sum(one.numel() for one in module.parameters())
 
 
 def _scale(logits: Tensor) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation import parameter_count
 from lmscout.proxies import Entry, Reading, resolve
 from lmscout.proxies.deep import SPEC_LEAVES, Node, walk
 from lmscout.proxies.deep.members import as_tree
@@ -193,7 +194,7 @@ class _Configuration:
     def __init__(self, model: PreTrainedModel, family: Family, shape: Shape) -> None:
         self._shape = shape
         self._width = family.parts(family.blocks(model)[0]).mlp.output.weight.shape[0]
-        self._parameters = sum(one.numel() for one in model.parameters())
+        self._parameters = parameter_count(model)
 
     def of(self, leaf: str, rows: Rows, exists: Tensor) -> Tensor:
         """A leaf's values, [n]; `params` counts norms and output biases of what is dropped."""

@@ -16,7 +16,7 @@ import numpy as np
 from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.benchmarks import Benchmark
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import LoadedModel, load_model, read_text, tokenize_windows
+from lmscout.evaluation import LoadedModel, load_model, parameter_count, read_text, tokenize_windows
 from lmscout.proxies import Branch
 from lmscout.proxies.deep import Node
 from lmscout.proxies.deep.members import as_block_value
@@ -234,7 +234,7 @@ def _specs(
 ) -> list[SubnetworkSpec]:
     dense: Any = loaded.model
     config = dense.config
-    whole = sum(one.numel() for one in dense.parameters())
+    whole = parameter_count(dense)
     tables = {
         id(weight): weight.numel()
         for module in (dense.get_input_embeddings(), dense.get_output_embeddings())

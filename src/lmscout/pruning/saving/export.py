@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging as transformers_logging
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation import parameter_count
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.saving import reload_saved
 from lmscout.pruning.saving.cutting import ShapeName, cut, is_uniform, round_weights
@@ -176,8 +177,8 @@ def _write_record(
         "shape": shape,
         "plan": plan.as_dict(),
         "kept": units.kept_share(plan),
-        "parameters": sum(one.numel() for one in pruned.parameters()),
-        "dense_parameters": sum(one.numel() for one in dense.parameters()),
+        "parameters": parameter_count(pruned),
+        "dense_parameters": parameter_count(dense),
         "note": dict(note),
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
