@@ -499,7 +499,11 @@ def test_copies_of_what_was_calibrated_measure_the_same(model):
     assert copied is not model
     plans = [Plan((2, 1, 2), (9, 20, kept)) for kept in (5, 11, 20)]
     expected = list(calibrated.evaluator(calibrated.measured).measure(plans))
-    assert list(shared.evaluator(shared.measured).measure(plans)) == expected
+    seen = []
+    copied.lm_head.register_forward_hook(lambda *_: seen.append(copied))
+    evaluator = shared.evaluator(shared.measured)
+    assert not seen, "the copy is told what the dense model's loss is"
+    assert list(evaluator.measure(plans)) == expected
     for place, half in all_parts(copied, calibrated.family):
         entries = half.output.weight.shape[1] - 1
         ours = calibrated.compensation.output(*place, entries).weight

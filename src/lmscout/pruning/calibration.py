@@ -102,19 +102,25 @@ class Calibrated:
     references: Mapping[str, tuple[Reference, ...]] = field(default_factory=dict)
 
     def evaluator(self, windows: Tensor) -> Evaluator:
-        """Measures plans on [windows, T] tokens, in portions, as they will be saved."""
-        evaluators = [
-            SubnetworkEvaluator(
+        """Measures plans on [windows, T] tokens, in portions, as they will be saved.
+
+        The dense model is measured once, on its own device; copies of it are given what came out.
+        """
+        portions = portions_of(windows.numel(), self.model.device)
+        references = self.references.get(text_digest(windows))
+        evaluators: list[SubnetworkEvaluator] = []
+        for model, compensation in ((self.model, self.compensation), *self.copies):
+            one = SubnetworkEvaluator(
                 model,
                 self.family,
                 windows,
                 compensation=compensation,
                 quality=self.settings.quality,
-                portions=portions_of(windows.numel(), model.device),
-                references=self.references.get(text_digest(windows)),
+                portions=portions,
+                references=references,
             )
-            for model, compensation in ((self.model, self.compensation), *self.copies)
-        ]
+            references = one.references
+            evaluators.append(one)
         return ParallelEvaluator(evaluators) if self.copies else evaluators[0]
 
     def copied_to(self, devices: Sequence[torch.device]) -> Calibrated:
