@@ -13,6 +13,7 @@ from lmscout.evaluation.loading import (
     load_config,
     load_model,
     memory_dtype,
+    unfilled_model,
 )
 from lmscout.evaluation.perplexity import Perplexity, perplexity
 from lmscout.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
@@ -46,4 +47,5 @@ __all__ = [
     "shared_lines",
     "tokenize",
     "tokenize_windows",
+    "unfilled_model",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lmscout.errors import LmscoutError
@@ -65,13 +67,10 @@ def load_model(
             language model, or the device is not there.
     """
     target = usable_device(str(device))
-    folder = Path(source).expanduser()
-    if not folder.exists() and _HUB_NAME.fullmatch(source):
-        folder = fetch_model(source)
+    folder = _folder(source)
     check_checkpoint(folder)
     with quiet():
-        config = _config(folder, source)
-        _check_declared_causal(config, source)
+        config = _causal_config(folder, source)
         saved_dtype = _dtype(config)  # before loading overwrites it
         model = _weights(folder, source, config, dtype or _in_memory(saved_dtype, target))
         tokenizer = _tokenizer(folder, source)
@@ -89,17 +88,28 @@ def load_config(source: str) -> PreTrainedConfig:
     Raises:
         LmscoutError: there is none, or it is not of a causal language model.
     """
-    folder = Path(source).expanduser()
-    if not folder.exists() and _HUB_NAME.fullmatch(source):
-        folder = fetch_model(source, weights=False)
+    folder = _folder(source, weights=False)
     if not (folder / "config.json").is_file():
         raise LmscoutError(
             f"{source}: holds no config.json: give a model's folder, or a name on the Hub"
         )
     with quiet():
-        config = _config(folder, source)
-        _check_declared_causal(config, source)
-    return config
+        return _causal_config(folder, source)
+
+
+def unfilled_model(
+    make: Callable[[], PreTrainedModel], device: torch.device | str
+) -> PreTrainedModel:
+    """A model whose weights are there, tied as they should be, and hold nothing yet.
+
+    Args:
+        make: makes it, at random as it thinks.
+        device: where its weights are; "meta" for sizes alone.
+    """
+    with torch.device(device), no_init_weights():
+        model = make()
+    model.tie_weights()  # left out with the random start
+    return model
 
 
 def devices_of(names: str) -> tuple[torch.device, ...]:
@@ -151,7 +161,15 @@ def _move(model: nn.Module, device: torch.device, source: str) -> None:
         raise LmscoutError(f"{source}: does not fit on {device} ({first_line(error)})") from None
 
 
-def _config(folder: Path, source: str) -> PreTrainedConfig:
+def _folder(source: str, *, weights: bool = True) -> Path:
+    """A folder as it is given, or a model of the Hub, fetched."""
+    folder = Path(source).expanduser()
+    if not folder.exists() and _HUB_NAME.fullmatch(source):
+        folder = fetch_model(source, weights=weights)
+    return folder
+
+
+def _causal_config(folder: Path, source: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
@@ -161,6 +179,7 @@ def _config(folder: Path, source: str) -> PreTrainedConfig:
             f"{source}: transformers refuses its config.json, or would have to run code that "
             f"comes with the model ({first_line(error)})"
         ) from error
+    _check_declared_causal(config, source)
     return config
 
 

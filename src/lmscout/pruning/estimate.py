@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
-from lmscout.evaluation import parameter_bytes, parameter_count
+from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model
 from lmscout.pruning.calibration import CalibrationSettings, portions_of
 from lmscout.pruning.families import Family, family_of, unit_maps
 from lmscout.pruning.request import Request
@@ -85,7 +85,8 @@ def estimate(
         LmscoutError: models of this type are not known.
     """
     family = family_of(config)
-    sizes = _Sizes(_without_weights(config, dtype), family, request.calibration)
+    weightless = unfilled_model(partial(_from_config, config, dtype), "meta")
+    sizes = _Sizes(weightless, family, request.calibration)
     latency = _time_one_block(config, family, request.calibration.window, dtype, device)
     pair = {
         keep: _seconds(latency, keep, sizes.depth) * request.calibration.measured_tokens
@@ -172,14 +173,6 @@ class _Sizes:
         logits = tokens * self._vocabulary * (self._each + 2 * _FLOAT)
         widest = max(sum(one.weight.shape[0] for one in half.inputs) for half in self._halves)
         return max(logits, 2 * tokens * widest * self._each)
-
-
-def _without_weights(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model that has sizes and nothing else."""
-    with torch.device("meta"), no_init_weights():
-        model = _from_config(config, dtype)
-    model.tie_weights()  # left out with the random start
-    return model
 
 
 def _time_one_block(

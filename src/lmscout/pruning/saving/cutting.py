@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal, cast, get_args
 
@@ -15,9 +16,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation import unfilled_model
 from lmscout.pruning.families import (
     KINDS,
     Affine,
@@ -78,9 +79,9 @@ def cut(
         model_class, config = type(model), uniform_config(model.config, plan)
     else:
         model_class, config = _any_classes(model.config)[1], any_config(model.config, plan)
-    with no_init_weights():
-        pruned: Any = cast(Any, model_class)._from_config(config, dtype=dtype or model.dtype)
-    pruned.tie_weights()  # left out with the random start
+    make = partial(cast(Any, model_class)._from_config, config, dtype=dtype or model.dtype)
+    # on the processor first, where the dense model's buffers, too, were computed
+    pruned: Any = unfilled_model(make, "cpu")
     pruned = pruned.to(device or model.device).eval()
     _copy_uncut(model, pruned, family, kept)
     for block, cut_block in zip(kept, family.blocks(pruned), strict=True):

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import repeat
 from threading import Lock
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 
+from lmscout.evaluation import unfilled_model
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.subnetwork import Measurement, Reference, SubnetworkEvaluator
 
@@ -114,10 +115,9 @@ class _Runs:
 @torch.no_grad()
 def replica(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """A copy of a model on another device; on its own device nothing is copied meanwhile."""
-    with torch.device("meta"), no_init_weights():
-        other: Any = cast(Any, type(model))._from_config(model.config, dtype=model.dtype)
-    other = other.to_empty(device=device)
-    other.tie_weights()
+    model_class: Any = type(model)
+    make = partial(model_class._from_config, model.config, dtype=model.dtype)
+    other: Any = unfilled_model(make, device)
     sources = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     targets = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     for name, target in targets.items():
