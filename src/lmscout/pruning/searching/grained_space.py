@@ -19,10 +19,10 @@ from lmscout.pruning.ledger import Pair
 from lmscout.pruning.searching.breeding import Predict
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.covering import Proposal, Target
-from lmscout.pruning.searching.elite import best_of
-from lmscout.pruning.searching.proposals import Foretells, propose
-from lmscout.pruning.searching.ranges import Ranges, meets
-from lmscout.pruning.searching.search import Candidate, search
+from lmscout.pruning.searching.proposals import Foretells
+from lmscout.pruning.searching.ranges import Ranges
+from lmscout.pruning.searching.search import Candidate
+from lmscout.pruning.searching.space import AnySpace
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
 
@@ -40,26 +40,22 @@ class GrainedSpace:
             grain: channels a bundle.
         """
         self._grid = _Grid(shape, grain)
+        self._coarse = AnySpace(self._grid.coarse)
 
     def require(self, budget: Budget) -> None:
         """Refuse a budget that no plan meets."""
-        self._everything.require(_Bundled(self._grid, budget))
+        self._coarse.require(_Bundled(self._grid, budget))
 
     def meets(self, rows: Rows, budget: Budget) -> npt.NDArray[np.bool_]:
         """Whether plans [n, 2L] are of a size and on the grid, [n]."""
-        return self._grid.holds(rows) & meets(
-            self._grid.bundled(rows), _Bundled(self._grid, budget)
-        )
+        bundled = self._grid.bundled(rows)
+        return self._grid.holds(rows) & self._coarse.meets(bundled, _Bundled(self._grid, budget))
 
     def best_pairs(self, pairs: Sequence[Pair], budget: Budget, count: int) -> list[Pair]:
         """The best whole pairs of a size, best first."""
-        return best_of(
-            pairs,
-            lambda rows: (
-                self.meets(rows, budget) & self._everything.holds(self._grid.bundled(rows))
-            ),
-            count,
-        )
+        bundled = self._pairs(pairs)
+        best = self._coarse.best_pairs(bundled, _Bundled(self._grid, budget), count)
+        return [replace(one, plan=self._grid.channels(one.plan)) for one in best]
 
     def propose(
         self,
@@ -72,19 +68,12 @@ class GrainedSpace:
         predictor: Foretells | None,
     ) -> list[Proposal]:
         """Plans for one round, as `proposals.propose`."""
-        on_grid = self._grid.holds(as_rows([pair.plan for pair in pairs])) if pairs else ()
-        bundled = [
-            replace(pair, plan=self._grid.bundles(pair.plan))
-            for pair, held in zip(pairs, on_grid, strict=True)
-            if held
-        ]
-        found = propose(
-            self._grid.coarse,
+        found = self._coarse.propose(
             [self._target(one) for one in targets],
             count=count,
             seed=seed,
             round_=round_,
-            pairs=bundled,
+            pairs=self._pairs(pairs),
             predictor=None if predictor is None else _Foretelling(self._grid, predictor),
         )
         return [Proposal(self._grid.channels(one.plan), one.origin) for one in found]
@@ -93,21 +82,26 @@ class GrainedSpace:
         self, predict: Predict, target: Target, *, seed: int, count: int, begin: Sequence[Plan]
     ) -> list[Candidate]:
         """The best plans of one size by prediction, as `search.search`."""
-        bundled = self._target(target)
-        found = search(
+        found = self._coarse.search(
             lambda rows: predict(self._grid.unbundled(rows)),
-            self._grid.coarse,
-            bundled.ranges,
-            bundled.budget,
+            self._target(target),
             seed=seed,
             count=count,
             begin=[self._grid.bundles(plan) for plan in begin],
         )
         return [replace(one, plan=self._grid.channels(one.plan)) for one in found]
 
-    @property
-    def _everything(self) -> Ranges:
-        return Ranges.above(self._grid.coarse)
+    def _pairs(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """Those on the grid, in bundles; which of two plans comes first stays the same."""
+        if not pairs:
+            return []
+        rows = as_rows([pair.plan for pair in pairs])
+        plans = as_plans(self._grid.bundled(rows))
+        return [
+            replace(pair, plan=plan)
+            for pair, plan, held in zip(pairs, plans, self._grid.holds(rows), strict=True)
+            if held
+        ]
 
     def _target(self, target: Target) -> Target:
         low, high = self._grid.bundled(as_rows([target.ranges.low, target.ranges.high]))
