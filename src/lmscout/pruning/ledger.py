@@ -18,10 +18,9 @@ from typing import Self
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.storage import open_storage, storage_url
+from lmscout.pruning.storage import ERRORS, open_storage, quiet, storage_url
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 
 Setting = str | int | float | bool | None
@@ -248,15 +247,12 @@ class Ledger:
     @contextmanager
     def _reported(self) -> Iterator[None]:
         """Optuna quiet, and its storage errors in one line."""
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            yield
-        except (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, OSError) as error:
+            with quiet():
+                yield
+        except ERRORS as error:
             reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
             raise LmscoutError(f"ledger at {self._url}: {reason[0]}") from error
-        finally:
-            optuna.logging.set_verbosity(verbosity)
 
 
 def _pair(trial: FrozenTrial) -> Pair:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import optuna
-from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.calibration import CalibrationSettings
 from lmscout.pruning.ledger import SETTINGS, STUDY, Ledger
-from lmscout.pruning.storage import FILE_NAME, open_storage, storage_url
+from lmscout.pruning.storage import ERRORS, FILE_NAME, open_storage, quiet, storage_url
 
 _ORIGIN = "origin"
 
@@ -69,18 +70,10 @@ def read_recorded(storage: str | Path) -> Recorded:
             f"{storage}: holds no ledger; name the folder of a prune run, or its storage's URL"
         )
     url = storage_url(storage)
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        opened = open_storage(url)
-        try:
-            found = optuna.load_study(study_name=STUDY, storage=opened).user_attrs
-        finally:
-            opened.close()
-    except (KeyError, optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, OSError):
-        found = {}
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+    found: Mapping[str, Any] = {}
+    # KeyError: there is no such study
+    with suppress(KeyError, *ERRORS), quiet(), closing(open_storage(url)) as opened:
+        found = optuna.load_study(study_name=STUDY, storage=opened).user_attrs
     if SETTINGS not in found:
         raise LmscoutError(f"{url}: holds no ledger of lmscout; name a prune run's")
     settings = dict(found[SETTINGS])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.storages import RDBStorage
+from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.errors import LmscoutError
 
 FILE_NAME = "ledger.db"
+ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, OSError)  # of a storage
 _LOCKED = 60  # seconds that a process waits for another that writes to the same file
 
 
@@ -56,7 +61,7 @@ def open_storage(url: str) -> Storage:
 
     Raises:
         LmscoutError: the URL is none, or there is no driver for its database.
-        OptunaError, SQLAlchemyError, RuntimeError, OSError: whatever else is wrong with it.
+        ERRORS: whatever else is wrong with it.
     """
     waiting = {"connect_args": {"timeout": _LOCKED}} if url.startswith("sqlite") else {}
     try:
@@ -64,3 +69,14 @@ def open_storage(url: str) -> Storage:
     except (ImportError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise LmscoutError(f"ledger at {url}: {reason}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Optuna from telling of studies that it makes and opens; as before afterwards."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
