@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_count
 from lmscout.pruning.families import Family, unit_maps, unit_parameters
-from lmscout.pruning.saving.cutting import cut, is_uniform, kept_blocks
+from lmscout.pruning.saving.cutting import cut, is_uniform
 from lmscout.pruning.saving.export import save, write
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.testing.reference_models import dense_plan, functional_logits, masked_model
@@ -205,7 +205,7 @@ def _check_parameters(
     rest is known to stay.
     """
     least = most = parameter_count(model)
-    kept = kept_blocks(plan)
+    kept = plan.kept
     for index, block in enumerate(family.blocks(model)):
         if index not in kept:
             least, most = least - parameter_count(block), most - parameter_count(block)

@@ -72,7 +72,7 @@ def cut(
     blocks = family.blocks(model)
     parts = family.all_parts(model)
     shape_of(parts).check(plan)
-    kept = kept_blocks(plan)
+    kept = plan.kept
     if not kept:
         raise LmscoutError("the plan keeps no block at all: keep at least one")
     if shape == "uniform":
@@ -123,12 +123,6 @@ def is_uniform(plan: Plan, config: PreTrainedConfig) -> bool:
     return True
 
 
-def kept_blocks(plan: Plan) -> tuple[int, ...]:
-    """Numbers of the blocks of which something is kept."""
-    dropped = set(plan.dropped)
-    return tuple(block for block in range(plan.depth) if block not in dropped)
-
-
 def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     """The plain configuration of a uniform plan.
 
@@ -139,7 +133,7 @@ def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     Raises:
         LmscoutError: blocks differ, or the family has no such configuration.
     """
-    kept = kept_blocks(plan)
+    kept = plan.kept
     widths = {(plan.attention[block], plan.mlp[block]) for block in kept}
     if len(widths) != 1 or 0 in next(iter(widths)):
         raise LmscoutError(
@@ -178,7 +172,7 @@ def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
         LmscoutError: there is no pruned class for this type of model.
     """
     config_class, *_ = _any_classes(config)
-    kept = kept_blocks(plan)
+    kept = plan.kept
     values = config.to_dict()
     for name in ("model_type", "architectures", "auto_map", "transformers_version"):
         values.pop(name, None)

@@ -116,7 +116,7 @@ class UniformPlans:
         rows = [np.zeros((0, 2 * self._depth), np.int64)]
         for plan in plans:
             dropped = plan.dropped
-            kept = [block for block in range(plan.depth) if block not in dropped]
+            kept = plan.kept
             widths = {(plan.attention[block], plan.mlp[block]) for block in kept}
             size = (
                 self._nearest(len(dropped), plan.attention[kept[0]]) if len(widths) == 1 else None

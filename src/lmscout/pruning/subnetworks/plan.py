@@ -106,6 +106,12 @@ class Plan:
             if kept == (0, 0)
         )
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Blocks of which something is kept."""
+        dropped = set(self.dropped)
+        return tuple(block for block in range(self.depth) if block not in dropped)
+
     def as_dict(self) -> dict[str, int]:
         """Unit counts by name: ``block00.attention``, ``block00.mlp``, ..."""
         named = {}
