@@ -8,7 +8,7 @@ text, its windows, what was put before the text, and its tokenizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -20,8 +20,7 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation.protocols import Protocol, fit_protocol, scored_spans
 from lmscout.evaluation.text import Text
 from lmscout.evaluation.tokens import check_length, describe_tokenizer, special_tokens, tokenize
-
-Progress = Callable[[int, int], None]
+from lmscout.stages import StageProgress
 
 _LOGITS = 1 << 26  # elements of one forward's logits, 256 MiB in float32, unless a window has more
 _PIECE = 1 << 22  # elements of them that the loss works on at a time
@@ -80,7 +79,7 @@ def perplexity(
     *,
     batch_tokens: int = 4096,
     limit_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Perplexity:
     """Perplexity of a causal language model on a text.
 

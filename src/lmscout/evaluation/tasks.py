@@ -10,7 +10,7 @@ import difflib
 import logging
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partialmethod
@@ -22,8 +22,7 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation.loading import LoadedModel
 from lmscout.evaluation.quiet import first_line, quiet
 from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, write_tasks
-
-Progress = Callable[[int, int], None]
+from lmscout.stages import StageProgress
 
 USUAL_SHOTS: Mapping[str, int] = MappingProxyType({"mmlu": 5})
 """Examples before each question, where it is usual to give any: MMLU's paper (arXiv 2009.03300)
@@ -74,7 +73,7 @@ def score_tasks(
     limit: int | None = None,
     batch: int = 8,
     data: Path | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[TaskScore, ...]:
     """Ask a model the questions of some tasks.
 
@@ -168,7 +167,7 @@ def _require_known(tasks: Sequence[str], known: Iterable[str]) -> None:
             raise LmscoutError(f"unknown task {name!r}: {listed}")
 
 
-def _answering(loaded: LoadedModel, batch: int, progress: Progress | None) -> Any:
+def _answering(loaded: LoadedModel, batch: int, progress: StageProgress | None) -> Any:
     """lm-eval's own model class around a loaded model, telling how far it is."""
     from lm_eval.models.huggingface import HFLM
 
@@ -192,7 +191,7 @@ def _answering(loaded: LoadedModel, batch: int, progress: Progress | None) -> An
 class _Told:
     """What lm-eval tells each answer to, as it would its cache."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
+    def __init__(self, total: int, progress: StageProgress | None) -> None:
         self._done, self._total, self._progress = 0, total, progress
 
     def add_partial(self, *_: object) -> None:

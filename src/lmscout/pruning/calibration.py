@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -32,8 +32,7 @@ from lmscout.pruning.subnetworks.subnetwork import (
     SubnetworkEvaluator,
     shape_of,
 )
-
-Progress = Callable[[int, int], None]
+from lmscout.stages import StageProgress
 
 _FEWEST_WINDOWS = 12
 _PORTION = 1_500  # tokens of a portion, on which a hopeless plan can be told
@@ -165,7 +164,7 @@ def calibrate(
     windows: Tensor,
     settings: CalibrationSettings,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Calibrated:
     """Order a model's units and make ready to measure its plans.
 
@@ -251,7 +250,7 @@ def calibrate_again(
     references: Mapping[str, tuple[Reference, ...]],
     digests: Mapping[str, str],
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Calibrated:
     """The same after the model's weights were changed in place: with new moments.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.ledger import Ledger, Pair
@@ -14,8 +14,7 @@ from lmscout.pruning.searching.sharing import order_for_prefix_sharing
 from lmscout.pruning.searching.space import PlanSpace
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.plan_arrays import as_rows
-
-Progress = Callable[[int, int], None]
+from lmscout.stages import StageProgress
 
 STUDY = "lmscout-finalists"
 _MEASURED = 8  # the best measured plans of a size, and
@@ -52,7 +51,7 @@ def measure_finalists(
     finals: Ledger,
     learnt: Learnt,
     candidates: Sequence[Sequence[Plan]],
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> list[list[Finalist]]:
     """Measure candidates on the text that no pair has seen.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,7 @@ from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.ranges import Ranges, uniform
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.plan_arrays import as_rows
-
-Progress = Callable[[int, int], None]
+from lmscout.stages import StageProgress
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def report(
     winners: Sequence[Plan],
     on: ReportText,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[Reported, list[tuple[Reported, ...]]]:
     """Measure the dense model, and for every size the uniform cuts and the winner.
 

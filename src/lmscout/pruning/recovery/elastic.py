@@ -22,7 +22,7 @@ from lmscout.pruning.recovery.checkpoint import weights_digest
 from lmscout.pruning.recovery.elastic_adapter import ElasticAdapter
 from lmscout.pruning.recovery.losses import divergence_loss, likelihood_loss
 from lmscout.pruning.recovery.settings import DISTILL, RecoverySettings
-from lmscout.pruning.recovery.training import Progress, Trained, train
+from lmscout.pruning.recovery.training import Trained, train
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.covering import Target
 from lmscout.pruning.searching.ranges import Ranges
@@ -31,6 +31,7 @@ from lmscout.pruning.searching.space import PlanSpace
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.subnetwork import Evaluator
 from lmscout.ranking.correlation import kendall
+from lmscout.stages import StageProgress
 from lmscout.statistics.single_pass import only_these_learn
 
 _DRAWN = 256  # plans that are trained in turn
@@ -101,7 +102,7 @@ def recover_all_plans(
     settings: RecoverySettings,
     checkpoint: Path,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[Calibrated, Elastic]:
     """Train one adapter for all plans and merge it into the dense weights.
 
@@ -181,7 +182,7 @@ def train_all_plans(
     settings: RecoverySettings,
     checkpoint: Path,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[ElasticAdapter, Trained]:
     """The training alone: nothing is merged, and no plan is measured.
 

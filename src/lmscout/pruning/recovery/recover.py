@@ -13,7 +13,8 @@ from lmscout.pruning.recovery.adapters import Adapted
 from lmscout.pruning.recovery.checkpoint import Identity
 from lmscout.pruning.recovery.losses import Head, divergence_loss, likelihood_loss
 from lmscout.pruning.recovery.settings import DISTILL, RecoverySettings
-from lmscout.pruning.recovery.training import Progress, Trained, train
+from lmscout.pruning.recovery.training import Trained, train
+from lmscout.stages import StageProgress
 
 
 def recover(
@@ -24,7 +25,7 @@ def recover(
     checkpoint: Path,
     identity: Identity,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[PreTrainedModel, Trained]:
     """Train adapters on a cut model, and merge them.
 

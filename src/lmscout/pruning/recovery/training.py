@@ -15,8 +15,7 @@ from lmscout.errors import LmscoutError
 from lmscout.pruning.recovery.batches import batch_of
 from lmscout.pruning.recovery.checkpoint import Identity, State, read_state, write_state
 from lmscout.pruning.recovery.settings import RecoverySettings
-
-Progress = Callable[[int, int], None]
+from lmscout.stages import StageProgress
 
 _WARM_UP = 0.05  # of all steps
 _LOWEST = 0.02  # of the learning rate, at the end
@@ -69,7 +68,7 @@ def train(
     identity: Identity,
     *,
     device: torch.device,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Trained:
     """Minimise a loss over a text; AdamW, warm-up, then a cosine down to the nearest bound.
 

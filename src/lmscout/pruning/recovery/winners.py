@@ -17,11 +17,11 @@ from lmscout.pruning.recovery.checkpoint import FOLDER
 from lmscout.pruning.recovery.recover import recover
 from lmscout.pruning.recovery.run import recovery_file
 from lmscout.pruning.recovery.settings import RecoverySettings
-from lmscout.pruning.recovery.training import Progress, Trained
+from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.report import ReportText
 from lmscout.pruning.saving.cutting import ShapeName, cut
 from lmscout.pruning.subnetworks.plan import Plan
-from lmscout.stages import Stages, part_of
+from lmscout.stages import StageProgress, Stages, part_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class WinnerRecovery:
         return self.settings.last_step(self.windows.shape[1])
 
     def __call__(
-        self, keep: float, plan: Plan, *, progress: Progress | None = None
+        self, keep: float, plan: Plan, *, progress: StageProgress | None = None
     ) -> tuple[PreTrainedModel, Trained]:
         """A plan cut out of the dense model as it would be saved, and recovered.
 
@@ -123,7 +123,7 @@ def recover_winners(
 
 
 def _measured(
-    winner_of: WinnerRecovery, keep: float, plan: Plan, on: ReportText, told: Progress | None
+    winner_of: WinnerRecovery, keep: float, plan: Plan, on: ReportText, told: StageProgress | None
 ) -> tuple[Perplexity | None, Trained]:
     model, done = winner_of(keep, plan, progress=told)
     return on.perplexity(model), done

@@ -9,7 +9,7 @@ are larger than the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from lmscout.pruning.families import AttentionParts, Family, MlpParts
 from lmscout.pruning.subnetworks.halving import halving_from
+from lmscout.stages import StageProgress
 
 Place = tuple[int, str]  # a block, and "attention" or "mlp"
 
@@ -66,7 +67,7 @@ def moments_by_block(
     *,
     grams: bool = True,
     batch_tokens: int = BATCH_TOKENS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> Iterator[tuple[Place, Moments]]:
     """Collect the moments of every block's two output projections, one after the other.
 
