@@ -6,6 +6,7 @@ from lmscout.evaluation.cost import (
     multiply_adds,
     parameter_bytes,
     parameter_count,
+    vocabulary_size,
 )
 from lmscout.evaluation.loading import (
     LoadedModel,
@@ -48,4 +49,5 @@ __all__ = [
     "tokenize",
     "tokenize_windows",
     "unfilled_model",
+    "vocabulary_size",
 ]

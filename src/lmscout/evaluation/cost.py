@@ -51,6 +51,12 @@ def parameter_bytes(model: nn.Module) -> int:
     return sum(one.numel() * one.element_size() for one in model.parameters())
 
 
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Tokens that a model knows: the rows of its embedding."""
+    rows: int = next(model.get_input_embeddings().parameters()).shape[0]
+    return rows
+
+
 def multiply_adds(model: nn.Module) -> int:
     """Multiply-adds of a token in the linear layers.
 
@@ -84,10 +90,9 @@ def measure_speed(
     Returns:
         The median and the throughput that follows from it.
     """
-    embedding = next(model.get_input_embeddings().parameters())
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(embedding.shape[0], (batch, length), generator=generator)
-    tokens = tokens.to(embedding.device)
+    tokens = torch.randint(vocabulary_size(model), (batch, length), generator=generator)
+    tokens = tokens.to(model.device)
     seconds = []
     _forget_peak(tokens.device)
     for _ in range(warm_up + repeats):

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.checkpoint import check_checkpoint
+from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.hub import fetch_model
 from lmscout.evaluation.quiet import first_line, quiet
 
@@ -263,7 +264,7 @@ def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
 @torch.inference_mode()
 def _check_causal(model: PreTrainedModel, source: str) -> None:
     """Refuse a model whose logits depend on later tokens, whatever its class is called."""
-    vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
+    vocabulary = vocabulary_size(model)
     tokens = torch.arange(8, device=model.device).remainder(vocabulary).repeat(2, 1)
     tokens[1, -1] = (tokens[1, -1] + 1) % vocabulary
     one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()

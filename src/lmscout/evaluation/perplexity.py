@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.protocols import Protocol, fit_protocol, scored_spans
 from lmscout.evaluation.text import Text
 from lmscout.evaluation.tokens import check_length, describe_tokenizer, special_tokens, tokenize
@@ -140,7 +141,7 @@ def perplexity(
 
 
 def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, text: Text) -> int:
-    vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
+    vocabulary = vocabulary_size(model)
     highest = int(tokens.max())
     if highest >= vocabulary:
         raise LmscoutError(

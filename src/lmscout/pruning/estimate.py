@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model
+from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model, vocabulary_size
 from lmscout.pruning.calibration import CalibrationSettings, portions_of
 from lmscout.pruning.families import Family, family_of, unit_maps
 from lmscout.pruning.request import Request
@@ -116,7 +116,7 @@ class _Sizes:
         self._halves = list(family.all_halves(model).values())
         self.depth = len(self._halves) // 2
         self._width = self._halves[0].output.weight.shape[0]
-        self._vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
+        self._vocabulary = vocabulary_size(model)
         self._each = model.dtype.itemsize
         self.weights = parameter_bytes(model)
 
