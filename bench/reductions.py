@@ -25,8 +25,10 @@ import torch
 
 from lmscout.proxies.operators import UNARY
 from lmscout.statistics import OPERATIONS
-from lmscout.statistics.fused_reductions import DEFAULT, Tuning, fused_totals, prepare
-from lmscout.statistics.reductions import means_of_totals, plain_totals
+from lmscout.statistics.fused_pieces import DEFAULT, Tuning
+from lmscout.statistics.fused_reductions import fused_totals, prepare
+from lmscout.statistics.plain_walk import plain_totals
+from lmscout.statistics.totals import means_of_totals
 
 SHAPES = {
     "attention weight": (4096, 4096),

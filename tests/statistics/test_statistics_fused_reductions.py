@@ -12,14 +12,11 @@ import pytest
 import torch
 
 from lmscout.statistics import unary_means
-from lmscout.statistics.fused_reductions import Tuning, fused_totals, prepare
-from lmscout.statistics.reductions import (
-    OPERATIONS,
-    has_fused,
-    means_of_totals,
-    plain_totals,
-    tensor_totals,
-)
+from lmscout.statistics.fused_pieces import Tuning
+from lmscout.statistics.fused_reductions import fused_totals, prepare
+from lmscout.statistics.plain_walk import plain_totals
+from lmscout.statistics.reductions import has_fused, tensor_totals
+from lmscout.statistics.totals import OPERATIONS, means_of_totals
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"

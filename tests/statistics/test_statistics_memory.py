@@ -6,7 +6,7 @@ import torch
 from tiny_specs import flexibert, gpt2
 from torch.autograd.profiler import profile
 
-from lmscout.statistics import Batch, full_reading, read_model, reductions, unary_means
+from lmscout.statistics import Batch, full_reading, read_model, unary_means
 
 SPECS = {
     # Many tokens, small weights: what the forward leaves for the backward is the peak.

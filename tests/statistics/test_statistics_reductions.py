@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from lmscout.proxies.operators import UNARY_OPERATION, reduce
-from lmscout.statistics import OPERATIONS, chain_means, reductions, unary_means
+from lmscout.statistics import OPERATIONS, chain_means, plain_walk, unary_means
 
 EPS = 1e-9
 LARGEST = float(np.finfo(np.float32).max)
@@ -81,8 +81,8 @@ def cut(monkeypatch):
     """Make the pieces of a walk small, and its buffers to match."""
 
     def set_piece(size):
-        monkeypatch.setattr(reductions, "_PIECE", size)
-        monkeypatch.setattr(reductions, "_workspace", threading.local())
+        monkeypatch.setattr(plain_walk, "_PIECE", size)
+        monkeypatch.setattr(plain_walk, "_workspace", threading.local())
 
     return set_piece
 
@@ -160,7 +160,7 @@ def test_means_do_not_depend_on_how_the_walk_is_cut(cut, size):
 
 
 def test_tensors_larger_than_a_piece_and_rows_longer_than_one():
-    piece = reductions._PIECE
+    piece = plain_walk._PIECE
     check(normal(300, 1000, scale=0.02))
     check(normal(3, piece + 5))
     check(normal(2 * piece + 1) + 3)
@@ -196,8 +196,8 @@ def test_pieces_of_every_kind_in_one_tensor(cut):
 @example(values=np.array([[-1e-9, -1e-9]], np.float32), piece=1)
 def test_any_finite_tensor(values, piece):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reductions, "_PIECE", piece)
-        patch.setattr(reductions, "_workspace", threading.local())
+        patch.setattr(plain_walk, "_PIECE", piece)
+        patch.setattr(plain_walk, "_workspace", threading.local())
         check(torch.from_numpy(np.array(values)))
 
 

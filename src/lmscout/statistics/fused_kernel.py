@@ -34,7 +34,7 @@ DTYPES = {
 }
 
 FIELDS: tl.constexpr = tl.constexpr(16)  # of a tensor's row in the table
-TOTALS: tl.constexpr = tl.constexpr(14)  # that a tensor ends with, as in `reductions.TOTALS`
+TOTALS: tl.constexpr = tl.constexpr(14)  # that a tensor ends with, as in `totals.TOTALS`
 
 
 @triton.jit

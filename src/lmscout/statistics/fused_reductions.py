@@ -17,7 +17,6 @@ elements take 34 microseconds at least, where reading them once takes 21: 1.6 ti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -27,68 +26,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmscout.statistics.reductions import TOTALS
+from lmscout.statistics.fused_pieces import (
+    DEFAULT,
+    Matrix,
+    Tile,
+    Tuning,
+    as_matrix,
+    cut,
+    size_of_pieces,
+)
+from lmscout.statistics.totals import TOTALS
 
 _FIELDS, _SUMS = 16, 12  # numbers about a tensor, and of a piece, as the kernel has them
 _TENSORS = 16  # of one launch
-_TALL = 128  # rows from which a tile has several
-_WIDE = 128  # columns of such a tile
-_OWN = 1 << 13  # elements that could be walked in the time that a piece takes besides
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How work is cut; results do not depend on it beyond rounding.
-
-    Attributes:
-        warps: of a program.
-        programs: that a multiprocessor holds at once.
-        most: elements of a piece at most, where there are enough.
-        least: elements of a piece at least.
-        fast: approximate by the device's instructions.
-        registers: at most, of a thread; 0 lets the compiler choose.
-        vector: elements that a thread loads at once, within 16 bytes.
-    """
-
-    warps: int = 4
-    programs: int = 6
-    most: int = 1 << 19
-    least: int = 1 << 14
-    fast: bool = True
-    registers: int = 80
-    vector: int = 4
-
-
-DEFAULT = Tuning()
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """A tensor as the kernel sees it; `axis` is the length of the tensor's first axis."""
-
-    tensor: Tensor
-    n: int
-    rows: int
-    columns: int
-    row_stride: int
-    column_stride: int
-    axis: int
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """[rows, groups, vector] elements at a time, four times: one below the other."""
-
-    dtype: torch.dtype
-    rows: int
-    groups: int
-    vector: int
-    adjacent: bool
-
-    @property
-    def width(self) -> int:
-        """Columns of a stripe."""
-        return self.groups * self.vector
 
 
 @dataclass(frozen=True)
@@ -96,7 +46,7 @@ class Launch:
     """A launch that is ready: the kernel's arguments in memory that it keeps."""
 
     tensors: tuple[Tensor, ...]
-    tile: _Tile
+    tile: Tile
     tuning: Tuning
     table: Tensor
     sums: Tensor
@@ -146,7 +96,7 @@ def fused_totals(tensors: Sequence[Tensor], tuning: Tuning | None = None) -> Ten
         tuning: how work is cut.
 
     Returns:
-        [tensors, totals] float64 on the device, in the order of `reductions.TOTALS`.  The host
+        [tensors, totals] float64 on the device, in the order of `totals.TOTALS`.  The host
         does not wait for it; the tensors may be freed, or overwritten on the same stream.
     """
     result = None
@@ -176,10 +126,10 @@ def prepare(
         The places of a launch's tensors, and the launch.
     """
     tuning = tuning or DEFAULT
-    tiles: dict[_Tile, list[int]] = {}
+    tiles: dict[Tile, list[int]] = {}
     matrices = []
     for index, tensor in enumerate(tensors):
-        matrix, tile = _as_matrix(tensor.detach(), tuning)
+        matrix, tile = as_matrix(tensor.detach(), tuning)
         matrices.append(matrix)
         tiles.setdefault(tile, []).append(index)
     launches = []
@@ -191,44 +141,14 @@ def prepare(
     return launches
 
 
-def _as_matrix(tensor: Tensor, tuning: Tuning) -> tuple[_Matrix, _Tile]:
-    most = min(tuning.vector, 16 // tensor.element_size())
-    threads = 32 * tuning.warps
-    n = tensor.numel()
-    axis = tensor.shape[0] if tensor.dim() else 1
-    if axis == 1:  # nothing is normalised, so that a single row can be folded
-        flat = tensor.reshape(-1).contiguous()
-        columns = min(threads * most, n)
-        matrix = _Matrix(flat, n, -(-n // columns), columns, columns, 1, axis)
-    else:
-        view = tensor if tensor.dim() == 2 else tensor.reshape(axis, -1)
-        (height, width), (down, right) = view.shape, view.stride()
-        matrix = _Matrix(view, n, height, width, down, right, axis)
-    vector = _together(matrix, most)
-    # A tile of one row sums columns without asking other threads; few rows have to be so.
-    rows = 1 if axis < _TALL else max(1, threads * vector // _WIDE)
-    if axis >= _TALL and matrix.columns < _WIDE:
-        rows = threads
-    adjacent = matrix.column_stride == 1
-    return matrix, _Tile(tensor.dtype, rows, threads // rows, vector, adjacent)
-
-
-def _together(matrix: _Matrix, most: int) -> int:
-    """Elements that a thread can load at once: rows begin at multiples of as many."""
-    if matrix.column_stride != 1:
-        return 1
-    first = matrix.tensor.data_ptr() // matrix.tensor.element_size()
-    return math.gcd(first, matrix.row_stride, most)
-
-
-def _prepare(matrices: Sequence[_Matrix], tile: _Tile, tuning: Tuning) -> Launch:
+def _prepare(matrices: Sequence[Matrix], tile: Tile, tuning: Tuning) -> Launch:
     device = matrices[0].tensor.device
     slots = tuning.programs * _multiprocessors(device)
-    wanted = _size_of_pieces(tuple((m.n, m.rows, m.columns) for m in matrices), tile, tuning, slots)
+    wanted = size_of_pieces(tuple((m.n, m.rows, m.columns) for m in matrices), tile, tuning, slots)
     table = np.zeros((_TENSORS, _FIELDS), np.int64)
     n_pieces = n_stripes = n_parts = 0
     for row, matrix in enumerate(matrices):
-        parts, height, stripes, width = _cut(matrix.rows, matrix.columns, tile, wanted)
+        parts, height, stripes, width = cut(matrix.rows, matrix.columns, tile, wanted)
         table[row, :15] = (
             matrix.tensor.data_ptr(),
             matrix.rows,
@@ -262,42 +182,6 @@ def _prepare(matrices: Sequence[_Matrix], tile: _Tile, tuning: Tuning) -> Launch
         torch.zeros(n_stripes + len(matrices), dtype=torch.int32, device=device),
         float64((len(matrices), len(TOTALS))),
     )
-
-
-def _cut(rows: int, columns: int, tile: _Tile, size: float) -> tuple[int, int, int, int]:
-    """Parts of a column, the height of one, stripes, and the width of one."""
-    step = 4 * tile.rows
-    parts = max(1, round(rows * tile.width / size))
-    height = -(-rows // (parts * step)) * step
-    parts = -(-rows // height)
-    wide = max(1, int(size / (rows * tile.width))) if parts == 1 else 1
-    return parts, height, -(-columns // (wide * tile.width)), wide * tile.width
-
-
-@cache
-def _size_of_pieces(
-    matrices: tuple[tuple[int, int, int], ...], tile: _Tile, tuning: Tuning, slots: int
-) -> float:
-    """The elements of a piece with which the last program ends soonest.
-
-    Pieces come in waves of as many as the device holds, as long as their largest; a piece
-    costs something of its own, so that few waves are good, and so are equal pieces.
-    """
-    share = sum(n for n, _, _ in matrices) / slots
-    best, soonest = float(tuning.least), float("inf")
-    for quarters in range(3, 49):
-        size = max(4 * share / quarters, float(tuning.least))
-        if size > tuning.most:
-            continue
-        largest = count = 0
-        for _, rows, columns in matrices:
-            parts, height, stripes, width = _cut(rows, columns, tile, size)
-            largest = max(largest, min(height, rows) * min(width, columns))
-            count += parts * stripes
-        end = -(-count // slots) * (largest + _OWN)
-        if end < soonest:
-            best, soonest = size, end
-    return min(best, float(tuning.most))
 
 
 @cache

@@ -1,60 +1,23 @@
-"""All twenty unary reductions of a tensor in one walk through it.
+"""The means of all twenty unary operations of a tensor, from one walk through it.
 
-A proxy needs the mean of u(x) for each unary operation u.  Done one by one that is twenty
-passes with a temporary each; here the tensor is walked in pieces that stay in the cache,
-and the twenty means follow from a dozen sums over each piece: exp serves the exponential,
-the sigmoid and the log-sum-exp of log-softmax, |x| and sign(x) serve every operation that
-treats the halves of the number line differently, and five means need no pass of their own.
-`lmscout.proxies.operators` holds the definitions; the tests hold the two together.
+A proxy needs the mean of u(x) for each unary operation u.  `totals` says what those means follow
+from; `plain_walk` finds it on any device, `fused_reductions` on a GPU.
 """
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmscout.proxies.operators import UNARY, UNARY_OPERATION
+from lmscout.proxies.operators import UNARY_OPERATION
+from lmscout.statistics.plain_walk import plain_totals
+from lmscout.statistics.totals import OPERATIONS, Values, means_of_totals
 
-OPERATIONS = tuple(operation.name for operation in UNARY)
-
-_PIECE = 1 << 17  # elements: half a mebibyte, so that a call costs more than its overhead
-_EXP_SAFE = 60.0  # |x| up to which no float32 sum of exponentials over- or underflows
-_EXP_HIGHEST = 88.7  # above it e^x is infinity in float32
-_TINY, _HUGE = 1e-15, 1e15  # between them lies the largest |x| whose squares float32 can sum
-_FLOAT32_MAX = torch.finfo(torch.float32).max
-_EPS = 1e-9  # as in the published operations
 _FUSED = (torch.float32, torch.bfloat16, torch.float16)
-
-Values = npt.NDArray[np.float64]
-
-
-TOTALS = (
-    "count",
-    "rows",
-    "low",
-    "high",
-    "mean",
-    "squared_deviation",
-    "relu",
-    "exp",
-    "invert",
-    "sigmoid",
-    "sqrt",
-    "log",
-    "log_abs",
-    "log_sum_exp",
-)
-"""What the twenty means follow from: the number of elements and of rows, extremes, the mean and
-the sum of squared deviations from it, the mean of max(x, 0); sums of e^x, 1 / (x + 1e-9), the
-sigmoid, the root, ln x and ln |x|; the mean over columns of ln sum e^x.  The count of a tensor
-that is empty or holds a NaN or an infinity is NaN."""
 
 
 @torch.no_grad()
@@ -100,50 +63,6 @@ def has_fused(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def means_of_totals(totals: Values) -> Values:
-    """The twenty means from what a walk has found.
-
-    Args:
-        totals: [tensors, totals] float64, in the order of `TOTALS`.
-
-    Returns:
-        [tensors, 20] float64, in the order of `OPERATIONS`.
-    """
-    of = dict(zip(TOTALS, totals.T, strict=True))
-    n, mean = of["count"], of["mean"]
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        mean_abs = 2 * of["relu"] - mean
-        # From the deviations: both terms are positive, nothing cancels.
-        square = of["squared_deviation"] + n * mean**2
-        bound = np.maximum(-of["low"], of["high"])
-        several, many = n > 1, of["rows"] > 1
-        results = {
-            "log": of["log"] / n,
-            "abslog": of["log_abs"] / n,
-            "abs": mean_abs,
-            "square": np.where(bound**2 <= _FLOAT32_MAX, square / n, np.inf),
-            "exp": np.where(of["high"] > _EXP_HIGHEST, np.inf, of["exp"] / n),
-            "normalize": np.zeros_like(n),
-            "relu": of["relu"],
-            "invert": of["invert"] / n,
-            "frobenius": np.sqrt(square),
-            "meansum": mean,
-            "l1": mean_abs,
-            "softmax": 1.0 / of["rows"],
-            "sigmoid": of["sigmoid"] / n,
-            "logsoftmax": np.where(many, mean - of["log_sum_exp"], 0.0),
-            "sqrt": of["sqrt"] / n,
-            "negate": -mean,
-            "minmax": (mean - of["low"]) / (of["high"] - of["low"] + _EPS),
-            "mean": mean,
-            "std": np.sqrt(np.where(several, of["squared_deviation"] / (n - 1), 0.0)),
-            "identity": mean,
-        }
-    means = np.stack([results[name] for name in OPERATIONS], axis=-1)
-    means[~np.isfinite(n)] = np.nan
-    return means
-
-
 def chain_means(tensor: Tensor, chains: Sequence[tuple[str, ...]]) -> Values:
     """Mean of every chain of unary operations of one tensor.
 
@@ -174,198 +93,3 @@ def chain_means(tensor: Tensor, chains: Sequence[tuple[str, ...]]) -> Values:
         for index in indices:
             result[index] = means[column[chains[index][-1]]]
     return result
-
-
-def plain_totals(tensor: Tensor) -> tuple[float, ...]:
-    """The totals of one tensor in plain torch, on whatever device it lies.
-
-    Args:
-        tensor: any shape and floating dtype; accumulated in float64 over float32 pieces.
-
-    Returns:
-        As many numbers as `TOTALS` names.
-    """
-    n = tensor.numel()
-    nothing = (math.nan,) * len(TOTALS)
-    if n == 0:
-        return nothing
-    rows = tensor.detach().reshape(tensor.shape[0] if tensor.dim() else 1, -1)
-    sums = _walk(rows)
-    if not (math.isfinite(sums.low) and math.isfinite(sums.high)):
-        return nothing
-    bound = max(-sums.low, sums.high)
-    return (
-        n,
-        len(rows),
-        sums.low,
-        sums.high,
-        sums.x / n,
-        sums.squared_deviation,
-        sums.relu / n,
-        sums.exp,
-        sums.invert,
-        sums.sigmoid,
-        sums.sqrt,
-        sums.log,
-        sums.log_abs,
-        _log_sum_exp(rows, bound, sums) if len(rows) > 1 else 0.0,
-    )
-
-
-class _Sums:
-    """Running sums of one walk, in float64."""
-
-    def __init__(self, columns: int, device: torch.device) -> None:
-        self.count = 0
-        self.low, self.high = math.inf, -math.inf
-        self.x = self.squared_deviation = 0.0
-        self.exp = self.invert = self.sigmoid = 0.0
-        self.relu = self.sqrt = self.log = self.log_abs = 0.0
-        self.exp_columns = torch.zeros(columns, device=device)
-
-    def add_moments(self, count: int, total: float, squared_deviation: float) -> None:
-        """Join a piece's sum and squared deviation to the rest (Chan et al. 1979)."""
-        if self.count:
-            shift = total / count - self.x / self.count
-            squared_deviation += shift**2 * count * self.count / (count + self.count)
-        self.count += count
-        self.x += total
-        self.squared_deviation += squared_deviation
-
-
-_workspace = threading.local()
-
-
-def _buffers(device: torch.device) -> Tensor:
-    """Three pieces to compute in, kept: fresh ones of this size cost a page fault a page."""
-    if not hasattr(_workspace, "buffers") or _workspace.buffers.device != device:
-        _workspace.buffers = torch.empty(3, _PIECE, device=device)
-    buffers: Tensor = _workspace.buffers
-    return buffers
-
-
-def _walk(rows: Tensor) -> _Sums:
-    """Sum over a matrix in pieces of whole rows (a longer row is cut)."""
-    n_rows, n_columns = rows.shape
-    height = max(1, _PIECE // n_columns)
-    width = min(n_columns, _PIECE)
-    sums = _Sums(n_columns if n_rows > 1 else 0, rows.device)
-    for top in range(0, n_rows, height):
-        for left in range(0, n_columns, width):
-            piece = rows[top : top + height, left : left + width].float()
-            low, high = piece.amin().item(), piece.amax().item()
-            if not (math.isfinite(low) and math.isfinite(high)):
-                sums.low = math.nan
-                return sums
-            sums.low, sums.high = min(sums.low, low), max(sums.high, high)
-            columns = sums.exp_columns[left : left + width]
-            bound = max(-low, high)
-            if _TINY <= bound <= _HUGE or bound == 0.0:
-                _add_piece(sums, piece, low, high, columns)
-            else:
-                _add_extreme_piece(sums, piece, columns)
-    return sums
-
-
-def _add_piece(sums: _Sums, piece: Tensor, low: float, high: float, columns: Tensor) -> None:
-    x = piece.reshape(-1)
-    a, b, c = (buffer[: x.numel()] for buffer in _buffers(x.device))
-
-    total, squared_deviation = _moments(x, low, high, a)
-    sums.add_moments(x.numel(), total, squared_deviation)
-
-    if max(-low, high) <= _EXP_SAFE:
-        torch.exp(x, out=a)
-        per_column = a.view_as(piece).sum(0)
-        sums.exp += per_column.sum().item()
-        if len(columns):
-            columns += per_column
-        # e^x / (1 + e^x) as a product: a sum of small terms, where 1 - 1 / (1 + e^x) rounds
-        sums.sigmoid += torch.dot(a, torch.add(a, 1.0, out=b).reciprocal_()).item()
-    else:
-        if high > _EXP_HIGHEST:
-            sums.exp = math.inf  # not computed: overflow is slow
-        else:
-            sums.exp += torch.exp(x, out=a).sum(dtype=torch.float64).item()
-        sums.sigmoid += torch.sigmoid(x, out=a).sum().item()
-
-    torch.add(x, _EPS, out=a)
-    sums.invert += _finite_reciprocal_sum(a)
-
-    # |x| once for both halves of the number line, and the positive half as zeros and ones to
-    # multiply by.  What lies in one half is summed alike: equal proxies are equal to the bit.
-    magnitude, positive, scratch = torch.abs(x, out=a), b, c
-    if 0.0 in (low, high):  # the root and the logarithm of 0 are slow: 1 stands in for it
-        magnitude += torch.eq(magnitude, 0.0, out=scratch)
-    if low <= 0.0 < high:
-        torch.gt(x, 0.0, out=positive)
-    root = torch.sqrt(magnitude, out=scratch)
-    if low > 0.0:
-        sums.sqrt += root.sum().item()
-    elif high > 0.0:
-        sums.sqrt += torch.dot(root, positive).item()
-    log = torch.log(magnitude, out=scratch)
-    log_abs = log.sum().item()
-    if math.isinf(log_abs):  # a zero between
-        magnitude += torch.eq(magnitude, 0.0, out=scratch)
-        log_abs = torch.log(magnitude, out=log).sum().item()
-    sums.log_abs += log_abs
-    if low >= 0.0:
-        sums.relu += total
-        sums.log += log_abs
-    elif high > 0.0:
-        sums.relu += torch.dot(x, positive).item()
-        sums.log += torch.dot(log, positive).item()
-
-
-def _add_extreme_piece(sums: _Sums, piece: Tensor, columns: Tensor) -> None:
-    """The same sums, plainly and in float64: float32 cannot hold the squares of such numbers."""
-    x = piece.double()
-    mean = x.mean().item()
-    sums.add_moments(x.numel(), x.sum().item(), (x - mean).square().sum().item())
-    exp = piece.exp().double()  # beyond float32 it is infinity, here as everywhere
-    sums.exp += exp.sum().item()
-    if len(columns):
-        columns += exp.sum(0)
-    sums.sigmoid += x.sigmoid().sum().item()
-    sums.invert += _finite_reciprocal_sum((piece + _EPS).double())
-    positive = x > 0.0
-    sums.relu += x[positive].sum().item()
-    sums.sqrt += x[positive].sqrt().sum().item()
-    sums.log += x[positive].log().sum().item()
-    sums.log_abs += x[x != 0.0].abs().log().sum().item()
-
-
-def _moments(x: Tensor, low: float, high: float, buffer: Tensor) -> tuple[float, float]:
-    """Sum, and sum of squared deviations from the mean."""
-    n = x.numel()
-    total, square = x.sum().item(), torch.dot(x, x).item()
-    deviation = square - total**2 / n
-    if deviation > 0.1 * square:
-        return total, deviation
-    # The difference cancels: so measure from the mean, rounded to what float32 can subtract.
-    centre = torch.tensor(min(max(total / n, low), high)).item()
-    torch.sub(x, centre, out=buffer)
-    shift = buffer.sum().item()
-    deviation = torch.dot(buffer, buffer).item() - shift**2 / n
-    return n * centre + shift, max(deviation, 0.0)
-
-
-def _finite_reciprocal_sum(shifted: Tensor) -> float:
-    """Sum of 1/x where x is not zero, spoiling the argument."""
-    total = shifted.reciprocal_().sum().item()
-    if not math.isfinite(total):
-        total = shifted.masked_fill_(shifted.isinf(), 0.0).sum().item()
-    return total
-
-
-def _log_sum_exp(rows: Tensor, bound: float, sums: _Sums) -> float:
-    """Mean over columns of ln sum e^x."""
-    n_rows, n_columns = rows.shape
-    if bound <= _EXP_SAFE:
-        parts = torch.split(sums.exp_columns, _PIECE)
-        total = math.fsum(part.double().log_().sum().item() for part in parts)
-    else:
-        parts = torch.split(rows, max(1, _PIECE // n_rows), dim=1)
-        total = math.fsum(part.double().logsumexp(0).sum().item() for part in parts)
-    return total / n_columns

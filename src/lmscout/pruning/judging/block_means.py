@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from lmscout.pruning.families import Family
 from lmscout.pruning.judging.reading import Place, read_trained
-from lmscout.statistics.reductions import OPERATIONS, means_of_totals, tensor_totals
+from lmscout.statistics.reductions import tensor_totals
 from lmscout.statistics.single_pass import INPUT_NAMES
+from lmscout.statistics.totals import OPERATIONS, means_of_totals
 
 
 def read_block_means(
