@@ -1,17 +1,28 @@
 """The predictor on a synthetic model, against what is known of it."""
 
+from dataclasses import astuple
+
+import hypothesis.extra.numpy as hnp
+import lightgbm
 import numpy as np
 import pytest
-from scipy.stats import kendalltau
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau, multivariate_normal
 from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+from sklearn.linear_model import RidgeCV
 from synthetic_quality import Synthetic
 from threadpoolctl import threadpool_limits
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.learning.cross_validation import Agreement
 from lmscout.pruning.learning.features import PlanFeatures
+from lmscout.pruning.learning.gaussian_process import GaussianProcess, Kernel, Likelihood
+from lmscout.pruning.learning.linear_algebra import ridge
 from lmscout.pruning.learning.predictor import PredictorReport, fit_predictor
-from lmscout.pruning.learning.regressors import KINDS, GaussianProcess, regressor
+from lmscout.pruning.learning.regressors import KINDS, regressor
+from lmscout.pruning.learning.tree_tables import TreeTables
 from lmscout.pruning.ledger import Pair
 from lmscout.pruning.searching.budgets import keep_budget
 from lmscout.pruning.searching.ranges import Ranges, fit
@@ -186,23 +197,101 @@ def test_the_number_of_threads_changes_nothing(rows, kind):
     assert results[0] == results[1]
 
 
-def test_the_process_predicts_as_scikit_learns(rows, monkeypatch):
-    seen = {}
-    fit_it = GaussianProcessRegressor.fit
-
-    def remembered(self, points, target):
-        seen["process"] = fit_it(self, points, target)
-        return seen["process"]
-
-    monkeypatch.setattr(GaussianProcessRegressor, "fit", remembered)
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_process_learns_and_predicts_as_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
     features = rng.standard_normal((60, 7)) * np.arange(1, 8)
-    target = np.sin(features[:, 0]) + features[:, 1] / 3 + 2
-    mine = GaussianProcess()
-    mine.fit(features, target, np.ones(60))
+    target = np.sin(features[:, 0]) + features[:, 1] / 3 + 2 + 0.1 * rng.standard_normal(60)
+    weights = rng.choice([1.0, 0.5, 0.25], 60)
+    kernel = (
+        ConstantKernel(1.0, (1e-3, 1e3)) * RBF(7**0.5, (0.1 * 7**0.5, 100 * 7**0.5))
+        + ConstantKernel(1 / 7, (1e-6, 1e2)) * DotProduct(1.0, "fixed")
+        + WhiteKernel(0.1, (1e-6, 1.0))
+    )
+    plain = GaussianProcessRegressor(kernel, alpha=1e-8 + 0.01 * (1 / weights - 1))
     scaled = (features - features.mean(axis=0)) / features.std(axis=0)
-    wanted = seen["process"].predict(scaled) * target.std() + target.mean()
+    plain.fit(scaled, (target - target.mean()) / target.std())
+    mine = GaussianProcess()
+    mine.fit(features, target, weights)
+    found = astuple(mine.kernel)
+    assert np.log(found) == pytest.approx(plain.kernel_.theta, abs=1e-4)
+    wanted = plain.predict(scaled) * target.std() + target.mean()
     assert mine.predict(features) == pytest.approx(wanted, rel=1e-6)
+    again = GaussianProcess(mine.kernel)  # begun where it ended, it stays
+    again.fit(features, target, weights)
+    assert astuple(again.kernel) == pytest.approx(found, rel=1e-3)
+
+
+@given(hnp.arrays(float, 4, elements=st.floats(-4, 2)))
+def test_the_likelihood_and_its_slopes_are_those_of_the_plain_formula(logarithms):
+    rng = np.random.default_rng(0)
+    points, target, variances = (
+        rng.standard_normal((12, 3)),
+        rng.standard_normal(12),
+        rng.uniform(0, 1, 12),
+    )
+    likelihood = Likelihood(points, target, variances)
+
+    def plain(numbers):
+        smooth, length, linear, noise = np.exp(numbers)
+        apart = ((points[:, None] - points) ** 2).sum(axis=2)
+        covariance = smooth * np.exp(-apart / 2 / length**2) + linear * (points @ points.T + 1)
+        covariance += np.diag(noise + variances)
+        return multivariate_normal(np.zeros(12), covariance).logpdf(target)
+
+    value, slopes = likelihood(Kernel(*np.exp(logarithms)))
+    assert value == pytest.approx(plain(logarithms), rel=1e-9)
+    steps = 1e-5 * np.eye(4)
+    wanted = [(plain(logarithms + one) - plain(logarithms - one)) / 2e-5 for one in steps]
+    assert slopes == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+def test_a_kernel_matrix_that_is_not_positive_has_no_likelihood():
+    same = np.ones((5, 2))
+    value, slopes = Likelihood(same, np.arange(5.0), np.full(5, -1.0))(Kernel(1, 1, 1, 1e-6))
+    assert value == -np.inf
+    assert not slopes.any()
+
+
+@pytest.mark.parametrize("count", [20, 60, 200])
+def test_ridge_is_scikit_learns(count):
+    rng = np.random.default_rng(count)
+    points = rng.standard_normal((count, 50)) * rng.uniform(0.1, 3, 50)
+    target = points @ rng.standard_normal(50) + 3 * rng.standard_normal(count) + 7
+    weights = rng.choice([1.0, 0.5, 0.25], count)
+    penalties = [10.0**power for power in range(-3, 5)]
+    plain = RidgeCV(alphas=penalties).fit(points, target, sample_weight=weights)
+    slopes, height = ridge(points, target, weights, penalties=penalties)
+    assert slopes == pytest.approx(plain.coef_, rel=1e-6, abs=1e-9)
+    assert height == pytest.approx(plain.intercept_)
+
+
+@pytest.mark.parametrize("rounds", [1, 50, 300])
+def test_tables_answer_as_lightgbm_does_to_the_bit(rows, rounds):
+    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.rise(rows)
+    settings = {"num_leaves": 4, "min_data_in_leaf": 4, "verbosity": -1, "num_threads": 1}
+    data = lightgbm.Dataset(features[:40], target[:40], params=settings)
+    booster = lightgbm.train(settings, data, num_boost_round=rounds)  # in the end, single leaves
+    tables = TreeTables(booster.model_to_string())
+    asked = np.concatenate([features, features[:40]])  # among them those on a threshold's side
+    for count in (1, 2, 3, len(asked)):
+        assert (tables(asked[:count]) == booster.predict(asked[:count])).all()
+
+
+def test_trees_asked_twice_answer_the_same(rows):
+    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.rise(rows)
+    trees = regressor("lightgbm", MODEL.depth, 0)
+    trees.fit(features[:100], target[:100], np.ones(100))
+    first, again = trees.predict(features), trees.predict(features)
+    assert (first == again).all()
+
+
+def test_trees_that_are_too_large_for_tables_are_refused(rows):
+    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.rise(rows)
+    settings = {"num_leaves": 8, "min_data_in_leaf": 4, "verbosity": -1, "num_threads": 1}
+    booster = lightgbm.train(settings, lightgbm.Dataset(features, target), num_boost_round=1)
+    with pytest.raises(ValueError, match="7 splits"):
+        TreeTables(booster.model_to_string())
 
 
 @pytest.mark.parametrize("kind", KINDS)

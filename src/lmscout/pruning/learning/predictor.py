@@ -25,12 +25,12 @@ from lmscout.pruning.learning.cross_validation import (
     mean_agreement,
 )
 from lmscout.pruning.learning.features import Column, ImportanceMass, PlanFeatures
+from lmscout.pruning.learning.linear_algebra import on_one_thread
 from lmscout.pruning.learning.regressors import (
     KINDS,
     BoostedTrees,
     Regressor,
     regressor,
-    while_fitting,
 )
 from lmscout.pruning.learning.targets import SCALES, TargetScale
 from lmscout.pruning.ledger import Pair
@@ -265,7 +265,7 @@ def _contests(
     """For each kind its best scale on the first repeat, and what it foretells on every repeat."""
     scales = [TargetScale.of(name, examples.values) for name in SCALES]
     # Most of the time is spent outside of Python, so threads are enough.
-    with while_fitting(), Parallel(n_jobs=-1, prefer="threads") as parallel:
+    with on_one_thread(), Parallel(n_jobs=-1, prefer="threads") as parallel:
         trials = iter(
             parallel(
                 delayed(held_out)(kind, scale, examples, parts[0], seed)

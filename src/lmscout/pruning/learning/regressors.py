@@ -7,34 +7,21 @@ deterministic mode, the other two because linear algebra runs on one thread here
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import Protocol
 
 import lightgbm
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import (
-    RBF,
-    ConstantKernel,
-    DotProduct,
-    Kernel,
-    WhiteKernel,
-)
-from sklearn.linear_model import RidgeCV
-from threadpoolctl import ThreadpoolController
 
+from lmscout.pruning.learning.gaussian_process import GaussianProcess
+from lmscout.pruning.learning.linear_algebra import Standard, on_one_thread, ridge
+from lmscout.pruning.learning.tree_tables import TreeTables
 from lmscout.pruning.subnetworks.plan_arrays import Floats
 
 KINDS = ("lightgbm", "ridge", "gaussian_process")
 
 _PENALTIES = tuple(10.0**power for power in np.arange(-3, 4.5, 0.5))
 _TREES = 400
-_UNSURE = 0.01  # variance that a row of weight 1/2 has more than one of weight 1, in targets'
-_CHUNK = 8192  # rows predicted at a time, so that a chunk's kernel matrix stays in cache
+_MANY = 8192  # rows that LightGBM predicts on two threads
 
 
 class Regressor(Protocol):
@@ -87,7 +74,7 @@ class BoostedTrees:
             "max_bin": 63,
             "seed": seed % 2**31,
             "deterministic": True,
-            "force_row_wise": True,
+            "force_col_wise": True,
             "num_threads": 1,
             "verbosity": -1,
         }
@@ -95,11 +82,21 @@ class BoostedTrees:
     def fit(self, features: Floats, target: Floats, weights: Floats) -> None:
         """Boost on squared errors, each weighted."""
         data = lightgbm.Dataset(features, target, weight=weights, params=self._settings)
-        self._booster = lightgbm.train(self._settings, data, num_boost_round=_TREES)
+        self._booster = lightgbm.Booster(self._settings, data)
+        for _ in range(_TREES):
+            self._booster.update()
+        self._tables: TreeTables | None = None
+        self._asked = False
 
     def predict(self, features: Floats) -> Floats:
         """Sum of the trees."""
-        threads = 1 if len(features) < _CHUNK else 2
+        if self._asked and len(features) < _MANY:
+            # Who asks twice asks often, as a search does; asked once, tables do not pay.
+            if self._tables is None:
+                self._tables = TreeTables(self._booster.model_to_string())
+            return self._tables(features)
+        self._asked = True
+        threads = 1 if len(features) < _MANY else 2
         return np.asarray(self._booster.predict(features, num_threads=threads), np.float64)
 
     def contributions(self, features: Floats) -> Floats:
@@ -126,15 +123,17 @@ class QuadraticRidge:
     def fit(self, features: Floats, target: Floats, weights: Floats) -> None:
         """Solve for the coefficients."""
         expanded = self._expanded(features)
-        self._scale = _Standard(expanded)
-        with while_fitting():
-            self._model = RidgeCV(alphas=_PENALTIES)
-            self._model.fit(self._scale(expanded), target, sample_weight=weights)
+        self._scale = Standard(expanded)
+        with on_one_thread():
+            self._slopes, self._height = ridge(
+                self._scale(expanded), target, weights, penalties=_PENALTIES
+            )
 
     def predict(self, features: Floats) -> Floats:
         """The linear combination."""
-        with while_fitting():
-            return np.asarray(self._model.predict(self._scale(self._expanded(features))))
+        with on_one_thread():
+            scaled = self._scale(self._expanded(features))
+            return np.asarray(scaled @ self._slopes + self._height)
 
     def _expanded(self, features: Floats) -> Floats:
         removed = features[:, : 2 * self._depth]
@@ -151,85 +150,3 @@ class QuadraticRidge:
             ],
             axis=1,
         )
-
-
-class GaussianProcess:
-    """A Gaussian process: a linear trend, a smooth deviation from it, and noise.
-
-    The kernel is s1 exp(-|x - x'|^2 / 2 l^2) + s2 x.x' + noise on standardised features;
-    the four numbers maximise the likelihood.  One length for all features: with a length a
-    feature the fit takes ten times as long and is no better on a few hundred rows.
-    """
-
-    def __init__(self, kernel: Kernel | None = None) -> None:
-        """Start the search for the kernel's numbers at those of a kernel, if one is given."""
-        self.kernel = kernel
-
-    def fit(self, features: Floats, target: Floats, weights: Floats) -> None:
-        """Choose the kernel's numbers and condition on the rows."""
-        self._scale = _Standard(features)
-        self._points = self._scale(features)
-        self._mean, self._deviation = float(target.mean()), float(target.std()) or 1.0
-        width = max(1, self._points.shape[1])
-        kernel = self.kernel or (
-            ConstantKernel(1.0, (1e-3, 1e3)) * RBF(width**0.5, (0.1 * width**0.5, 100 * width**0.5))
-            + ConstantKernel(1.0 / width, (1e-6, 1e2)) * DotProduct(1.0, "fixed")
-            + WhiteKernel(0.1, (1e-6, 1.0))
-        )
-        process = GaussianProcessRegressor(kernel, alpha=1e-8 + _UNSURE * (1 / weights - 1))
-        with while_fitting():
-            process.fit(self._points, (target - self._mean) / self._deviation)
-            self.kernel = process.kernel_
-            smooth, linear = process.kernel_.k1.k1, process.kernel_.k1.k2
-            self._smooth, self._length = smooth.k1.constant_value, smooth.k2.length_scale
-            # The linear part of the mean is a plane, and needs no kernel matrix.
-            self._alpha = np.asarray(process.alpha_).reshape(-1)
-            self._slope = linear.k1.constant_value * (self._points.T @ self._alpha)
-            self._offset = linear.k1.constant_value * linear.k2.sigma_0**2 * self._alpha.sum()
-
-    def predict(self, features: Floats) -> Floats:
-        """The posterior mean."""
-        centres = self._points / self._length
-        squares = (centres**2).sum(axis=1)
-        result = np.empty(len(features))
-        with while_fitting():
-            for start in range(0, len(features), _CHUNK):
-                points = self._scale(features[start : start + _CHUNK])
-                scaled = points / self._length
-                distance = (scaled**2).sum(axis=1)[:, None] + squares - 2 * scaled @ centres.T
-                kernel = np.exp(-0.5 * np.maximum(distance, 0.0))
-                mean = self._smooth * (kernel @ self._alpha) + points @ self._slope + self._offset
-                result[start : start + _CHUNK] = self._mean + self._deviation * mean
-        return result
-
-
-@cache
-def _threads() -> ThreadpoolController:
-    """Looks the loaded libraries up, which takes longer than a prediction: once."""
-    return ThreadpoolController()
-
-
-@contextmanager
-def while_fitting() -> Iterator[None]:
-    """Linear algebra on one thread, whose sums are the same wherever they are done.
-
-    Both this and what is warned of are settings of the whole process: what fits several models
-    at once has to enter first, or who is done first would undo them for the others.
-    """
-    with _threads().limit(limits=1, user_api="blas"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a number at its bound is fine
-        yield
-
-
-class _Standard:
-    """Columns to mean 0 and variance 1; columns that never vary are left out."""
-
-    def __init__(self, features: Floats) -> None:
-        deviation = features.std(axis=0)
-        self._varies = deviation > 1e-12
-        self._mean = features[:, self._varies].mean(axis=0)
-        self._deviation = deviation[self._varies]
-
-    def __call__(self, features: Floats) -> Floats:
-        scaled: Floats = (features[:, self._varies] - self._mean) / self._deviation
-        return scaled
