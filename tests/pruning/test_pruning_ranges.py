@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.searching.budgets import keep_budget, latency_budget, multiply_adds_budget
+from lmscout.pruning.searching.budgets import (
+    keep_budget,
+    latency_budget,
+    least_steps,
+    multiply_adds_budget,
+)
 from lmscout.pruning.searching.ranges import Ranges, fit, guarded_blocks, meets, uniform
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.plan_arrays import (
@@ -160,3 +165,64 @@ def test_groups_that_channels_cannot_pay_for_stay_out(depth, group_seconds, shar
     wishes = np.linspace(0.0, 1.0, 7)[:, None] * dense_row(shape)
     assert (budget.cost(fit(wishes, ranges, budget)) <= budget.limit).all()
     assert meets(as_rows([uniform(shape, ranges, budget)]), budget).all()
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_the_shift_is_that_of_halving_the_interval(seed, stepped):
+    rng = np.random.default_rng(seed)
+    depth = int(rng.integers(1, 6))
+    groups, channels = ((int(rng.integers(1, most)),) * depth for most in (9, 700))
+    shape = Shape(groups, channels, (4000,) * depth, (900,) * depth)
+    low, high = as_rows([Ranges.above(shape).low, shape.dense])
+    budget = keep_budget(shape, float(rng.uniform(0.5, 0.9)))
+    if stepped:
+        tables = [rng.random((1, most + 1)).cumsum(axis=1) for most in groups]
+        steps = [(rng.random((1, most + 1)) < 0.1).cumsum(axis=1) for most in channels]
+        full = sum(table[0, -1] for table in (*tables, *steps))
+        budget = latency_budget(
+            shape, 0.8 * full, attention=[one[0] for one in tables], mlp=[one[0] for one in steps]
+        )
+    wanted = rng.uniform(0, 1, (8, 2 * depth)) * dense_row(shape)
+    wanted[:, :depth] = np.clip(np.rint(wanted[:, :depth]), low[:depth], high[:depth])
+    least, most = wanted.astype(int), wanted.astype(int)
+    least[:, depth:], most[:, depth:] = low[depth:], high[depth:]
+    # Groups that leave channels no way to meet the budget are another matter.
+    wanted = wanted[(budget.cost(least) <= budget.limit) & (budget.cost(most) > budget.limit)]
+    found = fit(wanted, (low, high), budget)
+    for row, got in zip(wanted, found, strict=True):
+        start = np.clip(row[depth:], low[depth:], high[depth:])
+        thresholds = (np.arange(depth) + 0.5) / depth
+
+        def moved(share, row=row, start=start, thresholds=thresholds):
+            room = high[depth:] - start if share > 0 else start - low[depth:]
+            after = np.floor(start + share * room + thresholds + 1e-9)
+            return np.concatenate([row[:depth], np.clip(after, low[depth:], high[depth:])])
+
+        def fits(plan):
+            return budget.cost(plan[None].astype(int))[0] <= budget.limit
+
+        below, above = -1.0, 1.0
+        for _ in range(26):
+            middle = (below + above) / 2
+            below, above = (middle, above) if fits(moved(middle)) else (below, middle)
+        plan = moved(below)
+        for column in range(depth, 2 * depth):
+            more = plan + (np.arange(2 * depth) == column)
+            if more[column] <= high[column] and fits(more):
+                plan = more
+        assert got.tolist() == plan.tolist()
+
+
+def test_least_steps_are_those_of_the_costs():
+    shape = Shape((2, 3), (5, 4), (10, 20), (3, 7))
+    budget = keep_budget(shape, 0.5)
+    assert least_steps(budget.cost, dense_row(shape)) == pytest.approx(budget.least_steps())
+    times = latency_budget(
+        shape,
+        1.0,
+        attention=[[0, 1, 3], [0, 4, 6, 6.5]],
+        mlp=[[0, 0, 2, 4, 5, 9], [0, 1, 2, 3, 4]],
+        fixed=0.25,
+    )
+    assert times.least_steps().tolist() == [1, 0.5, 0, 1]
+    assert least_steps(times.cost, dense_row(shape)).tolist() == [1, 0.5, 0, 1]

@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+from pymoo.algorithms.soo.nonconvex.ga import GA
+from pymoo.core.repair import Repair
+from pymoo.core.termination import Termination
+from pymoo.optimize import minimize
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.searching.breeding import moved
+from lmscout.pruning.searching.breeding import Mixing, Moving, PlanProblem, moved
 from lmscout.pruning.searching.budgets import keep_budget, latency_budget
+from lmscout.pruning.searching.evolution import evolved
 from lmscout.pruning.searching.ranges import Ranges, fit, meets, uniform
 from lmscout.pruning.searching.search import apart, pareto, search
 from lmscout.pruning.subnetworks.plan_arrays import as_rows, dense_row, unit_parameters
@@ -137,3 +142,71 @@ def test_a_budget_that_no_plan_meets_is_refused():
         search(MODEL.rise, SHAPE, RANGES, keep_budget(SHAPE, 0.05), seed=0)
     with pytest.raises(LmscoutError, match="nearest that can be met"):
         pareto(MODEL.rise, SHAPE, RANGES, [keep_budget(SHAPE, k) for k in (0.05, 0.5)], seed=0)
+
+
+class Fitting(Repair):
+    """Fits plans into ranges and a budget."""
+
+    def __init__(self, ranges, budget):
+        super().__init__()
+        self._ranges, self._budget = ranges, budget
+
+    def _do(self, problem, rows, **kwargs):
+        return fit(rows, self._ranges, self._budget)
+
+
+class Stalling(Termination):
+    """Ends after so many generations, or when 25 in a row have gained no thousandth."""
+
+    def __init__(self, generations):
+        super().__init__()
+        self._generations = generations
+        self._best, self._since = np.inf, 0
+
+    def _update(self, algorithm):
+        best, now = float(algorithm.opt.get("F").min()), int(algorithm.n_gen)
+        if not best > self._best - 1e-3 * abs(best):
+            self._best, self._since = best, now
+        return max(now / self._generations, (now - self._since) / 25)
+
+
+@pytest.mark.parametrize(
+    ("model", "population", "generations", "digits"),
+    [
+        (MODEL, 30, 60, 12),
+        (MODEL, 31, 20, 1),  # plans that are equally good are drawn lots for
+        (Synthetic(depth=2, groups=3, channels=7, noise=0), 40, 12, 12),  # hardly as many plans
+        (Synthetic(depth=1, groups=2, channels=3, noise=0), 10, 5, 12),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_generations_are_pymoos_draw_by_draw(model, population, generations, digits, seed):
+    ranges, budget = Ranges.above(model.shape, 0.0), keep_budget(model.shape, 0.7)
+    rng = np.random.default_rng(seed)
+    wish = rng.uniform(0, 1, (population, 2 * model.depth)) * dense_row(model.shape)
+    first = fit(wish, ranges, budget)
+
+    def predict(rows):
+        return np.round(model.rise(rows), digits)
+
+    problem = PlanProblem(predict, model.shape, ())
+    algorithm = GA(
+        pop_size=population,
+        sampling=first,
+        crossover=Mixing(),
+        mutation=Moving(model.shape),
+        repair=Fitting(ranges, budget),
+    )
+    minimize(problem, algorithm, Stalling(generations), seed=seed)
+    rows, rises = evolved(
+        predict,
+        first,
+        model.shape,
+        ranges,
+        budget,
+        population=population,
+        generations=generations,
+        seed=seed,
+    )
+    assert rows.tolist() == problem.seen()[0].tolist()
+    assert rises.tolist() == problem.seen()[1].tolist()

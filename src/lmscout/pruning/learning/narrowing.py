@@ -115,17 +115,29 @@ def partial_dependence(
     low, high = as_rows([ranges.low, ranges.high])
     fewest = np.maximum(low, measured.min(axis=0))
     most = np.minimum(high, measured.max(axis=0))
-    curves = []
+    every = []
     for column in range(2 * shape.depth):
         points = np.unique(np.rint(np.linspace(fewest[column], most[column], _POINTS)))
-        points = points[(points >= fewest[column]) & (points <= most[column])].astype(np.int64)
-        wanted = np.repeat(around, len(points), axis=0)
-        wanted[:, column] = np.tile(points, len(around))
-        lows, highs = np.tile(low, (len(wanted), 1)), np.tile(high, (len(wanted), 1))
-        lows[:, column] = highs[:, column] = wanted[:, column]
-        rows = fit(wanted, (lows, highs), budget)
-        rise = predictor.predict(rows).reshape(len(around), len(points))
-        possible = meets(rows, budget).reshape(rise.shape).all(axis=0)
+        every.append(points[(points >= fewest[column]) & (points <= most[column])].astype(np.int64))
+    # All columns at once: plans [columns x around x points].
+    counts = [len(around) * len(points) for points in every]
+    wanted = np.concatenate([np.repeat(around, len(points), axis=0) for points in every])
+    varied = np.repeat(np.arange(2 * shape.depth), counts)
+    each = np.arange(len(wanted))
+    wanted[each, varied] = np.concatenate([np.tile(points, len(around)) for points in every])
+    lows, highs = np.tile(low, (len(wanted), 1)), np.tile(high, (len(wanted), 1))
+    lows[each, varied] = highs[each, varied] = wanted[each, varied]
+    rows = fit(wanted, (lows, highs), budget)
+    ends = np.cumsum(counts)[:-1]
+    curves = []
+    for points, rises, met in zip(
+        every,
+        np.split(predictor.predict(rows), ends),
+        np.split(meets(rows, budget), ends),
+        strict=True,
+    ):
+        rise = rises.reshape(len(around), len(points))
+        possible = met.reshape(rise.shape).all(axis=0)
         curves.append(Dependence(points[possible], rise.mean(axis=0)[possible]))
     return tuple(curves)
 

@@ -1,4 +1,4 @@
-"""How plans breed in a search: pymoo's problem and operators for rows of unit counts."""
+"""How plans breed in a search, and pymoo's problem and operators for rows of unit counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pymoo.core.crossover import Crossover
 from pymoo.core.mutation import Mutation
 from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
-from pymoo.core.termination import Termination
 
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.ranges import Ranges, fit
@@ -25,9 +24,7 @@ from lmscout.pruning.subnetworks.plan_arrays import (
 
 Predict = Callable[[Rows], Floats]
 
-_CROSSED = 0.8  # share of matings in which parents are mixed
-_PATIENCE = 25  # generations that may gain
-_GAIN = 1e-3  # no more than this share of the best, until a search ends
+CROSSED = 0.8  # share of matings in which parents are mixed
 _STEP = 0.1  # share of a column's units that a move takes, standard deviation
 
 
@@ -55,14 +52,10 @@ class PlanProblem(Problem):  # type: ignore[misc]
 
 
 class Mixing(Crossover):  # type: ignore[misc]
-    """Two children that take whole blocks from either of two parents.
-
-    Half of them take the first blocks of one and the last of the other, so that what fits
-    together stays together; the others take each block from whichever.
-    """
+    """`mixed` as a crossover."""
 
     def __init__(self) -> None:
-        super().__init__(2, 2, prob=_CROSSED)
+        super().__init__(2, 2, prob=CROSSED)
 
     def _do(
         self,
@@ -72,13 +65,7 @@ class Mixing(Crossover):  # type: ignore[misc]
         random_state: np.random.Generator,
         **kwargs: Any,
     ) -> Rows:
-        matings, depth = rows.shape[1], rows.shape[2] // 2
-        cut = random_state.integers(1, max(depth, 2), matings)[:, None]
-        begun = np.arange(depth) < cut
-        mixed = random_state.random((matings, depth)) < 0.5
-        which = random_state.random((matings, 1)) < 0.5
-        taken = np.tile(np.where(which, begun, mixed), 2)
-        return np.stack([np.where(taken, rows[0], rows[1]), np.where(taken, rows[1], rows[0])])
+        return mixed(rows, random_state)
 
 
 class Moving(Mutation):  # type: ignore[misc]
@@ -104,17 +91,6 @@ class Moving(Mutation):  # type: ignore[misc]
         return rows
 
 
-class Fitting(Repair):  # type: ignore[misc]
-    """Fits plans into ranges and a budget."""
-
-    def __init__(self, ranges: Ranges, budget: Budget) -> None:
-        super().__init__()
-        self._ranges, self._budget = ranges, budget
-
-    def _do(self, problem: Problem, rows: Rows, **kwargs: Any) -> Rows:
-        return fit(rows, self._ranges, self._budget)
-
-
 class Spanning(Repair):  # type: ignore[misc]
     """Fits plans into ranges, and between the smallest budget and the largest."""
 
@@ -137,19 +113,20 @@ class Spanning(Repair):  # type: ignore[misc]
         return rows
 
 
-class Stalling(Termination):  # type: ignore[misc]
-    """Ends a search after so many generations, or when some in a row have hardly gained."""
+def mixed(parents: Rows, rng: np.random.Generator) -> Rows:
+    """Two children of two parents each, [2, matings, 2L], that take whole blocks from either.
 
-    def __init__(self, generations: int) -> None:
-        super().__init__()
-        self._generations = generations
-        self._best, self._since = np.inf, 0
-
-    def _update(self, algorithm: Any) -> float:
-        best, now = float(algorithm.opt.get("F").min()), int(algorithm.n_gen)
-        if not best > self._best - _GAIN * abs(best):
-            self._best, self._since = best, now
-        return max(now / self._generations, (now - self._since) / _PATIENCE)
+    Half of them take the first blocks of one and the last of the other, so that what fits
+    together stays together; the others take each block from whichever.
+    """
+    matings, depth = parents.shape[1], parents.shape[2] // 2
+    cut = rng.integers(1, max(depth, 2), matings)[:, None]
+    begun = np.arange(depth) < cut
+    either = rng.random((matings, depth)) < 0.5
+    which = rng.random((matings, 1)) < 0.5
+    taken = np.tile(np.where(which, begun, either), 2)
+    first, second = parents
+    return np.stack([np.where(taken, first, second), np.where(taken, second, first)])
 
 
 def moved(rows: Rows, shape: Shape, rng: np.random.Generator, most: int = 3) -> Rows:

@@ -7,7 +7,7 @@ kept units of either kind cost, so each is a table a block and kind: cost by num
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,7 +25,8 @@ _ROUNDING = 1e-6  # of that: what is off by less is off by the rounding of float
 class Budget(Protocol):
     """What search, proposals and fitting ask of a budget.
 
-    `cost` must not fall where a plan keeps one unit more.
+    `cost` must not fall where a plan keeps one unit more, and what that adds does not depend
+    on what other blocks and kinds keep.
     """
 
     @property
@@ -42,6 +43,9 @@ class Budget(Protocol):
 
     def cost(self, rows: Rows) -> Floats:
         """Costs of plans, [n, 2L] to [n]."""
+
+    def least_steps(self) -> Floats:
+        """What one unit more of each column costs at least, [2L]."""
 
     def words(self, cost: float, *, nearer: int = 0) -> str:
         """A cost for messages, its share of the dense model's rounded up (1) or down (-1)."""
@@ -82,6 +86,7 @@ class TableBudget:
     unit: Unit | None = None
     _flat: Floats = field(init=False, repr=False)
     _starts: Rows = field(init=False, repr=False)
+    _least: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not all(np.isfinite(table).all() for table in self.tables):
@@ -90,11 +95,17 @@ class TableBudget:
         lengths = [len(table) for table in rising]
         object.__setattr__(self, "_flat", np.concatenate(rising))
         object.__setattr__(self, "_starts", np.cumsum([0, *lengths[:-1]]))
+        least = [np.diff(table).min(initial=np.inf) for table in rising]
+        object.__setattr__(self, "_least", np.array(least))
 
     def cost(self, rows: Rows) -> Floats:
         """Costs of plans, [n, 2L] to [n]."""
         total: Floats = self._flat[rows + self._starts].sum(axis=1) + self.fixed
         return total
+
+    def least_steps(self) -> Floats:
+        """What one unit more of each column costs at least, [2L]."""
+        return self._least
 
     def words(self, cost: float, *, nearer: int = 0) -> str:
         """A cost for messages: ``0.8 (kept share)``, ``9.31 MB (0.62 of the dense model)``.
@@ -115,6 +126,24 @@ class TableBudget:
         amount = cost / self.unit.size
         number = f"{amount:,.0f}" if amount >= 1000 else f"{amount:.3g}"
         return f"{number} {self.unit.name} ({share:.4g} of the dense model)"
+
+
+def least_steps(cost: Callable[[Rows], Floats], units: Rows) -> Floats:
+    """What one unit more of each column costs at least, where costs are all that is known.
+
+    Args:
+        cost: of plans, [n, 2L] to [n].
+        units: [2L] of the dense model.
+
+    Returns:
+        [2L]; without end where a column has no units.
+    """
+    steps = np.full(len(units), np.inf)
+    for column, most in enumerate(units):
+        rows = np.zeros((most + 1, len(units)), np.int64)
+        rows[:, column] = np.arange(most + 1)
+        steps[column] = np.diff(cost(rows)).min(initial=np.inf)
+    return steps
 
 
 def require_share(keep: float) -> None:

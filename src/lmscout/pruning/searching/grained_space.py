@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from lmscout.pruning.ledger import Pair
 from lmscout.pruning.searching.breeding import Predict
-from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.searching.budgets import Budget, least_steps
 from lmscout.pruning.searching.covering import Proposal, Target
 from lmscout.pruning.searching.proposals import Foretells
 from lmscout.pruning.searching.ranges import Ranges
@@ -173,6 +174,14 @@ class _Bundled:
     def cost(self, rows: Rows) -> Floats:
         """Costs of plans, [n, 2L] to [n]."""
         return self.budget.cost(self.grid.unbundled(rows))
+
+    def least_steps(self) -> Floats:
+        """What one bundle more of each column costs at least, [2L]."""
+        return self._least
+
+    @cached_property
+    def _least(self) -> Floats:
+        return least_steps(self.cost, dense_row(self.grid.coarse))
 
     def words(self, cost: float, *, nearer: int = 0) -> str:
         """A cost for messages."""

@@ -13,6 +13,14 @@ from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
 
 _HALVINGS = 26  # of the interval [-1, 1] in which the common shift is sought
+_PLACES = 1 << _HALVINGS  # in it
+_GUESSES = {
+    1: -3.0,
+    2: 3.0,
+    3: -3.0,
+    4: 3.0,
+}  # trials of a shift that costs foretell, and units beside it
+_ROUNDING = 1e-9  # of a cost: more than sums of floats are off by
 _NEARLY = 0.999  # of a budget that need not be used up, as far as fitting goes
 
 
@@ -167,23 +175,45 @@ def _shifted(
     down, up = start - low[columns], high[columns] - start
     count = start.shape[1]
     threshold = (np.arange(count) + 0.5) / count
+    whole, least, most = near.astype(np.int64), low[columns], high[columns]
 
-    def moved(share: Floats) -> Rows:
-        rows = near.copy()
-        step = np.where(share[:, None] > 0, share[:, None] * up, share[:, None] * down)
-        rows[columns] = np.clip(
-            np.floor(start + step + threshold + 1e-9), low[columns], high[columns]
+    def moved(some: Rows, place: Rows) -> Rows:
+        """Rows of some plans, moved by a share that is a place among `_PLACES` from -1 to 1."""
+        share = (place * (2.0 / _PLACES) - 1.0)[:, None]
+        step = share * np.where(share > 0, up[some], down[some])
+        rows: Rows = whole[some]
+        rows[columns] = np.minimum(
+            np.maximum(np.floor(start[some] + step + threshold + 1e-9), least[some]), most[some]
         )
-        return rows.astype(np.int64)
+        return rows
 
-    below, above = np.full(len(near), -1.0), np.full(len(near), 1.0)
-    whole = budget.cost(moved(above)) <= budget.limit
-    below[whole] = 1.0
-    for _ in range(_HALVINGS):
-        middle = (below + above) / 2
-        fits = budget.cost(moved(middle)) <= budget.limit
-        below, above = np.where(fits, middle, below), np.where(fits, above, middle)
-    return moved(below)
+    # The last place that the budget allows, known as soon as one unit lies between those
+    # known to be below it and above it.
+    some = np.arange(len(near))
+    below, above = np.zeros(len(near), np.int64), np.full(len(near), _PLACES)
+    under, over = moved(some, below), moved(some, above)
+    under_cost, over_cost = budget.cost(under), budget.cost(over)
+    ends = over_cost <= budget.limit
+    under[ends], below[ends] = over[ends], _PLACES
+    for trial in range(_HALVINGS + 3):
+        between = (over[some] - under[some]).sum(axis=1)
+        open_ = (between > 1) & (above[some] - below[some] > 1)
+        some, between = some[open_], between[open_]
+        if not len(some):
+            break
+        first, width = below[some], above[some] - below[some]
+        middle = first + width // 2
+        if trial in _GUESSES:  # what a unit costs is alike, so costs tell nearly where
+            part = (budget.limit - under_cost[some]) / (over_cost[some] - under_cost[some])
+            guess = first + np.rint(width * (part + _GUESSES[trial] / between)).astype(np.int64)
+            middle = np.clip(guess, first + 1, above[some] - 1)
+        rows = moved(some, middle)
+        costs = budget.cost(rows)
+        fits = costs <= budget.limit
+        lower, upper = some[fits], some[~fits]
+        below[lower], under[lower], under_cost[lower] = middle[fits], rows[fits], costs[fits]
+        above[upper], over[upper], over_cost[upper] = middle[~fits], rows[~fits], costs[~fits]
+    return under
 
 
 def _enough_groups(rows: Rows, high: Rows, depth: int, budget: Budget) -> Rows:
@@ -201,9 +231,14 @@ def _enough_groups(rows: Rows, high: Rows, depth: int, budget: Budget) -> Rows:
 def _filled(rows: Rows, high: Rows, budget: Budget) -> Rows:
     """A channel more here and there, where steps that fell together left room for one."""
     filled = rows.copy()
-    for column in range(rows.shape[1] // 2, rows.shape[1]):
-        more = filled.copy()
-        more[:, column] += filled[:, column] < high[:, column]
+    depth = rows.shape[1] // 2
+    costs = budget.cost(rows)
+    room = (budget.limit - costs + _ROUNDING * np.abs(costs))[:, None]
+    may = (rows < high)[:, depth:] & (budget.least_steps()[depth:] <= room)
+    for column in np.flatnonzero(may.any(axis=0)):
+        some = np.flatnonzero(may[:, column])
+        more = filled[some]
+        more[:, depth + column] += 1
         fits = budget.cost(more) <= budget.limit
-        filled[fits] = more[fits]
+        filled[some[fits]] = more[fits]
     return filled

@@ -1,8 +1,7 @@
 """Search for plans that the predictor expects to lose least under a budget.
 
-A genetic algorithm (pymoo) whose individuals are plans that meet the budget: a mutation
-moves units from one block to another, and what a step leaves over or lacks is made up by
-`fit`.
+A genetic algorithm whose individuals are plans that meet the budget: a mutation moves units
+from one block to another, and what a step leaves over or lacks is made up by `fit`.
 """
 
 from __future__ import annotations
@@ -12,20 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
-from pymoo.algorithms.soo.nonconvex.ga import GA
 from pymoo.optimize import minimize
 
 from lmscout.pruning.searching.breeding import (
-    Fitting,
     Mixing,
     Moving,
     PlanProblem,
     Predict,
     Spanning,
-    Stalling,
     moved,
 )
 from lmscout.pruning.searching.budgets import Budget
+from lmscout.pruning.searching.evolution import evolved
 from lmscout.pruning.searching.ranges import Ranges, fit, meets
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
@@ -86,20 +83,16 @@ def search(
     ranges.require(budget)
     rng = np.random.default_rng([seed, 1])
     first = _first_rows(shape, ranges, budget, begin, population, rng)
-    problem = PlanProblem(predict, shape, ())
-    minimize(
-        problem,
-        GA(
-            pop_size=population,
-            sampling=first,
-            crossover=Mixing(),
-            mutation=Moving(shape),
-            repair=Fitting(ranges, budget),
-        ),
-        Stalling(generations),
-        seed=_pymoo_seed(seed),
+    rows, rises = evolved(
+        predict,
+        first,
+        shape,
+        ranges,
+        budget,
+        population=population,
+        generations=generations,
+        seed=_drawing_seed(seed),
     )
-    rows, rises = problem.seen()
     costs = budget.cost(rows)
     order = np.lexsort((*rows.T, rises))
     order = order[meets(rows[order], budget)]
@@ -158,7 +151,7 @@ def pareto(
             repair=Spanning(ranges, budgets),
         ),
         ("n_gen", generations),
-        seed=_pymoo_seed(seed),
+        seed=_drawing_seed(seed),
     )
     rows, rises = problem.seen()
     costs = budgets[0].cost(rows)
@@ -218,5 +211,5 @@ def _first_rows(
     return fit(wanted, ranges, budget)
 
 
-def _pymoo_seed(seed: int) -> int:
+def _drawing_seed(seed: int) -> int:
     return int(np.random.default_rng([seed, 3]).integers(2**31))
