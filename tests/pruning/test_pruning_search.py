@@ -208,5 +208,18 @@ def test_generations_are_pymoos_draw_by_draw(model, population, generations, dig
         generations=generations,
         seed=seed,
     )
-    assert rows.tolist() == problem.seen()[0].tolist()
-    assert rises.tolist() == problem.seen()[1].tolist()
+    expected = {tuple(row): rise for row, rise in zip(*problem.seen(), strict=True)}
+    assert dict(zip(map(tuple, rows), rises, strict=True)) == expected
+    assert len(rows) == len(expected)
+
+
+def test_plans_that_are_equally_good_come_in_an_order_of_their_own():
+    budget = keep_budget(SHAPE, 0.7)
+
+    def coarse(rows):
+        return np.round(MODEL.rise(rows), 1)
+
+    found = search(coarse, SHAPE, RANGES, budget, seed=0, count=200, distance=0.0, **SHORT)
+    keys = [(one.rise, *(one.plan.attention + one.plan.mlp)[::-1]) for one in found]
+    assert keys == sorted(keys)
+    assert len({one.rise for one in found}) < 50

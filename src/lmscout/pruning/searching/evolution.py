@@ -46,10 +46,10 @@ def evolved(
         seed: of the draws.
 
     Returns:
-        Distinct plans [n, 2L], sorted, and their predicted rises.
+        Distinct plans [n, 2L] and their predicted rises.
     """
     rng = np.random.default_rng(seed)
-    rows = _unknown(fit(first, ranges, budget), set())
+    rows, _ = _distinct(fit(first, ranges, budget), set())
     rises = predict(rows)
     asked, answers = [rows], [rises]
     best, since = np.inf, 0
@@ -67,7 +67,7 @@ def evolved(
                 break
             parents = _parents(rises, -(-wanted // 2), rng)
             young = _moved(_children(rows[parents], rng), shape, rng)
-            new = _unknown(fit(young, ranges, budget), known)
+            new, _ = _distinct(fit(young, ranges, budget), known)
             children = np.concatenate([children, new[:wanted]])
         if not len(children):
             break
@@ -76,8 +76,8 @@ def evolved(
         rows, rises = np.concatenate([rows, children]), np.concatenate([rises, answers[-1]])
         living = np.argsort(rises, kind="stable")[:population]
         rows, rises = rows[living], rises[living]
-    every, places = np.unique(np.concatenate(asked), axis=0, return_index=True)
-    return every, np.concatenate(answers)[places]
+    every, first_asked = _distinct(np.concatenate(asked), set())
+    return every, np.concatenate(answers)[first_asked]
 
 
 def _parents(rises: Floats, matings: int, rng: np.random.Generator) -> Rows:
@@ -108,12 +108,12 @@ def _moved(rows: Rows, shape: Shape, rng: np.random.Generator) -> Rows:
     return result
 
 
-def _unknown(rows: Rows, known: set[bytes]) -> Rows:
-    """Rows that are not known, each once; they are known from now on."""
+def _distinct(rows: Rows, known: set[bytes]) -> tuple[Rows, list[int]]:
+    """Rows that are not known, each once, and their places; they are known from now on."""
     new = []
     for place, row in enumerate(rows):
         key = row.tobytes()
         if key not in known:
             known.add(key)
             new.append(place)
-    return rows[new]
+    return rows[new], new

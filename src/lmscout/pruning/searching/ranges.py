@@ -162,8 +162,9 @@ def _carried(wanted: Floats, low: Rows, high: Rows) -> Floats:
     carried = np.zeros(len(wanted))
     for block in range(wanted.shape[1]):
         due = wanted[:, block] + carried
-        whole[:, block] = np.clip(np.round(due), low[:, block], high[:, block])
-        carried = np.clip(due - whole[:, block], -1.0, 1.0)
+        kept = np.minimum(np.maximum(np.rint(due), low[:, block]), high[:, block])
+        whole[:, block] = kept
+        carried = np.minimum(np.maximum(due - kept, -1.0), 1.0)
     return whole
 
 

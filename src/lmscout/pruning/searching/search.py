@@ -94,7 +94,7 @@ def search(
         seed=_drawing_seed(seed),
     )
     costs = budget.cost(rows)
-    order = np.lexsort((*rows.T, rises))
+    order = _best_first(rows, rises)
     order = order[meets(rows[order], budget)]
     chosen = apart(rows[order], dense_row(shape), count, distance)
     return [
@@ -191,6 +191,16 @@ def apart(rows: Rows, units: Rows, count: int, distance: float) -> list[int]:
         if not taken or np.abs(shares[taken] - share).mean(axis=1).min() >= distance:
             taken.append(place)
     return taken
+
+
+def _best_first(rows: Rows, rises: Floats) -> Rows:
+    """Places of rows by their rises, and of equal rises by the rows, from their last column."""
+    order = np.argsort(rises, kind="stable")
+    equal = np.append(False, np.diff(rises[order]) == 0)
+    tied = np.flatnonzero(equal | np.append(equal[1:], False))
+    among = order[tied]
+    order[tied] = among[np.lexsort((*rows[among].T, rises[among]))]
+    return order
 
 
 def _first_rows(
