@@ -243,12 +243,10 @@ def fit_predictor(
         for kind, (_, unseen) in contests.items()
     }
     ahead, error = margin(by_fold[ranked[0]], by_fold[ranked[1]]) if len(ranked) > 1 else (0.0, 0.0)
-    models = []
-    for kind in ranked:
-        scale, unseen = contests[kind]
-        model = regressor(kind, shape.depth, seed, like=unseen[0].models[-1])
-        model.fit(examples.features, scale.forward(examples.values), examples.weights)
-        models.append((scale, model))
+    with on_one_thread(), Parallel(n_jobs=-1, prefer="threads") as parallel:
+        models = parallel(
+            delayed(_fitted)(kind, *contests[kind], examples, seed) for kind in ranked
+        )
     report = PredictorReport(
         agreements[ranked[0]],
         tuple(agreements[kind] for kind in ranked[1:]),
@@ -257,6 +255,15 @@ def fit_predictor(
         error,
     )
     return Predictor(report, features, models, contests[ranked[0]][1][0], examples)
+
+
+def _fitted(
+    kind: str, scale: TargetScale, unseen: Sequence[HeldOut], examples: Examples, seed: int
+) -> tuple[TargetScale, Regressor]:
+    """One kind on its best scale, fitted on all pairs."""
+    model = regressor(kind, examples.depth, seed, like=unseen[0].models[-1])
+    model.fit(examples.features, scale.forward(examples.values), examples.weights)
+    return scale, model
 
 
 def _contests(
