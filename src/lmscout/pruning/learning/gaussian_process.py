@@ -1,7 +1,7 @@
 """A Gaussian process on a few hundred rows: the kernel's four numbers, and what it predicts.
 
 scikit-learn's does the same, but takes distances anew at every step of the search for those
-numbers and holds a matrix for each of their derivatives: on four hundred rows that is eight
+numbers and holds a matrix for each of their derivatives: on four hundred rows that is six
 times as long, and most of what it takes to learn from a ledger.
 """
 
