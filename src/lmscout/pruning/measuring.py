@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,7 @@ from lmscout.pruning.searching.space import PlanSpace
 from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import as_rows
 from lmscout.pruning.subnetworks.subnetwork import Evaluator
-
-Progress = Callable[[int, int], None]
+from lmscout.stages import StageProgress
 
 ROUND_SIZE = 20  # small, as every round learns from those before it; the first has twice as many
 _ROUNDS = 15  # more would cost more than they teach, where pairs are many
@@ -57,7 +57,7 @@ def measure_rounds(
     seed: int,
     round_size: int | None = None,
     extra: Sequence[Column] = (),
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Learnt:
     """Measure proposed plans until a ledger holds so many pairs.
 
@@ -142,7 +142,7 @@ def _measure(
     proposals: Sequence[Proposal],
     number: int,
     wanted: int,
-    progress: Progress | None,
+    progress: StageProgress | None,
 ) -> None:
     """Measure what a round proposed and the ledger does not hold."""
     todo = [one for one in proposals if ledger.find(one.plan) is None][: wanted - len(ledger)]
@@ -159,10 +159,12 @@ def _measure(
         limits.append(_limits(earlier, space, of_size[0]) if racing else ())
     started = time.perf_counter()
     measurements = evaluator.measure([one.plan for one in todo], limits)
-    for proposal, measured in zip(todo, measurements, strict=True):
-        now = time.perf_counter()
-        ledger.add(
-            Pair(
+    # A study writes every number of a plan by itself: done while the next plan is measured.
+    with ThreadPoolExecutor(1) as writer:
+        written: Future[bool] | None = None
+        for proposal, measured in zip(todo, measurements, strict=True):
+            now = time.perf_counter()
+            pair = Pair(
                 proposal.plan,
                 measured.rise,
                 measured.tokens,
@@ -173,10 +175,17 @@ def _measure(
                 origin=proposal.origin,
                 course=measured.course,
             )
-        )
-        started = now
-        if progress:
-            progress(len(ledger), wanted)
+            if written:
+                written.result()
+            held = len(ledger)
+            written = writer.submit(ledger.add, pair)
+            if progress:
+                progress(held, wanted)
+            started = now
+        if written:
+            written.result()
+    if progress:
+        progress(len(ledger), wanted)
 
 
 def _limits(pairs: Sequence[Pair], space: PlanSpace, target: Target) -> tuple[float, ...]:
