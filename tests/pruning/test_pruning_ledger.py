@@ -143,6 +143,12 @@ def test_a_storage_that_cannot_be_opened_is_one_line(url):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url):
+    with pytest.raises(LmscoutError, match="in memory"):
+        Ledger(url, SHAPE, SETTINGS)
+
+
 def test_a_file_that_is_no_ledger_is_one_line(tmp_path):
     (tmp_path / FILE_NAME).write_text("words" * 1000)
     with pytest.raises(LmscoutError, match="file is not a database"):

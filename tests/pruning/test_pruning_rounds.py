@@ -1,7 +1,6 @@
 """Rounds of measuring: what is dropped early, and where a stopped run goes on."""
 
 import itertools
-import threading
 
 import numpy as np
 import pytest
@@ -113,44 +112,6 @@ def test_every_size_gets_its_part_and_a_new_one_measures_nothing(tmp_path):
     again, measured, learnt = rounds(tmp_path, pairs=40, keep=(0.7,))
     assert (again, measured) == (pairs, [])
     assert learnt.targets[0].budget.limit == pytest.approx(0.7, abs=1e-4)
-
-
-def test_a_pair_is_written_while_the_next_plan_is_measured(tmp_path):
-    begun = threading.Semaphore(0)
-
-    class Evaluator(SyntheticEvaluator):
-        def measure(self, plans, limits=None):
-            for measured in super().measure(plans, limits):
-                yield measured
-                begun.release()  # the next plan, or the end
-
-    class PatientLedger(Ledger):
-        def add(self, pair):
-            assert begun.acquire(timeout=60)
-            return super().add(pair)
-
-    targets = [Target(keep_budget(MODEL.shape, 0.7), Ranges.above(MODEL.shape))]
-    with PatientLedger(tmp_path, MODEL.shape, {"model": "synthetic"}) as ledger:
-        space = AnySpace(MODEL.shape)
-        measure_rounds(ledger, Evaluator(), MODEL.mass, space, targets, pairs=30, seed=0)
-        assert len(ledger) == 30
-
-
-def test_what_cannot_be_written_stops_the_run(tmp_path):
-    class FullLedger(Ledger):
-        def add(self, pair):
-            if len(self) == 5:
-                raise LmscoutError("the disk is full")
-            return super().add(pair)
-
-    evaluator = SyntheticEvaluator()
-    targets = [Target(keep_budget(MODEL.shape, 0.7), Ranges.above(MODEL.shape))]
-    with FullLedger(tmp_path, MODEL.shape, {"model": "synthetic"}) as ledger:
-        space = AnySpace(MODEL.shape)
-        with pytest.raises(LmscoutError, match="the disk is full"):
-            measure_rounds(ledger, evaluator, MODEL.mass, space, targets, pairs=30, seed=0)
-        assert len(ledger) == 5
-    assert len(evaluator.measured) == 7
 
 
 def test_more_pairs_go_on_where_fewer_ended(tmp_path):

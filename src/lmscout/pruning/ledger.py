@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -64,6 +64,9 @@ class Ledger:
     One process writes; others may read meanwhile, each seeing what was there when it opened
     the ledger, or at its last `refresh`.  The storage stays open until `close`, or to the end of
     a ``with`` block; the pairs that were read can still be asked for afterwards.
+
+    Attributes:
+        opening: the arguments with which another process opens it, as JSON has them.
     """
 
     def __init__(
@@ -89,6 +92,12 @@ class Ledger:
         """
         self._url = storage_url(storage)
         self._name = study
+        self.opening: Mapping[str, object] = {
+            "storage": self._url,
+            "shape": astuple(shape),
+            "settings": dict(settings),
+            "study": study,
+        }
         self._distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, units) for name, units in shape.dense.as_dict().items()
         }
@@ -151,11 +160,7 @@ class Ledger:
         Raises:
             LmscoutError: the value is not finite, or the storage cannot be written.
         """
-        if not math.isfinite(pair.value):
-            raise LmscoutError(
-                f"the loss of a plan is not finite ({pair.value}): check the model's weights and "
-                "the calibration text"
-            )
+        self.check(pair)
         if pair.plan in self._by_plan:
             return False
         trial = optuna.create_trial(
@@ -176,8 +181,26 @@ class Ledger:
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=pair.seconds)
         with self._reported():
             self._study.add_trial(trial)
-        self._remember(pair)
+        self.remember(pair)
         return True
+
+    def check(self, pair: Pair) -> None:
+        """Refuse what can be no measurement.
+
+        Raises:
+            LmscoutError: the value is not finite.
+        """
+        if not math.isfinite(pair.value):
+            raise LmscoutError(
+                f"the loss of a plan is not finite ({pair.value}): check the model's weights and "
+                "the calibration text"
+            )
+
+    def remember(self, pair: Pair) -> None:
+        """Take note of a pair that the storage holds; no plan twice."""
+        if pair.plan not in self._by_plan:
+            self._pairs.append(pair)
+            self._by_plan[pair.plan] = pair
 
     def note(self, name: str, value: str | None = None) -> str | None:
         """A text that belongs to the run and is kept beside the pairs, such as measured costs.
@@ -205,7 +228,7 @@ class Ledger:
             )
         self._pairs, self._by_plan = [], {}
         for trial in trials:
-            self._remember(_pair(trial))
+            self.remember(_pair(trial))
 
     def close(self) -> None:
         """Let go of the storage; what was added stays."""
@@ -238,11 +261,6 @@ class Ledger:
                     "study, or the same settings"
                 )
         return study
-
-    def _remember(self, pair: Pair) -> None:
-        if pair.plan not in self._by_plan:
-            self._pairs.append(pair)
-            self._by_plan[pair.plan] = pair
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

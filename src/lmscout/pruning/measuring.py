@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +14,7 @@ from lmscout.pruning.learning.features import Column, ImportanceMass
 from lmscout.pruning.learning.narrowing import Shrink, narrow
 from lmscout.pruning.learning.predictor import FEWEST_PAIRS, Predictor, fit_predictor
 from lmscout.pruning.ledger import Ledger, Pair
+from lmscout.pruning.ledger_writer import LedgerWriter
 from lmscout.pruning.searching.covering import Proposal, Target
 from lmscout.pruning.searching.space import PlanSpace
 from lmscout.pruning.subnetworks.plan import Shape
@@ -97,31 +95,36 @@ def measure_rounds(
     number = 0
     if progress:
         progress(len(ledger), pairs)
-    while True:
-        earlier = ledger.pairs(before_round=number)
-        last = len(earlier) >= pairs
-        predictor = None
-        if len(earlier) >= FEWEST_PAIRS:
-            repeats = 3 if last else 1
-            predictor = fit_predictor(earlier, shape, mass, seed=seed, repeats=repeats, extra=extra)
-            if space.narrows:
-                targets, new = _narrowed(targets, predictor, earlier, shape)
-                shrinks.extend(new)
-        if last and predictor is not None:
-            return Learnt(predictor, tuple(targets), tuple(shrinks))
-        if len(ledger.pairs(before_round=number + 1)) == len(ledger) < pairs:
-            proposals = space.propose(
-                targets,
-                count=min(size * (1 if earlier else 2), pairs - len(earlier)),
-                seed=seed,
-                round_=number,
-                pairs=earlier,
-                predictor=predictor,
-            )
-            if not proposals:  # every plan has been measured
+    with LedgerWriter(ledger) as writer:
+        while True:
+            earlier = ledger.pairs(before_round=number)
+            last = len(earlier) >= pairs
+            predictor = None
+            if len(earlier) >= FEWEST_PAIRS:
+                repeats = 3 if last else 1
+                predictor = fit_predictor(
+                    earlier, shape, mass, seed=seed, repeats=repeats, extra=extra
+                )
+                if space.narrows:
+                    targets, new = _narrowed(targets, predictor, earlier, shape)
+                    shrinks.extend(new)
+            if last and predictor is not None:
                 return Learnt(predictor, tuple(targets), tuple(shrinks))
-            _measure(ledger, evaluator, space, targets, proposals, number, pairs, progress)
-        number += 1
+            if len(ledger.pairs(before_round=number + 1)) == len(ledger) < pairs:
+                proposals = space.propose(
+                    targets,
+                    count=min(size * (1 if earlier else 2), pairs - len(earlier)),
+                    seed=seed,
+                    round_=number,
+                    pairs=earlier,
+                    predictor=predictor,
+                )
+                if not proposals:  # every plan has been measured
+                    return Learnt(predictor, tuple(targets), tuple(shrinks))
+                _measure(
+                    ledger, writer, evaluator, space, targets, proposals, number, pairs, progress
+                )
+            number += 1
 
 
 def _narrowed(
@@ -138,6 +141,7 @@ def _narrowed(
 
 def _measure(
     ledger: Ledger,
+    writer: LedgerWriter,
     evaluator: Evaluator,
     space: PlanSpace,
     targets: Sequence[Target],
@@ -161,12 +165,11 @@ def _measure(
         limits.append(_limits(earlier, space, of_size[0]) if racing else ())
     started = time.perf_counter()
     measurements = evaluator.measure([one.plan for one in todo], limits)
-    # A study writes every number of a plan by itself: done while the next plan is measured.
-    with _short_turns(), ThreadPoolExecutor(1) as writer:
-        written: Future[bool] | None = None
-        for proposal, measured in zip(todo, measurements, strict=True):
-            now = time.perf_counter()
-            pair = Pair(
+    for proposal, measured in zip(todo, measurements, strict=True):
+        now = time.perf_counter()
+        held = len(ledger)
+        writer.add(
+            Pair(
                 proposal.plan,
                 measured.rise,
                 measured.tokens,
@@ -177,32 +180,13 @@ def _measure(
                 origin=proposal.origin,
                 course=measured.course,
             )
-            if written:
-                written.result()
-            held = len(ledger)
-            written = writer.submit(ledger.add, pair)
-            if progress:
-                progress(held, wanted)
-            started = now
-        if written:
-            written.result()
+        )
+        if progress:
+            progress(held, wanted)
+        started = now
+    writer.settle()
     if progress:
         progress(len(ledger), wanted)
-
-
-@contextmanager
-def _short_turns() -> Iterator[None]:
-    """Let threads take turns after a tenth of a millisecond, not after five.
-
-    Who measures asks for the interpreter again after every operation that it launches: behind a
-    thread that only computes, as the writer does, each would wait for a whole turn.
-    """
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def _limits(pairs: Sequence[Pair], space: PlanSpace, target: Target) -> tuple[float, ...]:

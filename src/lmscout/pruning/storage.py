@@ -15,6 +15,7 @@ from lmscout.errors import LmscoutError
 
 FILE_NAME = "ledger.db"
 ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, OSError)  # of a storage
+_IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
 _LOCKED = 60  # seconds that a process waits for another that writes to the same file
 
 
@@ -44,9 +45,14 @@ def storage_url(storage: str | Path) -> str:
     """The URL of a ledger: a URL as it is, or ``ledger.db`` in a folder, which is made.
 
     Raises:
-        LmscoutError: the folder cannot be made.
+        LmscoutError: the folder cannot be made, or the URL is of a database in memory.
     """
     if "://" in str(storage):
+        if str(storage) in _IN_MEMORY:
+            raise LmscoutError(
+                f"{storage}: is in memory, and gone when this process ends: name a file, as in "
+                "sqlite:///FILE"
+            )
         return str(storage)
     folder = Path(storage)
     try:
