@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -99,6 +101,8 @@ def test_rank_shows_the_whole_catalog(lmscout, flexibert_file):
 
 def test_version_and_help(installed_lmscout):
     assert installed_lmscout("--version")[:2] == (0, package.__version__ + "\n")
+    as_module = [sys.executable, "-m", "lmscout", "--version"]
+    assert subprocess.check_output(as_module, text=True) == package.__version__ + "\n"
     for arguments in ((), ("--help",)):
         code, out, err = installed_lmscout(*arguments)
         assert (code, err) == (0, "")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lmscout.ranking import Agreement, Interval
 
 STDOUT = "-"
+NO_BASELINE = "The configuration tells none of these architectures from another."
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -288,8 +287,8 @@ def show_choice(result: Finding, rivals: Sequence[Assessment] = ()) -> None:
         for one in some:
             table.add_row(one.name, "", *console.assessment_cells(one)[:-1])
     screen.print(table)
-    if math.isnan(result.hardest.agreement.spearman.value):
-        screen.print("The configuration tells none of these architectures from another.")
+    if result.beats_baselines is None:
+        screen.print(console.NO_BASELINE)
         return
     verb = "beats" if result.beats_baselines else "does not beat"
     screen.print(

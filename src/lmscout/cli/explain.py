@@ -94,6 +94,9 @@ def _show_assessment(result: Explanation) -> None:
     table.add_row("the proxy", *console.assessment_cells(result.assessment), style="bold")
     table.add_row(result.hardest.name, *console.assessment_cells(result.hardest), style="dim")
     screen.print(table)
+    if result.beats_baselines is None:
+        screen.print(console.NO_BASELINE)
+        return
     verb = "beats" if result.beats_baselines else "does not beat"
     screen.print(
         f"It {verb} the best configuration baseline, {result.hardest.name}"

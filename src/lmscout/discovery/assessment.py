@@ -124,8 +124,13 @@ def hardest(baselines: Sequence[Assessment]) -> Assessment:
     return max(baselines, key=lambda one: number_json(one.agreement.spearman.value) or 0.0)
 
 
-def beats(one: Assessment, baselines: Sequence[Assessment]) -> bool:
-    """Whether a ρ is above that of every baseline; one without a ρ is 0."""
+def beats(one: Assessment, baselines: Sequence[Assessment]) -> bool | None:
+    """Whether a ρ is above that of every baseline; one without a ρ is 0.
+
+    None where no baseline has a ρ: a configuration that tells nothing apart cannot be beaten.
+    """
+    if all(math.isnan(other.agreement.spearman.value) for other in baselines):
+        return None
     best = number_json(hardest(baselines).agreement.spearman.value) or 0.0
     return one.agreement.spearman.value > best
 

@@ -91,8 +91,8 @@ class Explanation:
         return hardest(self.baselines)
 
     @property
-    def beats_baselines(self) -> bool:
-        """Whether its ρ is above that of every configuration baseline."""
+    def beats_baselines(self) -> bool | None:
+        """Whether its ρ is above that of every configuration baseline, if one has any."""
         return beats(self.assessment, self.baselines)
 
     def to_json(self) -> dict[str, object]:

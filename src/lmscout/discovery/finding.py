@@ -50,8 +50,8 @@ class Finding:
     ahead: Interval
 
     @property
-    def beats_baselines(self) -> bool:
-        """Whether the test ρ is above that of every configuration baseline."""
+    def beats_baselines(self) -> bool | None:
+        """Whether the test ρ is above that of every configuration baseline, if one has any."""
         return beats(self.test, self.baselines)
 
     @property
