@@ -12,6 +12,7 @@ from synthetic_quality import Synthetic
 from lmscout.errors import LmscoutError
 from lmscout.pruning.learning.narrowing import narrow
 from lmscout.pruning.learning.predictor import fit_predictor
+from lmscout.pruning.ledger import Pair
 from lmscout.pruning.searching.budgets import keep_budget
 from lmscout.pruning.searching.covering import Target
 from lmscout.pruning.searching.proposals import propose
@@ -23,6 +24,7 @@ from lmscout.pruning.searching.sharing import (
     share_prefixes,
     shared_share,
 )
+from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import as_plans, as_rows, dense_row
 
 MODEL = Synthetic(depth=6)
@@ -237,3 +239,26 @@ def test_rounds_come_near_to_the_best_there_is():
     even = model.rise(as_rows([uniform(model.shape, WHOLE, target.budget)]))[0]
     winner = min(known, key=lambda pair: pair.value)
     assert best < winner.value < best + 0.25 * (even - best)
+
+
+class Foretelling:
+    """Prefers plans that keep much of the first column."""
+
+    def cautious(self, rows):
+        return -rows[:, 0].astype(float)
+
+    def spread(self, rows):
+        return np.ones(len(rows))
+
+    def error_near(self, rise):
+        return 0.1
+
+
+def test_a_size_of_so_few_plans_that_a_search_comes_by_none_is_no_error():
+    shape = Shape((3,) * 3, (2,) * 3, (1854,) * 3, (144,) * 3)
+    target = Target(keep_budget(shape, 0.5), Ranges.above(shape))
+    settings_ = {"count": 8, "seed": 0}
+    (only,) = propose(shape, [target], round_=0, **settings_)
+    pairs = [Pair(only.plan, 1.0, 100, partial=True)]
+    again = propose(shape, [target], round_=1, pairs=pairs, predictor=Foretelling(), **settings_)
+    assert again == []

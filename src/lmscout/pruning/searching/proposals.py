@@ -136,6 +136,8 @@ def _promising(
     )
     found = as_rows([candidate.plan for candidate in candidates])
     parents = as_rows(elite) if elite else found[:ELITE]
+    if not len(parents):  # so few plans are of this size that the search came by none
+        return covering(shape, target, count, known, rng, share)
     chosen = Chosen(known)
     unsure, near = round(UNSURE * count), round(NEAR * count)
     chosen.take(found, "found", count - unsure - near)
