@@ -54,7 +54,7 @@ class LedgerWriter:
         self._ledger.check(pair)
         self.settle()
         if self._process is None:
-            self._process = self._begin()
+            self._begin()
         self._pending = pair
         self._tell(asdict(pair))
 
@@ -75,17 +75,18 @@ class LedgerWriter:
             raise LmscoutError(f"ledger at {self._ledger.url}: {reason}")
         self._ledger.remember(pair)
 
-    def _begin(self) -> subprocess.Popen[str]:
+    def _begin(self) -> None:
+        here = os.getcwd()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-P", "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            # Modules are found where they are found here, and nowhere else.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(one or here for one in sys.path)},
         )
         self._tell(self._ledger.opening)
-        return self._process
 
     def _tell(self, what: object) -> None:
         assert self._process is not None

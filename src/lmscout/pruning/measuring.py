@@ -167,7 +167,6 @@ def _measure(
     measurements = evaluator.measure([one.plan for one in todo], limits)
     for proposal, measured in zip(todo, measurements, strict=True):
         now = time.perf_counter()
-        held = len(ledger)
         writer.add(
             Pair(
                 proposal.plan,
@@ -182,7 +181,7 @@ def _measure(
             )
         )
         if progress:
-            progress(held, wanted)
+            progress(len(ledger), wanted)
         started = now
     writer.settle()
     if progress:
