@@ -25,7 +25,7 @@ import torch
 
 from lmscout.proxies.operators import UNARY
 from lmscout.statistics import OPERATIONS
-from lmscout.statistics.fused_pieces import DEFAULT, Tuning
+from lmscout.statistics.fused_pieces import Tuning
 from lmscout.statistics.fused_reductions import fused_totals, prepare
 from lmscout.statistics.plain_walk import plain_totals
 from lmscout.statistics.totals import means_of_totals
@@ -45,7 +45,7 @@ SHAPES = {
 READ_TWICE = "down weight x 3,000"  # beyond what pairs of float32 hold
 BLOCK = ((4096, 4096),) * 4 + ((11008, 4096),) * 2 + ((4096, 11008),)
 TUNINGS = {
-    "4 elements, 80 registers": DEFAULT,
+    "4 elements, 80 registers": Tuning(),
     "4 elements, 64 registers": Tuning(programs=8, registers=64),
     "4 elements, 128 registers": Tuning(programs=4, registers=128),
     "8 elements, 128 registers": Tuning(programs=4, registers=128, vector=8),
@@ -66,7 +66,7 @@ def main() -> None:
     started = time.perf_counter()
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s")
-    tuning, tried = DEFAULT, {}
+    tuning, tried = Tuning(), {}
     if arguments.tune:
         tuning, tried = tune(bandwidth)
     rows = []
@@ -108,7 +108,7 @@ def copy_bandwidth() -> float:
 def tune(bandwidth: float) -> tuple[Tuning, dict[str, dict[str, float]]]:
     """The tuning with which the weights of a block are fastest."""
     sets = {"a matrix": several(BLOCK[-1:]), "a block": several(BLOCK)}
-    tried, best, fastest = {}, DEFAULT, np.inf
+    tried, best, fastest = {}, Tuning(), np.inf
     for name, trial in TUNINGS.items():
         ratios, told = {}, []
         for kind, tensors in sets.items():

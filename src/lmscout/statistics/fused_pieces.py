@@ -37,9 +37,6 @@ class Tuning:
     vector: int = 4
 
 
-DEFAULT = Tuning()
-
-
 @dataclass(frozen=True)
 class Matrix:
     """A tensor as the kernel sees it; `axis` is the length of the tensor's first axis."""

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from lmscout.statistics.fused_pieces import (
-    DEFAULT,
     Matrix,
     Tile,
     Tuning,
@@ -125,7 +124,7 @@ def prepare(
     Returns:
         The places of a launch's tensors, and the launch.
     """
-    tuning = tuning or DEFAULT
+    tuning = tuning or Tuning()
     tiles: dict[Tile, list[int]] = {}
     matrices = []
     for index, tensor in enumerate(tensors):

@@ -1,4 +1,4 @@
-"""Boosted trees as tables: what LightGBM predicts, for a few hundred rows in a fifth of the time.
+"""Boosted trees as tables: what LightGBM predicts, for a few hundred rows in a quarter of the time.
 
 LightGBM follows one row after the other through one tree after the other.  Small trees can be
 asked everything at once: each of their few splits is a bit, and the bits are a place in a table

@@ -12,7 +12,7 @@ from lmscout.pruning.searching.breeding import CROSSED, Predict, mixed, moved
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.ranges import Ranges, fit
 from lmscout.pruning.subnetworks.plan import Shape
-from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, unseen
 
 _PATIENCE = 25  # generations that may gain
 _GAIN = 1e-3  # no more than this share of the best, until a search ends
@@ -49,7 +49,8 @@ def evolved(
         Distinct plans [n, 2L] and their predicted rises.
     """
     rng = np.random.default_rng(seed)
-    rows, _ = _distinct(fit(first, ranges, budget), set())
+    rows = fit(first, ranges, budget)
+    rows = rows[unseen(rows, set())]
     rises = predict(rows)
     asked, answers = [rows], [rises]
     best, since = np.inf, 0
@@ -67,8 +68,9 @@ def evolved(
                 break
             parents = _parents(rises, -(-wanted // 2), rng)
             young = _moved(_children(rows[parents], rng), shape, rng)
-            new, _ = _distinct(fit(young, ranges, budget), known)
-            children = np.concatenate([children, new[:wanted]])
+            fitted = fit(young, ranges, budget)
+            new = unseen(fitted, known)[:wanted]
+            children = np.concatenate([children, fitted[new]])
         if not len(children):
             break
         asked.append(children)
@@ -76,8 +78,9 @@ def evolved(
         rows, rises = np.concatenate([rows, children]), np.concatenate([rises, answers[-1]])
         living = np.argsort(rises, kind="stable")[:population]
         rows, rises = rows[living], rises[living]
-    every, first_asked = _distinct(np.concatenate(asked), set())
-    return every, np.concatenate(answers)[first_asked]
+    every = np.concatenate(asked)
+    distinct = unseen(every, set())
+    return every[distinct], np.concatenate(answers)[distinct]
 
 
 def _parents(rises: Floats, matings: int, rng: np.random.Generator) -> Rows:
@@ -106,14 +109,3 @@ def _moved(rows: Rows, shape: Shape, rng: np.random.Generator) -> Rows:
     result = moved(rows, shape, rng)
     rng.random(len(rows))  # whether each is moved, to pymoo; here all are
     return result
-
-
-def _distinct(rows: Rows, known: set[bytes]) -> tuple[Rows, list[int]]:
-    """Rows that are not known, each once, and their places; they are known from now on."""
-    new = []
-    for place, row in enumerate(rows):
-        key = row.tobytes()
-        if key not in known:
-            known.add(key)
-            new.append(place)
-    return rows[new], new

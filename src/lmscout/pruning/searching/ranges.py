@@ -14,12 +14,8 @@ from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_r
 
 _HALVINGS = 26  # of the interval [-1, 1] in which the common shift is sought
 _PLACES = 1 << _HALVINGS  # in it
-_GUESSES = {
-    1: -3.0,
-    2: 3.0,
-    3: -3.0,
-    4: 3.0,
-}  # trials of a shift that costs foretell, and units beside it
+# Trials of the shift that costs foretell, and how many units beside it.
+_GUESSES = dict(enumerate((-3.0, 3.0, -3.0, 3.0), start=1))
 _ROUNDING = 1e-9  # of a cost: more than sums of floats are off by
 _NEARLY = 0.999  # of a budget that need not be used up, as far as fitting goes
 

@@ -32,7 +32,7 @@ from lmscout.pruning.searching.sharing import sharing_order
 from lmscout.pruning.searching.uniform_plans import UniformPlans
 from lmscout.pruning.searching.uniform_sizes import UniformChoices, UniformSize
 from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows
+from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, unseen
 
 T = TypeVar("T")
 
@@ -235,11 +235,13 @@ def _predicted(
         rows = plans.every()
         return _best_first(rows, predict(rows))
     seen: set[bytes] = set()
-    rows = _unseen(np.concatenate([start, plans.drawn(_LISTED, rng)]), seen)
+    rows = np.concatenate([start, plans.drawn(_LISTED, rng)])
+    rows = rows[unseen(rows, seen)]
     rows, rises = _best_first(rows, predict(rows))
     for _ in range(_CLIMBS):
         best = rows[:_CLIMBERS]
-        new = _unseen(plans.near(best), seen)
+        near = plans.near(best)
+        new = near[unseen(near, seen)]
         if not len(new):
             break
         rows, rises = _best_first(
@@ -253,16 +255,6 @@ def _predicted(
 def _best_first(rows: Rows, rises: Floats) -> tuple[Rows, Floats]:
     order = np.argsort(rises, kind="stable")
     return rows[order], rises[order]
-
-
-def _unseen(rows: Rows, seen: set[bytes]) -> Rows:
-    """Rows that were not seen before, each once; they are seen from now on."""
-    new = []
-    for place, row in enumerate(rows):
-        if (key := row.tobytes()) not in seen:
-            seen.add(key)
-            new.append(place)
-    return rows[new]
 
 
 def _in_turn(*sequences: Sequence[T]) -> Iterator[T]:

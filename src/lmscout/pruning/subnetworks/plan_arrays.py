@@ -45,6 +45,16 @@ def kept_shares(shape: Shape, rows: Rows) -> Floats:
     return kept
 
 
+def unseen(rows: Rows, seen: set[bytes]) -> list[int]:
+    """Places of the rows that were not seen before, each once; they are seen from now on."""
+    new = []
+    for place, row in enumerate(rows):
+        if (key := row.tobytes()) not in seen:
+            seen.add(key)
+            new.append(place)
+    return new
+
+
 def in_block_order(rows: Rows) -> Rows:
     """Columns as a model computes them: attention 0, MLP 0, attention 1, ..."""
     depth = rows.shape[1] // 2
