@@ -1,4 +1,5 @@
 import copy
+from threading import Thread, current_thread
 
 import numpy as np
 import pytest
@@ -487,6 +488,20 @@ def test_what_nobody_waits_for_is_not_measured(model, family):
     after = sum(len(one.seen) for one in crowded)
     list(parallel.measure(plans))
     assert sum(len(one.seen) for one in crowded) > after
+
+
+def test_each_device_keeps_its_thread_from_one_list_of_plans_to_the_next(model, family):
+    copies = [replica(model, torch.device("cpu")) for _ in range(2)]
+    evaluators = [SubnetworkEvaluator(one, family, random_windows(4)) for one in copies]
+    threads: list[set[Thread]] = [set(), set()]
+    for copied, seen in zip(copies, threads, strict=True):
+        copied.lm_head.register_forward_hook(lambda *_, seen=seen: seen.add(current_thread()))
+    parallel = ParallelEvaluator(evaluators)
+    for groups in (1, 2):
+        list(parallel.measure([Plan((groups, 1, 2), (9, 20, kept)) for kept in range(1, 9)]))
+    # One may have been done with all plans before the other began.
+    assert sorted(map(len, threads)) in ([0, 1], [1, 1])
+    assert threads[0].isdisjoint(threads[1])
 
 
 def test_copies_of_what_was_calibrated_measure_the_same(model):

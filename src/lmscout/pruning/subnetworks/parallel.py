@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import repeat
 from threading import Lock
@@ -28,6 +28,9 @@ class ParallelEvaluator:
     def __init__(self, evaluators: Sequence[SubnetworkEvaluator]) -> None:
         """Take the evaluators, one a device, all with the same text."""
         self._evaluators = tuple(evaluators)
+        # Each keeps its thread: PyTorch makes a thread's cuBLAS handles when it first multiplies,
+        # which takes a second on an H200, as long as a plan or two of a LLaMA-7B.
+        self._threads = [ThreadPoolExecutor(1) for _ in self._evaluators]
 
     @property
     def shape(self) -> Shape:
@@ -72,21 +75,21 @@ class ParallelEvaluator:
                     raise
                 answers[place].set_result(measured)
 
-        with ThreadPoolExecutor(len(self._evaluators)) as pool:
-            workers = [pool.submit(work, number) for number in range(len(self._evaluators))]
-            try:
-                for answer in answers:
-                    while not answer.done():
-                        for worker in workers:
-                            if worker.done():
-                                worker.result()  # what stopped it
-                        try:
-                            answer.exception(timeout=1)
-                        except TimeoutError:
-                            continue
-                    yield answer.result()
-            finally:
-                runs.stop()  # where nobody wants the rest
+        workers = [thread.submit(work, number) for number, thread in enumerate(self._threads)]
+        try:
+            for answer in answers:
+                while not answer.done():
+                    for worker in workers:
+                        if worker.done():
+                            worker.result()  # what stopped it
+                    try:
+                        answer.exception(timeout=1)
+                    except TimeoutError:
+                        continue
+                yield answer.result()
+        finally:
+            runs.stop()  # where nobody wants the rest
+            wait(workers)
 
 
 class _Runs:
