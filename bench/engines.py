@@ -1,7 +1,8 @@
 """Which engine searches the deep space best, and what the rules and the race save.
 
     python bench/engines.py [--benchmarks pico lts:random_GPT2_wt103] [--seeds 10]
-        [--evaluations 100] [--tables engines sieves] [--workers 2] [--folder DIR] [--json FILE]
+        [--evaluations 100] [--objective spearman] [--tables engines sieves] [--workers 2]
+        [--folder DIR] [--json FILE]
 
 Sketches of whole benchmarks are collected (into DIR, where a second call finds them).  For every
 seed, search splits of 40 (FlexiBERT: 100) architectures.  Two tables:
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--benchmarks", nargs="+", default=["pico", "lts:random_GPT2_wt103"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--evaluations", type=int, default=100)
+    parser.add_argument("--objective", default=DeepSettings.objective)
     parser.add_argument("--tables", nargs="+", default=["engines", "sieves"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path)
@@ -88,10 +90,11 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         for name in arguments.benchmarks:
             sketched(name, folder, arguments.workers)
+        plain = DeepSettings(evaluations=arguments.evaluations, objective=arguments.objective)
         jobs = [
             Job(name, seed, label, settings, folder)
             for name in arguments.benchmarks
-            for label, settings in searches(arguments.evaluations, arguments.tables).items()
+            for label, settings in searches(plain, arguments.tables).items()
             for seed in range(arguments.seeds)
         ]
         with ProcessPoolExecutor(arguments.workers) as pool:
@@ -107,14 +110,13 @@ def main() -> None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def searches(evaluations: int, tables: Sequence[str]) -> dict[str, DeepSettings]:
+def searches(plain: DeepSettings, tables: Sequence[str]) -> dict[str, DeepSettings]:
     """What is run, by label."""
-    plain = DeepSettings(evaluations=evaluations)
     wanted = {"genetic": plain}
     if "engines" in tables:
         wanted |= {one: replace(plain, engine=one) for one in ENGINES if one != EXHAUSTIVE}
     if "sieves" in tables:
-        longer = replace(plain, evaluations=LONGEST * evaluations)
+        longer = replace(plain, evaluations=LONGEST * plain.evaluations)
         wanted |= {
             label: replace(longer, rules=rules, race=race)
             for label, (rules, race) in SIEVES.items()

@@ -56,7 +56,8 @@ def discover(
         ),
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="Of the deep space: spearman, kendall or beyond-size.")
+        str,
+        typer.Option(help="Of the deep space: spearman, spearman+pearson, kendall or beyond-size."),
     ] = "spearman",
     spec_leaves: Annotated[
         bool, typer.Option(help="Of the deep space: may it read depth, width and size?")

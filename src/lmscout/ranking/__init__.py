@@ -1,4 +1,4 @@
-"""Rank correlations, their intervals, and what they are worth beyond the configuration."""
+"""Correlations of scores and quality, their intervals, and what is beyond the configuration."""
 
 from lmscout.ranking.baselines import configuration_baselines
 from lmscout.ranking.bootstrap import Agreement, Interval, agreement, spearman_difference
@@ -11,6 +11,7 @@ from lmscout.ranking.correlation import (
     spearman,
     spearman_many,
 )
+from lmscout.ranking.linear import log_pearson
 from lmscout.ranking.random_search import equivalent_trials, expected_best_rank, true_ranks
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "fisher_z",
     "kendall",
     "kendall_many",
+    "log_pearson",
     "midranks",
     "partial_spearman",
     "spearman",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.proxies.deep import Node
-from lmscout.ranking import kendall, partial_spearman, spearman
+from lmscout.ranking import kendall, log_pearson, partial_spearman, spearman
 
 Values = npt.NDArray[np.float64]
 
@@ -47,6 +47,11 @@ def _kendall(scores: Values, quality: Values, _: Values) -> float:
     return kendall(scores, quality)
 
 
+def _order_and_distance(scores: Values, quality: Values, _: Values) -> float:
+    """Of two that order alike, the one whose scores are as far apart as the quality is."""
+    return (spearman(scores, quality) + log_pearson(scores, quality)) / 2
+
+
 def _beyond_size(scores: Values, quality: Values, params: Values) -> float:
     return partial_spearman(scores, quality, params)
 
@@ -54,10 +59,16 @@ def _beyond_size(scores: Values, quality: Values, params: Values) -> float:
 Coefficient = Callable[[Values, Values, Values], float]
 
 OBJECTIVES: Mapping[str, Coefficient] = MappingProxyType(
-    {"spearman": _spearman, "kendall": _kendall, "beyond-size": _beyond_size}
+    {
+        "spearman": _spearman,
+        "spearman+pearson": _order_and_distance,
+        "kendall": _kendall,
+        "beyond-size": _beyond_size,
+    }
 )
 """What is sought: a coefficient of scores, quality and numbers of parameters, each [n].  The
-sign is free, as a proxy may fall with quality; "beyond-size" holds the parameters fixed."""
+sign is free, as a proxy may fall with quality; "spearman+pearson" is the mean of Spearman's and of
+Pearson's, the latter of logarithms; "beyond-size" holds the parameters fixed."""
 
 
 def agreed(coefficients: Sequence[float], room: Sequence[float] = ()) -> float:

@@ -19,7 +19,7 @@ class DeepSettings:
         engine: one of `ENGINES`.
         evaluations: candidates evaluated on every search architecture, in all.
         searches: independent searches that share them; the proxy is the product of their best.
-        objective: "spearman", "kendall" or "beyond-size".
+        objective: one of `OBJECTIVES`.
         spec_leaves: whether a proxy may read depth, width and size of the configuration.
         largest: words of a candidate, at most.
         rules: whether rules discard candidates.
