@@ -10,8 +10,8 @@ from lmscout.cli.recovery_options import recovery_request
 from lmscout.errors import LmscoutError
 
 
-def asked(method=None, elastic=False, text=None, steps=None, tokens=None, minutes=None, seed=0):
-    return recovery_request(method, elastic, text, steps, tokens, minutes, seed)
+def asked(method=None, elastic=False, text=None, seed=0, **given):
+    return recovery_request(method, elastic, text, seed, **given)
 
 
 def test_nothing_asked_for_is_nothing_trained():
@@ -26,6 +26,9 @@ def test_what_is_asked_for_is_trained_within_its_bounds():
     winners = request.winners
     assert (winners.method, winners.steps, winners.tokens) == ("lora", 7, None)
     assert (winners.seconds, winners.seed) == (30.0, 3)
+    assert (winners.rank, winners.learning_rate, winners.batch_tokens) == (16, 1e-3, 2_048)
+    wanted = asked("distill", rank=64, rate=3e-3, batch=8_192).winners
+    assert (wanted.rank, wanted.learning_rate, wanted.batch_tokens) == (64, 3e-3, 8_192)
     both = asked("lora", elastic=True, tokens=10_000)
     assert both.elastic == both.winners
     assert both.winners.last_step(128) == 4  # of 2,048 tokens: the bound of steps gave way
@@ -40,7 +43,10 @@ def test_what_is_asked_for_is_trained_within_its_bounds():
         ({"method": "luck"}, "unknown recovery 'luck': expected one of lora, distill"),
         ({"text": "TEXT"}, "--recover-text is for --recover lora, --recover distill or --elastic"),
         ({"steps": 5}, "--recover-steps is for"),
+        ({"rate": 1e-4}, "--recover-rate is for"),
         ({"method": "lora", "steps": 0}, "steps of 0 is not above 0"),
+        ({"method": "lora", "rate": 0.0}, "learning_rate of 0 is not above 0"),
+        ({"method": "lora", "rank": -1}, "rank of -1 is not above 0"),
         ({"elastic": True, "minutes": -1.0}, "seconds of -60 is not above 0"),
     ],
 )

@@ -130,6 +130,9 @@ def prune(
     recover_steps: recovery_options.StepsOption = None,
     recover_tokens: recovery_options.TokensOption = None,
     recover_minutes: recovery_options.MinutesOption = None,
+    recover_rank: recovery_options.RankOption = None,
+    recover_rate: recovery_options.RateOption = None,
+    recover_batch: recovery_options.BatchOption = None,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -191,7 +194,16 @@ def prune(
         grain=grain,
         devices=tuple(others),
         recovery=recovery_options.recovery_request(
-            recover, elastic, recover_text, recover_steps, recover_tokens, recover_minutes, seed
+            recover,
+            elastic,
+            recover_text,
+            seed,
+            steps=recover_steps,
+            tokens=recover_tokens,
+            minutes=recover_minutes,
+            rank=recover_rank,
+            rate=recover_rate,
+            batch=recover_batch,
         ),
         judge=judge,
         features=tuple(feature or ()),

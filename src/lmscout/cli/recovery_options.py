@@ -50,7 +50,7 @@ TokensOption = Annotated[
     int | None,
     typer.Option(
         "--recover-tokens",
-        help="Tokens that a recovery reads, at most; a step reads 2,048.",
+        help="Tokens that a recovery reads, at most, over all steps.",
         show_default=False,
     ),
 ]
@@ -62,16 +62,45 @@ MinutesOption = Annotated[
         show_default=False,
     ),
 ]
+RankOption = Annotated[
+    int | None,
+    typer.Option(
+        "--recover-rank",
+        help="Of the adapters; 16 by default.",
+        show_default=False,
+    ),
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--recover-rate",
+        help="The highest learning rate of a recovery; 0.001 by default.",
+        show_default=False,
+    ),
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--recover-batch",
+        metavar="TOKENS",
+        help="Tokens that a step of a recovery reads; 2,048 by default.",
+        show_default=False,
+    ),
+]
 
 
 def recovery_request(
     method: str | None,
     elastic: bool,
     text: str | None,
-    steps: int | None,
-    tokens: int | None,
-    minutes: float | None,
     seed: int,
+    *,
+    steps: int | None = None,
+    tokens: int | None = None,
+    minutes: float | None = None,
+    rank: int | None = None,
+    rate: float | None = None,
+    batch: int | None = None,
 ) -> RecoveryRequest:
     """What the options ask for.
 
@@ -86,6 +115,9 @@ def recovery_request(
         "--recover-steps": steps,
         "--recover-tokens": tokens,
         "--recover-minutes": minutes,
+        "--recover-rank": rank,
+        "--recover-rate": rate,
+        "--recover-batch": batch,
     }
     if method is None and not elastic:
         for name, value in given.items():
@@ -98,6 +130,9 @@ def recovery_request(
         tokens=tokens,
         seconds=None if minutes is None else 60 * minutes,
         seed=seed,
+        rank=RecoverySettings.rank if rank is None else rank,
+        learning_rate=RecoverySettings.learning_rate if rate is None else rate,
+        batch_tokens=RecoverySettings.batch_tokens if batch is None else batch,
     )
     settings.check()
     return RecoveryRequest(
