@@ -1,6 +1,7 @@
 """Searching the deep space: what is screened, what is recorded, and what is chosen."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 from collections import Counter
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_benchmark import tiny_benchmark
 
+from lmscout.cli.discover import discover
 from lmscout.discovery.deep import evidence as evidences
 from lmscout.discovery.deep.discovery import discover_deep
 from lmscout.discovery.deep.engines import GeneticProgramming, RandomSearch, engine_of
@@ -150,7 +152,7 @@ def test_the_race_never_drops_what_would_enter_the_front(evidence):
 
 def test_a_candidate_falls_at_the_first_look_that_makes_it_unlikely(evidence):
     """The race, by its definition, on every tree: after each look, z and what it may yet rise."""
-    screen = Screen([evidence])
+    screen = Screen([evidence], objective="spearman")
     screen.judge(trees(150, 0))
     front = screen.best
     rng, grammar = np.random.default_rng(1), Grammar(largest=10)
@@ -330,8 +332,9 @@ def test_what_is_reported_is_what_full_tensors_give(found, found_on_both, cache)
 def test_the_proxy_is_the_product_of_the_best_of_every_search(found):
     assert len(found.members) == len(found.evolutions) == SMALL.searches
     assert found.members[0].node != found.members[1].node
-    left, right = found.proxy.operands
-    assert found.proxy.name in "*/"
+    (product,) = found.proxy.operands if found.proxy.name == "negate" else (found.proxy,)
+    left, right = product.operands
+    assert product.name in "*/"
     assert {left, right} == {one.node for one in found.members}
     for member, evolution in zip(found.members, found.evolutions, strict=True):
         assert member.node in {one.node for one in evolution.hall}
@@ -356,10 +359,11 @@ def test_on_several_benchmarks_the_worst_counts(cache):
         "depth - sum(total(frobenius(grad)))",
         "width * sum(average(abs(act)))",
     ]
-    with_each = [judged([one], *texts, race=False) for one in evidence]
+    asked = {"race": False, "objective": "spearman"}
+    with_each = [judged([one], *texts, **asked) for one in evidence]
     screens = {
-        "both": judged(evidence, *texts, race=False),
-        "against": judged([evidence[0], turned], *texts, race=False),
+        "both": judged(evidence, *texts, **asked),
+        "against": judged([evidence[0], turned], *texts, **asked),
     }
     for place, text in enumerate(texts):
         values = [DeepEvaluator(one.sketches).scores(canonical(parse(text))) for one in evidence]
@@ -457,6 +461,12 @@ def test_a_run_folder_is_of_one_search(found, tmp_path):
     (folder / "other").touch()
     with pytest.raises(LmscoutError, match="is not empty"):
         begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
+
+
+def test_the_command_searches_as_the_settings_do():
+    asked = inspect.signature(discover).parameters
+    for name in ("engine", "evaluations", "objective", "spec_leaves"):
+        assert asked[name].default == getattr(DeepSettings(), name)
 
 
 def test_unknown_words_are_refused():

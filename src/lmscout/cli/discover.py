@@ -58,7 +58,7 @@ def discover(
     objective: Annotated[
         str,
         typer.Option(help="Of the deep space: spearman, spearman+pearson, kendall or beyond-size."),
-    ] = "spearman",
+    ] = "spearman+pearson",
     spec_leaves: Annotated[
         bool, typer.Option(help="Of the deep space: may it read depth, width and size?")
     ] = True,

@@ -37,7 +37,8 @@ CHAMPIONS: tuple[Champion, ...] = (
         "* (sum(average(logsoftmax(log(invert(grad))))) + sum(negate(average(abs(jacob))))) "
         "* (sum(average(frobenius(minmax(head))) + total(mlp_weight)) "
         "+ sum(total(frobenius(sub(weight, abs(weight)))))))",
-        "lmscout discover flexibert --space deep --no-spec-leaves --search 100 --seed 0",
+        "lmscout discover flexibert --space deep --objective spearman --no-spec-leaves "
+        "--search 100 --seed 0",
         ("flexibert",),
         "100 encoders; on the other 400 ρ 0.912; reads no configuration",
     ),
@@ -49,7 +50,8 @@ CHAMPIONS: tuple[Champion, ...] = (
         "* (max(total(act) + total(minmax(weight))) "
         "* mean(total(square(square(log(mlp_weight)))))) * (max(total(act)) "
         "* sum(total(square(mul(log(mlp_weight), mul(abslog(mlp_weight), mlp_grad)))))))",
-        "lmscout discover pico,lts:random_GPT2_wt103 --space deep --search 40 --seed 0",
+        "lmscout discover pico,lts:random_GPT2_wt103 --space deep --objective spearman "
+        "--search 40 --seed 0",
         ("pico", "lts:random_GPT2_wt103"),
         "40 decoders of each; on the others ρ 0.940 (pico) and 0.962 (GPT-2)",
     ),
@@ -60,7 +62,8 @@ CHAMPIONS: tuple[Champion, ...] = (
         "* sum(total(abs(mlp_grad)))) * (sum(total(abs(mul(act, act_grad)))) "
         "* sum(total(sqrt(head))) - mean(total(logsoftmax(mlp_grad)))) "
         "* ((depth * sum(total(relu(mlp_grad))) + max(total(act))) * params * depth)",
-        "lmscout discover flexibert,pico,lts:random_GPT2_wt103 --space deep --search 40 --seed 0",
+        "lmscout discover flexibert,pico,lts:random_GPT2_wt103 --space deep --objective spearman "
+        "--search 40 --seed 0",
         ("flexibert", "pico", "lts:random_GPT2_wt103"),
         "40 architectures of each; on the others ρ 0.865 (FlexiBERT), 0.902 (pico), 0.969 (GPT-2)",
     ),

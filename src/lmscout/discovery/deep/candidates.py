@@ -58,10 +58,11 @@ def _beyond_size(scores: Values, quality: Values, params: Values) -> float:
 
 Coefficient = Callable[[Values, Values, Values], float]
 
+DEFAULT_OBJECTIVE = "spearman+pearson"  # chosen on halves of search splits: docs/deep-search.md
 OBJECTIVES: Mapping[str, Coefficient] = MappingProxyType(
     {
         "spearman": _spearman,
-        "spearman+pearson": _order_and_distance,
+        DEFAULT_OBJECTIVE: _order_and_distance,
         "kendall": _kendall,
         "beyond-size": _beyond_size,
     }

@@ -23,6 +23,7 @@ from types import MappingProxyType
 import numpy as np
 
 from lmscout.discovery.deep.candidates import (
+    DEFAULT_OBJECTIVE,
     OBJECTIVES,
     Candidate,
     Values,
@@ -68,7 +69,7 @@ class Screen:
         self,
         evidence: Sequence[Evidence],
         *,
-        objective: str = "spearman",
+        objective: str = DEFAULT_OBJECTIVE,
         rules: bool = True,
         race: bool = True,
         workers: int = 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmscout.discovery.deep.candidates import OBJECTIVES
+from lmscout.discovery.deep.candidates import DEFAULT_OBJECTIVE, OBJECTIVES
 from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import SPEC_LEAVES
@@ -30,7 +30,7 @@ class DeepSettings:
     engine: str = "genetic"
     evaluations: int = 600
     searches: int = 4
-    objective: str = "spearman"
+    objective: str = DEFAULT_OBJECTIVE
     spec_leaves: bool = True
     largest: int = 16
     rules: bool = True
