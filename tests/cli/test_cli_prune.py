@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +128,37 @@ def test_a_table_a_model_and_its_json(lmscout, text, tmp_path):
     assert code == 0
     (measured,) = json.loads(out)["perplexities"]
     assert measured["perplexity"] == pytest.approx(result["found"]["perplexity"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_killed_in_a_recovery_a_run_of_two_sizes_ends_as_one_that_was_not(text, tmp_path):
+    def command(out):
+        return [
+            *(str(Path(sys.executable).with_name("lmscout")), "prune", str(STORIES)),
+            *("--calibration", str(text), "--pairs", "20", "--keep", "0.8,0.6"),
+            *("--recover", "distill", "--recover-steps", "10", "--out", str(out)),
+            *("--json", f"{out}.json"),
+        ]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    subprocess.run(command(whole), check=True, capture_output=True, env=environment)
+    with subprocess.Popen(
+        command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
+        until = time.monotonic() + 300
+        while not (out / "recovery" / "keep-0.8.safetensors").exists():  # the first winner's
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not list(out.rglob("model.safetensors"))
+    subprocess.run(command(out), check=True, capture_output=True, env=environment)
+    for keep in ("keep-0.8", "keep-0.6"):
+        weights = [(run / keep / "model.safetensors").read_bytes() for run in (whole, out)]
+        assert weights[0] == weights[1]
+    told = [json.loads(Path(f"{run}.json").read_text())["sizes"] for run in (whole, out)]
+    for size in (*told[0], *told[1]):
+        del size["out"], size["recovery"]["seconds"]
+    assert told[0] == told[1]
+    assert not (out / "recovery").exists() or not list((out / "recovery").iterdir())

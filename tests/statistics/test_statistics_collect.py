@@ -1,7 +1,10 @@
 import importlib
+import os
+import time
 from dataclasses import replace
 from functools import partial
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -167,6 +170,20 @@ def test_an_equal_architecture_that_is_done_is_not_measured_again(tmp_path):
     assert measure.specs == [SPECS[0], SPECS[2]]
     assert store.rows.tolist() == [[1, 1], [7, 8], [3, 2], [7, 8]]
     assert calls == [(2, 4), (3, 4), (4, 4)]
+
+
+def test_a_worker_that_has_grown_is_replaced_without_a_word(tmp_path, recwarn):
+    def measure(_):
+        joblib.held = [*getattr(joblib, "held", []), np.ones(50_000_000)]  # for ever
+        time.sleep(1.1)  # joblib looks at what a worker holds once a second
+        return np.array([os.getpid()], float)
+
+    specs = [gpt2(width=16 * (1 + number)) for number in range(6)]
+    store = RowStore(tmp_path, "tiny", provenance("test", ["a"], specs, 0, BATCH), (1,))
+    fill(store, specs, measure, Workers(2))
+    assert store.done.all()
+    assert len(np.unique(store.rows)) > 2
+    assert not recwarn.list
 
 
 def test_what_was_measured_is_saved_as_it_goes(tmp_path, monkeypatch):

@@ -163,19 +163,21 @@ def fill(
         pre_dispatch="2*n_jobs",
     )
     rows = parallel(joblib.delayed(_in_one_thread)(measure, spec) for spec in todo)
-    try:
-        for spec, row in zip(todo, rows, strict=True):
-            for index in places[spec]:
-                store.set_row(index, row)
-            if progress:
-                progress(int(store.done.sum()), len(specs))
-            if time.monotonic() - saved > _SAVE_EVERY:
-                store.save()
-                saved = time.monotonic()
-    finally:
-        store.save()
-        with warnings.catch_warnings():  # whoever interrupts knows that work is cancelled
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        # A worker that has grown after a large architecture is replaced, and nothing is lost.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
+        try:
+            for spec, row in zip(todo, rows, strict=True):
+                for index in places[spec]:
+                    store.set_row(index, row)
+                if progress:
+                    progress(int(store.done.sum()), len(specs))
+                if time.monotonic() - saved > _SAVE_EVERY:
+                    store.save()
+                    saved = time.monotonic()
+        finally:
+            store.save()
+            warnings.simplefilter("ignore")  # whoever interrupts knows that work is cancelled
             rows.close()
 
 
