@@ -166,7 +166,9 @@ _DEEP_WORDS = """\
 `depth`, `width` and `params` are scores (`--no-spec-leaves` does without them). The unary
 operations above, but `identity` and `meansum`, act on tensors; those that act element by element
 (`abs`, `abslog`, `exp`, `invert`, `log`, `negate`, `relu`, `sigmoid`, `sqrt`, `square`) act on
-block values and scores, too. The rest:"""
+block values and scores, too. A number such as `0.5`, without a sign or an exponent, is a score
+that is the same for every architecture; searches grow none, but what they find may be
+[bent](deep-search.md#why-the-product-is-bent) by some. The rest:"""
 
 _DEEP_RULES = """\
 Rules discard a candidate before it is evaluated, the first ones by its tree alone, the others by

@@ -167,8 +167,14 @@ def test_an_expression_resolves_to_its_proxy():
         resolve("sum(ab(weight))")
 
 
-@pytest.mark.parametrize("text", ["params", " depth ", "params / depth", "width*(depth + params)"])
-def test_what_begins_with_the_configuration_is_an_expression(text):
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("params", " depth ", "params / depth", "width*(depth + params)"),
+        *("2 * depth", "0.5 * sum(average(act))", "(sum(average(act)) - 3) * 0.25"),
+    ],
+)
+def test_what_begins_with_the_configuration_or_holds_a_number_is_an_expression(text):
     assert resolve(text) == parse_deep(text)
     assert resolve(format_node(resolve(text))) == resolve(text)
 

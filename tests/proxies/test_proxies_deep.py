@@ -23,7 +23,7 @@ from lmscout.proxies.deep.growing import (
 )
 from lmscout.proxies.deep.nodes import LARGEST, replaced
 from lmscout.proxies.deep.rules import RULES, first_broken, never_negative, never_positive
-from lmscout.proxies.deep.words import BLOCK, SCORE, STACKS
+from lmscout.proxies.deep.words import BLOCK, SCORE, STACKS, as_number, number_text
 
 ANY = Grammar()
 BARE = Grammar(spec_leaves=(), stacks=("linear", "act"), aggregates=("sum",), largest=12)
@@ -38,6 +38,21 @@ def trees(draw, grammar=ANY):
 def test_text_and_tree_are_the_same_thing(node):
     assert parse(format_node(node)) == node
     assert parse(re.sub(r"([()*/+,-])", r"  \1 ", format_node(node))) == node
+
+
+@given(st.floats(0, 1e20))
+def test_a_number_is_its_digits(value):
+    node = Node(number_text(value))
+    assert as_number(node.name) == value
+    assert parse(format_node(node)) == node
+    assert (node.type, node.size, node.leaves) == (SCORE, 1, frozenset())
+
+
+def test_numbers_that_are_equal_are_one():
+    assert parse("2 * depth") == parse("2.00 * depth") == Node("*", (Node("02"), Node("depth")))
+    for wrong in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="finite number"):
+            number_text(wrong)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +86,12 @@ def test_brackets_stay_where_they_are_needed():
         ("sum(act)", "column 1: sum takes (block), not (act)"),
         ("sum(average(mul(weight, act)))", "takes (tensor, tensor), not (linear, act); tensors"),
         ("sum(avrage(act))", "column 5: unknown word 'avrage'; did you mean 'average'?"),
-        ("depth * 2", "column 9: found '2', expected a word or one of ( ) + - * / ,"),
+        ("depth * !", "column 9: found '!', expected a word, a number or one of ( ) + - * / ,"),
+        ("depth * 2(width)", "column 9: 2 is a number and takes nothing, not (score)"),
+        ("2 3", "column 3: found '3', expected the end or a sign"),
+        ("depth * 2.", "column 10: found '.'"),
+        ("depth * 1e3", "column 10: found 'e3', expected the end or a sign"),
+        ("sum(2)", "column 1: sum takes (block), not (score)"),
         ("sum(average(mul(act)))", "column 13: mul takes (tensor, tensor), not (act)"),
         ("depth @ width", "column 7: found '@'"),
         ("(" * 300 + "depth", "no more than 256 words within each other"),

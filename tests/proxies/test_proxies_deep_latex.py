@@ -46,6 +46,7 @@ def test_latex_is_what_it_says(text, latex):
         ("(depth + width) / (params - width)", r"\frac{L + d}{P - d}"),
         ("depth - negate(width)", r"L - \left(-\left(d\right)\right)"),
         ("square(depth + width)", r"\left(L + d\right)^{2}"),
+        ("0.25 * (depth - 2)", r"0.25 \cdot \left(L - 2\right)"),
     ],
 )
 def test_brackets_are_where_arithmetic_needs_them(text, latex):

@@ -112,6 +112,13 @@ def test_what_overflows_is_no_number(text):
     check(parse(text))
 
 
+@pytest.mark.parametrize(
+    "text", ["0.5 * sum(average(head)) - 12.25 / (depth + 3)", "abslog(max(total(head))) - 0", "2"]
+)
+def test_numbers(text):
+    check(parse(text))
+
+
 def test_it_needs_nothing_but_torch():
     rng = np.random.default_rng(0)
     for _ in range(50):

@@ -62,6 +62,10 @@ def discover(
     spec_leaves: Annotated[
         bool, typer.Option(help="Of the deep space: may it read depth, width and size?")
     ] = True,
+    bend: Annotated[
+        bool,
+        typer.Option(help="Of the deep space: may numbers fit it to depth, width and size?"),
+    ] = True,
     model: Annotated[
         str | None,
         typer.Option(
@@ -107,6 +111,7 @@ def discover(
             searches=searches or (1 if engine == EXHAUSTIVE else DeepSettings.searches),
             objective=objective,
             spec_leaves=spec_leaves,
+            bend=bend,
         )
         names = benchmark.split(",")
         sizes = _sizes(search, len(names))

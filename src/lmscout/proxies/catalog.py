@@ -217,7 +217,7 @@ CATALOG: tuple[Entry, ...] = (
 # Words and signs that tell a deep proxy from a published one, for the error that helps.
 _DEEP_ALONE = {word.name for word in WORDS} - {*INPUT, *UNARY_OPERATION, *AGGREGATION, *"+-*"}
 _DEEP_ALONE |= {"/", ","}
-_CONFIGURATION = re.compile(rf"\s*({'|'.join(SPEC_LEAVES)})\s*([-+*/]|$)")
+_CONFIGURATION = re.compile(rf"\s*({'|'.join(SPEC_LEAVES)}|[0-9.]+)\s*([-+*/]|$)")
 
 CATALOG_ENTRY: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in CATALOG})
 
@@ -225,9 +225,9 @@ CATALOG_ENTRY: Mapping[str, Entry] = MappingProxyType({entry.name: entry for ent
 def resolve(text: str) -> Entry | Proxy | Node:
     """The catalog entry of a name, or the proxy of an expression.
 
-    An expression is text with a parenthesis, or one that begins with a leaf that reads the
-    configuration, such as `params / depth`.  It is of the published form if it can be, else of
-    the deep space.
+    An expression is text with a parenthesis, or one that begins with a number or with a leaf that
+    reads the configuration, such as `params / depth`.  It is of the published form if it can be,
+    else of the deep space.
 
     Raises:
         LmscoutError: There is no such entry, or the expression is malformed.
@@ -236,7 +236,8 @@ def resolve(text: str) -> Entry | Proxy | Node:
         try:
             return parse(text)
         except LmscoutError:
-            if not set(re.findall(r"\w+|[^\w\s]", text)) & _DEEP_ALONE:
+            words = set(re.findall(r"\w+|[^\w\s]", text))
+            if not words & _DEEP_ALONE and not any(one.isdigit() for one in words):
                 raise
         return parse_deep(text)
     if _CONFIGURATION.match(text):

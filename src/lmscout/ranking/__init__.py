@@ -11,7 +11,7 @@ from lmscout.ranking.correlation import (
     spearman,
     spearman_many,
 )
-from lmscout.ranking.linear import log_pearson
+from lmscout.ranking.linear import log_pearson, logarithm
 from lmscout.ranking.random_search import equivalent_trials, expected_best_rank, true_ranks
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "kendall",
     "kendall_many",
     "log_pearson",
+    "logarithm",
     "midranks",
     "partial_spearman",
     "spearman",

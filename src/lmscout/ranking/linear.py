@@ -22,9 +22,7 @@ _ROUNDING = 1e-12  # relative difference below which two scores are the same
 def log_pearson(scores: npt.ArrayLike, quality: npt.ArrayLike) -> float:
     """Pearson's r of the logarithms of two vectors.
 
-    What is negative throughout, as a negated perplexity is, counts by the logarithm of its size,
-    turned round so that it rises where the vector does.  A vector of both signs, or with a zero,
-    counts as it is.
+    A vector of both signs, or with a zero, counts as it is: see `logarithm`.
 
     Args:
         scores: [n] one score an architecture.
@@ -36,12 +34,17 @@ def log_pearson(scores: npt.ArrayLike, quality: npt.ArrayLike) -> float:
     x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     if not np.isfinite(x).all():
         return math.nan
-    x, y = _deviations(_logarithm(x)), _deviations(_logarithm(y))
+    x, y = _deviations(logarithm(x)), _deviations(logarithm(y))
     square = float((x @ x) * (y @ y))
     return float(np.clip(x @ y / math.sqrt(square), -1, 1)) if square > 0 else math.nan
 
 
-def _logarithm(values: Array) -> Array:
+def logarithm(values: Array) -> Array:
+    """Logarithms of values [n] of one sign; of others the values themselves.
+
+    What is negative throughout, as a negated perplexity is, counts by the logarithm of its size,
+    turned round so that it rises where the values do.
+    """
     if values.min() > 0:
         return np.log(values)
     return -np.log(-values) if values.max() < 0 else values

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import SCORE, SPEC_LEAVES, STACKS, Node, format_node
-from lmscout.proxies.deep.words import ARITHMETIC, REDUCTIONS, TENSOR_ARITHMETIC
+from lmscout.proxies.deep.words import ARITHMETIC, NUMBER, REDUCTIONS, TENSOR_ARITHMETIC
 from lmscout.proxies.operators import UNARY_OPERATION
 from lmscout.proxies.reading import Reading
 from lmscout.statistics.sketch_operations import Piece, reduction
@@ -72,6 +72,8 @@ def joined_score(node: Node, parts: Mapping[Node, npt.ArrayLike]) -> npt.NDArray
     def value(one: Node) -> Tensor:
         if one in parts:
             return torch.from_numpy(np.asarray(parts[one], np.float64))
+        if one.word == NUMBER:
+            return number_value(one)
         if one.type != SCORE or not one.operands:
             raise LmscoutError(f"{format_node(one)} is no part whose scores are known")
         return raised_value(one, tuple(map(value, one.operands)), torch.ones(0, dtype=torch.bool))
@@ -82,6 +84,8 @@ def joined_score(node: Node, parts: Mapping[Node, npt.ArrayLike]) -> npt.NDArray
 
 def _full_value(node: Node, reading: Reading, spec_values: Mapping[str, float]) -> Tensor:
     """A score [] or block values [L], float64."""
+    if node.word == NUMBER:
+        return number_value(node)
     if node.name in SPEC_LEAVES:
         return torch.tensor(float(spec_values[node.name]), dtype=torch.float64)
     if node.name in REDUCTIONS:
@@ -126,6 +130,11 @@ def reduced(name: str, tensors: list[Tensor]) -> float:
         return math.fsum(one.sum(dtype=torch.float64).item() for one in tensors)
     means = [one.mean(dtype=torch.float64).item() for one in tensors]
     return math.fsum(means) / max(len(means), 1)
+
+
+def number_value(node: Node) -> Tensor:
+    """A number's, [] float64: one for all architectures."""
+    return torch.tensor(float(node.name), dtype=torch.float64)
 
 
 def raised_value(node: Node, operands: tuple[Tensor, ...], exists: Tensor) -> Tensor:
@@ -212,6 +221,8 @@ class DeepEvaluator:
 
     def _value(self, node: Node) -> Tensor:
         """Block values [A, L] or scores [A]."""
+        if node.word == NUMBER:  # as many as there are architectures: it may be all of a tree
+            return number_value(node).to(self._exists.device).expand(len(self._exists))
         if node.name in SPEC_LEAVES:
             return self._spec[node.name]
         with self._lock:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lmscout.benchmarks import Benchmark
+from lmscout.discovery.deep.bend import bend
 from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate, front
 from lmscout.discovery.deep.engines import engine_of
 from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark
@@ -41,7 +42,8 @@ class DeepDiscovery:
         evolutions: what each search went through.
         members: the best of each search, by its fitness on full tensors, but for those that are
             far behind.
-        proxy: their product, or the only one.
+        proxy: their product, or the only one; bent to the configuration, if that was wished.
+        bent: whether it is.
         seconds: by stage.
     """
 
@@ -50,6 +52,7 @@ class DeepDiscovery:
     evolutions: tuple[Evolution, ...]
     members: tuple[Candidate, ...]
     proxy: Node
+    bent: bool
     seconds: dict[str, float]
 
     @property
@@ -84,6 +87,7 @@ class DeepDiscovery:
             "discarded": dict(self.discarded),
             "front": list(map(_candidate, self.front)),
             "members": list(map(_candidate, self.members)),
+            "bent": self.bent,
             **(judged[0] if len(judged) == 1 else {"benchmarks": judged}),
             "seconds": self.seconds,
         }
@@ -119,8 +123,9 @@ def discover_deep(
     """Search the deep space on search splits and judge what is found on the test splits.
 
     Candidates are evaluated on sketches.  The fittest of every search are scored again on full
-    tensors, the best of each is taken, and these are multiplied.  On several benchmarks a
-    candidate is worth what it is worth on the worst of them.
+    tensors, the best of each is taken, and these are multiplied; on one benchmark, the product
+    is bent to the configuration.  On several a candidate is worth what it is worth on the worst
+    of them.
 
     Args:
         benchmarks: architectures with measured quality.
@@ -170,6 +175,7 @@ def discover_deep(
         chosen.evolutions,
         chosen.product.members,
         chosen.product.node,
+        chosen.product.bent,
         stages.seconds,
     )
 
@@ -217,7 +223,11 @@ def choose_deep(
         )
         for scores, one in zip(rescored, evidence, strict=True)
     ]
-    return Choice(grounds, evolutions, choose(finalists, known, OBJECTIVES[settings.objective]))
+    product = choose(finalists, known, OBJECTIVES[settings.objective])
+    if settings.bends and len(evidence) == 1:  # quality of several is on scales of its own
+        (own,) = evidence
+        product = bend(product, own.sketches.spec, own.quality)
+    return Choice(grounds, evolutions, product)
 
 
 def _searches(

@@ -57,11 +57,13 @@ class Product:
         members: with their fitness on full tensors.
         node: the product, or the only member; it rises with quality.
         searched: its scores on each benchmark: [search architectures].
+        bent: whether numbers were fitted to it, see `bend`.
     """
 
     members: tuple[Candidate, ...]
     node: Node
     searched: tuple[Scores, ...]
+    bent: bool = False
 
 
 def choose(

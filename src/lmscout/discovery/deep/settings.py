@@ -25,6 +25,7 @@ class DeepSettings:
         rules: whether rules discard candidates.
         race: whether the race does.
         catalog: whether a search begins with the proxies of the literature.
+        bend: whether numbers are fitted to the product, see `bends`.
     """
 
     engine: str = "genetic"
@@ -36,6 +37,7 @@ class DeepSettings:
     rules: bool = True
     race: bool = True
     catalog: bool = True
+    bend: bool = True
 
     def __post_init__(self) -> None:
         for name, given, known in (
@@ -48,6 +50,11 @@ class DeepSettings:
             raise LmscoutError(
                 f"{self.searches} exhaustive searches would all find the same: ask for --searches 1"
             )
+
+    @property
+    def bends(self) -> bool:
+        """Whether the product is bent to the configuration: where that may be read, and counts."""
+        return self.bend and self.spec_leaves and self.objective != "beyond-size"
 
     @property
     def grammar(self) -> Grammar:

@@ -52,7 +52,7 @@ _JOINED: Mapping[str, tuple[str, int]] = MappingProxyType(
 def to_latex(node: Node) -> str:
     """A tree as a LaTeX formula, without delimiters."""
     if not node.operands:
-        return _LEAF[node.name]
+        return _LEAF.get(node.name, node.name)  # a number is written as it stands
     if node.name in _JOINED:
         template, binding = _JOINED[node.name]
         left, right = node.operands

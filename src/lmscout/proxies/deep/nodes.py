@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep.words import STACKS, TENSOR, WORDS, Word
+from lmscout.proxies.deep.words import (
+    NUMBER,
+    STACKS,
+    TENSOR,
+    WORDS,
+    Word,
+    as_number,
+    number_text,
+)
 from lmscout.proxies.spelling import did_you_mean, shown
 
 LARGEST = 256
@@ -19,12 +27,12 @@ class Node:
     """A word with its operands.
 
     Attributes:
-        name: the word.
+        name: the word; of a number the shortest digits, however it was given.
         operands: trees that it takes.
         word: its entry in the table, found by the name and the operands' types.
         type: "block", "score", or the stack of its tensors.
         size: number of nodes.
-        leaves: names of the leaves under it.
+        leaves: names of the leaves under it, of what is read; numbers are not among them.
     """
 
     name: str
@@ -36,12 +44,15 @@ class Node:
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if (number := as_number(self.name)) is not None:
+            object.__setattr__(self, "name", number_text(number))
         word, kind = _typed(self.name, tuple(one.type for one in self.operands))
         size = 1 + sum(one.size for one in self.operands)
         if size > LARGEST:
             raise LmscoutError(f"a proxy of {size} words is too large: at most {LARGEST}")
         below = (one.leaves for one in self.operands)
-        leaves = frozenset().union(*below) if self.operands else frozenset({self.name})
+        read = {self.name} if number is None else set()
+        leaves = frozenset().union(*below) if self.operands else frozenset(read)
         for name, value in (
             ("word", word),
             ("type", kind),
@@ -87,6 +98,10 @@ _BY_NAME: dict[str, tuple[Word, ...]] = {
 @cache
 def _typed(name: str, types: tuple[str, ...]) -> tuple[Word, str]:
     """The word of this name that takes operands of these types, and the type that it gives."""
+    if as_number(name) is not None:
+        if types:
+            raise LmscoutError(f"{name} is a number and takes nothing, not ({', '.join(types)})")
+        return NUMBER, NUMBER.gives
     if name not in _BY_NAME:
         raise LmscoutError(f"unknown word {shown(name)}{did_you_mean(name, _BY_NAME)}")
     general = tuple(TENSOR if one in STACKS else one for one in types)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmscout.proxies.deep.nodes import Node, walk
-from lmscout.proxies.deep.words import SPEC_LEAVES, STACKS
+from lmscout.proxies.deep.words import NUMBER, SPEC_LEAVES, STACKS
 
 # f(g(x)) is x, or |x|, or what g alone leaves of x.
 _INVERSE = frozenset(
@@ -65,7 +65,7 @@ def first_broken(node: Node) -> Rule | None:
 
 def never_negative(node: Node) -> bool:
     """Whether a value is known to be 0 or more, whatever is read."""
-    if node.name in _NEVER_NEGATIVE or node.name in SPEC_LEAVES:
+    if node.name in _NEVER_NEGATIVE or node.name in SPEC_LEAVES or node.word == NUMBER:
         return True
     if node.name == "softmax":  # the input and the operation alike
         return True

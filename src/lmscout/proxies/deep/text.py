@@ -1,6 +1,7 @@
 """The text form of a deep proxy: `sum(total(abs(mul(weight, grad)))) / params`.
 
-A word before a parenthesis takes what is in it, one or two operands; any other word is a leaf.
+A word before a parenthesis takes what is in it, one or two operands; any other word is a leaf,
+and so is a number such as `0.5`.
 Tensors are joined by `mul`, `add`, `sub` and `div`; block values and scores by the signs
 `* / + -`, which bind as in arithmetic and from left to right.  Nothing is evaluated.
 """
@@ -15,7 +16,9 @@ from lmscout.proxies.deep.nodes import LARGEST, Node
 from lmscout.proxies.deep.words import ARITHMETIC
 from lmscout.proxies.spelling import shown
 
-_TOKEN = re.compile(r"\s*(?:(?P<word>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>[()+\-*/,]))")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<word>[A-Za-z_][A-Za-z0-9_]*|[0-9]+(?:\.[0-9]+)?)|(?P<sign>[()+\-*/,]))"
+)
 _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
@@ -133,7 +136,7 @@ class _Reader:
             if unknown:
                 raise LmscoutError(
                     f"proxy {shown(self._text)}, column {column}: found {shown(unknown)}, "
-                    "expected a word or one of ( ) + - * / ,"
+                    "expected a word, a number or one of ( ) + - * / ,"
                 )
             return _Token("", column)
         self._at = match.end()

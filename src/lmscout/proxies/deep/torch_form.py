@@ -18,6 +18,7 @@ from lmscout.proxies import formulas
 from lmscout.proxies.deep.nodes import Node, walk
 from lmscout.proxies.deep.text import format_node
 from lmscout.proxies.deep.words import (
+    NUMBER,
     REDUCTIONS,
     SCORE,
     SPEC_LEAVES,
@@ -242,6 +243,8 @@ class _Code:
 
 
 def _score_code(node: Node, named: Mapping[Node, str]) -> _Code | str:
+    if node.word == NUMBER:
+        return f"torch.tensor({float(node.name)!r}, dtype=torch.float64)"
     if not node.operands:
         return node.name
     if node.word.aggregates:

@@ -4,14 +4,18 @@ A value is one of three things.  A *tensor* of a block belongs to a stack: tenso
 have the same shape, place by place, so that they can be joined element by element.  A *block
 value* is one number a block, a *score* one number an architecture.  Types only ever go up:
 a reduction makes a block value of a stack's tensors, an aggregation a score of block values.
+A number is a score that is the same for every architecture, and a word for itself.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
 from torch import Tensor
 
 from lmscout.proxies import formulas
@@ -119,6 +123,25 @@ WORDS: tuple[Word, ...] = (
     *(Word(name, (BLOCK,), SCORE, f"{name} over the blocks that exist") for name in AGGREGATES),
 )
 
+NUMBER = Word("number", (), SCORE, "a number, 0 or more, such as 0.5")
+_DIGITS = re.compile(r"[0-9]+(\.[0-9]+)?")
+
 TENSOR_UNARY = tuple(one.name for one in WORDS if (one.takes, one.gives) == ((TENSOR,), TENSOR))
 TENSOR_JOINS = tuple(TENSOR_ARITHMETIC)
 REDUCTIONS = ("average", "total")
+
+
+def number_text(value: float) -> str:
+    """The word for a number: its shortest digits, without an exponent.
+
+    Args:
+        value: finite, and 0 or more; what is negative is taken away by a sign.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{value} is not a finite number of 0 or more")
+    return np.format_float_positional(abs(value), trim="-")
+
+
+def as_number(word: str) -> float | None:
+    """The number that a word stands for; None where it is another word."""
+    return float(word) if _DIGITS.fullmatch(word) else None

@@ -22,7 +22,7 @@ from lmscout.evaluation import parameter_count
 from lmscout.proxies import Entry, Reading, resolve
 from lmscout.proxies.deep import SPEC_LEAVES, Node, walk
 from lmscout.proxies.deep.members import as_tree
-from lmscout.proxies.deep.words import REDUCTIONS, SCORE
+from lmscout.proxies.deep.words import NUMBER, REDUCTIONS, SCORE
 from lmscout.pruning.families import ATTENTION, Family
 from lmscout.pruning.judging.reading import Place, read_trained
 from lmscout.pruning.judging.tables import BlockTable, tabulate
@@ -30,7 +30,7 @@ from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, dense_row, kept_shares
 from lmscout.pruning.subnetworks.plan_arrays import unit_parameters as parameters_of_units
 from lmscout.ranking import spearman
-from lmscout.statistics.deep_values import raised_value
+from lmscout.statistics.deep_values import number_value, raised_value
 from lmscout.statistics.single_pass import INPUT_NAMES
 
 PREFIX = "proxy:"
@@ -215,7 +215,9 @@ def _scores(
 
     def value(node: Node) -> Tensor:
         if node not in known:
-            if node.name in SPEC_LEAVES:
+            if node.word == NUMBER:
+                known[node] = number_value(node).expand(len(rows))
+            elif node.name in SPEC_LEAVES:
                 known[node] = configuration.of(node.name, rows, exists)
             elif node.name in REDUCTIONS:
                 known[node] = torch.from_numpy(tables[node].block_values(rows))
