@@ -56,7 +56,7 @@ def widened(x, FAST: tl.constexpr):
     """A tile [rows, groups, vector] in float32: one instruction an element of bfloat16 too."""
     if FAST and x.dtype == tl.bfloat16 and x.shape[2] > 1:
         return tl.inline_asm_elementwise(
-            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], tl.int32,
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=&r,=r,r", [x], tl.int32,
             is_pure=True, pack=2,
         ).to(tl.float32, bitcast=True)  # fmt: skip
     else:

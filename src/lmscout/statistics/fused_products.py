@@ -102,8 +102,8 @@ def _block(lines: list[str]) -> str:
 
 
 def _registers(outputs: int, floats: int, pairs: int, vector: int) -> str:
-    """What a block writes and reads: tensors of float32, and such of 16 bits."""
-    names = ["=f"] * outputs * vector + ["f"] * floats * vector + ["r"] * pairs * (vector // 2)
+    """What a block writes (before it has read all) and reads: float32, and pairs of 16 bits."""
+    names = ["=&f"] * outputs * vector + ["f"] * floats * vector + ["r"] * pairs * (vector // 2)
     return ",".join(names)
 
 
