@@ -54,6 +54,8 @@ TUNINGS = {
     "2 elements, 56 registers": Tuning(programs=9, registers=56, vector=2),
     "2 elements, 48 registers": Tuning(programs=10, registers=48, vector=2),
     "8 warps, 4 elements, 80 registers": Tuning(warps=8, programs=3),
+    "4 elements, 80 registers, units for matrices": Tuning(matrices=True),
+    "4 elements, 72 registers, units for matrices": Tuning(programs=7, registers=72, matrices=True),
     "80 registers, smaller pieces": Tuning(most=1 << 16),
     "80 registers, small pieces": Tuning(most=1 << 15),
 }

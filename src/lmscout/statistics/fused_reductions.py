@@ -87,6 +87,7 @@ class Launch:
             ADJACENT=self.tile.adjacent,
             FAST=_capability(self.totals.device) if self.tuning.fast else 0,
             SMALL=self.tuning.small,
+            MATRICES=self.tuning.matrices,
             num_warps=self.tuning.warps,
             **options,
         )

@@ -90,6 +90,7 @@ def walk_stripes(
     small, lift, normalised, n_parts, parts_sum, parts_highest,
     DTYPE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
     ADJACENT: tl.constexpr, FAST: tl.constexpr, SMALL: tl.constexpr,
+    MATRICES: tl.constexpr,
 ):  # fmt: skip
     """The sums of a piece: as of small numbers, lifted by `lift`, where `small` is not 0.
 
@@ -131,7 +132,7 @@ def walk_stripes(
                     first, second, third, fourth, size, inverse, root, log, log_abs, low, high,
                 ) = add_small(
                     first, second, third, fourth, size, inverse, root, log, log_abs, low, high,
-                    x, y, z, w, lift, lift * EPS, FAST,
+                    x, y, z, w, lift, lift * EPS, FAST, MATRICES,
                 )  # fmt: skip
             small_steps += from_row // STEP
             second = unknown(second, FAST)
