@@ -52,6 +52,16 @@ def causal(length):
     return scores.masked_fill(future, -math.inf).softmax(-1)
 
 
+def small(*shape, scale=0.02, dtype=torch.float32, **rows):
+    """Numbers like weights; `rows`, as row_7=0.5, are set, and none of them is looked at ahead."""
+    tensor = normal(*shape, scale=scale)
+    for row, value in rows.items():
+        at = int(row.removeprefix("row_"))
+        assert at % 32 >= 4, "the first tile of each quarter decides how a piece is walked"
+        tensor[at] = value
+    return tensor.to(dtype)
+
+
 TENSORS = {
     "weights": normal(200, 300, scale=0.02, dtype=torch.bfloat16),
     "rows and columns left over": normal(150, 137),
@@ -82,6 +92,37 @@ TENSORS = {
     "one piece unlike the others": torch.cat([normal(130, 130), normal(30, 130) * 1e9]),
     "poles of the reciprocal": torch.tensor([-1e-9, 0.5, -1e-9, 2.0]).repeat(140, 30),
 }
+# What looks small is added by powers, with products of eight, and has to be walked again where
+# it turns out not to be.  Four tiles of four rows are looked at: 128 rows have three without.
+SMALL_ONES = {
+    "small": small(140, 130),
+    "small, bfloat16": small(140, 260, dtype=torch.bfloat16),
+    "small, half precision": small(140, 260, dtype=torch.float16),
+    "small, two elements aligned": small(140, 134, dtype=torch.bfloat16),
+    "small, one element aligned": small(140, 133, dtype=torch.bfloat16),
+    "small, strided": small(280, 402)[::2, 1::3],
+    "small, few rows": small(8, 5, 300),
+    "small, one row": small(1, 40, 150),
+    "small, negative": -small(132, 128).abs(),
+    "small, positive": small(132, 128).abs(),
+    "small, like gradients": small(132, 128, scale=1e-6),
+    "small, a zero": small(132, 128, row_9=0.0),
+    "small, half of them zero": small(132, 128).relu(),
+    "small, a larger one": small(132, 128).index_put(
+        (torch.tensor(9), torch.tensor(9)), torch.tensor(0.4)
+    ),
+    "small, a row of large ones": small(132, 128, row_9=1.5),
+    "small, a row beyond e^x": small(132, 128, row_9=90.0),
+    "small, a row of tiny ones": small(132, 128, row_9=1e-12, row_10=-1e-12),
+    "small, a denormal": small(132, 128, row_9=1e-39),
+    "small, a pole": small(132, 128, row_9=-1e-9),
+    "small, ever smaller": small(132, 128) * torch.logspace(0, -30, 132)[:, None],
+    # Eight of the largest, lifted, overflow when multiplied, but no seven: nothing infinite shows.
+    "small, then larger by far": small(
+        132, 128, scale=5e-4, row_17=0.018, row_21=0.018, row_25=0.018, row_29=0.018
+    ),
+}
+TENSORS |= SMALL_ONES
 
 
 def check(tensor, totals):
@@ -120,24 +161,81 @@ def test_what_is_equal_by_definition_is_equal_to_the_bit():
         totals = fused_totals([TENSORS[name].to(DEVICE)]).cpu().numpy()
         return dict(zip(OPERATIONS, means_of_totals(totals)[0], strict=True))
 
-    positive, negative, constant = of("positive and zero"), of("negative"), of("constant")
-    assert positive["relu"] == positive["abs"] == positive["identity"]
-    assert positive["log"] == positive["abslog"]
-    assert negative["relu"] == negative["log"] == negative["sqrt"] == 0.0
-    assert negative["abs"] == negative["negate"]
+    for positive in map(of, ("positive and zero", "small, positive", "small, half of them zero")):
+        assert positive["relu"] == positive["abs"] == positive["identity"]
+        assert positive["log"] == positive["abslog"]
+    for negative in map(of, ("negative", "small, negative")):
+        assert negative["relu"] == negative["log"] == negative["sqrt"] == 0.0
+        assert negative["abs"] == negative["negate"]
+    constant = of("constant")
     assert constant["std"] == constant["minmax"] == 0.0
     assert constant["mean"] == TENSORS["constant"][0, 0].item()
 
 
 @runs_kernel
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_tensor_that_is_not_finite_has_no_means(bad):
-    tensor = normal(140, 130)
+@pytest.mark.parametrize("scale", [1.0, 0.02])
+def test_a_tensor_that_is_not_finite_has_no_means(bad, scale):
+    tensor = normal(140, 130, scale=scale)
     tensor[70, 100] = bad
     sound = normal(140, 130)
     means = means_of_totals(fused_totals([tensor.to(DEVICE), sound.to(DEVICE)]).cpu().numpy())
     assert np.isnan(means[0]).all()
     assert np.isfinite(means[1]).all()
+
+
+@runs_kernel
+@pytest.mark.parametrize("largest", [0.03, 0.1, 0.15, 0.25, 0.5, 1.0])
+def test_sums_of_powers_are_used_only_where_they_are_exact(largest):
+    x = torch.linspace(0.3 * largest, largest, 128 * 128).reshape(128, 128)
+    totals = fused_totals([x.to(DEVICE)]).cpu().numpy()
+    got = dict(zip(OPERATIONS, means_of_totals(totals)[0], strict=True))
+    x = x.double()
+    assert got["exp"] == pytest.approx(x.exp().mean().item(), rel=3e-7)
+    assert got["sigmoid"] == pytest.approx(x.sigmoid().mean().item(), rel=3e-7)
+    expected = x.log_softmax(0).mean().item()
+    assert got["logsoftmax"] == pytest.approx(expected, rel=3e-7)
+
+
+@runs_kernel
+@pytest.mark.skipif(ON_GPU, reason="only the interpreter's functions can be watched")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("small", "walk small quads"),  # the quads are the edges
+        ("small, like gradients", "walk small quads"),
+        ("small, a zero", "walk small quads"),
+        ("small, half of them zero", "walk small quads"),
+        ("small, a larger one", "walk small quads"),
+        ("small, a row of large ones", "walk small quads walk quads"),
+        ("small, a row beyond e^x", "walk small quads walk quads carefully"),
+        ("small, then larger by far", "walk small quads walk quads"),
+        ("rows and columns left over", "walk quads"),
+        ("all zero", "walk quads"),
+        ("tiny", "walk quads"),
+    ],
+)
+def test_a_piece_is_walked_no_more_than_it_has_to_be(name, expected, monkeypatch):
+    from lmscout.statistics import fused_kernel, fused_stripes
+
+    walks = []
+
+    def watch(module, function, word):
+        walk = getattr(module, function)
+
+        def watched(*arguments):
+            if walks[-1:] != [word]:
+                walks.append(word)
+            return walk(*arguments)
+
+        monkeypatch.setattr(module, function, watched)
+
+    watch(fused_kernel, "walk_stripes", "walk")
+    watch(fused_stripes, "add_small", "small")
+    watch(fused_stripes, "add_quads", "quads")
+    watch(fused_kernel, "walk_carefully", "carefully")
+    fused_totals([TENSORS[name]], Tuning(least=1 << 18))  # a single piece
+    assert walks == expected.split()
 
 
 @runs_kernel
@@ -163,6 +261,16 @@ def test_large_tensors_on_a_gpu_are_reduced_fused_and_always_alike():
     for tensor, row in zip(tensors, totals.cpu().numpy(), strict=True):
         check(tensor, row)
     assert torch.equal(totals, tensor_totals(tensors))
+
+
+@pytest.mark.skipif(not ON_GPU, reason="no GPU")
+@pytest.mark.parametrize("matrices", [False, True])
+@pytest.mark.parametrize("scale", [0.02, 1.0])
+def test_bfloat16_is_taken_apart_exactly(matrices, scale):
+    # Triton's interpreter misreads a bfloat16 below 2^-126, so that this is for a GPU.
+    for tiny in (0.0, 1e-39, -1e-39):
+        tensor = small(300, 520, scale=scale, row_9=tiny, dtype=torch.bfloat16).to(DEVICE)
+        check(tensor, fused_totals([tensor], Tuning(matrices=matrices))[0].cpu().numpy())
 
 
 def test_the_plain_walk_takes_what_the_kernel_does_not():

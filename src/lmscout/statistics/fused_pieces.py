@@ -26,6 +26,8 @@ class Tuning:
         fast: approximate by the device's instructions.
         registers: at most, of a thread; 0 lets the compiler choose.
         vector: elements that a thread loads at once, within 16 bytes.
+        small: add numbers that look small by sums of their powers.
+        matrices: have units for products of matrices take small bfloat16 apart.
     """
 
     warps: int = 4
@@ -35,6 +37,8 @@ class Tuning:
     fast: bool = True
     registers: int = 80
     vector: int = 4
+    small: bool = True
+    matrices: bool = False
 
 
 @dataclass(frozen=True)

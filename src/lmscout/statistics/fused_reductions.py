@@ -4,15 +4,19 @@ Tensors are cut into pieces of about equal size, which `fused_kernel` walks; a p
 second time only where float32 cannot sum it.  Any number of tensors of one dtype and kind of
 shape share a launch, and the host never waits: totals are handed on as a tensor.
 
-An element costs 25.5 instructions (bfloat16, compiled for sm_90, four rows of four columns a
-step): conversion 1, extremes 0.5 as two bfloat16 are compared at once, the larger of it and 0,
-two comparisons for the halves of the number line, 16.4 multiplications and additions, 1.6 for
-addresses and the loop, and 3 special functions, which are e^x, the root, two quarters of a
-logarithm of a product, and two quarters of a reciprocal: 1 / (x + 1e-9) of four elements are
-four quotients over one product, and so are e^x / (1 + e^x).  A quarter of a multiprocessor issues
-one instruction a cycle for 32 elements, and needs 8 cycles for a special one, so both bounds
-are nearly one: 25.5 and 24 cycles.  On an H200 (528 such quarters, 1.98 GHz) 4,096 x 11,008
-elements take 34 microseconds at least, where reading them once takes 21: 1.6 times.
+Of small numbers, as weights are, an element costs 17.7 instructions (bfloat16, compiled for
+sm_90, four rows of four columns a step): conversion 1, extremes 0.5 as two bfloat16 are compared
+at once, the sums of four powers 5, that of |x| 1, x + 1e-9 and one quotient for eight of them
+3.4, root and logarithm of what is above 0 4.1, the logarithm of |x| 1.5, addresses and the loop
+1.2.  1.4 of these are special functions: the root, two eighths of a logarithm of a product, an
+eighth of a reciprocal.  A quarter of a multiprocessor issues one instruction a cycle for 32
+elements, and needs 8 cycles for a special one: 17.7 and 11 cycles, so that 4,096 x 11,008 elements
+take an H200 (528 such quarters, 1.98 GHz) 24 microseconds at least, where reading them once takes
+21: 1.1 times.
+
+Of other ordinary numbers an element costs 22.3, 2.75 of them special functions: e^x beside the
+root, logarithms of products of four, and a quarter of a reciprocal that serves 1 / (x + 1e-9)
+and e^x / (1 + e^x) alike.  That is 22 cycles of either kind, or 1.4 times.
 """
 
 from __future__ import annotations
@@ -81,7 +85,9 @@ class Launch:
             VECTOR=self.tile.vector,
             TENSORS=_TENSORS,
             ADJACENT=self.tile.adjacent,
-            FAST=self.tuning.fast and _has_approximations(self.totals.device),
+            FAST=_capability(self.totals.device) if self.tuning.fast else 0,
+            SMALL=self.tuning.small,
+            MATRICES=self.tuning.matrices,
             num_warps=self.tuning.warps,
             **options,
         )
@@ -191,6 +197,10 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @cache
-def _has_approximations(device: torch.device) -> bool:
+def _capability(device: torch.device) -> int:
+    """The compute capability if its instructions are of use, else 0."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
     # Two bfloat16 are compared in one instruction from Ampere on.
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return 10 * major + minor if major >= 8 else 0

@@ -1,122 +1,35 @@
-"""What the fused kernel does with tiles of ordinary numbers, in float32.
-
-With the device's own approximations, a special function is one instruction with an error of
-about 2e-7, below what a sum of float32 loses.  Triton's interpreter knows no assembly, and
-takes the portable functions.
-"""
+"""What the fused kernel does with tiles of ordinary numbers, in float32."""
 
 import triton
 import triton.language as tl
 
+from lmscout.statistics.fused_instructions import (
+    exp2,
+    higher,
+    lower,
+    reciprocal_of,
+    times,
+    widened,
+)
+from lmscout.statistics.fused_products import QUADS, add_positives, add_sizes
+
 EPS: tl.constexpr = tl.constexpr(1e-9)
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
-LIFT: tl.constexpr = tl.constexpr(108.0)  # binary logarithm of LIFTING
-LIFTING: tl.constexpr = tl.constexpr(2.0**108)
-HIGHEST: tl.constexpr = tl.constexpr(21.0)  # e^x of four, multiplied, is within float32
+HIGHEST: tl.constexpr = tl.constexpr(18.0)  # e^x of four times x of four is within float32
 LOWEST: tl.constexpr = tl.constexpr(1e-15)  # squares of less are not
 INFINITY: tl.constexpr = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def exp2(x, FAST: tl.constexpr):
-    """2 to the power of x."""
-    if FAST:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1
-        )
-    return tl.exp2(x)
-
-
-@triton.jit
-def log2(x, FAST: tl.constexpr):
-    """The binary logarithm of x."""
-    if FAST:
-        return tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1
-        )
-    return tl.log2(x)
-
-
-@triton.jit
-def reciprocal_of(x, FAST: tl.constexpr):
-    """1 / x."""
-    if FAST:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1
-        )
-    return 1.0 / x
-
-
-@triton.jit
-def root_of(x, FAST: tl.constexpr):
-    """The root of x >= 0."""
-    if FAST:
-        return tl.inline_asm_elementwise(
-            "sqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1
-        )
-    return tl.sqrt(x)
-
-
-@triton.jit
-def one_where_not_above_zero(x, FAST: tl.constexpr):
-    """1 where x <= 0, else 0; a comparison that gives a number costs one instruction."""
-    if FAST:
-        return tl.inline_asm_elementwise(
-            "set.le.f32.f32 $0, $1, 0f00000000;", "=f,f", [x], tl.float32, is_pure=True, pack=1
-        )
-    return (x <= 0).to(tl.float32)
-
-
-@triton.jit
-def one_where_zero(x, FAST: tl.constexpr):
-    """1 where x = 0, else 0."""
-    if FAST:
-        return tl.inline_asm_elementwise(
-            "set.eq.f32.f32 $0, $1, 0f00000000;", "=f,f", [x], tl.float32, is_pure=True, pack=1
-        )
-    return (x == 0).to(tl.float32)
-
-
-@triton.jit
-def lower(x, y, FAST: tl.constexpr):
-    """The lower of x and y: two at a time where they are of 16 bits."""
-    if FAST and x.dtype == tl.bfloat16:
-        return tl.inline_asm_elementwise(
-            "min.bf16x2 $0, $1, $2;", "=r,r,r", [x, y], tl.bfloat16, is_pure=True, pack=2
-        )
-    elif FAST and x.dtype == tl.float16:
-        return tl.inline_asm_elementwise(
-            "min.f16x2 $0, $1, $2;", "=r,r,r", [x, y], tl.float16, is_pure=True, pack=2
-        )
-    else:
-        return tl.minimum(x, y)
-
-
-@triton.jit
-def higher(x, y, FAST: tl.constexpr):
-    """The higher of x and y."""
-    if FAST and x.dtype == tl.bfloat16:
-        return tl.inline_asm_elementwise(
-            "max.bf16x2 $0, $1, $2;", "=r,r,r", [x, y], tl.bfloat16, is_pure=True, pack=2
-        )
-    elif FAST and x.dtype == tl.float16:
-        return tl.inline_asm_elementwise(
-            "max.f16x2 $0, $1, $2;", "=r,r,r", [x, y], tl.float16, is_pure=True, pack=2
-        )
-    else:
-        return tl.maximum(x, y)
-
-
-@triton.jit
 def add_quads(
-    total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers,
+    total, square, size, invert, sigmoid, roots, logs, log_sizes, low, high, powers,
     raw_a, raw_b, raw_c, raw_d, a_counts, b_counts, c_counts, d_counts,
     MASKED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Add four tiles of ordinary numbers from the same columns; those that do not count are 0.
 
-    `log` and `log_abs` grow by LIFT more than they should for every four numbers.
+    `logs` and `log_sizes` grow by LIFT_OF_QUADS more than they should for every four numbers.
     """
     kept_a, kept_b = raw_a.to(low.dtype), raw_b.to(low.dtype)
     kept_c, kept_d = raw_c.to(low.dtype), raw_d.to(low.dtype)
@@ -135,14 +48,14 @@ def add_quads(
         high = higher(high, higher(kept_a, kept_b, FAST), FAST)
         high = higher(high, higher(kept_c, kept_d, FAST), FAST)
 
-    a, b = raw_a.to(tl.float32), raw_b.to(tl.float32)
-    c, d = raw_c.to(tl.float32), raw_d.to(tl.float32)
+    a, b = widened(raw_a, FAST), widened(raw_b, FAST)
+    c, d = widened(raw_c, FAST), widened(raw_d, FAST)
     total += tl.sum((a + b) + (c + d), axis=2)
     square += tl.sum(a * a + b * b + c * c + d * d, axis=2)
-    size_a, size_b, size_c, size_d = tl.abs(a), tl.abs(b), tl.abs(c), tl.abs(d)
-    size += tl.sum((size_a + size_b) + (size_c + size_d), axis=2)
+    size += tl.sum((tl.abs(a) + tl.abs(b)) + (tl.abs(c) + tl.abs(d)), axis=2)
 
-    # Four quotients over one product, 1 / (x + eps) and, below, e^x / (1 + e^x).
+    # Four quotients over one product, 1 / (x + eps) and, below, e^x / (1 + e^x); then one
+    # reciprocal for the products of both.
     near_a, near_b, near_c, near_d = a + EPS, b + EPS, c + EPS, d + EPS
     if MASKED:
         near_a, near_b = tl.where(a_counts, near_a, 1.0), tl.where(b_counts, near_b, 1.0)
@@ -151,9 +64,9 @@ def add_quads(
         second = tl.where(c_counts, near_d, 0.0) + tl.where(d_counts, near_c, 0.0)
     else:
         first, second = near_a + near_b, near_c + near_d
-    under_first, under_second = near_a * near_b, near_c * near_d
-    over = tl.fma(first, under_second, second * under_first)
-    invert += tl.sum(over * reciprocal_of(under_first * under_second, FAST), axis=2)
+    under_first, under_second = times(near_a, near_b, FAST), times(near_c, near_d, FAST)
+    inverse = tl.fma(first, under_second, second * under_first)
+    under_inverse = times(under_first, under_second, FAST)
 
     power_a, power_b = exp2(a * LOG2_E, FAST), exp2(b * LOG2_E, FAST)
     power_c, power_d = exp2(c * LOG2_E, FAST), exp2(d * LOG2_E, FAST)
@@ -167,36 +80,28 @@ def add_quads(
     under_first, under_second = first + 1.0, second + 1.0
     first, second = tl.fma(power_a, power_b, first), tl.fma(power_c, power_d, second)
     over = tl.fma(first, under_second, second * under_first)
-    sigmoid += tl.sum(over * reciprocal_of(under_first * under_second, FAST), axis=2)
+    under = under_first * under_second
+    shared = reciprocal_of(times(under_inverse, under, FAST), FAST)
+    invert += tl.sum(inverse * (shared * under), axis=2)
+    sigmoid += tl.sum(over * (shared * under_inverse), axis=2)
 
-    above_a, above_b = tl.maximum(a, 0.0), tl.maximum(b, 0.0)
-    above_c, above_d = tl.maximum(c, 0.0), tl.maximum(d, 0.0)
-    first = root_of(above_a, FAST) + root_of(above_b, FAST)
-    root += tl.sum(first + (root_of(above_c, FAST) + root_of(above_d, FAST)), axis=2)
-    # One logarithm of a product, with 1 for what has none, lifted away from float32's underflow.
-    first = (above_a + one_where_not_above_zero(a, FAST)) * LIFTING
-    first *= above_b + one_where_not_above_zero(b, FAST)
-    second = above_c + one_where_not_above_zero(c, FAST)
-    second *= above_d + one_where_not_above_zero(d, FAST)
-    log += tl.sum(log2(first * second, FAST), axis=2)
-    first = (size_a + one_where_zero(a, FAST)) * LIFTING
-    first *= size_b + one_where_zero(b, FAST)
-    second = size_c + one_where_zero(c, FAST)
-    second *= size_d + one_where_zero(d, FAST)
-    log_abs += tl.sum(log2(first * second, FAST), axis=2)
-    return total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers
+    roots, logs = add_positives(roots, logs, a, b, c, d, raw_a, raw_b, raw_c, raw_d, QUADS, FAST)
+    log_sizes = add_sizes(log_sizes, a, b, c, d, QUADS, FAST)
+    return total, square, size, invert, sigmoid, roots, logs, log_sizes, low, high, powers
 
 
 @triton.jit
 def join_walked(
-    total_a, square_a, size_a, invert_a, sigmoid_a, root_a, log_a, log_abs_a, exp_a, low_a, high_a,
-    total_b, square_b, size_b, invert_b, sigmoid_b, root_b, log_b, log_abs_b, exp_b, low_b, high_b,
+    total_a, square_a, fourth_a, size_a, invert_a, sigmoid_a, root_a, log_a, log_abs_a, exp_a,
+    low_a, high_a,
+    total_b, square_b, fourth_b, size_b, invert_b, sigmoid_b, root_b, log_b, log_abs_b, exp_b,
+    low_b, high_b,
 ):  # fmt: skip
     """What two threads have summed: all fields in one exchange."""
     return (
-        total_a + total_b, square_a + square_b, size_a + size_b, invert_a + invert_b,
-        sigmoid_a + sigmoid_b, root_a + root_b, log_a + log_b, log_abs_a + log_abs_b,
-        exp_a + exp_b, tl.minimum(low_a, low_b), tl.maximum(high_a, high_b),
+        total_a + total_b, square_a + square_b, fourth_a + fourth_b, size_a + size_b,
+        invert_a + invert_b, sigmoid_a + sigmoid_b, root_a + root_b, log_a + log_b,
+        log_abs_a + log_abs_b, exp_a + exp_b, tl.minimum(low_a, low_b), tl.maximum(high_a, high_b),
     )  # fmt: skip
 
 
@@ -220,15 +125,14 @@ def whole(tile):
 
 
 @triton.jit
-def is_ordinary(count, total, square, low, high, invert, log, log_abs):
+def is_ordinary(count, total, square, bound, invert, log, log_abs):
     """Whether what the walk four by four has summed is as precise as float32 can be.
 
     Not so where e^x is too large for products, where squares are too small for float32, where
     the variance is what is left of a difference of large numbers, at the pole of the
-    reciprocal, where a product of four underflows, and where anything is infinite or no number
+    reciprocal, where a product underflows, and where anything is infinite or no number
     (comparisons are false then).
     """
-    bound = tl.maximum(-low, high)
     small = (bound <= HIGHEST) & ((bound >= LOWEST) | (bound == 0.0))
     apart = (square - total * total / count >= 0.01 * square) & (square < INFINITY)
     defined = (tl.abs(log) < INFINITY) & (tl.abs(log_abs) < INFINITY)

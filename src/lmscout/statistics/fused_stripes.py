@@ -1,0 +1,208 @@
+"""The fused kernel's walk through a piece of ordinary numbers, stripe by stripe.
+
+Four elements of a column at a time, in float32 with a register a sum, which are joined in
+float64 at the end.  Numbers that look small are added as powers (`fused_small`), all others,
+and edges, with exponentials (`fused_terms`).
+"""
+
+import triton
+import triton.language as tl
+
+from lmscout.statistics.fused_instructions import log2, unknown
+from lmscout.statistics.fused_products import LIFT_OF_EIGHTS, LIFT_OF_QUADS
+from lmscout.statistics.fused_small import (
+    add_small,
+    exponentials_of,
+    looks_small,
+    sigmoids_of,
+)
+from lmscout.statistics.fused_terms import (
+    EPS,
+    INFINITY,
+    LN_2,
+    add_quads,
+    join_walked,
+    right_edge,
+)
+
+
+@triton.jit
+def _load_quads(pointers, row_stride, ROWS: tl.constexpr, SHAPE: tl.constexpr):
+    """Four tiles, one below the other."""
+    down = ROWS * row_stride
+    return (
+        tl.reshape(tl.load(pointers), SHAPE),
+        tl.reshape(tl.load(pointers + down), SHAPE),
+        tl.reshape(tl.load(pointers + 2 * down), SHAPE),
+        tl.reshape(tl.load(pointers + 3 * down), SHAPE),
+    )
+
+
+@triton.jit
+def _load_some(
+    base, row, column, bottom, right, n, n_columns, row_stride, column_stride,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
+    """A tile at an edge, and which of its numbers count."""
+    counts = column.to(tl.int32) < right_edge(row, bottom, right, n, n_columns)
+    x = tl.load(base + row * row_stride + column * column_stride, mask=counts, other=0.0)
+    return tl.reshape(x, SHAPE), tl.reshape(counts, SHAPE)
+
+
+@triton.jit
+def _whole_rows(top, bottom, n, n_columns, STEP: tl.constexpr):
+    """Whole steps of rows that all count: a matrix made of a vector has a short last row."""
+    return (tl.maximum(tl.minimum(bottom, n // n_columns) - top, 0) // STEP * STEP).to(tl.int32)
+
+
+@triton.jit
+def look_ahead(
+    base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, ADJACENT: tl.constexpr,
+):  # fmt: skip
+    """Whether a piece looks small, and how it is to be lifted, from four tiles across it."""
+    WIDTH: tl.constexpr = GROUPS * VECTOR
+    rows = _whole_rows(top, bottom, n, n_columns, 4 * ROWS)
+    stripes = (right - left) // WIDTH
+    there = (rows > 0) & (stripes > 0)
+    row = top + tl.arange(0, ROWS)[:, None]
+    column = left + tl.arange(0, WIDTH)[None, :]
+    if ADJACENT:
+        column = tl.max_contiguous(tl.multiple_of(column, [1, VECTOR]), [1, WIDTH])
+    at = base + row * row_stride + column * column_stride
+    down = rows // 4 * row_stride
+    return looks_small(
+        _load_if(at, there),
+        _load_if(at + down + stripes // 4 * WIDTH * column_stride, there),
+        _load_if(at + 2 * down + stripes // 2 * WIDTH * column_stride, there),
+        _load_if(at + 3 * down + 3 * stripes // 4 * WIDTH * column_stride, there),
+    )
+
+
+@triton.jit
+def _load_if(pointers, there):
+    return tl.load(pointers, mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def walk_stripes(
+    base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
+    small, lift, normalised, n_parts, parts_sum, parts_highest,
+    DTYPE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
+    ADJACENT: tl.constexpr, FAST: tl.constexpr, SMALL: tl.constexpr,
+    MATRICES: tl.constexpr,
+):  # fmt: skip
+    """The sums of a piece: as of small numbers, lifted by `lift`, where `small` is not 0.
+
+    Of x, of x^2, of x^4 as far as they were added as small ones, of |x|, 1 / (x + eps), the
+    sigmoid, the root, ln x, ln |x| and e^x; then the lowest and the highest, and the sum over
+    columns of ln sum e^x where columns have one part.
+    """
+    WIDTH: tl.constexpr = GROUPS * VECTOR
+    STEP: tl.constexpr = 4 * ROWS
+    SHAPE: tl.constexpr = [ROWS, GROUPS, VECTOR]
+    PLAIN: tl.constexpr = DTYPE if FAST else tl.float32  # what extremes are kept in
+    row = tl.arange(0, ROWS)[:, None]
+    place = tl.arange(0, WIDTH)[None, :]
+    column_place = tl.arange(0, GROUPS)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    whole_rows = _whole_rows(top, bottom, n, n_columns, STEP)
+    zero = tl.zeros([ROWS, GROUPS], tl.float32)
+    zeros = tl.zeros(SHAPE, tl.float32)
+    total, square, fourths, size, invert, sigmoid = zero, zero, zero, zero, zero, zero
+    root, log, log_abs = zeros, zeros, zeros
+    low = tl.full(SHAPE, INFINITY, PLAIN)
+    high = tl.full(SHAPE, -INFINITY, PLAIN)
+    exp = tl.zeros([ROWS, GROUPS], tl.float64)
+    lse_sums = tl.zeros([GROUPS], tl.float64)
+    steps, small_steps = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
+    for start in range(left, right, WIDTH):
+        powers = zeros
+        column = start + place
+        if ADJACENT:  # what the compiler cannot see: a thread's elements are one load
+            column = tl.max_contiguous(tl.multiple_of(column, [1, VECTOR]), [1, WIDTH])
+        middle = tl.where(start + WIDTH <= right, whole_rows, 0)
+        if SMALL:
+            pointers = base + (top + row) * row_stride + column * column_stride
+            first, second, third, fourth, inverse = zeros, zeros, zeros, zeros, zero
+            from_row = middle * small
+            for _ in range(0, from_row, STEP):
+                x, y, z, w = _load_quads(pointers, row_stride, ROWS, SHAPE)
+                pointers += STEP * row_stride
+                (
+                    first, second, third, fourth, size, inverse, root, log, log_abs, low, high,
+                ) = add_small(
+                    first, second, third, fourth, size, inverse, root, log, log_abs, low, high,
+                    x, y, z, w, lift, lift * EPS, FAST, MATRICES,
+                )  # fmt: skip
+            small_steps += from_row // STEP
+            second = unknown(second, FAST)
+            added = (from_row // ROWS).to(tl.float32)
+            powers = exponentials_of(added, first, second, third, fourth)
+            sigmoid += tl.sum(sigmoids_of(added, first, third), axis=2)
+            total += tl.sum(first, axis=2)
+            square += tl.sum(second, axis=2)
+            fourths += tl.sum(fourth, axis=2)
+            invert += lift * inverse
+        else:
+            from_row = 0
+        pointers = base + (top + from_row + row) * row_stride + column * column_stride
+        for _ in range(from_row, middle, STEP):
+            x, y, z, w = _load_quads(pointers, row_stride, ROWS, SHAPE)
+            pointers += STEP * row_stride
+            (total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers) = (
+                add_quads(
+                    total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers,
+                    x, y, z, w, row, row, row, row, False, FAST,
+                )
+            )  # fmt: skip
+        for at in range(top + middle, bottom, STEP):
+            x, in_x = _load_some(base, at + row, column, bottom, right, n, n_columns,
+                                 row_stride, column_stride, SHAPE)  # fmt: skip
+            y, in_y = _load_some(base, at + ROWS + row, column, bottom, right, n, n_columns,
+                                 row_stride, column_stride, SHAPE)  # fmt: skip
+            z, in_z = _load_some(base, at + 2 * ROWS + row, column, bottom, right, n, n_columns,
+                                 row_stride, column_stride, SHAPE)  # fmt: skip
+            w, in_w = _load_some(base, at + 3 * ROWS + row, column, bottom, right, n, n_columns,
+                                 row_stride, column_stride, SHAPE)  # fmt: skip
+            (total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers) = (
+                add_quads(
+                    total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers,
+                    x, y, z, w, in_x, in_y, in_z, in_w, True, FAST,
+                )
+            )  # fmt: skip
+        steps += ((bottom - top + STEP - 1) // STEP).to(tl.int32)
+        exp += tl.sum(powers, axis=2).to(tl.float64)
+        if normalised != 0:
+            column_sums = tl.sum(powers, axis=0)
+            here = start + column_place < right
+            if n_parts == 1:
+                logs = log2(tl.where(here, column_sums, 1.0), FAST)
+                lse_sums += tl.sum(logs, axis=1).to(tl.float64)
+            else:
+                tl.store(parts_sum + start + column_place, column_sums, mask=here)
+                tl.store(parts_highest + start + column_place, column_sums * 0.0, mask=here)
+
+    (
+        p_total, p_square, p_fourth, p_size, p_invert, p_sigmoid, p_root, p_log, p_log_abs, p_exp,
+        p_low, p_high,
+    ) = tl.reduce(
+        (
+            tl.ravel(total.to(tl.float64)), tl.ravel(square.to(tl.float64)),
+            tl.ravel(fourths.to(tl.float64)), tl.ravel(size.to(tl.float64)),
+            tl.ravel(invert.to(tl.float64)), tl.ravel(sigmoid.to(tl.float64)),
+            tl.ravel(tl.sum(root, axis=2).to(tl.float64)),
+            tl.ravel(tl.sum(log, axis=2).to(tl.float64)),
+            tl.ravel(tl.sum(log_abs, axis=2).to(tl.float64)), tl.ravel(exp),
+            tl.ravel(tl.min(low.to(tl.float32), axis=2)),
+            tl.ravel(tl.max(high.to(tl.float32), axis=2)),
+        ),
+        0, join_walked,
+    )  # fmt: skip
+    CHAINS: tl.constexpr = WIDTH if VECTOR == 1 else WIDTH // 2
+    lifted = (steps - small_steps).to(tl.float64) * (LIFT_OF_QUADS * ROWS * WIDTH)
+    lifted += small_steps.to(tl.float64) * (LIFT_OF_EIGHTS * ROWS * CHAINS)
+    p_log, p_log_abs = (p_log - lifted) * LN_2, (p_log_abs - lifted) * LN_2
+    return (
+        p_total, p_square, p_fourth, p_size, p_invert, p_sigmoid, p_root, p_log, p_log_abs, p_exp,
+        p_low, p_high, tl.sum(lse_sums, axis=0) * LN_2,
+    )  # fmt: skip
