@@ -11,7 +11,6 @@ from torch import Tensor
 
 _TALL = 128  # rows from which a tile has several
 _WIDE = 128  # columns of such a tile
-_OWN = 1 << 13  # elements that could be walked in the time that a piece takes besides
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class Tuning:
         programs: that a multiprocessor holds at once.
         most: elements of a piece at most, where there are enough.
         least: elements of a piece at least.
+        own: elements that could be walked in the time that a piece takes besides.
         fast: approximate by the device's instructions.
         registers: at most, of a thread; 0 lets the compiler choose.
         vector: elements that a thread loads at once, within 16 bytes.
@@ -34,6 +34,7 @@ class Tuning:
     programs: int = 6
     most: int = 1 << 19
     least: int = 1 << 14
+    own: int = 24_576
     fast: bool = True
     registers: int = 80
     vector: int = 4
@@ -122,8 +123,8 @@ def size_of_pieces(
     """
     share = sum(n for n, _, _ in matrices) / slots
     best, soonest = float(tuning.least), float("inf")
-    for quarters in range(3, 49):
-        size = max(4 * share / quarters, float(tuning.least))
+    for sixteenths in range(12, 193):
+        size = max(16 * share / sixteenths, float(tuning.least))
         if size > tuning.most:
             continue
         largest = count = 0
@@ -131,7 +132,7 @@ def size_of_pieces(
             parts, height, stripes, width = cut(rows, columns, tile, size)
             largest = max(largest, min(height, rows) * min(width, columns))
             count += parts * stripes
-        end = -(-count // slots) * (largest + _OWN)
+        end = -(-count // slots) * (largest + tuning.own)
         if end < soonest:
             best, soonest = size, end
     return min(best, float(tuning.most))
