@@ -34,7 +34,7 @@ from lmscout.discovery.deep.screen import (
 from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.saved_run import begin_deep, end_deep
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import format_node, parse
+from lmscout.proxies.deep import Node, format_node, parse, walk
 from lmscout.proxies.deep.growing import Grammar, canonical, mutate_subtree, seedling
 from lmscout.proxies.deep.listing import every_score
 from lmscout.proxies.deep.rules import RULES
@@ -44,7 +44,7 @@ from lmscout.statistics.sketches import collect_sketches
 
 BATCHES = Batch(4, 16), Batch(4, 16, seed=1)
 SETTINGS = {"batch": BATCHES[0], "workers": Workers(1)}
-SMALL = DeepSettings(evaluations=120, searches=2, largest=10)
+SMALL = DeepSettings(evaluations=60, searches=2, largest=10)
 
 
 @pytest.fixture(scope="module")
@@ -249,16 +249,16 @@ def evolved(evidence, folder, evaluations, engine="genetic", workers=1):
     ["genetic", *(pytest.param(one, marks=pytest.mark.slow) for one in ("regularized", "random"))],
 )
 def test_a_search_that_was_stopped_ends_as_one_that_was_not(evidence, tmp_path, engine):
-    whole = evolved(evidence, None, 250, engine)
-    evolved(evidence, tmp_path, 80, engine)
+    whole = evolved(evidence, None, 80, engine)
+    evolved(evidence, tmp_path, 30, engine)
     for _ in range(2):  # the second time everything is told again, nothing judged
-        assert evolved(evidence, tmp_path, 250, engine, workers=2) == whole
+        assert evolved(evidence, tmp_path, 80, engine, workers=2) == whole
     batches = sorted((tmp_path / "evaluations").iterdir())
     batches[-1].write_bytes(b"")
     with pytest.raises(LmscoutError, match=r"cannot be read.*remove it and those after it"):
-        evolved(evidence, tmp_path, 250, engine)
+        evolved(evidence, tmp_path, 80, engine)
     batches[-1].unlink()
-    assert evolved(evidence, tmp_path, 250, engine) == whole
+    assert evolved(evidence, tmp_path, 80, engine) == whole
 
 
 def test_every_candidate_is_in_the_record(evidence, tmp_path):
@@ -303,7 +303,7 @@ def tiny_pair():
 
 @pytest.fixture(scope="module")
 def found(cache):
-    return discover_deep([tiny_benchmark(40)], SMALL, search=[25], seed=3, cache=cache, **SETTINGS)
+    return discover_deep([tiny_benchmark(40)], SMALL, search=[32], seed=3, cache=cache, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -332,10 +332,13 @@ def test_what_is_reported_is_what_full_tensors_give(found, found_on_both, cache)
 def test_the_proxy_is_the_product_of_the_best_of_every_search(found):
     assert len(found.members) == len(found.evolutions) == SMALL.searches
     assert found.members[0].node != found.members[1].node
-    (product,) = found.proxy.operands if found.proxy.name == "negate" else (found.proxy,)
-    left, right = product.operands
-    assert product.name in "*/"
-    assert {left, right} == {one.node for one in found.members}
+    assert found.bent  # so the product is a part, whose logarithm is taken
+    product = {
+        one
+        for _, one in walk(found.proxy)
+        if one.name in ("*", "/") and set(one.operands) == {one.node for one in found.members}
+    }
+    assert len(product) == 1
     for member, evolution in zip(found.members, found.evolutions, strict=True):
         assert member.node in {one.node for one in evolution.hall}
 
@@ -383,10 +386,23 @@ def test_the_choice_does_not_see_the_test_split(found, cache):
     quality, (finding,) = benchmark.quality.copy(), found.findings
     quality[finding.split.test] = quality[finding.split.test][::-1]
     changed = dataclasses.replace(benchmark, quality=quality)
-    again = discover_deep([changed], SMALL, search=[25], seed=3, cache=cache, **SETTINGS)
+    again = discover_deep([changed], SMALL, search=[32], seed=3, cache=cache, **SETTINGS)
     assert again.proxy == found.proxy
     assert (again.findings[0].sign, again.findings[0].search) == (finding.sign, finding.search)
     assert again.findings[0].test != finding.test
+
+
+def test_it_is_bent_where_the_configuration_may_be_read_and_counts(found, found_on_both, cache):
+    assert found.to_json()["bent"] is True
+    assert not found_on_both.bent
+    for change in ({"bend": False}, {"spec_leaves": False}, {"objective": "beyond-size"}):
+        assert not dataclasses.replace(SMALL, **change).bends
+    plain = dataclasses.replace(SMALL, bend=False, evaluations=20, searches=1)
+    result = discover_deep(
+        [tiny_benchmark(40)], plain, search=[32], seed=3, cache=cache, **SETTINGS
+    )
+    assert not result.bent
+    assert result.proxy in (result.members[0].node, Node("negate", (result.members[0].node,)))
 
 
 def test_without_spec_leaves_none_is_read(cache):
@@ -397,7 +413,7 @@ def test_without_spec_leaves_none_is_read(cache):
 
 
 def test_a_discovery_that_was_stopped_ends_as_one_that_was_not(found, cache, tmp_path):
-    arguments = {"search": [25], "seed": 3, "cache": cache, "folder": tmp_path, **SETTINGS}
+    arguments = {"search": [32], "seed": 3, "cache": cache, "folder": tmp_path, **SETTINGS}
     whole = discover_deep([tiny_benchmark(40)], SMALL, **arguments)
     assert (whole.evolutions, whole.proxy) == (found.evolutions, found.proxy)
     hall = (tmp_path / "hall_of_fame.csv").read_text()

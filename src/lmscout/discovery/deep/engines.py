@@ -15,12 +15,13 @@ import numpy as np
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from lmscout.discovery.deep.candidates import Candidate, by_worth
+from lmscout.discovery.deep.candidates import Candidate, by_worth, front
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import Node
 from lmscout.proxies.deep.growing import (
     Grammar,
     Random,
+    canonical,
     cross,
     hoist,
     join,
@@ -32,8 +33,11 @@ from lmscout.proxies.deep.listing import every_score
 
 EXHAUSTIVE = "exhaustive"
 
-# Tried on search splits of their own (seeds 10 to 15 of pico and LiteTransformerSearch): one
-# island or two, fewer trees, no joining, parents of any size; docs/deep-search.md says more.
+# Tried on search splits of their own (seeds 20 to 49 of pico and LiteTransformerSearch): see
+# docs/deep-search.md, which has the table.
+_NEAR = 0.6  # share of offspring that differs by one step from a tree of the front
+_HOISTED = 0.3  # of these, how many are shorter; the others have one word exchanged
+_TRIES = 10  # draws of a tree that was asked before, until it is asked again
 _CROSSED, _JOINED = 0.1, 0.3  # shares of offspring of two parents
 _SUBTREE, _POINT = 0.55, 0.3  # shares of the offspring of one; hoisted are the rest
 _FRESH = 0.02  # share of offspring that is grown anew, so that no island runs dry
@@ -123,7 +127,9 @@ class GeneticProgramming:
     """Islands of trees: crossed, joined, mutated, hoisted; selected for fitness and brevity.
 
     Survivors are chosen by non-domination and crowding (NSGA-II, Deb et al. 2002) of fitness
-    and size; now and then the best of each island are copied to the next one.
+    and size; now and then the best of each island are copied to the next one.  More than half
+    of the offspring is sought a step from the front of all islands, and nothing is asked twice:
+    what falls before it is evaluated costs little, so that these steps can be tried out.
     """
 
     def __init__(
@@ -153,18 +159,23 @@ class GeneticProgramming:
         self._islands: list[list[Candidate]] = [[] for _ in range(islands)]
         self._population, self._migration, self._migrants = population, migration, migrants
         self._generation = 0
+        self._front: list[Candidate] = []
+        self._asked: set[Node] = set()
 
     def ask(self, count: int) -> list[Node]:
         """Offspring of every island in turn; random trees where there are no parents yet."""
         if not all(len(island) >= 2 for island in self._islands):
-            return _begun(self._seeds, self._grammar, count, self._rng)
-        return [self._child(self._islands[place % len(self._islands)]) for place in range(count)]
+            begun = _begun(self._seeds, self._grammar, count, self._rng)
+            self._asked.update(map(canonical, begun))
+            return begun
+        return [self._new(self._islands[place % len(self._islands)]) for place in range(count)]
 
     def tell(self, judged: Sequence[Candidate]) -> None:
         """Offspring join their parents' island, of which as many survive as there is room."""
         for place, one in enumerate(judged):
             if one.worth is not None:
                 self._islands[place % len(self._islands)].append(one)
+        self._front = front([*self._front, *judged])
         self._generation += 1
         if self._generation % self._migration == 0:
             best = [sorted(island, key=by_worth)[: self._migrants] for island in self._islands]
@@ -173,7 +184,20 @@ class GeneticProgramming:
                 island.extend(one for one in best[place - 1] if one.node not in known)
         self._islands = [survivors(island, self._population) for island in self._islands]
 
+    def _new(self, island: Sequence[Candidate]) -> Node:
+        """A child that was not asked before, if there is one at hand."""
+        for _ in range(_TRIES):
+            child = self._child(island)
+            if (known := canonical(child)) not in self._asked:
+                self._asked.add(known)
+                break
+        return child
+
     def _child(self, island: Sequence[Candidate]) -> Node:
+        if self._front and self._rng.random() < _NEAR:
+            best = self._front[self._rng.integers(len(self._front))].node
+            change = hoist if self._rng.random() < _HOISTED else mutate_point
+            return change(best, self._grammar, self._rng)
         if self._rng.random() < _FRESH:
             return seedling(self._grammar, self._rng)
         parent = self._parent(island)

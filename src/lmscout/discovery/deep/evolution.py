@@ -10,7 +10,7 @@ from lmscout.discovery.deep.engines import Engine
 from lmscout.discovery.deep.record import HALL, Record
 from lmscout.discovery.deep.screen import Screen
 
-BATCH = 50  # candidates asked for at a time: the race learns from batch to batch
+BATCH = 12  # candidates asked for at a time: few, as the race learns from batch to batch
 _PATIENCE = 100  # candidates asked for each evaluation that is wanted, at most
 
 Progress = Callable[[int, int], None]
