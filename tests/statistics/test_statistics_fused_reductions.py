@@ -4,6 +4,7 @@ The interpreter runs a kernel in numpy, instruction by instruction, so tensors a
 """
 
 import importlib.util
+import itertools
 import math
 import os
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from lmscout.statistics import unary_means
-from lmscout.statistics.fused_pieces import Tuning
+from lmscout.statistics.fused_pieces import Tile, Tuning, slots_of
 from lmscout.statistics.fused_reductions import fused_totals, prepare
 from lmscout.statistics.plain_walk import plain_totals
 from lmscout.statistics.reductions import has_fused, tensor_totals
@@ -156,6 +157,20 @@ def test_means_are_those_of_the_plain_walk(name):
 
 
 @runs_kernel
+@pytest.mark.parametrize("slots", [2, 4] if ON_GPU else [4])
+@pytest.mark.parametrize("scale", [0.02, 1.0])
+@pytest.mark.parametrize("rows", [3, 4, 8, 12, 18, 21, 36])
+def test_a_column_may_have_any_number_of_steps(rows, scale, slots):
+    # None, one, fewer than are under way at once, and more, with rows left over or without;
+    # three columns in a piece, two of them whole.
+    kinds = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
+    for kind, columns in itertools.product(kinds, [1100, 1098] if ON_GPU else [1100]):
+        tensor = normal(rows, columns, scale=scale, dtype=kind).to(DEVICE)
+        tuning = Tuning(least=1 << 18, slots=slots)
+        check(tensor, fused_totals([tensor], tuning)[0].cpu().numpy())
+
+
+@runs_kernel
 def test_what_is_equal_by_definition_is_equal_to_the_bit():
     def of(name):
         totals = fused_totals([TENSORS[name].to(DEVICE)]).cpu().numpy()
@@ -264,13 +279,12 @@ def test_large_tensors_on_a_gpu_are_reduced_fused_and_always_alike():
 
 
 @pytest.mark.skipif(not ON_GPU, reason="no GPU")
-@pytest.mark.parametrize("matrices", [False, True])
 @pytest.mark.parametrize("scale", [0.02, 1.0])
-def test_bfloat16_is_taken_apart_exactly(matrices, scale):
+def test_bfloat16_is_taken_apart_exactly(scale):
     # Triton's interpreter misreads a bfloat16 below 2^-126, so that this is for a GPU.
     for tiny in (0.0, 1e-39, -1e-39):
         tensor = small(300, 520, scale=scale, row_9=tiny, dtype=torch.bfloat16).to(DEVICE)
-        check(tensor, fused_totals([tensor], Tuning(matrices=matrices))[0].cpu().numpy())
+        check(tensor, fused_totals([tensor])[0].cpu().numpy())
 
 
 def test_the_plain_walk_takes_what_the_kernel_does_not():
@@ -313,6 +327,23 @@ def test_pieces_cover_a_tensor_once(shape, dtype):
     assert row["parts"] == 1 or row["width"] == launch.tile.width
     needed = row["parts"] * row["columns"] if row["parts"] > 1 and row["axis"] > 1 else 0
     assert needed <= launch.parts.shape[1] < needed + 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vector", "warps", "slots", "expected"),
+    [
+        (torch.bfloat16, 4, 4, 4, 4),
+        (torch.bfloat16, 1, 4, 4, 0),  # two bytes cannot be copied so
+        (torch.float32, 1, 4, 4, 4),
+        (torch.float32, 4, 4, 8, 4),  # 8 KiB a step
+        (torch.float32, 4, 8, 4, 2),
+        (torch.float32, 4, 16, 4, 0),
+        (torch.bfloat16, 4, 4, 0, 0),
+    ],
+)
+def test_steps_under_way_fit_into_shared_memory(dtype, vector, warps, slots, expected):
+    tile = Tile(dtype, 1, 32 * warps, vector, True)
+    assert slots_of(tile, Tuning(warps=warps, slots=slots)) == expected
 
 
 FIELDS = (

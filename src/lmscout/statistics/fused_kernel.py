@@ -35,7 +35,7 @@ def walk(
     table, sums, parts_sum, parts_highest, lse, tickets, totals, n_tensors, n_pieces, n_tickets,
     DTYPE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
     TENSORS: tl.constexpr, ADJACENT: tl.constexpr, FAST: tl.constexpr, SMALL: tl.constexpr,
-    MATRICES: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     """All totals of all tensors; a program a piece.
 
@@ -59,7 +59,8 @@ def walk(
         FAST: 0 for portable functions, else the compute capability (90 is Hopper) whose own
             instructions take their place.
         SMALL: whether numbers that look small are added as such.
-        MATRICES: whether units for products of matrices take bfloat16 apart, and sum it.
+        SLOTS: steps that have a place in shared memory, of which all but one are on their way
+            while one is added; 0 where none can be.
     """
     pid = tl.program_id(0)
     every = tl.arange(0, TENSORS)
@@ -112,7 +113,7 @@ def walk(
         ) = walk_stripes(
             base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
             small, lift, normalised, n_parts, my_sum, my_highest,
-            DTYPE, ROWS, GROUPS, VECTOR, ADJACENT, FAST, SMALL, MATRICES,
+            DTYPE, ROWS, GROUPS, VECTOR, ADJACENT, FAST, SMALL, SLOTS,
         )  # fmt: skip
         bound = tl.maximum(-p_low, p_high)
         ordinary = is_ordinary(n_here, p_total, p_square, bound, p_invert, p_log, p_log_abs).to(

@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from lmscout.statistics.fused_instructions import higher, lower, reciprocal_of, times, widened
-from lmscout.statistics.fused_matrices import identity, sum_by, widened_by
 from lmscout.statistics.fused_products import EIGHTS, add_positives, add_sizes
 
 FIFTH: tl.constexpr = tl.constexpr(1e-5)  # the mean of |x|^5 at most: e^x is 8e-8 off by it
@@ -60,7 +59,7 @@ def is_small(count, fourth, bound, lift):
 def add_small(
     first, second, third, fourth, size, invert, roots, logs, log_sizes, low, high,
     raw_a, raw_b, raw_c, raw_d, lift, lifted_eps,
-    FAST: tl.constexpr, MATRICES: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Add four tiles of small numbers from the same columns.
 
@@ -75,17 +74,9 @@ def add_small(
     high = higher(high, higher(kept_a, kept_b, FAST), FAST)
     high = higher(high, higher(kept_c, kept_d, FAST), FAST)
 
-    if MATRICES and FAST and raw_a.dtype == tl.bfloat16 and raw_a.shape[2] == 4:
-        one = identity()
-        a, b, c, d = (
-            widened_by(one, raw_a), widened_by(one, raw_b),
-            widened_by(one, raw_c), widened_by(one, raw_d),
-        )  # fmt: skip
-        first += sum_by(one, raw_a, raw_b, raw_c, raw_d)
-    else:
-        a, b = widened(raw_a, FAST), widened(raw_b, FAST)
-        c, d = widened(raw_c, FAST), widened(raw_d, FAST)
-        first += (a + b) + (c + d)
+    a, b = widened(raw_a, FAST), widened(raw_b, FAST)
+    c, d = widened(raw_c, FAST), widened(raw_d, FAST)
+    first += (a + b) + (c + d)
     size += tl.sum((tl.abs(a) + tl.abs(b)) + (tl.abs(c) + tl.abs(d)), axis=2)
     square_a, square_b, square_c, square_d = a * a, b * b, c * c, d * d
     second += (square_a + square_b) + (square_c + square_d)

@@ -8,6 +8,7 @@ and edges, with exponentials (`fused_terms`).
 import triton
 import triton.language as tl
 
+from lmscout.statistics.fused_ahead import begin, follow, ring_of
 from lmscout.statistics.fused_instructions import log2, unknown
 from lmscout.statistics.fused_products import LIFT_OF_EIGHTS, LIFT_OF_QUADS
 from lmscout.statistics.fused_small import (
@@ -27,15 +28,21 @@ from lmscout.statistics.fused_terms import (
 
 
 @triton.jit
-def _load_quads(pointers, row_stride, ROWS: tl.constexpr, SHAPE: tl.constexpr):
-    """Four tiles, one below the other."""
-    down = ROWS * row_stride
-    return (
-        tl.reshape(tl.load(pointers), SHAPE),
-        tl.reshape(tl.load(pointers + down), SHAPE),
-        tl.reshape(tl.load(pointers + 2 * down), SHAPE),
-        tl.reshape(tl.load(pointers + 3 * down), SHAPE),
-    )
+def _next_step(
+    source, slot, ring, left, down, like, tile, row_stride,
+    ROWS: tl.constexpr, SHAPE: tl.constexpr,
+    SLOTS: tl.constexpr, SIZE: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    """Four tiles, one below the other, and where the next ones are."""
+    if SLOTS:
+        return follow(source, slot, ring, left, down, like, tile, SLOTS, SIZE, THREADS)
+    else:
+        below = ROWS * row_stride
+        a = tl.reshape(tl.load(source), SHAPE)
+        b = tl.reshape(tl.load(source + below), SHAPE)
+        c = tl.reshape(tl.load(source + 2 * below), SHAPE)
+        d = tl.reshape(tl.load(source + 3 * below), SHAPE)
+        return source + 4 * below, slot, a, b, c, d
 
 
 @triton.jit
@@ -89,8 +96,7 @@ def walk_stripes(
     base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
     small, lift, normalised, n_parts, parts_sum, parts_highest,
     DTYPE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
-    ADJACENT: tl.constexpr, FAST: tl.constexpr, SMALL: tl.constexpr,
-    MATRICES: tl.constexpr,
+    ADJACENT: tl.constexpr, FAST: tl.constexpr, SMALL: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The sums of a piece: as of small numbers, lifted by `lift`, where `small` is not 0.
 
@@ -114,6 +120,12 @@ def walk_stripes(
     high = tl.full(SHAPE, -INFINITY, PLAIN)
     exp = tl.zeros([ROWS, GROUPS], tl.float64)
     lse_sums = tl.zeros([GROUPS], tl.float64)
+    # What a thread has in a tile, in bytes, and where a step of it is on its way.
+    SIZE: tl.constexpr = VECTOR * (DTYPE.primitive_bitwidth // 8)
+    THREADS: tl.constexpr = ROWS * GROUPS
+    group = tl.arange(0, GROUPS)[None, :] * VECTOR
+    down = ROWS * row_stride * (DTYPE.primitive_bitwidth // 8)
+    ring = ring_of(SLOTS, SIZE, THREADS) if SLOTS else 0
     steps, small_steps = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
     for start in range(left, right, WIDTH):
         powers = zeros
@@ -121,22 +133,31 @@ def walk_stripes(
         if ADJACENT:  # what the compiler cannot see: a thread's elements are one load
             column = tl.max_contiguous(tl.multiple_of(column, [1, VECTOR]), [1, WIDTH])
         middle = tl.where(start + WIDTH <= right, whole_rows, 0)
+        middle_steps = middle // STEP
+        if SLOTS:
+            source, slot = begin(
+                base + (top + row) * row_stride + (start + group) * column_stride,
+                ring, -middle_steps, down, size, SLOTS, SIZE, THREADS,
+            )  # fmt: skip
+        else:
+            source, slot = base + (top + row) * row_stride + column * column_stride, 0
         if SMALL:
-            pointers = base + (top + row) * row_stride + column * column_stride
+            small_here = middle_steps * small
             first, second, third, fourth, inverse = zeros, zeros, zeros, zeros, zero
-            from_row = middle * small
-            for _ in range(0, from_row, STEP):
-                x, y, z, w = _load_quads(pointers, row_stride, ROWS, SHAPE)
-                pointers += STEP * row_stride
+            for left_here in range(-small_here, 0):
+                source, slot, x, y, z, w = _next_step(
+                    source, slot, ring, left_here, down, size, low,
+                    row_stride, ROWS, SHAPE, SLOTS, SIZE, THREADS,
+                )  # fmt: skip
                 (
                     first, second, third, fourth, size, inverse, root, log, log_abs, low, high,
                 ) = add_small(
                     first, second, third, fourth, size, inverse, root, log, log_abs, low, high,
-                    x, y, z, w, lift, lift * EPS, FAST, MATRICES,
+                    x, y, z, w, lift, lift * EPS, FAST,
                 )  # fmt: skip
-            small_steps += from_row // STEP
+            small_steps += small_here
             second = unknown(second, FAST)
-            added = (from_row // ROWS).to(tl.float32)
+            added = (small_here * 4).to(tl.float32)
             powers = exponentials_of(added, first, second, third, fourth)
             sigmoid += tl.sum(sigmoids_of(added, first, third), axis=2)
             total += tl.sum(first, axis=2)
@@ -144,11 +165,12 @@ def walk_stripes(
             fourths += tl.sum(fourth, axis=2)
             invert += lift * inverse
         else:
-            from_row = 0
-        pointers = base + (top + from_row + row) * row_stride + column * column_stride
-        for _ in range(from_row, middle, STEP):
-            x, y, z, w = _load_quads(pointers, row_stride, ROWS, SHAPE)
-            pointers += STEP * row_stride
+            small_here = 0
+        for left_here in range(small_here - middle_steps, 0):
+            source, slot, x, y, z, w = _next_step(
+                source, slot, ring, left_here, down, size, low,
+                row_stride, ROWS, SHAPE, SLOTS, SIZE, THREADS,
+            )  # fmt: skip
             (total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers) = (
                 add_quads(
                     total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers,
