@@ -120,8 +120,15 @@ SMALL_ONES = {
     "small, ever smaller": small(132, 128) * torch.logspace(0, -30, 132)[:, None],
     # Eight of the largest, lifted, overflow when multiplied, but no seven: nothing infinite shows.
     "small, then larger by far": small(
-        132, 128, scale=5e-4, row_17=0.018, row_21=0.018, row_25=0.018, row_29=0.018
+        132, 128, scale=5e-4, row_17=0.144, row_21=0.144, row_25=0.144, row_29=0.144
     ),
+    # The largest would be lifted so little that products of eight zeros plus 1e-9 underflow.
+    "small, zeros and a larger one": small(132, 128)
+    .relu()
+    .index_put((torch.tensor(0), torch.tensor(9)), torch.tensor(0.3)),
+    # The largest are some thirty times as large as what is looked at.
+    "small, then larger": small(132, 128, scale=1e-3, row_9=0.1, row_10=-0.1),
+    "small, probabilities": (normal(132, 512) * 2).softmax(-1)[:, :128],
 }
 TENSORS |= SMALL_ONES
 
@@ -224,6 +231,9 @@ def test_sums_of_powers_are_used_only_where_they_are_exact(largest):
         ("small, a larger one", "walk small quads"),
         ("small, a row of large ones", "walk small quads walk quads"),
         ("small, a row beyond e^x", "walk small quads walk quads carefully"),
+        ("small, zeros and a larger one", "walk small quads"),
+        ("small, then larger", "walk small quads"),
+        ("small, probabilities", "walk small quads"),
         ("small, then larger by far", "walk small quads walk quads"),
         ("rows and columns left over", "walk quads"),
         ("all zero", "walk quads"),
