@@ -86,7 +86,7 @@ def begin(
     as `left` is below zero.  `like` is any float32 that the threads have [rows, groups] of.
 
     Returns:
-        The address of the last row copied so far, and where in the ring a step was taken last.
+        The address of the last row copied so far.  The last place of the ring is free.
     """
     source = pointers.to(tl.int64) - down
     for place in tl.static_range(SLOTS - 1):
@@ -94,7 +94,7 @@ def begin(
             source, ring + place * (4 * SIZE * THREADS), left + (place + 1 - SLOTS), down, like,
             SLOTS, SIZE, THREADS,
         )  # fmt: skip
-    return source, (SLOTS - 1) * (4 * SIZE * THREADS)
+    return source
 
 
 @triton.jit
@@ -104,9 +104,9 @@ def follow(
 ):  # fmt: skip
     """Copy a step to the place of the one taken last, and take the one copied longest ago.
 
-    `source` and `place` are what `begin` or this has returned, and `left` says how many steps
-    are left, the one to be taken among them.  `tile` [rows, groups, elements] is of the same
-    type and on the same threads as what is taken.
+    `source` is what `begin` or this has returned, `place` the place in the ring, in bytes, and
+    `left` says how many steps are left, the one to be taken among them.  `tile` [rows, groups,
+    elements] is of the same type and on the same threads as what is taken.
 
     Returns:
         `source` and `place` after that, and four tiles.

@@ -8,13 +8,12 @@ and edges, with exponentials (`fused_terms`).
 import triton
 import triton.language as tl
 
-from lmscout.statistics.fused_ahead import begin, follow, ring_of
+from lmscout.statistics.fused_ahead import begin, follow
 from lmscout.statistics.fused_instructions import log2, unknown
 from lmscout.statistics.fused_products import LIFT_OF_EIGHTS, LIFT_OF_QUADS
 from lmscout.statistics.fused_small import (
     add_small,
     exponentials_of,
-    looks_small,
     sigmoids_of,
 )
 from lmscout.statistics.fused_terms import (
@@ -57,19 +56,19 @@ def _load_some(
 
 
 @triton.jit
-def _whole_rows(top, bottom, n, n_columns, STEP: tl.constexpr):
+def whole_rows(top, bottom, n, n_rows, n_columns, STEP: tl.constexpr):
     """Whole steps of rows that all count: a matrix made of a vector has a short last row."""
-    return (tl.maximum(tl.minimum(bottom, n // n_columns) - top, 0) // STEP * STEP).to(tl.int32)
+    complete = n_rows - (n_rows * n_columns > n).to(tl.int64)
+    return (tl.maximum(tl.minimum(bottom, complete) - top, 0) // STEP * STEP).to(tl.int32)
 
 
 @triton.jit
 def look_ahead(
-    base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
+    base, top, left, right, rows, row_stride, column_stride,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, ADJACENT: tl.constexpr,
 ):  # fmt: skip
-    """Whether a piece looks small, and how it is to be lifted, from four tiles across it."""
+    """Four tiles across a piece of as many whole rows."""
     WIDTH: tl.constexpr = GROUPS * VECTOR
-    rows = _whole_rows(top, bottom, n, n_columns, 4 * ROWS)
     stripes = (right - left) // WIDTH
     there = (rows > 0) & (stripes > 0)
     row = top + tl.arange(0, ROWS)[:, None]
@@ -78,12 +77,34 @@ def look_ahead(
         column = tl.max_contiguous(tl.multiple_of(column, [1, VECTOR]), [1, WIDTH])
     at = base + row * row_stride + column * column_stride
     down = rows // 4 * row_stride
-    return looks_small(
+    return (
         _load_if(at, there),
         _load_if(at + down + stripes // 4 * WIDTH * column_stride, there),
         _load_if(at + 2 * down + stripes // 2 * WIDTH * column_stride, there),
         _load_if(at + 3 * down + 3 * stripes // 4 * WIDTH * column_stride, there),
     )
+
+
+@triton.jit
+def begin_stripe(
+    base, top, start, right, rows, row_stride, column_stride, ring, like,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Have the first steps of a stripe copied, if there is one from column `start` on.
+
+    `rows` are whole ones, `ring` and `like` as for `begin`.
+
+    Returns:
+        The address of the last row copied.
+    """
+    SIZE: tl.constexpr = VECTOR * (base.dtype.element_ty.primitive_bitwidth // 8)
+    row = top + tl.arange(0, ROWS)[:, None]
+    column = start + tl.arange(0, GROUPS)[None, :] * VECTOR
+    steps = tl.where(start + GROUPS * VECTOR <= right, rows, 0) // (4 * ROWS)
+    return begin(
+        base + row * row_stride + column * column_stride, ring, -steps,
+        SIZE // VECTOR * ROWS * row_stride, like, SLOTS, SIZE, ROWS * GROUPS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -93,8 +114,8 @@ def _load_if(pointers, there):
 
 @triton.jit
 def walk_stripes(
-    base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
-    small, lift, normalised, n_parts, parts_sum, parts_highest,
+    base, top, bottom, left, right, rows, n, n_columns, row_stride, column_stride,
+    small, lift, normalised, n_parts, parts_sum, parts_highest, ring, source,
     DTYPE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
     ADJACENT: tl.constexpr, FAST: tl.constexpr, SMALL: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
@@ -102,7 +123,8 @@ def walk_stripes(
 
     Of x, of x^2, of x^4 as far as they were added as small ones, of |x|, 1 / (x + eps), the
     sigmoid, the root, ln x, ln |x| and e^x; then the lowest and the highest, and the sum over
-    columns of ln sum e^x where columns have one part.
+    columns of ln sum e^x where columns have one part.  `rows` of it are whole ones, and of the
+    first stripe steps are on their way to the `ring`, as `begin_stripe` has left them at `source`.
     """
     WIDTH: tl.constexpr = GROUPS * VECTOR
     STEP: tl.constexpr = 4 * ROWS
@@ -111,7 +133,6 @@ def walk_stripes(
     row = tl.arange(0, ROWS)[:, None]
     place = tl.arange(0, WIDTH)[None, :]
     column_place = tl.arange(0, GROUPS)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
-    whole_rows = _whole_rows(top, bottom, n, n_columns, STEP)
     zero = tl.zeros([ROWS, GROUPS], tl.float32)
     zeros = tl.zeros(SHAPE, tl.float32)
     total, square, fourths, size, invert, sigmoid = zero, zero, zero, zero, zero, zero
@@ -123,30 +144,23 @@ def walk_stripes(
     # What a thread has in a tile, in bytes, and where a step of it is on its way.
     SIZE: tl.constexpr = VECTOR * (DTYPE.primitive_bitwidth // 8)
     THREADS: tl.constexpr = ROWS * GROUPS
-    group = tl.arange(0, GROUPS)[None, :] * VECTOR
     down = ROWS * row_stride * (DTYPE.primitive_bitwidth // 8)
-    ring = ring_of(SLOTS, SIZE, THREADS) if SLOTS else 0
     steps, small_steps = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
     for start in range(left, right, WIDTH):
         powers = zeros
         column = start + place
         if ADJACENT:  # what the compiler cannot see: a thread's elements are one load
             column = tl.max_contiguous(tl.multiple_of(column, [1, VECTOR]), [1, WIDTH])
-        middle = tl.where(start + WIDTH <= right, whole_rows, 0)
+        middle = tl.where(start + WIDTH <= right, rows, 0)
         middle_steps = middle // STEP
-        if SLOTS:
-            source, slot = begin(
-                base + (top + row) * row_stride + (start + group) * column_stride,
-                ring, -middle_steps, down, size, SLOTS, SIZE, THREADS,
-            )  # fmt: skip
-        else:
-            source, slot = base + (top + row) * row_stride + column * column_stride, 0
+        slot = (SLOTS - 1) * (4 * SIZE * THREADS)  # of the ring, that is free
+        at = source if SLOTS else base + (top + row) * row_stride + column * column_stride
         if SMALL:
             small_here = middle_steps * small
             first, second, third, fourth, inverse = zeros, zeros, zeros, zeros, zero
             for left_here in range(-small_here, 0):
-                source, slot, x, y, z, w = _next_step(
-                    source, slot, ring, left_here, down, size, low,
+                at, slot, x, y, z, w = _next_step(
+                    at, slot, ring, left_here, down, size, low,
                     row_stride, ROWS, SHAPE, SLOTS, SIZE, THREADS,
                 )  # fmt: skip
                 (
@@ -167,8 +181,8 @@ def walk_stripes(
         else:
             small_here = 0
         for left_here in range(small_here - middle_steps, 0):
-            source, slot, x, y, z, w = _next_step(
-                source, slot, ring, left_here, down, size, low,
+            at, slot, x, y, z, w = _next_step(
+                at, slot, ring, left_here, down, size, low,
                 row_stride, ROWS, SHAPE, SLOTS, SIZE, THREADS,
             )  # fmt: skip
             (total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers) = (
@@ -177,14 +191,19 @@ def walk_stripes(
                     x, y, z, w, row, row, row, row, False, FAST,
                 )
             )  # fmt: skip
-        for at in range(top + middle, bottom, STEP):
-            x, in_x = _load_some(base, at + row, column, bottom, right, n, n_columns,
+        if SLOTS:  # what comes next is under way while the rest of this stripe is done
+            source = begin_stripe(
+                base, top, start + WIDTH, right, rows, row_stride, column_stride, ring, size,
+                ROWS, GROUPS, VECTOR, SLOTS,
+            )  # fmt: skip
+        for edge in range(top + middle, bottom, STEP):
+            x, in_x = _load_some(base, edge + row, column, bottom, right, n, n_columns,
                                  row_stride, column_stride, SHAPE)  # fmt: skip
-            y, in_y = _load_some(base, at + ROWS + row, column, bottom, right, n, n_columns,
+            y, in_y = _load_some(base, edge + ROWS + row, column, bottom, right, n, n_columns,
                                  row_stride, column_stride, SHAPE)  # fmt: skip
-            z, in_z = _load_some(base, at + 2 * ROWS + row, column, bottom, right, n, n_columns,
+            z, in_z = _load_some(base, edge + 2 * ROWS + row, column, bottom, right, n, n_columns,
                                  row_stride, column_stride, SHAPE)  # fmt: skip
-            w, in_w = _load_some(base, at + 3 * ROWS + row, column, bottom, right, n, n_columns,
+            w, in_w = _load_some(base, edge + 3 * ROWS + row, column, bottom, right, n, n_columns,
                                  row_stride, column_stride, SHAPE)  # fmt: skip
             (total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers) = (
                 add_quads(
