@@ -49,18 +49,12 @@ SCALED = {
 BLOCK = ((4096, 4096),) * 4 + ((11008, 4096),) * 2 + ((4096, 11008),)
 TUNINGS = {
     "4 elements, 80 registers": Tuning(),
+    "a step ahead": Tuning(slots=2),
+    "no step ahead": Tuning(slots=0),
     "no sums of powers": Tuning(small=False),
     "4 elements, 72 registers": Tuning(programs=7, registers=72),
-    "4 elements, 64 registers": Tuning(programs=8, registers=64),
     "4 elements, 96 registers": Tuning(programs=5, registers=96),
-    "2 elements, 64 registers": Tuning(programs=8, registers=64, vector=2),
-    "2 elements, 56 registers": Tuning(programs=9, registers=56, vector=2),
-    "2 elements, 48 registers": Tuning(programs=10, registers=48, vector=2),
-    "8 warps, 4 elements, 80 registers": Tuning(warps=8, programs=3),
-    "4 elements, 80 registers, units for matrices": Tuning(matrices=True),
-    "4 elements, 72 registers, units for matrices": Tuning(programs=7, registers=72, matrices=True),
-    "80 registers, smaller pieces": Tuning(most=1 << 16),
-    "80 registers, small pieces": Tuning(most=1 << 15),
+    "8 elements, 128 registers": Tuning(programs=4, registers=128, vector=8),
 }
 CACHE = 300e6  # bytes that a cycle over tensors has to exceed
 RUNS = 15

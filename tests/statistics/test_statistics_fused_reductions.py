@@ -4,6 +4,7 @@ The interpreter runs a kernel in numpy, instruction by instruction, so tensors a
 """
 
 import importlib.util
+import itertools
 import math
 import os
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from lmscout.statistics import unary_means
-from lmscout.statistics.fused_pieces import Tuning
+from lmscout.statistics.fused_pieces import Tile, Tuning, slots_of
 from lmscout.statistics.fused_reductions import fused_totals, prepare
 from lmscout.statistics.plain_walk import plain_totals
 from lmscout.statistics.reductions import has_fused, tensor_totals
@@ -119,8 +120,15 @@ SMALL_ONES = {
     "small, ever smaller": small(132, 128) * torch.logspace(0, -30, 132)[:, None],
     # Eight of the largest, lifted, overflow when multiplied, but no seven: nothing infinite shows.
     "small, then larger by far": small(
-        132, 128, scale=5e-4, row_17=0.018, row_21=0.018, row_25=0.018, row_29=0.018
+        132, 128, scale=5e-4, row_17=0.144, row_21=0.144, row_25=0.144, row_29=0.144
     ),
+    # The largest would be lifted so little that products of eight zeros plus 1e-9 underflow.
+    "small, zeros and a larger one": small(132, 128)
+    .relu()
+    .index_put((torch.tensor(0), torch.tensor(9)), torch.tensor(0.3)),
+    # The largest are some thirty times as large as what is looked at.
+    "small, then larger": small(132, 128, scale=1e-3, row_9=0.1, row_10=-0.1),
+    "small, probabilities": (normal(132, 512) * 2).softmax(-1)[:, :128],
 }
 TENSORS |= SMALL_ONES
 
@@ -153,6 +161,20 @@ def test_means_are_those_of_the_plain_walk(name):
     tensor = TENSORS[name].to(DEVICE)
     tuning = SMALL if name in ("weights", "rows and columns left over") else Tuning()
     check(tensor, fused_totals([tensor], tuning)[0].cpu().numpy())
+
+
+@runs_kernel
+@pytest.mark.parametrize("slots", [2, 4] if ON_GPU else [4])
+@pytest.mark.parametrize("scale", [0.02, 1.0])
+@pytest.mark.parametrize("rows", [3, 4, 8, 12, 18, 21, 36])
+def test_a_column_may_have_any_number_of_steps(rows, scale, slots):
+    # None, one, fewer than are under way at once, and more, with rows left over or without;
+    # three columns in a piece, two of them whole.
+    kinds = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
+    for kind, columns in itertools.product(kinds, [1100, 1098] if ON_GPU else [1100]):
+        tensor = normal(rows, columns, scale=scale, dtype=kind).to(DEVICE)
+        tuning = Tuning(least=1 << 18, slots=slots)
+        check(tensor, fused_totals([tensor], tuning)[0].cpu().numpy())
 
 
 @runs_kernel
@@ -209,6 +231,9 @@ def test_sums_of_powers_are_used_only_where_they_are_exact(largest):
         ("small, a larger one", "walk small quads"),
         ("small, a row of large ones", "walk small quads walk quads"),
         ("small, a row beyond e^x", "walk small quads walk quads carefully"),
+        ("small, zeros and a larger one", "walk small quads"),
+        ("small, then larger", "walk small quads"),
+        ("small, probabilities", "walk small quads"),
         ("small, then larger by far", "walk small quads walk quads"),
         ("rows and columns left over", "walk quads"),
         ("all zero", "walk quads"),
@@ -264,13 +289,12 @@ def test_large_tensors_on_a_gpu_are_reduced_fused_and_always_alike():
 
 
 @pytest.mark.skipif(not ON_GPU, reason="no GPU")
-@pytest.mark.parametrize("matrices", [False, True])
 @pytest.mark.parametrize("scale", [0.02, 1.0])
-def test_bfloat16_is_taken_apart_exactly(matrices, scale):
+def test_bfloat16_is_taken_apart_exactly(scale):
     # Triton's interpreter misreads a bfloat16 below 2^-126, so that this is for a GPU.
     for tiny in (0.0, 1e-39, -1e-39):
         tensor = small(300, 520, scale=scale, row_9=tiny, dtype=torch.bfloat16).to(DEVICE)
-        check(tensor, fused_totals([tensor], Tuning(matrices=matrices))[0].cpu().numpy())
+        check(tensor, fused_totals([tensor])[0].cpu().numpy())
 
 
 def test_the_plain_walk_takes_what_the_kernel_does_not():
@@ -313,6 +337,23 @@ def test_pieces_cover_a_tensor_once(shape, dtype):
     assert row["parts"] == 1 or row["width"] == launch.tile.width
     needed = row["parts"] * row["columns"] if row["parts"] > 1 and row["axis"] > 1 else 0
     assert needed <= launch.parts.shape[1] < needed + 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vector", "warps", "slots", "expected"),
+    [
+        (torch.bfloat16, 4, 4, 4, 4),
+        (torch.bfloat16, 1, 4, 4, 0),  # two bytes cannot be copied so
+        (torch.float32, 1, 4, 4, 4),
+        (torch.float32, 4, 4, 8, 4),  # 8 KiB a step
+        (torch.float32, 4, 8, 4, 2),
+        (torch.float32, 4, 16, 4, 0),
+        (torch.bfloat16, 4, 4, 0, 0),
+    ],
+)
+def test_steps_under_way_fit_into_shared_memory(dtype, vector, warps, slots, expected):
+    tile = Tile(dtype, 1, 32 * warps, vector, True)
+    assert slots_of(tile, Tuning(warps=warps, slots=slots)) == expected
 
 
 FIELDS = (

@@ -14,10 +14,11 @@ import torch
 import triton
 import triton.language as tl
 
+from lmscout.statistics.fused_ahead import ring_of
 from lmscout.statistics.fused_careful import walk_carefully
 from lmscout.statistics.fused_joins import join_columns, join_pieces
-from lmscout.statistics.fused_small import is_small
-from lmscout.statistics.fused_stripes import look_ahead, walk_stripes
+from lmscout.statistics.fused_small import is_small, looks_small
+from lmscout.statistics.fused_stripes import begin_stripe, look_ahead, walk_stripes, whole_rows
 from lmscout.statistics.fused_terms import is_ordinary
 
 DTYPES = {
@@ -35,7 +36,7 @@ def walk(
     table, sums, parts_sum, parts_highest, lse, tickets, totals, n_tensors, n_pieces, n_tickets,
     DTYPE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
     TENSORS: tl.constexpr, ADJACENT: tl.constexpr, FAST: tl.constexpr, SMALL: tl.constexpr,
-    MATRICES: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     """All totals of all tensors; a program a piece.
 
@@ -59,12 +60,15 @@ def walk(
         FAST: 0 for portable functions, else the compute capability (90 is Hopper) whose own
             instructions take their place.
         SMALL: whether numbers that look small are added as such.
-        MATRICES: whether units for products of matrices take bfloat16 apart, and sum it.
+        SLOTS: steps that have a place in shared memory, of which all but one are on their way
+            while one is added; 0 where none can be.
     """
     pid = tl.program_id(0)
-    every = tl.arange(0, TENSORS)
-    firsts = tl.load(table + every * FIELDS + 6, mask=every < n_tensors, other=1 << 40)
-    tensor = tl.sum((firsts <= pid).to(tl.int32), axis=0) - 1
+    # The whole table at once, so that no row has to be waited for when its place is known.
+    every, field = tl.arange(0, TENSORS)[:, None], tl.arange(0, FIELDS)[None, :]
+    cells = tl.load(table + every * FIELDS + field)
+    begun = (field == 6) & (every < n_tensors) & (cells <= pid)
+    tensor = tl.sum(tl.sum(begun.to(tl.int32), axis=1), axis=0) - 1
     entry = table + tensor * FIELDS
     base = tl.load(entry).to(tl.pointer_type(DTYPE))
     n_rows, n_columns = tl.load(entry + 1), tl.load(entry + 2)
@@ -93,12 +97,24 @@ def walk(
     here = (bottom - top) * (right - left)
     here -= tl.where(bottom * n_columns > n, bottom * n_columns - n, 0)
     n_here = here.to(tl.float64)
+    # What is looked at ahead, and the first steps, are on their way at once.
+    SIZE: tl.constexpr = VECTOR * (DTYPE.primitive_bitwidth // 8)
+    rows = whole_rows(top, bottom, n, n_rows, n_columns, 4 * ROWS)
+    ring, source, like = 0, 0, 0.0
     small, lift = 0, 1.0
-    if SMALL:
-        small, lift = look_ahead(
-            base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
-            ROWS, GROUPS, VECTOR, ADJACENT,
-        )  # fmt: skip
+    if SMALL or SLOTS:
+        a, b, c, d = look_ahead(
+            base, top, left, right, rows, row_stride, column_stride, ROWS, GROUPS, VECTOR, ADJACENT
+        )
+        if SLOTS:
+            ring = ring_of(SLOTS, SIZE, ROWS * GROUPS)
+            like = tl.sum(tl.reshape(a, [ROWS, GROUPS, VECTOR]), axis=2)
+            source = begin_stripe(
+                base, top, left, right, rows, row_stride, column_stride, ring, like,
+                ROWS, GROUPS, VECTOR, SLOTS,
+            )  # fmt: skip
+        if SMALL:
+            small, lift = looks_small(a, b, c, d)
     # What the loop leaves: it runs once, or once more where small numbers were none.
     nothing = tl.full([], 0.0, tl.float64)
     p_total, p_square, p_size, p_invert, p_sigmoid = nothing, nothing, nothing, nothing, nothing
@@ -110,9 +126,9 @@ def walk(
             p_total, p_square, p_fourth, p_size, p_invert, p_sigmoid, p_root, p_log, p_log_abs,
             exp_sum, p_low, p_high, lse_sum,
         ) = walk_stripes(
-            base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
-            small, lift, normalised, n_parts, my_sum, my_highest,
-            DTYPE, ROWS, GROUPS, VECTOR, ADJACENT, FAST, SMALL, MATRICES,
+            base, top, bottom, left, right, rows, n, n_columns, row_stride, column_stride,
+            small, lift, normalised, n_parts, my_sum, my_highest, ring, source,
+            DTYPE, ROWS, GROUPS, VECTOR, ADJACENT, FAST, SMALL, SLOTS,
         )  # fmt: skip
         bound = tl.maximum(-p_low, p_high)
         ordinary = is_ordinary(n_here, p_total, p_square, bound, p_invert, p_log, p_log_abs).to(
@@ -124,6 +140,11 @@ def walk(
                 ordinary = ordinary & is_small(n_here, p_fourth, bound, lift).to(tl.int32)
                 walks = 1 - ordinary
             small = 0
+            if SLOTS:
+                source = begin_stripe(
+                    base, top, left, right, rows * walks, row_stride, column_stride, ring, like,
+                    ROWS, GROUPS, VECTOR, SLOTS,
+                )  # fmt: skip
     # Exactly 0 where nothing is positive, whatever the two sums were rounded to.
     p_relu = tl.where(p_high <= 0.0, 0.0, 0.5 * (p_total + p_size))
     p_mean = p_total / n_here
@@ -159,19 +180,17 @@ def walk(
     tl.store(mine + 10 * n_pieces, p_log)
     tl.store(mine + 11 * n_pieces, p_log_abs)
 
-    if n_parts == 1:
+    if (n_parts == 1) | (normalised == 0):
         tl.store(lse + first_stripe + stripe, lse_sum)
     else:
         tl.debug_barrier()  # all threads of a program have written before its ticket is drawn
         ticket = tickets + first_stripe + stripe
         if tl.atomic_add(ticket, 1, sem="acq_rel") == n_parts - 1:
             tl.store(ticket, 0)
-            lse_sum = tl.full([], 0.0, tl.float64)
-            if normalised != 0:
-                lse_sum = join_columns(
-                    parts_sum + parts_at, parts_highest + parts_at, n_parts, n_columns,
-                    left, right, GROUPS * VECTOR,
-                )  # fmt: skip
+            lse_sum = join_columns(
+                parts_sum + parts_at, parts_highest + parts_at, n_parts, n_columns,
+                left, right, GROUPS * VECTOR,
+            )  # fmt: skip
             tl.store(lse + first_stripe + stripe, lse_sum)
 
     tl.debug_barrier()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 _TALL = 128  # rows from which a tile has several
 _WIDE = 128  # columns of such a tile
+_SHARED = 1 << 15  # bytes of shared memory at most, of a program
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Tuning:
         registers: at most, of a thread; 0 lets the compiler choose.
         vector: elements that a thread loads at once, within 16 bytes.
         small: add numbers that look small by sums of their powers.
-        matrices: have units for products of matrices take small bfloat16 apart.
+        slots: steps that have a place in shared memory, all but one of them on their way there
+            while one is added; a power of two, or 0 to load a step when it is needed.
     """
 
     warps: int = 4
@@ -39,7 +41,7 @@ class Tuning:
     registers: int = 80
     vector: int = 4
     small: bool = True
-    matrices: bool = False
+    slots: int = 4
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,14 @@ def _together(matrix: Matrix, most: int) -> int:
         return 1
     first = matrix.tensor.data_ptr() // matrix.tensor.element_size()
     return math.gcd(first, matrix.row_stride, most)
+
+
+def slots_of(tile: Tile, tuning: Tuning) -> int:
+    """Steps that can have a place in shared memory: a thread copies 4 to 16 bytes of a tile."""
+    size = tile.vector * tile.dtype.itemsize
+    step = 4 * tile.rows * tile.width * tile.dtype.itemsize
+    slots = min(tuning.slots, _SHARED // step)
+    return slots if size >= 4 and slots > 1 else 0
 
 
 def cut(rows: int, columns: int, tile: Tile, size: float) -> tuple[int, int, int, int]:

@@ -4,19 +4,19 @@ Tensors are cut into pieces of about equal size, which `fused_kernel` walks; a p
 second time only where float32 cannot sum it.  Any number of tensors of one dtype and kind of
 shape share a launch, and the host never waits: totals are handed on as a tensor.
 
-Of small numbers, as weights are, an element costs 17.7 instructions (bfloat16, compiled for
+Of small numbers, as weights are, an element costs 18.5 instructions (bfloat16, compiled for
 sm_90, four rows of four columns a step): conversion 1, extremes 0.5 as two bfloat16 are compared
 at once, the sums of four powers 5, that of |x| 1, x + 1e-9 and one quotient for eight of them
-3.4, root and logarithm of what is above 0 4.1, the logarithm of |x| 1.5, addresses and the loop
-1.2.  1.4 of these are special functions: the root, two eighths of a logarithm of a product, an
-eighth of a reciprocal.  A quarter of a multiprocessor issues one instruction a cycle for 32
-elements, and needs 8 cycles for a special one: 17.7 and 11 cycles, so that 4,096 x 11,008 elements
-take an H200 (528 such quarters, 1.98 GHz) 24 microseconds at least, where reading them once takes
-21: 1.1 times.
+3.4, root and logarithm of what is above 0 4.1, the logarithm of |x| 1.5, copies to shared memory
+ahead, addresses and the loop 2.  1.4 of these are special functions: the root, two eighths of a
+logarithm of a product, an eighth of a reciprocal.  A quarter of a multiprocessor issues one
+instruction a cycle for 32 elements, and needs 8 cycles for a special one: 18.5 and 11 cycles, so
+that 4,096 x 11,008 elements take an H200 (528 such quarters, 1.98 GHz) 25 microseconds at least,
+where reading them once takes 21: 1.2 times.
 
-Of other ordinary numbers an element costs 22.3, 2.75 of them special functions: e^x beside the
+Of other ordinary numbers an element costs 23.1, 2.75 of them special functions: e^x beside the
 root, logarithms of products of four, and a quarter of a reciprocal that serves 1 / (x + 1e-9)
-and e^x / (1 + e^x) alike.  That is 22 cycles of either kind, or 1.4 times.
+and e^x / (1 + e^x) alike.  That is 23 and 22 cycles, or 1.5 times.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from lmscout.statistics.fused_pieces import (
     as_matrix,
     cut,
     size_of_pieces,
+    slots_of,
 )
 from lmscout.statistics.totals import TOTALS
 
@@ -67,6 +68,7 @@ class Launch:
         from lmscout.statistics import fused_kernel  # only where it is run is Triton needed
 
         n_pieces = self.sums.shape[1]
+        fast = _capability(self.totals.device) if self.tuning.fast else 0
         options = {"maxnreg": self.tuning.registers} if self.tuning.registers else {}
         return fused_kernel.walk[(n_pieces,)](
             self.table,
@@ -85,9 +87,9 @@ class Launch:
             VECTOR=self.tile.vector,
             TENSORS=_TENSORS,
             ADJACENT=self.tile.adjacent,
-            FAST=_capability(self.totals.device) if self.tuning.fast else 0,
+            FAST=fast,
             SMALL=self.tuning.small,
-            MATRICES=self.tuning.matrices,
+            SLOTS=slots_of(self.tile, self.tuning) if fast else 0,
             num_warps=self.tuning.warps,
             **options,
         )

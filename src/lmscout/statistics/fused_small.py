@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 
 from lmscout.statistics.fused_instructions import higher, lower, reciprocal_of, times, widened
-from lmscout.statistics.fused_matrices import identity, sum_by, widened_by
 from lmscout.statistics.fused_products import EIGHTS, add_positives, add_sizes
 
 FIFTH: tl.constexpr = tl.constexpr(1e-5)  # the mean of |x|^5 at most: e^x is 8e-8 off by it
 ROOM: tl.constexpr = tl.constexpr(2.0**15)  # eight factors of as much fit into float32, and so
 ROOM_OF_FOURTHS: tl.constexpr = tl.constexpr(2.0**66)  # do any whose fourth powers sum to this
+LEAST_LIFT: tl.constexpr = tl.constexpr(2.0**15)  # (2**15 * 1e-9)**8 is above 2**-120
 
 
 @triton.jit
@@ -25,8 +25,9 @@ def looks_small(a, b, c, d):
     """Whether four tiles of a piece are of small numbers.
 
     Returns:
-        1 or 0, and the power of two that lifts the largest of them to between 4,096 and 8,192:
-        eight as large do not overflow, and eight zeros plus 1e-9 do not underflow.
+        1 or 0, and the power of two that lifts the largest of them to between 512 and 1,024, or
+        more: eight as large, or 32 times as large, do not overflow, and eight zeros plus 1e-9 do
+        not underflow.  What is not above 1 stays below ROOM under the least lift.
     """
     a, b, c, d = tl.abs(a), tl.abs(b), tl.abs(c), tl.abs(d)
     bound = tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
@@ -38,8 +39,8 @@ def looks_small(a, b, c, d):
     # Not so small either that products of eight would be too small for float32.
     small = (bound <= 0.5) & (bound >= 2.0**-22) & (bound * fourth <= 0.5 * FIFTH * COUNT)
     power = bound.to(tl.int32, bitcast=True) & 0x7F800000
-    lift = (0x45800000 - (power - 0x3F800000)).to(tl.float32, bitcast=True)
-    return small.to(tl.int32), tl.where(small, lift, 1.0)
+    lift = (0x44000000 - (power - 0x3F800000)).to(tl.float32, bitcast=True)  # 512 over the power
+    return small.to(tl.int32), tl.where(small, tl.maximum(lift, LEAST_LIFT), 1.0)
 
 
 @triton.jit
@@ -60,7 +61,7 @@ def is_small(count, fourth, bound, lift):
 def add_small(
     first, second, third, fourth, size, invert, roots, logs, log_sizes, low, high,
     raw_a, raw_b, raw_c, raw_d, lift, lifted_eps,
-    FAST: tl.constexpr, MATRICES: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Add four tiles of small numbers from the same columns.
 
@@ -75,17 +76,9 @@ def add_small(
     high = higher(high, higher(kept_a, kept_b, FAST), FAST)
     high = higher(high, higher(kept_c, kept_d, FAST), FAST)
 
-    if MATRICES and FAST and raw_a.dtype == tl.bfloat16 and raw_a.shape[2] == 4:
-        one = identity()
-        a, b, c, d = (
-            widened_by(one, raw_a), widened_by(one, raw_b),
-            widened_by(one, raw_c), widened_by(one, raw_d),
-        )  # fmt: skip
-        first += sum_by(one, raw_a, raw_b, raw_c, raw_d)
-    else:
-        a, b = widened(raw_a, FAST), widened(raw_b, FAST)
-        c, d = widened(raw_c, FAST), widened(raw_d, FAST)
-        first += (a + b) + (c + d)
+    a, b = widened(raw_a, FAST), widened(raw_b, FAST)
+    c, d = widened(raw_c, FAST), widened(raw_d, FAST)
+    first += (a + b) + (c + d)
     size += tl.sum((tl.abs(a) + tl.abs(b)) + (tl.abs(c) + tl.abs(d)), axis=2)
     square_a, square_b, square_c, square_d = a * a, b * b, c * c, d * d
     second += (square_a + square_b) + (square_c + square_d)

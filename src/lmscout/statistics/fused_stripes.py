@@ -8,12 +8,12 @@ and edges, with exponentials (`fused_terms`).
 import triton
 import triton.language as tl
 
+from lmscout.statistics.fused_ahead import begin, follow
 from lmscout.statistics.fused_instructions import log2, unknown
 from lmscout.statistics.fused_products import LIFT_OF_EIGHTS, LIFT_OF_QUADS
 from lmscout.statistics.fused_small import (
     add_small,
     exponentials_of,
-    looks_small,
     sigmoids_of,
 )
 from lmscout.statistics.fused_terms import (
@@ -27,15 +27,21 @@ from lmscout.statistics.fused_terms import (
 
 
 @triton.jit
-def _load_quads(pointers, row_stride, ROWS: tl.constexpr, SHAPE: tl.constexpr):
-    """Four tiles, one below the other."""
-    down = ROWS * row_stride
-    return (
-        tl.reshape(tl.load(pointers), SHAPE),
-        tl.reshape(tl.load(pointers + down), SHAPE),
-        tl.reshape(tl.load(pointers + 2 * down), SHAPE),
-        tl.reshape(tl.load(pointers + 3 * down), SHAPE),
-    )
+def _next_step(
+    source, slot, ring, left, down, like, tile, row_stride,
+    ROWS: tl.constexpr, SHAPE: tl.constexpr,
+    SLOTS: tl.constexpr, SIZE: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    """Four tiles, one below the other, and where the next ones are."""
+    if SLOTS:
+        return follow(source, slot, ring, left, down, like, tile, SLOTS, SIZE, THREADS)
+    else:
+        below = ROWS * row_stride
+        a = tl.reshape(tl.load(source), SHAPE)
+        b = tl.reshape(tl.load(source + below), SHAPE)
+        c = tl.reshape(tl.load(source + 2 * below), SHAPE)
+        d = tl.reshape(tl.load(source + 3 * below), SHAPE)
+        return source + 4 * below, slot, a, b, c, d
 
 
 @triton.jit
@@ -50,19 +56,19 @@ def _load_some(
 
 
 @triton.jit
-def _whole_rows(top, bottom, n, n_columns, STEP: tl.constexpr):
+def whole_rows(top, bottom, n, n_rows, n_columns, STEP: tl.constexpr):
     """Whole steps of rows that all count: a matrix made of a vector has a short last row."""
-    return (tl.maximum(tl.minimum(bottom, n // n_columns) - top, 0) // STEP * STEP).to(tl.int32)
+    complete = n_rows - (n_rows * n_columns > n).to(tl.int64)
+    return (tl.maximum(tl.minimum(bottom, complete) - top, 0) // STEP * STEP).to(tl.int32)
 
 
 @triton.jit
 def look_ahead(
-    base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
+    base, top, left, right, rows, row_stride, column_stride,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, ADJACENT: tl.constexpr,
 ):  # fmt: skip
-    """Whether a piece looks small, and how it is to be lifted, from four tiles across it."""
+    """Four tiles across a piece of as many whole rows."""
     WIDTH: tl.constexpr = GROUPS * VECTOR
-    rows = _whole_rows(top, bottom, n, n_columns, 4 * ROWS)
     stripes = (right - left) // WIDTH
     there = (rows > 0) & (stripes > 0)
     row = top + tl.arange(0, ROWS)[:, None]
@@ -71,12 +77,34 @@ def look_ahead(
         column = tl.max_contiguous(tl.multiple_of(column, [1, VECTOR]), [1, WIDTH])
     at = base + row * row_stride + column * column_stride
     down = rows // 4 * row_stride
-    return looks_small(
+    return (
         _load_if(at, there),
         _load_if(at + down + stripes // 4 * WIDTH * column_stride, there),
         _load_if(at + 2 * down + stripes // 2 * WIDTH * column_stride, there),
         _load_if(at + 3 * down + 3 * stripes // 4 * WIDTH * column_stride, there),
     )
+
+
+@triton.jit
+def begin_stripe(
+    base, top, start, right, rows, row_stride, column_stride, ring, like,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Have the first steps of a stripe copied, if there is one from column `start` on.
+
+    `rows` are whole ones, `ring` and `like` as for `begin`.
+
+    Returns:
+        The address of the last row copied.
+    """
+    SIZE: tl.constexpr = VECTOR * (base.dtype.element_ty.primitive_bitwidth // 8)
+    row = top + tl.arange(0, ROWS)[:, None]
+    column = start + tl.arange(0, GROUPS)[None, :] * VECTOR
+    steps = tl.where(start + GROUPS * VECTOR <= right, rows, 0) // (4 * ROWS)
+    return begin(
+        base + row * row_stride + column * column_stride, ring, -steps,
+        SIZE // VECTOR * ROWS * row_stride, like, SLOTS, SIZE, ROWS * GROUPS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -86,17 +114,17 @@ def _load_if(pointers, there):
 
 @triton.jit
 def walk_stripes(
-    base, top, bottom, left, right, n, n_columns, row_stride, column_stride,
-    small, lift, normalised, n_parts, parts_sum, parts_highest,
+    base, top, bottom, left, right, rows, n, n_columns, row_stride, column_stride,
+    small, lift, normalised, n_parts, parts_sum, parts_highest, ring, source,
     DTYPE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
-    ADJACENT: tl.constexpr, FAST: tl.constexpr, SMALL: tl.constexpr,
-    MATRICES: tl.constexpr,
+    ADJACENT: tl.constexpr, FAST: tl.constexpr, SMALL: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The sums of a piece: as of small numbers, lifted by `lift`, where `small` is not 0.
 
     Of x, of x^2, of x^4 as far as they were added as small ones, of |x|, 1 / (x + eps), the
     sigmoid, the root, ln x, ln |x| and e^x; then the lowest and the highest, and the sum over
-    columns of ln sum e^x where columns have one part.
+    columns of ln sum e^x where columns have one part.  `rows` of it are whole ones, and of the
+    first stripe steps are on their way to the `ring`, as `begin_stripe` has left them at `source`.
     """
     WIDTH: tl.constexpr = GROUPS * VECTOR
     STEP: tl.constexpr = 4 * ROWS
@@ -105,7 +133,6 @@ def walk_stripes(
     row = tl.arange(0, ROWS)[:, None]
     place = tl.arange(0, WIDTH)[None, :]
     column_place = tl.arange(0, GROUPS)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
-    whole_rows = _whole_rows(top, bottom, n, n_columns, STEP)
     zero = tl.zeros([ROWS, GROUPS], tl.float32)
     zeros = tl.zeros(SHAPE, tl.float32)
     total, square, fourths, size, invert, sigmoid = zero, zero, zero, zero, zero, zero
@@ -114,29 +141,37 @@ def walk_stripes(
     high = tl.full(SHAPE, -INFINITY, PLAIN)
     exp = tl.zeros([ROWS, GROUPS], tl.float64)
     lse_sums = tl.zeros([GROUPS], tl.float64)
+    # What a thread has in a tile, in bytes, and where a step of it is on its way.
+    SIZE: tl.constexpr = VECTOR * (DTYPE.primitive_bitwidth // 8)
+    THREADS: tl.constexpr = ROWS * GROUPS
+    down = ROWS * row_stride * (DTYPE.primitive_bitwidth // 8)
     steps, small_steps = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
     for start in range(left, right, WIDTH):
         powers = zeros
         column = start + place
         if ADJACENT:  # what the compiler cannot see: a thread's elements are one load
             column = tl.max_contiguous(tl.multiple_of(column, [1, VECTOR]), [1, WIDTH])
-        middle = tl.where(start + WIDTH <= right, whole_rows, 0)
+        middle = tl.where(start + WIDTH <= right, rows, 0)
+        middle_steps = middle // STEP
+        slot = (SLOTS - 1) * (4 * SIZE * THREADS)  # of the ring, that is free
+        at = source if SLOTS else base + (top + row) * row_stride + column * column_stride
         if SMALL:
-            pointers = base + (top + row) * row_stride + column * column_stride
+            small_here = middle_steps * small
             first, second, third, fourth, inverse = zeros, zeros, zeros, zeros, zero
-            from_row = middle * small
-            for _ in range(0, from_row, STEP):
-                x, y, z, w = _load_quads(pointers, row_stride, ROWS, SHAPE)
-                pointers += STEP * row_stride
+            for left_here in range(-small_here, 0):
+                at, slot, x, y, z, w = _next_step(
+                    at, slot, ring, left_here, down, size, low,
+                    row_stride, ROWS, SHAPE, SLOTS, SIZE, THREADS,
+                )  # fmt: skip
                 (
                     first, second, third, fourth, size, inverse, root, log, log_abs, low, high,
                 ) = add_small(
                     first, second, third, fourth, size, inverse, root, log, log_abs, low, high,
-                    x, y, z, w, lift, lift * EPS, FAST, MATRICES,
+                    x, y, z, w, lift, lift * EPS, FAST,
                 )  # fmt: skip
-            small_steps += from_row // STEP
+            small_steps += small_here
             second = unknown(second, FAST)
-            added = (from_row // ROWS).to(tl.float32)
+            added = (small_here * 4).to(tl.float32)
             powers = exponentials_of(added, first, second, third, fourth)
             sigmoid += tl.sum(sigmoids_of(added, first, third), axis=2)
             total += tl.sum(first, axis=2)
@@ -144,25 +179,31 @@ def walk_stripes(
             fourths += tl.sum(fourth, axis=2)
             invert += lift * inverse
         else:
-            from_row = 0
-        pointers = base + (top + from_row + row) * row_stride + column * column_stride
-        for _ in range(from_row, middle, STEP):
-            x, y, z, w = _load_quads(pointers, row_stride, ROWS, SHAPE)
-            pointers += STEP * row_stride
+            small_here = 0
+        for left_here in range(small_here - middle_steps, 0):
+            at, slot, x, y, z, w = _next_step(
+                at, slot, ring, left_here, down, size, low,
+                row_stride, ROWS, SHAPE, SLOTS, SIZE, THREADS,
+            )  # fmt: skip
             (total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers) = (
                 add_quads(
                     total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers,
                     x, y, z, w, row, row, row, row, False, FAST,
                 )
             )  # fmt: skip
-        for at in range(top + middle, bottom, STEP):
-            x, in_x = _load_some(base, at + row, column, bottom, right, n, n_columns,
+        if SLOTS:  # what comes next is under way while the rest of this stripe is done
+            source = begin_stripe(
+                base, top, start + WIDTH, right, rows, row_stride, column_stride, ring, size,
+                ROWS, GROUPS, VECTOR, SLOTS,
+            )  # fmt: skip
+        for edge in range(top + middle, bottom, STEP):
+            x, in_x = _load_some(base, edge + row, column, bottom, right, n, n_columns,
                                  row_stride, column_stride, SHAPE)  # fmt: skip
-            y, in_y = _load_some(base, at + ROWS + row, column, bottom, right, n, n_columns,
+            y, in_y = _load_some(base, edge + ROWS + row, column, bottom, right, n, n_columns,
                                  row_stride, column_stride, SHAPE)  # fmt: skip
-            z, in_z = _load_some(base, at + 2 * ROWS + row, column, bottom, right, n, n_columns,
+            z, in_z = _load_some(base, edge + 2 * ROWS + row, column, bottom, right, n, n_columns,
                                  row_stride, column_stride, SHAPE)  # fmt: skip
-            w, in_w = _load_some(base, at + 3 * ROWS + row, column, bottom, right, n, n_columns,
+            w, in_w = _load_some(base, edge + 3 * ROWS + row, column, bottom, right, n, n_columns,
                                  row_stride, column_stride, SHAPE)  # fmt: skip
             (total, square, size, invert, sigmoid, root, log, log_abs, low, high, powers) = (
                 add_quads(
