@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lmscout.pruning.ledger import Pair
 from lmscout.pruning.searching.breeding import Predict
-from lmscout.pruning.searching.budgets import Budget, least_steps
+from lmscout.pruning.searching.budgets import Budget, TableBudget, least_steps
 from lmscout.pruning.searching.covering import Proposal, Target
 from lmscout.pruning.searching.proposals import Foretells
 from lmscout.pruning.searching.ranges import Ranges
@@ -136,6 +136,14 @@ class _Grid:
         whole: npt.NDArray[np.bool_] = (self.unbundled(self.bundled(rows)) == rows).all(axis=1)
         return whole
 
+    def counts(self) -> list[Rows]:
+        """For each column, how many units so many bundles are, from 0 up."""
+        coarse = dense_row(self.coarse)
+        return [
+            np.minimum(np.arange(bundles + 1) * each, units)
+            for bundles, each, units in zip(coarse, self._each, self._units, strict=True)
+        ]
+
     def bundles(self, plan: Plan) -> Plan:
         """A plan of channels, in bundles."""
         return as_plans(self.bundled(as_rows([plan])))[0]
@@ -173,7 +181,14 @@ class _Bundled:
 
     def cost(self, rows: Rows) -> Floats:
         """Costs of plans, [n, 2L] to [n]."""
-        return self.budget.cost(self.grid.unbundled(rows))
+        if self._tables is None:
+            return self.budget.cost(self.grid.unbundled(rows))
+        return self._tables.cost(rows)
+
+    @cached_property
+    def _tables(self) -> TableBudget | None:
+        """The same costs in tables that are smaller by the grain, where they are in tables."""
+        return self.budget.at(self.grid.counts()) if isinstance(self.budget, TableBudget) else None
 
     def least_steps(self) -> Floats:
         """What one bundle more of each column costs at least, [2L]."""
