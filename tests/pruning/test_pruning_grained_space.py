@@ -103,3 +103,12 @@ def test_a_bundle_costs_what_its_channels_cost():
     for budget in (measured, keep_budget(SHAPE, 0.7)):
         bundled = GrainedSpace(SHAPE, 7)._target(Target(budget, Ranges.above(SHAPE))).budget
         assert (bundled.cost(rows) == budget.cost(channels)).all()
+
+
+def test_what_is_being_measured_is_not_proposed_again():
+    space, target = GrainedSpace(SHAPE, 7), Target(keep_budget(SHAPE, 0.7), Ranges.above(SHAPE))
+    asked = {"count": 12, "seed": 0, "round_": 0, "pairs": [], "predictor": None}
+    waiting = [one.plan for one in space.propose([target], **asked)]
+    again = [one.plan for one in space.propose([target], waiting=waiting, **asked)]
+    assert len(again) == 12
+    assert not {*again} & {*waiting}

@@ -8,7 +8,7 @@ A width that the grain does not divide has one smaller bundle at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -20,7 +20,7 @@ from lmscout.pruning.ledger import Pair
 from lmscout.pruning.searching.breeding import Predict
 from lmscout.pruning.searching.budgets import Budget, TableBudget, least_steps
 from lmscout.pruning.searching.covering import Proposal, Target
-from lmscout.pruning.searching.proposals import Foretells
+from lmscout.pruning.searching.proposals import Calls, Foretells
 from lmscout.pruning.searching.ranges import Ranges
 from lmscout.pruning.searching.search import Candidate
 from lmscout.pruning.searching.space import AnySpace
@@ -67,6 +67,8 @@ class GrainedSpace:
         round_: int,
         pairs: Sequence[Pair],
         predictor: Foretells | None,
+        waiting: Collection[Plan] = (),
+        beside: Calls | None = None,
     ) -> list[Proposal]:
         """Plans for one round, as `proposals.propose`."""
         found = self._coarse.propose(
@@ -76,6 +78,8 @@ class GrainedSpace:
             round_=round_,
             pairs=self._pairs(pairs),
             predictor=None if predictor is None else _Foretelling(self._grid, predictor),
+            waiting=[self._grid.bundles(plan) for plan in waiting],
+            beside=beside,
         )
         return [Proposal(self._grid.channels(one.plan), one.origin) for one in found]
 
