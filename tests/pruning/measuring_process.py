@@ -16,6 +16,7 @@ import zlib
 import numpy as np
 from synthetic_quality import Synthetic
 
+from lmscout.errors import LmscoutError
 from lmscout.pruning.learning.features import Column
 from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import measure_rounds
@@ -45,14 +46,16 @@ class TellingSpace(AnySpace):
 
 
 class SlowDevice:
-    """Measures the synthetic model; no two take the same time for a plan."""
+    """Measures the synthetic model; no two take the same time for a plan.  One may fail."""
 
-    def __init__(self, number, seconds=0.004):
-        self.shape, self.measured = MODEL.shape, []
+    def __init__(self, number, seconds=0.004, fails_at=None):
+        self.shape, self.measured, self._fails_at = MODEL.shape, [], fails_at
         self._random, self._seconds = random.Random(number), seconds
 
     def measure(self, plans, limits=None):
         for plan, most in zip(plans, limits or itertools.repeat(()), strict=False):
+            if len(self.measured) == self._fails_at:
+                raise LmscoutError("the device is full")
             (rise,) = MODEL.measure(as_rows([plan]))
             so_far = np.cumsum(PORTIONS * rise) / np.arange(1, 4)
             course = []
@@ -75,13 +78,14 @@ def measured(
     keep=0.7,
     tail=TAIL,
     another_process=False,
+    fails_at=None,
 ):
     """The pairs of a ledger after a run, what the run learnt, and the plans that it measured.
 
     A column that says nothing keeps what is proposed in this process, and seconds low.
     """
     nothing = Column("nothing", lambda rows: np.zeros(len(rows)))
-    each = [SlowDevice(number) for number in range(devices)]
+    each = [SlowDevice(number, fails_at=fails_at) for number in range(devices)]
     target = Target(keep_budget(MODEL.shape, keep), Ranges.above(MODEL.shape))
     with Ledger(folder, MODEL.shape, {"model": "synthetic"}) as ledger:
         try:
