@@ -1,23 +1,27 @@
 """What pruning a model of seven billion parameters takes: seconds and memory, stage by stage.
 
     python bench/scale.py [--device cuda:0[,cuda:1]] [--size 7b|tiny] [--pairs 525] [--out DIR]
+    python bench/scale.py --device cuda:0,cuda:1 --pairs-only
 
 A LLaMA of random weights from its configuration alone: what a stage costs does not depend on
 them.  Text is random tokens.  The dense forward through transformers stands beside a measured
 pair, in the same run, on the same tokens, and the result is written with the machine, the date
-and the commit.
+and the commit.  With --pairs-only the pairs are measured on the first device and then on all,
+and nothing else is done than these need; the pairs are compared, and so are the seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import platform
 import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +35,8 @@ from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibra
 from lmscout.pruning.estimate import estimate
 from lmscout.pruning.families import family_of
 from lmscout.pruning.judging.block_means import read_block_means
-from lmscout.pruning.ledger import Ledger
-from lmscout.pruning.measuring import measure_rounds
+from lmscout.pruning.ledger import Ledger, Pair
+from lmscout.pruning.measuring import Learnt, measure_rounds, tail_on
 from lmscout.pruning.request import Request
 from lmscout.pruning.saving.export import save
 from lmscout.pruning.searching.budgets import keep_budget
@@ -100,8 +104,10 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--pairs", type=int, default=525)
     parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--tail", type=float, help="of steps; as `lmscout prune` if not given")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--no-save", action="store_true")
+    parser.add_argument("--pairs-only", action="store_true")
     arguments = parser.parse_args()
     first, *others = devices_of(arguments.device)
     stages = Stages(first)
@@ -112,6 +118,12 @@ def main() -> None:
     settings = CalibrationSettings(
         compensate=False, measured_tokens=arguments.tokens, final_tokens=arguments.tokens
     )
+    tail = tail_on(first) if arguments.tail is None else arguments.tail
+    if arguments.pairs_only:
+        calibrated = stages("calibration", lambda: calibrate(model, windows, settings))
+        told = one_and_all(stages, calibrated, others, arguments.pairs, tail)
+        write(arguments, f"pairs-{arguments.size}-{1 + len(others)}", stages, told)
+        return
     family = family_of(model.config)
     for name in ("statistics, the first time", "statistics, 2,048 tokens"):
         stages(name, lambda: read_block_means(model, family, windows[:16]))
@@ -131,13 +143,26 @@ def main() -> None:
     ratio = a_pair_beside_the_dense_forward(stages, calibrated)
     with tempfile.TemporaryDirectory() as folder:
         told = a_search(
-            stages, calibrated, others, arguments.pairs, Path(folder), arguments.no_save
+            stages, calibrated, others, arguments.pairs, tail, Path(folder), arguments.no_save
         )
     whole = time.perf_counter() - started
     print(f"the whole flow: {whole:.0f} s")
+    told = {
+        "foretold": foretold.to_json(),
+        "pair_by_kept_share_and_dense": ratio,
+        **told,
+        "whole_flow_seconds": whole,
+    }
+    write(arguments, f"scale-{arguments.size}-{1 + len(others)}", stages, told)
+
+
+def write(arguments: argparse.Namespace, name: str, stages: Stages, told: dict) -> None:
+    """A record of it, where one is asked for."""
+    if not arguments.out:
+        return
     record = {
-        "machine": machine(first),
-        "devices": 1 + len(others),
+        "machine": machine(stages.device),
+        "devices": len(devices_of(arguments.device)),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
         "torch": torch.__version__,
@@ -145,15 +170,10 @@ def main() -> None:
         "size": arguments.size,
         "tokens": arguments.tokens,
         "stages": stages.rows,
-        "foretold": foretold.to_json(),
-        "pair_by_kept_share_and_dense": ratio,
         **told,
-        "whole_flow_seconds": whole,
     }
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        name = f"scale-{arguments.size}-{1 + len(others)}.json"
-        (arguments.out / name).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
 def a_pair_beside_the_dense_forward(stages: Stages, calibrated: Calibrated) -> float:
@@ -169,33 +189,98 @@ def a_pair_beside_the_dense_forward(stages: Stages, calibrated: Calibrated) -> f
     return ratio
 
 
+def one_and_all(
+    stages: Stages, calibrated: Calibrated, others: list[torch.device], wanted: int, tail: float
+) -> dict[str, object]:
+    """Pairs on the first device, and on all; whether they are the same, and how long they took."""
+    told: dict[str, object] = {}
+    found: list[dict] = []
+    whole: list[float] = []
+    every = (calibrated, stages("copies", lambda: calibrated.copied_to(others)))
+    for ready in every[: 1 + bool(others)]:
+        count = 1 + len(ready.copies)
+        with tempfile.TemporaryDirectory() as folder:
+            pairs, _, row = some_pairs(stages, ready, wanted, tail, Path(folder))
+        told[f"on_{count}"] = row
+        found.append({pair.plan: pair.value for pair in pairs})
+        whole.append(stages.rows[stage_of(wanted, count)]["seconds"])
+        gc.collect()  # what the devices hold of the evaluator
+    if others:
+        one, all_ = found
+        common = one.keys() & all_.keys()
+        told["same_plans"] = len(common)
+        told["largest_difference"] = max(abs(one[plan] - all_[plan]) for plan in common)
+        told["seconds_by_those_of_one"] = whole[1] / whole[0]
+        print(
+            f"{len(common)} of {wanted} plans are the same on {1 + len(others)}, rises differ by "
+            f"{told['largest_difference']:.1e} at most; {whole[1] / whole[0]:.3f} of the time of 1"
+        )
+    return told
+
+
+def stage_of(wanted: int, count: int) -> str:
+    """How the measuring of pairs is called."""
+    return f"{wanted} pairs" if count == 1 else f"{wanted} pairs on {count} devices"
+
+
+def some_pairs(
+    stages: Stages, ready: Calibrated, wanted: int, tail: float, folder: Path
+) -> tuple[tuple[Pair, ...], Learnt, dict[str, float]]:
+    """Pairs measured as `lmscout prune` does it, what was learnt, and where time went."""
+    shape, grain = ready.shape, fast_grain(ready.model)
+    space, budget = space_of("any", shape, ready.model, grain), keep_budget(shape, KEEP)
+    evaluator = ready.evaluator(ready.measured)
+    targets = [Target(budget, Ranges.above(shape))]
+    name = stage_of(wanted, 1 + len(ready.copies))
+    with Ledger(folder / "ledger", shape, {"bench": "scale"}) as ledger:
+        learnt = stages(
+            name,
+            lambda: measure_rounds(
+                ledger,
+                evaluator,
+                ready.mass,
+                space,
+                targets,
+                pairs=wanted,
+                seed=0,
+                tail=tail,
+            ),
+        )
+        pairs = ledger.pairs()
+    told = where_time_went(pairs, stages.rows[name]["seconds"], 1 + len(ready.copies), tail)
+    print(json.dumps(told), flush=True)
+    return pairs, learnt, told
+
+
+def where_time_went(
+    pairs: Sequence[Pair], seconds: float, devices: int, tail: float
+) -> dict[str, float]:
+    """Seconds in which a device measured, on average, and in which it waited."""
+    by_itself = devices if tail else 1  # else a pair's seconds are those since the pair before
+    measuring = sum(pair.seconds for pair in pairs) / by_itself
+    return {
+        "pairs_measuring_seconds": measuring,
+        "pairs_waiting_seconds": seconds - measuring,
+        "pairs_dropped_early": sum(pair.partial for pair in pairs),
+        "portions": sum(len(pair.course) for pair in pairs),
+        "best_rise": min(pair.value for pair in pairs if not pair.partial),
+    }
+
+
 def a_search(
     stages: Stages,
     calibrated: Calibrated,
     others: list[torch.device],
     wanted: int,
+    tail: float,
     folder: Path,
     no_save: bool,
 ) -> dict[str, float]:
     """Pairs, their predictor, a search by it, and the model found, saved."""
     shape, grain = calibrated.shape, fast_grain(calibrated.model)
     space, budget = space_of("any", shape, calibrated.model, grain), keep_budget(shape, KEEP)
-    with Ledger(folder / "ledger", shape, {"bench": "scale"}) as ledger:
-        ready = stages("copies", lambda: calibrated.copied_to(others))
-        evaluator = ready.evaluator(ready.measured)
-        targets = [Target(budget, Ranges.above(shape))]
-        learnt = stages(
-            f"{wanted} pairs",
-            lambda: measure_rounds(
-                ledger, evaluator, ready.mass, space, targets, pairs=wanted, seed=0
-            ),
-        )
-        pairs = ledger.pairs()
-    told = {
-        "pairs_measuring_seconds": sum(pair.seconds for pair in pairs),
-        "pairs_dropped_early": sum(pair.partial for pair in pairs),
-    }
-    print(json.dumps(told), flush=True)
+    ready = stages("copies", lambda: calibrated.copied_to(others))
+    pairs, learnt, told = some_pairs(stages, ready, wanted, tail, folder)
     many = random_rows(shape, 10_000, grain)
     stages("10,000 predicted plans", lambda: learnt.predictor.cautious(many))
     begin = [pair.plan for pair in space.best_pairs(pairs, budget, 8)]

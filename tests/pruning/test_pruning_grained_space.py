@@ -8,7 +8,7 @@ from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.ledger import Pair
-from lmscout.pruning.searching.budgets import keep_budget
+from lmscout.pruning.searching.budgets import keep_budget, latency_budget
 from lmscout.pruning.searching.covering import Target
 from lmscout.pruning.searching.grained_space import GrainedSpace
 from lmscout.pruning.searching.ranges import Ranges
@@ -87,3 +87,28 @@ def test_pairs_off_the_grid_are_not_among_the_best():
 def test_a_budget_that_no_plan_meets_is_refused_in_the_users_units():
     with pytest.raises(LmscoutError, match=r"budget of 0\.05 \(kept share\)"):
         GrainedSpace(SHAPE, 8).require(keep_budget(SHAPE, 0.05))
+
+
+def test_a_bundle_costs_what_its_channels_cost():
+    rng = np.random.default_rng(0)
+    measured = latency_budget(  # with falls, which tables hold level
+        SHAPE,
+        1.0,
+        attention=[rng.uniform(size=5) for _ in range(4)],
+        mlp=[np.cumsum(rng.uniform(-0.5, 1, 61)) for _ in range(4)],
+        fixed=0.3,
+    )
+    rows = rng.integers(0, [5] * 4 + [10] * 4, (50, 8))  # 60 channels are nine bundles at most
+    channels = np.minimum(rows * ([1] * 4 + [7] * 4), [4] * 4 + [60] * 4)
+    for budget in (measured, keep_budget(SHAPE, 0.7)):
+        bundled = GrainedSpace(SHAPE, 7)._target(Target(budget, Ranges.above(SHAPE))).budget
+        assert (bundled.cost(rows) == budget.cost(channels)).all()
+
+
+def test_what_is_being_measured_is_not_proposed_again():
+    space, target = GrainedSpace(SHAPE, 7), Target(keep_budget(SHAPE, 0.7), Ranges.above(SHAPE))
+    asked = {"count": 12, "seed": 0, "round_": 0, "pairs": [], "predictor": None}
+    waiting = [one.plan for one in space.propose([target], **asked)]
+    again = [one.plan for one in space.propose([target], waiting=waiting, **asked)]
+    assert len(again) == 12
+    assert not {*again} & {*waiting}

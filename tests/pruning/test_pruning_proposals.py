@@ -1,6 +1,7 @@
 """Proposals, and the beginnings that plans share."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -262,3 +263,23 @@ def test_a_size_of_so_few_plans_that_a_search_comes_by_none_is_no_error():
     pairs = [Pair(only.plan, 1.0, 100, partial=True)]
     again = propose(shape, [target], round_=1, pairs=pairs, predictor=Foretelling(), **settings_)
     assert again == []
+
+
+def test_what_is_being_measured_is_not_proposed_again(pairs, predictor):
+    asked = {"count": 20, "round_": 1, "pairs": pairs, "predictor": predictor, "generations": 5}
+    first = first_round(**asked)
+    waiting = [one.plan for one in first]
+    again = first_round(**asked, waiting=waiting)
+    assert len(again) == 20
+    assert not {one.plan for one in again} & {*waiting, *(pair.plan for pair in pairs)}
+    covering = [one.plan for one in first_round()]
+    assert not {one.plan for one in first_round(waiting=covering)} & {*covering}
+
+
+def test_searches_side_by_side_find_what_they_find_one_after_the_other(pairs, predictor):
+    asked = {"count": 20, "round_": 1, "pairs": pairs, "predictor": predictor, "generations": 3}
+    with ThreadPoolExecutor(1) as beside:
+        assert first_round(**asked, beside=beside) == first_round(**asked)
+        # without a pair of the size, what is near is not known before something was found
+        elsewhere = {**asked, "targets": [Target(keep_budget(SHAPE, 0.5), WHOLE)]}
+        assert first_round(**elsewhere, beside=beside) == first_round(**elsewhere)

@@ -406,3 +406,13 @@ def test_what_was_best_at_one_size_is_begun_with_at_another():
 def test_a_size_that_only_plans_of_any_shape_meet_is_refused():
     with pytest.raises(LmscoutError, match=r"^no uniform plan meets the budget of 0\.01 \(kept"):
         SMALL.propose([target(0.5), target(0.01)], count=4, seed=0, round_=0)
+
+
+def test_what_is_being_measured_is_not_proposed_again():
+    asked = {"count": 10, "seed": 0, "round_": 1}
+    pairs = TRUTH.pairs(plans_of(SMALL.propose([target(0.5)], count=20, seed=0, round_=0)))
+    asked |= {"pairs": pairs, "predictor": TRUTH}
+    waiting = plans_of(SMALL.propose([target(0.5)], **asked))
+    again = plans_of(SMALL.propose([target(0.5)], waiting=waiting, **asked))
+    assert len(again) == 10
+    assert not {*again} & {*waiting, *(pair.plan for pair in pairs)}

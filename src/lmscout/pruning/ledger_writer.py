@@ -7,7 +7,6 @@ does on a GPU, and within one process it holds up whoever launches work on one.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any, Self
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.ledger import Ledger, Pair
+from lmscout.pruning.processes import begin_process
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 
 _WRITTEN = "written"
@@ -76,16 +76,7 @@ class LedgerWriter:
         self._ledger.remember(pair)
 
     def _begin(self) -> None:
-        here = os.getcwd()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            # Modules are found where they are found here, and nowhere else.
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(one or here for one in sys.path)},
-        )
+        self._process = begin_process(__name__, text=True)
         self._tell(self._ledger.opening)
 
     def _tell(self, what: object) -> None:
@@ -114,7 +105,3 @@ def _pair(told: dict[str, Any]) -> Pair:
     plan = Plan(tuple(told["plan"]["attention"]), tuple(told["plan"]["mlp"]))
     course = tuple((tokens, rise) for tokens, rise in told["course"])
     return Pair(**told | {"plan": plan, "course": course})
-
-
-if __name__ == "__main__":
-    serve()

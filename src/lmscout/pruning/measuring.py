@@ -1,31 +1,43 @@
-"""Fill a ledger round by round: propose, measure, learn, narrow."""
+"""Fill a ledger step by step: propose, measure, learn, narrow.
+
+A processor measures a step to its end before it proposes the next.  Devices would wait meanwhile.
+So for them a step has a *tail*: the next one follows from all pairs but those of the tail, and is
+proposed while they measure it.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
+import torch
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.judging.judge import Judge
 from lmscout.pruning.learning.features import Column, ImportanceMass
-from lmscout.pruning.learning.narrowing import Shrink, narrow
-from lmscout.pruning.learning.predictor import FEWEST_PAIRS, Predictor, fit_predictor
+from lmscout.pruning.learning.narrowing import Shrink
+from lmscout.pruning.learning.predictor import FEWEST_PAIRS, Predictor
 from lmscout.pruning.ledger import Ledger, Pair
 from lmscout.pruning.ledger_writer import LedgerWriter
+from lmscout.pruning.proposing import Asks, Question, Terms, asked_ahead, asked_here, learn
+from lmscout.pruning.rounds import Rounds
 from lmscout.pruning.searching.covering import Proposal, Target
+from lmscout.pruning.searching.ranges import Ranges
 from lmscout.pruning.searching.space import PlanSpace
-from lmscout.pruning.subnetworks.plan import Shape
-from lmscout.pruning.subnetworks.plan_arrays import as_rows
+from lmscout.pruning.subnetworks.parallel import ParallelEvaluator
+from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.subnetwork import Evaluator
+from lmscout.pruning.subnetworks.workload import Workload, measured_here
 from lmscout.stages import StageProgress
 
-ROUND_SIZE = 20  # small, as every round learns from those before it; the first has twice as many
-_ROUNDS = 15  # more would cost more than they teach, where pairs are many
-_HOPEFUL = 12  # a plan that is not among so many of its size, as far as measured, is dropped
-_ERRORS = 1.0  # standard errors of what a portion foretells of the whole, as room for a plan
+STEP_SIZE = 20  # small, as every step learns from those before it; the first has twice as many
+_STEPS = 15  # more would cost more than they teach, where pairs are many
+_SHORT_STEPS = 20  # with a tail: what is proposed is based on as new pairs as without
+_TAIL = 0.75  # so long that two GPUs measure it while a step is proposed
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,14 @@ class Learnt:
     judge: Judge | None = None
 
 
+def tail_on(device: torch.device) -> float:
+    """The tail of steps that a kind of device measures.
+
+    It depends on nothing else, so that what is found does not depend on how many there are.
+    """
+    return _TAIL if device.type == "cuda" else 0.0
+
+
 def measure_rounds(
     ledger: Ledger,
     evaluator: Evaluator,
@@ -56,150 +76,170 @@ def measure_rounds(
     pairs: int,
     seed: int,
     round_size: int | None = None,
+    tail: float = 0.0,
     extra: Sequence[Column] = (),
     progress: StageProgress | None = None,
 ) -> Learnt:
     """Measure proposed plans until a ledger holds so many pairs.
 
-    What is proposed in a round, and what of it is dropped early, follows from the seed and the
-    pairs of earlier rounds, so that a run that was stopped anywhere goes on to the same end,
-    and several devices may share a round.  A round of which the ledger has a later one is not
-    opened again, whatever it was proposed for: so sizes can be added to a ledger without
-    measuring anew.
+    What a step proposes, and what of it is dropped early, follows from the seed and the pairs of
+    earlier rounds, so that a run that was stopped anywhere goes on to the same end, and several
+    devices may share the work.  What a later step was proposed from is not measured again,
+    whatever it was proposed for: so sizes can be added to a ledger without measuring anew.
 
     Args:
-        ledger: where pairs are kept; those that it holds are not measured again.
+        ledger: where pairs are kept; those that it holds are not measured again.  It goes on as
+            it was begun, with a tail or without.
         evaluator: measures plans.
         mass: importance of what a plan cuts.
         space: proposes plans.
-        targets: sizes that the ledger is to serve; each gets an equal part of every round.
+        targets: sizes that the ledger is to serve; each gets an equal part of every step.
         pairs: how many the ledger is to hold in the end.
         seed: of proposals and predictors.
-        round_size: how many plans a round proposes; the first proposes twice as many.  20 by
+        round_size: how many plans a step proposes; the first proposes twice as many.  20 by
             default, and more where pairs are many.
+        tail: share of a step that is measured while the next one is proposed in another
+            process; `tail_on` says which is right for a device.
         extra: columns that the predictor is told beside its own.
         progress: called with pairs held and wanted.
 
     Raises:
         LmscoutError: the pairs are too few for a predictor, the loss of a plan is not finite,
-            or the ledger cannot be written.
+            the ledger cannot be written, or the process that proposes has ended.
     """
     if pairs < FEWEST_PAIRS:
         raise LmscoutError(
             f"{pairs} pairs are too few for a predictor: measure at least {FEWEST_PAIRS}"
         )
-    shape = evaluator.shape
-    size = round_size or max(ROUND_SIZE, pairs // _ROUNDS)
-    targets = list(targets)
-    shrinks: list[Shrink] = []
-    number = 0
+    budgets = tuple(target.budget for target in targets)
+    terms = Terms(evaluator.shape, mass, space, budgets, seed, tuple(extra))
+    rounds = Rounds.of(ledger, tail)
     if progress:
         progress(len(ledger), pairs)
-    with LedgerWriter(ledger) as writer:
-        while True:
-            earlier = ledger.pairs(before_round=number)
-            last = len(earlier) >= pairs
-            predictor = None
-            if len(earlier) >= FEWEST_PAIRS:
-                repeats = 3 if last else 1
-                predictor = fit_predictor(
-                    earlier, shape, mass, seed=seed, repeats=repeats, extra=extra
-                )
-                if space.narrows:
-                    targets, new = _narrowed(targets, predictor, earlier, shape)
-                    shrinks.extend(new)
-            if last and predictor is not None:
-                return Learnt(predictor, tuple(targets), tuple(shrinks))
-            if len(ledger.pairs(before_round=number + 1)) == len(ledger) < pairs:
-                proposals = space.propose(
-                    targets,
-                    count=min(size * (1 if earlier else 2), pairs - len(earlier)),
-                    seed=seed,
-                    round_=number,
-                    pairs=earlier,
-                    predictor=predictor,
-                )
-                if not proposals:  # every plan has been measured
-                    return Learnt(predictor, tuple(targets), tuple(shrinks))
-                _measure(
-                    ledger, writer, evaluator, space, targets, proposals, number, pairs, progress
-                )
-            number += 1
+    with (
+        LedgerWriter(ledger) as writer,
+        (asked_ahead if rounds.tail else asked_here)(terms) as ask,
+        _workload(evaluator, by_itself=rounds.tail > 0) as work,
+    ):
+        run = _Run(ledger, evaluator.shape, writer, work, ask, rounds, pairs, progress)
+        size = round_size or max(STEP_SIZE, pairs // (_SHORT_STEPS if rounds.tail else _STEPS))
+        return run.to_the_end(terms, tuple(target.ranges for target in targets), size)
 
 
-def _narrowed(
-    targets: Sequence[Target], predictor: Predictor, pairs: Sequence[Pair], shape: Shape
-) -> tuple[list[Target], list[Shrink]]:
-    narrower: list[Target] = []
-    shrinks: list[Shrink] = []
-    for target in targets:
-        ranges, new = narrow(target.ranges, predictor, pairs, shape, target.budget)
-        narrower.append(Target(target.budget, ranges))
-        shrinks.extend(new)
-    return narrower, shrinks
+def _workload(evaluator: Evaluator, by_itself: bool) -> AbstractContextManager[Workload]:
+    if not by_itself:
+        return measured_here(evaluator)
+    if not isinstance(evaluator, ParallelEvaluator):
+        evaluator = ParallelEvaluator([evaluator])
+    return evaluator.workload()
 
 
-def _measure(
-    ledger: Ledger,
-    writer: LedgerWriter,
-    evaluator: Evaluator,
-    space: PlanSpace,
-    targets: Sequence[Target],
-    proposals: Sequence[Proposal],
-    number: int,
-    wanted: int,
-    progress: StageProgress | None,
-) -> None:
-    """Measure what a round proposed and the ledger does not hold."""
-    todo = [one for one in proposals if ledger.find(one.plan) is None][: wanted - len(ledger)]
-    if not todo:
-        return
+class _Run:
+    """Plans under way, and the ledger that their pairs go into."""
 
-    # Limits follow from earlier rounds alone: so plans of a round may be measured in any order.
-    earlier = ledger.pairs(before_round=number)
-    limits = []
-    for row in as_rows([one.plan for one in todo]):
-        of_size = [target for target in targets if space.meets(row[None], target.budget)[0]]
-        # Round 0 covers the space: what is bad there teaches as much as what is good.
-        racing = number > 0 and of_size
-        limits.append(_limits(earlier, space, of_size[0]) if racing else ())
-    started = time.perf_counter()
-    measurements = evaluator.measure([one.plan for one in todo], limits)
-    for proposal, measured in zip(todo, measurements, strict=True):
-        now = time.perf_counter()
-        writer.add(
-            Pair(
-                proposal.plan,
-                measured.rise,
-                measured.tokens,
-                partial=not measured.complete,
-                round=number,
-                kept=evaluator.shape.kept_share(proposal.plan),
-                seconds=now - started,
-                origin=proposal.origin,
-                course=measured.course,
-            )
+    def __init__(
+        self,
+        ledger: Ledger,
+        shape: Shape,
+        writer: LedgerWriter,
+        work: Workload,
+        ask: Asks,
+        rounds: Rounds,
+        wanted: int,
+        progress: StageProgress | None,
+    ) -> None:
+        self._ledger, self._writer, self._work = ledger, writer, work
+        self._ask, self._rounds = ask, rounds
+        self._wanted, self._progress = wanted, progress
+        self._shape = shape
+        self._added = 0
+        self._under_way: dict[int, tuple[Proposal, int]] = {}  # with its round, by its place
+
+    def to_the_end(self, terms: Terms, ranges: tuple[Ranges, ...], size: int) -> Learnt:
+        """Step by step, from the first on, until there are as many pairs as are wanted."""
+        shrinks: list[Shrink] = []
+        repeats = 3
+        for step in itertools.count():
+            first, known = self._rounds.first(step), self._rounds.known(step)
+            planned = len(self._ledger.pairs(before_round=first)) + len(self._under_way)
+            if planned >= self._wanted:
+                break
+            self._measure_until(partial(self._complete, before=known))
+            pairs = self._ledger.pairs(before_round=known)
+            count = min(self._rounds.count(step, size), self._wanted - planned)
+            room = self._wanted - len(self._ledger) - len(self._under_way)
+            wanted = count if room > 0 and self._rounds.first(step + 1) > self._open() else 0
+            coming = self._ask(Question(pairs, ranges, first, wanted, self._waiting(known, first)))
+            coming.add_done_callback(lambda _: self._work.wake())
+            self._measure_until(coming.done)
+            found = coming.result()
+            if wanted and not found.proposals:  # every plan has been measured, or soon will be
+                repeats = 1
+                break
+            ranges, shrinks = found.ranges, [*shrinks, *found.shrinks]
+            for round_, some in self._rounds.dealt(
+                step, list(zip(found.proposals, found.limits, strict=True))
+            ):
+                self._add(round_, some)
+        self._measure_until(self._complete)
+        pairs = self._ledger.pairs(before_round=first)
+        predictor, ranges, new = learn(terms, pairs, ranges, repeats=repeats)
+        targets = tuple(Target(*both) for both in zip(terms.budgets, ranges, strict=True))
+        return Learnt(predictor, targets, (*shrinks, *new))
+
+    def _open(self) -> int:
+        """The first round to which plans may be added."""
+        latest = max((pair.round for pair in self._ledger.pairs()), default=-1)
+        return self._rounds.open(latest)
+
+    def _complete(self, before: float = math.inf) -> bool:
+        """Whether nothing of earlier rounds is under way."""
+        return all(round_ >= before for _, round_ in self._under_way.values())
+
+    def _waiting(self, known: int, first: int) -> tuple[Plan, ...]:
+        """Plans of earlier steps that a step is to know nothing of but that they are taken."""
+        measured = self._ledger.pairs(before_round=first)
+        return (
+            *(pair.plan for pair in measured if pair.round >= known),
+            *(proposal.plan for proposal, _ in self._under_way.values()),
         )
-        if progress:
-            progress(len(ledger), wanted)
-        started = now
-    writer.settle()
-    if progress:
-        progress(len(ledger), wanted)
 
+    def _add(self, round_: int, some: Sequence[tuple[Proposal, tuple[float, ...]]]) -> None:
+        """Have plans measured that the ledger does not hold, as many as are wanted at most."""
+        if round_ < self._open():
+            return
+        room = self._wanted - len(self._ledger) - len(self._under_way)
+        todo = [one for one in some if self._ledger.find(one[0].plan) is None][:room]
+        for proposal, _ in todo:
+            self._under_way[self._added] = proposal, round_
+            self._added += 1
+        self._work.add([(proposal.plan, most) for proposal, most in todo])
 
-def _limits(pairs: Sequence[Pair], space: PlanSpace, target: Target) -> tuple[float, ...]:
-    """Rises, portion by portion, with which a plan is not among the best of its size so far.
+    def _measure_until(self, ready: Callable[[], bool]) -> None:
+        """Write what was measured, as it comes, until something is so."""
+        while not ready():
+            done = self._work.take()
+            if done is None:
+                continue
+            proposal, round_ = self._under_way.pop(done.place)
+            measured = done.measured
+            self._writer.add(
+                Pair(
+                    proposal.plan,
+                    measured.rise,
+                    measured.tokens,
+                    partial=not measured.complete,
+                    round=round_,
+                    kept=self._shape.kept_share(proposal.plan),
+                    seconds=done.seconds,
+                    origin=proposal.origin,
+                    course=measured.course,
+                )
+            )
+            self._tell()
+        self._writer.settle()
+        self._tell()
 
-    A plan is compared with others on the text that both have seen, as portions differ more
-    than good plans do.  The first portions foretell the whole only so well, as the whole pairs
-    show, and near the end of a search all plans are alike: without room for that, chance would
-    drop most of them.
-    """
-    best = space.best_pairs(pairs, target.budget, 2 * _HOPEFUL)
-    if len(best) < 2 * _HOPEFUL:
-        return ()
-    courses = np.array([[rise for _, rise in pair.course] for pair in best])
-    places = np.sort(courses[:, :-1], axis=0)[_HOPEFUL - 1]
-    errors = (courses[:, :-1] - courses[:, -1:]).std(axis=0, ddof=1)
-    return tuple((places + _ERRORS * errors).tolist())
+    def _tell(self) -> None:
+        if self._progress:
+            self._progress(len(self._ledger), self._wanted)

@@ -22,7 +22,7 @@ from lmscout.pruning.families import family_of
 from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
 from lmscout.pruning.judging.standing_in import judged, proxy_columns
 from lmscout.pruning.ledger import Ledger
-from lmscout.pruning.measuring import Learnt, measure_rounds
+from lmscout.pruning.measuring import Learnt, measure_rounds, tail_on
 from lmscout.pruning.outcome import Finalist, Pruning, Size
 from lmscout.pruning.recorded import record_origin
 from lmscout.pruning.recovery.run import recover_plans
@@ -186,6 +186,7 @@ def _found(
                     targets,
                     pairs=request.pairs,
                     seed=request.seed,
+                    tail=tail_on(calibrated.model.device),
                     extra=proxy_columns(request.features, calibrated),
                     progress=told,
                 )

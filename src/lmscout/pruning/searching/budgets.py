@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -106,6 +107,17 @@ class TableBudget:
     def least_steps(self) -> Floats:
         """What one unit more of each column costs at least, [2L]."""
         return self._least
+
+    def at(self, counts: Sequence[Rows]) -> TableBudget:
+        """The same for rows that count otherwise.
+
+        Args:
+            counts: for each column, how many units a count stands for, from 0 up.
+        """
+        starts = [*self._starts, len(self._flat)]
+        rising = [self._flat[slice(*ends)] for ends in pairwise(starts)]
+        tables = tuple(table[some] for table, some in zip(rising, counts, strict=True))
+        return replace(self, tables=tables)
 
     def words(self, cost: float, *, nearer: int = 0) -> str:
         """A cost for messages: ``0.8 (kept share)``, ``9.31 MB (0.62 of the dense model)``.

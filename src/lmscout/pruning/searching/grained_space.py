@@ -8,7 +8,7 @@ A width that the grain does not divide has one smaller bundle at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from lmscout.pruning.ledger import Pair
 from lmscout.pruning.searching.breeding import Predict
-from lmscout.pruning.searching.budgets import Budget, least_steps
+from lmscout.pruning.searching.budgets import Budget, TableBudget, least_steps
 from lmscout.pruning.searching.covering import Proposal, Target
-from lmscout.pruning.searching.proposals import Foretells
+from lmscout.pruning.searching.proposals import Calls, Foretells
 from lmscout.pruning.searching.ranges import Ranges
 from lmscout.pruning.searching.search import Candidate
 from lmscout.pruning.searching.space import AnySpace
@@ -67,6 +67,8 @@ class GrainedSpace:
         round_: int,
         pairs: Sequence[Pair],
         predictor: Foretells | None,
+        waiting: Collection[Plan] = (),
+        beside: Calls | None = None,
     ) -> list[Proposal]:
         """Plans for one round, as `proposals.propose`."""
         found = self._coarse.propose(
@@ -76,6 +78,8 @@ class GrainedSpace:
             round_=round_,
             pairs=self._pairs(pairs),
             predictor=None if predictor is None else _Foretelling(self._grid, predictor),
+            waiting=[self._grid.bundles(plan) for plan in waiting],
+            beside=beside,
         )
         return [Proposal(self._grid.channels(one.plan), one.origin) for one in found]
 
@@ -136,6 +140,14 @@ class _Grid:
         whole: npt.NDArray[np.bool_] = (self.unbundled(self.bundled(rows)) == rows).all(axis=1)
         return whole
 
+    def counts(self) -> list[Rows]:
+        """For each column, how many units so many bundles are, from 0 up."""
+        coarse = dense_row(self.coarse)
+        return [
+            np.minimum(np.arange(bundles + 1) * each, units)
+            for bundles, each, units in zip(coarse, self._each, self._units, strict=True)
+        ]
+
     def bundles(self, plan: Plan) -> Plan:
         """A plan of channels, in bundles."""
         return as_plans(self.bundled(as_rows([plan])))[0]
@@ -173,7 +185,14 @@ class _Bundled:
 
     def cost(self, rows: Rows) -> Floats:
         """Costs of plans, [n, 2L] to [n]."""
-        return self.budget.cost(self.grid.unbundled(rows))
+        if self._tables is None:
+            return self.budget.cost(self.grid.unbundled(rows))
+        return self._tables.cost(rows)
+
+    @cached_property
+    def _tables(self) -> TableBudget | None:
+        """The same costs in tables that are smaller by the grain, where they are in tables."""
+        return self.budget.at(self.grid.counts()) if isinstance(self.budget, TableBudget) else None
 
     def least_steps(self) -> Floats:
         """What one bundle more of each column costs at least, [2L]."""

@@ -10,8 +10,10 @@ that was killed proposes the same again, and skips what the ledger has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -20,7 +22,14 @@ from lmscout.pruning.searching.breeding import moved
 from lmscout.pruning.searching.covering import Chosen, Proposal, Target, covering
 from lmscout.pruning.searching.elite import best_pairs
 from lmscout.pruning.searching.ranges import Ranges, fit, meets
-from lmscout.pruning.searching.search import DISTANCE, GENERATIONS, apart, drawn, search
+from lmscout.pruning.searching.search import (
+    DISTANCE,
+    GENERATIONS,
+    Candidate,
+    apart,
+    drawn,
+    search,
+)
 from lmscout.pruning.searching.sharing import share_prefixes, sharing_order
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_plans, as_rows, dense_row
@@ -36,6 +45,17 @@ UNSURE = 0.15  # share of a later round
 _POOL = 1000  # mutations, and draws, among which the best predicted are taken
 HOPE = 2.0  # spreads by which an unsure plan is taken to be better than predicted
 _SHARING = 0.5  # typical errors that a plan may lose in prediction to begin like another
+
+
+_Result = TypeVar("_Result")
+Seeking = Callable[[], list[Candidate]]  # a search that is yet to be done
+
+
+class Calls(Protocol):
+    """What calls a function elsewhere, such as an executor of Python's own."""
+
+    def submit(self, function: Callable[[], _Result], /) -> Future[_Result]:
+        """Have a function called."""
 
 
 class Foretells(Protocol):
@@ -60,6 +80,8 @@ def propose(
     round_: int,
     pairs: Sequence[Pair] = (),
     predictor: Foretells | None = None,
+    waiting: Collection[Plan] = (),
+    beside: Calls | None = None,
     generations: int = GENERATIONS,
     share: bool = True,
 ) -> list[Proposal]:
@@ -73,6 +95,8 @@ def propose(
         round_: from 0.
         pairs: the ledger's; those of this round and later ones are not looked at.
         predictor: fitted on the pairs of earlier rounds; needed after round 0.
+        waiting: plans that are being measured, and not proposed again.
+        beside: does one of two searches while the other is done here; what is found is the same.
         generations: of the search.
         share: whether plans are made to begin alike where that costs little.
 
@@ -84,7 +108,7 @@ def propose(
         LmscoutError: no plan meets a target's budget.
     """
     earlier = [pair for pair in pairs if pair.round < round_]
-    known = {pair.plan for pair in earlier}
+    known = {*waiting, *(pair.plan for pair in earlier)}
     proposals: list[Proposal] = []
     for index, target in enumerate(targets):
         target.ranges.require(target.budget)
@@ -100,7 +124,17 @@ def propose(
             found = covering(shape, target, part, known, rng, share)
         else:
             found = _promising(
-                shape, target, part, known, rng, earlier, predictor, elsewhere, generations, share
+                shape,
+                target,
+                part,
+                known,
+                rng,
+                earlier,
+                predictor,
+                elsewhere,
+                generations,
+                share,
+                beside,
             )
         proposals += found
         known |= {one.plan for one in found}
@@ -119,40 +153,43 @@ def _promising(
     elsewhere: Sequence[Plan],
     generations: int,
     share: bool,
+    beside: Calls | None,
 ) -> list[Proposal]:
     """What the search found, near relatives of the best measured, and the unsure."""
     ranges, budget, units = target.ranges, target.budget, dense_row(shape)
     best = best_pairs(earlier, ranges, budget, ELITE)
     elite = [pair.plan for pair in best]
-    candidates = search(
-        predictor.cautious,
-        shape,
-        ranges,
-        budget,
-        seed=int(rng.integers(2**31)),
-        count=2 * count,
-        begin=[*elite, *elsewhere],
-        generations=generations,
-    )
-    found = as_rows([candidate.plan for candidate in candidates])
-    parents = as_rows(elite) if elite else found[:ELITE]
-    if not len(parents):  # so few plans are of this size that the search came by none
-        return covering(shape, target, count, known, rng, share)
-    chosen = Chosen(known)
     unsure, near = round(UNSURE * count), round(NEAR * count)
-    chosen.take(found, "found", count - unsure - near)
 
-    close = _around(parents[:PARENTS], ranges, units)
-    relatives = search(
-        predictor.cautious,
-        shape,
-        close,
-        budget,
-        seed=int(rng.integers(2**31)),
-        count=2 * near,
-        begin=elite,
-        generations=generations,
-    )
+    def seeking(within: Ranges, number: int, begin: Sequence[Plan]) -> Seeking:
+        seed = int(rng.integers(2**31))
+        return partial(
+            search,
+            predictor.cautious,
+            shape,
+            within,
+            budget,
+            seed=seed,
+            count=number,
+            begin=begin,
+            generations=generations,
+        )
+
+    anywhere = seeking(ranges, 2 * count, [*elite, *elsewhere])
+    if elite:
+        parents = as_rows(elite)
+        close = seeking(_around(parents[:PARENTS], ranges, units), 2 * near, elite)
+        candidates, relatives = _both(anywhere, close, beside)
+        found = as_rows([candidate.plan for candidate in candidates])
+    else:
+        candidates = anywhere()
+        found = as_rows([candidate.plan for candidate in candidates])
+        parents = found[:ELITE]
+        if not len(parents):  # so few plans are of this size that the search came by none
+            return covering(shape, target, count, known, rng, share)
+        relatives = seeking(_around(parents[:PARENTS], ranges, units), 2 * near, elite)()
+    chosen = Chosen(known)
+    chosen.take(found, "found", count - unsure - near)
     chosen.take(as_rows([candidate.plan for candidate in relatives]), "near", near)
 
     far = np.concatenate([parents, found])
@@ -177,6 +214,16 @@ def _promising(
         tolerance=_SHARING * predictor.error_near(best[0].value if best else candidates[0].rise),
         known=known,
     )
+
+
+def _both(
+    one: Seeking, other: Seeking, beside: Calls | None
+) -> tuple[list[Candidate], list[Candidate]]:
+    """What two searches find, side by side where there is somebody for the second."""
+    if beside is None:
+        return one(), other()
+    coming = beside.submit(other)
+    return one(), coming.result()
 
 
 def _around(parents: Rows, ranges: Ranges, units: Rows) -> Ranges:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -14,7 +14,7 @@ from lmscout.pruning.searching.breeding import Predict
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.covering import Proposal, Target
 from lmscout.pruning.searching.elite import best_pairs
-from lmscout.pruning.searching.proposals import Foretells, propose
+from lmscout.pruning.searching.proposals import Calls, Foretells, propose
 from lmscout.pruning.searching.ranges import Ranges, meets
 from lmscout.pruning.searching.search import Candidate, search
 from lmscout.pruning.subnetworks.plan import Plan, Shape
@@ -44,6 +44,8 @@ class PlanSpace(Protocol):
         round_: int,
         pairs: Sequence[Pair],
         predictor: Foretells | None,
+        waiting: Collection[Plan] = (),
+        beside: Calls | None = None,
     ) -> list[Proposal]:
         """Plans for one round, as `proposals.propose`."""
 
@@ -86,6 +88,8 @@ class AnySpace:
         round_: int,
         pairs: Sequence[Pair],
         predictor: Foretells | None,
+        waiting: Collection[Plan] = (),
+        beside: Calls | None = None,
     ) -> list[Proposal]:
         """Plans for one round."""
         return propose(
@@ -96,6 +100,8 @@ class AnySpace:
             round_=round_,
             pairs=pairs,
             predictor=predictor,
+            waiting=waiting,
+            beside=beside,
         )
 
     def search(

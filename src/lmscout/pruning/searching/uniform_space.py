@@ -7,7 +7,7 @@ step by step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from lmscout.pruning.searching.proposals import (
     NEAR,
     PARENTS,
     UNSURE,
+    Calls,
     Foretells,
 )
 from lmscout.pruning.searching.search import Candidate
@@ -95,6 +96,8 @@ class UniformSpace:
         round_: int,
         pairs: Sequence[Pair] = (),
         predictor: Foretells | None = None,
+        waiting: Collection[Plan] = (),
+        beside: Calls | None = None,
     ) -> list[Proposal]:
         """Plans for one round, in the order in which to measure them.
 
@@ -110,6 +113,8 @@ class UniformSpace:
             round_: from 0.
             pairs: the ledger's; those of this round and later ones are not looked at.
             predictor: fitted on the pairs of earlier rounds.
+            waiting: plans that are being measured, and not proposed again.
+            beside: not asked; so few plans are quickly searched.
 
         Returns:
             Distinct plans, none of an earlier round's; those that begin alike are neighbours.
@@ -119,7 +124,7 @@ class UniformSpace:
         """
         every = [self._plans(target.budget) for target in targets]
         earlier = [pair for pair in pairs if pair.round < round_]
-        known = {pair.plan for pair in earlier}
+        known = {*waiting, *(pair.plan for pair in earlier)}
         proposals: list[Proposal] = []
         for index, plans in enumerate(every):
             part = count // len(every) + (index < count % len(every))

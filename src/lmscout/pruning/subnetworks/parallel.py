@@ -6,12 +6,11 @@ depend on how many devices there are: limits are known before a list of plans is
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import repeat
-from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -19,13 +18,14 @@ from transformers import PreTrainedModel
 
 from lmscout.evaluation import unfilled_model
 from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.subnetwork import Measurement, Reference, SubnetworkEvaluator
+from lmscout.pruning.subnetworks.subnetwork import Evaluator, Measurement, Reference
+from lmscout.pruning.subnetworks.workload import Workload, measured_by
 
 
 class ParallelEvaluator:
     """As many evaluators of one model and one text, each on a device of its own."""
 
-    def __init__(self, evaluators: Sequence[SubnetworkEvaluator]) -> None:
+    def __init__(self, evaluators: Sequence[Evaluator]) -> None:
         """Take the evaluators, one a device, all with the same text."""
         self._evaluators = tuple(evaluators)
         # Each keeps its thread: PyTorch makes a thread's cuBLAS handles when it first multiplies,
@@ -55,64 +55,20 @@ class ParallelEvaluator:
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None
     ) -> Iterator[Measurement]:
-        """Measure plans, as `SubnetworkEvaluator.measure`; in the same order, as they are done.
+        """Measure plans, as `SubnetworkEvaluator.measure`; in the same order, as they are done."""
+        tasks = list(zip(plans, repeat(()) if limits is None else limits, strict=False))
+        early: dict[int, Measurement] = {}
+        with self.workload() as work:
+            work.add(tasks)
+            for place in range(len(tasks)):
+                while place not in early:
+                    if (done := work.take()) is not None:
+                        early[done.place] = done.measured
+                yield early.pop(place)
 
-        Each device begins with a run of neighbours of its own, as these begin alike; one that
-        is done takes from the end of the longest run that is left.
-        """
-        every = list(zip(plans, repeat(()) if limits is None else limits, strict=False))
-        runs = _Runs(len(every), len(self._evaluators))
-        answers: list[Future[Measurement]] = [Future() for _ in every]
-
-        def work(number: int) -> None:
-            while (place := runs.take(number)) is not None:
-                plan, most = every[place]
-                try:
-                    (measured,) = self._evaluators[number].measure([plan], [most])
-                except BaseException as error:
-                    answers[place].set_exception(error)
-                    runs.stop()
-                    raise
-                answers[place].set_result(measured)
-
-        workers = [thread.submit(work, number) for number, thread in enumerate(self._threads)]
-        try:
-            for answer in answers:
-                while not answer.done():
-                    for worker in workers:
-                        if worker.done():
-                            worker.result()  # what stopped it
-                    try:
-                        answer.exception(timeout=1)
-                    except TimeoutError:
-                        continue
-                yield answer.result()
-        finally:
-            runs.stop()  # where nobody wants the rest
-            wait(workers)
-
-
-class _Runs:
-    """Places of a list, a run of neighbours for each worker."""
-
-    def __init__(self, count: int, workers: int) -> None:
-        ends = [count * number // workers for number in range(workers + 1)]
-        self._runs = [deque(range(*ends[number : number + 2])) for number in range(workers)]
-        self._lock = Lock()
-
-    def take(self, worker: int) -> int | None:
-        """The next place for a worker; None where there is none left."""
-        with self._lock:
-            if self._runs[worker]:
-                return self._runs[worker].popleft()
-            longest = max(self._runs, key=len)
-            return longest.pop() if longest else None
-
-    def stop(self) -> None:
-        """Nothing more is to be taken."""
-        with self._lock:
-            for run in self._runs:
-                run.clear()
+    def workload(self) -> AbstractContextManager[Workload]:
+        """Plans that are measured as they are added, while the block lasts."""
+        return measured_by(self._evaluators, self._threads)
 
 
 @torch.no_grad()

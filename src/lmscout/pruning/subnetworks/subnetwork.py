@@ -78,6 +78,14 @@ class Evaluator(Protocol):
     def references(self) -> tuple[Reference, ...]:
         """What plans are compared to, portion by portion."""
 
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens of a complete measurement."""
+
+    @property
+    def dense_nll(self) -> float:
+        """Negative log-likelihood of the dense model, in nats a token."""
+
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None
     ) -> Iterator[Measurement]:

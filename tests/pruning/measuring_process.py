@@ -1,0 +1,127 @@
+"""Rounds with a tail, on devices that take their time: called, or run as a script to be killed.
+
+Usage: `measuring_process.py FOLDER DEVICES PAIRS SIZE [STOP]`
+
+With STOP pairs in the ledger the process kills itself.
+"""
+
+import itertools
+import os
+import random
+import signal
+import sys
+import time
+import zlib
+
+import numpy as np
+from synthetic_quality import Synthetic
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.learning.features import Column
+from lmscout.pruning.ledger import Ledger
+from lmscout.pruning.measuring import measure_rounds
+from lmscout.pruning.searching.budgets import keep_budget
+from lmscout.pruning.searching.covering import Target
+from lmscout.pruning.searching.ranges import Ranges
+from lmscout.pruning.searching.space import AnySpace
+from lmscout.pruning.subnetworks.parallel import ParallelEvaluator
+from lmscout.pruning.subnetworks.plan_arrays import as_rows
+from lmscout.pruning.subnetworks.subnetwork import Measurement
+
+MODEL = Synthetic(depth=4, groups=4, channels=60)
+PORTIONS = np.array([0.7, 1.0, 1.3])
+TAIL = 0.4
+
+
+class TellingSpace(AnySpace):
+    """Draws plans by all that is known, so that another word of it would be other plans."""
+
+    def propose(self, targets, *, seed, pairs, predictor, waiting=(), **asked):
+        known = sorted((pair.plan.attention, pair.plan.mlp, pair.value) for pair in pairs)
+        taken = sorted((plan.attention, plan.mlp) for plan in waiting)
+        drawn = zlib.crc32(repr((seed, known, taken)).encode())
+        return super().propose(
+            targets, seed=drawn, pairs=pairs, predictor=None, waiting=waiting, **asked
+        )
+
+
+class SlowDevice:
+    """Measures the synthetic model; no two take the same time for a plan.  One may fail."""
+
+    def __init__(self, number, seconds=0.004, fails_at=None):
+        self.shape, self.measured, self._fails_at = MODEL.shape, [], fails_at
+        self._random, self._seconds = random.Random(number), seconds
+
+    def measure(self, plans, limits=None):
+        for plan, most in zip(plans, limits or itertools.repeat(()), strict=False):
+            if len(self.measured) == self._fails_at:
+                raise LmscoutError("the device is full")
+            (rise,) = MODEL.measure(as_rows([plan]))
+            so_far = np.cumsum(PORTIONS * rise) / np.arange(1, 4)
+            course = []
+            for index, value in enumerate(so_far):
+                course.append((500 * (index + 1), float(value)))
+                if index < len(most) and value > most[index]:
+                    break
+            time.sleep(self._random.uniform(0, self._seconds))
+            self.measured.append(plan)
+            yield Measurement(tuple(course), len(course) == 3)
+
+
+def measured(
+    folder,
+    devices=1,
+    pairs=20,
+    size=3,
+    watch=None,
+    space=None,
+    keep=0.7,
+    tail=TAIL,
+    another_process=False,
+    fails_at=None,
+):
+    """The pairs of a ledger after a run, what the run learnt, and the plans that it measured.
+
+    A column that says nothing keeps what is proposed in this process, and seconds low.
+    """
+    nothing = Column("nothing", lambda rows: np.zeros(len(rows)))
+    each = [SlowDevice(number, fails_at=fails_at) for number in range(devices)]
+    target = Target(keep_budget(MODEL.shape, keep), Ranges.above(MODEL.shape))
+    with Ledger(folder, MODEL.shape, {"model": "synthetic"}) as ledger:
+        try:
+            learnt = measure_rounds(
+                ledger,
+                ParallelEvaluator(each),
+                MODEL.mass,
+                space or TellingSpace(MODEL.shape),
+                [target],
+                pairs=pairs,
+                seed=0,
+                round_size=size,
+                tail=tail,
+                extra=() if another_process else (nothing,),
+                progress=None if watch is None else lambda done, _: watch(done),
+            )
+        except KeyboardInterrupt:
+            learnt = None
+        return ledger.pairs(), learnt, [plan for one in each for plan in one.measured]
+
+
+def alike(pairs):
+    """Pairs but for their order and the seconds that they took."""
+    return sorted(
+        (one.round, one.plan.attention, one.plan.mlp, one.value, one.origin, one.course)
+        for one in pairs
+    )
+
+
+def main(folder, devices, pairs, size, stop=None):
+    def watch(done):
+        if stop is not None and done >= int(stop):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    measured(folder, int(devices), int(pairs), int(size), watch)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,48 @@
+"""Limits with which a plan is no longer among the best of its size."""
+
+import numpy as np
+from synthetic_quality import Synthetic
+
+from lmscout.pruning.ledger import Pair
+from lmscout.pruning.race import limits
+from lmscout.pruning.searching.budgets import keep_budget
+from lmscout.pruning.searching.ranges import Ranges, fit
+from lmscout.pruning.searching.space import AnySpace
+from lmscout.pruning.subnetworks.plan_arrays import as_plans, dense_row
+
+MODEL = Synthetic(depth=4, groups=4, channels=60)
+SPACE = AnySpace(MODEL.shape)
+LARGE, SMALL = (keep_budget(MODEL.shape, keep) for keep in (0.8, 0.6))
+RNG = np.random.default_rng(0)
+
+
+def plans(budget, count):
+    wanted = RNG.uniform(0.2, 1, (count, 8)) * dense_row(MODEL.shape)
+    return as_plans(fit(wanted, Ranges.above(MODEL.shape), budget))
+
+
+def pairs(budget, count):
+    courses = RNG.uniform(1, 2, (count, 3))
+    return [
+        Pair(plan, course[-1], 300, course=tuple(zip((100, 200, 300), course, strict=True)))
+        for plan, course in zip(plans(budget, count), courses.tolist(), strict=True)
+    ]
+
+
+def test_a_plan_races_with_the_best_of_its_own_size():
+    large, small = pairs(LARGE, 40), pairs(SMALL, 30)
+    asked = [*plans(LARGE, 2), *plans(SMALL, 1), MODEL.shape.dense]
+    found = limits(asked, [*small, *large], SPACE, [LARGE, SMALL])
+    best = sorted(large, key=lambda one: one.value)[:24]
+    for portion in (0, 1):
+        rises = [one.course[portion][1] for one in best]
+        error = np.std([rise - one.value for rise, one in zip(rises, best, strict=True)], ddof=1)
+        assert np.isclose(found[0][portion], sorted(rises)[11] + error)
+    assert found[0] == found[1] != found[2] == limits(asked[2:3], small, SPACE, [SMALL])[0]
+    assert found[3] == ()  # of neither size
+
+
+def test_there_is_no_race_before_there_are_enough_to_race_with():
+    (asked,) = plans(LARGE, 1)
+    assert limits([asked], pairs(LARGE, 23), SPACE, [LARGE]) == [()]
+    assert limits([], pairs(LARGE, 40), SPACE, [LARGE]) == []

@@ -1,0 +1,136 @@
+"""Plans that are added while others are measured: each once, in time, by whoever is free."""
+
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.subnetworks.subnetwork import Measurement
+from lmscout.pruning.subnetworks.workload import Runs, measured_by, measured_here
+
+
+def task(number):
+    return Plan((number,), (1,)), (float(number),)
+
+
+class Numbers:
+    """A device for which a plan rises by its number; it may be held up, or fail."""
+
+    def __init__(self, held=(), broken=None):
+        self.seen, self.free, self.held, self.broken = [], threading.Event(), held, broken
+
+    def measure(self, plans, limits=None):
+        for plan, most in zip(plans, limits or itertools.repeat(()), strict=False):
+            (number,) = plan.attention
+            self.seen.append(number)
+            if number in self.held:
+                assert self.free.wait(30)
+            if number == self.broken:
+                raise LmscoutError(f"plan {number} does not fit")
+            yield Measurement(((10, number + most[0]),), True)
+
+
+@contextmanager
+def workload(*devices):
+    with (
+        ThreadPoolExecutor(1) as one,
+        ThreadPoolExecutor(1) as other,
+        measured_by(devices, [one, other][: len(devices)]) as work,
+    ):
+        yield work
+
+
+@contextmanager
+def here(device):
+    with measured_here(device) as work:
+        yield work
+
+
+def taken(work, count):
+    return {done.place: done.measured.rise for done in (work.take() for _ in range(count))}
+
+
+@pytest.mark.parametrize("begin", [here, workload])
+def test_what_is_added_is_measured_in_order_with_its_own_limits(begin):
+    device = Numbers()
+    with begin(device) as work:
+        work.add([task(number) for number in range(3)])
+        assert taken(work, 2) == {0: 0, 1: 2}
+        work.add([])
+        work.add([task(number) for number in range(3, 6)])
+        assert taken(work, 4) == {place: 2 * place for place in range(2, 6)}
+    assert device.seen == list(range(6))
+
+
+@pytest.mark.parametrize("begin", [here, workload])
+def test_an_error_comes_out_where_it_is_waited_for(begin):
+    device = Numbers(broken=1)
+    with begin(device) as work:
+        work.add([task(number) for number in range(4)])
+        assert taken(work, 1) == {0: 0}
+        with pytest.raises(LmscoutError, match="plan 1 does not fit"):
+            work.take()
+    assert device.seen == [0, 1]
+
+
+def test_devices_go_on_with_what_is_added_while_they_work():
+    slow, quick = Numbers(held=[0]), Numbers(held=[2])
+    with workload(slow, quick) as work:
+        work.add([task(number) for number in range(4)])
+        while not (slow.seen and quick.seen):  # each has begun with its own run
+            time.sleep(0.001)
+        quick.free.set()
+        assert taken(work, 3).keys() == {2, 3, 1}
+        work.add([task(number) for number in range(4, 6)])
+        assert taken(work, 2).keys() == {5, 4}
+        slow.free.set()
+        assert taken(work, 1).keys() == {0}
+    assert quick.seen == [2, 3, 1, 5, 4]  # its own run before that of the other
+    assert slow.seen == [0]
+
+
+def test_who_waits_can_be_woken_and_the_end_waits_for_what_is_under_way():
+    device = Numbers(held=[0])
+    with workload(device) as work:
+        work.add([task(number) for number in range(3)])
+        threading.Timer(0.05, work.wake).start()
+        assert work.take() is None
+        threading.Timer(0.05, device.free.set).start()
+    assert device.free.is_set()
+    assert device.seen == [0]
+
+
+@given(
+    added=st.lists(st.integers(0, 9), max_size=5),
+    order=st.lists(st.integers(0, 2), max_size=60),
+)
+def test_every_place_is_taken_once_and_own_runs_are_neighbours(added, order):
+    runs = Runs(3)
+    for count in added:
+        runs.add(count)
+    taken = {device: [] for device in range(3)}
+    for device in [*order, *[0, 1, 2] * sum(added)]:
+        place = runs._next(device)
+        if place is not None:
+            taken[device].append(place)
+    assert sorted(itertools.chain(*taken.values())) == list(range(sum(added)))
+
+
+def test_what_was_added_first_is_done_first_but_for_a_last_plan():
+    runs = Runs(2)
+    runs.add(6)  # 0 1 2, and 3 4 5
+    runs.add(4)  # 6 7, and 8 9
+    assert [runs.take(0) for _ in range(3)] == [0, 1, 2]
+    assert [runs.take(0) for _ in range(2)] == [5, 4]  # 3 is left to the other
+    assert [runs.take(0) for _ in range(2)] == [6, 7]
+    assert runs.take(1) == 3
+    assert [runs.take(0) for _ in range(2)] == [9, 8]
+    runs.close()
+    assert runs.take(0) is runs.take(1) is None
