@@ -29,6 +29,7 @@ from lmscout.statistics.fused_pieces import Tuning
 from lmscout.statistics.fused_reductions import fused_totals, prepare
 from lmscout.statistics.plain_walk import plain_totals
 from lmscout.statistics.totals import means_of_totals
+from provenance import commit
 
 SHAPES = {
     "attention weight": (4096, 4096),
@@ -86,6 +87,7 @@ def main() -> None:
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
             "copy_bytes_per_second": bandwidth,
             "tuning": asdict(tuning),
             "tried": tried,

@@ -18,7 +18,6 @@ import gc
 import json
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -46,6 +45,7 @@ from lmscout.pruning.searching.spaces import fast_grain, space_of
 from lmscout.pruning.subnetworks.importance import importance
 from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import Rows, as_plans, dense_row
+from provenance import commit
 
 SIZES = {
     "7b": LlamaConfig(  # of LLaMA-7B
@@ -335,14 +335,6 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def commit() -> str:
-    """The commit measured; unknown where there is no repository."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
