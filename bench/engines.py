@@ -9,7 +9,9 @@ seed, search splits of 40 (FlexiBERT: 100) architectures.  Two tables:
 
 engines, each with the same number of full evaluations: the fittest's fitness on the search
 split, the front's hypervolume (fitness against size), the fittest's ρ on the test split (on
-sketches), and in how many seeds the genetic engine is ahead, with Wilcoxon's signed-rank p.
+sketches), and in how many seeds the genetic engine is ahead, with Wilcoxon's signed-rank p.  A
+search may end sooner, where the race lets nothing through any more; so the hypervolume is compared
+once more where the two had the same number of evaluations, that of the one which ended first.
 
 sieves: the genetic engine with rules, race, both and neither switched off, until its front's
 hypervolume is that of the search with both; how many full evaluations that took, as a multiple.
@@ -200,20 +202,31 @@ def engine_table(name: str, outcomes: list[Outcome]) -> list[dict[str, object]]:
         own = of(name, engine, outcomes)
         row: dict[str, object] = {"benchmark": name, "engine": engine}
         said = []
-        for figure, get in (
-            ("fitness", lambda one: one.fitness),
-            ("volume", lambda one: one.volume[-1]),
-            ("test", lambda one: one.test),
+        for figure, values, ours in (
+            ("fitness", [one.fitness for one in own], [one.fitness for one in best]),
+            ("volume", [one.volume[-1] for one in own], [one.volume[-1] for one in best]),
+            ("volume when equal", *map(list, zip(*map(when_equal, own, best), strict=True))),
+            ("test", [one.test for one in own], [one.test for one in best]),
         ):
-            values, ours = np.array(list(map(get, own))), np.array(list(map(get, best)))
-            row[figure] = values.tolist()
+            row[figure] = values
             said.append(f"{figure} {np.median(values):.4f}")
             if engine != "genetic":
                 p = scipy.stats.wilcoxon(ours, values, alternative="greater").pvalue
-                said[-1] += f" (behind in {np.sum(values < ours)} of {len(ours)}, p {p:.4f})"
+                behind = sum(np.less(values, ours))
+                said[-1] += f" (behind in {behind} of {len(ours)}, p {p:.4f})"
         print(f"  {engine:12}", "  ".join(said))
         rows.append(row)
     return rows
+
+
+def when_equal(one: Outcome, other: Outcome) -> tuple[float, float]:
+    """Hypervolumes with as many evaluations as the search made that ended first."""
+    count = min(one.evaluations[-1], other.evaluations[-1])
+    first, second = (
+        each.volume[int(np.searchsorted(each.evaluations, count, side="right")) - 1]
+        for each in (one, other)
+    )
+    return first, second
 
 
 def sieve_table(name: str, outcomes: list[Outcome]) -> list[dict[str, object]]:
