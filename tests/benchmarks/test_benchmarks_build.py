@@ -127,7 +127,7 @@ def kill_after(folder, workers, wanted, pace=0.05):
     return children
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_process_killed_at_random_is_continued(tmp_path, undisturbed, workers):
     children = kill_after(tmp_path, workers, random.randint(1, ROWS - 3))
     deadline = time.monotonic() + 20

@@ -43,7 +43,7 @@ def undisturbed(command, environment, tmp_path_factory):
     return finished(command(out, 1), environment), (out / "hall_of_fame.csv").read_text()
 
 
-@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("batches", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_killed_and_continued_it_ends_with_the_same_hall_of_fame(
     command, environment, undisturbed, tmp_path, batches
 ):

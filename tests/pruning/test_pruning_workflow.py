@@ -173,7 +173,13 @@ def test_without_compensation_nothing_is_refitted(tmp_path):
             assert column.numpy().tobytes() in columns
 
 
-@pytest.mark.parametrize("of", ["multiply-adds", "memory", "latency"])
+@pytest.mark.parametrize(
+    "of",
+    [
+        "multiply-adds",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("memory", "latency")),
+    ],
+)
 def test_other_measures_of_size_are_met(tmp_path, of):
     result = pruned(tmp_path / "run", replace(REQUEST, of=of, keep=(0.8,), pairs=20))
     for one in result.sizes[0].reported:
