@@ -25,11 +25,8 @@ from lmscout.pruning.searching.covering import Target
 from lmscout.pruning.searching.ranges import Ranges
 from lmscout.pruning.searching.space import AnySpace
 from lmscout.pruning.subnetworks.parallel import ParallelEvaluator
-from lmscout.pruning.subnetworks.plan_arrays import as_rows
-from lmscout.pruning.subnetworks.subnetwork import Measurement
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
-PORTIONS = np.array([0.7, 1.0, 1.3])
 TAIL = 0.4
 
 
@@ -56,16 +53,10 @@ class SlowDevice:
         for plan, most in zip(plans, limits or itertools.repeat(()), strict=False):
             if len(self.measured) == self._fails_at:
                 raise LmscoutError("the device is full")
-            (rise,) = MODEL.measure(as_rows([plan]))
-            so_far = np.cumsum(PORTIONS * rise) / np.arange(1, 4)
-            course = []
-            for index, value in enumerate(so_far):
-                course.append((500 * (index + 1), float(value)))
-                if index < len(most) and value > most[index]:
-                    break
+            measurement = MODEL.in_portions(plan, most)
             time.sleep(self._random.uniform(0, self._seconds))
             self.measured.append(plan)
-            yield Measurement(tuple(course), len(course) == 3)
+            yield measurement
 
 
 def measured(

@@ -6,6 +6,9 @@ from lmscout.pruning.learning.features import ImportanceMass
 from lmscout.pruning.ledger import Pair
 from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import as_plans, as_rows, dense_row, kept_shares
+from lmscout.pruning.subnetworks.subnetwork import Measurement
+
+PORTIONS = np.array([0.7, 1.0, 1.3])  # a text whose portions differ more than good plans do
 
 
 class Synthetic:
@@ -44,6 +47,17 @@ class Synthetic:
         """Rises as measured, with the noise that belongs to each plan."""
         noise = [np.random.default_rng(list(row)).standard_normal() for row in rows]
         return self.rise(rows) * (1 + self.noise * np.array(noise))
+
+    def in_portions(self, plan, limits):
+        """A plan measured portion by portion until a limit drops it, as the evaluator does it."""
+        (rise,) = self.measure(as_rows([plan]))
+        so_far = np.cumsum(PORTIONS * rise) / np.arange(1, 4)
+        course = []
+        for index, value in enumerate(so_far):
+            course.append((500 * (index + 1), float(value)))
+            if index < len(limits) and value > limits[index]:
+                break
+        return Measurement(tuple(course), len(course) == 3)
 
     def pairs(self, plans, round_=0):
         """Plans, or rows, as measured pairs."""

@@ -45,6 +45,6 @@ def test_other_processes_propose_what_this_one_does():
 
 def test_before_there_is_a_predictor_nobody_waits():
     few = replace(question(4), pairs=question(4).pairs[:9])
-    with asked_ahead(replace(TERMS)) as ask:
+    with asked_ahead(TERMS) as ask:
         assert ask(few).done()
         assert ask(replace(few, round=0, pairs=())).result().limits == ((),) * 4

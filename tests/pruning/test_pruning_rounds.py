@@ -13,11 +13,8 @@ from lmscout.pruning.searching.budgets import keep_budget
 from lmscout.pruning.searching.covering import Target
 from lmscout.pruning.searching.ranges import Ranges
 from lmscout.pruning.searching.space import AnySpace
-from lmscout.pruning.subnetworks.plan_arrays import as_rows
-from lmscout.pruning.subnetworks.subnetwork import Measurement
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
-PORTIONS = np.array([0.7, 1.0, 1.3])  # a text whose portions differ more than good plans do
 
 
 class SyntheticEvaluator:
@@ -29,15 +26,9 @@ class SyntheticEvaluator:
 
     def measure(self, plans, limits=None):
         for plan, most in zip(plans, limits or itertools.repeat(()), strict=False):
-            (rise,) = MODEL.measure(as_rows([plan]))
-            so_far = np.cumsum(PORTIONS * rise) / np.arange(1, 4)
-            course = []
-            for index, value in enumerate(so_far):
-                course.append((500 * (index + 1), float(value)))
-                if index < len(most) and value > most[index]:
-                    break
-            self.measured.append((plan, len(course)))
-            yield Measurement(tuple(course), len(course) == 3)
+            measurement = MODEL.in_portions(plan, most)
+            self.measured.append((plan, len(measurement.course)))
+            yield measurement
 
 
 def rounds(folder, pairs=60, keep=(0.7,), stop_after=None):
