@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--plan")
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--drawn-steps", type=int, help="of each drawn plan; --steps if not given")
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rates", default="1e-3,3e-3")
@@ -115,8 +116,9 @@ class Bench:
         settings = replace(self.settings, learning_rate=float(self.given.rates.split(",")[0]))
         space, budget = AnySpace(self.calibrated.shape), keep_budget(self.calibrated.shape, KEEP)
         plans = drawn_plans(self.calibrated, space, [budget], RANDOM_PLANS, DRAW)
+        drawn = replace(settings, steps=self.given.drawn_steps or self.given.steps)
         for number, plan in enumerate(plans):
-            model, done = self.recovered(self.calibrated, plan, settings)
+            model, done = self.recovered(self.calibrated, plan, drawn)
             self.tell(f"drawn {number}, recovered", model, done)
         sizes = {KEEP: budget}
         elastic_settings = replace(settings, learning_rate=self.given.elastic_rate)
