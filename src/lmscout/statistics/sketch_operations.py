@@ -1,7 +1,7 @@
 """The tensor words of the deep language on samples of many tensors at once.
 
-A tree is compiled once into steps, which then run over pieces of 256 KiB a tensor: what a step
-makes stays in the core's cache, and the next step overwrites it.  What looks at a whole tensor
+A tree is compiled once into steps, which then run over pieces of 1 MiB a tensor: what a step
+makes stays in a cache, and the next step overwrites it.  What looks at a whole tensor
 is estimated from the sample, or exact where it looks at a leaf.
 
 The language's rule, that a tensor with a NaN or an infinity has no value, costs almost
@@ -80,12 +80,23 @@ class Step:
     risky: bool
 
 
-def reduction(node: Node) -> Callable[[Piece], Tensor]:
-    """Compile `average(...)` or `total(...)`.
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """A compiled `average(...)` or `total(...)`.
 
-    Returns:
-        What maps a piece to [n] float64, NaN or infinite where a tensor has no value.
+    Attributes:
+        run: maps a piece to [n] numbers, NaN or infinite where a tensor has no value.
+        of_sample: whether these are sums over the sample, to be divided by its elements.
+        of_tensor: whether what comes then is a mean, to be multiplied by the tensor's elements.
     """
+
+    run: Callable[[Piece], Tensor]
+    of_sample: bool
+    of_tensor: bool
+
+
+def reduction(node: Node) -> Reduction:
+    """Compile `average(...)` or `total(...)`."""
     (operand,) = node.operands
     step = None if not operand.operands else compiled(operand)
     single = step is not None and step.single
@@ -93,16 +104,14 @@ def reduction(node: Node) -> Callable[[Piece], Tensor]:
     def run(piece: Piece) -> Tensor:
         spoilt = [piece.broken[leaf] for leaf in operand.leaves if leaf in piece.broken]
         if step is None:
-            means = piece.moment(operand.name, "mean")[:, 0].double()
+            sums = piece.moment(operand.name, "mean")[:, 0]
         else:
-            means = _row_means(step.run(piece, spoilt))
-        if node.name == "total" and not single:
-            means = means * piece.elements
-        for mask in spoilt:
-            means[mask] = math.nan
-        return means
+            sums = _row_sums(step.run(piece, spoilt))
+        if spoilt:
+            sums = sums.masked_fill(torch.stack(spoilt).any(0), math.nan)
+        return sums
 
-    return run
+    return Reduction(run, step is not None and not single, node.name == "total" and not single)
 
 
 def compiled(node: Node) -> Step:
@@ -168,12 +177,15 @@ def _look_into(x: Tensor, spoilt: Spoilt) -> None:
         spoilt.append(~torch.isfinite(x).all(1))
 
 
+def _row_sums(x: Tensor) -> Tensor:
+    """[n] float32, or float64 where float32 does not hold a sum."""
+    sums = x.sum(1)
+    return sums if math.isfinite(sums.sum().item()) else x.double().sum(1)
+
+
 def _row_means(x: Tensor) -> Tensor:
     """[n] float64."""
-    sums = x.sum(1).double()
-    if not math.isfinite(sums.sum().item()):
-        sums = x.double().sum(1)  # large numbers, whose sum float32 does not hold
-    return sums / x.shape[1]
+    return _row_sums(x).double() / x.shape[1]
 
 
 def _row_norms(x: Tensor) -> Tensor:
