@@ -1,27 +1,41 @@
 """How good a proxy's choice is on a benchmark, within several limits, beside the baselines'.
 
     python bench/design.py [BENCHMARK] [--proxy NAME_OR_EXPRESSION ...] [--drawn 50] [--seeds 10]
+        [--weights 1] [--supervised]
 
 Limits are the quartiles of the architectures' parameters, and the largest.  With every seed, so
 many of the architectures within the limit are drawn, and each way chooses among them.  Printed
 is the median over the seeds of the true rank of the choice, as a share of all architectures
-within the limit, and of the regret; every architecture is read once for all of it.
+within the limit; of how far its quality is above that of the last of the best twentieth; and
+of the regret.  Every architecture is read once for all of it, or once for each of --weights draws
+of initial weights and data: then there is a line of each, and one of all.
+
+--supervised: beside them a Gaussian process that was told the quality of four fifths, and chooses
+among the last, for five parts, and as many partitions as there are draws of weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
 
-from lmscout.benchmarks import load
+from lmscout.benchmarks import Benchmark, load
 from lmscout.benchmarks.locate import cache_directory
 from lmscout.discovery import judge, signed_proxy
 from lmscout.discovery.assessment import baseline_scores
-from lmscout.discovery.picking import AT_RANDOM, BEST_DRAWN, chosen, rows_within, truth
-from lmscout.statistics import Workers
+from lmscout.discovery.picking import AT_RANDOM, BEST_DRAWN, Pick, chosen, rows_within, truth
+from lmscout.statistics import Batch, Workers
+from supervised import numbers, predicted, table_of
 
+Scores = npt.NDArray[np.float64]
+
+FOLDS = 5
+SUPERVISED = "told four fifths"
 PROXIES = ("mean(frobenius(act) * frobenius(weight))", "synaptic-saliency", "snip", "synflow")
 
 
@@ -31,44 +45,80 @@ def main() -> None:
     parser.add_argument("--proxy", action="append", help="write --proxy=-snip where low is good")
     parser.add_argument("--drawn", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--weights", type=int, default=1)
+    parser.add_argument("--supervised", action="store_true")
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
     arguments = parser.parse_args()
     benchmark = load(arguments.benchmark)
     proxies = [signed_proxy(text) for text in arguments.proxy or PROXIES]
     names = [one.name for one in proxies]
-    judged = judge(
-        benchmark, names, seed=0, cache=arguments.cache, workers=Workers(arguments.workers)
-    )
-    ways = {str(one): one.sign * judged.scores[one.name] for one in proxies}
-    ways |= baseline_scores(benchmark)
-    ways[BEST_DRAWN] = benchmark.quality
+    draws_of: dict[str, list[Scores]] = {str(one): [] for one in proxies}
+    for seed in range(arguments.weights):
+        judged = judge(
+            benchmark,
+            names,
+            seed=seed,
+            cache=arguments.cache,
+            batch=Batch(seed=seed),
+            workers=Workers(arguments.workers),
+        )
+        for one in proxies:
+            draws_of[str(one)].append(one.sign * judged.scores[one.name])
+    if arguments.supervised:
+        draws_of[SUPERVISED] = [told_the_rest(benchmark, n) for n in range(arguments.weights)]
+    draws_of |= {name: [scores] for name, scores in baseline_scores(benchmark).items()}
+    draws_of[BEST_DRAWN] = [benchmark.quality]
     print(f"{benchmark.name}: {benchmark.metric}; medians over {arguments.seeds} seeds")
     sizes = [spec.parameters() for spec in benchmark.specs]
     for limit in np.quantile(sizes, [0.25, 0.5, 0.75, 1.0], method="lower").tolist():
         within = rows_within(benchmark, limit)
         count = min(arguments.drawn, len(within))
         print(f"\nat most {limit:,} parameters: {len(within)} architectures, {count} drawn")
-        draws = [
+        quality = np.sort(benchmark.quality[within])[::-1]
+        line = float(quality[max(len(within) // 20, 1) - 1])
+        drawn = [
             np.random.default_rng(seed).permutation(within)[:count]
             for seed in range(arguments.seeds)
         ]
-        for name, scores in ways.items():
-            picks = [
-                truth(name, benchmark.quality, within, tied)
-                for drawn in draws
-                if len(tied := chosen(scores, drawn))
+        for name, draws in draws_of.items():
+            picked = [
+                [
+                    truth(name, benchmark.quality, within, tied)
+                    for rows in drawn
+                    if len(tied := chosen(scores, rows))
+                ]
+                for scores in draws
             ]
-            if picks:
-                show(name, [one.top for one in picks], [one.regret for one in picks])
-            else:
-                print(f"  {name:42} no score")
+            if len(draws) > 1:
+                for number, picks in enumerate(picked):
+                    show(f"{name}, {number}", picks, quality[0], line)
+            show(name, [one for picks in picked for one in picks], quality[0], line)
         one = truth(AT_RANDOM, benchmark.quality, within, within)
-        show(one.name, [one.top], [one.regret])
+        show(one.name, [one], quality[0], line)
 
 
-def show(name: str, tops: list[float], regrets: list[float]) -> None:
-    print(f"  {name:42} top {np.median(tops):6.1%}   regret {np.median(regrets):.4f}")
+def told_the_rest(benchmark: Benchmark, seed: int) -> Scores:
+    """Of every architecture what a Gaussian process says of it that was told the other folds."""
+    warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: an idle feature
+    features = table_of([numbers(spec) for spec in benchmark.specs])
+    order = np.random.default_rng(seed).permutation(len(benchmark))
+    said = np.zeros(len(benchmark))
+    for fold in range(FOLDS):
+        asked = order[fold::FOLDS]
+        known = np.setdiff1d(order, asked)
+        said[asked] = predicted(features[known], benchmark.quality[known], features[asked])
+    return said
+
+
+def show(name: str, picks: list[Pick], best: float, line: float) -> None:
+    if not picks:
+        print(f"  {name:42} no score")
+        return
+    top = np.median([one.top for one in picks])
+    regret = np.median([one.regret for one in picks])
+    above = best - regret - line
+    print(f"  {name:42} top {top:6.1%}   above the line {above:+.2f}   regret {regret:.4f}")
 
 
 if __name__ == "__main__":
