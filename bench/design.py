@@ -1,14 +1,14 @@
 """How good a proxy's choice is on a benchmark, within several limits, beside the baselines'.
 
     python bench/design.py [BENCHMARK] [--proxy NAME_OR_EXPRESSION ...] [--drawn 50] [--seeds 10]
-        [--weights 1] [--supervised]
+        [--limits N ...] [--weights 1] [--supervised]
 
-Limits are the quartiles of the architectures' parameters, and the largest.  With every seed, so
-many of the architectures within the limit are drawn, and each way chooses among them.  Printed
-is the median over the seeds of the true rank of the choice, as a share of all architectures
-within the limit; of how far its quality is above that of the last of the best twentieth; and
-of the regret.  Every architecture is read once for all of it, or once for each of --weights draws
-of initial weights and data: then there is a line of each, and one of all.
+Limits are the quartiles of the architectures' parameters, and the largest, if not given. With
+every seed, so many of the architectures within the limit are drawn, and each way chooses among
+them. Printed is the median over the seeds of the true rank of the choice, as a share of all
+architectures within the limit; of how far its quality is above that of the last of the best
+twentieth; and of the regret. Every architecture is read once for all of it, or once for each of
+--weights draws of initial weights and data: then there is a line of each, and one of all.
 
 --supervised: beside them a Gaussian process that was told the quality of four fifths, and chooses
 among the last, for five parts, and as many partitions as there are draws of weights.
@@ -26,6 +26,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from lmscout.benchmarks import Benchmark, load
 from lmscout.benchmarks.locate import cache_directory
+from lmscout.cli.options import parameter_count
 from lmscout.discovery import judge, signed_proxy
 from lmscout.discovery.assessment import baseline_scores
 from lmscout.discovery.picking import AT_RANDOM, BEST_DRAWN, Pick, chosen, rows_within, truth
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--proxy", action="append", help="write --proxy=-snip where low is good")
     parser.add_argument("--drawn", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--limits", type=limit, nargs="+", metavar="N")
     parser.add_argument("--weights", type=int, default=1)
     parser.add_argument("--supervised", action="store_true")
     parser.add_argument("--workers", type=int, default=-1)
@@ -71,10 +73,11 @@ def main() -> None:
     draws_of[BEST_DRAWN] = [benchmark.quality]
     print(f"{benchmark.name}: {benchmark.metric}; medians over {arguments.seeds} seeds")
     sizes = [spec.parameters() for spec in benchmark.specs]
-    for limit in np.quantile(sizes, [0.25, 0.5, 0.75, 1.0], method="lower").tolist():
-        within = rows_within(benchmark, limit)
+    quartiles = np.quantile(sizes, [0.25, 0.5, 0.75, 1.0], method="lower").tolist()
+    for most in arguments.limits or quartiles:
+        within = rows_within(benchmark, most)
         count = min(arguments.drawn, len(within))
-        print(f"\nat most {limit:,} parameters: {len(within)} architectures, {count} drawn")
+        print(f"\nat most {most:,} parameters: {len(within)} architectures, {count} drawn")
         quality = np.sort(benchmark.quality[within])[::-1]
         line = float(quality[max(len(within) // 20, 1) - 1])
         drawn = [
@@ -96,6 +99,10 @@ def main() -> None:
             show(name, [one for picks in picked for one in picks], quality[0], line)
         one = truth(AT_RANDOM, benchmark.quality, within, within)
         show(one.name, [one], quality[0], line)
+
+
+def limit(text: str) -> int:
+    return parameter_count(text, "--limits")
 
 
 def told_the_rest(benchmark: Benchmark, seed: int) -> Scores:
