@@ -8,7 +8,8 @@ every seed, so many of the architectures within the limit are drawn, and each wa
 them. Printed is the median over the seeds of the true rank of the choice, as a share of all
 architectures within the limit; of how far its quality is above that of the last of the best
 twentieth; and of the regret. Every architecture is read once for all of it, or once for each of
---weights draws of initial weights and data: then there is a line of each, and one of all.
+--weights draws of initial weights and data: then there is a line of each, one of all, and one
+of their mean.
 
 --supervised: beside them a Gaussian process that was told the quality of four fifths, and chooses
 among the last, for five parts, and as many partitions as there are draws of weights.
@@ -67,6 +68,9 @@ def main() -> None:
         )
         for one in proxies:
             draws_of[str(one)].append(one.sign * judged.scores[one.name])
+    if arguments.weights > 1:
+        means = {f"{name}, mean": [np.mean(draws, axis=0)] for name, draws in draws_of.items()}
+        draws_of |= means
     if arguments.supervised:
         draws_of[SUPERVISED] = [told_the_rest(benchmark, n) for n in range(arguments.weights)]
     draws_of |= {name: [scores] for name, scores in baseline_scores(benchmark).items()}

@@ -36,6 +36,24 @@ def test_design_finds_an_architecture_and_writes_its_spec(lmscout, tmp_path):
         assert words in out
 
 
+def test_design_averages_over_weights(lmscout, flexibert_file, tmp_path):
+    where = f"flexibert:{flexibert_file}"
+    code, out, err = lmscout(
+        *("design", where, "--max-params", "5M", "--evaluations", 3, "--workers", 1),
+        *("--proxy", "snip", "--weights", 2, "--json", "result.json"),
+    )
+    assert (code, err) == (0, "")
+    assert "3 drawn with 2 draws of weights" in " ".join(out.split())
+    assert json.loads((tmp_path / "result.json").read_text())["weights"] == 2
+    code, out, _ = lmscout(
+        *("design", "nano", "--max-params", "200k", "--evaluations", 3, "--workers", 1),
+        *("--proxy", "snip", "--weights", 2),
+    )
+    assert code == 0
+    assert "3 architectures read with 2 draws of weights" in " ".join(out.split())
+    assert "--max-params 200000 --weights 2" in " ".join(out.split())
+
+
 def test_design_on_a_benchmark_tells_the_truth(lmscout, flexibert_file, tmp_path):
     where = f"flexibert:{flexibert_file}"
     code, out, err = lmscout(

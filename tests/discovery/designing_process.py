@@ -28,13 +28,14 @@ BATCH = Batch(size=2, length=8)
 EVALUATIONS = 50
 
 
-def design_tiny(folder, proxy="snip", *, workers=1, seed=0, limit=4000, progress=None):
+def design_tiny(folder, proxy="snip", *, workers=1, seed=0, limit=4000, weights=1, progress=None):
     return design(
         SPACE,
         signed_proxy(proxy),
         limit=limit,
         evaluations=EVALUATIONS,
         seed=seed,
+        weights=weights,
         cache=folder,
         batch=BATCH,
         workers=Workers(workers),

@@ -38,6 +38,30 @@ def test_what_is_found_is_of_the_space_within_the_limit_and_scored_as_said(found
     assert spec_from_dict(found.to_json()["spec"]) == found.spec
 
 
+def test_with_several_weights_the_score_is_the_mean_over_them(found, tmp_path):
+    calls = []
+    several = design_tiny(tmp_path, weights=3, progress=lambda _, *done: calls.append(done))
+    assert calls[-1] == (3 * EVALUATIONS, 3 * EVALUATIONS)
+    assert calls == sorted(calls)
+    assert (found.weights, several.weights) == (1, 3)
+    assert several.to_json()["weights"] == 3
+    scores = [
+        score_proxies(
+            [several.spec],
+            ["snip"],
+            name="again",
+            folder=tmp_path,
+            seed=seed,
+            batch=replace(BATCH, seed=seed),
+        )["snip"][0]
+        for seed in range(3)
+    ]
+    assert len(set(scores)) == 3
+    assert several.score == pytest.approx(sum(scores) / 3, rel=1e-12)
+    with pytest.raises(LmscoutError, match="0 draws of initial weights"):
+        design_tiny(tmp_path, weights=0)
+
+
 def test_two_workers_find_the_same(found, tmp_path):
     assert told(design_tiny(tmp_path, workers=2)) == told(found)
 

@@ -97,6 +97,31 @@ def test_the_report_on_a_benchmark_against_plain_loops(tmp_path):
     assert found.best_quality == quality[within].max()
 
 
+def test_with_several_weights_the_mean_over_them_chooses(tmp_path):
+    benchmark = tiny_benchmark(40)
+    noise = "sum(total(grad))"  # of both signs, so that it is another with every draw
+    scores = [
+        score_proxies(
+            benchmark.specs,
+            [noise],
+            name="x",
+            folder=tmp_path,
+            seed=seed,
+            batch=replace(BATCH, seed=seed),
+            workers=Workers(1),
+        )[noise]
+        for seed in range(4)
+    ]
+    chosen_by = {}
+    for weights in (1, 4):
+        found = picked(tmp_path, noise, limit=10**9, evaluations=40, weights=weights)
+        mean = sum(scores[:weights]) / weights
+        assert found.identifier == benchmark.identifiers[int(np.argmax(mean))]
+        assert found.to_json()["weights"] == weights
+        chosen_by[weights] = found.identifier
+    assert chosen_by[1] != chosen_by[4]
+
+
 def test_a_proxy_that_is_a_baseline_chooses_as_it_does(tmp_path):
     found = picked(tmp_path, "parameters")
     (same,) = [one for one in found.baselines if one.name == "parameters"]

@@ -53,6 +53,15 @@ def design(
     ],
     evaluations: Annotated[int, typer.Option(min=1, help="Architectures read.")] = 200,
     seed: Annotated[int, typer.Option(help="Of what is drawn and changed.")] = 0,
+    weights: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="DRAWS",
+            help="Of initial weights and data, over which scores are averaged; each reads every "
+            "architecture once more.",
+        ),
+    ] = 1,
     on_benchmark: Annotated[
         bool,
         typer.Option(
@@ -96,6 +105,7 @@ def design(
             "limit": limit,
             "evaluations": evaluations,
             "seed": seed,
+            "weights": weights,
             "cache": cache_directory() / "statistics",
             "workers": spread,
             "progress": progress,
@@ -126,7 +136,7 @@ def _show_design(result: Design) -> None:
     screen = console.table_console()
     screen.print(
         f"[bold]{result.space}[/bold] within {result.limit:,} parameters: "
-        f"{result.n_read} architectures read{_without_score(result)}",
+        f"{result.n_read} architectures read{_several(result)}{_without_score(result)}",
         highlight=False,
     )
     drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"
@@ -135,14 +145,15 @@ def _show_design(result: Design) -> None:
     where = f"{PICO} --on-benchmark" if result.space == PICO else "BENCHMARK"
     proxy = shlex.quote(str(result.proxy))
     print("Nothing was trained. What this proxy's choice is worth where quality was measured:")
-    print(f"  lmscout design {where} --proxy {proxy} --max-params {result.limit}")
+    weights = f" --weights {result.weights}" if result.weights > 1 else ""
+    print(f"  lmscout design {where} --proxy {proxy} --max-params {result.limit}{weights}")
 
 
 def _show_picking(result: Picking) -> None:
     screen = console.table_console()
     screen.print(
         f"[bold]{result.benchmark}[/bold] within {result.limit:,} parameters: {result.n_within} "
-        f"architectures, {result.n_drawn} drawn{_without_score(result)}; "
+        f"architectures, {result.n_drawn} drawn{_several(result)}{_without_score(result)}; "
         f"quality is {result.metric}",
         highlight=False,
     )
@@ -172,6 +183,10 @@ def _show_picking(result: Picking) -> None:
     tied = f", the first drawn of {result.pick.n_tied} tied ones" if others else ""
     screen.print(f"architecture {result.identifier}{tied}:", highlight=False)
     _show_architecture(result.spec)
+
+
+def _several(result: Design | Picking) -> str:
+    return f" with {result.weights} draws of weights" if result.weights > 1 else ""
 
 
 def _without_score(result: Design | Picking) -> str:

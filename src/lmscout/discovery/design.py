@@ -12,9 +12,10 @@ from lmscout.benchmarks.limit import limited
 from lmscout.benchmarks.space import Space
 from lmscout.discovery.ageing import POPULATION, SAMPLE, AgeingEvolution
 from lmscout.discovery.asked_proxy import SignedProxy
+from lmscout.discovery.mean_scores import mean_scores
 from lmscout.errors import LmscoutError
 from lmscout.stages import Progress, Stages, part_of
-from lmscout.statistics import Batch, Workers, score_proxies
+from lmscout.statistics import Batch, Workers
 
 READING = "reading"
 ASKED_AT_ONCE = 16  # whatever the workers, so that the result is theirs at any number
@@ -29,6 +30,7 @@ class Design:
         proxy: what was maximised.
         limit: parameters, at most.
         seed: of the search.
+        weights: draws of initial weights over which scores are averaged.
         spec: the architecture found.
         score: what the proxy gives it, as it stands, without the sign.
         n_read: different architectures read.
@@ -42,6 +44,7 @@ class Design:
     proxy: SignedProxy
     limit: int
     seed: int
+    weights: int
     spec: ArchitectureSpec
     score: float
     n_read: int
@@ -57,6 +60,7 @@ class Design:
             "sign": self.proxy.sign,
             "max_params": self.limit,
             "seed": self.seed,
+            "weights": self.weights,
             "n_read": self.n_read,
             "n_undefined": self.n_undefined,
             "drawn_score": self.drawn_score,
@@ -76,6 +80,7 @@ def design(
     limit: int,
     evaluations: int,
     seed: int,
+    weights: int = 1,
     cache: Path,
     batch: Batch | None = None,
     workers: Workers | None = None,
@@ -93,6 +98,7 @@ def design(
         evaluations: different architectures that are read; fewer where the space has not as
             many.
         seed: of the search; the models' weights do not depend on it.
+        weights: draws of initial weights and data over which scores are averaged.
         cache: where scores are kept.
         batch: what the models read.
         workers: how the reading is spread over processes.
@@ -115,15 +121,16 @@ def design(
             asked = engine.ask(min(ASKED_AT_ONCE, evaluations - len(found)))
             if not asked:
                 break
-            scores = score_proxies(
+            scores = mean_scores(
                 asked,
-                [proxy.name],
+                proxy.name,
+                weights=weights,
                 name=f"design-{space.name}",
                 folder=cache,
                 batch=batch,
                 workers=workers,
-                progress=part_of(told, len(found), evaluations),
-            )[proxy.name]
+                progress=part_of(told, len(found) * weights, evaluations * weights),
+            )
             signed = (proxy.sign * scores).tolist()
             engine.tell(asked, signed)
             found.update(zip(asked, signed, strict=True))
@@ -140,6 +147,7 @@ def design(
         proxy=proxy,
         limit=limit,
         seed=seed,
+        weights=weights,
         spec=spec,
         score=proxy.sign * defined[spec],
         n_read=len(found),

@@ -13,10 +13,11 @@ from lmscout.benchmarks import Benchmark
 from lmscout.discovery.asked_proxy import SignedProxy
 from lmscout.discovery.assessment import baseline_scores
 from lmscout.discovery.discover import cache_name
+from lmscout.discovery.mean_scores import mean_scores
 from lmscout.errors import LmscoutError
 from lmscout.ranking import equivalent_trials, true_ranks
 from lmscout.stages import Progress, Stages
-from lmscout.statistics import Batch, Workers, score_proxies
+from lmscout.statistics import Batch, Workers
 
 Indices = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -69,6 +70,7 @@ class Picking:
         proxy: what chose.
         limit: parameters, at most.
         seed: of the draw.
+        weights: draws of initial weights over which scores are averaged.
         n_within: architectures within the limit.
         n_drawn: those of them that were drawn, and read.
         n_undefined: those of the drawn that have no finite score.
@@ -88,6 +90,7 @@ class Picking:
     proxy: SignedProxy
     limit: int
     seed: int
+    weights: int
     n_within: int
     n_drawn: int
     n_undefined: int
@@ -115,6 +118,7 @@ class Picking:
             "sign": self.proxy.sign,
             "max_params": self.limit,
             "seed": self.seed,
+            "weights": self.weights,
             "n_within": self.n_within,
             "n_drawn": self.n_drawn,
             "n_undefined": self.n_undefined,
@@ -140,6 +144,7 @@ def pick(
     limit: int,
     evaluations: int,
     seed: int,
+    weights: int = 1,
     cache: Path,
     batch: Batch | None = None,
     workers: Workers | None = None,
@@ -154,6 +159,7 @@ def pick(
         evaluations: architectures within the limit that are drawn and read; all if there are
             not as many.
         seed: of the draw; the models' weights do not depend on it.
+        weights: draws of initial weights and data over which scores are averaged.
         cache: where scores are kept.
         batch: what the models read.
         workers: how the reading is spread over processes.
@@ -168,15 +174,16 @@ def pick(
     in_order = np.sort(drawn)  # so that all of them are one file of the cache at any seed
     stages = Stages(progress)
     with stages(READING) as told:
-        read = score_proxies(
+        read = mean_scores(
             [benchmark.specs[row] for row in in_order],
-            [proxy.name],
+            proxy.name,
+            weights=weights,
             name=f"{cache_name(benchmark.name)}-design",
             folder=cache,
             batch=batch,
             workers=workers,
             progress=told,
-        )[proxy.name]
+        )
     scores = np.full(len(benchmark), np.nan)
     scores[in_order] = proxy.sign * read
     tied = chosen(scores, drawn)
@@ -192,6 +199,7 @@ def pick(
         proxy=proxy,
         limit=limit,
         seed=seed,
+        weights=weights,
         n_within=len(within),
         n_drawn=len(drawn),
         n_undefined=int((~np.isfinite(scores[drawn])).sum()),
