@@ -18,14 +18,12 @@ among the last, for five parts, and as many partitions as there are draws of wei
 from __future__ import annotations
 
 import argparse
-import warnings
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
 
-from lmscout.benchmarks import Benchmark, load
+from lmscout.benchmarks import load
 from lmscout.benchmarks.locate import cache_directory
 from lmscout.cli.options import parameter_count
 from lmscout.discovery import judge, signed_proxy
@@ -72,7 +70,10 @@ def main() -> None:
         means = {f"{name}, mean": [np.mean(draws, axis=0)] for name, draws in draws_of.items()}
         draws_of |= means
     if arguments.supervised:
-        draws_of[SUPERVISED] = [told_the_rest(benchmark, n) for n in range(arguments.weights)]
+        features = table_of([numbers(spec) for spec in benchmark.specs])
+        draws_of[SUPERVISED] = [
+            told_the_rest(features, benchmark.quality, seed) for seed in range(arguments.weights)
+        ]
     draws_of |= {name: [scores] for name, scores in baseline_scores(benchmark).items()}
     draws_of[BEST_DRAWN] = [benchmark.quality]
     print(f"{benchmark.name}: {benchmark.metric}; medians over {arguments.seeds} seeds")
@@ -109,16 +110,14 @@ def limit(text: str) -> int:
     return parameter_count(text, "--limits")
 
 
-def told_the_rest(benchmark: Benchmark, seed: int) -> Scores:
+def told_the_rest(features: Scores, quality: Scores, seed: int) -> Scores:
     """Of every architecture what a Gaussian process says of it that was told the other folds."""
-    warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: an idle feature
-    features = table_of([numbers(spec) for spec in benchmark.specs])
-    order = np.random.default_rng(seed).permutation(len(benchmark))
-    said = np.zeros(len(benchmark))
+    order = np.random.default_rng(seed).permutation(len(quality))
+    said = np.zeros(len(quality))
     for fold in range(FOLDS):
         asked = order[fold::FOLDS]
         known = np.setdiff1d(order, asked)
-        said[asked] = predicted(features[known], benchmark.quality[known], features[asked])
+        said[asked] = predicted(features[known], quality[known], features[asked])
     return said
 
 

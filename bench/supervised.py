@@ -67,7 +67,9 @@ def predicted(known: Features, quality: Features, asked: Features) -> Features:
     middle, width = known.mean(axis=0), known.std(axis=0) + 1e-9
     kernel = ConstantKernel() * RBF(np.full(known.shape[1], 3.0), (0.3, 100)) + WhiteKernel(0.01)
     process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
-    process.fit((known - middle) / width, quality)
+    with warnings.catch_warnings():  # a length at its bound: an idle feature
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        process.fit((known - middle) / width, quality)
     return np.asarray(process.predict((asked - middle) / width))
 
 
@@ -77,7 +79,6 @@ def main() -> None:
     parser.add_argument("benchmarks", nargs="*", default=usual)
     parser.add_argument("--seeds", type=int, default=5)
     told = parser.parse_args()
-    warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: an idle feature
     for asked in told.benchmarks:
         name, _, size = asked.rpartition("=")
         benchmark = load(name)

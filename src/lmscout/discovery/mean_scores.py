@@ -60,8 +60,6 @@ def mean_scores(
         )[proxy]
         for draw in range(weights)
     ]
-    if weights == 1:
-        return draws[0]
     with np.errstate(invalid="ignore"):  # of infinities of both signs
         mean: npt.NDArray[np.float64] = np.mean(draws, axis=0)
     return mean

@@ -266,7 +266,6 @@ class _Pieces:
         counts = torch.bincount(segments, minlength=math.prod(self._shape)).clamp(min=1)
         self._segments, self._counts = segments.to(self._device), counts.to(self._device)
         self._sampled = (heights * widths)[order].double().to(self._device)
-        self._elements = (stack.rows.double() * stack.columns)[order].to(self._device)
 
     def block_values(self, node: Node) -> Tensor:
         """`average` or `total` of a tree of this stack: [A, L] float64."""
@@ -277,7 +276,7 @@ class _Pieces:
             if compiled.of_sample:
                 values /= self._sampled
             if compiled.of_tensor:
-                values *= self._elements
+                values *= torch.cat([one.elements for one in self._pieces])
             blocks.index_add_(0, self._segments, torch.where(values.isfinite(), values, math.nan))
         if node.name == "average":
             blocks /= self._counts
