@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lmscout.ranking import agreement, spearman_difference
+from lmscout.ranking import agreement, spearman_difference, top_recall
 from lmscout.ranking.bootstrap import multiplicities
 
 
@@ -76,3 +76,14 @@ def test_multiplicities_sum_to_the_number_of_architectures():
     assert weights.shape == (50, 30)
     assert (weights.sum(axis=1) == 30).all()
     np.testing.assert_array_equal(weights, multiplicities(30, seed=1, samples=50))
+
+
+def test_rounding_noise_changes_no_interval():
+    rng = np.random.default_rng(6)
+    y = rng.normal(size=60)
+    x, other = (np.round(y + noise * rng.normal(size=60)) for noise in (0.5, 1.0))
+    jittered = x * (1 + 1e-14 * rng.normal(size=60))
+    assert len(np.unique(jittered)) > len(np.unique(x))
+    assert agreement(jittered, y) == agreement(x, y)
+    assert spearman_difference(jittered, other, y) == spearman_difference(x, other, y)
+    assert top_recall(jittered, y) == top_recall(x, y)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.ranking.correlation import kendall, spearman
+from lmscout.ranking.correlation import kendall, order_of_scores, spearman
 
 Array = npt.NDArray[np.float64]
 
@@ -79,9 +79,10 @@ def agreement(
     if np.isnan(rho):
         return Agreement(undefined, undefined)
     weights = multiplicities(y.size, seed, samples)
+    order = order_of_scores(x)
     return Agreement(
-        _interval(rho, _spearman_samples(x, y, weights), level),
-        _interval(kendall(x, y), _kendall_samples(x, y, weights), level),
+        _interval(rho, _spearman_samples(order, y, weights), level),
+        _interval(kendall(x, y), _kendall_samples(order, y, weights), level),
     )
 
 
@@ -115,7 +116,8 @@ def spearman_difference(
     if np.isnan(value):
         return Interval(np.nan, np.nan, np.nan)
     weights = multiplicities(y.size, seed, samples)
-    drawn = _spearman_samples(x, y, weights) - _spearman_samples(other, y, weights)
+    of_x, of_other = (_spearman_samples(order_of_scores(one), y, weights) for one in (x, other))
+    drawn = of_x - of_other
     return _interval(value, drawn, level)
 
 

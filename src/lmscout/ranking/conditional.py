@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.ranking.correlation import spearman
+from lmscout.ranking.correlation import order_of_scores, spearman
 
 SMALLEST_CELL = 5
 
@@ -84,7 +84,8 @@ def top_recall(scores: npt.ArrayLike, quality: npt.ArrayLike, share: float = 0.1
         return float("nan")
     size = max(1, round(share * y.size))
     best = np.argsort(-y, kind="stable")[:size]
-    border = np.sort(x)[-size]
-    above, at_border = x > border, x == border
+    order = order_of_scores(x)
+    border = np.sort(order)[-size]
+    above, at_border = order > border, order == border
     chance = above + at_border * ((size - above.sum()) / at_border.sum())
     return float(chance[best].sum() / size)

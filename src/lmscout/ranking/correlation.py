@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.stats
 
 Array = npt.NDArray[np.float64]
 
@@ -43,7 +45,7 @@ def spearman_many(scores: npt.ArrayLike, quality: npt.ArrayLike) -> Array:
     Raises:
         ValueError: the shapes disagree, or the quality is not finite.
     """
-    return _row_by_row(scores, quality, _spearman_from_keys)
+    return _row_by_row(scores, quality, _spearman_from_keys, scipy.stats.spearmanr)
 
 
 def kendall_many(scores: npt.ArrayLike, quality: npt.ArrayLike) -> Array:
@@ -62,7 +64,7 @@ def kendall_many(scores: npt.ArrayLike, quality: npt.ArrayLike) -> Array:
     Raises:
         ValueError: the shapes disagree, or the quality is not finite.
     """
-    return _row_by_row(scores, quality, _kendall_from_keys)
+    return _row_by_row(scores, quality, _kendall_from_keys, scipy.stats.kendalltau)
 
 
 def spearman(scores: npt.ArrayLike, quality: npt.ArrayLike) -> float:
@@ -90,10 +92,24 @@ def midranks(values: npt.ArrayLike) -> Array:
     return (last - (count - 1) / 2)[place]
 
 
+def order_of_scores(scores: npt.ArrayLike) -> Array:
+    """Numbers of the same order as scores, equal where scores count as tied.
+
+    Args:
+        scores: [n] finite numbers.
+
+    Returns:
+        [n] float64: 0 for the lowest, 1 for those above it, and so on.
+    """
+    vector = np.asarray(scores, np.float64)
+    return np.unique(_score_keys(vector), return_inverse=True)[1].astype(np.float64)
+
+
 def _row_by_row(
     scores: npt.ArrayLike,
     quality: npt.ArrayLike,
     coefficient: Callable[[npt.NDArray[np.uint64], Array], Array],
+    of_one: Callable[..., Any],
 ) -> Array:
     rows = np.asarray(scores, np.float64)
     target = np.asarray(quality, np.float64)
@@ -101,13 +117,17 @@ def _row_by_row(
         raise ValueError(f"scores {rows.shape} do not fit quality {target.shape}")
     if not np.isfinite(target).all():
         raise ValueError("the quality holds a NaN or an infinity")
-    if target.size > _LONGEST:
-        raise ValueError(f"at most {_LONGEST} architectures, got {target.size}")
     result = np.full(len(rows), np.nan)
     if target.size < 2 or np.ptp(target) == 0:
         return result
     ranks = midranks(target)
     finite = np.isfinite(rows).all(axis=1)
+    if target.size > _LONGEST:  # no room for the payload
+        for place in np.flatnonzero(finite):
+            order = order_of_scores(rows[place])
+            if order.any():  # else constant
+                result[place] = of_one(order, ranks).statistic
+        return result
     if finite.all():
         return coefficient(_sorted_keys(rows, ranks), ranks)
     if finite.any():
@@ -117,15 +137,22 @@ def _row_by_row(
 
 def _sorted_keys(rows: Array, ranks: Array) -> npt.NDArray[np.uint64]:
     """Sort each row's scores with the doubled mid-rank of the quality in the low bits."""
-    keys = (rows + 0.0).view(np.uint64)  # + 0.0 makes -0.0 and 0.0 the same number
+    keys = _score_keys(rows)
+    keys |= (2 * ranks).astype(np.uint64)
+    keys.sort(axis=1)
+    return keys
+
+
+def _score_keys(scores: Array) -> npt.NDArray[np.uint64]:
+    """Integers of the scores' order, equal where they are tied, with zeros in the low bits."""
+    keys: npt.NDArray[np.uint64]
+    keys = (scores + 0.0).view(np.uint64)  # + 0.0 makes -0.0 and 0.0 the same number
     # IEEE doubles order like their bits once negative ones are inverted and positive ones
     # get the top bit.
     negative = (keys.view(np.int64) >> 63).view(np.uint64)
     keys ^= negative | _SIGN
     keys += _ROUNDING
     keys &= ~_PAYLOAD
-    keys |= (2 * ranks).astype(np.uint64)
-    keys.sort(axis=1)
     return keys
 
 
