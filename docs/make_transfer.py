@@ -15,7 +15,6 @@ from lmscout.benchmarks import load
 from lmscout.benchmarks.locate import cache_directory
 from lmscout.discovery import Judgement, judge
 from lmscout.discovery.assessment import Assessment
-from lmscout.proxies import CATALOG
 from lmscout.statistics import Workers
 
 PAGE = Path(__file__).parent / "transfer.md"
@@ -39,14 +38,11 @@ def main() -> None:
 def page(judged: list[Judgement]) -> str:
     """The whole page, from one judgement a benchmark."""
     heads = ["", *(f"{one.benchmark} ({one.n_architectures})" for one in judged)]
-    seen = {one.name: set(one.found_on) for one in CATALOG}
     names = [one.name for one in judged[0].proxies]
     baselines = [one.name for one in judged[0].baselines]
     lines = [_INTRODUCTION, _row(heads), _row(["---"] * len(heads))]
     for place, name in enumerate(names):
-        cells = [
-            _cell(one.proxies[place], one.benchmark in seen.get(name, set())) for one in judged
-        ]
+        cells = [_cell(one.proxies[place], one.seen(name)) for one in judged]
         lines.append(_row([f"`{name}`", *cells]))
     for place, name in enumerate(baselines):
         lines.append(_row([name, *(_cell(one.baselines[place], False) for one in judged)]))

@@ -71,3 +71,12 @@ def test_a_file_that_is_no_json_or_not_there_is_refused(tmp_path):
         load_space(str(tmp_path / "y.json"))
     with pytest.raises(LmscoutError, match="unknown space 'y'"):
         load_space("y")
+
+
+def test_a_width_of_one_can_be_drawn(tmp_path):
+    path = tmp_path / "one.json"
+    path.write_text(
+        '{"families": ["gpt2"], "depths": [1], "widths": [1], "head_sizes": [1], "expansions": '
+        '[1, 2], "vocabulary": 8, "max_length": 4}'
+    )
+    assert {spec.inner for spec in sample(load_space(str(path)), 2, 0)} == {(1,), (2,)}

@@ -78,12 +78,12 @@ def test_the_deep_space_is_searched_and_a_deep_proxy_ranked(lmscout, flexibert_f
 def test_rank_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
     code, out, err = lmscout(
         *("rank", f"flexibert:{flexibert_file}", "--json", "-"),
-        *("--proxy", "sum( abslog(head)-sqrt(weight) )", "--proxy", "snip"),
+        *("--proxy", "sum( abslog(head)-sqrt(weight) )", "--proxy", "-snip"),
     )
     assert (code, err) == (0, "")
     result = json.loads(out)
     names = [one["proxy"] for one in result["proxies"]]
-    assert names == ["sum(abslog(head) - sqrt(weight))", "snip"]
+    assert names == ["sum(abslog(head) - sqrt(weight))", "-snip"]
     for one in result["proxies"]:
         assert set(one) >= {"spearman", "kendall", "within_cell", "given_params"}
         assert one["spearman"]["low"] <= one["spearman"]["value"] <= one["spearman"]["high"]
@@ -140,6 +140,17 @@ def bad_lines(folder, flexibert_file):
         (["discover", good, "--space", "publised"], "did you mean 'published'"),
         (["discover", good, "--aggregations", "mean,median"], "mean, sum, max, min"),
         (["discover", good, "--search", "many"], "--search"),
+        (["discover", good, "--engine", "random"], "--engine is not for --space published"),
+        (["discover", good, "--no-bend"], "give --space deep"),
+        (["discover", good, "--space", "deep", "--aggregations", "max"], "--aggregations"),
+        (["discover", good, "--space", "deep", "--model", "here"], "published or two-op"),
+        (["discover", good, "--seed", -1], "--seed"),
+        (["design", good, "--proxy", "snip", "--max-params", "9M", "--seed", -1], "--seed"),
+        (["rank", good, "--proxy", "9" * 400 + " * depth"], "400 digits"),
+        (["rank", good, "--proxy", "-depth + params"], "-(depth + params)"),
+        (["explain", "-snip", good], "No such option"),
+        (["explain", "--", "-snip", good], "without it"),
+        (["rank", good, "--backend", "dask"], "dask is not installed"),
         (["discover", good, "--space", "deep", "--engine", "annealing"], "genetic"),
         (["discover", good, "--space", "deep", "--objective", "r2"], "kendall"),
         (["discover", good, "--space", "deep", "--search", 24], "at most 19"),

@@ -15,7 +15,8 @@ from lmscout.errors import LmscoutError
         ("- sum(total(mul(weight,grad)))", "sum(total(mul(weight, grad)))", -1),
         ("-sum(total(act)) * depth", "sum(total(act)) * depth", -1),
         ("-(sum(total(act)) + depth)", "sum(total(act)) + depth", -1),
-        ("-sum(total(act)) - depth", "sum(total(act)) - depth", -1),
+        ("-(sum(total(act)) - depth)", "sum(total(act)) - depth", -1),
+        ("-(depth + params) * depth", "(depth + params) * depth", -1),
     ],
 )
 def test_a_proxy_is_read_with_its_sign_and_printed_as_it_is_read(text, name, sign):
@@ -27,11 +28,19 @@ def test_a_proxy_is_read_with_its_sign_and_printed_as_it_is_read(text, name, sig
 def test_a_sign_before_a_sum_is_before_all_of_it():
     assert str(signed_proxy("-snip")) == "-snip"
     assert str(signed_proxy("-sum(total(act)) * depth")) == "-sum(total(act)) * depth"
-    assert str(signed_proxy("-sum(total(act)) - depth")) == "-(sum(total(act)) - depth)"
+    assert str(SignedProxy("sum(total(act)) - depth", -1)) == "-(sum(total(act)) - depth)"
     assert str(signed_proxy("sum(total(act)) - depth")) == "sum(total(act)) - depth"
 
 
 @pytest.mark.parametrize("text", ["-snap", "", "-", "--snip", "-sum(abs(weight)"])
 def test_what_is_no_proxy_is_refused(text):
     with pytest.raises(LmscoutError):
+        signed_proxy(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["-depth + params", "-(depth) - (params)", "-sum(total(act)) - depth"]
+)
+def test_a_sign_that_may_be_meant_for_the_first_term_is_refused(text):
+    with pytest.raises(LmscoutError, match="lower scores are better; write -\\("):
         signed_proxy(text)

@@ -259,6 +259,12 @@ def test_a_search_that_was_stopped_ends_as_one_that_was_not(evidence, tmp_path, 
         evolved(evidence, tmp_path, 80, engine)
     batches[-1].unlink()
     assert evolved(evidence, tmp_path, 80, engine) == whole
+    hall = tmp_path / "hall_of_fame.csv"
+    shown = hall.read_text()
+    hall.write_text("of a batch before: it was killed when the last one was kept, not shown\n")
+    evolved(evidence, tmp_path, 80, engine)
+    assert hall.read_text() == shown
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_every_candidate_is_in_the_record(evidence, tmp_path):
@@ -472,11 +478,32 @@ def test_a_run_folder_is_of_one_search(found, tmp_path):
     assert json.loads((folder / "result.json").read_text()) == found.to_json()
     with pytest.raises(LmscoutError, match="finished search"):
         begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
+    (folder / "settings.json").write_text("[]")
+    with pytest.raises(LmscoutError, match=r"damaged settings\.json"):
+        begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "other").touch()
     with pytest.raises(LmscoutError, match="is not empty"):
         begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
+
+
+def test_without_a_folder_the_newest_unfinished_run_of_the_same_search_goes_on(
+    found, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    benchmarks = [tiny_benchmark(40)]
+    first = begin_deep(None, benchmarks, SMALL, search=[25], seed=3)
+    assert begin_deep(None, benchmarks, SMALL, search=[25], seed=3) == first
+    renamed = first.with_name(first.name + "-earlier")
+    first.rename(renamed)
+    (renamed.parent / "discover-damaged").mkdir()
+    (renamed.parent / "discover-damaged" / "settings.json").touch()
+    other = begin_deep(None, benchmarks, SMALL, search=[25], seed=4)
+    assert other != renamed
+    assert begin_deep(None, benchmarks, SMALL, search=[25], seed=3) == renamed
+    end_deep(renamed, found)
+    assert begin_deep(None, benchmarks, SMALL, search=[25], seed=3) not in (renamed, other)
 
 
 def test_the_command_searches_as_the_settings_do():

@@ -1,5 +1,8 @@
 """Selection of candidates: fronts and survivors, against their definitions."""
 
+import zlib
+from collections import Counter
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +15,8 @@ from lmscout.discovery.deep.engines import (
     survivors,
 )
 from lmscout.discovery.deep.screen import RACE
-from lmscout.proxies.deep import parse
-from lmscout.proxies.deep.growing import Grammar
+from lmscout.proxies.deep import parse, walk
+from lmscout.proxies.deep.growing import Grammar, canonical
 
 TREES = {
     size: parse("sum(average(" + "abs(" * (size - 3) + "act" + ")" * (size - 1))
@@ -133,3 +136,39 @@ def test_genetic_programming_climbs_where_chance_does_not():
     ]
     assert np.mean(ahead) > 0.02
     assert min(ahead) >= 0
+
+
+def asked_and_told(batches):
+    """What the genetic engine asks where long trees are the fittest, and the front before it."""
+    engine = GeneticProgramming(Grammar(), 0)
+    every, best = [], []
+    for _ in range(batches):
+        trees = engine.ask(12)
+        luck = [(zlib.crc32(str(one).encode()) % 997) / 1e5 for one in trees]
+        judged = [Candidate(o, o.size / 100 + more) for o, more in zip(trees, luck, strict=True)]
+        every.append((trees, best))
+        engine.tell(judged)
+        best = front([*best, *judged])
+    return every
+
+
+def is_a_step_from(tree, other):
+    """Whether one word is exchanged, or some are left out."""
+    ours, theirs = ([one.name for _, one in walk(each)] for each in (tree, other))
+    if len(ours) == len(theirs):
+        return sum(one != two for one, two in zip(ours, theirs, strict=True)) == 1
+    return Counter(ours) < Counter(theirs)
+
+
+def test_the_genetic_engine_hardly_asks_anything_twice():
+    trees = [canonical(tree) for batch, _ in asked_and_told(60) for tree in batch]
+    assert len(set(trees)) > 0.95 * len(trees)
+
+
+def test_more_than_half_of_what_it_asks_is_a_step_from_the_front():
+    near = [
+        any(is_a_step_from(tree, one.node) for one in best)
+        for trees, best in asked_and_told(60)[20:]
+        for tree in trees
+    ]
+    assert np.mean(near) > 0.5

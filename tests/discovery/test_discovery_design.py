@@ -125,6 +125,17 @@ def test_a_space_smaller_than_the_evaluations_is_read_whole(tmp_path):
     )
     assert found.n_read == 4  # heads 1 or 2, MLPs 8 or 16 wide
     assert found.spec.inner == (16,)
+    alike = design(
+        few,
+        signed_proxy("mean(normalize(weight))"),
+        limit=10_000,
+        evaluations=200,
+        seed=0,
+        cache=tmp_path,
+        batch=BATCH,
+        workers=Workers(1),
+    )
+    assert (alike.score, alike.spec.inner) == (0, (8,))  # of equal ones the smallest of all
 
 
 def test_a_limit_that_nothing_keeps_and_a_proxy_without_scores_say_so(tmp_path):

@@ -1,6 +1,10 @@
 """The deep language: trees, their text, how they grow, and the rules that discard them."""
 
+import os
+import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -245,3 +249,13 @@ def test_no_rule_discards_what_says_something(text):
 def test_signs_that_are_known(text, sign):
     node = parse(text)
     assert (never_negative(node), never_positive(node)) == (sign > 0, sign < 0)
+
+
+def test_a_tree_from_another_process_is_the_same_key():
+    script = "import pickle, sys; from lmscout.proxies.deep import parse; "
+    script += "sys.stdout.buffer.write(pickle.dumps(parse('sum(average(act)) * depth')))"
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, env=environment
+    )
+    assert pickle.loads(told.stdout) in {parse("sum(average(act)) * depth")}

@@ -204,7 +204,7 @@ def head_sizes(space: Space, width: int) -> list[int]:
 def mlp_width(width: int, expansion: float, family: str) -> int:
     """Width of the MLP that an expansion means at a width."""
     wanted = width * expansion * (GATED if family == LLAMA else 1.0)
-    grain = min(GRAIN, width // 2)
+    grain = min(GRAIN, max(1, width // 2))
     return max(grain, round(wanted / grain) * grain)
 
 

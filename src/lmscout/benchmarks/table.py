@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +16,9 @@ from pydantic import Field
 
 from lmscout.benchmarks.rows import Row, checked, read_text
 from lmscout.errors import LmscoutError
+from lmscout.whole_file import PART, write_whole
 
 SETTINGS, ROWS, TABLE = "settings.json", "rows", "table.jsonl"
-PART = ".part"
 
 
 class TrainedRow(Row):
@@ -144,26 +143,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise LmscoutError(f"{path}: expected an object with names")
     return settings
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever looks sees all of it or the one before, at any moment.
-
-    Raises:
-        LmscoutError: it cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PART}")
-    try:
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise LmscoutError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _line(row: TrainedRow) -> str:

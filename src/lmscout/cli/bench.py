@@ -35,7 +35,7 @@ def build(
             help="Tokens that each architecture is trained on.", show_default="the recipe's"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of architectures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of architectures.")] = 0,
     seeds: Annotated[
         int, typer.Option(min=1, help="Trainings of every tenth one, by which noise is known.")
     ] = 3,
@@ -111,7 +111,7 @@ def check(
             metavar="DIR", help="What lmscout bench build wrote, or pico.", show_default=False
         ),
     ],
-    seed: Annotated[int, typer.Option(help="Of the simulated noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulated noise.")] = 0,
     json: JsonOption = None,
 ) -> None:
     """Say what a built benchmark is good for.

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from lmscout.ranking import Agreement, Interval
 
 STDOUT = "-"
+SEEN = " †"  # behind what a search found on a part of the benchmark
+FLATTERED = (
+    "Found by a search that saw a part of this benchmark, so the figures flatter it: what it is "
+    "worth elsewhere is in docs/transfer.md."
+)
 NO_BASELINE = "The configuration tells none of these architectures from another."
 
 

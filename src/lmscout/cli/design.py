@@ -52,7 +52,7 @@ def design(
         ),
     ],
     evaluations: Annotated[int, typer.Option(min=1, help="Architectures read.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of what is drawn and changed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn and changed.")] = 0,
     weights: Annotated[
         int,
         typer.Option(
@@ -173,6 +173,8 @@ def _show_picking(result: Picking) -> None:
     for one in (result.at_random, result.best_drawn):
         table.add_row(*_pick_cells(one), style="dim")
     screen.print(table)
+    if result.seen:
+        screen.print(console.FLATTERED, highlight=False)
     own, other = result.pick.rank, result.hardest.rank
     verdict = "better than" if own < other else "as well as" if own == other else "worse than"
     screen.print(

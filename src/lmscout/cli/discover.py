@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 
 _LEDGER = "ledger:"
 
+# Options that mean nothing to the other kind of space.
+_OF_DEEP = ("engine", "evaluations", "searches", "objective", "spec_leaves", "bend")
+_OF_RANKED = ("aggregations", "model", "calibration")
+
 
 def discover(
+    context: typer.Context,
     benchmark: BenchmarkArgument,
     space: Annotated[str, typer.Option(help="published, two-op, or deep.")] = "published",
     aggregations: Annotated[
@@ -39,12 +44,17 @@ def discover(
     search: Annotated[
         str, typer.Option(help="Architectures that the choice may see; of several, 100,40.")
     ] = "100",
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
     engine: Annotated[
         str, typer.Option(help="Of the deep space: genetic, regularized, random or exhaustive.")
     ] = "genetic",
     evaluations: Annotated[
-        int, typer.Option(min=1, help="Of the deep space: proxies evaluated in full, in all.")
+        int,
+        typer.Option(
+            min=1,
+            help="Of the deep space: proxies evaluated in full, in all; fewer where rules and race "
+            "let next to none through.",
+        ),
     ] = 600,
     searches: Annotated[
         int | None,
@@ -90,12 +100,13 @@ def discover(
     """Find the best proxy of a space on a benchmark.
 
     The published space and two-op are ranked outright; the deep space is searched, and the
-    same command with the same --out continues a search that was stopped.  In the deep space
+    same command continues a search that was stopped, in its run folder.  In the deep space
     BENCHMARK may be several, as pico,flexibert: a proxy is then worth what it is worth on the
     one that it ranks worst.  The best proxy is chosen on a search split and reported on a test
     split that no choice has seen, beside what the configuration alone can say.  ledger:RUN is
     the folder of a prune run: the architectures are its plans, read in the trained model.
     """
+    _refuse_given(context, _OF_RANKED if space == "deep" else _OF_DEEP, space)
     if space == "deep":
         if _LEDGER in benchmark:
             raise LmscoutError(
@@ -163,6 +174,18 @@ def discover(
     console.write_result(json, result.to_json())
 
 
+def _refuse_given(context: typer.Context, names: Sequence[str], space: str) -> None:
+    """Refuse options that a space has no use for: who gives them believes otherwise."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = f"--{name.replace('_', '-')}"
+            wanted = "published or two-op" if space == "deep" else "deep"
+            raise LmscoutError(
+                f"{option} is not for --space {space}: give --space {wanted}, or leave {option} out"
+            )
+
+
 def _sizes(search: str, benchmarks: int) -> tuple[int, ...]:
     """Architectures to search on, of every benchmark."""
     try:
@@ -192,17 +215,13 @@ def _discover_deep(
     from lmscout.benchmarks import load
     from lmscout.benchmarks.locate import cache_directory
     from lmscout.discovery.deep.discovery import discover_deep
-    from lmscout.discovery.discover import cache_name
-    from lmscout.discovery.run_folder import default_run_folder
     from lmscout.discovery.saved_run import begin_deep, end_deep
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
     spread = Workers(workers, backend)
     benchmarks = [load(name.strip()) for name in names]
-    label = "-".join(cache_name(one.name) for one in benchmarks)
-    folder = out or default_run_folder(f"discover-{label}-deep-{seed}")
-    begin_deep(folder, benchmarks, settings, search=search, seed=seed)
+    folder = begin_deep(out, benchmarks, settings, search=search, seed=seed)
     with console.progress_bars() as progress:
         result = discover_deep(
             benchmarks,

@@ -26,7 +26,8 @@ def explain(
     ],
     benchmark: BenchmarkArgument,
     seed: Annotated[
-        int, typer.Option(help="Of the models' weights, and of the half that chooses a formula.")
+        int,
+        typer.Option(min=0, help="Of the models' weights, and of the half that chooses a formula."),
     ] = 0,
     latex: Annotated[bool, typer.Option("--latex", help="Print the proxy in LaTeX.")] = False,
     torch: Annotated[
@@ -94,6 +95,8 @@ def _show_assessment(result: Explanation) -> None:
     table.add_row("the proxy", *console.assessment_cells(result.assessment), style="bold")
     table.add_row(result.hardest.name, *console.assessment_cells(result.hardest), style="dim")
     screen.print(table)
+    if result.seen:
+        screen.print(console.FLATTERED, highlight=False)
     if result.beats_baselines is None:
         screen.print(console.NO_BASELINE)
         return

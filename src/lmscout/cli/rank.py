@@ -25,12 +25,13 @@ def rank(
         list[str] | None,
         typer.Option(
             metavar="NAME_OR_EXPRESSION",
-            help="A proxy of the catalog, or an expression such as 'sum(std(grad))'; may be "
-            "given several times; the whole catalog by default.",
+            help="A proxy of the catalog, or an expression such as 'sum(std(grad))'; a minus sign "
+            "before it where lower scores are better; may be given several times; the whole "
+            "catalog by default.",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the models' weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the models' weights.")] = 0,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     out: OutOption = None,
@@ -38,23 +39,22 @@ def rank(
 ) -> None:
     """Judge proxies on all architectures of a benchmark.
 
-    Correlations are with the sign that a proxy was published with: a negative one says that
-    the proxy ranks architectures the wrong way round.
+    Correlations are with the sign that a proxy was published with, or is given: a negative one
+    says that the proxy ranks architectures the wrong way round.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout.benchmarks import load
     from lmscout.benchmarks.locate import cache_directory
-    from lmscout.discovery import judge
+    from lmscout.discovery import judge, signed_proxy
     from lmscout.discovery.discover import cache_name
     from lmscout.discovery.run_folder import check_run_folder, default_run_folder
     from lmscout.discovery.saved_run import save_judgement
-    from lmscout.proxies import resolve
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
     spread = Workers(workers, backend)
     for name in proxy or []:
-        resolve(name)  # a slip is told before anything is read
+        signed_proxy(name)  # a slip is told before anything is read
     architectures = load(benchmark)
     folder = out or default_run_folder(f"rank-{cache_name(architectures.name)}")
     check_run_folder(folder)
@@ -82,8 +82,11 @@ def _show(result: Judgement) -> None:
     )
     table = console.assessment_table()
     for one in result.proxies:
-        table.add_row(one.name, *console.assessment_cells(one))
+        mark = console.SEEN if result.seen(one.name) else ""
+        table.add_row(one.name + mark, *console.assessment_cells(one))
     table.add_section()
     for one in result.baselines:
         table.add_row(one.name, *console.assessment_cells(one), style="dim")
     screen.print(table)
+    if any(result.seen(one.name) for one in result.proxies):
+        screen.print(f"{console.SEEN.strip()} {console.FLATTERED}", highlight=False)

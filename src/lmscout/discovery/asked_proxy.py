@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lmscout.errors import LmscoutError
 from lmscout.proxies import Entry, Proxy, format_proxy, resolve
 from lmscout.proxies.deep import Node, format_node
+from lmscout.proxies.spelling import shown
 
 FALLING = "-"
 
@@ -38,11 +40,29 @@ def signed_proxy(text: str) -> SignedProxy:
         text: a catalog name or an expression, with or without a minus sign before it.
 
     Raises:
-        LmscoutError: there is no such entry, or the expression is malformed.
+        LmscoutError: there is no such entry, the expression is malformed, or the minus sign
+            might be meant for its first term alone.
     """
     bare = text.strip()
     sign = -1 if bare.startswith(FALLING) else 1
-    return SignedProxy(proxy_name(resolve(bare.removeprefix(FALLING).strip())), sign)
+    rest = bare.removeprefix(FALLING).strip()
+    proxy = resolve(rest)
+    if sign < 0 and isinstance(proxy, Node) and proxy.name in ("+", "-") and not _enclosed(rest):
+        raise LmscoutError(
+            f"{shown(text)}: the minus sign before a proxy says that lower scores are better; "
+            f"write {FALLING}({rest}), or begin with a term that has no sign"
+        )
+    return SignedProxy(proxy_name(proxy), sign)
+
+
+def _enclosed(text: str) -> bool:
+    """Whether a well-formed expression is in parentheses as a whole."""
+    depth = 0
+    for place, sign in enumerate(text):
+        depth += (sign == "(") - (sign == ")")
+        if depth == 0:
+            return place == len(text) - 1
+    return False
 
 
 def proxy_name(proxy: Entry | Proxy | Node) -> str:

@@ -32,7 +32,7 @@ from lmscout.discovery.mimic import Mimic, mimic
 from lmscout.discovery.scored_benchmark import ScoredBenchmark
 from lmscout.discovery.sensitivity import Sensitivity, change, silenced, why_no_inputs
 from lmscout.errors import LmscoutError
-from lmscout.proxies import Entry, Proxy, resolve, to_latex
+from lmscout.proxies import Entry, Proxy, has_seen, resolve, to_latex
 from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node
 from lmscout.proxies.deep.latex import to_latex as deep_to_latex
 from lmscout.proxies.deep.members import as_tree
@@ -95,6 +95,11 @@ class Explanation:
         """Whether its ρ is above that of every configuration baseline, if one has any."""
         return beats(self.assessment, self.baselines)
 
+    @property
+    def seen(self) -> bool:
+        """Whether the search that found it saw a part of the benchmark."""
+        return has_seen(self.assessment.name, self.benchmark)
+
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
         return {
@@ -104,6 +109,7 @@ class Explanation:
             "proxy": self.assessment.name,
             "tree": None if self.tree is None else format_node(self.tree),
             **self.assessment.to_json(),
+            "seen": self.seen,
             **lead_json(self.assessment, self.baselines, self.ahead),
             "dead_branches": None if self.dead_branches is None else self.dead_branches.to_json(),
             "sensitivity": self.sensitivity.to_json(),

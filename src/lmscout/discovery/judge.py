@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.asked_proxy import proxy_name
+from lmscout.discovery.asked_proxy import FALLING, signed_proxy
 from lmscout.discovery.assessment import Assessment, assess, assess_baselines
 from lmscout.discovery.discover import STATISTICS, cache_name
 from lmscout.proxies import (
@@ -18,6 +18,7 @@ from lmscout.proxies import (
     Proxy,
     branches,
     evaluate,
+    has_seen,
     published,
     resolve,
 )
@@ -31,13 +32,16 @@ SCORES = "scores"
 class Judgement:
     """Proxies and configuration baselines, judged on all architectures of a benchmark.
 
+    A proxy whose search saw a part of the benchmark is flattered by its figures here, and is
+    marked as seen.
+
     Attributes:
         benchmark: the benchmark's name.
         metric: what its quality is.
         n_architectures: how many it holds.
         proxies: one entry a proxy, in the order asked for.
         baselines: the configuration baselines.
-        scores: proxy's name or text -> [architectures] float64.
+        scores: proxy's name or text -> [architectures] float64, higher is better.
         seconds: by stage.
     """
 
@@ -49,13 +53,20 @@ class Judgement:
     scores: dict[str, npt.NDArray[np.float64]]
     seconds: dict[str, float]
 
+    def seen(self, name: str) -> bool:
+        """Whether the search that found a proxy saw a part of this benchmark."""
+        return has_seen(name.removeprefix(FALLING), self.benchmark)
+
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
         return {
             "benchmark": self.benchmark,
             "metric": self.metric,
             "n_architectures": self.n_architectures,
-            "proxies": [{"proxy": one.name, **one.to_json()} for one in self.proxies],
+            "proxies": [
+                {"proxy": one.name, **one.to_json(), "seen": self.seen(one.name)}
+                for one in self.proxies
+            ],
             "baselines": [{"proxy": one.name, **one.to_json()} for one in self.baselines],
             "seconds": self.seconds,
         }
@@ -74,11 +85,12 @@ def judge(
     """Score every architecture of a benchmark by each proxy and correlate with quality.
 
     No choice is made here, so all architectures are reported on, and a proxy keeps the sign
-    that it was published with.
+    that it was published with, or is given.
 
     Args:
         benchmark: architectures with measured quality.
-        proxies: catalog names or expressions; empty for the whole catalog.
+        proxies: catalog names or expressions, with a minus sign before them where lower scores
+            are better; empty for the whole catalog.
         seed: of the models' weights.
         cache: where statistics are kept.
         batch: what the models read.
@@ -91,7 +103,8 @@ def judge(
     Raises:
         LmscoutError: a proxy is unknown or malformed, or the cache cannot be written.
     """
-    wanted = {proxy_name(one): one for one in map(resolve, proxies or [e.name for e in CATALOG])}
+    asked = [signed_proxy(text) for text in proxies or [one.name for one in CATALOG]]
+    wanted = {one.name: resolve(one.name) for one in asked}
     published_chains = set(published().chains)
     collected = {  # what reads nothing but published statistics shares them with `discover`
         name: one
@@ -128,12 +141,13 @@ def judge(
                 workers=workers,
                 progress=told,
             )
+    signed = {str(one): one.sign * scores[one.name] for one in asked}
     return Judgement(
         benchmark=benchmark.name,
         metric=benchmark.metric,
         n_architectures=len(benchmark),
-        proxies=tuple(assess(name, scores[name], benchmark) for name in wanted),
+        proxies=tuple(assess(name, own, benchmark) for name, own in signed.items()),
         baselines=assess_baselines(benchmark),
-        scores={name: scores[name] for name in wanted},
+        scores=signed,
         seconds=stages.seconds,
     )

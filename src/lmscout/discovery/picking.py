@@ -15,6 +15,7 @@ from lmscout.discovery.assessment import baseline_scores
 from lmscout.discovery.discover import cache_name
 from lmscout.discovery.mean_scores import mean_scores
 from lmscout.errors import LmscoutError
+from lmscout.proxies import has_seen
 from lmscout.ranking import equivalent_trials, true_ranks
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers
@@ -109,6 +110,11 @@ class Picking:
         """The baseline of the best choice."""
         return min(self.baselines, key=lambda one: one.rank)
 
+    @property
+    def seen(self) -> bool:
+        """Whether the search that found the proxy saw a part of the benchmark."""
+        return has_seen(self.proxy.name, self.benchmark)
+
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
         return {
@@ -116,6 +122,7 @@ class Picking:
             "metric": self.metric,
             "proxy": self.proxy.name,
             "sign": self.proxy.sign,
+            "seen": self.seen,
             "max_params": self.limit,
             "seed": self.seed,
             "weights": self.weights,

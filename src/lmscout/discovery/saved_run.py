@@ -14,11 +14,17 @@ import lmscout
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.deep.discovery import DeepDiscovery
 from lmscout.discovery.deep.settings import DeepSettings
-from lmscout.discovery.discover import Discovery
+from lmscout.discovery.discover import Discovery, cache_name
 from lmscout.discovery.judge import Judgement
-from lmscout.discovery.run_folder import check_run_folder, run_folder, write_json
+from lmscout.discovery.run_folder import (
+    check_run_folder,
+    default_run_folder,
+    run_folder,
+    write_json,
+)
 from lmscout.discovery.scores_table import write_scores
 from lmscout.errors import LmscoutError
+from lmscout.whole_file import write_whole
 
 SETTINGS, SCORES, RESULT = "settings.json", "scores.parquet", "result.json"
 
@@ -49,14 +55,25 @@ def save_discovery(folder: Path, result: Discovery, *, seed: int) -> None:
 
 
 def begin_deep(
-    folder: Path,
+    folder: Path | None,
     benchmarks: Sequence[Benchmark],
     settings: DeepSettings,
     *,
     search: Sequence[int],
     seed: int,
-) -> None:
+) -> Path:
     """Open the run folder of a discovery in the deep space, new or to be continued.
+
+    Args:
+        folder: of the run; None for the newest under runs/ that holds the same search and has
+            not ended, or a new one if there is none.
+        benchmarks: what is searched on.
+        settings: of the search.
+        search: architectures of each that the choice may see.
+        seed: of the split.
+
+    Returns:
+        The folder.
 
     Raises:
         LmscoutError: it holds something else, a search with other settings, or one that has
@@ -71,20 +88,40 @@ def begin_deep(
         "search": list(search),
         "seed": seed,
     }
+    if folder is None:
+        label = "-".join(cache_name(one.name) for one in benchmarks)
+        fresh = default_run_folder(f"discover-{label}-deep-{seed}")
+        begun = (one for one in fresh.parent.glob("discover-*") if _settings_of(one) == told)
+        unfinished = [one for one in begun if not (one / RESULT).exists()]
+        folder = max(unfinished, key=lambda one: one.stat().st_mtime, default=fresh)
     path = folder / SETTINGS
     if not path.is_file():
         check_run_folder(folder)
         folder.mkdir(exist_ok=True)
-        write_json(path, told)
-    begun = json.loads(path.read_text("utf-8"))
+        write_whole(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    there = _settings_of(folder)
+    if there is None:
+        raise LmscoutError(
+            f"run folder {folder} holds a damaged {SETTINGS}: name another with --out"
+        )
     for name, value in told.items():
-        if begun.get(name) != value:
+        if there.get(name) != value:
             raise LmscoutError(
-                f"run folder {folder} holds a search with {name} {begun.get(name)}, not {value}: "
+                f"run folder {folder} holds a search with {name} {there.get(name)}, not {value}: "
                 "name another with --out"
             )
     if (folder / RESULT).exists():
         raise LmscoutError(f"run folder {folder} holds a finished search: name another with --out")
+    return folder
+
+
+def _settings_of(folder: Path) -> dict[str, object] | None:
+    """The settings of a run; None where there are none that can be read."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def end_deep(folder: Path, result: DeepDiscovery) -> None:

@@ -6,7 +6,7 @@ architectures from collected statistics; `published` and `two_op` number whole s
 proxies; `resolve` finds a proxy of the literature by name.
 """
 
-from lmscout.proxies.catalog import CATALOG, CATALOG_ENTRY, Entry, resolve
+from lmscout.proxies.catalog import CATALOG, CATALOG_ENTRY, Entry, has_seen, resolve
 from lmscout.proxies.expression import Binary, Branch, Proxy, branches, complexity, evaluate
 from lmscout.proxies.json_form import from_json, to_json
 from lmscout.proxies.latex import to_latex
@@ -57,6 +57,7 @@ __all__ = [
     "evaluate",
     "format_proxy",
     "from_json",
+    "has_seen",
     "parse",
     "published",
     "reduce",

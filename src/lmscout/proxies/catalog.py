@@ -207,7 +207,7 @@ CATALOG: tuple[Entry, ...] = (
             f"found by lmscout, after {_LPZERO}",
             f"what the deep search found on {one.saw}",
             tree=parse_deep(one.text),
-            source=one.command,
+            source=f"{one.command} (lmscout at {one.revision})",
             found_on=one.found_on,
         )
         for one in CHAMPIONS
@@ -220,6 +220,19 @@ _DEEP_ALONE |= {"/", ","}
 _CONFIGURATION = re.compile(rf"\s*({'|'.join(SPEC_LEAVES)}|[0-9.]+)\s*([-+*/]|$)")
 
 CATALOG_ENTRY: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in CATALOG})
+
+
+def has_seen(name: str, benchmark: str) -> bool:
+    """Whether the search that found a proxy saw a part of a benchmark.
+
+    There its figures flatter it.
+
+    Args:
+        name: of a proxy; one that is not in the catalog has seen nothing.
+        benchmark: its name.
+    """
+    entry = CATALOG_ENTRY.get(name)
+    return entry is not None and benchmark in entry.found_on
 
 
 def resolve(text: str) -> Entry | Proxy | Node:
@@ -243,6 +256,11 @@ def resolve(text: str) -> Entry | Proxy | Node:
     if _CONFIGURATION.match(text):
         return parse_deep(text)
     name = text.strip()
+    if name.startswith("-"):
+        raise LmscoutError(
+            f"{shown(name)}: the minus sign that says that lower scores are better is read by rank "
+            "and design; give the proxy without it"
+        )
     if name not in CATALOG_ENTRY:
         guess = nearest(name, CATALOG_ENTRY)
         raise LmscoutError(

@@ -1,7 +1,9 @@
 """lmscout's own champions: proxies that its search of the deep space found, and how.
 
 Each was chosen on the search split of the benchmarks that it names, and rises with quality.  The
-command finds it again where torch rounds as it did; elsewhere the search takes another turn.
+command found it with lmscout as it was at the revision named.  A search is a long chain of
+comparisons: a later engine, or a processor that rounds otherwise, takes another turn in it and ends
+with another formula, of about the same worth (docs/deep-search.md).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ class Champion:
         name: in the catalog.
         text: the tree.
         command: that found it; the rest of its output is in docs/deep-search.md.
+        revision: of lmscout, at which it did.
         found_on: benchmarks of which the search saw a part, by name.
         saw: how much of them, and what the others say of it, in one line.
     """
@@ -24,6 +27,7 @@ class Champion:
     name: str
     text: str
     command: str
+    revision: str
     found_on: tuple[str, ...]
     saw: str
 
@@ -39,6 +43,7 @@ CHAMPIONS: tuple[Champion, ...] = (
         "+ sum(total(frobenius(sub(weight, abs(weight)))))))",
         "lmscout discover flexibert --space deep --objective spearman --no-spec-leaves "
         "--search 100 --seed 0",
+        "fad948d",
         ("flexibert",),
         "100 encoders; on the other 400 ρ 0.912; reads no configuration",
     ),
@@ -52,6 +57,7 @@ CHAMPIONS: tuple[Champion, ...] = (
         "* sum(total(square(mul(log(mlp_weight), mul(abslog(mlp_weight), mlp_grad)))))))",
         "lmscout discover pico,lts:random_GPT2_wt103 --space deep --objective spearman "
         "--search 40 --seed 0",
+        "fad948d",
         ("pico", "lts:random_GPT2_wt103"),
         "40 decoders of each; on the others ρ 0.940 (pico) and 0.962 (GPT-2)",
     ),
@@ -64,6 +70,7 @@ CHAMPIONS: tuple[Champion, ...] = (
         "* ((depth * sum(total(relu(mlp_grad))) + max(total(act))) * params * depth)",
         "lmscout discover flexibert,pico,lts:random_GPT2_wt103 --space deep --objective spearman "
         "--search 40 --seed 0",
+        "fad948d",
         ("flexibert", "pico", "lts:random_GPT2_wt103"),
         "40 architectures of each; on the others ρ 0.865 (FlexiBERT), 0.902 (pico), 0.969 (GPT-2)",
     ),

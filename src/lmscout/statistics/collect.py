@@ -57,6 +57,12 @@ class Workers:
                 f"unknown backend {self.backend!r}: joblib has {', '.join(known)}, and those that "
                 "were registered with it"
             )
+        if self.backend in EXTERNAL_BACKENDS:
+            try:
+                with joblib.parallel_config(self.backend):
+                    pass
+            except (ImportError, ValueError) as error:  # not installed, or no client is there
+                raise LmscoutError(f"backend {self.backend}: {error}") from None
 
 
 @dataclass(frozen=True)

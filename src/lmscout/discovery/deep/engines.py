@@ -128,8 +128,9 @@ class GeneticProgramming:
 
     Survivors are chosen by non-domination and crowding (NSGA-II, Deb et al. 2002) of fitness
     and size; now and then the best of each island are copied to the next one.  More than half
-    of the offspring is sought a step from the front of all islands, and nothing is asked twice:
-    what falls before it is evaluated costs little, so that these steps can be tried out.
+    of the offspring is sought a step from the front of all islands, and what was asked before is
+    drawn again, up to ten times, so that these steps are tried out: what falls before it is
+    evaluated costs little.
     """
 
     def __init__(

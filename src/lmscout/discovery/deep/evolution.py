@@ -78,6 +78,8 @@ def evolve(
         engine.ask(BATCH)  # so that its chance goes on from where it was
         screen.recall(judged)
         learn(judged)
+    if record and hall:  # what was stopped may have kept a batch without showing it
+        record.show(hall)
     while going_on() and (trees := engine.ask(BATCH)):
         judged = screen.judge(trees)
         if record:

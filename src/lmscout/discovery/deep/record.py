@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import pyarrow.parquet as pq
 from lmscout.discovery.deep.candidates import Candidate, fittest
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import format_node, parse
+from lmscout.whole_file import write_whole
 
 HALL = 50  # candidates of the hall of fame
 EVALUATIONS, HALL_OF_FAME = "evaluations", "hall_of_fame.csv"
@@ -95,7 +94,7 @@ class Record:
         }
         sink = io.BytesIO()
         pq.write_table(pa.table(columns, schema=_SCHEMA), sink, compression="zstd")
-        _replace(self._path(number), sink.getvalue())
+        write_whole(self._path(number), sink.getvalue())
 
     def show(self, best: Sequence[Candidate]) -> None:
         """Write the hall of fame of this search and those before it, fittest first."""
@@ -105,18 +104,7 @@ class Record:
         writer.writerow(["fitness", "size", "proxy"])
         for one in fittest(every.values(), HALL):
             writer.writerow([f"{one.fitness:.6f}", one.node.size, format_node(one.node)])
-        _replace(self._folder / HALL_OF_FAME, text.getvalue().encode())
+        write_whole(self._folder / HALL_OF_FAME, text.getvalue())
 
     def _path(self, number: int) -> Path:
         return self._folder / EVALUATIONS / f"{self._search}-{number:05}.parquet"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole: a reader sees the old one or the new one."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except OSError as error:
-        raise LmscoutError(f"{path} cannot be written ({error.strerror}): make room") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep.words import (
@@ -45,6 +47,8 @@ class Node:
 
     def __post_init__(self) -> None:
         if (number := as_number(self.name)) is not None:
+            if math.isinf(number):
+                raise LmscoutError(f"{self.name[:12]}... has {len(self.name)} digits: too large")
             object.__setattr__(self, "name", number_text(number))
         word, kind = _typed(self.name, tuple(one.type for one in self.operands))
         size = 1 + sum(one.size for one in self.operands)
@@ -64,6 +68,9 @@ class Node:
 
     def __hash__(self) -> int:
         return self._hash  # kept: a tree is looked up more often than it is made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Node, (self.name, self.operands)  # another process hashes text in another way
 
 
 def walk(node: Node, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Node]]:

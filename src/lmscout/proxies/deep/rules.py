@@ -2,8 +2,12 @@
 
 LPZero's rule-based pruning strategy (arXiv 2410.04808) discards unpromising candidates before
 they cost anything.  Here every rule has a name, a reason and a test, and looks at one place of
-a tree: what it discards is either a constant, or says in more words what a shorter tree says,
-or ranks architectures as a shorter tree does.  The rules that need values are in `discovery`.
+a tree: what it discards reads shapes alone there, or says in more words what a shorter tree says
+or nearly says.  Three of them are wider than that: a softmax's total, and what is divided by
+itself, count rows or elements, which can go with quality as the configuration does; twice a value
+is not the value under a bent word such as `exp`; and doing it again changes a little where the
+formula's epsilon is not small beside a spread.  Shorter trees say all of these as well.  The rules
+that need values are in `discovery`.
 """
 
 from __future__ import annotations
@@ -34,7 +38,6 @@ _NEVER_NEGATIVE = frozenset(
 _KEEPS_SIGN = frozenset({"average", "total", "mean", "sum", "max", "min"})
 _ALWAYS_RISING = frozenset({"exp", "sigmoid"})
 _RISING_WHERE_POSITIVE = frozenset({"sqrt", "square", "abs", "relu"})
-_JOINS_ALIKE = frozenset({"add", "sub", "mul", "div", "+", "-", "*", "/"})
 _FLAT_ON_ONE_NUMBER = frozenset({"normalize", "softmax", "logsoftmax", "minmax", "std"})
 _SAME_ON_ONE_NUMBER = frozenset({"mean", "l1", "frobenius"})
 
@@ -160,14 +163,22 @@ def _unread(node: Node, whole: bool) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("cancels", "what is taken from itself, or divided by itself, is a constant", _cancels),
-    Rule("flat", "the mean of a softmax is 1/n, that of what is normalized 0", _flat),
+    Rule(
+        "cancels",
+        "what is taken from itself, or divided by itself, tells sizes alone",
+        _cancels,
+    ),
+    Rule(
+        "flat",
+        "the mean of a softmax is 1/n, that of what is normalized 0; totals count",
+        _flat,
+    ),
     Rule("nothing left", "no part of it is positive, so 0 is all that stays", _nothing_left),
     Rule("inverse pair", "one operation undoes the other", _inverse),
-    Rule("repeat", "doing it again changes nothing", _repeated),
+    Rule("repeat", "doing it again changes next to nothing", _repeated),
     Rule("sign lost", "the sign is lost a step later in any case", _signless),
     Rule("said already", "one number is its own mean; a mean is averaged anyway", _said_already),
-    Rule("twice", "twice the same orders as once, and its square has a word", _twice),
+    Rule("twice", "twice the same mostly orders as once, and its square has a word", _twice),
     Rule("order kept", "the last step keeps the order of architectures", _order_kept),
     Rule("reads nothing", "it reads the configuration alone: a baseline, not a proxy", _unread),
 )
