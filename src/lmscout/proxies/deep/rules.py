@@ -165,12 +165,12 @@ def _unread(node: Node, whole: bool) -> bool:
 RULES: tuple[Rule, ...] = (
     Rule(
         "cancels",
-        "what is taken from itself, or divided by itself, tells sizes alone",
+        "what is taken from itself, or divided by itself, tells nothing but its size",
         _cancels,
     ),
     Rule(
         "flat",
-        "the mean of a softmax is 1/n, that of what is normalized 0; totals count",
+        "the mean of a softmax is 1/n, that of what is normalized 0; a total counts rows",
         _flat,
     ),
     Rule("nothing left", "no part of it is positive, so 0 is all that stays", _nothing_left),
