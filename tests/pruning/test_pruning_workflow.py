@@ -1,6 +1,7 @@
 """The whole of pruning, on the real LLaMA of 260,032 parameters, and what is refused."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -136,6 +137,64 @@ def test_a_finished_run_is_not_overwritten(run):
     with pytest.raises(LmscoutError, match="holds a finished model"):
         pruned(result.sizes[0].out)
     assert {path: path.stat().st_mtime_ns for path in result.sizes[0].out.iterdir()} == before
+
+
+def interrupted(at, after):
+    """A progress that stops a run in a stage, when so much of it is done."""
+
+    def told(stage, done, _):
+        if (stage, done) == (at, after):
+            raise KeyboardInterrupt
+
+    return told
+
+
+def test_stopped_between_two_models_a_run_goes_on_with_the_second(tmp_path):
+    loaded, (text, _), out = load_model(str(STORIES)), two_texts(), tmp_path / "run"
+    request = replace(REQUEST, keep=(0.9, 0.7), pairs=20)
+    with pytest.raises(KeyboardInterrupt):
+        prune(loaded, text, request, out, progress=interrupted("saving", 1))
+    first, second = out / "keep-0.9", out / "keep-0.7"
+    assert not second.exists()
+    before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    with pytest.raises(LmscoutError, match=r"another dtype \(float16, in this run float32\)"):
+        pruned(out, replace(request, dtype=torch.float32))
+    record = first / "lmscout.json"
+    whole = record.read_text()
+    record.write_text(json.dumps({**json.loads(whole), "plan": {}}))
+    with pytest.raises(LmscoutError, match="a finished model with another plan: name"):
+        pruned(out, request)
+    assert not second.exists()
+    record.write_text(whole)
+    os.utime(record, ns=(before[record], before[record]))
+    result = pruned(out, request)
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
+    for size in result.sizes:
+        assert json.loads((size.out / "lmscout.json").read_text())["plan"] == size.plan.as_dict()
+        load_model(str(size.out))
+    with pytest.raises(LmscoutError, match="holds a finished model"):
+        pruned(out, request)
+
+
+def test_a_finished_model_that_was_asked_for_otherwise_is_told_before_any_work(tmp_path):
+    """Without a ledger in the folder: it may be kept elsewhere."""
+    request = replace(REQUEST, keep=(0.9, 0.7))
+    folder = tmp_path / "keep-0.9"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    record = folder / "lmscout.json"
+    record.write_text(json.dumps({"shape": "any", "note": request.note(0.9)}))
+    check_request(request, two_texts()[0], None, tmp_path)
+    for wrong, message in (
+        ({"seed": 1}, r"another seed \(0, in this run 1\)"),
+        ({"shape": "uniform"}, r"another shape \(any, in this run uniform\)"),
+        ({"keep": (0.9,)}, "holds no run to continue"),
+    ):
+        with pytest.raises(LmscoutError, match=message):
+            check_request(replace(request, **wrong), two_texts()[0], None, tmp_path)
+    record.write_text("{")
+    with pytest.raises(LmscoutError, match=r"lmscout\.json cannot be read"):
+        check_request(request, two_texts()[0], None, tmp_path)
 
 
 def test_several_sizes_share_one_ledger(tmp_path):

@@ -16,7 +16,7 @@ from lmscout.pruning.judging.judge import asked_proxy
 from lmscout.pruning.recovery.checkpoint import FOLDER as RECOVERY_FOLDER
 from lmscout.pruning.recovery.run import RecoveryRequest
 from lmscout.pruning.saving.cutting import ShapeName
-from lmscout.pruning.saving.export import CONFIG
+from lmscout.pruning.saving.finished import check_asked, is_finished
 from lmscout.pruning.searching.model_budgets import MEASURES
 from lmscout.pruning.storage import FILE_NAME
 from lmscout.pruning.subnetworks.importance import METHODS
@@ -60,6 +60,19 @@ class Request:
     recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
     judge: str | None = None
     features: tuple[str, ...] = ()
+
+    def note(self, keep: float) -> dict[str, object]:
+        """What the record of a saved model of a size says of how it was asked for."""
+        return {
+            "keep": keep,
+            "of": self.of,
+            "pairs": 0 if self.judge is not None else self.pairs,
+            **({} if self.judge is None else {"judge": self.judge}),
+            "seed": self.seed,
+            "importance": self.calibration.importance,
+            "compensated": self.calibration.compensate,
+            **self.recovery.note(),
+        }
 
 
 def check_request(
@@ -124,12 +137,18 @@ def _check_names(request: Request) -> None:
 
 def _check_folder(request: Request, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not ((out / FILE_NAME).is_file() or (out / RECOVERY_FOLDER).is_dir()):
+        folders = model_folders(request.keep, out)
+        finished = [folder for folder in folders if is_finished(folder)]
+        begun = (out / FILE_NAME).is_file() or (out / RECOVERY_FOLDER).is_dir()
+        if not (begun or finished):  # a ledger may be elsewhere
             raise LmscoutError(
                 f"output folder {out} is not empty, and holds no run to continue: name another"
             )
-        for folder in model_folders(request.keep, out):
-            if (folder / CONFIG).exists():
-                raise LmscoutError(
-                    f"output folder {folder} is not empty: it holds a finished model; name another"
-                )
+        if len(finished) == len(folders):
+            raise LmscoutError(
+                f"output folder {folders[0]} is not empty: it holds a finished model; name another"
+            )
+        # A run that was stopped between two models goes on with the next.
+        for keep, folder in zip(request.keep, folders, strict=True):
+            if folder in finished:
+                check_asked(folder, request.shape, request.note(keep))

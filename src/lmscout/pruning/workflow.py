@@ -32,6 +32,7 @@ from lmscout.pruning.report import ReportText, report
 from lmscout.pruning.request import Request, check_request, model_folders
 from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.export import save
+from lmscout.pruning.saving.finished import check_plan, is_finished
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.covering import Target
 from lmscout.pruning.searching.latency import Latency, from_json, measure_latency, to_json
@@ -105,6 +106,10 @@ def prune(
     origin = (loaded.source, calibration.source)
     found = _found(calibrated, space, request, request.storage or out, origin, stages)
     winners = [contest[0].plan for contest in found.contests]
+    folders = model_folders(request.keep, out)
+    for winner, folder in zip(winners, folders, strict=True):
+        if is_finished(folder):
+            check_plan(folder, winner, dtype)
     with stages("reporting") as told:
         dense, reported = report(calibrated, found.budgets, winners, on, progress=told)
     winner_of = None
@@ -114,11 +119,13 @@ def prune(
             calibrated, training, request.recovery.winners, request.shape, out
         )
         reported, trained = recover_winners(winner_of, request.keep, winners, reported, on, stages)
-    folders = model_folders(request.keep, out)
-    with stages("saving"):
-        for keep, winner, folder in zip(request.keep, winners, folders, strict=True):
-            recovered = None if winner_of is None else winner_of(keep, winner)[0]
-            _save(calibrated, loaded, winner, recovered, folder, dtype, request, keep)
+    with stages("saving") as told:
+        for number, (keep, winner) in enumerate(zip(request.keep, winners, strict=True)):
+            if not is_finished(folders[number]):
+                recovered = None if winner_of is None else winner_of(keep, winner)[0]
+                _save(calibrated, loaded, winner, recovered, folders[number], dtype, request, keep)
+            if told:
+                told(number + 1, len(folders))
         remove_finished(out, request.keep)
     learnt = found.learnt
     return Pruning(
@@ -245,15 +252,5 @@ def _save(
         recovered=recovered,
         dtype=dtype,
         beside=[path.name for path in folder.iterdir()] if folder.is_dir() else (),
-        note={
-            "source": loaded.source,
-            "keep": keep,
-            "of": request.of,
-            "pairs": 0 if request.judge is not None else request.pairs,
-            **({} if request.judge is None else {"judge": request.judge}),
-            "seed": request.seed,
-            "importance": calibrated.settings.importance,
-            "compensated": calibrated.settings.compensate,
-            **request.recovery.note(),
-        },
+        note={"source": loaded.source, **request.note(keep)},
     )
