@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.calibration import CalibrationSettings
@@ -31,15 +32,20 @@ class Recorded:
         model: folder or Hub name of the dense model; None where nobody wrote it down.
         text: source of the calibration text, likewise.
         calibration: how it was used.
+        dtype: of the weights in memory, while pairs were measured; None where nobody wrote it
+            down.
     """
 
     settings: Mapping[str, str | int | float | bool | None]
     model: str | None
     text: str | None
     calibration: CalibrationSettings
+    dtype: torch.dtype | None = None
 
 
-def record_origin(ledger: Ledger, model: str, text: str, settings: CalibrationSettings) -> None:
+def record_origin(
+    ledger: Ledger, model: str, text: str, settings: CalibrationSettings, dtype: torch.dtype
+) -> None:
     """Write down what a run's pairs are of; what is there already stays.
 
     Args:
@@ -47,11 +53,13 @@ def record_origin(ledger: Ledger, model: str, text: str, settings: CalibrationSe
         model: folder or Hub name of the dense model.
         text: source of the calibration text.
         settings: of the calibration.
+        dtype: of the weights in memory.
     """
     origin = {
         "model": _absolute(model),
         "text": _absolute(text),
         "final_tokens": settings.final_tokens,
+        "dtype": str(dtype).removeprefix("torch."),
     }
     ledger.note(_ORIGIN, json.dumps(origin))
 
@@ -84,7 +92,8 @@ def read_recorded(storage: str | Path) -> Recorded:
     )
     for derived in ("groups", "channels"):
         settings.pop(derived, None)
-    return Recorded(settings, origin.get("model"), origin.get("text"), calibration)
+    dtype = getattr(torch, origin["dtype"]) if "dtype" in origin else None
+    return Recorded(settings, origin.get("model"), origin.get("text"), calibration, dtype)
 
 
 def _absolute(source: str) -> str:

@@ -174,7 +174,7 @@ def _found(
         Ledger(storage, units, calibrated.ledger_settings) as ledger,
         Ledger(storage, units, final_settings, study=STUDY) as finals,
     ):
-        record_origin(ledger, *origin, settings)
+        record_origin(ledger, *origin, settings, calibrated.model.dtype)
         latency = _latency(ledger, calibrated) if request.of == "latency" else None
         budgets = _budgets(request, calibrated.model, units, latency)
         for budget in budgets:
