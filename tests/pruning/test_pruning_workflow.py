@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, load_model, perplexity
-from lmscout.pruning import CalibrationSettings, Plan, Request, prune
+from lmscout.pruning import CalibrationSettings, Plan, Request, calibration, prune
 from lmscout.pruning.recorded import read_recorded
 from lmscout.pruning.request import check_request
 
@@ -67,6 +67,7 @@ def test_the_ledger_says_what_it_is_of(run):
     recorded = read_recorded(run[0].sizes[0].out)
     assert (recorded.model, recorded.text) == (str(STORIES.resolve()), "first")
     assert recorded.calibration == SETTINGS
+    assert recorded.dtype == torch.float32
 
 
 @pytest.mark.slow
@@ -174,6 +175,23 @@ def test_stopped_between_two_models_a_run_goes_on_with_the_second(tmp_path):
         load_model(str(size.out))
     with pytest.raises(LmscoutError, match="holds a finished model"):
         pruned(out, request)
+
+
+def test_a_ledger_goes_on_in_the_portions_in_which_it_was_begun(tmp_path, monkeypatch):
+    """As one that is begun on an accelerator and continued on a processor."""
+    settings = replace(SETTINGS, measured_tokens=3000)
+    begun = replace(REQUEST, pairs=44, calibration=settings)
+    monkeypatch.setattr(calibration, "_PORTION", 300)
+    loaded, (text, _), out = load_model(str(STORIES)), two_texts(), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        prune(loaded, text, begun, out, progress=interrupted("measuring finalists", 3))
+    monkeypatch.setattr(calibration, "_PORTION", 1500)
+    result = pruned(out, replace(begun, pairs=60))
+    for study, portions in (("lmscout", 8), ("lmscout-finalists", 7)):
+        trials = trials_of(result.ledger, study)
+        whole = [one for one in trials if one.state.name == "COMPLETE"]
+        assert {len(one.intermediate_values) for one in whole} == {portions}
+    assert "finalists the winner rises" in result.sizes[0].words
 
 
 def test_a_finished_model_that_was_asked_for_otherwise_is_told_before_any_work(tmp_path):

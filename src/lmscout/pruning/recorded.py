@@ -14,11 +14,12 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.trial import TrialState
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.calibration import CalibrationSettings
 from lmscout.pruning.ledger import SETTINGS, STUDY, Ledger
-from lmscout.pruning.storage import ERRORS, FILE_NAME, open_storage, quiet, storage_url
+from lmscout.pruning.storage import ERRORS, FILE_NAME, is_there, open_storage, quiet, storage_url
 
 _ORIGIN = "origin"
 
@@ -94,6 +95,33 @@ def read_recorded(storage: str | Path) -> Recorded:
         settings.pop(derived, None)
     dtype = getattr(torch, origin["dtype"]) if "dtype" in origin else None
     return Recorded(settings, origin.get("model"), origin.get("text"), calibration, dtype)
+
+
+def begun_portions(storage: str | Path, study: str = STUDY) -> int | None:
+    """In how many portions the plans of a ledger were measured; None where it holds none yet.
+
+    The race compares plans portion by portion, and how many a device takes by itself depends on
+    its kind.  So a ledger goes on as it was begun, wherever that is.  Where there is no ledger
+    nothing is made; what is wrong with one, opening it says.
+
+    Args:
+        storage: a run folder, or the URL of an Optuna storage.
+        study: which of its studies.
+
+    Raises:
+        LmscoutError: the URL is none, or there is no driver for its database.
+    """
+    if not is_there(storage):
+        return None
+    with (
+        suppress(KeyError, *ERRORS),
+        quiet(),
+        closing(open_storage(storage_url(storage))) as opened,
+    ):
+        known = optuna.load_study(study_name=study, storage=opened)
+        for whole in known.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            return len(whole.intermediate_values) or None
+    return None
 
 
 def _absolute(source: str) -> str:

@@ -19,12 +19,14 @@ from transformers import PreTrainedModel
 from lmscout.evaluation import LoadedModel, Text, tokenize_windows
 from lmscout.pruning.calibration import Calibrated, calibrate
 from lmscout.pruning.families import family_of
-from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
+from lmscout.pruning.finalists import STUDY as FINALS
+from lmscout.pruning.finalists import candidates_of, measure_finalists
 from lmscout.pruning.judging.standing_in import judged, proxy_columns
+from lmscout.pruning.ledger import STUDY as PAIRS
 from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import Learnt, measure_rounds, tail_on
 from lmscout.pruning.outcome import Finalist, Pruning, Size
-from lmscout.pruning.recorded import record_origin
+from lmscout.pruning.recorded import begun_portions, record_origin
 from lmscout.pruning.recovery.run import recover_plans
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, remove_finished
@@ -87,13 +89,15 @@ def prune(
     if request.of != "latency":  # else it takes measuring first
         for budget in _budgets(request, model, units, None):
             space.require(budget)
+    storage = request.storage or out
+    begun = [begun_portions(storage, study) for study in (PAIRS, FINALS)]
     with stages("calibrating") as told:
         windows = tokenize_windows(loaded.tokenizer, calibration, window)
         training = windows
         if recover_on is not None:
             training = tokenize_windows(loaded.tokenizer, recover_on, window)
         settings = replace(request.calibration, seed=request.seed)
-        calibrated = calibrate(model, windows, settings, progress=told)
+        calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
     dtype = request.dtype or loaded.saved_dtype or model.dtype
     on = ReportText(loaded.tokenizer, report_on, request.protocol, dtype)
     elastic = None
@@ -104,7 +108,7 @@ def prune(
         )
     calibrated = calibrated.copied_to(request.devices)
     origin = (loaded.source, calibration.source)
-    found = _found(calibrated, space, request, request.storage or out, origin, stages)
+    found = _found(calibrated, space, request, storage, origin, stages)
     winners = [contest[0].plan for contest in found.contests]
     folders = model_folders(request.keep, out)
     for winner, folder in zip(winners, folders, strict=True):
@@ -172,7 +176,7 @@ def _found(
     final_settings = {**calibrated.ledger_settings, "final_tokens": settings.final_tokens}
     with (
         Ledger(storage, units, calibrated.ledger_settings) as ledger,
-        Ledger(storage, units, final_settings, study=STUDY) as finals,
+        Ledger(storage, units, final_settings, study=FINALS) as finals,
     ):
         record_origin(ledger, *origin, settings, calibrated.model.dtype)
         latency = _latency(ledger, calibrated) if request.of == "latency" else None
