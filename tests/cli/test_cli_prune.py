@@ -76,6 +76,7 @@ def folders(tmp_path_factory):
         (STORIES, ["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         ("absent", ["--dry-run"], "no config.json"),
         (STORIES, ["--pairs", "3"], "pairs"),
+        (STORIES, ["--seed", "-1"], "seed"),
         (STORIES, ["--storage", "mystery://x"], "mystery"),
         (STORIES, ["--json", "nowhere/result.json"], "its folder does not exist"),
     ],

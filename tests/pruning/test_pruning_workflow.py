@@ -14,12 +14,14 @@ import pytest
 import torch
 from ledger_files import open_files, sees_open_files, trials_of
 from real_models import STORIES, needs_the_real_model, two_texts
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, load_model, perplexity
 from lmscout.pruning import CalibrationSettings, Plan, Request, calibration, prune
 from lmscout.pruning.recorded import read_recorded
+from lmscout.pruning.recovery.run import RecoveryRequest
+from lmscout.pruning.recovery.settings import RecoverySettings
 from lmscout.pruning.request import check_request
 
 pytestmark = needs_the_real_model
@@ -288,9 +290,27 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"protocol": "none"}, "none"),
         ({"calibration": CalibrationSettings(importance="luck")}, "unknown importance 'luck'"),
         ({"calibration": CalibrationSettings(quality="luck")}, "unknown quality 'luck'"),
+        ({"seed": -1}, "seed of -1 is too small: give 0 or more"),
+        ({"grain": 0}, "grain of 0 is too small: give 1 or more"),
+        ({"pairs": 19}, "19 pairs are too few for a predictor: measure at least 20"),
+        *(
+            ({"calibration": CalibrationSettings(**{name: few})}, f"{name} of {few} is too small")
+            for name, few in (
+                ("window", 1),
+                ("measured_tokens", 0),
+                ("final_tokens", 0),
+                ("moment_tokens", -1),
+                ("gradient_windows", 0),
+            )
+        ),
+        (
+            {"recovery": RecoveryRequest(elastic=RecoverySettings(seed=-1))},
+            "recovery: seed of -1 is below 0",
+        ),
     ):
         with pytest.raises(LmscoutError, match=message):
             check_request(replace(REQUEST, **wrong), calibration, report_on, out)
+    check_request(replace(REQUEST, judge="proxy:snip", pairs=0), calibration, report_on, out)
     with pytest.raises(LmscoutError, match="are the same"):
         check_request(REQUEST, calibration, Text("again", calibration.content, "c"), out)
     again = Text("again", report_on.content, "c")
@@ -314,6 +334,17 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_written(tmp_path
         prune(loaded, Text("short", "a word", "c"), REQUEST, out)
     with pytest.raises(LmscoutError, match="give a longer text"):
         prune(loaded, Text("short", two_texts()[0].content[:1500], "c"), REQUEST, out)
+    long = replace(REQUEST, calibration=replace(SETTINGS, window=1024))
+    with pytest.raises(LmscoutError, match="windows of 1024 tokens, and the model reads 512"):
+        prune(loaded, two_texts()[0], long, out)
+    for sizes, message in (
+        ({"n_positions": 64, "vocab_size": 512}, "first: is wanted in windows of 128 tokens"),
+        ({"n_positions": 128, "vocab_size": 400}, "first: the tokenizer makes token"),
+    ):
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, **sizes)
+        other = replace(loaded, model=GPT2LMHeadModel(config).eval())
+        with pytest.raises(LmscoutError, match=message):
+            prune(other, two_texts()[0], REQUEST, out)
     with torch.no_grad():
         loaded.model.model.layers[2].mlp.up_proj.weight[3, 4] = float("inf")
     with pytest.raises(LmscoutError, match=r"not finite|is nan|is inf"):

@@ -20,7 +20,7 @@ from lmscout.evaluation.perplexity import Perplexity, perplexity
 from lmscout.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
 from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
 from lmscout.evaluation.text import Text, read_text, same_text, shared_lines
-from lmscout.evaluation.tokens import tokenize, tokenize_windows
+from lmscout.evaluation.tokens import model_windows, tokenize, tokenize_windows
 
 __all__ = [
     "PROTOCOLS",
@@ -37,6 +37,7 @@ __all__ = [
     "load_model",
     "measure_speed",
     "memory_dtype",
+    "model_windows",
     "multiply_adds",
     "parameter_bytes",
     "parameter_count",

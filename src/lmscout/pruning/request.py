@@ -13,6 +13,7 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, protocol_of, same_text
 from lmscout.pruning.calibration import CalibrationSettings
 from lmscout.pruning.judging.judge import asked_proxy
+from lmscout.pruning.learning.predictor import check_enough
 from lmscout.pruning.recovery.checkpoint import FOLDER as RECOVERY_FOLDER
 from lmscout.pruning.recovery.run import RecoveryRequest
 from lmscout.pruning.saving.cutting import ShapeName
@@ -85,11 +86,12 @@ def check_request(
     """Refuse what cannot be done, before any work.
 
     Raises:
-        LmscoutError: a share, a name or the protocol is none, the texts are the same, or the
-            run folder holds something that is not a run to continue.
+        LmscoutError: a share, a name or the protocol is none, a number is too small, the texts
+            are the same, or the run folder holds something that is not a run to continue.
     """
     _check_shares(request.keep)
     _check_names(request)
+    _check_numbers(request)
     for name, seen in (("calibration", calibration), ("recovery", recover_on)):
         if report is not None and seen is not None and same_text(seen, report):
             raise LmscoutError(
@@ -133,6 +135,23 @@ def _check_names(request: Request) -> None:
             "a judge measures no pairs, so there is no predictor to tell a feature: leave out "
             "--judge or --feature"
         )
+
+
+def _check_numbers(request: Request) -> None:
+    settings = request.calibration
+    for name, given, least in (
+        ("seed", request.seed, 0),
+        ("grain", 1 if request.grain is None else request.grain, 1),
+        ("window", settings.window, 2),  # nothing foretells the first token of one
+        ("measured_tokens", settings.measured_tokens, 1),
+        ("final_tokens", settings.final_tokens, 1),
+        ("moment_tokens", settings.moment_tokens, 1),
+        ("gradient_windows", settings.gradient_windows, 1),
+    ):
+        if given < least:
+            raise LmscoutError(f"{name} of {given} is too small: give {least} or more")
+    if request.judge is None:
+        check_enough(request.pairs)
 
 
 def _check_folder(request: Request, out: Path) -> None:

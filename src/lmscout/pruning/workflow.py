@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from lmscout.evaluation import LoadedModel, Text, tokenize_windows
+from lmscout.evaluation import LoadedModel, Text, model_windows
 from lmscout.pruning.calibration import Calibrated, calibrate
 from lmscout.pruning.families import family_of
 from lmscout.pruning.finalists import STUDY as FINALS
@@ -92,10 +92,10 @@ def prune(
     storage = request.storage or out
     begun = [begun_portions(storage, study) for study in (PAIRS, FINALS)]
     with stages("calibrating") as told:
-        windows = tokenize_windows(loaded.tokenizer, calibration, window)
+        windows = model_windows(model, loaded.tokenizer, calibration, window)
         training = windows
         if recover_on is not None:
-            training = tokenize_windows(loaded.tokenizer, recover_on, window)
+            training = model_windows(model, loaded.tokenizer, recover_on, window)
         settings = replace(request.calibration, seed=request.seed)
         calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
     dtype = request.dtype or loaded.saved_dtype or model.dtype
