@@ -183,7 +183,7 @@ def calibrate(
     """Order a model's units and make ready to measure its plans.
 
     The windows for measuring, for the last measuring, and for the rest are drawn apart; where
-    there are few, each gets a third.
+    there are few, measuring gets a third of them, and the last measuring a third of what is left.
 
     Args:
         model: the dense model; its units are sorted in place.
@@ -312,6 +312,6 @@ def text_digest(windows: Tensor) -> str:
 
 
 def _taken(windows: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """The first windows, of so many tokens or a third of all, and the others."""
+    """The first windows, of so many tokens or a third of these, and the others."""
     count = max(1, min(round(tokens / windows.shape[1]), len(windows) // 3))
     return windows[:count], windows[count:]
