@@ -106,6 +106,12 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(lmscout, folders, text, t
     assert (code, err) == (0, "")
     for words in ("weights", "a pair at keep 0.5", "200 pairs", "at most", "Nothing was pruned."):
         assert words in out
+    assert "recovering" not in out
+    recovered = ("--recover", "distill", "--elastic", "--recover-steps", "5", "--keep", "0.8,0.5")
+    code, out, _ = lmscout(*asked, *recovered)
+    assert code == 0
+    for words in ("recovering all plans, 5 steps", "recovering 2 winner(s), 5 steps"):
+        assert words in out
     code, out, _ = lmscout(*asked, "--json", "-")
     told = json.loads(out)
     assert code == 0

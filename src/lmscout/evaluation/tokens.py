@@ -7,7 +7,7 @@ import json
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.cost import vocabulary_size
@@ -93,12 +93,7 @@ def model_windows(
         LmscoutError: the text is shorter than one window, the window is longer than the model
             reads, or the tokenizer is not the model's.
     """
-    longest = longest_window(model.config)
-    if longest is not None and longest < window:
-        raise LmscoutError(
-            f"{text.source}: is wanted in windows of {window} tokens, and the model reads "
-            f"{longest}; use shorter ones (CalibrationSettings.window)"
-        )
+    check_window(window, model.config)
     windows = tokenize_windows(tokenizer, text, window)
     check_vocabulary(windows, model, text)
     return windows
@@ -128,6 +123,20 @@ def check_length(tokens: Tensor, window: int, text: Text) -> None:
         raise LmscoutError(
             f"{text.source}: {len(tokens)} tokens are fewer than one window of {window}; give a "
             "longer text"
+        )
+
+
+def check_window(window: int, config: PreTrainedConfig) -> None:
+    """Refuse windows that are longer than a model reads.
+
+    Raises:
+        LmscoutError: they are.
+    """
+    longest = longest_window(config)
+    if longest is not None and longest < window:
+        raise LmscoutError(
+            f"windows of {window} tokens are wanted, and the model reads {longest}: use shorter "
+            "ones (CalibrationSettings.window), or a model that reads more"
         )
 
 

@@ -233,12 +233,7 @@ def train_all_plans(
     def loss_of(step: int, tokens: Tensor) -> Tensor:
         whole = step % _DENSE_EVERY == _DENSE_EVERY - 1
         plan = calibrated.shape.dense if whole else plans[step % len(plans)]
-        hidden = adapter.hidden(plan, tokens)
-        vocabulary = model.config.vocab_size
-        if settings.method != DISTILL:
-            return likelihood_loss(adapter.head, hidden, tokens, vocabulary)
-        theirs = adapter.dense_hidden(tokens)
-        return divergence_loss(adapter.head, hidden, adapter.head, theirs, vocabulary)
+        return plan_loss(adapter, plan, tokens, settings.method)
 
     identity = {
         **calibrated.ledger_settings,
@@ -259,6 +254,22 @@ def train_all_plans(
             progress=progress,
         )
     return adapter, trained
+
+
+def plan_loss(adapter: ElasticAdapter, plan: Plan, tokens: Tensor, method: str) -> Tensor:
+    """What a step on a plan minimises.
+
+    Args:
+        adapter: of all plans.
+        plan: whose prefix of it learns.
+        tokens: [B, T] int64.
+        method: as in `RecoverySettings`.
+    """
+    hidden = adapter.hidden(plan, tokens)
+    if method != DISTILL:
+        return likelihood_loss(adapter.head, hidden, tokens, adapter.vocabulary)
+    theirs = adapter.dense_hidden(tokens)
+    return divergence_loss(adapter.head, hidden, adapter.head, theirs, adapter.vocabulary)
 
 
 def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:
