@@ -76,6 +76,7 @@ def folders(tmp_path_factory):
         (STORIES, ["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         ("absent", ["--dry-run"], "no config.json"),
         (STORIES, ["--pairs", "3"], "pairs"),
+        (STORIES, ["--seed", "-1"], "seed"),
         (STORIES, ["--storage", "mystery://x"], "mystery"),
         (STORIES, ["--json", "nowhere/result.json"], "its folder does not exist"),
     ],
@@ -104,6 +105,12 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(lmscout, folders, text, t
     code, out, err = lmscout(*asked, "--keep", "0.8,0.5")
     assert (code, err) == (0, "")
     for words in ("weights", "a pair at keep 0.5", "200 pairs", "at most", "Nothing was pruned."):
+        assert words in out
+    assert "recovering" not in out
+    recovered = ("--recover", "distill", "--elastic", "--recover-steps", "5", "--keep", "0.8,0.5")
+    code, out, _ = lmscout(*asked, *recovered)
+    assert code == 0
+    for words in ("recovering all plans, 5 steps", "recovering 2 winner(s), 5 steps"):
         assert words in out
     code, out, _ = lmscout(*asked, "--json", "-")
     told = json.loads(out)

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import Text, read_text, tokenize, tokenize_windows
+from lmscout.evaluation import Text, model_windows, read_text, tokenize, tokenize_windows
 from lmscout.evaluation.tokens import describe_tokenizer
 
 TEXT = Text("made here", tiny_checkpoints.CONTENT, "its digest")
@@ -44,6 +44,18 @@ def test_a_text_shorter_than_a_window_is_one_line():
     short = dataclasses.replace(TEXT, content="too short")
     with pytest.raises(LmscoutError, match="10 tokens are fewer than one window of 128"):
         tokenize_windows(tiny_checkpoints.byte_tokenizer(), short, 128)
+
+
+@pytest.mark.parametrize("family", [tiny_checkpoints.llama, tiny_checkpoints.gpt2])
+def test_a_model_gets_windows_that_it_can_read(family):
+    tokenizer, model = tiny_checkpoints.byte_tokenizer(), family(positions=48)
+    windows = model_windows(model, tokenizer, TEXT, 48)
+    assert torch.equal(windows, tokenize_windows(tokenizer, TEXT, 48))
+    with pytest.raises(LmscoutError, match=r"windows of 49 tokens .* the model reads 48"):
+        model_windows(model, tokenizer, TEXT, 49)
+    model.resize_token_embeddings(100)
+    with pytest.raises(LmscoutError, match=r"makes token \d+, the model knows 100"):
+        model_windows(model, tokenizer, TEXT, 48)
 
 
 def test_a_tokenizer_is_told_by_its_vocabulary(tmp_path):

@@ -25,10 +25,10 @@ def stored(url):
         storage.engine.dispose()
 
 
-def trials_of(url):
+def trials_of(url, study="lmscout"):
     """The trials of the study of a ledger."""
     with stored(url) as storage:
-        return optuna.load_study(study_name="lmscout", storage=storage).trials
+        return optuna.load_study(study_name=study, storage=storage).trials
 
 
 def open_files(folder):

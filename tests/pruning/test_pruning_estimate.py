@@ -1,15 +1,26 @@
 """What a run would take: sizes against counted ones, and seconds that follow the sizes."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny_language_models import CONFIGS, random_model
-from transformers import LlamaConfig
+from tiny_language_models import CONFIGS, random_model, random_windows
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_bytes, parameter_count
 from lmscout.pruning import estimate as estimate_module
 from lmscout.pruning.calibration import CalibrationSettings
 from lmscout.pruning.estimate import estimate
+from lmscout.pruning.families import family_of
+from lmscout.pruning.recovery.elastic import plan_loss
+from lmscout.pruning.recovery.elastic_adapter import ElasticAdapter
+from lmscout.pruning.recovery.foretelling import foretell_training
+from lmscout.pruning.recovery.run import RecoveryRequest
+from lmscout.pruning.recovery.settings import METHODS, RecoverySettings
 from lmscout.pruning.request import Request
+from lmscout.pruning.subnetworks.subnetwork import shape_of
 
 CPU = torch.device("cpu")
 SEVEN_BILLION = LlamaConfig(
@@ -24,7 +35,8 @@ SEVEN_BILLION = LlamaConfig(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_are_counted_without_a_model(name):
     model = random_model(name)
-    found = estimate(model.config, Request(keep=(0.8, 0.5)), dtype=torch.float32, device=CPU)
+    request = Request(keep=(0.8, 0.5), calibration=CalibrationSettings(window=64))
+    found = estimate(model.config, request, dtype=torch.float32, device=CPU)
     assert found.parameters == parameter_count(model)
     assert found.weights == parameter_bytes(model)
     assert found.weights < min(found.importance, found.calibrating, found.measuring)
@@ -38,7 +50,10 @@ def test_what_compensation_takes_is_in_the_memory_and_a_judge_measures_no_pair()
     plain, refitted = (
         estimate(
             model.config,
-            Request(judge="proxy:snip", calibration=CalibrationSettings(compensate=compensate)),
+            Request(
+                judge="proxy:snip",
+                calibration=CalibrationSettings(compensate=compensate, window=64),
+            ),
             dtype=torch.float32,
             device=CPU,
         )
@@ -50,6 +65,68 @@ def test_what_compensation_takes_is_in_the_memory_and_a_judge_measures_no_pair()
     assert refitted.measuring - plain.measuring == factors
     assert refitted.pairs == 0
     assert refitted.total == 0
+
+
+def test_a_window_longer_than_the_model_reads_is_refused_as_a_run_would():
+    with pytest.raises(LmscoutError, match="the model reads 64"):
+        estimate(random_model("gpt2").config, Request(), dtype=torch.float32, device=CPU)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_step_keeps_is_foretold_from_two_blocks(name, method):
+    """Against a step on the whole model, which has three."""
+    model = random_model(name).requires_grad_(False)
+    settings = RecoverySettings(method, rank=3, steps=20, batch_tokens=48)
+    family = family_of(model.config)
+
+    def of_blocks(count):
+        few = copy.deepcopy(CONFIGS[name])
+        few.num_hidden_layers = count
+        return AutoModelForCausalLM.from_config(few, dtype=torch.float32)
+
+    found = foretell_training(model, family, settings, 16, of_blocks)
+    adapter = ElasticAdapter(model, family, rank=3, seed=0)
+    assert found.learning == 16 * sum(one.numel() for one in adapter.weights.values())
+    own = [*model.parameters(), *adapter.weights.values()]
+    held = {one.untyped_storage().data_ptr() for one in own}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in held:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = plan_loss(
+            adapter,
+            shape_of(family.all_parts(model)).dense,
+            random_windows(3, 16),
+            method,
+        )
+    assert loss.requires_grad
+    assert found.activations == sum(kept.values()) > 0
+    assert found.steps == 20
+    bounded = foretell_training(model, family, replace(settings, seconds=1e-6), 16, of_blocks)
+    assert bounded.seconds == 1e-6 < found.seconds
+
+
+def test_recovery_is_in_time_and_memory_as_far_as_it_is_asked_for():
+    model = random_model("llama")
+    settings = RecoverySettings(rank=2, steps=10, batch_tokens=128)
+    calibration = CalibrationSettings(window=64, measured_tokens=128, moment_tokens=128)
+    for recovery, expected in (
+        (RecoveryRequest(), []),
+        (RecoveryRequest(winners=settings), [("winners", 2)]),
+        (RecoveryRequest(settings, settings), [("elastic", 1), ("winners", 2)]),
+    ):
+        request = Request(keep=(0.8, 0.5), calibration=calibration, recovery=recovery)
+        found = estimate(model.config, request, dtype=torch.float32, device=CPU)
+        assert [(one.name, one.trainings) for one in found.recovery] == expected
+        for one in found.recovery:
+            assert one.steps == 10
+            assert one.seconds > 0
+            assert found.peak >= one.memory > found.weights * (1 + (one.name == "winners"))
 
 
 def test_seven_billion_parameters_are_foretold_from_their_sizes(monkeypatch):

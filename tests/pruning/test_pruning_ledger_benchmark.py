@@ -1,23 +1,34 @@
 """Pairs of a run as a benchmark: lmscout-tiny, and a quality that a proxy is known to give."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from lmscout.builtin import corpus_text, tiny_folder
 from lmscout.cli import main as cli
 from lmscout.discovery.discover import discover
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, read_text, tokenize_windows
-from lmscout.proxies import published
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.proxies import Branch, published
+from lmscout.proxies.deep.members import as_block_value
+from lmscout.pruning.calibration import CalibrationSettings, calibrate, model_digest
 from lmscout.pruning.judging.judge import asked_proxy, read_judges
 from lmscout.pruning.judging.ledger_benchmark import SubnetworkSpec, ledger_benchmark
+from lmscout.pruning.judging.tables import tabulate
 from lmscout.pruning.ledger import Ledger, Pair
 from lmscout.pruning.recorded import read_recorded, record_origin
+from lmscout.pruning.recovery.checkpoint import State, read_adapter, write_state
+from lmscout.pruning.recovery.elastic import recover_all_plans
+from lmscout.pruning.recovery.run import ELASTIC, recovery_file
+from lmscout.pruning.recovery.settings import RecoverySettings
 from lmscout.pruning.saving.cutting import cut
+from lmscout.pruning.searching.budgets import keep_budget
+from lmscout.pruning.searching.space import AnySpace
 from lmscout.pruning.subnetworks.plan_arrays import as_plans, dense_row
+from lmscout.statistics import INPUT_NAMES
 
 TRUTH = "sum(std(weight) * square(act))"
 SETTINGS = CalibrationSettings(
@@ -56,7 +67,7 @@ def run(tmp_path_factory, text):
         calibrated.measured,
     )
     with Ledger(folder, shape, calibrated.ledger_settings) as ledger:
-        record_origin(ledger, str(tiny_folder()), str(text), SETTINGS)
+        record_origin(ledger, str(tiny_folder()), str(text), SETTINGS, torch.float32)
         for index, (plan, score) in enumerate(zip(as_plans(rows), judge.scores(rows), strict=True)):
             ledger.add(Pair(plan, -float(score), 600, partial=index == 40))
     return folder, rows
@@ -72,6 +83,7 @@ def test_the_ledger_says_what_it_is_of(run, text):
     assert recorded.model == str(tiny_folder().resolve())
     assert recorded.text == str(text.resolve())
     assert recorded.calibration == SETTINGS
+    assert recorded.dtype == torch.float32
 
 
 def test_architectures_are_the_plans_of_whole_pairs(run, tmp_path):
@@ -118,6 +130,98 @@ def test_another_text_or_model_is_told(run, tmp_path, text):
     ledger = ledger_benchmark(str(run[0]), tmp_path, calibration=str(other))
     with pytest.raises(LmscoutError, match="not the text on which"):
         ledger.read((("abs",),))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [(torch.bfloat16, True), (torch.float16, True), (torch.float16, False)],  # saved in float16
+)
+def test_pairs_of_16_bits_are_known_by_their_model_and_read_in_float32(
+    run, text, tmp_path, dtype, said
+):
+    folder = tmp_path / "run"
+    loaded = load_model(str(tiny_folder()), dtype)
+    calibrated = calibrate(
+        loaded.model,
+        tokenize_windows(loaded.tokenizer, read_text(str(text)), SETTINGS.window),
+        SETTINGS,
+    )
+    plans = as_plans(run[1][:8])
+    with Ledger(folder, calibrated.shape, calibrated.ledger_settings) as ledger:
+        origin = str(tiny_folder()), str(text)
+        if said:
+            record_origin(ledger, *origin, SETTINGS, dtype)
+        else:  # as before it was written down
+            ledger.note("origin", json.dumps(dict(zip(("model", "text"), origin, strict=True))))
+        for number, plan in enumerate(plans):
+            ledger.add(Pair(plan, float(number), 600))
+    found = ledger_benchmark(str(folder), tmp_path / "cache")
+    assert found.recorded.dtype == (dtype if said else None)
+    assert found.loaded.model.dtype == torch.float32
+    values = found.read((("abs",),)).values
+    if dtype == torch.float16:  # as it is saved: nothing was rounded
+        plain = ledger_benchmark(str(run[0]), tmp_path / "cache").read((("abs",),)).values
+        assert np.array_equal(values, plain[:8], equal_nan=True)
+    assert np.isfinite(values[1:]).all()
+
+
+@pytest.fixture(scope="module")
+def elastic(tmp_path_factory, text):
+    """A ledger of two pairs measured after elastic recovery, and what they were measured by."""
+    folder = tmp_path_factory.mktemp("runs") / "elastic"
+    loaded = load_model(str(tiny_folder()))
+    windows = tokenize_windows(loaded.tokenizer, read_text(str(text)), SETTINGS.window)
+    calibrated = calibrate(loaded.model, windows, SETTINGS)
+    recovered, _ = recover_all_plans(
+        calibrated,
+        windows,
+        AnySpace(calibrated.shape),
+        {0.8: keep_budget(calibrated.shape, 0.8)},
+        RecoverySettings(steps=4, learning_rate=1e-2, batch_tokens=64, rank=3, seed=3),
+        recovery_file(folder, ELASTIC),
+    )
+    rows = np.array([dense_row(recovered.shape), dense_row(recovered.shape) - 1])
+    with Ledger(folder, recovered.shape, recovered.ledger_settings) as ledger:
+        record_origin(ledger, str(tiny_folder()), str(text), SETTINGS, torch.float32)
+        for plan in as_plans(rows):
+            ledger.add(Pair(plan, 1.0, 600))
+    return folder, recovered, rows
+
+
+def test_pairs_after_elastic_recovery_are_read_in_the_recovered_model(elastic, tmp_path):
+    folder, recovered, rows = elastic
+    found = ledger_benchmark(str(folder), tmp_path).read((("abs",),)).values
+    nodes = [as_block_value(Branch(name, ("abs",))) for name in INPUT_NAMES]
+    tables = tabulate(
+        recovered.model,
+        recovered.family,
+        recovered.shape,
+        recovered.measured[:16],
+        dict.fromkeys(nodes),
+    )
+    expected = np.stack([tables[node].block_values(rows) for node in nodes], axis=1)
+    np.testing.assert_allclose(found[:, :, 0], expected, rtol=1e-5)
+
+
+def test_without_the_adapter_of_its_pairs_a_run_is_refused(elastic, tmp_path, text):
+    folder, recovered, _ = elastic
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    adapter = recovery_file(run, ELASTIC)
+    identity, weights = read_adapter(adapter)
+    write_state(adapter, identity, State({name: one * 2 for name, one in weights.items()}))
+    with pytest.raises(LmscoutError, match="is not the adapter with which"):
+        ledger_benchmark(str(run), tmp_path).read((("abs",),))
+    adapter.unlink()
+    with pytest.raises(LmscoutError, match=r"elastic\.safetensors is not there"):
+        ledger_benchmark(str(run), tmp_path)
+    half = tmp_path / "half"
+    shutil.copytree(folder / "recovery", half / "recovery")
+    digest = model_digest(load_model(str(tiny_folder()), torch.bfloat16).model)
+    with Ledger(half, recovered.shape, {**recovered.ledger_settings, "model": digest}) as ledger:
+        record_origin(ledger, str(tiny_folder()), str(text), SETTINGS, torch.bfloat16)
+    with pytest.raises(LmscoutError, match="after elastic recovery in bfloat16"):
+        ledger_benchmark(str(half), tmp_path)
 
 
 @pytest.mark.parametrize(

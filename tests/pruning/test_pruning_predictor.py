@@ -308,7 +308,7 @@ def test_columns_that_never_vary_do_no_harm(kind):
 
 
 def test_too_few_pairs_are_refused(rows):
-    with pytest.raises(LmscoutError, match="19 measured pairs are too few"):
+    with pytest.raises(LmscoutError, match="19 pairs are too few"):
         fit_predictor(MODEL.pairs(rows[:19]), MODEL.shape, MODEL.mass, seed=0)
 
 

@@ -128,6 +128,19 @@ def test_rises_stay_those_over_the_dense_model_as_it_was(recovered):
     assert dense.rise == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+def test_plans_are_measured_in_the_portions_in_which_a_ledger_was_begun(tmp_path):
+    calibrated, windows = calibrated_example()
+    begun = calibrated.as_begun(2, 3)  # four each, if nobody had
+    settings = RecoverySettings(rank=2, batch_tokens=128, steps=1)
+    sizes = {0.7: keep_budget(calibrated.shape, 0.7)}
+    file = tmp_path / "elastic.safetensors"
+    space = AnySpace(calibrated.shape)
+    after, _ = recover_all_plans(begun, windows, space, sizes, settings, file)
+    for text, portions in ((after.measured, 2), (after.final, 3)):
+        (measured,) = after.evaluator(text).measure([PLAN])
+        assert len(measured.course) == portions
+
+
 def test_pairs_of_other_weights_are_told_apart(recovered):
     calibrated, after, _ = recovered
     assert "adapter" in after.ledger_settings["elastic"]

@@ -1,6 +1,7 @@
 """The whole of pruning, on the real LLaMA of 260,032 parameters, and what is refused."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -13,12 +14,14 @@ import pytest
 import torch
 from ledger_files import open_files, sees_open_files, trials_of
 from real_models import STORIES, needs_the_real_model, two_texts
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, load_model, perplexity
-from lmscout.pruning import CalibrationSettings, Plan, Request, prune
+from lmscout.pruning import CalibrationSettings, Plan, Request, calibration, prune
 from lmscout.pruning.recorded import read_recorded
+from lmscout.pruning.recovery.run import RecoveryRequest
+from lmscout.pruning.recovery.settings import RecoverySettings
 from lmscout.pruning.request import check_request
 
 pytestmark = needs_the_real_model
@@ -66,6 +69,7 @@ def test_the_ledger_says_what_it_is_of(run):
     recorded = read_recorded(run[0].sizes[0].out)
     assert (recorded.model, recorded.text) == (str(STORIES.resolve()), "first")
     assert recorded.calibration == SETTINGS
+    assert recorded.dtype == torch.float32
 
 
 @pytest.mark.slow
@@ -136,6 +140,81 @@ def test_a_finished_run_is_not_overwritten(run):
     with pytest.raises(LmscoutError, match="holds a finished model"):
         pruned(result.sizes[0].out)
     assert {path: path.stat().st_mtime_ns for path in result.sizes[0].out.iterdir()} == before
+
+
+def interrupted(at, after):
+    """A progress that stops a run in a stage, when so much of it is done."""
+
+    def told(stage, done, _):
+        if (stage, done) == (at, after):
+            raise KeyboardInterrupt
+
+    return told
+
+
+def test_stopped_between_two_models_a_run_goes_on_with_the_second(tmp_path):
+    loaded, (text, _), out = load_model(str(STORIES)), two_texts(), tmp_path / "run"
+    request = replace(REQUEST, keep=(0.9, 0.7), pairs=20)
+    with pytest.raises(KeyboardInterrupt):
+        prune(loaded, text, request, out, progress=interrupted("saving", 1))
+    first, second = out / "keep-0.9", out / "keep-0.7"
+    assert not second.exists()
+    before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    with pytest.raises(LmscoutError, match=r"another dtype \(float16, in this run float32\)"):
+        pruned(out, replace(request, dtype=torch.float32))
+    record = first / "lmscout.json"
+    whole = record.read_text()
+    record.write_text(json.dumps({**json.loads(whole), "plan": {}}))
+    with pytest.raises(LmscoutError, match="a finished model with another plan: name"):
+        pruned(out, request)
+    assert not second.exists()
+    record.write_text(whole)
+    os.utime(record, ns=(before[record], before[record]))
+    result = pruned(out, request)
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
+    for size in result.sizes:
+        assert json.loads((size.out / "lmscout.json").read_text())["plan"] == size.plan.as_dict()
+        load_model(str(size.out))
+    with pytest.raises(LmscoutError, match="holds a finished model"):
+        pruned(out, request)
+
+
+def test_a_ledger_goes_on_in_the_portions_in_which_it_was_begun(tmp_path, monkeypatch):
+    """As one that is begun on an accelerator and continued on a processor."""
+    settings = replace(SETTINGS, measured_tokens=3000)
+    begun = replace(REQUEST, pairs=44, calibration=settings)
+    monkeypatch.setattr(calibration, "_PORTION", 300)
+    loaded, (text, _), out = load_model(str(STORIES)), two_texts(), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        prune(loaded, text, begun, out, progress=interrupted("measuring finalists", 3))
+    monkeypatch.setattr(calibration, "_PORTION", 1500)
+    result = pruned(out, replace(begun, pairs=60))
+    for study, portions in (("lmscout", 8), ("lmscout-finalists", 7)):
+        trials = trials_of(result.ledger, study)
+        whole = [one for one in trials if one.state.name == "COMPLETE"]
+        assert {len(one.intermediate_values) for one in whole} == {portions}
+    assert "finalists the winner rises" in result.sizes[0].words
+
+
+def test_a_finished_model_that_was_asked_for_otherwise_is_told_before_any_work(tmp_path):
+    """Without a ledger in the folder: it may be kept elsewhere."""
+    request = replace(REQUEST, keep=(0.9, 0.7))
+    folder = tmp_path / "keep-0.9"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    record = folder / "lmscout.json"
+    record.write_text(json.dumps({"shape": "any", "note": request.note(0.9)}))
+    check_request(request, two_texts()[0], None, tmp_path)
+    for wrong, message in (
+        ({"seed": 1}, r"another seed \(0, in this run 1\)"),
+        ({"shape": "uniform"}, r"another shape \(any, in this run uniform\)"),
+        ({"keep": (0.9,)}, "holds no run to continue"),
+    ):
+        with pytest.raises(LmscoutError, match=message):
+            check_request(replace(request, **wrong), two_texts()[0], None, tmp_path)
+    record.write_text("{")
+    with pytest.raises(LmscoutError, match=r"lmscout\.json cannot be read"):
+        check_request(request, two_texts()[0], None, tmp_path)
 
 
 def test_several_sizes_share_one_ledger(tmp_path):
@@ -211,9 +290,27 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"protocol": "none"}, "none"),
         ({"calibration": CalibrationSettings(importance="luck")}, "unknown importance 'luck'"),
         ({"calibration": CalibrationSettings(quality="luck")}, "unknown quality 'luck'"),
+        ({"seed": -1}, "seed of -1 is too small: give 0 or more"),
+        ({"grain": 0}, "grain of 0 is too small: give 1 or more"),
+        ({"pairs": 19}, "19 pairs are too few for a predictor: measure at least 20"),
+        *(
+            ({"calibration": CalibrationSettings(**{name: few})}, f"{name} of {few} is too small")
+            for name, few in (
+                ("window", 1),
+                ("measured_tokens", 0),
+                ("final_tokens", 0),
+                ("moment_tokens", -1),
+                ("gradient_windows", 0),
+            )
+        ),
+        (
+            {"recovery": RecoveryRequest(elastic=RecoverySettings(seed=-1))},
+            "recovery: seed of -1 is below 0",
+        ),
     ):
         with pytest.raises(LmscoutError, match=message):
             check_request(replace(REQUEST, **wrong), calibration, report_on, out)
+    check_request(replace(REQUEST, judge="proxy:snip", pairs=0), calibration, report_on, out)
     with pytest.raises(LmscoutError, match="are the same"):
         check_request(REQUEST, calibration, Text("again", calibration.content, "c"), out)
     again = Text("again", report_on.content, "c")
@@ -237,6 +334,20 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_written(tmp_path
         prune(loaded, Text("short", "a word", "c"), REQUEST, out)
     with pytest.raises(LmscoutError, match="give a longer text"):
         prune(loaded, Text("short", two_texts()[0].content[:1500], "c"), REQUEST, out)
+    long = replace(REQUEST, calibration=replace(SETTINGS, window=1024))
+    with pytest.raises(LmscoutError, match=r"windows of 1024 tokens .* the model reads 512"):
+        prune(loaded, two_texts()[0], long, out)
+    for sizes, message in (
+        (
+            {"n_positions": 64, "vocab_size": 512},
+            r"windows of 128 tokens .* the model reads 64",
+        ),
+        ({"n_positions": 128, "vocab_size": 400}, "first: the tokenizer makes token"),
+    ):
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, **sizes)
+        other = replace(loaded, model=GPT2LMHeadModel(config).eval())
+        with pytest.raises(LmscoutError, match=message):
+            prune(other, two_texts()[0], REQUEST, out)
     with torch.no_grad():
         loaded.model.model.layers[2].mlp.up_proj.weight[3, 4] = float("inf")
     with pytest.raises(LmscoutError, match=r"not finite|is nan|is inf"):

@@ -44,6 +44,13 @@ def foretell(
         for keep, seconds in found.pair.items():
             table.add_row(f"a pair at keep {keep:g}", pairs, f"{seconds:.2f} s")
         table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
+        for one in found.recovery:
+            what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
+            table.add_row(
+                f"recovering {what}, {one.steps:,} steps",
+                f"{one.memory / _GIB:.2f} GiB",
+                f"about {_duration(one.seconds)}",
+            )
         screen = console.table_console()
         screen.print(table)
         screen.print(

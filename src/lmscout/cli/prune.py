@@ -115,7 +115,7 @@ def prune(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     storage: Annotated[
         str | None,
         typer.Option(

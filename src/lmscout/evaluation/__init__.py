@@ -20,7 +20,7 @@ from lmscout.evaluation.perplexity import Perplexity, perplexity
 from lmscout.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
 from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
 from lmscout.evaluation.text import Text, read_text, same_text, shared_lines
-from lmscout.evaluation.tokens import tokenize, tokenize_windows
+from lmscout.evaluation.tokens import check_window, model_windows, tokenize, tokenize_windows
 
 __all__ = [
     "PROTOCOLS",
@@ -32,11 +32,13 @@ __all__ = [
     "TaskScore",
     "Text",
     "check_tasks",
+    "check_window",
     "devices_of",
     "load_config",
     "load_model",
     "measure_speed",
     "memory_dtype",
+    "model_windows",
     "multiply_adds",
     "parameter_bytes",
     "parameter_count",

@@ -20,7 +20,13 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.protocols import Protocol, fit_protocol, scored_spans
 from lmscout.evaluation.text import Text
-from lmscout.evaluation.tokens import check_length, describe_tokenizer, special_tokens, tokenize
+from lmscout.evaluation.tokens import (
+    check_length,
+    check_vocabulary,
+    describe_tokenizer,
+    special_tokens,
+    tokenize,
+)
 from lmscout.stages import StageProgress
 
 _LOGITS = 1 << 26  # elements of one forward's logits, 256 MiB in float32, unless a window has more
@@ -107,8 +113,8 @@ def perplexity(
     protocol = fit_protocol(protocol, model.config)
     tokens = tokenize(tokenizer, text, protocol.bos, limit_tokens)
     check_length(tokens, protocol.window, text)
-    vocabulary = _check_vocabulary(tokens, model, text)
-    rows = min(batch_tokens, _LOGITS // vocabulary) // protocol.window
+    check_vocabulary(tokens, model, text)
+    rows = min(batch_tokens, _LOGITS // vocabulary_size(model)) // protocol.window
     spans = scored_spans(len(tokens), protocol)
     total, scored_tokens, done = 0.0, 0, 0
     for scored, starts in _batches(spans, max(1, rows)):
@@ -138,17 +144,6 @@ def perplexity(
         tokenizer=describe_tokenizer(tokenizer),
         limit_tokens=limit_tokens,
     )
-
-
-def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, text: Text) -> int:
-    vocabulary = vocabulary_size(model)
-    highest = int(tokens.max())
-    if highest >= vocabulary:
-        raise LmscoutError(
-            f"{text.source}: the tokenizer makes token {highest}, the model knows {vocabulary}; "
-            "the tokenizer in the folder is not the model's"
-        )
-    return vocabulary
 
 
 def _batches(spans: list[tuple[int, int]], rows: int) -> Iterator[tuple[int, list[int]]]:

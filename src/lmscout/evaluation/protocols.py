@@ -86,8 +86,8 @@ def fit_protocol(protocol: Protocol | str, config: PreTrainedConfig) -> Protocol
     """
     if isinstance(protocol, str):
         protocol = protocol_of(protocol)
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
-    if 0 < longest < protocol.window:
+    longest = longest_window(config)
+    if longest is not None and longest < protocol.window:
         if protocol.name != "sliding":
             raise LmscoutError(
                 f"protocol {protocol.name}: the model reads {longest} tokens, fewer than the "
@@ -95,6 +95,11 @@ def fit_protocol(protocol: Protocol | str, config: PreTrainedConfig) -> Protocol
             )
         protocol = replace(protocol, window=longest, stride=longest // 2)
     return protocol
+
+
+def longest_window(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model reads at a time; None where its configuration names no bound."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or None
 
 
 def scored_spans(tokens: int, protocol: Protocol) -> list[tuple[int, int]]:

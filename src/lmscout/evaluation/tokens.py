@@ -7,10 +7,11 @@ import json
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.protocols import BOS_NONE, BOS_ONCE, Protocol
+from lmscout.evaluation.cost import vocabulary_size
+from lmscout.evaluation.protocols import BOS_NONE, BOS_ONCE, Protocol, longest_window
 from lmscout.evaluation.text import Text
 
 _MARGIN = 64  # tokens at a cut that the text after it could have changed
@@ -74,6 +75,30 @@ def tokenize_windows(
     return tokens[: found * window].view(found, window)
 
 
+def model_windows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, window: int
+) -> Tensor:
+    """A text in windows that do not overlap, all of which a model can read.
+
+    Args:
+        model: that is to read them.
+        tokenizer: the model's.
+        text: the text.
+        window: tokens a window.
+
+    Returns:
+        [windows, window] int64; the incomplete last window is dropped.
+
+    Raises:
+        LmscoutError: the text is shorter than one window, the window is longer than the model
+            reads, or the tokenizer is not the model's.
+    """
+    check_window(window, model.config)
+    windows = tokenize_windows(tokenizer, text, window)
+    check_vocabulary(windows, model, text)
+    return windows
+
+
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """A tokenizer's size and the digest of its vocabulary."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
@@ -98,4 +123,33 @@ def check_length(tokens: Tensor, window: int, text: Text) -> None:
         raise LmscoutError(
             f"{text.source}: {len(tokens)} tokens are fewer than one window of {window}; give a "
             "longer text"
+        )
+
+
+def check_window(window: int, config: PreTrainedConfig) -> None:
+    """Refuse windows that are longer than a model reads.
+
+    Raises:
+        LmscoutError: they are.
+    """
+    longest = longest_window(config)
+    if longest is not None and longest < window:
+        raise LmscoutError(
+            f"windows of {window} tokens are wanted, and the model reads {longest}: use shorter "
+            "ones (CalibrationSettings.window), or a model that reads more"
+        )
+
+
+def check_vocabulary(tokens: Tensor, model: PreTrainedModel, text: Text) -> None:
+    """Refuse tokens that a model does not know.
+
+    Raises:
+        LmscoutError: there is one.
+    """
+    vocabulary = vocabulary_size(model)
+    highest = int(tokens.max())
+    if highest >= vocabulary:
+        raise LmscoutError(
+            f"{text.source}: the tokenizer makes token {highest}, the model knows {vocabulary}; "
+            "the tokenizer in the folder is not the model's"
         )

@@ -85,6 +85,8 @@ class Calibrated:
         copies: of the model, with what refits them, on further devices.
         references: by digest of the windows, the dense model's predictions to which plans are
             compared, where they are not those of the weights that are there now.
+        portions: by digest of the windows, in how many portions plans were measured on them
+            before, wherever that was.
     """
 
     model: PreTrainedModel
@@ -99,14 +101,16 @@ class Calibrated:
     digests: Mapping[str, str]
     copies: tuple[tuple[PreTrainedModel, Compensation | None], ...] = ()
     references: Mapping[str, tuple[Reference, ...]] = field(default_factory=dict)
+    portions: Mapping[str, int] = field(default_factory=dict)
 
     def evaluator(self, windows: Tensor) -> Evaluator:
         """Measures plans on [windows, T] tokens, in portions, as they will be saved.
 
         The dense model is measured once, on its own device; copies of it are given what came out.
         """
-        portions = portions_of(windows.numel(), self.model.device)
-        references = self.references.get(text_digest(windows))
+        digest = text_digest(windows)
+        portions = self.portions.get(digest) or portions_of(windows.numel(), self.model.device)
+        references = self.references.get(digest)
         evaluators: list[SubnetworkEvaluator] = []
         for model, compensation in ((self.model, self.compensation), *self.copies):
             one = SubnetworkEvaluator(
@@ -133,6 +137,16 @@ class Calibrated:
             copies.append((model, compensation))
         return replace(self, copies=tuple(copies))
 
+    def as_begun(self, measured: int | None, final: int | None) -> Calibrated:
+        """The same, to go on in as many portions of each text as plans were measured in before.
+
+        Args:
+            measured: portions of the text of all pairs; None where the device is to say.
+            final: of that of the last few.
+        """
+        both = ((self.measured, measured), (self.final, final))
+        return replace(self, portions={text_digest(one): count for one, count in both if count})
+
     def refitted(self, plan: Plan) -> dict[tuple[int, str], Affine]:
         """The refitted output projections of a plan, for `cut`; none where plans stay as cut."""
         if self.compensation is None:
@@ -154,7 +168,7 @@ class Calibrated:
 
 
 def portions_of(tokens: int, device: torch.device) -> int:
-    """In how many portions so many tokens are measured."""
+    """In how many portions so many tokens are measured, where nobody has begun."""
     portion = _PORTION if device.type == "cpu" else _ACCELERATED_PORTION
     return max(4, tokens // portion)
 
@@ -169,7 +183,7 @@ def calibrate(
     """Order a model's units and make ready to measure its plans.
 
     The windows for measuring, for the last measuring, and for the rest are drawn apart; where
-    there are few, each gets a third.
+    there are few, measuring gets a third of them, and the last measuring a third of what is left.
 
     Args:
         model: the dense model; its units are sorted in place.
@@ -298,6 +312,6 @@ def text_digest(windows: Tensor) -> str:
 
 
 def _taken(windows: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """The first windows, of so many tokens or a third of all, and the others."""
+    """The first windows, of so many tokens or a third of these, and the others."""
     count = max(1, min(round(tokens / windows.shape[1]), len(windows) // 3))
     return windows[:count], windows[count:]

@@ -7,6 +7,7 @@ measured on a model of one block with random weights, which costs as much as any
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
@@ -15,9 +16,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model, vocabulary_size
+from lmscout.evaluation import (
+    check_window,
+    parameter_bytes,
+    parameter_count,
+    unfilled_model,
+    vocabulary_size,
+)
 from lmscout.pruning.calibration import CalibrationSettings, portions_of
 from lmscout.pruning.families import Family, family_of, unit_maps
+from lmscout.pruning.recovery.foretelling import foretell_training
 from lmscout.pruning.request import Request
 from lmscout.pruning.searching.latency import Latency, measure_latency
 from lmscout.pruning.subnetworks.activations import BATCH_TOKENS
@@ -27,6 +35,25 @@ from lmscout.pruning.subnetworks.subnetwork import KEPT_SHARE
 _FLOAT, _DOUBLE = 4, 8  # bytes
 _TIMED_TOKENS = 2048
 _REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Recovering:
+    """What a recovery would take.
+
+    Attributes:
+        name: "elastic" or "winners".
+        trainings: how many there are, one after the other.
+        steps: of each.
+        memory: bytes while one is under way.
+        seconds: of all of them, where nothing is cut.
+    """
+
+    name: str
+    trainings: int
+    steps: int
+    memory: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +71,8 @@ class Estimate:
         pairs: how many.
         total: seconds of all pairs.  A run is faster: plans that begin alike share, and hopeless
             ones are dropped early.
+        recovery: what trainings take, in the order in which they are made; none where nothing is
+            recovered.
     """
 
     device: str
@@ -55,11 +84,13 @@ class Estimate:
     pair: dict[float, float]
     pairs: int
     total: float
+    recovery: tuple[Recovering, ...] = ()
 
     @property
     def peak(self) -> int:
         """Bytes of the stage that needs most."""
-        return max(self.importance, self.calibrating, self.measuring)
+        recovering = [one.memory for one in self.recovery]
+        return max(self.importance, self.calibrating, self.measuring, *recovering)
 
     def to_json(self) -> dict[str, object]:
         """All of it."""
@@ -82,9 +113,10 @@ def estimate(
         device: on which it would run.
 
     Raises:
-        LmscoutError: models of this type are not known.
+        LmscoutError: models of this type are not known, or read less than a window.
     """
     family = family_of(config)
+    check_window(request.calibration.window, config)
     weightless = unfilled_model(partial(_from_config, config, dtype), "meta")
     sizes = _Sizes(weightless, family, request.calibration)
     latency = _time_one_block(config, family, request.calibration.window, dtype, device)
@@ -103,7 +135,33 @@ def estimate(
         pair,
         pairs,
         pairs * float(np.mean(list(pair.values()))),
+        tuple(_recovering(config, request, sizes, dtype, device)),
     )
+
+
+def _recovering(
+    config: PreTrainedConfig,
+    request: Request,
+    sizes: _Sizes,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[Recovering]:
+    """All plans first, then the winners, each cut beside the dense model."""
+    asked, window = request.recovery, request.calibration.window
+    for name, settings, trainings, beside in (
+        ("elastic", asked.elastic, 1, 0),
+        ("winners", asked.winners, len(request.keep), sizes.weights),
+    ):
+        if settings is not None:
+            one = foretell_training(
+                sizes.model,
+                family_of(config),
+                settings,
+                window,
+                lambda count: _first_blocks(config, count, dtype, device),
+            )
+            memory = sizes.held + beside + one.learning + one.activations
+            yield Recovering(name, trainings, one.steps, memory, trainings * one.seconds)
 
 
 class _Sizes:
@@ -147,12 +205,17 @@ class _Sizes:
     def measuring(self, device: torch.device) -> int:
         """Hidden states after every step, as far as there is room, and logits of a portion."""
         tokens = self._settings.measured_tokens
-        held = self.weights + self._factors()
+        held = self.held
         states = tokens * self._width * self._each * (2 * self.depth + 1)
         if device.type == "cuda":
             states = min(states, int(KEPT_SHARE * (torch.cuda.mem_get_info(device)[1] - held)))
         portion = tokens // portions_of(tokens, device)
         return held + max(states, 0) + self._working(portion)
+
+    @property
+    def held(self) -> int:
+        """Weights, and what refits them."""
+        return self.weights + self._factors()
 
     def _factors(self) -> int:
         """Triangular factors and their products with the output projections."""
@@ -183,21 +246,28 @@ def _time_one_block(
     device: torch.device,
 ) -> Latency:
     """Seconds of a block's steps, and of embedding and head."""
-    one = cast(Any, copy.deepcopy(config))
-    one.num_hidden_layers = 1
-    if getattr(one, "layer_types", None):
-        one.layer_types = one.layer_types[:1]
-    window = min(window, getattr(one, "max_position_embeddings", window))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(
         config.get_text_config().vocab_size,
         (max(1, _TIMED_TOKENS // window), window),
         generator=generator,
     )
-    with torch.random.fork_rng(devices=[]), device:
-        model = _from_config(one, dtype)
-    model.train(mode=False)
+    model = _first_blocks(config, 1, dtype, device)
     return measure_latency(model, family, tokens, repeats=_REPEATS)
+
+
+def _first_blocks(
+    config: PreTrainedConfig, count: int, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """A model of random weights with so many blocks."""
+    few = cast(Any, copy.deepcopy(config))
+    few.num_hidden_layers = count
+    if getattr(few, "layer_types", None):
+        few.layer_types = few.layer_types[:count]
+    with torch.random.fork_rng(devices=[]), device:
+        model = _from_config(few, dtype)
+    model.train(mode=False)
+    return model
 
 
 def _from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

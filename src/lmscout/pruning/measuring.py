@@ -16,11 +16,10 @@ from functools import partial
 
 import torch
 
-from lmscout.errors import LmscoutError
 from lmscout.pruning.judging.judge import Judge
 from lmscout.pruning.learning.features import Column, ImportanceMass
 from lmscout.pruning.learning.narrowing import Shrink
-from lmscout.pruning.learning.predictor import FEWEST_PAIRS, Predictor
+from lmscout.pruning.learning.predictor import Predictor, check_enough
 from lmscout.pruning.ledger import Ledger, Pair
 from lmscout.pruning.ledger_writer import LedgerWriter
 from lmscout.pruning.proposing import Asks, Question, Terms, asked_ahead, asked_here, learn
@@ -107,10 +106,7 @@ def measure_rounds(
         LmscoutError: the pairs are too few for a predictor, the loss of a plan is not finite,
             the ledger cannot be written, or the process that proposes has ended.
     """
-    if pairs < FEWEST_PAIRS:
-        raise LmscoutError(
-            f"{pairs} pairs are too few for a predictor: measure at least {FEWEST_PAIRS}"
-        )
+    check_enough(pairs)
     budgets = tuple(target.budget for target in targets)
     terms = Terms(evaluator.shape, mass, space, budgets, seed, tuple(extra))
     rounds = Rounds.of(ledger, tail)

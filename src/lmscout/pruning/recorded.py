@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
+from optuna.trial import TrialState
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.calibration import CalibrationSettings
 from lmscout.pruning.ledger import SETTINGS, STUDY, Ledger
-from lmscout.pruning.storage import ERRORS, FILE_NAME, open_storage, quiet, storage_url
+from lmscout.pruning.storage import ERRORS, FILE_NAME, is_there, open_storage, quiet, storage_url
 
 _ORIGIN = "origin"
 
@@ -31,15 +33,20 @@ class Recorded:
         model: folder or Hub name of the dense model; None where nobody wrote it down.
         text: source of the calibration text, likewise.
         calibration: how it was used.
+        dtype: of the weights in memory, while pairs were measured; None where nobody wrote it
+            down.
     """
 
     settings: Mapping[str, str | int | float | bool | None]
     model: str | None
     text: str | None
     calibration: CalibrationSettings
+    dtype: torch.dtype | None = None
 
 
-def record_origin(ledger: Ledger, model: str, text: str, settings: CalibrationSettings) -> None:
+def record_origin(
+    ledger: Ledger, model: str, text: str, settings: CalibrationSettings, dtype: torch.dtype
+) -> None:
     """Write down what a run's pairs are of; what is there already stays.
 
     Args:
@@ -47,11 +54,13 @@ def record_origin(ledger: Ledger, model: str, text: str, settings: CalibrationSe
         model: folder or Hub name of the dense model.
         text: source of the calibration text.
         settings: of the calibration.
+        dtype: of the weights in memory.
     """
     origin = {
         "model": _absolute(model),
         "text": _absolute(text),
         "final_tokens": settings.final_tokens,
+        "dtype": str(dtype).removeprefix("torch."),
     }
     ledger.note(_ORIGIN, json.dumps(origin))
 
@@ -84,7 +93,35 @@ def read_recorded(storage: str | Path) -> Recorded:
     )
     for derived in ("groups", "channels"):
         settings.pop(derived, None)
-    return Recorded(settings, origin.get("model"), origin.get("text"), calibration)
+    dtype = getattr(torch, origin["dtype"]) if "dtype" in origin else None
+    return Recorded(settings, origin.get("model"), origin.get("text"), calibration, dtype)
+
+
+def begun_portions(storage: str | Path, study: str = STUDY) -> int | None:
+    """In how many portions the plans of a ledger were measured; None where it holds none yet.
+
+    The race compares plans portion by portion, and how many a device takes by itself depends on
+    its kind.  So a ledger goes on as it was begun, wherever that is.  Where there is no ledger
+    nothing is made; what is wrong with one, opening it says.
+
+    Args:
+        storage: a run folder, or the URL of an Optuna storage.
+        study: which of its studies.
+
+    Raises:
+        LmscoutError: the URL is none, or there is no driver for its database.
+    """
+    if not is_there(storage):
+        return None
+    with (
+        suppress(KeyError, *ERRORS),
+        quiet(),
+        closing(open_storage(storage_url(storage))) as opened,
+    ):
+        known = optuna.load_study(study_name=study, storage=opened)
+        for whole in known.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            return len(whole.intermediate_values) or None
+    return None
 
 
 def _absolute(source: str) -> str:

@@ -13,10 +13,11 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, protocol_of, same_text
 from lmscout.pruning.calibration import CalibrationSettings
 from lmscout.pruning.judging.judge import asked_proxy
+from lmscout.pruning.learning.predictor import check_enough
 from lmscout.pruning.recovery.checkpoint import FOLDER as RECOVERY_FOLDER
 from lmscout.pruning.recovery.run import RecoveryRequest
 from lmscout.pruning.saving.cutting import ShapeName
-from lmscout.pruning.saving.export import CONFIG
+from lmscout.pruning.saving.finished import check_asked, is_finished
 from lmscout.pruning.searching.model_budgets import MEASURES
 from lmscout.pruning.storage import FILE_NAME
 from lmscout.pruning.subnetworks.importance import METHODS
@@ -61,6 +62,19 @@ class Request:
     judge: str | None = None
     features: tuple[str, ...] = ()
 
+    def note(self, keep: float) -> dict[str, object]:
+        """What the record of a saved model of a size says of how it was asked for."""
+        return {
+            "keep": keep,
+            "of": self.of,
+            "pairs": 0 if self.judge is not None else self.pairs,
+            **({} if self.judge is None else {"judge": self.judge}),
+            "seed": self.seed,
+            "importance": self.calibration.importance,
+            "compensated": self.calibration.compensate,
+            **self.recovery.note(),
+        }
+
 
 def check_request(
     request: Request,
@@ -72,11 +86,12 @@ def check_request(
     """Refuse what cannot be done, before any work.
 
     Raises:
-        LmscoutError: a share, a name or the protocol is none, the texts are the same, or the
-            run folder holds something that is not a run to continue.
+        LmscoutError: a share, a name or the protocol is none, a number is too small, the texts
+            are the same, or the run folder holds something that is not a run to continue.
     """
     _check_shares(request.keep)
     _check_names(request)
+    _check_numbers(request)
     for name, seen in (("calibration", calibration), ("recovery", recover_on)):
         if report is not None and seen is not None and same_text(seen, report):
             raise LmscoutError(
@@ -122,14 +137,37 @@ def _check_names(request: Request) -> None:
         )
 
 
+def _check_numbers(request: Request) -> None:
+    settings = request.calibration
+    for name, given, least in (
+        ("seed", request.seed, 0),
+        ("grain", 1 if request.grain is None else request.grain, 1),
+        ("window", settings.window, 2),  # nothing foretells the first token of one
+        ("measured_tokens", settings.measured_tokens, 1),
+        ("final_tokens", settings.final_tokens, 1),
+        ("moment_tokens", settings.moment_tokens, 1),
+        ("gradient_windows", settings.gradient_windows, 1),
+    ):
+        if given < least:
+            raise LmscoutError(f"{name} of {given} is too small: give {least} or more")
+    if request.judge is None:
+        check_enough(request.pairs)
+
+
 def _check_folder(request: Request, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not ((out / FILE_NAME).is_file() or (out / RECOVERY_FOLDER).is_dir()):
+        folders = model_folders(request.keep, out)
+        finished = [folder for folder in folders if is_finished(folder)]
+        begun = (out / FILE_NAME).is_file() or (out / RECOVERY_FOLDER).is_dir()
+        if not (begun or finished):  # a ledger may be elsewhere
             raise LmscoutError(
                 f"output folder {out} is not empty, and holds no run to continue: name another"
             )
-        for folder in model_folders(request.keep, out):
-            if (folder / CONFIG).exists():
-                raise LmscoutError(
-                    f"output folder {folder} is not empty: it holds a finished model; name another"
-                )
+        if len(finished) == len(folders):
+            raise LmscoutError(
+                f"output folder {folders[0]} is not empty: it holds a finished model; name another"
+            )
+        # A run that was stopped between two models goes on with the next.
+        for keep, folder in zip(request.keep, folders, strict=True):
+            if folder in finished:
+                check_asked(folder, request.shape, request.note(keep))

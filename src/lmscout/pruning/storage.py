@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.errors import LmscoutError
@@ -60,6 +61,23 @@ def storage_url(storage: str | Path) -> str:
     except OSError as error:
         raise LmscoutError(f"{folder}: cannot be made a folder ({error.strerror})") from error
     return f"sqlite:///{(folder / FILE_NAME).resolve()}"
+
+
+def is_there(storage: str | Path) -> bool:
+    """Whether a ledger's storage may hold something already; looking makes no file.
+
+    Raises:
+        LmscoutError: the URL is none.
+    """
+    if "://" not in str(storage):
+        return (Path(storage) / FILE_NAME).is_file()
+    try:
+        url = make_url(str(storage))
+    except SQLAlchemyError as error:
+        raise LmscoutError(f"ledger at {storage}: {error}") from error
+    if url.get_backend_name() != "sqlite" or url.database is None:
+        return True
+    return Path(url.database).is_file()
 
 
 def open_storage(url: str) -> Storage:

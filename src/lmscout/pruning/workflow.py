@@ -16,15 +16,17 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from lmscout.evaluation import LoadedModel, Text, tokenize_windows
+from lmscout.evaluation import LoadedModel, Text, model_windows
 from lmscout.pruning.calibration import Calibrated, calibrate
 from lmscout.pruning.families import family_of
-from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
+from lmscout.pruning.finalists import STUDY as FINALS
+from lmscout.pruning.finalists import candidates_of, measure_finalists
 from lmscout.pruning.judging.standing_in import judged, proxy_columns
+from lmscout.pruning.ledger import STUDY as PAIRS
 from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import Learnt, measure_rounds, tail_on
 from lmscout.pruning.outcome import Finalist, Pruning, Size
-from lmscout.pruning.recorded import record_origin
+from lmscout.pruning.recorded import begun_portions, record_origin
 from lmscout.pruning.recovery.run import recover_plans
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, remove_finished
@@ -32,6 +34,7 @@ from lmscout.pruning.report import ReportText, report
 from lmscout.pruning.request import Request, check_request, model_folders
 from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.export import save
+from lmscout.pruning.saving.finished import check_plan, is_finished
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.covering import Target
 from lmscout.pruning.searching.latency import Latency, from_json, measure_latency, to_json
@@ -86,13 +89,15 @@ def prune(
     if request.of != "latency":  # else it takes measuring first
         for budget in _budgets(request, model, units, None):
             space.require(budget)
+    storage = request.storage or out
+    begun = [begun_portions(storage, study) for study in (PAIRS, FINALS)]
     with stages("calibrating") as told:
-        windows = tokenize_windows(loaded.tokenizer, calibration, window)
+        windows = model_windows(model, loaded.tokenizer, calibration, window)
         training = windows
         if recover_on is not None:
-            training = tokenize_windows(loaded.tokenizer, recover_on, window)
+            training = model_windows(model, loaded.tokenizer, recover_on, window)
         settings = replace(request.calibration, seed=request.seed)
-        calibrated = calibrate(model, windows, settings, progress=told)
+        calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
     dtype = request.dtype or loaded.saved_dtype or model.dtype
     on = ReportText(loaded.tokenizer, report_on, request.protocol, dtype)
     elastic = None
@@ -103,8 +108,12 @@ def prune(
         )
     calibrated = calibrated.copied_to(request.devices)
     origin = (loaded.source, calibration.source)
-    found = _found(calibrated, space, request, request.storage or out, origin, stages)
+    found = _found(calibrated, space, request, storage, origin, stages)
     winners = [contest[0].plan for contest in found.contests]
+    folders = model_folders(request.keep, out)
+    for winner, folder in zip(winners, folders, strict=True):
+        if is_finished(folder):
+            check_plan(folder, winner, dtype)
     with stages("reporting") as told:
         dense, reported = report(calibrated, found.budgets, winners, on, progress=told)
     winner_of = None
@@ -114,11 +123,13 @@ def prune(
             calibrated, training, request.recovery.winners, request.shape, out
         )
         reported, trained = recover_winners(winner_of, request.keep, winners, reported, on, stages)
-    folders = model_folders(request.keep, out)
-    with stages("saving"):
-        for keep, winner, folder in zip(request.keep, winners, folders, strict=True):
-            recovered = None if winner_of is None else winner_of(keep, winner)[0]
-            _save(calibrated, loaded, winner, recovered, folder, dtype, request, keep)
+    with stages("saving") as told:
+        for number, (keep, winner) in enumerate(zip(request.keep, winners, strict=True)):
+            if not is_finished(folders[number]):
+                recovered = None if winner_of is None else winner_of(keep, winner)[0]
+                _save(calibrated, loaded, winner, recovered, folders[number], dtype, request, keep)
+            if told:
+                told(number + 1, len(folders))
         remove_finished(out, request.keep)
     learnt = found.learnt
     return Pruning(
@@ -165,9 +176,9 @@ def _found(
     final_settings = {**calibrated.ledger_settings, "final_tokens": settings.final_tokens}
     with (
         Ledger(storage, units, calibrated.ledger_settings) as ledger,
-        Ledger(storage, units, final_settings, study=STUDY) as finals,
+        Ledger(storage, units, final_settings, study=FINALS) as finals,
     ):
-        record_origin(ledger, *origin, settings)
+        record_origin(ledger, *origin, settings, calibrated.model.dtype)
         latency = _latency(ledger, calibrated) if request.of == "latency" else None
         budgets = _budgets(request, calibrated.model, units, latency)
         for budget in budgets:
@@ -245,15 +256,5 @@ def _save(
         recovered=recovered,
         dtype=dtype,
         beside=[path.name for path in folder.iterdir()] if folder.is_dir() else (),
-        note={
-            "source": loaded.source,
-            "keep": keep,
-            "of": request.of,
-            "pairs": 0 if request.judge is not None else request.pairs,
-            **({} if request.judge is None else {"judge": request.judge}),
-            "seed": request.seed,
-            "importance": calibrated.settings.importance,
-            "compensated": calibrated.settings.compensate,
-            **request.recovery.note(),
-        },
+        note={"source": loaded.source, **request.note(keep)},
     )

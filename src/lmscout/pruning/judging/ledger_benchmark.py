@@ -7,11 +7,12 @@ can be ranked on them as on any other benchmark.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.benchmarks import Benchmark
@@ -26,6 +27,8 @@ from lmscout.pruning.judging.judge import WINDOWS
 from lmscout.pruning.judging.tables import BlockTable, tabulate
 from lmscout.pruning.ledger import Ledger, Pair
 from lmscout.pruning.recorded import Recorded, read_recorded
+from lmscout.pruning.recovery.elastic import SETTING, merge_trained
+from lmscout.pruning.recovery.run import ELASTIC, recovery_file
 from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_rows
 from lmscout.pruning.subnetworks.subnetwork import shape_of
@@ -96,6 +99,7 @@ class LedgerBenchmark:
         shape: units of the model.
         rows: [n, 2L] the plans.
         cache: where statistics are kept.
+        adapter: file of the elastic recovery after which pairs were measured; None without.
     """
 
     benchmark: Benchmark
@@ -105,6 +109,7 @@ class LedgerBenchmark:
     shape: Shape
     rows: Rows
     cache: Path
+    adapter: Path | None = None
 
     def read(
         self, chains: Sequence[tuple[str, ...]], progress: StageProgress | None = None
@@ -116,8 +121,8 @@ class LedgerBenchmark:
             progress: called with subnetworks done and in all.
 
         Raises:
-            LmscoutError: the text is not the one that pairs were measured on, or the cache cannot
-                be written.
+            LmscoutError: the text is not the one that pairs were measured on, the adapter is not
+                theirs, or the cache cannot be written.
         """
         depth = np.array([spec.depth for spec in self.benchmark.specs])
         settings = self.recorded.calibration
@@ -145,12 +150,16 @@ class LedgerBenchmark:
         windows = tokenize_windows(
             self.loaded.tokenizer, read_text(self.text), self.recorded.calibration.window
         )
-        calibrated = calibrate(self.loaded.model, windows, self.recorded.calibration)
+        # Statistics need the order of units, and no refitted projection.
+        settings = replace(self.recorded.calibration, compensate=False)
+        calibrated = calibrate(self.loaded.model, windows, settings)
         if calibrated.digests["calibration"] != self.recorded.settings.get("calibration"):
             raise LmscoutError(
                 f"{self.text}: is not the text on which the pairs of {self.benchmark.name} were "
                 "measured; name that one with --calibration"
             )
+        if self.adapter is not None:
+            merge_trained(calibrated, self.adapter, str(self.recorded.settings[SETTING]))
         nodes = {
             (name, chain): as_block_value(Branch(name, chain))
             for name in INPUT_NAMES
@@ -188,8 +197,8 @@ def ledger_benchmark(
         calibration: the calibration text, likewise.
 
     Raises:
-        LmscoutError: there is no ledger, the run does not say what it is of, or the model is
-            another one than the run's.
+        LmscoutError: there is no ledger, the run does not say what it is of, the model is
+            another one than the run's, or what elastic recovery made of it cannot be had.
     """
     recorded = read_recorded(run)
     for option, given, said in (
@@ -198,13 +207,15 @@ def ledger_benchmark(
     ):
         if not (given or said):
             raise LmscoutError(f"{LEDGER}{run}: the run does not say of what it is; give {option}")
-    loaded = load_model(model or str(recorded.model))
-    digest = model_digest(loaded.model)
+    loaded, digest = _dense(model or str(recorded.model), recorded)
     if digest != recorded.settings.get("model"):
         raise LmscoutError(
             f"{loaded.source}: is not the model whose plans {LEDGER}{run} holds; name that one "
             "with --model"
         )
+    adapter = _adapter(run, recorded, loaded.model.dtype)
+    dense: Any = loaded.model
+    dense.to(torch.float32)  # a processor is slow at anything else
     family = family_of(loaded.model.config)
     shape = shape_of(family.all_parts(loaded.model))
     with Ledger(run, shape, recorded.settings) as ledger:
@@ -226,7 +237,43 @@ def ledger_benchmark(
         shape,
         as_rows([pair.plan for pair in pairs]),
         cache,
+        adapter,
     )
+
+
+def _dense(source: str, recorded: Recorded) -> tuple[LoadedModel, str]:
+    """The dense model as it was in memory, and its digest, which depends on the dtype."""
+    loaded = load_model(source, recorded.dtype)
+    digest = model_digest(loaded.model)
+    if recorded.dtype is None and digest != recorded.settings.get("model"):
+        # An older ledger does not say; what an accelerator measured was as it is saved.
+        loaded = load_model(source, loaded.saved_dtype)
+        digest = model_digest(loaded.model)
+    return loaded, digest
+
+
+def _adapter(run: str, recorded: Recorded, dtype: torch.dtype) -> Path | None:
+    """File of the adapter that pairs were measured with; None where they had none.
+
+    Raises:
+        LmscoutError: it is not there, or was trained in 16 bits.
+    """
+    if SETTING not in recorded.settings:
+        return None
+    file = recovery_file(Path(run), ELASTIC)
+    if not file.is_file():
+        raise LmscoutError(
+            f"{LEDGER}{run}: its pairs were measured after elastic recovery, and {file} is not "
+            "there; name a run folder that holds both, or a run without --elastic"
+        )
+    if dtype != torch.float32:
+        # An adapter belongs to units in their order, which rounding decides for many of them.
+        raise LmscoutError(
+            f"{LEDGER}{run}: its pairs were measured after elastic recovery in "
+            f"{str(dtype).removeprefix('torch.')}, which cannot be made again exactly; "
+            "name a run of --compute-dtype float32, or one without --elastic"
+        )
+    return file
 
 
 def _specs(

@@ -40,6 +40,18 @@ from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_rows, kept_
 FEWEST_PAIRS = 20
 
 
+def check_enough(pairs: int) -> None:
+    """Refuse to learn from too few pairs.
+
+    Raises:
+        LmscoutError: they are.
+    """
+    if pairs < FEWEST_PAIRS:
+        raise LmscoutError(
+            f"{pairs} pairs are too few for a predictor: measure at least {FEWEST_PAIRS}"
+        )
+
+
 @dataclass(frozen=True)
 class PredictorReport:
     """How a predictor was chosen, and how good it is.
@@ -221,10 +233,7 @@ def fit_predictor(
     Raises:
         LmscoutError: there are too few pairs, or they do not differ.
     """
-    if len(pairs) < FEWEST_PAIRS:
-        raise LmscoutError(
-            f"{len(pairs)} measured pairs are too few for a predictor: at least {FEWEST_PAIRS}"
-        )
+    check_enough(len(pairs))
     features = PlanFeatures(shape, mass, extra)
     examples = _examples(pairs, shape, features)
     if np.ptp(examples.values) == 0:

@@ -110,6 +110,24 @@ def read_state(path: Path, identity: Identity, shapes: Mapping[str, Tensor]) -> 
     )
 
 
+def read_adapter(path: Path) -> tuple[Identity, Mapping[str, Tensor]]:
+    """All that a training depended on, and the weights that it has come to.
+
+    Args:
+        path: its file, whoever asks for it.
+
+    Raises:
+        LmscoutError: there is none, or it is damaged.
+    """
+    header, tensors = _read(path)
+    weights = {
+        name.removeprefix("weights/"): one
+        for name, one in tensors.items()
+        if name.startswith("weights/")
+    }
+    return header["identity"], weights
+
+
 def check_file(path: Path, identity: Identity) -> None:
     """Refuse a file of other settings before any long work; no file is no error.
 

@@ -18,7 +18,7 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import Perplexity
 from lmscout.pruning.calibration import Calibrated, calibrate_again, text_digest
 from lmscout.pruning.recovery.batches import apart_from
-from lmscout.pruning.recovery.checkpoint import weights_digest
+from lmscout.pruning.recovery.checkpoint import read_adapter, weights_digest
 from lmscout.pruning.recovery.elastic_adapter import ElasticAdapter
 from lmscout.pruning.recovery.losses import divergence_loss, likelihood_loss
 from lmscout.pruning.recovery.settings import DISTILL, RecoverySettings
@@ -34,6 +34,7 @@ from lmscout.ranking.correlation import kendall
 from lmscout.stages import StageProgress
 from lmscout.statistics.single_pass import only_these_learn
 
+SETTING = "elastic"  # of a ledger whose pairs were measured afterwards
 _DRAWN = 256  # plans that are trained in turn
 _DENSE_EVERY = 8  # steps, of which one trains the whole
 _JUDGED = 24  # plans of a size, by which its order before and after is compared
@@ -140,8 +141,8 @@ def recover_all_plans(
         calibrated, windows, space, sizes, settings, checkpoint, progress=progress
     )
     adapter.merge()
-    words = f"{settings.words(windows.shape[1])}, adapter {weights_digest(adapter.weights)}"
-    recovered = calibrate_again(calibrated, references, {"elastic": words})
+    words = f"{settings.words(windows.shape[1])}, {_adapter_words(adapter.weights)}"
+    recovered = calibrate_again(calibrated, references, {SETTING: words})
     evaluator = recovered.evaluator(recovered.measured)
     after = [_rises(evaluator, plans) for plans in judged]
     orders = tuple(
@@ -149,6 +150,30 @@ def recover_all_plans(
         for keep, one, two in zip(sizes, before, after, strict=True)
     )
     return recovered, Elastic(trained, orders)
+
+
+def merge_trained(calibrated: Calibrated, checkpoint: Path, words: str) -> None:
+    """Merge what a run has trained for all plans into the dense model, in place.
+
+    Args:
+        calibrated: the dense model as it was before, calibrated as it was then.
+        checkpoint: the run's file.
+        words: what the settings of its ledger say of the adapter.
+
+    Raises:
+        LmscoutError: the file is not there, or damaged, or holds another adapter.
+    """
+    identity, weights = read_adapter(checkpoint)
+    if not words.endswith(_adapter_words(weights)):
+        raise LmscoutError(
+            f"recovery {checkpoint}: is not the adapter with which the ledger's pairs were "
+            "measured; put that one in its place"
+        )
+    rank, seed = (int(identity[name] or 0) for name in ("rank", "seed"))
+    adapter = ElasticAdapter(calibrated.model, calibrated.family, rank, seed)
+    for name, one in adapter.weights.items():
+        one.data.copy_(weights[name])
+    adapter.merge()
 
 
 def drawn_plans(
@@ -208,12 +233,7 @@ def train_all_plans(
     def loss_of(step: int, tokens: Tensor) -> Tensor:
         whole = step % _DENSE_EVERY == _DENSE_EVERY - 1
         plan = calibrated.shape.dense if whole else plans[step % len(plans)]
-        hidden = adapter.hidden(plan, tokens)
-        vocabulary = model.config.vocab_size
-        if settings.method != DISTILL:
-            return likelihood_loss(adapter.head, hidden, tokens, vocabulary)
-        theirs = adapter.dense_hidden(tokens)
-        return divergence_loss(adapter.head, hidden, adapter.head, theirs, vocabulary)
+        return plan_loss(adapter, plan, tokens, settings.method)
 
     identity = {
         **calibrated.ledger_settings,
@@ -236,6 +256,22 @@ def train_all_plans(
     return adapter, trained
 
 
+def plan_loss(adapter: ElasticAdapter, plan: Plan, tokens: Tensor, method: str) -> Tensor:
+    """What a step on a plan minimises.
+
+    Args:
+        adapter: of all plans.
+        plan: whose prefix of it learns.
+        tokens: [B, T] int64.
+        method: as in `RecoverySettings`.
+    """
+    hidden = adapter.hidden(plan, tokens)
+    if method != DISTILL:
+        return likelihood_loss(adapter.head, hidden, tokens, adapter.vocabulary)
+    theirs = adapter.dense_hidden(tokens)
+    return divergence_loss(adapter.head, hidden, adapter.head, theirs, adapter.vocabulary)
+
+
 def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:
     """Windows on which no plan is measured."""
     left = apart_from(windows, calibrated.measured, calibrated.final)
@@ -245,6 +281,10 @@ def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:
             "longer one with --recover-text"
         )
     return left
+
+
+def _adapter_words(weights: Mapping[str, Tensor]) -> str:
+    return f"adapter {weights_digest(weights)}"
 
 
 def _rises(evaluator: Evaluator, plans: Sequence[Plan]) -> list[float]:

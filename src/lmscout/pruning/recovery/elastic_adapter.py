@@ -58,6 +58,7 @@ class ElasticAdapter:
 
     Attributes:
         weights: what learns, by name; float32 or wider.
+        vocabulary: how many logits a token has.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family, rank: int, seed: int) -> None:
@@ -70,6 +71,7 @@ class ElasticAdapter:
             seed: of the first half, A; B starts at 0.
         """
         self._model, self._family = model, family
+        self.vocabulary: int = model.config.vocab_size
         self._blocks = list(family.blocks(model))
         self._halves = family.all_halves(model)
         self.weights: dict[str, nn.Parameter] = {}

@@ -55,6 +55,8 @@ class RecoverySettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise LmscoutError(f"recovery: {name} of {value:g} is not above 0")
+        if self.seed < 0:
+            raise LmscoutError(f"recovery: seed of {self.seed} is below 0: give another")
         if self.steps is None and self.tokens is None:
             raise LmscoutError("recovery: give a bound of steps or of tokens")
 
