@@ -228,9 +228,10 @@ def test_sorting_puts_the_most_important_first(model, family):
 
 def test_gradients_do_not_depend_on_how_text_is_batched(model, family):
     windows = random_windows()
-    whole = dict(gradients_by_block(model, family, windows))
+    whole = {index: parts for index, parts, _ in gradients_by_block(model, family, windows)}
     assert list(whole) == [2, 1, 0]
-    for index, parts in gradients_by_block(model, family, windows, batch_tokens=1):
+    for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=1):
+        assert scale == 1
         for kind, part in parts.halves.items():
             for one, other in zip(
                 unit_sides(part), unit_sides(whole[index].halves[kind]), strict=True

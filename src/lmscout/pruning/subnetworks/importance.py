@@ -154,7 +154,7 @@ def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) 
     """Fold abs(w g) into unit scores, block by block, and free the gradients at once."""
     scores: UnitScores = {}
     tokens = size * windows.shape[1]
-    for index, parts in gradients_by_block(model, family, windows, batch_tokens=tokens):
+    for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=tokens):
         for kind, part in parts.halves.items():
             folded = []
             for side in unit_sides(part):
@@ -162,5 +162,5 @@ def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) 
                 assert gradient is not None
                 salience = (side.view.detach().float() * gradient.float()).abs()
                 folded.append(side.fold(salience).double().cpu())
-            scores[index, kind] = torch.stack(folded).sum(0)
+            scores[index, kind] = torch.stack(folded).sum(0) / scale
     return dict(sorted(scores.items()))
