@@ -226,6 +226,25 @@ def test_sorting_puts_the_most_important_first(model, family):
         torch.testing.assert_close(values, scores[place].sort(descending=True).values)
 
 
+def test_a_random_order_is_of_the_units_and_not_of_where_they_stand(model, family):
+    windows = random_windows()
+    scores = importance("random", model, family, windows=windows, seed=3)
+    other = importance("random", model, family, windows=windows, seed=4)
+    assert any(not torch.equal(one, scores[place]) for place, one in other.items())
+    parts = dict(all_parts(model, family))
+    for place, part in parts.items():
+        assert len(set(scores[place].tolist())) == part.units
+        assert ((scores[place] >= 0) & (scores[place] < 1)).all()
+    every = torch.cat(list(scores.values()))
+    assert every.mean() == pytest.approx(0.5, abs=5 * (12 * len(every)) ** -0.5)
+    for place, part in parts.items():
+        turned = torch.arange(part.units).roll(1).double()  # as a score: some order
+        sort_half(part, turned)
+        order = turned.argsort(descending=True)
+        again = importance("random", model, family, windows=windows, seed=3)[place]
+        assert torch.equal(again, scores[place][order])
+
+
 def test_gradients_do_not_depend_on_how_text_is_batched(model, family):
     windows = random_windows()
     whole = {index: parts for index, parts, _ in gradients_by_block(model, family, windows)}
