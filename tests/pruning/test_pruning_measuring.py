@@ -384,6 +384,18 @@ def test_moments_are_those_of_what_enters_the_output_projections(model, family):
         torch.testing.assert_close(one.squares, moments[place].squares, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_moments_are_as_wide_as_the_model_and_float32_at_least(dtype):
+    model, windows = random_model("qwen2").to(dtype), random_windows()
+    family = family_of(model.config)
+    moments = dict(moments_by_block(model, family, windows))
+    for one in moments.values():
+        wide = torch.promote_types(dtype, torch.float32)
+        assert {one.total.dtype, one.squares.dtype, one.gram.dtype} == {wide}
+    refit = Compensation(outputs(model, family), moments.items())
+    assert refit.output(0, MLP, 7).weight.dtype == dtype
+
+
 def test_compensation_is_the_least_squares_refit(model, family):
     windows = random_windows(40)  # more tokens than entries, so that the fit is unique
     scores = importance("magnitude", model, family, windows=windows)
