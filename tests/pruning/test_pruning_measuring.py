@@ -226,11 +226,31 @@ def test_sorting_puts_the_most_important_first(model, family):
         torch.testing.assert_close(values, scores[place].sort(descending=True).values)
 
 
+def test_a_random_order_is_of_the_units_and_not_of_where_they_stand(model, family):
+    windows = random_windows()
+    scores = importance("random", model, family, windows=windows, seed=3)
+    other = importance("random", model, family, windows=windows, seed=4)
+    assert any(not torch.equal(one, scores[place]) for place, one in other.items())
+    parts = dict(all_parts(model, family))
+    for place, part in parts.items():
+        assert len(set(scores[place].tolist())) == part.units
+        assert ((scores[place] >= 0) & (scores[place] < 1)).all()
+    every = torch.cat(list(scores.values()))
+    assert every.mean() == pytest.approx(0.5, abs=5 * (12 * len(every)) ** -0.5)
+    for place, part in parts.items():
+        turned = torch.arange(part.units).roll(1).double()  # as a score: some order
+        sort_half(part, turned)
+        order = turned.argsort(descending=True)
+        again = importance("random", model, family, windows=windows, seed=3)[place]
+        assert torch.equal(again, scores[place][order])
+
+
 def test_gradients_do_not_depend_on_how_text_is_batched(model, family):
     windows = random_windows()
-    whole = dict(gradients_by_block(model, family, windows))
+    whole = {index: parts for index, parts, _ in gradients_by_block(model, family, windows)}
     assert list(whole) == [2, 1, 0]
-    for index, parts in gradients_by_block(model, family, windows, batch_tokens=1):
+    for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=1):
+        assert scale == 1
         for kind, part in parts.halves.items():
             for one, other in zip(
                 unit_sides(part), unit_sides(whole[index].halves[kind]), strict=True
@@ -301,6 +321,47 @@ def hooked_inputs(model, family, windows):
     return caught
 
 
+def of_unit(part, unit):
+    """One unit's weights, by hand: output columns [out, n], and the rows of all else, [m]."""
+    each = part.output.weight.shape[1] // part.units
+    columns = part.output.weight[:, unit * each : (unit + 1) * each].detach().double()
+    rest = []
+    for affine in part.inputs:
+        rows = len(affine.weight) // part.units
+        rest.append(affine.weight[unit * rows : (unit + 1) * rows].flatten())
+        if affine.bias is not None:
+            rest.append(affine.bias[unit * rows : (unit + 1) * rows])
+    return columns, torch.cat(rest).detach().double()
+
+
+def test_magnitude_is_the_sum_of_squares_of_a_units_parameters(model, family):
+    scores = importance("magnitude", model, family, windows=random_windows())
+    for place, part in all_parts(model, family):
+        for unit in range(part.units):
+            columns, rest = of_unit(part, unit)
+            wanted = sum(w * w for w in [*columns.flatten().tolist(), *rest.tolist()])
+            assert scores[place][unit].item() == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", FROM_MOMENTS)
+def test_importance_from_moments_is_summed_over_a_units_output_columns(model, family, method):
+    windows = random_windows()
+    moments = dict(moments_by_block(model, family, windows, grams=False))
+    inputs = hooked_inputs(model, family, windows)
+    for place, part in all_parts(model, family):
+        scores = importance_from_moments(method, place, part, moments[place])
+        for unit in range(part.units):
+            columns, _ = of_unit(part, unit)
+            each, wanted = columns.shape[1], 0.0
+            for entry in range(each):
+                x, column = inputs[place][:, unit * each + entry], columns[:, entry]
+                if method == "activation":
+                    wanted += sum(abs(w) for w in column.tolist()) * (x @ x / len(x)).sqrt()
+                else:
+                    wanted += sum(w * w for w in column.tolist()) * ((x - x.mean()) ** 2).mean()
+            assert scores[unit].item() == pytest.approx(float(wanted), rel=1e-3)
+
+
 def test_moments_are_those_of_what_enters_the_output_projections(model, family):
     windows = random_windows()
     told = []
@@ -321,6 +382,18 @@ def test_moments_are_those_of_what_enters_the_output_projections(model, family):
     for place, one in moments_by_block(model, family, windows, grams=False):
         assert one.gram is None
         torch.testing.assert_close(one.squares, moments[place].squares, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_moments_are_as_wide_as_the_model_and_float32_at_least(dtype):
+    model, windows = random_model("qwen2").to(dtype), random_windows()
+    family = family_of(model.config)
+    moments = dict(moments_by_block(model, family, windows))
+    for one in moments.values():
+        wide = torch.promote_types(dtype, torch.float32)
+        assert {one.total.dtype, one.squares.dtype, one.gram.dtype} == {wide}
+    refit = Compensation(outputs(model, family), moments.items())
+    assert refit.output(0, MLP, 7).weight.dtype == dtype
 
 
 def test_compensation_is_the_least_squares_refit(model, family):
@@ -502,6 +575,27 @@ def test_each_device_keeps_its_thread_from_one_list_of_plans_to_the_next(model, 
     # One may have been done with all plans before the other began.
     assert sorted(map(len, threads)) in ([0, 1], [1, 1])
     assert threads[0].isdisjoint(threads[1])
+
+
+@pytest.mark.parametrize("count", [14, 60])  # as few as there may be, and more than are taken
+def test_no_text_is_for_two_things(count):
+    settings = CalibrationSettings(
+        window=12, measured_tokens=96, final_tokens=96, moment_tokens=120, gradient_windows=2
+    )
+    windows = torch.arange(count * 12).view(count, 12) % 64
+    windows[:, 0], windows[:, 1] = torch.arange(count) % 64, torch.arange(count) // 64
+    calibrated = calibrate(random_model("llama"), windows, settings)
+    texts = [calibrated.measured, calibrated.final, calibrated.moments]
+    rows = [{tuple(row) for row in text.tolist()} for text in texts]
+    assert all(rows)
+    assert len(set().union(*rows)) == sum(map(len, texts))
+    assert set().union(*rows) <= {tuple(row) for row in windows.tolist()}
+    # the gradient that has ordered units is of text that moments are taken from
+    falling = importance(
+        "taylor", calibrated.model, calibrated.family, windows=calibrated.moments[:2]
+    )
+    for place, values in falling.items():
+        assert (values[1:] <= values[:-1] * (1 + 1e-3)).all(), place
 
 
 def test_copies_of_what_was_calibrated_measure_the_same(model):

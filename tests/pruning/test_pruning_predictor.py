@@ -139,6 +139,31 @@ def test_partial_pairs_count_less(rows):
     assert errors[0] < 0.5 * errors[1]
 
 
+def test_partial_pairs_are_brought_to_the_level_of_the_whole_text(rows):
+    """On its first portion a plan rises by a half or so of what it does in all."""
+    rng = np.random.default_rng(0)
+    shares = rng.uniform(0.4, 0.6, 40)
+    plans = as_plans(rows[:60])
+    values = MODEL.rise(rows[:60])
+    whole = [
+        Pair(plan, value, 6000, course=((1500, share * value), (6000, value)))
+        for plan, value, share in zip(plans[:40], values[:40], shares, strict=True)
+    ]
+    partial = [
+        Pair(plan, 0.5 * value, 1500, partial=True, course=((1500, 0.5 * value),))
+        for plan, value in zip(plans[40:59], values[40:59], strict=True)
+    ]
+    # nothing whole says how much of a rise shows on so few tokens
+    unknown = [Pair(plans[59], 0.3, 60, partial=True, course=((60, 0.3),))]
+    fitted = fit_predictor(
+        [*whole, *partial, *unknown], MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=["ridge"]
+    )
+    level = sorted(1 / shares)[19:21]
+    wanted = [*values[:40], *(0.5 * values[40:59] * np.mean(level)), 0.3]
+    got, _ = fitted.cross_validated
+    np.testing.assert_allclose(np.sort(got), np.sort(wanted), rtol=1e-9)
+
+
 def test_several_sizes_are_judged_each_by_itself():
     rows = sample(MODEL, 120, keeps=(0.5, 0.7, 0.9))
     report = fit_predictor(

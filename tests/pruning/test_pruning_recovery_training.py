@@ -119,6 +119,33 @@ def test_a_training_says_what_it_did(tmp_path):
     assert same == done
 
 
+def test_a_step_is_adamw_with_a_gradient_of_norm_one_at_most(tmp_path):
+    """Against AdamW written out; the steps' gradients differ in size by far."""
+    sizes = [0.1, 300.0, 0.02, 5.0, 0.3, 900.0, 0.1, 1.0]
+    target = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    settings = replace(PLAIN, steps=len(sizes))
+    vector = nn.Parameter(torch.zeros(4))
+    train(
+        {"vector": vector},
+        lambda step, _: sizes[step] * ((vector - target) ** 2).sum() / 2,
+        torch.zeros(16, 4, dtype=torch.int64),
+        settings,
+        tmp_path / "x.safetensors",
+        {},
+        device=CPU,
+    )
+    x, mean, square = (np.zeros(4) for _ in range(3))
+    for step, size in enumerate(sizes):
+        gradient = size * (x - target.numpy())
+        gradient /= max(1.0, np.linalg.norm(gradient))
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.95 * square + 0.05 * gradient**2
+        rate = settings.learning_rate * schedule(step, len(sizes))
+        down = np.sqrt(square / (1 - 0.95 ** (step + 1))) + 1e-8
+        x -= rate * mean / (1 - 0.9 ** (step + 1)) / down
+    np.testing.assert_allclose(vector.detach().numpy(), x, rtol=1e-4)
+
+
 def test_seconds_bound_a_training(tmp_path):
     _, done = parabola(tmp_path, replace(PLAIN, steps=10**7, seconds=0.05))
     assert 0 < done.steps < 10**7

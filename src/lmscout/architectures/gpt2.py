@@ -29,7 +29,10 @@ from lmscout.architectures.spec import (
     ProbePoints,
     require_blocks,
     require_fields,
+    require_numbers,
     require_positive,
+    require_truths,
+    require_tuples,
 )
 from lmscout.errors import LmscoutError
 
@@ -75,10 +78,14 @@ class Gpt2Spec(ArchitectureSpec):
             vocabulary=self.vocabulary,
             max_length=self.max_length,
         )
+        require_numbers(owner, weight_std=self.weight_std, projection_std=self.projection_std)
         require_blocks(owner, self.width, self.heads, self.inner)
         self._check_clusters(owner)
 
     def _check_clusters(self, owner: str) -> None:
+        require_tuples(owner, cutoffs=self.cutoffs, tied=self.tied)
+        require_positive(owner, **{f"cutoffs[{i}]": one for i, one in enumerate(self.cutoffs)})
+        require_truths(owner, **{f"tied[{i}]": one for i, one in enumerate(self.tied)})
         edges = (0, *self.cutoffs, self.vocabulary)
         if any(low >= high for low, high in pairwise(edges)):
             raise LmscoutError(

@@ -26,7 +26,10 @@ from lmscout.architectures.spec import (
     ProbePoints,
     require_blocks,
     require_fields,
+    require_numbers,
     require_positive,
+    require_truths,
+    require_tuples,
 )
 from lmscout.errors import LmscoutError
 
@@ -66,7 +69,15 @@ class LlamaSpec(ArchitectureSpec):
         require_positive(
             OWNER, width=self.width, vocabulary=self.vocabulary, max_length=self.max_length
         )
+        require_truths(OWNER, tied=self.tied)
+        require_numbers(
+            OWNER,
+            rope_theta=self.rope_theta,
+            norm_epsilon=self.norm_epsilon,
+            weight_std=self.weight_std,
+        )
         require_blocks(OWNER, self.width, self.heads, self.inner)
+        require_tuples(OWNER, key_value_heads=self.key_value_heads)
         if len(self.key_value_heads) != len(self.heads):
             raise LmscoutError(
                 f"{OWNER}: key_value_heads has {len(self.key_value_heads)} entries and heads "

@@ -17,6 +17,8 @@ def spec_from_dict(values: dict[str, Any]) -> ArchitectureSpec:
     Raises:
         LmscoutError: the kind is unknown, or a field is missing, unknown or out of its range.
     """
+    if not isinstance(values, dict):
+        raise LmscoutError(f"architecture spec: expected an object with fields, not {values!r}")
     kind = values.get("kind")
     for spec_type in SPEC_TYPES:
         if spec_type.kind == kind:

@@ -5,6 +5,7 @@ builds an untrained model from a seed.  The model names the modules at which the
 a proxy are read; it computes no statistic itself.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
@@ -167,6 +168,30 @@ def require_positive(owner: str, **values: object) -> None:
             raise LmscoutError(f"{owner}: {field} must be a whole number above 0, not {value!r}")
 
 
+def require_numbers(owner: str, **values: object) -> None:
+    """Raise LmscoutError, naming the field, unless every value is a finite number above 0."""
+    for field, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+            raise LmscoutError(f"{owner}: {field} must be a number above 0, not {value!r}")
+
+
+def require_tuples(owner: str, **values: object) -> None:
+    """Raise LmscoutError, naming the field, unless every value is a tuple: in JSON a list."""
+    for field, value in values.items():
+        if not isinstance(value, tuple):
+            raise LmscoutError(
+                f"{owner}: {field} must be a list (in Python a tuple), not {value!r}"
+            )
+
+
+def require_truths(owner: str, **values: object) -> None:
+    """Raise LmscoutError, naming the field, unless every value is true or false."""
+    for field, value in values.items():
+        if not isinstance(value, bool):
+            raise LmscoutError(f"{owner}: {field} must be true or false, not {value!r}")
+
+
 def require_blocks(owner: str, width: int, heads: tuple[int, ...], inner: tuple[int, ...]) -> None:
     """Raise LmscoutError unless every block has heads that divide the width, or an MLP, or both.
 
@@ -176,6 +201,7 @@ def require_blocks(owner: str, width: int, heads: tuple[int, ...], inner: tuple[
         heads: of each block; 0 where it has no attention.
         inner: of each block; 0 where it has no MLP.
     """
+    require_tuples(owner, heads=heads, inner=inner)
     if not heads or len(heads) != len(inner):
         raise LmscoutError(
             f"{owner}: heads has {len(heads)} entries and inner {len(inner)}; "

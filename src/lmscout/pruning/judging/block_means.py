@@ -2,8 +2,8 @@
 
 What proxies of the published space read of an untrained architecture, here of a transformers
 model of any size, in its own dtype and on its own device: every tensor is reduced when it
-arrives and let go of, nothing is copied to another dtype whole, and a GPU is waited for once, at
-the end.
+arrives and let go of, nothing but a gradient in float16 is copied to another dtype whole, and a
+GPU is waited for once, at the end.
 """
 
 from __future__ import annotations

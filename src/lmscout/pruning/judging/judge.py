@@ -24,7 +24,7 @@ from lmscout.proxies.deep import SPEC_LEAVES, Node, walk
 from lmscout.proxies.deep.members import as_tree
 from lmscout.proxies.deep.words import NUMBER, REDUCTIONS, SCORE
 from lmscout.pruning.families import ATTENTION, Family
-from lmscout.pruning.judging.reading import Place, read_trained
+from lmscout.pruning.judging.reading import Place, read_trained, widened
 from lmscout.pruning.judging.tables import BlockTable, tabulate
 from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, dense_row, kept_shares
@@ -241,7 +241,8 @@ def _function_table(
     assert function is not None
 
     def value(place: Place, count: int) -> float:
-        kept = {name: ((tensor,),) for name, tensor in place.first(count).items()}
+        tensors = widened(place.first(count))
+        kept = {name: ((tensor,),) for name, tensor in tensors.items()}
         none: tuple[tuple[Tensor, ...], ...] = ((),)
         linears: tuple[tuple[nn.Linear, ...], ...] = ((),)
         return function(

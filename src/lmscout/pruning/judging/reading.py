@@ -25,6 +25,7 @@ from lmscout.pruning.families import (
     Family,
     MlpParts,
 )
+from lmscout.pruning.subnetworks.loss_scale import loss_scale
 from lmscout.statistics.single_pass import only_these_learn
 
 BLOCK = "block"  # of a tensor that follows no units: it stays while anything of its block does
@@ -38,7 +39,8 @@ class Place:
         block: which block.
         kind: "attention", "mlp", or "block" where the tensors follow no units.
         stack: of `proxies.deep.STACKS`: "linear", "act", "hidden", "head" or "softmax".
-        tensors: by leaf: "weight" and "grad", "act" and "act_grad", "jacob", "head", "softmax".
+        tensors: by leaf: "weight" and "grad", "act" and "act_grad", "jacob", "head", "softmax";
+            in the model's dtype, but gradients of a float16 model, which are float32.
         axis: along which they follow units.
         units: how many there are; 1 where they follow none.
     """
@@ -63,6 +65,33 @@ class Place:
 See = Callable[[Place], None]
 
 
+def widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same in float32 or wider, as formulas want them: in float16 their guard of 1e-9 is 0."""
+    return {
+        name: one.to(torch.promote_types(one.dtype, torch.float32)) for name, one in tensors.items()
+    }
+
+
+class _Gradients:
+    """Gradients of the loss, from those of a multiple of it."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self._finite: list[Tensor] = []
+
+    def of_loss(self, gradient: Tensor) -> Tensor:
+        """One of them; what overflowed is told by `finite`, so that no GPU is waited for here."""
+        if self.scale == 1:
+            return gradient
+        self._finite.append(torch.isfinite(gradient).all())
+        return gradient.float() / self.scale
+
+    @property
+    def finite(self) -> bool:
+        """Whether none has overflowed so far."""
+        return all(map(bool, self._finite))
+
+
 def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: See) -> None:
     """Run one forward and one backward and show every tensor that a proxy may read.
 
@@ -77,17 +106,18 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
         see: called once a place.
 
     Raises:
-        LmscoutError: the loss is not finite.
+        LmscoutError: the loss is not finite, or a gradient is not in float16.
     """
     tokens = tokens.to(model.device)
+    gradients = _Gradients(loss_scale(model.dtype, tokens[:, 1:].numel()))
     with only_these_learn(model, ()), torch.enable_grad():
         hidden = family.embed(model, tokens).detach().requires_grad_()
         context = family.context(model, hidden)
         for index, block in enumerate(family.blocks(model)):
             parts = family.parts(block)
-            _watch(hidden, partial(_see_hidden, see, index))
+            _watch(hidden, partial(_see_hidden, see, gradients, index))
             attention = parts.attention.with_maps(
-                _learning_maps(see, index, ATTENTION, parts.attention)
+                _learning_maps(see, gradients, index, ATTENTION, parts.attention)
             )
             normed = family.attention_norm(block, hidden)
             inner = family.attend(block, attention, normed, context)
@@ -99,9 +129,9 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
                 attended = family.probabilities(block, parts.attention, normed, context)
                 softmax = {"softmax": attended}
                 see(Place(index, ATTENTION, "softmax", softmax, 1, parts.attention.units))
-            mlp = parts.mlp.with_maps(_learning_maps(see, index, MLP, parts.mlp))
+            mlp = parts.mlp.with_maps(_learning_maps(see, gradients, index, MLP, parts.mlp))
             act, inner = family.activated(block, mlp, family.mlp_norm(block, hidden))
-            _watch(act, partial(_see_activation, see, index, act.detach()))
+            _watch(act, partial(_see_activation, see, gradients, index, act.detach()))
             hidden = hidden + mlp.output.apply(inner)
         logits = family.logits(model, hidden)[:, :-1].flatten(0, 1)
         loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten())
@@ -109,7 +139,11 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
             raise LmscoutError(
                 f"the model's loss on calibration text is {loss.item()}: is the model sound?"
             )
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss * gradients.scale)
+    if not gradients.finite:
+        raise LmscoutError(
+            "the model's gradients overflow in float16: read it in bfloat16 or float32 (--dtype)"
+        )
 
 
 def _watch(tensor: Tensor, see: Callable[[Tensor], None]) -> None:
@@ -117,30 +151,40 @@ def _watch(tensor: Tensor, see: Callable[[Tensor], None]) -> None:
     tensor.register_hook(see)  # type: ignore[no-untyped-call]
 
 
-def _see_hidden(see: See, block: int, gradient: Tensor) -> None:
-    see(Place(block, BLOCK, "hidden", {"jacob": gradient.detach()}, 0, 1))
+def _see_hidden(see: See, gradients: _Gradients, block: int, gradient: Tensor) -> None:
+    see(Place(block, BLOCK, "hidden", {"jacob": gradients.of_loss(gradient.detach())}, 0, 1))
 
 
-def _see_activation(see: See, block: int, act: Tensor, gradient: Tensor) -> None:
-    tensors = {"act": act, "act_grad": gradient.detach()}
+def _see_activation(
+    see: See, gradients: _Gradients, block: int, act: Tensor, gradient: Tensor
+) -> None:
+    tensors = {"act": act, "act_grad": gradients.of_loss(gradient.detach())}
     see(Place(block, MLP, "act", tensors, 2, act.shape[2]))
 
 
 def _learning_maps(
-    see: See, block: int, kind: str, part: AttentionParts | MlpParts
+    see: See, gradients: _Gradients, block: int, kind: str, part: AttentionParts | MlpParts
 ) -> list[Affine]:
     """The maps of attention or MLP, in the order of `unit_maps`."""
-    rows = partial(_learning, see, block, kind, 0, part.units)
-    columns = partial(_learning, see, block, kind, 1, part.units)
+    rows = partial(_learning, see, gradients, block, kind, 0, part.units)
+    columns = partial(_learning, see, gradients, block, kind, 1, part.units)
     return [*map(rows, part.inputs), columns(part.output)]
 
 
-def _learning(see: See, block: int, kind: str, axis: int, units: int, affine: Affine) -> Affine:
+def _learning(
+    see: See,
+    gradients: _Gradients,
+    block: int,
+    kind: str,
+    axis: int,
+    units: int,
+    affine: Affine,
+) -> Affine:
     """The same map, its weight a leaf of the graph whose gradient is shown and dropped."""
 
     def arrived(weight: Tensor) -> None:
         if weight.grad is not None:
-            tensors = {"weight": weight.detach(), "grad": weight.grad}
+            tensors = {"weight": weight.detach(), "grad": gradients.of_loss(weight.grad)}
             see(Place(block, kind, "linear", tensors, axis, units))
             weight.grad = None
 

@@ -22,7 +22,7 @@ from lmscout.proxies.deep.words import ELEMENTWISE, TENSOR_JOINS
 from lmscout.proxies.operators import UNARY_OPERATION
 from lmscout.pruning.families import ATTENTION, KINDS, MLP, Family
 from lmscout.pruning.judging.prefixes import prefix_means
-from lmscout.pruning.judging.reading import BLOCK, Place, read_trained
+from lmscout.pruning.judging.reading import BLOCK, Place, read_trained, widened
 from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, dense_row
 from lmscout.statistics.deep_values import full_tensor, reduced
@@ -135,7 +135,7 @@ def tabulate(
     def see(place: Place) -> None:
         mine = [node for node in tables if _reads(node, place)]
         summed = [one for node in mine if (one := _summed(node)) is not None]
-        tensors = _named(place.tensors, mine)
+        tensors = _named(widened(place.tensors), mine)
         for inner in dict.fromkeys(one.inner for one in summed):
             tensor = full_tensor(inner, tensors)
             alike = [one for one in summed if one.inner == inner]
@@ -201,7 +201,8 @@ def _definition(node: Node) -> ByDefinition:
 
     def value(place: Place, count: int) -> float:
         with torch.no_grad():
-            return reduced(node.name, [full_tensor(operand, _named(place.first(count), [node]))])
+            tensors = _named(widened(place.first(count)), [node])
+            return reduced(node.name, [full_tensor(operand, tensors)])
 
     return value
 

@@ -251,6 +251,7 @@ def train_all_plans(
             checkpoint,
             identity,
             device=model.device,
+            dtype=model.dtype,
             progress=progress,
         )
     return adapter, trained

@@ -67,6 +67,7 @@ def recover(
         checkpoint,
         {**identity, **settings.identity()},
         device=cut.device,
+        dtype=cut.dtype,
         progress=progress,
     )
     return adapted.merge(), done

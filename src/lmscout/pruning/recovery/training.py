@@ -15,6 +15,7 @@ from lmscout.errors import LmscoutError
 from lmscout.pruning.recovery.batches import batch_of
 from lmscout.pruning.recovery.checkpoint import Identity, State, read_state, write_state
 from lmscout.pruning.recovery.settings import RecoverySettings
+from lmscout.pruning.subnetworks.loss_scale import loss_scale, lower_scale
 from lmscout.stages import StageProgress
 
 _WARM_UP = 0.05  # of all steps
@@ -68,6 +69,7 @@ def train(
     identity: Identity,
     *,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     progress: StageProgress | None = None,
 ) -> Trained:
     """Minimise a loss over a text; AdamW, warm-up, then a cosine down to the nearest bound.
@@ -80,10 +82,12 @@ def train(
         checkpoint: file from which a training goes on, and in which it is kept when it ends.
         identity: all that it depends on; a checkpoint of another one is refused.
         device: where windows are wanted.
+        dtype: in which the model that the adapters are on computes.
         progress: called with steps made and allowed.
 
     Raises:
-        LmscoutError: the checkpoint does not fit or cannot be written, or the loss is not finite.
+        LmscoutError: the checkpoint does not fit or cannot be written, or the loss or its gradient
+            is not finite.
     """
     window, batch = windows.shape[1], settings.batch(windows.shape[1])
     steps = settings.last_step(window)
@@ -106,15 +110,7 @@ def train(
             share = schedule(len(losses), steps, seconds / limit)
             group["lr"] = settings.learning_rate * share
         tokens = batch_of(windows, batch, len(losses), settings.seed).to(device)
-        loss = loss_of(len(losses), tokens)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise LmscoutError(
-                f"recovery: the loss of step {len(losses)} is {value}: lower the learning rate, "
-                "or check the text"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(adapters.values(), _NORM)
+        value = _backward(adapters, loss_of, tokens, len(losses), loss_scale(dtype, batch * window))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(value)
@@ -138,6 +134,43 @@ def train(
         first=sum(losses[:ends]) / ends,
         last=sum(losses[-ends:]) / ends,
     )
+
+
+def _backward(
+    adapters: Mapping[str, nn.Parameter],
+    loss_of: Callable[[int, Tensor], Tensor],
+    tokens: Tensor,
+    step: int,
+    scale: float,
+) -> float:
+    """Give adapters the clipped gradient of a step's loss; the loss.
+
+    A factor that makes a gradient overflow is tried again lower.  The next step begins with the
+    full one, so that a training that goes on from a checkpoint takes the same.
+    """
+    while True:
+        loss = loss_of(step, tokens)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise LmscoutError(
+                f"recovery: the loss of step {step} is {value}: lower the learning rate, "
+                "or check the text"
+            )
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        for one in adapters.values():
+            if scale > 1 and one.grad is not None:
+                one.grad /= scale
+        norm = nn.utils.clip_grad_norm_(adapters.values(), _NORM)
+        if math.isfinite(norm.item()):
+            return value
+        if scale == 1:
+            raise LmscoutError(
+                f"recovery: the gradient of step {step} is not finite: lower the learning rate, "
+                "or train in float32 (--dtype)"
+            )
+        scale = lower_scale(scale)
+        for one in adapters.values():
+            one.grad = None
 
 
 def schedule(step: int, steps: int, by_clock: float = 0.0) -> float:

@@ -31,7 +31,7 @@ class Moments:
     """Moments of the vectors that enter one output projection.
 
     Attributes:
-        total: [n] sum of x over tokens, float32 or wider.
+        total: [n] sum of x over tokens, float32 or wider, as are the others.
         squares: [n] sum of x².
         tokens: how many.
         gram: [n, n] sum of x xᵀ, or None where it was not asked for.
@@ -111,7 +111,8 @@ def _through(
     for state in parts_of(hidden, size):
         inner = inner_activation(family, block, part, state, family.context(model, state))
         after.append(state + part.output.apply(inner))
-        sums.add(inner.flatten(0, 1).float(), grams)
+        wide = torch.promote_types(inner.dtype, torch.float32)
+        sums.add(inner.flatten(0, 1).to(wide), grams)
     return sums.moments(), torch.cat(after)
 
 

@@ -1,6 +1,7 @@
 """How much each unit matters: the methods, each a function from a model to unit scores.
 
-- random: a uniform draw, the floor that every method has to beat.
+- random: a uniform draw, the floor that every method has to beat; it follows from a unit's own
+  weights, so that a model whose units are sorted already is given the same order again.
 - magnitude: sum of w² over the unit's rows and columns (Han et al., arXiv 1506.02626).
 - taylor: sum of abs(w g) over the unit's rows and columns (LLM-Pruner, arXiv 2305.11627).
 - activation: sum of abs(w) times the norm of the input, over the unit's output columns (Wanda,
@@ -11,6 +12,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,6 +51,11 @@ class UnitSide:
         if values.dim() == 2:
             values = values.sum(1 if self.rows else 0)
         return values.view(-1, self.each).sum(1)
+
+    def by_unit(self) -> Tensor:
+        """All that belongs to a unit: [units, n]."""
+        rows = self.view if self.rows else self.view.T
+        return rows.reshape(len(rows) // self.each, -1)
 
 
 def unit_sides(parts: AttentionParts | MlpParts) -> list[UnitSide]:
@@ -90,13 +97,8 @@ def importance(
         taylor = partial(_taylor, model, family, windows)
         scores = halving_from(taylor, BATCH_TOKENS // windows.shape[1], model.device)
     elif method in ("random", "magnitude"):
-        generator = torch.Generator().manual_seed(seed)
         scores = {
-            place: (
-                torch.rand(part.units, generator=generator, dtype=torch.float64)
-                if method == "random"
-                else _sum_of_squares(part)
-            )
+            place: _drawn(place, part, seed) if method == "random" else _sum_of_squares(part)
             for place, part in family.all_halves(model).items()
         }
     else:
@@ -145,6 +147,21 @@ def check_finite(method: str, place: Place, values: Tensor) -> None:
         )
 
 
+def _drawn(place: Place, part: AttentionParts | MlpParts, seed: int) -> Tensor:
+    """Numbers in [0, 1), each from a digest of the seed, the place and a unit's weights."""
+    sides = [
+        side.by_unit().detach().contiguous().view(torch.uint8).cpu().numpy()
+        for side in unit_sides(part)
+    ]
+    drawn = []
+    for unit in range(part.units):
+        digest = hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8)
+        for side in sides:
+            digest.update(side[unit].tobytes())
+        drawn.append((int.from_bytes(digest.digest(), "big") >> 11) * 2.0**-53)
+    return torch.tensor(drawn, dtype=torch.float64)
+
+
 def _sum_of_squares(part: AttentionParts | MlpParts) -> Tensor:
     folded = [side.fold(side.view.double() ** 2) for side in unit_sides(part)]
     return torch.stack(folded).sum(0).cpu()
@@ -154,7 +171,7 @@ def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) 
     """Fold abs(w g) into unit scores, block by block, and free the gradients at once."""
     scores: UnitScores = {}
     tokens = size * windows.shape[1]
-    for index, parts in gradients_by_block(model, family, windows, batch_tokens=tokens):
+    for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=tokens):
         for kind, part in parts.halves.items():
             folded = []
             for side in unit_sides(part):
@@ -162,5 +179,5 @@ def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) 
                 assert gradient is not None
                 salience = (side.view.detach().float() * gradient.float()).abs()
                 folded.append(side.fold(salience).double().cpu())
-            scores[index, kind] = torch.stack(folded).sum(0)
+            scores[index, kind] = torch.stack(folded).sum(0) / scale
     return dict(sorted(scores.items()))
