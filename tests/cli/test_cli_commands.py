@@ -1,6 +1,12 @@
+import fcntl
 import json
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -92,6 +98,41 @@ def test_rank_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
     assert table.column_names == ["architecture", "quality", *names]
 
 
+def on_a_terminal(arguments, columns, cache, folder):
+    """What a terminal of so many columns shows of a command's standard output."""
+    screen, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {name: one for name, one in os.environ.items() if name != "COLUMNS"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "lmscout", *arguments],
+        stdout=end,
+        stderr=subprocess.PIPE,
+        cwd=folder,
+        env=environment | {"LMSCOUT_CACHE": str(cache), "TERM": "dumb"},
+    ) as process:
+        os.close(end)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(screen, 1 << 16)
+            except OSError:  # the other end is closed: so a terminal ends
+                break
+        assert process.wait(300) == 0, process.stderr.read()
+    os.close(screen)
+    return shown.decode().replace("\r", "")
+
+
+def test_eighty_columns_show_names_whole_and_formulas_to_their_end(flexibert_file, cache, tmp_path):
+    formula = "sum(abslog(exp(head)) - sqrt(frobenius(weight)))"
+    asked = ("rank", f"flexibert:{flexibert_file}", "--proxy", "snip", "--proxy", formula)
+    shown = on_a_terminal(asked, 80, cache, tmp_path)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown.replace(" … ", "")  # of an interval
+    assert "body-parameters" in shown
+    first = [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
+    assert formula.replace(" ", "") in "".join(first).replace(" ", "")
+
+
 def test_rank_shows_the_whole_catalog(lmscout, flexibert_file):
     code, out, err = lmscout("rank", f"flexibert:{flexibert_file}")
     assert (code, err) == (0, "")
@@ -128,6 +169,16 @@ def bad_lines(folder, flexibert_file):
     full = folder / "full"
     full.mkdir()
     (full / "mine").write_text("mine")
+    few = folder / "few.json"
+    few.write_text(json.dumps(json.loads(flexibert_file.read_text())[:6]))
+    slip = folder / "slip.json"
+    slip.write_text(
+        '{"family": ["llama"], "depths": [2], "widths": [8], "head_sizes": [4], "expansions": [2], '
+        '"vocabulary": 8, "max_length": 8}'
+    )
+    run = folder / "run"
+    run.mkdir()
+    (run / "settings.json").write_text('{"command": "discover"}')
     good = f"flexibert:{flexibert_file}"
     return [
         (["rank", good, "--proxy", "snap"], "did you mean 'snip'"),
@@ -151,6 +202,13 @@ def bad_lines(folder, flexibert_file):
         (["explain", "-snip", good], "No such option"),
         (["explain", "--", "-snip", good], "without it"),
         (["rank", good, "--backend", "dask"], "dask is not installed"),
+        (["rank", good, "--backend", "multiprocessing"], "there are dask, loky, sequential"),
+        (["rank", good, "--json", "/proc/result.json"], "/proc/result.json cannot be written"),
+        (["discover", good, "--space", "foo"], "published, two-op, deep"),
+        (["discover", "pico,flexibert"], "several at once are for --space deep"),
+        (["discover", f"flexibert:{few}"], "at least 10"),
+        (["bench", "build", slip, "--out", folder / "built"], "did you mean 'families'"),
+        (["bench", "build", "nano", "--out", run], "holds a run of lmscout discover"),
         (["discover", good, "--space", "deep", "--engine", "annealing"], "genetic"),
         (["discover", good, "--space", "deep", "--objective", "r2"], "kendall"),
         (["discover", good, "--space", "deep", "--search", 24], "at most 19"),
@@ -211,3 +269,28 @@ def test_a_benchmark_that_is_nowhere_says_where_it_was_looked_for(lmscout, tmp_p
     assert err.count("\n") == 1
     for words in ("flexibert/BERT_benchmark.json", str(tmp_path), "https://", "LMSCOUT_DATA"):
         assert words in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_a_full_disk_is_one_line(flexibert_file, cache, tmp_path):
+    arguments = ("rank", f"flexibert:{flexibert_file}", "--proxy", "snip", "--json", "-")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lmscout", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | {"LMSCOUT_CACHE": str(cache)},
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "no space is left" in done.stderr
+
+
+def test_a_name_with_brackets_is_shown_as_it_is(lmscout, flexibert_file, tmp_path):
+    (tmp_path / "a[").mkdir()
+    (tmp_path / "a[" / "b].json").write_text(flexibert_file.read_text())
+    code, out, err = lmscout("rank", "flexibert:a[/b].json", "--proxy", "snip")
+    assert (code, err) == (0, "")
+    assert "a[/b].json: 24 architectures" in out

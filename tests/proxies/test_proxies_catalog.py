@@ -149,7 +149,8 @@ def test_a_champion_is_scored_as_its_tree():
 def test_a_shipped_champion_is_a_tree_and_says_how_it_was_found(champion):
     entry = CATALOG_ENTRY[champion.name]
     assert format_node(entry.tree) == champion.text
-    assert entry.source == champion.command
+    assert entry.source == f"{champion.command} (lmscout at {champion.revision})"
+    assert re.fullmatch("[0-9a-f]{7,40}", champion.revision)
     (benchmarks,) = re.findall(r"^lmscout discover (\S+) --space deep ", champion.command)
     assert tuple(benchmarks.split(",")) == entry.found_on
     reads_configuration = bool(entry.tree.leaves & set(SPEC_LEAVES))

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lmscout.errors import LmscoutError
+from lmscout.proxies.spelling import did_you_mean
 
 
 class Row(BaseModel):
@@ -26,13 +27,17 @@ def checked(row: type[RowT], values: Any, where: str) -> RowT:
         where: the file, and the row in it.
 
     Raises:
-        LmscoutError: a field is missing or of the wrong kind; names the first such field.
+        LmscoutError: a field is missing, unknown or of the wrong kind; names the first such one.
     """
     try:
         return row.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the row"
+        if first["type"] == "extra_forbidden":
+            raise LmscoutError(
+                f"{where}: unknown field {field}{did_you_mean(field, row.model_fields)}"
+            ) from None
         got = "" if first["type"] == "missing" else f", not {_brief(first['input'])}"
         message = first["msg"][:1].lower() + first["msg"][1:]
         raise LmscoutError(f"{where}: {field}: {message}{got}") from None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from lmscout.benchmarks.rows import Row, checked, read_text
 from lmscout.benchmarks.space import GPT2, LLAMA, Space, head_sizes, space_of
@@ -20,6 +20,10 @@ _MOST_MISSING = 0.5  # beyond it, hardly a draw attends and computes at all
 class SpaceRow(Row):
     """The file: what each field says is at `Space`."""
 
+    # A slip in a field that has a default would be another space, and hours of training.
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = None  # as a build notes it; the file's name counts
     families: list[str] = Field(default_factory=lambda: [GPT2, LLAMA])
     depths: list[int]
     widths: list[int]

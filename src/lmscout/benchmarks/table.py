@@ -113,6 +113,8 @@ def write_settings(folder: Path, settings: Mapping[str, object]) -> None:
     wanted = json.loads(json.dumps(settings))
     if path.exists():
         there = read_settings(folder)
+        if "command" in there:
+            raise LmscoutError(f"{folder}: holds a run of lmscout {there['command']}; name another")
         differing = [name for name in wanted if there.get(name) != wanted[name]]
         if differing:
             raise LmscoutError(

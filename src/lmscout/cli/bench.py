@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
@@ -14,7 +15,9 @@ from lmscout.cli.options import JsonOption
 if TYPE_CHECKING:
     from lmscout.benchmarks.check import Check
 
-app = typer.Typer(help="Build benchmarks of trained architectures, and check them.")
+app = typer.Typer(
+    help="Build benchmarks of trained architectures, and check them.", rich_markup_mode="markdown"
+)
 
 
 @app.command()
@@ -134,8 +137,8 @@ def _show(result: Check) -> None:
     screen = console.table_console()
     left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
     screen.print(
-        f"[bold]{result.folder.name}[/bold]: {result.n_architectures} architectures{left_out}, "
-        f"{result.n_replicated} of them trained with several seeds"
+        f"[bold]{escape(result.folder.name)}[/bold]: {result.n_architectures} architectures"
+        f"{left_out}, {result.n_replicated} of them trained with several seeds"
     )
     screen.print(
         f"quality spreads by {result.spread:.3f} nats a token (standard deviation), "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from lmscout.ranking import Agreement, Interval
 
 STDOUT = "-"
+_WIDE = 100  # characters, from which on an assessment is shown whole
+_WHERE_WIDE = (3, 4, 6)  # places among its figures of those that are shown then alone
 SEEN = " †"  # behind what a search found on a part of the benchmark
 FLATTERED = (
     "Found by a search that saw a part of this benchmark, so the figures flatter it: what it is "
@@ -85,12 +88,21 @@ def check_file(path: Path, option: str) -> None:
     """Refuse a file that could not be written, before any work is done.
 
     Raises:
-        LmscoutError: its folder does not exist, or it is a folder.
+        LmscoutError: its folder does not exist or cannot be written, or it is a folder.
     """
     if not path.absolute().parent.is_dir():
         raise LmscoutError(f"{option} {path}: its folder does not exist; create it first")
     if path.is_dir():
         raise LmscoutError(f"{option} {path} is a folder: name a file")
+    if path.exists():
+        return
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise LmscoutError(
+            f"{option} {path} cannot be written ({error.strerror}): name another file"
+        ) from None
 
 
 def write_result(target: str | None, result: Mapping[str, object]) -> None:
@@ -122,18 +134,32 @@ def _as_json(value: Mapping[str, object]) -> str:
 def assessment_table() -> Table:
     """A table for `assessment_cells`, with a first column for what was assessed."""
     table = Table(caption="intervals: 95 % bootstrap over architectures")
-    table.add_column("")
-    for column in ("ρ", "95 %", "τ", "95 %", "in cell", "given size", "top tenth"):
-        table.add_column(column, justify="right")
+    add_name_column(table)
+    for column in fitting(("ρ", "95 %", "τ", "95 %", "in cell", "given size", "top tenth")):
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
+def add_name_column(table: Table, title: str = "") -> None:
+    """A column of names or formulas: long ones go on below, as nothing else tells rows apart."""
+    table.add_column(title, overflow="fold", min_width=len("body-parameters"))
+
+
 def assessment_cells(one: Assessment) -> list[str]:
-    """Cells of a table row: ρ, its interval, τ, its interval, in cell, given size, top tenth."""
+    """Cells of a table row: ρ, its interval, τ, its interval, in cell, given size, top tenth.
+
+    Without the second interval, in cell and top tenth where the screen is narrow.
+    """
     cells = agreement_cells(one.agreement)
     cells += [number(one.within_cell), number(one.given_params)]
     cells.append(number(one.recall_top_tenth, 2))
-    return cells
+    return fitting(cells)
+
+
+def fitting(figures: Sequence[str]) -> list[str]:
+    """Those of the figures of an assessment, or of their headings, for which there is room."""
+    narrow = table_console().width < _WIDE
+    return [one for place, one in enumerate(figures) if not (narrow and place in _WHERE_WIDE)]
 
 
 def agreement_cells(one: Agreement) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
@@ -135,7 +136,7 @@ def _show(result: Design | Picking) -> None:
 def _show_design(result: Design) -> None:
     screen = console.table_console()
     screen.print(
-        f"[bold]{result.space}[/bold] within {result.limit:,} parameters: "
+        f"[bold]{escape(result.space)}[/bold] within {result.limit:,} parameters: "
         f"{result.n_read} architectures read{_several(result)}{_without_score(result)}",
         highlight=False,
     )
@@ -152,9 +153,9 @@ def _show_design(result: Design) -> None:
 def _show_picking(result: Picking) -> None:
     screen = console.table_console()
     screen.print(
-        f"[bold]{result.benchmark}[/bold] within {result.limit:,} parameters: {result.n_within} "
-        f"architectures, {result.n_drawn} drawn{_several(result)}{_without_score(result)}; "
-        f"quality is {result.metric}",
+        f"[bold]{escape(result.benchmark)}[/bold] within {result.limit:,} parameters: "
+        f"{result.n_within} architectures, {result.n_drawn} drawn{_several(result)}"
+        f"{_without_score(result)}; quality is {result.metric}",
         highlight=False,
     )
     table = Table(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.finding import Finding
 
-_LEDGER = "ledger:"
+_LEDGER, _DEEP = "ledger:", "deep"
 
 # Options that mean nothing to the other kind of space.
 _OF_DEEP = ("engine", "evaluations", "searches", "objective", "spec_leaves", "bend")
@@ -106,8 +107,8 @@ def discover(
     split that no choice has seen, beside what the configuration alone can say.  ledger:RUN is
     the folder of a prune run: the architectures are its plans, read in the trained model.
     """
-    _refuse_given(context, _OF_RANKED if space == "deep" else _OF_DEEP, space)
-    if space == "deep":
+    _refuse_given(context, _OF_RANKED if space == _DEEP else _OF_DEEP, space)
+    if space == _DEEP:
         if _LEDGER in benchmark:
             raise LmscoutError(
                 f"{benchmark}: the deep space reads architectures that are built anew; a ledger "
@@ -136,10 +137,19 @@ def discover(
     from lmscout.discovery.discover import discover as run
     from lmscout.discovery.run_folder import check_run_folder, default_run_folder
     from lmscout.discovery.saved_run import save_discovery
+    from lmscout.proxies.spelling import did_you_mean, shown
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
     spread = Workers(workers, backend)
+    if space not in proxies.SPACES:
+        known = (*proxies.SPACES, _DEEP)
+        raise LmscoutError(
+            f"unknown space {shown(space)}: expected one of {', '.join(known)}"
+            f"{did_you_mean(space, known)}"
+        )
+    if "," in benchmark and not benchmark.startswith(_LEDGER) and ":" not in benchmark:
+        raise LmscoutError(f"{benchmark}: several at once are for --space {_DEEP}; give one")
     (size,) = _sizes(search, 1)
     chosen = proxies.space(space, tuple(name.strip() for name in aggregations.split(",")))
     read = None
@@ -180,7 +190,7 @@ def _refuse_given(context: typer.Context, names: Sequence[str], space: str) -> N
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             option = f"--{name.replace('_', '-')}"
-            wanted = "published or two-op" if space == "deep" else "deep"
+            wanted = "published or two-op" if space == _DEEP else "deep"
             raise LmscoutError(
                 f"{option} is not for --space {space}: give --space {wanted}, or leave {option} out"
             )
@@ -264,7 +274,7 @@ def show_deep(result: DeepDiscovery) -> None:
     screen.print(table)
     for finding in result.findings:
         if len(result.findings) > 1:
-            screen.print(f"\n[bold]{finding.benchmark}[/bold]")
+            screen.print(f"\n[bold]{escape(finding.benchmark)}[/bold]")
         show_choice(finding)
 
 
@@ -287,7 +297,7 @@ def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
 
 def _show_benchmark(result: Finding) -> None:
     console.table_console().print(
-        f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures, "
+        f"[bold]{escape(result.benchmark)}[/bold]: {result.n_architectures} architectures, "
         f"{len(result.split.search)} to search on, {len(result.split.test)} to test on; "
         f"quality is {result.metric}"
     )
@@ -302,15 +312,18 @@ def show_choice(result: Finding, rivals: Sequence[Assessment] = ()) -> None:
     screen.print(f"best on the search split: [bold]{name}[/bold]", highlight=False)
     rho, _ = result.search
     table = Table(caption="intervals: 95 % bootstrap over test architectures")
-    table.add_column("")
-    for column in ("search ρ", "test ρ", "95 %", "test τ", "95 %", "in cell", "given size"):
-        table.add_column(column, justify="right")
+    console.add_name_column(table)
+    headings = console.fitting(
+        ("test ρ", "95 %", "test τ", "95 %", "in cell", "given size", "top tenth")
+    )
+    for column in ("search ρ", *headings):
+        table.add_column(column, justify="right", no_wrap=True)
     best = console.assessment_cells(result.test)
-    table.add_row("best proxy", f"{rho:.3f}", *best[:-1], style="bold")
+    table.add_row("best proxy", f"{rho:.3f}", *best, style="bold")
     for some in (rivals, result.baselines):
         table.add_section()
         for one in some:
-            table.add_row(one.name, "", *console.assessment_cells(one)[:-1])
+            table.add_row(one.name, "", *console.assessment_cells(one))
     screen.print(table)
     if result.beats_baselines is None:
         screen.print(console.NO_BASELINE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
@@ -77,7 +78,7 @@ def _show(result: Explanation) -> None:
 
     screen = console.table_console()
     screen.print(
-        f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures; "
+        f"[bold]{escape(result.benchmark)}[/bold]: {result.n_architectures} architectures; "
         f"quality is {result.metric}"
     )
     name, tree = result.assessment.name, result.tree
@@ -124,11 +125,10 @@ def _show_dead_branches(result: Explanation) -> None:
         )
         return
     table = Table(caption=f"dead: |ρ| of at least {DEAD} without it, on {found.measured_on}")
-    table.add_column("dead branch")
-    table.add_column("without it")
-    table.add_column("|ρ| with the whole", justify="right")
+    console.add_name_column(table, "dead branch")
+    table.add_column("|ρ| with the whole", justify="right", no_wrap=True)
     for cut in found.dead:
-        table.add_row(cut.removed, format_node(cut.shorter), f"{cut.spearman:.4f}")
+        table.add_row(cut.removed, f"{cut.spearman:.4f}")
     screen.print(table)
     screen.print(
         f"Without all that is dead: [bold]{format_node(found.shortest)}[/bold] "

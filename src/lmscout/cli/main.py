@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -20,11 +21,19 @@ from lmscout.errors import LmscoutError
 
 INTERRUPTED = 130
 
+CONTINUES = "; the same command continues where this one stopped"
+# Where that is not so.
+_AFTER_STOP = {
+    "eval": "; the same command begins anew",
+    "demo": "; the same command begins anew, with what was read of the architectures",
+}
+
 app = typer.Typer(
     help="Judge language-model architectures cheaply.",
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 app.command()(demo)
 app.command()(discover)
@@ -72,11 +81,13 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"no space is left to write to ({error.filename or 'the output'}): make room")
     if code == INTERRUPTED:  # which is also what typer makes of Control-C
-        print(
-            "lmscout: interrupted; the same command continues where this one stopped",
-            file=sys.stderr,
-        )
+        command = next((one for one in sys.argv[1:] if one in _AFTER_STOP), "")
+        print(f"lmscout: interrupted{_AFTER_STOP.get(command, CONTINUES)}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

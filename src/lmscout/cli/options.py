@@ -17,7 +17,8 @@ BenchmarkArgument = Annotated[
     str,
     typer.Argument(
         metavar="BENCHMARK",
-        help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH.",
+        help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH; "
+        "discover takes ledger:RUN too.",
         show_default=False,
     ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from lmscout.cli import console
 from lmscout.cli.options import (
@@ -77,7 +78,7 @@ def rank(
 def _show(result: Judgement) -> None:
     screen = console.table_console()
     screen.print(
-        f"[bold]{result.benchmark}[/bold]: {result.n_architectures} architectures; "
+        f"[bold]{escape(result.benchmark)}[/bold]: {result.n_architectures} architectures; "
         f"quality is {result.metric}"
     )
     table = console.assessment_table()

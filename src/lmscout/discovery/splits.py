@@ -52,6 +52,11 @@ def split_benchmark(
     for name, size, least in (("search", search, SMALLEST_SPLIT), ("select", select, 0)):
         if size < least:
             raise LmscoutError(f"{name} split of {size} is too small: at least {least}")
+    if n < 2 * SMALLEST_SPLIT + select:
+        raise LmscoutError(
+            f"{n} architectures are too few to search on some and to test on others: at least "
+            f"{2 * SMALLEST_SPLIT + select}"
+        )
     if n - search - select < SMALLEST_SPLIT:
         raise LmscoutError(
             f"search split of {search} does not fit a benchmark of {n} architectures: at most "

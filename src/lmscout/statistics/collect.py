@@ -51,11 +51,13 @@ class Workers:
     def __post_init__(self) -> None:
         if self.count == 0:
             raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")
-        known = sorted({*BACKENDS, *EXTERNAL_BACKENDS})
+        # Rows come one by one, which not every backend can do.
+        able = {name for name, one in BACKENDS.items() if one.supports_return_generator}
+        known = sorted(able | EXTERNAL_BACKENDS.keys())
         if self.backend not in known:
             raise LmscoutError(
-                f"unknown backend {self.backend!r}: joblib has {', '.join(known)}, and those that "
-                "were registered with it"
+                f"unknown backend {self.backend!r}: there are {', '.join(known)}, and those that "
+                "were registered with joblib"
             )
         if self.backend in EXTERNAL_BACKENDS:
             try:
