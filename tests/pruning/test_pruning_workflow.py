@@ -291,6 +291,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"calibration": CalibrationSettings(importance="luck")}, "unknown importance 'luck'"),
         ({"calibration": CalibrationSettings(quality="luck")}, "unknown quality 'luck'"),
         ({"seed": -1}, "seed of -1 is too small: give 0 or more"),
+        ({"seed": 2**63}, "seed of 9223372036854775808 is too large: give 9223372036854775807"),
         ({"grain": 0}, "grain of 0 is too small: give 1 or more"),
         ({"pairs": 19}, "19 pairs are too few for a predictor: measure at least 20"),
         *(
