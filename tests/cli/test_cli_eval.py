@@ -119,6 +119,11 @@ def check_refusal(code, out, err, hint):
         (["MODEL", "--perplexity", "TEXT", "--json", "nowhere/x.json"], "nowhere"),
         (["MODEL", "--perplexity", "short.txt"], "fewer than one window"),
         (["MODEL", "--perplexity", "absent.txt"], "no such file"),
+        (["MODEL", "--perplexity", "TEXT", "--task-data", "."], "--task-data has nothing to apply"),
+        (["MODEL", "--perplexity", "TEXT", "--shots", "0"], "--shots has nothing to apply to"),
+        (["MODEL", "--perplexity", "TEXT", "--limit", "9"], "or for a text --limit-tokens"),
+        (["MODEL", "--tasks", "piqa", "--protocol", "sliding"], "--protocol has nothing to apply"),
+        (["MODEL", "--tasks", "piqa", "--limit-tokens", "9"], "or for tasks --limit"),
         (["./absent", "--perplexity", "TEXT"], "no such folder"),
         (["empty", "--perplexity", "TEXT"], "config.json"),
     ],
@@ -135,6 +140,28 @@ def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(
     with pytest.raises(SystemExit) as stop:  # in this process: PyTorch takes seconds to import
         main()
     check_refusal(stop.value.code, *capsys.readouterr(), hint)
+
+
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        (("--perplexity", "short.txt"), "fewer than one window"),
+        (("--protocol", "llm-pruner", "--protocol", "windows-512"), "the model reads 256"),
+    ],
+)
+def test_a_slip_in_the_last_text_or_protocol_is_told_before_the_first_is_measured(
+    lmscout, model_folder, text_file, tmp_path, slip, said
+):
+    (tmp_path / "short.txt").write_text("short")
+    damaged = tmp_path / "damaged"  # so that measuring anything would be told first
+    loaded = evaluation.load_model(str(model_folder))
+    with torch.no_grad():
+        loaded.model.lm_head.weight.mul_(1e5)
+    loaded.model.save_pretrained(damaged)
+    loaded.tokenizer.save_pretrained(damaged)
+    asked = ("eval", damaged, "--perplexity", text_file)
+    check_refusal(*lmscout(*asked), "no finite perplexity")
+    check_refusal(*lmscout(*asked, *slip), said)
 
 
 def test_a_model_of_the_hub_is_told_at_once_to_be_out_of_reach(lmscout, text_file):

@@ -77,6 +77,14 @@ def folders(tmp_path_factory):
         ("absent", ["--dry-run"], "no config.json"),
         (STORIES, ["--pairs", "3"], "pairs"),
         (STORIES, ["--seed", "-1"], "seed"),
+        (STORIES, ["--seed", str(2**63)], "too large: give 9223372036854775807 or less"),
+        (STORIES, ["--report", "OTHER", "--protocol", "sliding-1024"], "the model reads 512"),
+        (
+            STORIES,
+            ["--report", "OTHER", "--protocol", "sliding-1024", "--dry-run"],
+            "the model reads 512",
+        ),
+        (STORIES, ["--report", "SHORT"], "short.txt: 6 tokens are fewer than one window of 128"),
         (STORIES, ["--storage", "mystery://x"], "mystery"),
         (STORIES, ["--json", "nowhere/result.json"], "its folder does not exist"),
     ],
@@ -88,6 +96,8 @@ def test_bad_input_is_one_line_and_writes_nothing(
     (tmp_path / "full" / "mine").write_text("mine")
     (tmp_path / "short.txt").write_text("Once upon a time.")
     names = {"TEXT": text, "SHORT": tmp_path / "short.txt", "FULL": tmp_path / "full"}
+    names["OTHER"] = tmp_path / "other.txt"
+    names["OTHER"].write_text("".join(STORY.format(f"{index} again") for index in range(100)))
     before = sorted(tmp_path.rglob("*"))
     given = [names.get(one, one) for one in options]
     code, out, err = lmscout(
@@ -117,6 +127,22 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(lmscout, folders, text, t
     assert code == 0
     assert told["parameters"] == 2 * 512 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_dry_run_does_not_mind_what_is_in_the_folder(lmscout, folders, text, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    asked = ("prune", folders / "weightless", "--calibration", text, "--out", ".", "--dry-run")
+    code, out, err = lmscout(*asked)
+    assert (code, err) == (0, "")
+    assert "Nothing was pruned." in out
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_help_cuts_no_word_at_80_columns(lmscout):
+    code, out, _ = lmscout("prune", "--help", COLUMNS="80")
+    assert code == 0
+    assert "hub:OWNER/NAME/CONFIG" in out
+    assert "…" not in out
 
 
 def test_a_table_a_model_and_its_json(lmscout, text, tmp_path):

@@ -291,6 +291,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"calibration": CalibrationSettings(importance="luck")}, "unknown importance 'luck'"),
         ({"calibration": CalibrationSettings(quality="luck")}, "unknown quality 'luck'"),
         ({"seed": -1}, "seed of -1 is too small: give 0 or more"),
+        ({"seed": 2**63}, "seed of 9223372036854775808 is too large: give 9223372036854775807"),
         ({"grain": 0}, "grain of 0 is too small: give 1 or more"),
         ({"pairs": 19}, "19 pairs are too few for a predictor: measure at least 20"),
         *(
@@ -337,6 +338,19 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_written(tmp_path
     long = replace(REQUEST, calibration=replace(SETTINGS, window=1024))
     with pytest.raises(LmscoutError, match=r"windows of 1024 tokens .* the model reads 512"):
         prune(loaded, two_texts()[0], long, out)
+    slip = replace(REQUEST, protocol="sliding-1024")
+    seen = []
+    for request, report_on, message in (
+        (slip, two_texts()[1], "sliding-1024: the model reads 512 tokens"),
+        (REQUEST, Text("brief", "a word", "c"), "brief: .* are fewer than one window of 128"),
+    ):
+        with pytest.raises(LmscoutError, match=message):
+            prune(
+                *(loaded, two_texts()[0], request, out),
+                report_on=report_on,
+                progress=lambda stage, done, _: seen.append((stage, done)),
+            )
+    assert not any(done for _, done in seen)
     for sizes, message in (
         (
             {"n_positions": 64, "vocab_size": 512},

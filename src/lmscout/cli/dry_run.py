@@ -17,16 +17,36 @@ _GIB = 2**30
 
 
 def foretell(
-    model: str, request: Request, compute_dtype: str | None, device: torch.device, json: str | None
+    model: str,
+    request: Request,
+    compute_dtype: str | None,
+    device: torch.device,
+    json: str | None,
+    *,
+    reporting: bool,
 ) -> None:
-    """Print what a run would take."""
+    """Print what a run would take.
+
+    Args:
+        model: a folder or a name on the Hub.
+        request: what is wanted.
+        compute_dtype: of the weights in memory; None for what a run would take.
+        device: on which it would run.
+        json: where the result goes as JSON.
+        reporting: whether the run would report perplexities.
+
+    Raises:
+        LmscoutError: the run would be refused for what its model is.
+    """
     # Imported here, so that `--help` does not wait for PyTorch.
     import torch
 
-    from lmscout.evaluation import load_config, memory_dtype
+    from lmscout.evaluation import fit_protocol, load_config, memory_dtype
     from lmscout.pruning.estimate import estimate
 
     config = load_config(model)
+    if reporting:
+        fit_protocol(request.protocol, config)  # refuses windows that the model does not read
     dtype = getattr(torch, compute_dtype) if compute_dtype else memory_dtype(config, device)
     with console.progress_bars() as progress:
         progress("timing a block", 0, 1)

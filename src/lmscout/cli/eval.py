@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +15,18 @@ from rich.table import Table
 
 from lmscout.cli import console
 from lmscout.cli.options import DTYPES, JsonOption
+from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lmscout.evaluation import Perplexity, TaskScore
 
 _SPEED = 8, 128  # sequences a forward, tokens a sequence
+_OTHER_LIMIT = {  # the two are easily taken for each other
+    "--limit": ", or for a text --limit-tokens",
+    "--limit-tokens": ", or for tasks --limit",
+}
 _PROMPT = 512  # tokens that a task's prompt is taken to have
 
 
@@ -99,7 +105,6 @@ def evaluate(
     import torch
 
     from lmscout import evaluation
-    from lmscout.errors import LmscoutError
 
     console.check_json_target(json)
     if dtype not in DTYPES:
@@ -109,28 +114,34 @@ def evaluate(
     asked = [one.strip() for one in (tasks or "").split(",") if one.strip()]
     if tasks is not None and not asked:
         raise LmscoutError("--tasks names none: give lm-eval's names, as mmlu,piqa")
+    for_tasks = {"--task-data": task_data, "--shots": shots, "--limit": limit}
+    for_texts = {"--protocol": protocol or None, "--limit-tokens": limit_tokens}
+    _refuse_idle({} if asked else for_tasks, "--tasks NAME,...")
+    _refuse_idle({} if perplexity else for_texts, "--perplexity TEXT")
     if asked:
         evaluation.check_tasks(asked, task_data)
     protocols = [evaluation.protocol_of(name) for name in protocol or ["llm-pruner"]]
     start = time.perf_counter()
     texts = [evaluation.read_text(source) for source in perplexity or []]
     loaded = evaluation.load_model(model, getattr(torch, dtype), device)
+    # All of them before the first is measured: a slip in the last would cost the work of the rest.
+    for text, one in product(texts, protocols):
+        evaluation.checked_tokens(loaded.model, loaded.tokenizer, text, one, limit_tokens)
     found: list[Perplexity] = []
     scores: tuple[TaskScore, ...] = ()
     with console.progress_bars() as progress:
-        for text in texts:
-            for one in protocols:
-                found.append(
-                    evaluation.perplexity(
-                        loaded.model,
-                        loaded.tokenizer,
-                        text,
-                        one,
-                        batch_tokens=batch_tokens,
-                        limit_tokens=limit_tokens,
-                        progress=partial(progress, f"{_short(text.source)}, {one.name}"),
-                    )
+        for text, one in product(texts, protocols):
+            found.append(
+                evaluation.perplexity(
+                    loaded.model,
+                    loaded.tokenizer,
+                    text,
+                    one,
+                    batch_tokens=batch_tokens,
+                    limit_tokens=limit_tokens,
+                    progress=partial(progress, f"{_short(text.source)}, {one.name}"),
                 )
+            )
         if asked:
             scores = evaluation.score_tasks(
                 loaded,
@@ -160,6 +171,16 @@ def evaluate(
         if scores:
             _show_scores(scores)
     console.write_result(json, result)
+
+
+def _refuse_idle(options: Mapping[str, object], needed: str) -> None:
+    """Refuse options that nothing asked for would use: who gives them believes otherwise."""
+    for option, given in options.items():
+        if given is not None:
+            instead = _OTHER_LIMIT.get(option, "")
+            raise LmscoutError(
+                f"{option} has nothing to apply to: give {needed}{instead}, or leave it out"
+            )
 
 
 def _short(source: str) -> str:

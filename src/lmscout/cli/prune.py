@@ -43,7 +43,7 @@ def prune(
         typer.Option(
             metavar="TEXT",
             help="Text on which plans are measured: a file, plain or gzip, or "
-            "hub:OWNER/NAME/CONFIG:SPLIT#FIELD.",
+            "hub:OWNER/NAME/CONFIG with :SPLIT#FIELD behind it.",
             show_default=False,
         ),
     ],
@@ -211,9 +211,9 @@ def prune(
     text = read_text(calibration)
     report_on = read_text(report) if report is not None else None
     recover_on = read_text(recover_text) if recover_text is not None else None
-    check_request(request, text, report_on, out, recover_on)
+    check_request(request, text, report_on, None if dry_run else out, recover_on)
     if dry_run:
-        foretell(model, request, compute_dtype, first, json)
+        foretell(model, request, compute_dtype, first, json, reporting=report is not None)
         return
     loaded = load_model(
         model, None if compute_dtype is None else getattr(torch, compute_dtype), first

@@ -16,8 +16,8 @@ from lmscout.evaluation.loading import (
     memory_dtype,
     unfilled_model,
 )
-from lmscout.evaluation.perplexity import Perplexity, perplexity
-from lmscout.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
+from lmscout.evaluation.perplexity import Perplexity, checked_tokens, perplexity
+from lmscout.evaluation.protocols import PROTOCOLS, Protocol, fit_protocol, protocol_of
 from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
 from lmscout.evaluation.text import Text, read_text, same_text, shared_lines
 from lmscout.evaluation.tokens import check_window, model_windows, tokenize, tokenize_windows
@@ -33,7 +33,9 @@ __all__ = [
     "Text",
     "check_tasks",
     "check_window",
+    "checked_tokens",
     "devices_of",
+    "fit_protocol",
     "load_config",
     "load_model",
     "measure_speed",

@@ -110,10 +110,7 @@ def perplexity(
     """
     if model.training:
         raise ValueError("the model is in training mode; call its eval() first")
-    protocol = fit_protocol(protocol, model.config)
-    tokens = tokenize(tokenizer, text, protocol.bos, limit_tokens)
-    check_length(tokens, protocol.window, text)
-    check_vocabulary(tokens, model, text)
+    protocol, tokens = checked_tokens(model, tokenizer, text, protocol, limit_tokens)
     rows = min(batch_tokens, _LOGITS // vocabulary_size(model)) // protocol.window
     spans = scored_spans(len(tokens), protocol)
     total, scored_tokens, done = 0.0, 0, 0
@@ -144,6 +141,36 @@ def perplexity(
         tokenizer=describe_tokenizer(tokenizer),
         limit_tokens=limit_tokens,
     )
+
+
+def checked_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    protocol: Protocol | str,
+    limit_tokens: int | None = None,
+) -> tuple[Protocol, Tensor]:
+    """What `perplexity` would measure, as far as can be told without the model's forward.
+
+    Args:
+        model: that is to read the text.
+        tokenizer: the model's.
+        text: the text.
+        protocol: one of `PROTOCOLS`, its name, or another.
+        limit_tokens: make only so many tokens, from the text's beginning.
+
+    Returns:
+        The protocol with the window that the model allows, and the text's tokens [tokens].
+
+    Raises:
+        LmscoutError: the protocol is unknown or asks for longer windows than the model reads,
+            the text is shorter than one window, or the tokenizer is not the model's.
+    """
+    protocol = fit_protocol(protocol, model.config)
+    tokens = tokenize(tokenizer, text, protocol.bos, limit_tokens)
+    check_length(tokens, protocol.window, text)
+    check_vocabulary(tokens, model, text)
+    return protocol, tokens
 
 
 def _batches(spans: list[tuple[int, int]], rows: int) -> Iterator[tuple[int, list[int]]]:

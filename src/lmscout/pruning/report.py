@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmscout.evaluation import Perplexity, Text, parameter_count, perplexity
+from lmscout.evaluation import Perplexity, Text, checked_tokens, parameter_count, perplexity
 from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.outcome import Reported
 from lmscout.pruning.saving.cutting import cut, round_weights
@@ -34,6 +34,16 @@ class ReportText:
     text: Text | None
     protocol: str
     dtype: torch.dtype
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse, before anything is measured, a text or protocol that has no perplexity.
+
+        Raises:
+            LmscoutError: the protocol's window is longer than the model reads, the text is
+                shorter than one, or the tokenizer is not the model's.
+        """
+        if self.text is not None:
+            checked_tokens(model, self.tokenizer, self.text, self.protocol)
 
     def perplexity(self, model: PreTrainedModel) -> Perplexity | None:
         """Of weights as they are saved, products as the model in memory computes them.

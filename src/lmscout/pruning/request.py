@@ -23,6 +23,8 @@ from lmscout.pruning.storage import FILE_NAME
 from lmscout.pruning.subnetworks.importance import METHODS
 from lmscout.pruning.subnetworks.subnetwork import QUALITIES
 
+_LAST_SEED = 2**63 - 1  # that PyTorch's generators take
+
 
 @dataclass(frozen=True)
 class Request:
@@ -80,14 +82,22 @@ def check_request(
     request: Request,
     calibration: Text,
     report: Text | None,
-    out: Path,
+    out: Path | None,
     recover_on: Text | None = None,
 ) -> None:
     """Refuse what cannot be done, before any work.
 
+    Args:
+        request: what is wanted.
+        calibration: text on which plans are measured.
+        report: text on which perplexities are reported; None to report none.
+        out: folder of the run; None where nothing will be written, so that none is looked at.
+        recover_on: text that recovery trains on; None for the calibration text.
+
     Raises:
-        LmscoutError: a share, a name or the protocol is none, a number is too small, the texts
-            are the same, or the run folder holds something that is not a run to continue.
+        LmscoutError: a share, a name or the protocol is none, a number is too small or too
+            large, the texts are the same, or the run folder holds something that is not a run to
+            continue.
     """
     _check_shares(request.keep)
     _check_names(request)
@@ -98,7 +108,8 @@ def check_request(
                 f"{name} text {seen.source} and report text {report.source} are the same: "
                 "a perplexity on what a choice has seen says nothing"
             )
-    _check_folder(request, out)
+    if out is not None:
+        _check_folder(request, out)
     request.recovery.check(out, request.calibration.window, request.keep, request.of)
 
 
@@ -150,6 +161,8 @@ def _check_numbers(request: Request) -> None:
     ):
         if given < least:
             raise LmscoutError(f"{name} of {given} is too small: give {least} or more")
+    if request.seed > _LAST_SEED:
+        raise LmscoutError(f"seed of {request.seed} is too large: give {_LAST_SEED} or less")
     if request.judge is None:
         check_enough(request.pairs)
 

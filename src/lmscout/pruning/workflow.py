@@ -90,16 +90,17 @@ def prune(
         for budget in _budgets(request, model, units, None):
             space.require(budget)
     storage = request.storage or out
+    dtype = request.dtype or loaded.saved_dtype or model.dtype
+    on = ReportText(loaded.tokenizer, report_on, request.protocol, dtype)
     begun = [begun_portions(storage, study) for study in (PAIRS, FINALS)]
     with stages("calibrating") as told:
         windows = model_windows(model, loaded.tokenizer, calibration, window)
         training = windows
         if recover_on is not None:
             training = model_windows(model, loaded.tokenizer, recover_on, window)
+        on.check(model)
         settings = replace(request.calibration, seed=request.seed)
         calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
-    dtype = request.dtype or loaded.saved_dtype or model.dtype
-    on = ReportText(loaded.tokenizer, report_on, request.protocol, dtype)
     elastic = None
     if request.recovery.elastic is not None:
         sizes = dict(zip(request.keep, _budgets(request, model, units, None), strict=True))

@@ -34,11 +34,11 @@ class RecoveryRequest:
     winners: RecoverySettings | None = None
     elastic: RecoverySettings | None = None
 
-    def check(self, out: Path, window: int, keep: Sequence[float], of: str) -> None:
+    def check(self, out: Path | None, window: int, keep: Sequence[float], of: str) -> None:
         """Refuse what cannot be done, before any work.
 
         Args:
-            out: the run folder.
+            out: the run folder; None where nothing will be written.
             window: tokens a window.
             keep: the sizes.
             of: what they are shares of.
@@ -48,13 +48,14 @@ class RecoveryRequest:
                 other settings, or plans of equal latency would have to be drawn before anything
                 is measured.
         """
-        files = {recovery_file(out, ELASTIC): self.elastic}
-        files |= {recovery_file(out, share): self.winners for share in keep}
-        for path, settings in files.items():
+        trainings: dict[str | float, RecoverySettings | None] = {ELASTIC: self.elastic}
+        trainings |= dict.fromkeys(keep, self.winners)
+        for name, settings in trainings.items():
             if settings is not None:
                 settings.check()
                 settings.last_step(window)
-                check_file(path, settings.identity())
+                if out is not None:
+                    check_file(recovery_file(out, name), settings.identity())
         if self.winners is not None:
             check_peft()
         if self.elastic is not None and of == "latency":
