@@ -331,7 +331,7 @@ def show_choice(result: Finding, rivals: Sequence[Assessment] = ()) -> None:
     verb = "beats" if result.beats_baselines else "does not beat"
     screen.print(
         f"It {verb} the best configuration baseline, {result.hardest.name} "
-        f"(ρ {result.hardest.agreement.spearman.value:.3f})"
+        f"(ρ {console.number(result.hardest.agreement.spearman.value)})"
         f"{console.difference(result.ahead)}.",
         highlight=False,
     )
