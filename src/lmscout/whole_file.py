@@ -11,13 +11,12 @@ PART = ".part"
 """The end of a name under which a file is being written."""
 
 
-def write_whole(path: Path, content: str | bytes, remedy: str = "make room") -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that whoever looks sees all of it or the one before, at any moment.
 
     Args:
         path: the file, in a folder that exists.
         content: text is written as UTF-8.
-        remedy: what a person can do where it cannot be written, for the error.
 
     Raises:
         LmscoutError: it cannot be written; nothing is left behind.
@@ -33,4 +32,4 @@ def write_whole(path: Path, content: str | bytes, remedy: str = "make room") -> 
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise LmscoutError(f"{path} cannot be written ({error.strerror}): {remedy}") from None
+        raise LmscoutError(f"{path} cannot be written ({error.strerror}): make room") from None

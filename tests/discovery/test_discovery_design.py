@@ -113,28 +113,23 @@ def test_of_equal_scores_the_smaller_model_is_taken(tmp_path):
 
 def test_a_space_smaller_than_the_evaluations_is_read_whole(tmp_path):
     few = replace(SPACE, families=("gpt2",), depths=(1,), widths=(8,), groups=(1,), missing=(0.0,))
-    found = design(
-        few,
-        signed_proxy("parameters"),
-        limit=10_000,
-        evaluations=200,
-        seed=0,
-        cache=tmp_path,
-        batch=BATCH,
-        workers=Workers(1),
-    )
+
+    def read_whole(proxy):
+        return design(
+            few,
+            signed_proxy(proxy),
+            limit=10_000,
+            evaluations=200,
+            seed=0,
+            cache=tmp_path,
+            batch=BATCH,
+            workers=Workers(1),
+        )
+
+    found = read_whole("parameters")
     assert found.n_read == 4  # heads 1 or 2, MLPs 8 or 16 wide
     assert found.spec.inner == (16,)
-    alike = design(
-        few,
-        signed_proxy("mean(normalize(weight))"),
-        limit=10_000,
-        evaluations=200,
-        seed=0,
-        cache=tmp_path,
-        batch=BATCH,
-        workers=Workers(1),
-    )
+    alike = read_whole("mean(normalize(weight))")
     assert (alike.score, alike.spec.inner) == (0, (8,))  # of equal ones the smallest of all
 
 

@@ -21,7 +21,7 @@ from lmscout.errors import LmscoutError
 
 INTERRUPTED = 130
 
-CONTINUES = "; the same command continues where this one stopped"
+_CONTINUES = "; the same command continues where this one stopped"
 # Where that is not so.
 _AFTER_STOP = {
     "eval": "; the same command begins anew",
@@ -86,8 +86,8 @@ def main() -> None:
             raise
         _fail(f"no space is left to write to ({error.filename or 'the output'}): make room")
     if code == INTERRUPTED:  # which is also what typer makes of Control-C
-        command = next((one for one in sys.argv[1:] if one in _AFTER_STOP), "")
-        print(f"lmscout: interrupted{_AFTER_STOP.get(command, CONTINUES)}", file=sys.stderr)
+        (command,) = sys.argv[1:2] or ("",)
+        print(f"lmscout: interrupted{_AFTER_STOP.get(command, _CONTINUES)}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

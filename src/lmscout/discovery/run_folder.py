@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lmscout.errors import LmscoutError
+from lmscout.whole_file import write_whole
 
 
 def default_run_folder(label: str) -> Path:
@@ -59,5 +60,5 @@ def run_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write one JSON object, indented, without NaN."""
-    path.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write one JSON object, indented, without NaN; the file is there whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

@@ -24,7 +24,6 @@ from lmscout.discovery.run_folder import (
 )
 from lmscout.discovery.scores_table import write_scores
 from lmscout.errors import LmscoutError
-from lmscout.whole_file import write_whole
 
 SETTINGS, SCORES, RESULT = "settings.json", "scores.parquet", "result.json"
 
@@ -98,7 +97,7 @@ def begin_deep(
     if not path.is_file():
         check_run_folder(folder)
         folder.mkdir(exist_ok=True)
-        write_whole(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+        write_json(path, told)
     there = _settings_of(folder)
     if there is None:
         raise LmscoutError(
