@@ -154,7 +154,7 @@ def test_many_kills_and_changing_workers_end_in_the_same_table(tmp_path, undistu
     _, errors = running.communicate(timeout=300)
     assert running.returncode == 0, errors
     assert without_seconds(tmp_path) == without_seconds(undisturbed)
-    assert not list((tmp_path / "rows").glob("*.part"))
+    assert not draft.exists()
 
 
 def test_what_a_killed_process_left_half_done_is_done_again(tmp_path, undisturbed):
@@ -167,12 +167,14 @@ def test_what_a_killed_process_left_half_done_is_done_again(tmp_path, undisturbe
     other = json.loads(paths[2].read_text())
     other["spec"]["width"] = 999
     paths[2].write_text(json.dumps(other))
-    (tmp_path / "rows" / "00001-0.json.4711.part").write_text("{")
+    draft = tmp_path / "rows" / ".00001-0.json-12345678.lmscout-draft"
+    draft.mkdir()
+    (draft / "content").write_text("{")
     calls = []
     build_tiny(tmp_path, progress=lambda *call: calls.append(call))
     assert calls[0] == (0, ROWS)
     assert without_seconds(tmp_path) == without_seconds(undisturbed)
-    assert not list((tmp_path / "rows").glob("*.part"))
+    assert not draft.exists()
 
 
 def stop_at(count):

@@ -84,7 +84,7 @@ def test_a_folder_in_the_way_is_named_and_left_alone(served, tmp_path):
     destination = tmp_path / "small"
     destination.mkdir()
     (destination / "mine.txt").write_text("mine")
-    with serving(served) as url, pytest.raises(LmscoutError, match="small: is in the way"):
+    with serving(served) as url, pytest.raises(LmscoutError, match="small is not empty: remove"):
         download(url, FILES, content_digest(served, FILES), destination)
     assert [path.name for path in destination.iterdir()] == ["mine.txt"]
 

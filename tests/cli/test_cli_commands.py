@@ -285,7 +285,7 @@ def test_a_full_disk_is_one_line(flexibert_file, cache, tmp_path):
             env=os.environ | {"LMSCOUT_CACHE": str(cache)},
         )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "no space is left" in done.stderr
+    assert "No space left on device" in done.stderr
 
 
 def test_a_name_with_brackets_is_shown_as_it_is(lmscout, flexibert_file, tmp_path):

@@ -2,9 +2,6 @@
 
 import hashlib
 import http.client
-import os
-import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -12,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lmscout.errors import LmscoutError
+from lmscout.files import atomic_folder
 
 TIMEOUT_SECONDS = 30
 THREADS = 8
@@ -43,26 +41,20 @@ def download(url: str, files: tuple[str, ...], sha256: str, destination: Path) -
         LmscoutError: the folder cannot be written, or the files are not the pinned ones.
         OSError, http.client.HTTPException: the files cannot be fetched.
     """
-    parent = destination.parent
+    remedy = "remove what is there, or set LMSCOUT_CACHE to another folder"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
-    except OSError as error:
-        raise LmscoutError(
-            f"{parent}: the cache directory cannot be written ({error.strerror}); set "
-            "LMSCOUT_CACHE to one that can"
-        ) from None
-    try:
-        _fetch_all(url, files, partial)
-        found = content_digest(partial, files)
-        if found != sha256:
-            raise LmscoutError(
-                f"{url}: what it serves is not what was published (SHA-256 {found}, expected "
-                f"{sha256}); nothing was kept"
-            )
-        _move(partial, destination, files)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with atomic_folder(destination, name=f"cache folder {destination}", remedy=remedy) as draft:
+            _fetch_all(url, files, draft)
+            found = content_digest(draft, files)
+            if found != sha256:
+                raise LmscoutError(
+                    f"{url}: what it serves is not what was published (SHA-256 {found}, expected "
+                    f"{sha256}); nothing was kept"
+                )
+    except LmscoutError:
+        # Another process may have been first; what it put there has been verified as well.
+        if not all((destination / file).exists() for file in files):
+            raise
 
 
 def _fetch_all(url: str, files: tuple[str, ...], folder: Path) -> None:
@@ -81,17 +73,6 @@ def _fetch(url: str, path: Path) -> None:
         content = response.read()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-def _move(partial: Path, destination: Path, files: tuple[str, ...]) -> None:
-    try:
-        os.rename(partial, destination)
-    except OSError as error:
-        # Another process may have been first; what it put there has been verified as well.
-        if not all((destination / file).exists() for file in files):
-            raise LmscoutError(
-                f"{destination}: is in the way of a download ({error.strerror}); remove it"
-            ) from None
 
 
 def describe(error: OSError | http.client.HTTPException) -> str:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from lmscout.benchmarks.rows import Row, checked, read_text
 from lmscout.errors import LmscoutError
-from lmscout.whole_file import PART, write_whole
+from lmscout.files import remove_drafts, write_file
 
 SETTINGS, ROWS, TABLE = "settings.json", "rows", "table.jsonl"
 
@@ -51,7 +51,7 @@ def row_path(folder: Path, architecture: int, seed: int) -> Path:
 
 def write_row(folder: Path, row: TrainedRow) -> None:
     """Put a row on disk, whole and for good."""
-    write_whole(row_path(folder, row.architecture, row.seed), _line(row))
+    write_file(row_path(folder, row.architecture, row.seed), _line(row))
 
 
 def read_rows(folder: Path) -> dict[tuple[int, int], TrainedRow]:
@@ -70,9 +70,8 @@ def write_table(folder: Path, rows: Iterable[TrainedRow]) -> Path:
     """Put all rows into one file, by architecture and seed."""
     ordered = sorted(rows, key=lambda row: (row.architecture, row.seed))
     path = folder / TABLE
-    write_whole(path, "".join(map(_line, ordered)))
-    for left_behind in (folder / ROWS).glob(f"*{PART}"):  # by a process that was killed
-        left_behind.unlink(missing_ok=True)
+    write_file(path, "".join(map(_line, ordered)))
+    remove_drafts(folder / ROWS)
     return path
 
 
@@ -128,7 +127,7 @@ def write_settings(folder: Path, settings: Mapping[str, object]) -> None:
         raise LmscoutError(
             f"{folder}: cannot be written ({error.strerror}); name another folder"
         ) from None
-    write_whole(path, json.dumps(wanted, indent=2) + "\n")
+    write_file(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lmscout.errors import LmscoutError
+from lmscout.files import as_json, check_file, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
@@ -84,51 +82,16 @@ def check_json_target(target: str | None) -> None:
         check_file(Path(str(target)), "--json")
 
 
-def check_file(path: Path, option: str) -> None:
-    """Refuse a file that could not be written, before any work is done.
-
-    Raises:
-        LmscoutError: its folder does not exist or cannot be written, or it is a folder.
-    """
-    if not path.absolute().parent.is_dir():
-        raise LmscoutError(f"{option} {path}: its folder does not exist; create it first")
-    if path.is_dir():
-        raise LmscoutError(f"{option} {path} is a folder: name a file")
-    if path.exists():
-        return
-    try:
-        with tempfile.TemporaryFile(dir=path.absolute().parent):
-            pass
-    except OSError as error:
-        raise LmscoutError(
-            f"{option} {path} cannot be written ({error.strerror}): name another file"
-        ) from None
-
-
 def write_result(target: str | None, result: Mapping[str, object]) -> None:
     """Write the result as exactly one JSON object to stdout ("-") or to a file."""
     if target is None:
         return
     if target == STDOUT:
-        sys.stdout.write(_as_json(result))
+        sys.stdout.write(as_json(result))
     else:
-        write_file(Path(target), "--json", result)
-
-
-def write_file(path: Path, option: str, value: Mapping[str, object]) -> None:
-    """Write one JSON object to a file.
-
-    Raises:
-        LmscoutError: it cannot be written.
-    """
-    try:
-        path.write_text(_as_json(value))
-    except OSError as error:
-        raise LmscoutError(f"{option} {path} cannot be written: {error.strerror}") from error
-
-
-def _as_json(value: Mapping[str, object]) -> str:
-    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        write_file(
+            Path(target), as_json(result), name=f"--json {target}", remedy="name another file"
+        )
 
 
 def assessment_table() -> Table:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lmscout.cli import console
 from lmscout.cli.options import BackendOption, JsonOption, WorkersOption, parameter_count
+from lmscout.files import as_json, check_file, write_file
 
 if TYPE_CHECKING:
     from lmscout.architectures import ArchitectureSpec
@@ -89,7 +90,7 @@ def design(
     limit = parameter_count(max_params, "--max-params")
     console.check_json_target(json)
     if out is not None:
-        console.check_file(out, "--out")
+        check_file(out, "--out")
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout.benchmarks.loading import load, load_space_or_benchmark
     from lmscout.benchmarks.locate import cache_directory
@@ -116,7 +117,7 @@ def design(
         else:
             result = pick(source, signed, **settings)
     if out is not None:
-        console.write_file(out, "--out", result.spec.to_dict())
+        write_file(out, as_json(result.spec.to_dict()), name=f"--out {out}")
     if json != console.STDOUT:
         _show(result)
         if out is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from lmscout.cli.explain import explain
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
 from lmscout.errors import LmscoutError
+from lmscout.files import storage_problem
 
 INTERRUPTED = 130
 
@@ -74,17 +74,17 @@ def main() -> None:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which `--help` does not import
-            raise
-        _fail(f"out of memory ({error}): use a larger device, or fewer tokens at once")
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's; `--help` does not import it
+            _fail(f"out of memory ({error}): use a larger device, or fewer tokens at once")
+        reason = storage_problem(error)
+        if reason is None:
             raise
-        _fail(f"no space is left to write to ({error.filename or 'the output'}): make room")
+        where = getattr(error, "filename", None) or "the output, or a file of the run"
+        _fail(f"{where} cannot be written ({reason}): free some space")
     if code == INTERRUPTED:  # which is also what typer makes of Control-C
         (command,) = sys.argv[1:2] or ("",)
         print(f"lmscout: interrupted{_AFTER_STOP.get(command, _CONTINUES)}", file=sys.stderr)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lmscout.errors import LmscoutError
-from lmscout.whole_file import write_whole
+from lmscout.files import as_json, atomic_folder, check_folder, write_file
 
 
 def default_run_folder(label: str) -> Path:
@@ -27,16 +23,9 @@ def check_run_folder(folder: Path) -> None:
     Raises:
         LmscoutError: it holds something already, or cannot be created.
     """
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise LmscoutError(f"run folder {folder} is not empty: name another with --out")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent):
-            pass
-    except OSError as error:
-        raise LmscoutError(
-            f"run folder {folder} cannot be written ({error.strerror}): name another with --out"
-        ) from error
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LmscoutError(f"run folder {folder} is not empty: name another with --out")
+    check_folder(folder, f"run folder {folder}", "name another with --out", make=False)
 
 
 @contextmanager
@@ -46,19 +35,11 @@ def run_folder(folder: Path) -> Iterator[Path]:
     Raises:
         LmscoutError: as `check_run_folder`.
     """
-    check_run_folder(folder)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    name = f"run folder {folder}"
+    with atomic_folder(folder, name=name, remedy="name another with --out") as draft:
         yield draft
-        draft.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()  # empty: checked above
-        os.replace(draft, folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write one JSON object, indented, without NaN; the file is there whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_file(path, as_json(value))

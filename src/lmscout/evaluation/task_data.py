@@ -121,14 +121,15 @@ def _write_mmlu(file: Path, task: LocalTask, definitions: Path, folder: Path) ->
 
 def _write_groups(own: Path, subjects: Iterable[str], folder: Path) -> None:
     """The groups that lm-eval averages, without those of which no subject is there."""
-    definitions = (yaml.safe_load((own / f"mmlu_{one}.yaml").read_text()) for one in subjects)
-    there = {definition["tag"] for definition in definitions}
-    groups = {one.name: yaml.safe_load(one.read_text()) for one in own.glob("_mmlu?*.yaml")}
+    there = {
+        yaml.safe_load((own / f"mmlu_{one}.yaml").read_text("utf-8"))["tag"] for one in subjects
+    }
+    groups = {one.name: yaml.safe_load(one.read_text("utf-8")) for one in own.glob("_mmlu?*.yaml")}
     groups = {name: one for name, one in groups.items() if {*one["task"]} <= there}
-    whole = yaml.safe_load((own / "_mmlu.yaml").read_text())
+    whole = yaml.safe_load((own / "_mmlu.yaml").read_text("utf-8"))
     whole["task"] = [one["group"] for one in groups.values()]
     for name, group in {**groups, "_mmlu.yaml": whole}.items():
-        (folder / name).write_text(yaml.safe_dump(group, sort_keys=False))
+        (folder / name).write_text(yaml.safe_dump(group, sort_keys=False), "utf-8")
 
 
 def _write_definition(
@@ -149,11 +150,11 @@ def _write_definition(
         },
         **changes,
     }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(own, sort_keys=False), "utf-8")
 
 
 def _write_rows(file: Path, rows: Iterator[Row] | list[Row]) -> None:
-    with file.open("w") as handle:
+    with file.open("w", encoding="utf-8") as handle:
         for row in rows:
             handle.write(json.dumps(row) + "\n")
 
@@ -162,7 +163,8 @@ def read_questions(file: Path, task: LocalTask) -> Iterator[tuple[Row, Row]]:
     """Every row of a file, with lm-eval's form of it."""
     number = 0
     try:
-        with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
+        opened = gzip.open if file.suffix == ".gz" else open
+        with opened(file, "rt", encoding="utf-8") as lines:
             for line in lines:
                 number += 1
                 row = json.loads(line)

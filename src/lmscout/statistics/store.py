@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lmscout.errors import LmscoutError
+from lmscout.files import check_folder, remove_drafts, write_file
 from lmscout.statistics.provenance import Provenance
 
 _PROVENANCE = "provenance"
+_REMEDY = "name another folder with LMSCOUT_CACHE"
 
 
 class RowStore:
@@ -63,20 +62,13 @@ class RowStore:
             "rows": self.rows,
             "done": self.done.astype(np.uint8),
         }
-        try:
-            handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".part")
-            os.close(handle)
-            temporary = Path(name)
-            try:
-                save_file(tensors, temporary, metadata={_PROVENANCE: self._provenance})
-                os.replace(temporary, self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
-            raise LmscoutError(
-                f"cache file {self.path} cannot be written ({error}): make room, or name another "
-                "folder with LMSCOUT_CACHE"
-            ) from error
+        metadata = {_PROVENANCE: self._provenance}
+        write_file(
+            self.path,
+            lambda draft: save_file(tensors, draft, metadata=metadata),
+            name=f"cache file {self.path}",
+            remedy=_REMEDY,
+        )
 
     def _read(self) -> None:
         try:
@@ -98,15 +90,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         LmscoutError: it cannot.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise LmscoutError(
-            f"cache folder {folder} cannot be written ({error.strerror}): make it writable or "
-            "name another with LMSCOUT_CACHE"
-        ) from error
+    remove_drafts(folder)
+    check_folder(folder, f"cache folder {folder}", _REMEDY, make=True)
 
 
 def read_provenance(path: Path) -> dict[str, object]:

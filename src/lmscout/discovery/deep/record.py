@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from lmscout.discovery.deep.candidates import Candidate, fittest
 from lmscout.errors import LmscoutError
+from lmscout.files import check_folder, write_file
 from lmscout.proxies.deep import format_node, parse
-from lmscout.whole_file import write_whole
 
 HALL = 50  # candidates of the hall of fame
 EVALUATIONS, HALL_OF_FAME = "evaluations", "hall_of_fame.csv"
@@ -48,12 +48,8 @@ class Record:
             LmscoutError: the folder cannot be written.
         """
         self._folder, self._search, self._others = folder, search, others
-        try:
-            (folder / EVALUATIONS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LmscoutError(
-                f"run folder {folder} cannot be written ({error.strerror}): name another with --out"
-            ) from error
+        evaluations = folder / EVALUATIONS
+        check_folder(evaluations, f"run folder {folder}", "name another with --out", make=True)
 
     def batches(self) -> Iterator[list[Candidate]]:
         """What was judged before, batch by batch, up to the first that is missing.
@@ -92,9 +88,10 @@ class Record:
             "order": [one.order for one in judged],
             "estimate": [one.estimate for one in judged],
         }
-        sink = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=_SCHEMA), sink, compression="zstd")
-        write_whole(self._path(number), sink.getvalue())
+        table = pa.table(columns, schema=_SCHEMA)
+        write_file(
+            self._path(number), lambda draft: pq.write_table(table, draft, compression="zstd")
+        )
 
     def show(self, best: Sequence[Candidate]) -> None:
         """Write the hall of fame of this search and those before it, fittest first."""
@@ -104,7 +101,7 @@ class Record:
         writer.writerow(["fitness", "size", "proxy"])
         for one in fittest(every.values(), HALL):
             writer.writerow([f"{one.fitness:.6f}", one.node.size, format_node(one.node)])
-        write_whole(self._folder / HALL_OF_FAME, text.getvalue())
+        write_file(self._folder / HALL_OF_FAME, text.getvalue())
 
     def _path(self, number: int) -> Path:
         return self._folder / EVALUATIONS / f"{self._search}-{number:05}.parquet"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmscout.errors import LmscoutError
+from lmscout.files import check_folder, write_file
 
 Identity = Mapping[str, str | int | float | None]
 
@@ -57,18 +56,10 @@ def write_state(path: Path, identity: Identity, state: State) -> None:
     tensors = {f"weights/{name}": one for name, one in state.weights.items()}
     tensors |= {f"optimizer/{name}": one for name, one in state.optimizer.items()}
     plain = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        os.close(handle)
-        draft = Path(name)
-        try:
-            save_file(plain, draft, metadata={_HEADER: json.dumps(header)})
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise LmscoutError(f"recovery {path} cannot be written ({error}): make room") from error
+    name = f"recovery {path}"
+    check_folder(path.parent, name, make=True)
+    metadata = {_HEADER: json.dumps(header)}
+    write_file(path, lambda draft: save_file(plain, draft, metadata=metadata), name=name)
 
 
 def read_state(path: Path, identity: Identity, shapes: Mapping[str, Tensor]) -> State | None:

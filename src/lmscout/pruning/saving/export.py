@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_count
+from lmscout.files import as_json, atomic_folder, check_folder
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.saving import reload_saved
 from lmscout.pruning.saving.cutting import ShapeName, cut, is_uniform, round_weights
@@ -84,22 +84,10 @@ def save(
         pruned = pruned.to("cpu")
     chosen = generation_config if generation_config is not None else model.generation_config
     pruned.generation_config = copy.deepcopy(chosen)
-    try:
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        try:
-            write(pruned, draft, tokenizer)
-            _write_record(model, pruned, plan, draft, shape, note)
-            _reload_and_compare(pruned, draft, tokenizer, trust_remote_code=shape == "any")
-            for path in draft.iterdir():
-                path.chmod(0o644)  # weights are written readable by their owner alone
-            draft.chmod(0o755)
-            _put_in_place(draft, folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        raise LmscoutError(
-            f"output folder {folder} cannot be written ({error.strerror}): name another"
-        ) from error
+    with atomic_folder(folder, last=CONFIG, name=f"output folder {folder}") as draft:
+        write(pruned, draft, tokenizer)
+        _write_record(model, pruned, plan, draft, shape, note)
+        _reload_and_compare(pruned, draft, tokenizer, trust_remote_code=shape == "any")
 
 
 def write(
@@ -137,29 +125,13 @@ def write(
             tokenizer.save_pretrained(folder)
 
 
-def _put_in_place(draft: Path, folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
-        names = sorted((path.name for path in draft.iterdir()), key=lambda name: name == CONFIG)
-        for name in names:
-            os.replace(draft / name, folder / name)
-        return
-    if folder.is_dir():
-        folder.rmdir()
-    os.replace(draft, folder)
-
-
 def _check_folder(folder: Path, beside: Collection[str]) -> None:
-    try:
-        others = folder.exists() and (
-            not folder.is_dir() or {path.name for path in folder.iterdir()} - set(beside)
-        )
-        if others:
-            raise LmscoutError(f"output folder {folder} is not empty: name another")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LmscoutError(
-            f"output folder {folder} cannot be written ({error.strerror}): name another"
-        ) from error
+    name = f"output folder {folder}"
+    if folder.exists() and not folder.is_dir():
+        raise LmscoutError(f"{name} is a file: name another")
+    check_folder(folder, name, make=False)
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - set(beside):
+        raise LmscoutError(f"{name} is not empty: name another")
 
 
 def _write_record(
@@ -181,8 +153,7 @@ def _write_record(
         "dense_parameters": parameter_count(dense),
         "note": dict(note),
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / RECORD).write_text(text + "\n", "utf-8")
+    (folder / RECORD).write_text(as_json(record), "utf-8")
     card = model_card(record, plan, units.dense, dense.config.model_type)
     (folder / "README.md").write_text(card, "utf-8")
 
