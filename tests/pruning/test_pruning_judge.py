@@ -149,7 +149,7 @@ def test_the_side_that_rises_with_what_is_kept_is_better(read):
         assert judge.rises(rows).argmin() == 0
         assert size_agreement(shape, judge.scores) > 0.9
     assert asked.scores(rows).argmin() == 0
-    assert "lower" in asked.words
+    assert "lower" in asked.report.words
 
 
 @pytest.mark.parametrize("sign", "+-")

@@ -19,20 +19,61 @@ from lmscout.architectures import ArchitectureSpec
 from lmscout.benchmarks.space import Space, sample
 from lmscout.benchmarks.spreading import default_workers, devices_of, spread
 from lmscout.benchmarks.table import (
+    ROWS,
+    TABLE,
     TrainedRow,
     read_rows,
     write_row,
-    write_settings,
     write_table,
 )
 from lmscout.benchmarks.token_data import TokenData
 from lmscout.benchmarks.training import Recipe, check_validation, train, window_starts
 from lmscout.errors import LmscoutError
+from lmscout.files import check_folder
+from lmscout.results import Result
+from lmscout.runs import open_run
 
 Progress = Callable[[int, int], None]
 
 REPLICATED = 10  # one architecture in so many is trained with several seeds
 SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Built(Result):
+    """A benchmark that was built.
+
+    Attributes:
+        folder: of the benchmark.
+        n_architectures: how many it holds.
+        n_models: that were trained, replicates included.
+        n_left_out: architectures of which a training ended without a finite loss.
+        losses: lowest and highest final loss of a training, nats/token; None if none is finite.
+        seconds: of all trainings together.
+    """
+
+    folder: Path
+    n_architectures: int
+    n_models: int
+    n_left_out: int
+    losses: tuple[float, float] | None
+    seconds: float
+
+    @property
+    def table(self) -> Path:
+        """The file with all rows."""
+        return self.folder / TABLE
+
+    def to_json(self) -> dict[str, object]:
+        """The result as it is kept."""
+        return {
+            "folder": str(self.folder),
+            "n_architectures": self.n_architectures,
+            "n_models": self.n_models,
+            "n_left_out": self.n_left_out,
+            "losses": self.losses,
+            "seconds": self.seconds,
+        }
 
 
 @dataclass(frozen=True)
@@ -56,7 +97,7 @@ def build(
     device: str = "auto",
     workers: int | None = None,
     progress: Progress | None = None,
-) -> Path:
+) -> Built:
     """Train architectures of a space and write a benchmark; go on with one that was begun.
 
     Args:
@@ -72,7 +113,7 @@ def build(
         progress: called with models trained and in all.
 
     Returns:
-        The table's path.
+        What was built; of a benchmark that was finished before, the same again.
 
     Raises:
         LmscoutError: the folder holds another benchmark or cannot be written, the tokens do
@@ -94,7 +135,14 @@ def build(
         "text": data.describe(),
         "precision": "float32" if devices == ("cpu",) else "bfloat16 autocast",
     }
-    write_settings(out, settings)
+    run = open_run(out, "bench build", settings)
+    if run.finished and (out / TABLE).is_file():
+        if progress:
+            progress(len(wanted), len(wanted))
+        return run.load(Built)
+    if not run.begun:
+        run.begin()
+    check_folder(out / ROWS, run.name, make=True)
     todo = _missing(out, wanted)
     done = len(wanted) - len(todo)
     if progress:
@@ -106,7 +154,24 @@ def build(
             if progress:
                 progress(done + finished, len(wanted))
     rows = read_rows(out)
-    return write_table(out, [rows[job.architecture, job.seed] for job in wanted])
+    kept = [rows[job.architecture, job.seed] for job in wanted]
+    write_table(out, kept)
+    result = _result(out, kept)
+    run.end(result)
+    return result
+
+
+def _result(folder: Path, rows: list[TrainedRow]) -> Built:
+    final = [(row.architecture, row.validation_loss[-1]) for row in rows]
+    losses = [loss for _, loss in final if loss is not None]
+    return Built(
+        folder,
+        n_architectures=len({row.architecture for row in rows}),
+        n_models=len(rows),
+        n_left_out=len({architecture for architecture, loss in final if loss is None}),
+        losses=(min(losses), max(losses)) if losses else None,
+        seconds=round(sum(row.seconds for row in rows), 2),
+    )
 
 
 def jobs(space: Space, n: int, *, seed: int, seeds: int) -> list[Job]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
@@ -12,8 +13,9 @@ import numpy as np
 from lmscout.architectures import ArchitectureSpec, spec_from_dict
 from lmscout.benchmarks.benchmark import Benchmark
 from lmscout.benchmarks.rows import Row, checked
-from lmscout.benchmarks.table import SETTINGS, TABLE, TrainedRow, read_settings, read_table
+from lmscout.benchmarks.table import TABLE, TrainedRow, read_settings, read_table
 from lmscout.errors import LmscoutError
+from lmscout.runs import SETTINGS
 
 PICO = "pico"
 OWN = "bench:"
@@ -56,6 +58,12 @@ def built_folder(name: str) -> Path:
     if name == PICO:
         return Path(str(files("lmscout.benchmarks"))) / "data" / PICO
     return Path(name.removeprefix(OWN)).expanduser()
+
+
+def table_digest(folder: Path) -> str | None:
+    """SHA-256 of a built benchmark's rows; None if there is no table."""
+    path = folder / TABLE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def read_built(name: str) -> Benchmark:

@@ -25,6 +25,7 @@ from lmscout.ranking import (
     spearman,
     spearman_many,
 )
+from lmscout.results import Result
 
 Array = npt.NDArray[np.float64]
 
@@ -37,7 +38,7 @@ LEAST_TOLD_APART = 0.5  # of the pairs within a cell
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Result):
     """What was found.
 
     Attributes:

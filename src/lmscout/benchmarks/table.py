@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +17,9 @@ from pydantic import Field
 from lmscout.benchmarks.rows import Row, checked, read_text
 from lmscout.errors import LmscoutError
 from lmscout.files import remove_drafts, write_file
+from lmscout.runs import SETTINGS
 
-SETTINGS, ROWS, TABLE = "settings.json", "rows", "table.jsonl"
+ROWS, TABLE = "rows", "table.jsonl"
 
 
 class TrainedRow(Row):
@@ -100,34 +101,6 @@ def read_table(folder: Path) -> list[TrainedRow]:
     if not rows:
         raise LmscoutError(f"{path}: holds no rows")
     return rows
-
-
-def write_settings(folder: Path, settings: Mapping[str, object]) -> None:
-    """Write the settings, or make sure that those that are there are the same.
-
-    Raises:
-        LmscoutError: the folder holds a benchmark with other settings, or cannot be written.
-    """
-    path = folder / SETTINGS
-    wanted = json.loads(json.dumps(settings))
-    if path.exists():
-        there = read_settings(folder)
-        if "command" in there:
-            raise LmscoutError(f"{folder}: holds a run of lmscout {there['command']}; name another")
-        differing = [name for name in wanted if there.get(name) != wanted[name]]
-        if differing:
-            raise LmscoutError(
-                f"{folder}: holds a benchmark of another {differing[0]}; name a new folder, or "
-                "give the settings that it was begun with"
-            )
-        return
-    try:
-        (folder / ROWS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LmscoutError(
-            f"{folder}: cannot be written ({error.strerror}); name another folder"
-        ) from None
-    write_file(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import JsonOption
+from lmscout.cli.options import JsonOption, KeepOption
 
 if TYPE_CHECKING:
     from lmscout.benchmarks.check import Check
@@ -90,7 +90,7 @@ def build(
     else:
         data = text_tokens(text) if text else builtin_tokens()
     with console.progress_bars() as progress:
-        table = run(
+        result = run(
             drawn_from,
             n,
             out,
@@ -102,8 +102,16 @@ def build(
             workers=workers,
             progress=lambda done, total: progress("training", done, total),
         )
-    print(f"benchmark: {table.parent}")
-    print(f"what it is good for: lmscout bench check {table.parent}")
+    left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
+    losses = ""
+    if result.losses is not None:
+        losses = f"; final losses {result.losses[0]:.3f} to {result.losses[1]:.3f} nats/token"
+    print(
+        f"{result.n_architectures} architectures{left_out}, {result.n_models} models trained in "
+        f"{result.seconds:,.0f} s{losses}"
+    )
+    print(f"benchmark: {out}")
+    print(f"what it is good for: lmscout bench check {out}")
 
 
 @app.command()
@@ -115,6 +123,7 @@ def check(
         ),
     ],
     seed: Annotated[int, typer.Option(min=0, help="Of the simulated noise.")] = 0,
+    out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:
     """Say what a built benchmark is good for.
@@ -123,14 +132,24 @@ def check(
     be told apart on it.
     """
     # Imported here, so that `--help` does not wait for NumPy.
-    from lmscout.benchmarks.built import built_folder
-    from lmscout.benchmarks.check import check as run
+    from lmscout.benchmarks.built import built_folder, table_digest
+    from lmscout.benchmarks.check import Check
+    from lmscout.benchmarks.check import check as look_at
+    from lmscout.runs import optional_run
 
     console.check_json_target(json)
-    result = run(built_folder(benchmark), seed=seed)
+    folder = built_folder(benchmark)
+    settings = {"benchmark": benchmark, "table_sha256": table_digest(folder), "seed": seed}
+    run = optional_run(out, "bench check", settings)
+    if run.finished:
+        result = run.load(Check)
+    else:
+        result = look_at(folder, seed=seed)
+        if out is not None:
+            run.save(result)
     if json != console.STDOUT:
         _show(result)
-    console.write_result(json, result.to_json())
+    console.write_result(json, result, run)
 
 
 def _show(result: Check) -> None:

@@ -21,11 +21,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from lmscout.errors import LmscoutError
 from lmscout.files import as_json, check_file, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
     from lmscout.ranking import Agreement, Interval
+    from lmscout.runs import Reported, Run
 
 STDOUT = "-"
 _WIDE = 100  # characters, from which on an assessment is shown whole
@@ -82,16 +84,59 @@ def check_json_target(target: str | None) -> None:
         check_file(Path(str(target)), "--json")
 
 
-def write_result(target: str | None, result: Mapping[str, object]) -> None:
-    """Write the result as exactly one JSON object to stdout ("-") or to a file."""
+def write_result(target: str | None, result: Reported, run: Run) -> None:
+    """Write a result as exactly one JSON object to stdout ("-") or to a file.
+
+    Args:
+        target: as given with --json.
+        result: what was found.
+        run: whose folder holds the result; one that does not yet gets it if the target cannot be
+            written.
+
+    Raises:
+        LmscoutError: the target cannot be written; says where the result is.
+    """
+    from lmscout.runs import RESULT
+
+    try:
+        write_values(target, result.to_json())
+    except LmscoutError as error:
+        if not (run.folder / RESULT).is_file():
+            run.save(result)
+        raise LmscoutError(f"{error}; the result is in {run.folder / RESULT}") from error
+
+
+def write_values(target: str | None, values: Mapping[str, object]) -> None:
+    """Write exactly one JSON object to stdout ("-") or to a file.
+
+    Raises:
+        LmscoutError: the target cannot be written.
+    """
     if target is None:
         return
     if target == STDOUT:
-        sys.stdout.write(as_json(result))
+        _print_utf8(as_json(values))
     else:
         write_file(
-            Path(target), as_json(result), name=f"--json {target}", remedy="name another file"
+            Path(target), as_json(values), name=f"--json {target}", remedy="name another file"
         )
+
+
+def _print_utf8(text: str) -> None:
+    """Print JSON, which is UTF-8 whatever the locale."""
+    try:
+        sys.stdout.flush()
+        if hasattr(sys.stdout, "buffer"):
+            sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+        else:
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise LmscoutError(
+            f"--json {STDOUT}: standard output cannot be written ({error.strerror}): name a file"
+        ) from error
 
 
 def assessment_table() -> Table:

@@ -97,6 +97,7 @@ def design(
     from lmscout.benchmarks.space import Space
     from lmscout.discovery import design as search
     from lmscout.discovery import pick, signed_proxy
+    from lmscout.runs import optional_run
     from lmscout.statistics import Workers
 
     spread = Workers(workers, backend)
@@ -122,7 +123,16 @@ def design(
         _show(result)
         if out is not None:
             print(f"spec: {out}")
-    console.write_result(json, result.to_json())
+    told = {
+        "space": space,
+        "on_benchmark": on_benchmark,
+        "proxy": str(signed),
+        "max_params": limit,
+        "evaluations": evaluations,
+        "seed": seed,
+        "weights": weights,
+    }
+    console.write_result(json, result, optional_run(None, "design", told))
 
 
 def _show(result: Design | Picking) -> None:

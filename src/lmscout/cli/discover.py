@@ -129,15 +129,43 @@ def discover(
         sizes = _sizes(search, len(names))
         _discover_deep(names, settings, sizes, seed, workers, backend, out, json)
         return
+    _discover_ranked(
+        benchmark,
+        space,
+        aggregations,
+        search,
+        seed,
+        workers,
+        backend,
+        model,
+        calibration,
+        out,
+        json,
+    )
+
+
+def _discover_ranked(
+    benchmark: str,
+    space: str,
+    aggregations: str,
+    search: str,
+    seed: int,
+    workers: int,
+    backend: str,
+    model: str | None,
+    calibration: str | None,
+    out: Path | None,
+    json: str | None,
+) -> None:
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import proxies
     from lmscout.benchmarks import load
     from lmscout.benchmarks.locate import cache_directory
-    from lmscout.discovery.discover import cache_name
-    from lmscout.discovery.discover import discover as run
-    from lmscout.discovery.run_folder import check_run_folder, default_run_folder
-    from lmscout.discovery.saved_run import save_discovery
+    from lmscout.discovery.discover import Discovery, cache_name
+    from lmscout.discovery.discover import discover as search_space
+    from lmscout.discovery.saved_run import benchmark_digest, save_discovery
     from lmscout.proxies.spelling import did_you_mean, shown
+    from lmscout.runs import default_run_folder, open_run
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
@@ -148,40 +176,53 @@ def discover(
             f"unknown space {shown(space)}: expected one of {', '.join(known)}"
             f"{did_you_mean(space, known)}"
         )
-    if "," in benchmark and not benchmark.startswith(_LEDGER) and ":" not in benchmark:
+    in_ledger = benchmark.startswith(_LEDGER)
+    if "," in benchmark and not in_ledger and ":" not in benchmark:
         raise LmscoutError(f"{benchmark}: several at once are for --space {_DEEP}; give one")
+    if not in_ledger and (model or calibration):
+        raise LmscoutError(f"{benchmark}: --model and --calibration are for {_LEDGER}RUN")
     (size,) = _sizes(search, 1)
     chosen = proxies.space(space, tuple(name.strip() for name in aggregations.split(",")))
-    read = None
-    if benchmark.startswith(_LEDGER):
-        from lmscout.pruning.judging.ledger_benchmark import ledger_benchmark
-
-        run_folder = benchmark.removeprefix(_LEDGER)
-        cache = cache_directory() / "statistics"
-        ledger = ledger_benchmark(run_folder, cache, model=model, calibration=calibration)
-        architectures, read = ledger.benchmark, ledger.read
-    elif model or calibration:
-        raise LmscoutError(f"{benchmark}: --model and --calibration are for {_LEDGER}RUN")
+    settings: dict[str, object] = {
+        "space": chosen.name,
+        "benchmark": benchmark,
+        "aggregations": chosen.aggregations,
+        "search": size,
+        "seed": seed,
+    }
+    if in_ledger:
+        settings |= {"model": model, "calibration": calibration}
     else:
         architectures = load(benchmark)
-    folder = out or default_run_folder(f"discover-{cache_name(architectures.name)}-{space}-{seed}")
-    check_run_folder(folder)
-    with console.progress_bars() as progress:
-        result = run(
-            architectures,
-            chosen,
-            search=size,
-            seed=seed,
-            cache=cache_directory() / "statistics",
-            workers=spread,
-            progress=progress,
-            read=read,
-        )
-    save_discovery(folder, result, seed=seed)
+        settings["benchmark_sha256"] = benchmark_digest(architectures)
+    label = f"discover-{cache_name(benchmark)}-{space}-{seed}"
+    run = open_run(out or default_run_folder(label), "discover", settings)
+    if run.finished:
+        result = run.load(Discovery)
+    else:
+        read, cache = None, cache_directory() / "statistics"
+        if in_ledger:
+            from lmscout.pruning.judging.ledger_benchmark import ledger_benchmark
+
+            folder = benchmark.removeprefix(_LEDGER)
+            ledger = ledger_benchmark(folder, cache, model=model, calibration=calibration)
+            architectures, read = ledger.benchmark, ledger.read
+        with console.progress_bars() as progress:
+            result = search_space(
+                architectures,
+                chosen,
+                search=size,
+                seed=seed,
+                cache=cache,
+                workers=spread,
+                progress=progress,
+                read=read,
+            )
+        save_discovery(run, result)
     if json != console.STDOUT:
         show(result)
-        print(f"run folder: {folder}")
-    console.write_result(json, result.to_json())
+        print(f"run folder: {run.folder}")
+    console.write_result(json, result, run)
 
 
 def _refuse_given(context: typer.Context, names: Sequence[str], space: str) -> None:
@@ -224,30 +265,33 @@ def _discover_deep(
 ) -> None:
     from lmscout.benchmarks import load
     from lmscout.benchmarks.locate import cache_directory
-    from lmscout.discovery.deep.discovery import discover_deep
-    from lmscout.discovery.saved_run import begin_deep, end_deep
+    from lmscout.discovery.deep.discovery import DeepDiscovery, discover_deep
+    from lmscout.discovery.saved_run import begin_deep
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
     spread = Workers(workers, backend)
     benchmarks = [load(name.strip()) for name in names]
-    folder = begin_deep(out, benchmarks, settings, search=search, seed=seed)
-    with console.progress_bars() as progress:
-        result = discover_deep(
-            benchmarks,
-            settings,
-            search=search,
-            seed=seed,
-            cache=cache_directory() / "statistics",
-            folder=folder,
-            workers=spread,
-            progress=progress,
-        )
-    end_deep(folder, result)
+    run = begin_deep(out, benchmarks, settings, search=search, seed=seed)
+    if run.finished:
+        result = run.load(DeepDiscovery)
+    else:
+        with console.progress_bars() as progress:
+            result = discover_deep(
+                benchmarks,
+                settings,
+                search=search,
+                seed=seed,
+                cache=cache_directory() / "statistics",
+                folder=run.folder,
+                workers=spread,
+                progress=progress,
+            )
+        run.end(result)
     if json != console.STDOUT:
         show_deep(result)
-        print(f"run folder: {folder}")
-    console.write_result(json, result.to_json())
+        print(f"run folder: {run.folder}")
+    console.write_result(json, result, run)
 
 
 def show_deep(result: DeepDiscovery) -> None:
@@ -288,7 +332,7 @@ def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
     screen = console.table_console()
     _show_benchmark(result)
     screen.print(
-        f"{result.space.size:,} proxies, {result.ranking.n_distinct:,} of them distinct; "
+        f"{result.space.size:,} proxies, {result.n_distinct:,} of them distinct; "
         f"statistics {result.seconds['statistics']:.1f} s, "
         f"ranking {result.seconds['ranking']:.1f} s"
     )

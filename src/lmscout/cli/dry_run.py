@@ -78,7 +78,7 @@ def foretell(
             f"{found.device}; peak {found.peak / _GIB:.2f} GiB. Nothing was pruned.",
             highlight=False,
         )
-    console.write_result(json, found.to_json())
+    console.write_values(json, found.to_json())
 
 
 def _duration(seconds: float) -> str:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import DTYPES, JsonOption
+from lmscout.cli.options import DTYPES, JsonOption, KeepOption
 from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lmscout.evaluation import Perplexity, TaskScore
+    from lmscout.evaluation import Evaluation, Perplexity, TaskScore
+    from lmscout.runs import Run
 
 _SPEED = 8, 128  # sequences a forward, tokens a sequence
 _OTHER_LIMIT = {  # the two are easily taken for each other
@@ -94,6 +94,7 @@ def evaluate(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a forward.")] = 4096,
     dtype: Annotated[str, typer.Option(help="Of the weights: " + ", ".join(DTYPES))] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
+    out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:
     """Measure a causal language model's perplexity on texts, its score on tasks, and its cost.
@@ -105,6 +106,7 @@ def evaluate(
     import torch
 
     from lmscout import evaluation
+    from lmscout.runs import optional_run
 
     console.check_json_target(json)
     if dtype not in DTYPES:
@@ -123,6 +125,26 @@ def evaluate(
     protocols = [evaluation.protocol_of(name) for name in protocol or ["llm-pruner"]]
     start = time.perf_counter()
     texts = [evaluation.read_text(source) for source in perplexity or []]
+    settings = {
+        "model": model,
+        "model_fingerprint": evaluation.model_fingerprint(model),
+        "perplexity": perplexity or [],
+        "text_sha256": [text.sha256 for text in texts],
+        "protocol": [one.name for one in protocols] if texts else [],
+        "limit_tokens": limit_tokens,
+        "batch_tokens": batch_tokens,
+        "tasks": asked,
+        "task_data": None if task_data is None else str(task_data),
+        "shots": shots,
+        "limit": limit,
+        "speed": speed,
+        "dtype": dtype,
+        "device": device,
+    }
+    run = optional_run(out, "eval", settings)
+    if run.finished:
+        _report(run.load(evaluation.Evaluation), run, json)
+        return
     loaded = evaluation.load_model(model, getattr(torch, dtype), device)
     # All of them before the first is measured: a slip in the last would cost the work of the rest.
     for text, one in product(texts, protocols):
@@ -153,24 +175,30 @@ def evaluate(
                 progress=partial(progress, "tasks"),
             )
     timed = evaluation.measure_speed(loaded.model, *_SPEED) if speed else None
-    result: dict[str, Any] = {
-        "model": loaded.source,
-        "parameters": evaluation.parameter_count(loaded.model),
-        "bytes": evaluation.parameter_bytes(loaded.model),
-        "multiply_adds": evaluation.multiply_adds(loaded.model),
-        "dtype": dtype,
-        "perplexities": [one.to_json() for one in found],
-        "tasks": [one.to_json() for one in scores],
-        "speed": asdict(timed) if timed else None,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+    result = evaluation.Evaluation(
+        model=loaded.source,
+        parameters=evaluation.parameter_count(loaded.model),
+        bytes=evaluation.parameter_bytes(loaded.model),
+        multiply_adds=evaluation.multiply_adds(loaded.model),
+        dtype=dtype,
+        perplexities=tuple(found),
+        tasks=tuple(scores),
+        speed=timed,
+        seconds=round(time.perf_counter() - start, 3),
+    )
+    if out is not None:
+        run.save(result)
+    _report(result, run, json)
+
+
+def _report(result: Evaluation, run: Run, json: str | None) -> None:
     if json != console.STDOUT:
         _show_cost(result)
-        if found:
-            _show_perplexities(found)
-        if scores:
-            _show_scores(scores)
-    console.write_result(json, result)
+        if result.perplexities:
+            _show_perplexities(result.perplexities)
+        if result.tasks:
+            _show_scores(result.tasks)
+    console.write_result(json, result, run)
 
 
 def _refuse_idle(options: Mapping[str, object], needed: str) -> None:
@@ -188,17 +216,17 @@ def _short(source: str) -> str:
     return escape(source.rsplit("/", 1)[-1])
 
 
-def _show_cost(result: dict[str, Any]) -> None:
+def _show_cost(result: Evaluation) -> None:
     said = (
-        f"[bold]{escape(result['model'])}[/bold]: {result['parameters']:,} parameters, "
-        f"{result['bytes'] / 1e6:,.1f} MB, {result['multiply_adds'] / 1e6:,.1f} million "
+        f"[bold]{escape(result.model)}[/bold]: {result.parameters:,} parameters, "
+        f"{result.bytes / 1e6:,.1f} MB, {result.multiply_adds / 1e6:,.1f} million "
         "multiply-adds a token"
     )
-    if speed := result["speed"]:
-        shape = f"{speed['batch']} x {speed['length']}"
-        said += f", {speed['tokens_per_second']:,.0f} tokens/s ({shape})"
-        if speed["peak_bytes"] is not None:
-            said += f", peak {speed['peak_bytes'] / 1e6:,.0f} MB"
+    if speed := result.speed:
+        shape = f"{speed.batch} x {speed.length}"
+        said += f", {speed.tokens_per_second:,.0f} tokens/s ({shape})"
+        if speed.peak_bytes is not None:
+            said += f", peak {speed.peak_bytes / 1e6:,.0f} MB"
     console.table_console().print(said, highlight=False)
 
 
@@ -220,7 +248,7 @@ def _show_scores(scores: Sequence[TaskScore]) -> None:
     console.table_console().print(table)
 
 
-def _show_perplexities(found: list[Perplexity]) -> None:
+def _show_perplexities(found: Sequence[Perplexity]) -> None:
     table = Table(caption="tokens: those scored; lower perplexity is better")
     table.add_column("text", overflow="fold")
     table.add_column("protocol")

@@ -9,7 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import BackendOption, BenchmarkArgument, JsonOption, WorkersOption
+from lmscout.cli.options import (
+    BackendOption,
+    BenchmarkArgument,
+    JsonOption,
+    KeepOption,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from lmscout.discovery import Explanation
@@ -36,6 +42,7 @@ def explain(
     ] = False,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
+    out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:
     """Take a proxy apart on all architectures of a benchmark.
@@ -47,30 +54,45 @@ def explain(
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout.benchmarks import load
     from lmscout.benchmarks.locate import cache_directory
-    from lmscout.discovery import explain as run
+    from lmscout.discovery import Explanation
+    from lmscout.discovery import explain as take_apart
+    from lmscout.discovery.saved_run import benchmark_digest
     from lmscout.proxies import resolve
+    from lmscout.runs import optional_run
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
     spread = Workers(workers, backend)
     resolve(proxy)  # a slip is told before anything is read
     architectures = load(benchmark)
-    with console.progress_bars() as progress:
-        result = run(
-            architectures,
-            proxy,
-            seed=seed,
-            cache=cache_directory() / "statistics",
-            workers=spread,
-            progress=progress,
-        )
+    settings = {
+        "proxy": proxy,
+        "benchmark": architectures.name,
+        "benchmark_sha256": benchmark_digest(architectures),
+        "seed": seed,
+    }
+    run = optional_run(out, "explain", settings)
+    if run.finished:
+        result = run.load(Explanation)
+    else:
+        with console.progress_bars() as progress:
+            result = take_apart(
+                architectures,
+                proxy,
+                seed=seed,
+                cache=cache_directory() / "statistics",
+                workers=spread,
+                progress=progress,
+            )
+        if out is not None:
+            run.save(result)
     if json != console.STDOUT:
         _show(result)
         if latex:
             _show_form(result.latex, "LaTeX")
         if torch:
             _show_form(result.torch, "PyTorch")
-    console.write_result(json, result.to_json())
+    console.write_result(json, result, run)
 
 
 def _show(result: Explanation) -> None:

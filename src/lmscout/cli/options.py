@@ -32,6 +32,15 @@ OutOption = Annotated[
     Path | None,
     typer.Option(help="Folder for the run; by default a new one under runs/.", show_default=False),
 ]
+KeepOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder for the result and its settings; by default they are not kept.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[
     str | None,
     typer.Option(

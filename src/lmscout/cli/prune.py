@@ -167,10 +167,13 @@ def prune(
     # Imported here, so that `--help` does not wait for PyTorch.
     import torch
 
-    from lmscout.evaluation import devices_of, load_model, read_text
+    from lmscout.evaluation import devices_of, load_config, load_model, memory_dtype, read_text
     from lmscout.pruning.calibration import CalibrationSettings
+    from lmscout.pruning.outcome import Pruning
     from lmscout.pruning.request import Request, check_request
+    from lmscout.pruning.saved_run import COMMAND, is_complete, open_pruning
     from lmscout.pruning.workflow import prune as run
+    from lmscout.runs import RESULT, Run
 
     console.check_json_target(json)
     if compensation not in ("least-squares", "none"):
@@ -215,22 +218,29 @@ def prune(
     if dry_run:
         foretell(model, request, compute_dtype, first, json, reporting=report is not None)
         return
-    loaded = load_model(
-        model, None if compute_dtype is None else getattr(torch, compute_dtype), first
-    )
-    with console.progress_bars() as progress:
-        result = run(
-            loaded,
-            text,
-            request,
-            out,
-            report_on=report_on,
-            recover_on=recover_on,
-            progress=progress,
+    result = None
+    if (out / RESULT).is_file():
+        computed = compute_dtype or str(memory_dtype(load_config(model), first)).split(".")[-1]
+        opened = open_pruning(out, model, computed, request, text, report_on, recover_on)
+        if is_complete(opened, request):
+            result = opened.load(Pruning)
+    if result is None:
+        loaded = load_model(
+            model, None if compute_dtype is None else getattr(torch, compute_dtype), first
         )
+        with console.progress_bars() as progress:
+            result = run(
+                loaded,
+                text,
+                request,
+                out,
+                report_on=report_on,
+                recover_on=recover_on,
+                progress=progress,
+            )
     if json != console.STDOUT:
         show(result)
-    console.write_result(json, result.to_json())
+    console.write_result(json, result, Run(out, COMMAND))
 
 
 def _shares(given: str) -> tuple[float, ...]:

@@ -46,33 +46,43 @@ def rank(
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout.benchmarks import load
     from lmscout.benchmarks.locate import cache_directory
-    from lmscout.discovery import judge, signed_proxy
+    from lmscout.discovery import Judgement, judge, signed_proxy
     from lmscout.discovery.discover import cache_name
-    from lmscout.discovery.run_folder import check_run_folder, default_run_folder
-    from lmscout.discovery.saved_run import save_judgement
+    from lmscout.discovery.saved_run import benchmark_digest, save_judgement
+    from lmscout.proxies import CATALOG
+    from lmscout.runs import default_run_folder, open_run
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
     spread = Workers(workers, backend)
-    for name in proxy or []:
-        signed_proxy(name)  # a slip is told before anything is read
+    # A slip is told before anything is read.
+    asked = [str(signed_proxy(name)) for name in proxy or [one.name for one in CATALOG]]
     architectures = load(benchmark)
+    settings = {
+        "benchmark": architectures.name,
+        "benchmark_sha256": benchmark_digest(architectures),
+        "proxies": asked,
+        "seed": seed,
+    }
     folder = out or default_run_folder(f"rank-{cache_name(architectures.name)}")
-    check_run_folder(folder)
-    with console.progress_bars() as progress:
-        result = judge(
-            architectures,
-            proxy or [],
-            seed=seed,
-            cache=cache_directory() / "statistics",
-            workers=spread,
-            progress=progress,
-        )
-    save_judgement(folder, result, architectures, seed=seed)
+    run = open_run(folder, "rank", settings)
+    if run.finished:
+        result = run.load(Judgement)
+    else:
+        with console.progress_bars() as progress:
+            result = judge(
+                architectures,
+                proxy or [],
+                seed=seed,
+                cache=cache_directory() / "statistics",
+                workers=spread,
+                progress=progress,
+            )
+        save_judgement(run, result, architectures)
     if json != console.STDOUT:
         _show(result)
         print(f"run folder: {folder}")
-    console.write_result(json, result.to_json())
+    console.write_result(json, result, run)
 
 
 def _show(result: Judgement) -> None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
 from lmscout.discovery.assessment import number_json
-from lmscout.proxies.deep import Node, format_node, walk
+from lmscout.proxies.deep import Node, format_node, parse, walk
 from lmscout.proxies.deep.nodes import replaced
 from lmscout.ranking import spearman
+from lmscout.results import SavedAs
 
 Scores = npt.NDArray[np.float64]
 Scored = Callable[[Sequence[Node]], Mapping[Node, Scores]]  # trees to their scores
@@ -38,7 +40,7 @@ class Cut:
     """
 
     removed: str
-    shorter: Node
+    shorter: Annotated[Node, SavedAs(format_node, parse)]
     spearman: float = float("nan")
 
     @property
@@ -60,7 +62,7 @@ class DeadBranches:
 
     measured_on: str
     dead: tuple[Cut, ...]
-    shortest: Node
+    shortest: Annotated[Node, SavedAs(format_node, parse)]
     spearman: float
 
     def to_json(self) -> dict[str, object]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from lmscout.architectures import ArchitectureSpec
+from lmscout.architectures import ArchitectureSpec, spec_from_dict
 from lmscout.benchmarks.limit import limited
 from lmscout.benchmarks.space import Space
 from lmscout.discovery.ageing import POPULATION, SAMPLE, AgeingEvolution
 from lmscout.discovery.asked_proxy import SignedProxy
 from lmscout.discovery.mean_scores import mean_scores
 from lmscout.errors import LmscoutError
+from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, Stages, part_of
 from lmscout.statistics import Batch, Workers
 
@@ -22,7 +24,7 @@ ASKED_AT_ONCE = 16  # whatever the workers, so that the result is theirs at any 
 
 
 @dataclass(frozen=True)
-class Design:
+class Design(Result):
     """What a search for an architecture found.
 
     Attributes:
@@ -45,7 +47,7 @@ class Design:
     limit: int
     seed: int
     weights: int
-    spec: ArchitectureSpec
+    spec: Annotated[ArchitectureSpec, SavedAs(lambda one: one.to_dict(), spec_from_dict)]
     score: float
     n_read: int
     n_undefined: int

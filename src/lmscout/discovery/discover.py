@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,9 @@ from lmscout.discovery.exhaustive import SpaceRanking, rank_space
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
-from lmscout.proxies import Proxy, Space, evaluate, format_proxy
+from lmscout.proxies import Proxy, Space, evaluate, format_proxy, parse
+from lmscout.proxies import space as space_called
+from lmscout.results import NotSaved, Result, SavedAs
 from lmscout.stages import Progress, StageProgress, Stages
 from lmscout.statistics import Batch, Statistics, Workers, collect
 
@@ -23,23 +26,35 @@ Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
 STATISTICS, RANKING = "statistics", "ranking"
 
 
+def _space_written(one: Space) -> dict[str, object]:
+    return {"name": one.name, "aggregations": list(one.aggregations)}
+
+
+def _space_read(saved: Mapping[str, Any]) -> Space:
+    return space_called(saved["name"], tuple(saved["aggregations"]))
+
+
 @dataclass(frozen=True)
-class Discovery(Finding):
+class Discovery(Finding, Result):
     """What a search over a space found.
 
     Attributes:
         space: the proxies searched.
-        ranking: every proxy on the search split.
+        n_distinct: how many different score vectors its proxies have.
+        n_undefined: how many of its proxies rank nothing.
         proxy: the one chosen.
         seconds: by stage.
         statistics: the file of statistics used.
+        ranking: every proxy on the search split; None in a result that was read again.
     """
 
-    space: Space
-    ranking: SpaceRanking
-    proxy: Proxy
+    space: Annotated[Space, SavedAs(_space_written, _space_read)]
+    n_distinct: int
+    n_undefined: int
+    proxy: Annotated[Proxy, SavedAs(format_proxy, parse)]
     seconds: dict[str, float]
     statistics: Path
+    ranking: Annotated[SpaceRanking | None, NotSaved] = None
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
@@ -48,8 +63,8 @@ class Discovery(Finding):
             "space": self.space.name,
             "aggregations": list(self.space.aggregations),
             "n_proxies": self.space.size,
-            "n_distinct": self.ranking.n_distinct,
-            "n_undefined": self.ranking.n_undefined,
+            "n_distinct": self.n_distinct,
+            "n_undefined": self.n_undefined,
             **self.choice_json(),
             "seconds": self.seconds,
         }
@@ -125,6 +140,8 @@ def discover(
     return Discovery(
         **vars(finding),
         space=space,
+        n_distinct=ranking.n_distinct,
+        n_undefined=ranking.n_undefined,
         ranking=ranking,
         proxy=proxy,
         seconds=stages.seconds,

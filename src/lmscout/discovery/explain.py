@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +34,12 @@ from lmscout.discovery.scored_benchmark import ScoredBenchmark
 from lmscout.discovery.sensitivity import Sensitivity, change, silenced, why_no_inputs
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Entry, Proxy, has_seen, resolve, to_latex
-from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node
+from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node, parse
 from lmscout.proxies.deep.latex import to_latex as deep_to_latex
 from lmscout.proxies.deep.members import as_tree
 from lmscout.proxies.deep.torch_form import to_torch
 from lmscout.ranking import Interval, spearman
+from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.sketches import spec_values
@@ -50,7 +52,7 @@ cost about as much as the one pass through each architecture that makes the sket
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Result):
     """What a proxy says of the architectures of a benchmark.
 
     Attributes:
@@ -73,7 +75,7 @@ class Explanation:
     benchmark: str
     metric: str
     n_architectures: int
-    tree: Node | None
+    tree: Annotated[Node | None, SavedAs(format_node, parse)]
     assessment: Assessment
     baselines: tuple[Assessment, ...]
     ahead: Interval

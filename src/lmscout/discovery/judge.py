@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from lmscout.proxies import (
     published,
     resolve,
 )
+from lmscout.results import NotSaved, Result
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers, collect, score_proxies
 
@@ -29,7 +31,7 @@ SCORES = "scores"
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgement(Result):
     """Proxies and configuration baselines, judged on all architectures of a benchmark.
 
     A proxy whose search saw a part of the benchmark is flattered by its figures here, and is
@@ -41,8 +43,9 @@ class Judgement:
         n_architectures: how many it holds.
         proxies: one entry a proxy, in the order asked for.
         baselines: the configuration baselines.
-        scores: proxy's name or text -> [architectures] float64, higher is better.
         seconds: by stage.
+        scores: proxy's name or text -> [architectures] float64, higher is better; empty in a
+            result that was read again.
     """
 
     benchmark: str
@@ -50,8 +53,8 @@ class Judgement:
     n_architectures: int
     proxies: tuple[Assessment, ...]
     baselines: tuple[Assessment, ...]
-    scores: dict[str, npt.NDArray[np.float64]]
     seconds: dict[str, float]
+    scores: Annotated[dict[str, npt.NDArray[np.float64]], NotSaved] = field(default_factory=dict)
 
     def seen(self, name: str) -> bool:
         """Whether the search that found a proxy saw a part of this benchmark."""

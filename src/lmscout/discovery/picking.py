@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.architectures import ArchitectureSpec
+from lmscout.architectures import ArchitectureSpec, spec_from_dict
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.asked_proxy import SignedProxy
 from lmscout.discovery.assessment import baseline_scores
@@ -17,6 +18,7 @@ from lmscout.discovery.mean_scores import mean_scores
 from lmscout.errors import LmscoutError
 from lmscout.proxies import has_seen
 from lmscout.ranking import equivalent_trials, true_ranks
+from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers
 
@@ -62,7 +64,7 @@ class Pick:
 
 
 @dataclass(frozen=True)
-class Picking:
+class Picking(Result):
     """A proxy's choice among drawn architectures of a benchmark, and the truth about it.
 
     Attributes:
@@ -100,7 +102,7 @@ class Picking:
     best_drawn: Pick
     at_random: Pick
     identifier: str
-    spec: ArchitectureSpec
+    spec: Annotated[ArchitectureSpec, SavedAs(lambda one: one.to_dict(), spec_from_dict)]
     quality: float
     best_quality: float
     seconds: dict[str, float]

@@ -1,7 +1,8 @@
-"""Runs on disk: settings, every score as Parquet, and the result as JSON."""
+"""The run folders of discoveries and judgements: settings, every score as Parquet, the result."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,45 +13,44 @@ import pyarrow.parquet as pq
 
 import lmscout
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.deep.discovery import DeepDiscovery
 from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.discover import Discovery, cache_name
 from lmscout.discovery.judge import Judgement
-from lmscout.discovery.run_folder import (
-    check_run_folder,
-    default_run_folder,
-    run_folder,
-    write_json,
-)
 from lmscout.discovery.scores_table import write_scores
 from lmscout.errors import LmscoutError
+from lmscout.runs import (
+    RESULT,
+    Run,
+    default_run_folder,
+    open_run,
+    read_settings,
+    same_settings,
+)
 
-SETTINGS, SCORES, RESULT = "settings.json", "scores.parquet", "result.json"
+SCORES = "scores.parquet"
 
 
-def save_discovery(folder: Path, result: Discovery, *, seed: int) -> None:
-    """Write a discovery's run folder, whole or not at all.
+def benchmark_digest(benchmark: Benchmark) -> str:
+    """SHA-256 of a benchmark's architectures and their quality."""
+    digest = hashlib.sha256(benchmark.quality.tobytes())
+    for spec in benchmark.specs:
+        digest.update(json.dumps(spec.to_dict(), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def save_discovery(run: Run, result: Discovery) -> None:
+    """Write the folder of a discovery atomically.
 
     Raises:
         LmscoutError: the folder is not empty or cannot be written.
     """
-    with run_folder(folder) as draft:
-        write_json(
-            draft / SETTINGS,
-            {
-                "command": "discover",
-                "lmscout": lmscout.__version__,
-                "benchmark": result.benchmark,
-                "space": result.space.name,
-                "aggregations": list(result.space.aggregations),
-                "search": len(result.split.search),
-                "seed": seed,
-                "search_rows": result.split.search.tolist(),
-                "statistics": str(result.statistics),
-            },
-        )
+    assert result.ranking is not None
+    more = {
+        "search_rows": result.split.search.tolist(),
+        "statistics": str(result.statistics),
+    }
+    with run.saving(result, **more) as draft:
         write_scores(draft / SCORES, result.space, result.ranking)
-        write_json(draft / RESULT, result.to_json())
 
 
 def begin_deep(
@@ -60,29 +60,28 @@ def begin_deep(
     *,
     search: Sequence[int],
     seed: int,
-) -> Path:
-    """Open the run folder of a discovery in the deep space, new or to be continued.
+) -> Run:
+    """Open the run folder of a discovery in the deep space: new, to be continued, or finished.
 
     Args:
         folder: of the run; None for the newest under runs/ that holds the same search and has
-            not ended, or a new one if there is none.
+            not finished, or a new one if there is none.
         benchmarks: what is searched on.
         settings: of the search.
         search: architectures of each that the choice may see.
         seed: of the split.
 
     Returns:
-        The folder.
+        The run; its folder holds the settings.
 
     Raises:
-        LmscoutError: it holds something else, a search with other settings, or one that has
-            ended; or it cannot be written.
+        LmscoutError: the folder holds something else, or a search with other settings or of
+            another version; or it cannot be written.
     """
     told = {
-        "command": "discover",
-        "lmscout": lmscout.__version__,
-        "benchmarks": [one.name for one in benchmarks],
         "space": "deep",
+        "benchmarks": [one.name for one in benchmarks],
+        "benchmarks_sha256": list(map(benchmark_digest, benchmarks)),
         **asdict(settings),
         "search": list(search),
         "seed": seed,
@@ -90,65 +89,39 @@ def begin_deep(
     if folder is None:
         label = "-".join(cache_name(one.name) for one in benchmarks)
         fresh = default_run_folder(f"discover-{label}-deep-{seed}")
-        begun = (one for one in fresh.parent.glob("discover-*") if _settings_of(one) == told)
+        every = ((one, read_settings(one)) for one in fresh.parent.glob("discover-*"))
+        begun = [
+            one for one, there in every if _of_this_version(there) and same_settings(there, told)
+        ]
         unfinished = [one for one in begun if not (one / RESULT).exists()]
         folder = max(unfinished, key=lambda one: one.stat().st_mtime, default=fresh)
-    path = folder / SETTINGS
-    if not path.is_file():
-        check_run_folder(folder)
-        folder.mkdir(exist_ok=True)
-        write_json(path, told)
-    there = _settings_of(folder)
-    if there is None:
+    run = open_run(folder, "discover", told)
+    if run.begun and not run.finished and not _of_this_version(read_settings(folder)):
         raise LmscoutError(
-            f"run folder {folder} holds a damaged {SETTINGS}: name another with --out"
+            f"{run.name} holds an unfinished search of another version of lmscout: name another "
+            "with --out"
         )
-    for name, value in told.items():
-        if there.get(name) != value:
-            raise LmscoutError(
-                f"run folder {folder} holds a search with {name} {there.get(name)}, not {value}: "
-                "name another with --out"
-            )
-    if (folder / RESULT).exists():
-        raise LmscoutError(f"run folder {folder} holds a finished search: name another with --out")
-    return folder
+    if not run.begun:
+        run.begin()
+    return run
 
 
-def _settings_of(folder: Path) -> dict[str, object] | None:
-    """The settings of a run; None where there are none that can be read."""
-    try:
-        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return settings if isinstance(settings, dict) else None
+def _of_this_version(settings: object) -> bool:
+    """Whether a search was begun by this version, without which it would go on differently."""
+    found = settings.get("environment") if isinstance(settings, dict) else None
+    return isinstance(found, dict) and found.get("lmscout") == lmscout.__version__
 
 
-def end_deep(folder: Path, result: DeepDiscovery) -> None:
-    """Write what a discovery in the deep space came to."""
-    write_json(folder / RESULT, result.to_json())
-
-
-def save_judgement(folder: Path, result: Judgement, benchmark: Benchmark, *, seed: int) -> None:
-    """Write a judgement's run folder, whole or not at all.
+def save_judgement(run: Run, result: Judgement, benchmark: Benchmark) -> None:
+    """Write the folder of a judgement atomically.
 
     Raises:
         LmscoutError: the folder is not empty or cannot be written.
     """
-    with run_folder(folder) as draft:
-        write_json(
-            draft / SETTINGS,
-            {
-                "command": "rank",
-                "lmscout": lmscout.__version__,
-                "benchmark": result.benchmark,
-                "proxies": [one.name for one in result.proxies],
-                "seed": seed,
-            },
-        )
-        columns = {
-            "architecture": pa.array(benchmark.identifiers),
-            "quality": pa.array(benchmark.quality),
-            **{name: pa.array(scores) for name, scores in result.scores.items()},
-        }
+    columns = {
+        "architecture": pa.array(benchmark.identifiers),
+        "quality": pa.array(benchmark.quality),
+        **{name: pa.array(scores) for name, scores in result.scores.items()},
+    }
+    with run.saving(result) as draft:
         pq.write_table(pa.table(columns), draft / SCORES, compression="zstd")
-        write_json(draft / RESULT, result.to_json())

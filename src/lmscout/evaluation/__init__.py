@@ -8,6 +8,7 @@ from lmscout.evaluation.cost import (
     parameter_count,
     vocabulary_size,
 )
+from lmscout.evaluation.fingerprint import model_fingerprint
 from lmscout.evaluation.loading import (
     LoadedModel,
     devices_of,
@@ -16,6 +17,7 @@ from lmscout.evaluation.loading import (
     memory_dtype,
     unfilled_model,
 )
+from lmscout.evaluation.outcome import Evaluation
 from lmscout.evaluation.perplexity import Perplexity, checked_tokens, perplexity
 from lmscout.evaluation.protocols import PROTOCOLS, Protocol, fit_protocol, protocol_of
 from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
@@ -25,6 +27,7 @@ from lmscout.evaluation.tokens import check_window, model_windows, tokenize, tok
 __all__ = [
     "PROTOCOLS",
     "USUAL_SHOTS",
+    "Evaluation",
     "LoadedModel",
     "Perplexity",
     "Protocol",
@@ -40,6 +43,7 @@ __all__ = [
     "load_model",
     "measure_speed",
     "memory_dtype",
+    "model_fingerprint",
     "model_windows",
     "multiply_adds",
     "parameter_bytes",

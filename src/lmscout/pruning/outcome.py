@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.evaluation import Perplexity
-from lmscout.pruning.judging.judge import Judge
+from lmscout.pruning.judging.judge import JudgeReport
 from lmscout.pruning.learning.narrowing import Shrink
 from lmscout.pruning.learning.predictor import PredictorReport
 from lmscout.pruning.recovery.elastic import Elastic
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.results import Result
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def standard_error(values: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Pruning:
+class Pruning(Result):
     """What pruning found.
 
     Attributes:
@@ -168,7 +169,7 @@ class Pruning:
     seconds: Mapping[str, float]
     elastic: Elastic | None = None
     dense_elastic: Reported | None = None
-    judge: Judge | None = None
+    judge: JudgeReport | None = None
 
     def to_json(self) -> dict[str, object]:
         """As the command line prints it: of one size flat, of several as a list, `sizes`."""

@@ -22,6 +22,7 @@ from lmscout.pruning.searching.model_budgets import MEASURES
 from lmscout.pruning.storage import FILE_NAME
 from lmscout.pruning.subnetworks.importance import METHODS
 from lmscout.pruning.subnetworks.subnetwork import QUALITIES
+from lmscout.runs import SETTINGS
 
 _LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 
@@ -171,12 +172,13 @@ def _check_folder(request: Request, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         folders = model_folders(request.keep, out)
         finished = [folder for folder in folders if is_finished(folder)]
-        begun = (out / FILE_NAME).is_file() or (out / RECOVERY_FOLDER).is_dir()
+        known = (out / SETTINGS).is_file()
+        begun = known or (out / FILE_NAME).is_file() or (out / RECOVERY_FOLDER).is_dir()
         if not (begun or finished):  # a ledger may be elsewhere
             raise LmscoutError(
                 f"output folder {out} is not empty, and holds no run to continue: name another"
             )
-        if len(finished) == len(folders):
+        if len(finished) == len(folders) and not known:
             raise LmscoutError(
                 f"output folder {folders[0]} is not empty: it holds a finished model; name another"
             )

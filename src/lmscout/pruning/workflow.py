@@ -32,6 +32,7 @@ from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, remove_finished
 from lmscout.pruning.report import ReportText, report
 from lmscout.pruning.request import Request, check_request, model_folders
+from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.export import save
 from lmscout.pruning.saving.finished import check_plan, is_finished
@@ -44,6 +45,7 @@ from lmscout.pruning.searching.space import PlanSpace
 from lmscout.pruning.searching.spaces import fast_grain, space_of
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.runs import Run
 from lmscout.stages import Progress, Stages
 
 _TIMED_WINDOWS = 8  # on which latency is measured
@@ -61,7 +63,8 @@ def prune(
 ) -> Pruning:
     """Prune a model to one or several sizes.
 
-    The same call continues a run that was stopped at any moment.
+    The same call continues a run that was stopped at any moment, and gives the result of one that
+    has finished.
 
     Args:
         loaded: the dense model with its tokenizer; its units are reordered in place, and elastic
@@ -81,7 +84,28 @@ def prune(
         LmscoutError: whatever the user can mend.
     """
     check_request(request, calibration, report_on, out, recover_on)
-    stages = Stages(progress)
+    computed = str(loaded.model.dtype).removeprefix("torch.")
+    run = open_pruning(out, loaded.source, computed, request, calibration, report_on, recover_on)
+    if is_complete(run, request):
+        remove_finished(out, request.keep)
+        return run.load(Pruning)
+    result = _pruning(loaded, calibration, request, run, report_on, recover_on, Stages(progress))
+    run.end(result)
+    remove_finished(out, request.keep)
+    return result
+
+
+def _pruning(
+    loaded: LoadedModel,
+    calibration: Text,
+    request: Request,
+    run: Run,
+    report_on: Text | None,
+    recover_on: Text | None,
+    stages: Stages,
+) -> Pruning:
+    """Do what a checked request asks for, in the folder of its run."""
+    out = run.folder
     model, window = loaded.model, request.calibration.window
     family = family_of(model.config)
     units = shape_of(family.all_parts(model))
@@ -101,6 +125,7 @@ def prune(
         on.check(model)
         settings = replace(request.calibration, seed=request.seed)
         calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
+    run.begin()
     elastic = None
     if request.recovery.elastic is not None:
         sizes = dict(zip(request.keep, _budgets(request, model, units, None), strict=True))
@@ -131,7 +156,6 @@ def prune(
                 _save(calibrated, loaded, winner, recovered, folders[number], dtype, request, keep)
             if told:
                 told(number + 1, len(folders))
-        remove_finished(out, request.keep)
     learnt = found.learnt
     return Pruning(
         request.of,
@@ -149,7 +173,7 @@ def prune(
         stages.seconds,
         elastic,
         None if elastic is None else replace(dense, name="dense_elastic"),
-        learnt.judge,
+        None if learnt.judge is None else learnt.judge.report,
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.proxies.deep import Node
+from lmscout.proxies.deep import Node, format_node, parse
 from lmscout.ranking import kendall, log_pearson, partial_spearman, spearman
+from lmscout.results import SavedAs
 
 Values = npt.NDArray[np.float64]
 
@@ -27,7 +29,7 @@ class Candidate:
         estimate: of the fitness, where the race dropped it: by the architectures seen until then.
     """
 
-    node: Node
+    node: Annotated[Node, SavedAs(format_node, parse)]
     fitness: float | None
     discarded: str = ""
     order: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -23,8 +24,9 @@ from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import Node, format_node
+from lmscout.proxies.deep import Node, format_node, parse
 from lmscout.proxies.deep.members import MEMBERS
+from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, StageProgress, Stages, part_of
 from lmscout.statistics import Batch, Workers
 
@@ -33,7 +35,7 @@ FINALISTS = 4  # of each search, re-scored on full tensors
 
 
 @dataclass(frozen=True)
-class DeepDiscovery:
+class DeepDiscovery(Result):
     """What a discovery in the deep space found.
 
     Attributes:
@@ -51,7 +53,7 @@ class DeepDiscovery:
     settings: DeepSettings
     evolutions: tuple[Evolution, ...]
     members: tuple[Candidate, ...]
-    proxy: Node
+    proxy: Annotated[Node, SavedAs(format_node, parse)]
     bent: bool
     seconds: dict[str, float]
 

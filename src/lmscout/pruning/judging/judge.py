@@ -93,6 +93,29 @@ def asked_proxy(text: str) -> Asked:
     return Asked(name, sign, found)
 
 
+@dataclass(frozen=True)
+class JudgeReport:
+    """What judged.
+
+    Attributes:
+        name: of the proxy.
+        sign: 1 where a higher score is better, -1 where a lower one is.
+    """
+
+    name: str
+    sign: int
+
+    @property
+    def words(self) -> str:
+        """What judges, and which side of it is better."""
+        side = "higher" if self.sign > 0 else "lower"
+        return f"{self.name}, {side} is better"
+
+    def to_json(self) -> dict[str, object]:
+        """What judges, and its sign."""
+        return {"proxy": self.name, "sign": self.sign}
+
+
 class Judge:
     """Scores plans of one model; made by `read_judges`."""
 
@@ -111,14 +134,9 @@ class Judge:
         self.sign = asked.sign or _sign(asked.name, shape, score)
 
     @property
-    def words(self) -> str:
-        """What judges, and which side of it is better."""
-        side = "higher" if self.sign > 0 else "lower"
-        return f"{self.name}, {side} is better"
-
-    def to_json(self) -> dict[str, object]:
-        """What judges, and its sign."""
-        return {"proxy": self.name, "sign": self.sign}
+    def report(self) -> JudgeReport:
+        """What judges, as it is reported."""
+        return JudgeReport(self.name, self.sign)
 
     def scores(self, rows: Rows) -> Floats:
         """Scores of plans [n, 2L], higher is better, [n]; NaN where a plan has none."""

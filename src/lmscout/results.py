@@ -1,0 +1,181 @@
+"""Results as plain JSON data, and back.
+
+A result is a dataclass.  `to_dict` gives its fields by name, and those of the dataclasses in it;
+`from_dict` makes the same result again, so that what was measured once can be shown again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from lmscout.errors import LmscoutError
+from lmscout.files import as_json, write_file
+
+SCHEMA = 1
+"""Of the JSON that results are saved as; another number is not read."""
+
+FIELDS = "fields"
+"""Name under which a run's result.json holds what `to_dict` gave."""
+
+
+@dataclass(frozen=True)
+class SavedAs:
+    """Annotation of a dataclass field that is saved in a form of its own; None stays None.
+
+    Attributes:
+        write: makes JSON data of the value.
+        read: makes the value again.
+    """
+
+    write: Callable[[Any], object]
+    read: Callable[[Any], object]
+
+
+class NotSaved:
+    """Annotation of a dataclass field that is not saved; what is read again has its default."""
+
+
+class Result:
+    """Base of the dataclasses that hold what a command has found."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name as JSON data; numbers that are not finite are None."""
+        return {"schema": SCHEMA, **_written(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The result that `to_dict` was called on.
+
+        Args:
+            values: what it gave.
+
+        Raises:
+            LmscoutError: it is of another schema, or a field is missing or of another type.
+        """
+        schema = values.get("schema") if isinstance(values, Mapping) else None
+        if schema != SCHEMA:
+            raise LmscoutError(f"result of schema {schema}, expected {SCHEMA}")
+        try:
+            found: Self = _read(cls, values)
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            raise LmscoutError(f"damaged result ({type(error).__name__}: {error})") from error
+        return found
+
+    def save(self, path: Path | str) -> None:
+        """Write the result as JSON.
+
+        Raises:
+            LmscoutError: the file cannot be written.
+        """
+        write_file(Path(path), as_json(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a result that `save` wrote, or a run's ``result.json``.
+
+        Raises:
+            LmscoutError: the file cannot be read, or holds no such result.
+        """
+        try:
+            values = json.loads(Path(path).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
+            raise LmscoutError(f"{path}: cannot be read ({reason})") from error
+        if isinstance(values, dict) and FIELDS in values:
+            values = values[FIELDS]
+        try:
+            return cls.from_dict(values)
+        except LmscoutError as error:
+            raise LmscoutError(f"{path}: {error}") from error
+
+
+def _written(value: Any) -> Any:  # noqa: PLR0911 - one a type
+    if is_dataclass(value) and not isinstance(value, type):
+        plain = {}
+        for name, (_, form) in _saved_fields(type(value)).items():
+            own = getattr(value, name)
+            plain[name] = _written(own if form is None or own is None else form.write(own))
+        return plain
+    if isinstance(value, np.ndarray | np.generic):
+        return _written(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _written(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(one) for one in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    raise TypeError(f"a {type(value).__name__} has no form as JSON: {value!r}")
+
+
+def _read(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one a type
+    """A value of a type, from its plain form."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in parts:
+            return None
+        (kind,) = (one for one in parts if one is not type(None))
+        return _read(kind, value)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _read_dataclass(kind, value)
+    if origin is tuple:
+        items = _checked(value, list)
+        if len(parts) == 2 and parts[1] is Ellipsis:
+            return tuple(_read(parts[0], one) for one in items)
+        return tuple(_read(part, one) for part, one in zip(parts, items, strict=True))
+    if origin is np.ndarray:
+        (scalar,) = get_args(parts[1])
+        return np.array([np.nan if one is None else one for one in value], scalar)
+    if origin in (dict, Mapping):
+        return {name: _read(parts[1], one) for name, one in _checked(value, dict).items()}
+    if origin in (list, Sequence):
+        return [_read(parts[0], one) for one in _checked(value, list)]
+    if kind is float:
+        return math.nan if value is None else float(_checked(value, float | int))
+    if kind is Path:
+        return Path(_checked(value, str))
+    return _checked(value, kind) if kind in (int, str, bool) else value
+
+
+def _read_dataclass(kind: type, value: Any) -> Any:
+    given: dict[str, Any] = {}
+    for name, (own, form) in _saved_fields(kind).items():
+        plain = _checked(value, dict)[name]
+        if form is None:
+            given[name] = _read(own, plain)
+        else:
+            given[name] = None if plain is None else form.read(plain)
+    return kind(**given)
+
+
+@cache
+def _saved_fields(kind: type) -> dict[str, tuple[Any, SavedAs | None]]:
+    """The fields of a dataclass that are saved: their types, and forms of their own."""
+    hints = get_type_hints(kind, include_extras=True)
+    found: dict[str, tuple[Any, SavedAs | None]] = {}
+    for one in fields(kind):
+        hint, notes = hints[one.name], list[Any]()
+        if get_origin(hint) is Annotated:
+            hint, *notes = get_args(hint)
+        if NotSaved not in notes:
+            forms = [note for note in notes if isinstance(note, SavedAs)]
+            found[one.name] = hint, (forms[0] if forms else None)
+    return found
+
+
+def _checked(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{value!r:.40} is no {getattr(kind, '__name__', kind)}")
+    return value
