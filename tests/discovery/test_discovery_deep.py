@@ -16,7 +16,7 @@ from tiny_benchmark import tiny_benchmark
 
 from lmscout.cli.discover import discover
 from lmscout.discovery.deep import evidence as evidences
-from lmscout.discovery.deep.discovery import discover_deep
+from lmscout.discovery.deep.discovery import DeepDiscovery, discover_deep
 from lmscout.discovery.deep.engines import GeneticProgramming, RandomSearch, engine_of
 from lmscout.discovery.deep.evidence import Evidence, draw_looks
 from lmscout.discovery.deep.evolution import BATCH, evolve
@@ -32,7 +32,7 @@ from lmscout.discovery.deep.screen import (
     Screen,
 )
 from lmscout.discovery.deep.settings import DeepSettings
-from lmscout.discovery.saved_run import begin_deep, end_deep
+from lmscout.discovery.saved_run import begin_deep
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import Node, format_node, parse, walk
 from lmscout.proxies.deep.growing import Grammar, canonical, mutate_subtree, seedling
@@ -472,11 +472,23 @@ def test_a_run_folder_is_of_one_search(found, tmp_path):
     benchmarks, folder = [tiny_benchmark(40)], tmp_path / "run"
     begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
     begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)  # continued
-    with pytest.raises(LmscoutError, match="holds a search with seed 3, not 4"):
+    with pytest.raises(LmscoutError, match="holds a run with seed 3, not 4"):
         begin_deep(folder, benchmarks, SMALL, search=[25], seed=4)
-    end_deep(folder, found)
-    assert json.loads((folder / "result.json").read_text()) == found.to_json()
-    with pytest.raises(LmscoutError, match="finished search"):
+    begin_deep(folder, benchmarks, SMALL, search=[25], seed=3).end(found)
+    result = json.loads((folder / "result.json").read_text())
+    assert found.to_json().items() <= result.items()
+    run = begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
+    assert run.finished
+    again = run.load(DeepDiscovery)
+    assert again.to_json() == found.to_json()
+    assert again.proxy == found.proxy
+    assert again.evolutions == found.evolutions
+    settings = json.loads((folder / "settings.json").read_text())
+    settings["environment"]["lmscout"] = "0.0"
+    (folder / "settings.json").write_text(json.dumps(settings))
+    assert begin_deep(folder, benchmarks, SMALL, search=[25], seed=3).finished
+    (folder / "result.json").unlink()
+    with pytest.raises(LmscoutError, match="unfinished search of another version"):
         begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)
     (folder / "settings.json").write_text("[]")
     with pytest.raises(LmscoutError, match=r"damaged settings\.json"):
@@ -493,17 +505,21 @@ def test_without_a_folder_the_newest_unfinished_run_of_the_same_search_goes_on(
 ):
     monkeypatch.chdir(tmp_path)
     benchmarks = [tiny_benchmark(40)]
-    first = begin_deep(None, benchmarks, SMALL, search=[25], seed=3)
-    assert begin_deep(None, benchmarks, SMALL, search=[25], seed=3) == first
+
+    def begun(seed):
+        return begin_deep(None, benchmarks, SMALL, search=[25], seed=seed).folder
+
+    first = begun(3)
+    assert begun(3) == first
     renamed = first.with_name(first.name + "-earlier")
     first.rename(renamed)
     (renamed.parent / "discover-damaged").mkdir()
     (renamed.parent / "discover-damaged" / "settings.json").touch()
-    other = begin_deep(None, benchmarks, SMALL, search=[25], seed=4)
+    other = begun(4)
     assert other != renamed
-    assert begin_deep(None, benchmarks, SMALL, search=[25], seed=3) == renamed
-    end_deep(renamed, found)
-    assert begin_deep(None, benchmarks, SMALL, search=[25], seed=3) not in (renamed, other)
+    assert begun(3) == renamed
+    begin_deep(renamed, benchmarks, SMALL, search=[25], seed=3).end(found)
+    assert begun(3) not in (renamed, other)
 
 
 def test_the_command_searches_as_the_settings_do():

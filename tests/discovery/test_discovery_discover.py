@@ -8,10 +8,12 @@ import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.discovery import discover, judge
-from lmscout.discovery.run_folder import default_run_folder, run_folder
+from lmscout.discovery.discover import Discovery
+from lmscout.discovery.judge import Judgement
 from lmscout.discovery.saved_run import save_discovery, save_judgement
 from lmscout.errors import LmscoutError
 from lmscout.proxies import CATALOG, evaluate, parse, published
+from lmscout.runs import Run, default_run_folder, open_run
 from lmscout.statistics import Batch, Workers, collect
 
 SETTINGS = {"batch": Batch(4, 16), "workers": Workers(1)}
@@ -92,13 +94,19 @@ def test_the_json_says_it_all_and_is_plain(found):
 
 def test_a_run_folder_holds_settings_every_score_and_the_result(found, tmp_path):
     folder = tmp_path / "runs" / "first"
-    save_discovery(folder, found, seed=3)
+    run = open_run(folder, "discover", {"seed": 3})
+    save_discovery(run, found)
     assert sorted(path.name for path in folder.iterdir()) == [
         "result.json",
         "scores.parquet",
         "settings.json",
     ]
-    assert json.loads((folder / "result.json").read_text()) == found.to_json()
+    result = json.loads((folder / "result.json").read_text())
+    assert found.to_json().items() <= result.items()
+    again = Run(folder, "discover").load(Discovery)
+    assert again.to_json() == json.loads(json.dumps(found.to_json()))
+    assert again.to_dict() == found.to_dict()
+    assert (again.space, again.proxy) == (found.space, found.proxy)
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["search_rows"] == found.split.search.tolist()
     table = pq.read_table(folder / "scores.parquet")
@@ -124,7 +132,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path):
     folder = tmp_path / "run"
 
     def fail():
-        with run_folder(folder) as draft:
+        with open_run(folder, "rank", {}).saving(None) as draft:
             (draft / "half").write_text("x")
             raise RuntimeError("disk gone")
 
@@ -135,8 +143,8 @@ def test_a_run_that_fails_leaves_nothing(tmp_path):
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(LmscoutError, match="not empty"), run_folder(tmp_path):
-        pass
+    with pytest.raises(LmscoutError, match="not empty"):
+        open_run(tmp_path, "rank", {})
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -154,7 +162,9 @@ def test_judging_the_catalog(cache, tmp_path):
         scipy.stats.spearmanr(counts, benchmark.quality).statistic
     )
     assert math.isnan(by_name["parameters"].given_params)
-    save_judgement(tmp_path / "run", result, benchmark, seed=0)
+    run = open_run(tmp_path / "run", "rank", {"seed": 0})
+    save_judgement(run, result, benchmark)
+    assert run.load(Judgement).to_json() == result.to_json()
     table = pq.read_table(tmp_path / "run" / "scores.parquet")
     assert table.column_names == ["architecture", "quality", *by_name]
     # kept as float32, like all that is collected
