@@ -40,6 +40,16 @@ class SavedAs:
     read: Callable[[Any], object]
 
 
+_DAMAGE = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)  # what reading raises of a result that was edited
+
+
 class NotSaved:
     """Annotation of a dataclass field that is not saved; what is read again has its default."""
 
@@ -66,7 +76,7 @@ class Result:
             raise LmscoutError(f"result of schema {schema}, expected {SCHEMA}")
         try:
             found: Self = _read(cls, values)
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        except _DAMAGE as error:
             raise LmscoutError(f"damaged result ({type(error).__name__}: {error})") from error
         return found
 

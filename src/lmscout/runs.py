@@ -17,18 +17,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import lmscout
 from lmscout.errors import LmscoutError
 from lmscout.files import as_json, atomic_folder, check_folder, remove_drafts, write_file
-from lmscout.results import FIELDS, SCHEMA, Result
+from lmscout.results import FIELDS, SCHEMA
 
 SETTINGS, RESULT = "settings.json", "result.json"
 _REMEDY = "name another with --out"
 _LONGEST = 60  # characters of a setting in an error message
-
-Of = TypeVar("Of", bound=Result)
 
 
 class Reported(Protocol):
@@ -39,6 +37,13 @@ class Reported(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by name."""
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """The result in a file."""
+
+
+Of = TypeVar("Of", bound=Reported)
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,18 @@ class Run:
         Raises:
             LmscoutError: it cannot be read.
         """
+        remedy = f"{_REMEDY}, or remove the file to run again"
         try:
-            return kind.load(self.folder / RESULT)
+            found = kind.load(self.folder / RESULT)
         except LmscoutError as error:
-            raise LmscoutError(f"{error}: {_REMEDY}, or remove the file to run again") from error
+            raise LmscoutError(f"{error}: {remedy}") from error
+        try:
+            found.to_json()  # whose figures follow from the fields
+        except Exception as error:
+            raise LmscoutError(
+                f"{self.folder / RESULT}: damaged result ({error}): {remedy}"
+            ) from error
+        return found
 
     def begin(self, **more: object) -> None:
         """Write the settings, before the work; the folder is made.

@@ -7,7 +7,7 @@ from scipy import stats
 
 from lmscout.benchmarks import check as module
 from lmscout.benchmarks.built import built_folder
-from lmscout.benchmarks.check import check, noise_of, real_differences, simulate
+from lmscout.benchmarks.check import Check, check, noise_of, real_differences, simulate
 from lmscout.errors import LmscoutError
 
 
@@ -121,6 +121,8 @@ def test_the_result_is_json_and_repeats(tmp_path):
     first, again = check(tmp_path).to_json(), check(tmp_path).to_json()
     assert first == again
     assert json.loads(json.dumps(first, allow_nan=False)) == first
+    saved = json.loads(json.dumps(check(tmp_path).to_dict(), allow_nan=False))
+    assert Check.from_dict(saved).to_json() == first
     other = check(tmp_path, seed=1)
     assert other.ceiling.kendall.value == pytest.approx(
         first["ceiling"]["kendall"]["value"], abs=0.01

@@ -180,9 +180,12 @@ def question(number):
 def test_eval_asks_tasks_beside_perplexities(lmscout, model_folder, text_file, tmp_path):
     (tmp_path / "piqa.jsonl").write_text("".join(f"{json.dumps(question(n))}\n" for n in range(4)))
     ask = ("--tasks", "piqa", "--task-data", tmp_path, "--limit", 3, "--speed")
-    code, out, err = lmscout("eval", model_folder, "--perplexity", text_file, *ask, "--json", "-")
+    command = ("eval", model_folder, "--perplexity", text_file, *ask, "--out", "kept")
+    code, out, err = lmscout(*command, "--json", "-")
     assert (code, err) == (0, "")
     result = json.loads(out)
+    kept = json.loads((tmp_path / "kept" / "result.json").read_text())
+    assert result.items() <= kept.items()
     assert [one["perplexity"] > 0 for one in result["perplexities"]] == [True]
     assert [(one["metric"], one["questions"], one["shots"]) for one in result["tasks"]] == [
         ("acc", 3, 0),
@@ -191,10 +194,14 @@ def test_eval_asks_tasks_beside_perplexities(lmscout, model_folder, text_file, t
     assert result["bytes"] == 4 * result["parameters"]
     assert result["multiply_adds"] > 0
     assert result["speed"]["tokens_per_second"] > 0
-    code, out, err = lmscout("eval", model_folder, *ask)
+    code, out, err = lmscout(*command, "--json", "again.json")
     assert (code, err) == (0, "")
     assert "acc_norm" in out
     assert "tokens/s" in out
+    assert json.loads((tmp_path / "again.json").read_text()) == result  # seconds among it
+    code, out, err = lmscout(*command, "--batch-tokens", 512)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "run folder kept holds a run with batch_tokens 4096, not 512" in err
 
 
 @pytest.mark.parametrize(

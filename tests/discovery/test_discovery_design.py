@@ -11,7 +11,7 @@ from designing_process import BATCH, EVALUATIONS, SPACE, design_tiny
 
 from lmscout.architectures import spec_from_dict
 from lmscout.benchmarks.mutation import form_of
-from lmscout.discovery import design, signed_proxy
+from lmscout.discovery import Design, design, signed_proxy
 from lmscout.discovery.design import ASKED_AT_ONCE
 from lmscout.errors import LmscoutError
 from lmscout.statistics import Workers, score_proxies
@@ -36,6 +36,8 @@ def test_what_is_found_is_of_the_space_within_the_limit_and_scored_as_said(found
     assert found.score == scores["snip"][0]
     assert found.score >= found.drawn_score
     assert spec_from_dict(found.to_json()["spec"]) == found.spec
+    found.save(tmp_path / "found.json")
+    assert Design.load(tmp_path / "found.json") == found
 
 
 def test_with_several_weights_the_score_is_the_mean_over_them(found, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery import explain
+from lmscout.discovery import Explanation, explain
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import format_node
 from lmscout.proxies.deep.latex import to_latex
@@ -190,6 +190,12 @@ def test_json_is_whole_and_the_same_at_any_number_of_workers(explained, tmp_path
     text = "sum(total(abs(mul(weight, grad))))"
     told = explained(text).to_json()
     assert json.loads(json.dumps(told, allow_nan=False)) == told
+    for one in (explained(text), explained("snip")):
+        saved = json.loads(json.dumps(one.to_dict(), allow_nan=False))
+        read = Explanation.from_dict(saved)
+        assert read.to_dict() == one.to_dict()
+        assert read.to_json() == one.to_json()
+        assert (read.tree, read.seen) == (one.tree, one.seen)
     again = explain(
         BENCHMARK, text, seed=0, cache=tmp_path, batch=BATCH, workers=Workers(2)
     ).to_json()

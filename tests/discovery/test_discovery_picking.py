@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.architectures import spec_from_dict
-from lmscout.discovery import pick, signed_proxy
+from lmscout.discovery import Picking, pick, signed_proxy
 from lmscout.discovery.picking import chosen, truth
 from lmscout.errors import LmscoutError
 from lmscout.statistics import Batch, Workers, score_proxies
@@ -84,6 +85,7 @@ def test_the_report_on_a_benchmark_against_plain_loops(tmp_path):
         assert row == max(drawn, key=lambda one: sign * scores[one])
         assert (found.spec, found.quality) == (benchmark.specs[row], quality[row])
         assert spec_from_dict(found.to_json()["spec"]) == found.spec
+        assert Picking.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     depths = np.array([spec.depth for spec in benchmark.specs], np.float64)
     by_depth = next(one for one in found.baselines if one.name == "depth")
     rank, regret, tied = plain_truth(depths, quality, within, drawn)

@@ -12,7 +12,7 @@ from tiny_language_models import random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
-from lmscout.pruning import CalibrationSettings, Plan, Request, cut, prune
+from lmscout.pruning import CalibrationSettings, Plan, Pruning, Request, cut, prune
 from lmscout.pruning.recovery.adapters import Adapted, linear_layers
 from lmscout.pruning.recovery.recover import recover
 from lmscout.pruning.recovery.run import RecoveryRequest, recovery_file
@@ -145,6 +145,8 @@ def test_the_outcome_says_what_was_trained_and_what_it_changed(run):
     plain = perplexity(given.model, given.tokenizer, texts()[1], "llm-pruner")
     assert run.dense.perplexity.value == pytest.approx(plain.value, rel=1e-3)
     said = json.loads(json.dumps(run.to_json(), allow_nan=False))
+    saved = json.loads(json.dumps(run.to_dict(), allow_nan=False))
+    assert Pruning.from_dict(saved).to_dict() == run.to_dict()
     assert said["recovery"]["steps"] == said["elastic"]["steps"] == 6
     assert said["elastic"]["dense"]["perplexity"] != said["dense"]["perplexity"]
     (order,) = said["elastic"]["orders"]

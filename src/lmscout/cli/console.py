@@ -124,6 +124,8 @@ def write_values(target: str | None, values: Mapping[str, object]) -> None:
 
 def _print_utf8(text: str) -> None:
     """Print JSON, which is UTF-8 whatever the locale."""
+    if sys.stdout is None:
+        raise LmscoutError(f"--json {STDOUT}: standard output is closed: name a file")
     try:
         sys.stdout.flush()
         if hasattr(sys.stdout, "buffer"):

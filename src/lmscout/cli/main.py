@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -66,6 +67,9 @@ def _options(
 
 def main() -> None:
     """Run the command line; what the user can mend is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of letters that the locale does not have
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
