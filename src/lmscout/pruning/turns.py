@@ -175,7 +175,8 @@ def turn(
         storage: of the study, open.
         url: of the storage.
         study: its name.
-        waiting: called now and then while another process has the turn.
+        waiting: called now and then while another process has the turn, of which a warning
+            tells; None where that takes a moment.
 
     Raises:
         LmscoutError: the storage cannot be read or written, or others keep making turns.
@@ -258,7 +259,7 @@ def _take(
             _remove(engine, mine.name)
         if waiting:
             waiting()
-        if not told and time.monotonic() - began > 3 * _LOOK:
+        if waiting and not told and time.monotonic() - began > 3 * _LOOK:
             told = True
             first = others[0]
             _log.warning(
