@@ -138,7 +138,7 @@ def test_a_study_of_others_is_refused(tmp_path):
 
 @pytest.mark.parametrize("url", ["foo://x", "mysql://a/b", "sqlite:////no/such/folder/x.db"])
 def test_a_storage_that_cannot_be_opened_is_one_line(url):
-    with pytest.raises(LmscoutError, match=f"^ledger at {url}: ") as caught:
+    with pytest.raises(LmscoutError, match=f"^study at {url}: ") as caught:
         Ledger(url, SHAPE, SETTINGS)
     assert "\n" not in str(caught.value)
 

@@ -63,7 +63,7 @@ def test_what_cannot_be_written_is_one_line_at_the_next_pair(tmp_path):
             other.execute("DROP TABLE trial_params")
         other.close()
         writer.add(PAIRS[1])
-        with pytest.raises(LmscoutError, match=f"^ledger at {storage_url(tmp_path)}: .*trial_par"):
+        with pytest.raises(LmscoutError, match=f"^study at {storage_url(tmp_path)}: .*trial_par"):
             writer.add(PAIRS[2])
         assert len(ledger) == 1
 

@@ -21,13 +21,13 @@ def test_portions_are_those_of_a_whole_pair(tmp_path):
     assert begun_portions(url, "another") is None
 
 
-def test_what_is_no_storage_is_told_or_left_to_who_opens_it(tmp_path):
+def test_what_is_no_storage_is_told(tmp_path):
     (tmp_path / "ledger.db").write_text("no database")
-    for storage in (tmp_path, "mystery://x"):
-        assert begun_portions(storage) is None
     for url, message in (
+        (tmp_path, "is no SQLite database"),
+        ("mystery://x", "study at mystery://x: Can't load plugin"),
         ("sqlite://", "is in memory"),
-        ("://", "ledger at ://: Could not parse"),
+        ("://", "study at ://: Could not parse"),
     ):
         with pytest.raises(LmscoutError, match=message):
             begun_portions(url)

@@ -69,6 +69,28 @@ def measure_finalists(
     if learnt.judge is not None:
         return [[Finalist(plan, None, None, None, ()) for plan in plans] for plans in candidates]
     everything = list(dict.fromkeys(plan for plans in candidates for plan in plans))
+    with finals.alone():  # what another process measured is not measured again
+        _measure_missing(calibrated, finals, everything, progress)
+    contests = []
+    for plans in candidates:
+        foretold: list[float | None] = [None] * len(plans)
+        if learnt.predictor is not None:
+            foretold = learnt.predictor.predict(as_rows(plans)).tolist()
+        contest = [
+            _finalist(plan, rise, ledger.find(plan), finals.find(plan))
+            for plan, rise in zip(plans, foretold, strict=True)
+        ]
+        contests.append(sorted(contest, key=lambda one: one.final or 0.0))
+    return contests
+
+
+def _measure_missing(
+    calibrated: Calibrated,
+    finals: Ledger,
+    everything: Sequence[Plan],
+    progress: StageProgress | None,
+) -> None:
+    """Measure those plans that are not among the finalists' pairs."""
     todo = order_for_prefix_sharing([plan for plan in everything if finals.find(plan) is None])
     done = len(everything) - len(todo)
     if todo:
@@ -91,17 +113,6 @@ def measure_finalists(
             done += 1
             if progress:
                 progress(done, len(everything))
-    contests = []
-    for plans in candidates:
-        foretold: list[float | None] = [None] * len(plans)
-        if learnt.predictor is not None:
-            foretold = learnt.predictor.predict(as_rows(plans)).tolist()
-        contest = [
-            _finalist(plan, rise, ledger.find(plan), finals.find(plan))
-            for plan, rise in zip(plans, foretold, strict=True)
-        ]
-        contests.append(sorted(contest, key=lambda one: one.final or 0.0))
-    return contests
 
 
 def _finalist(

@@ -17,6 +17,7 @@ from typing import Any, Self
 from lmscout.errors import LmscoutError
 from lmscout.pruning.ledger import Ledger, Pair
 from lmscout.pruning.processes import begin_process
+from lmscout.pruning.storage import masked, shown_url
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 
 _WRITTEN = "written"
@@ -72,7 +73,7 @@ class LedgerWriter:
         answer = self._process.stdout.readline().strip()
         if answer != _WRITTEN:
             reason = answer or "the process that writes it has ended"
-            raise LmscoutError(f"ledger at {self._ledger.url}: {reason}")
+            raise LmscoutError(f"study at {self._ledger.url}: {reason}")
         self._ledger.remember(pair)
 
     def _begin(self) -> None:
@@ -97,7 +98,9 @@ def serve() -> None:
                 ledger.add(_pair(json.loads(line)))
                 print(_WRITTEN, flush=True)
     except Exception as error:  # whatever it is, who measures has to hear of it
-        print(str(error).removeprefix(f"ledger at {opening['storage']}: "), flush=True)
+        url = str(opening["storage"])
+        words = " ".join(masked(str(error), url).split()) or type(error).__name__
+        print(words.removeprefix(f"study at {shown_url(url)}: "), flush=True)
 
 
 def _pair(told: dict[str, Any]) -> Pair:

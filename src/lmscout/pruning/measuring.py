@@ -86,6 +86,9 @@ def measure_rounds(
     devices may share the work.  What a later step was proposed from is not measured again,
     whatever it was proposed for: so sizes can be added to a ledger without measuring anew.
 
+    Of several processes that would measure for one study one does at a time; the others wait, and
+    go on with its pairs.
+
     Args:
         ledger: where pairs are kept; those that it holds are not measured again.  It goes on as
             it was begun, with a tail or without.
@@ -107,8 +110,36 @@ def measure_rounds(
             the ledger cannot be written, or the process that proposes has ended.
     """
     check_enough(pairs)
-    budgets = tuple(target.budget for target in targets)
-    terms = Terms(evaluator.shape, mass, space, budgets, seed, tuple(extra))
+    with ledger.alone(progress and (lambda there: progress(min(there, pairs), pairs))):
+        return _measure_alone(
+            ledger,
+            evaluator,
+            Terms(
+                evaluator.shape,
+                mass,
+                space,
+                tuple(target.budget for target in targets),
+                seed,
+                tuple(extra),
+            ),
+            tuple(target.ranges for target in targets),
+            pairs,
+            round_size,
+            tail,
+            progress,
+        )
+
+
+def _measure_alone(
+    ledger: Ledger,
+    evaluator: Evaluator,
+    terms: Terms,
+    ranges: tuple[Ranges, ...],
+    pairs: int,
+    round_size: int | None,
+    tail: float,
+    progress: StageProgress | None,
+) -> Learnt:
     rounds = Rounds.of(ledger, tail)
     if progress:
         progress(len(ledger), pairs)
@@ -119,7 +150,7 @@ def measure_rounds(
     ):
         run = _Run(ledger, evaluator.shape, writer, work, ask, rounds, pairs, progress)
         size = round_size or max(STEP_SIZE, pairs // (_SHORT_STEPS if rounds.tail else _STEPS))
-        return run.to_the_end(terms, tuple(target.ranges for target in targets), size)
+        return run.to_the_end(terms, ranges, size)
 
 
 def _workload(evaluator: Evaluator, by_itself: bool) -> AbstractContextManager[Workload]:

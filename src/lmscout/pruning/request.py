@@ -19,7 +19,7 @@ from lmscout.pruning.recovery.run import RecoveryRequest
 from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.finished import check_asked, is_finished
 from lmscout.pruning.searching.model_budgets import MEASURES
-from lmscout.pruning.storage import FILE_NAME
+from lmscout.pruning.storage import FILE_NAME, asked_storage, check_storage, storage_url
 from lmscout.pruning.subnetworks.importance import METHODS
 from lmscout.pruning.subnetworks.subnetwork import QUALITIES
 from lmscout.runs import SETTINGS
@@ -41,7 +41,8 @@ class Request:
         protocol: of the reported perplexities.
         dtype: of the saved weights; as the dense model's are saved if None.
         calibration: how calibration text is used.
-        storage: URL of an Optuna storage for the ledger; a file in the run folder if None.
+        storage: where the study is kept: URL of an Optuna storage, a SQLite file, or a folder that
+            exists, for ``ledger.db`` in it; the run folder if None.
         grain: MLP widths are multiples of it; if None, what the model's device runs fast.
         devices: further devices that share the measuring, each with a copy of the model.
         recovery: what is trained again, and how.
@@ -111,6 +112,10 @@ def check_request(
             )
     if out is not None:
         _check_folder(request, out)
+        if request.storage is not None:
+            asked_storage(request.storage)
+        elif (out / FILE_NAME).exists():
+            check_storage(storage_url(out))
     request.recovery.check(out, request.calibration.window, request.keep, request.of)
 
 

@@ -12,10 +12,12 @@ from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lmscout.errors import LmscoutError
 from lmscout.pruning.ledger import Ledger
 
 _NOTE = "tail"
@@ -37,12 +39,22 @@ class Rounds:
         """As a ledger was begun, so that it goes on to the same end; else as is asked.
 
         Raises:
-            LmscoutError: the storage cannot be written.
+            LmscoutError: the storage cannot be written, or what is noted there is no share.
         """
         noted = ledger.note(_NOTE)
         if noted is None and tail and not len(ledger):
             noted = ledger.note(_NOTE, repr(tail))
-        return cls(float(noted or 0.0))
+        try:
+            share = float(noted or 0.0)
+        except ValueError:
+            share = math.nan
+        if not 0 <= share < 1:
+            raise LmscoutError(
+                f"study at {ledger.url}: attribute lmscout.{_NOTE} was edited or is damaged (got "
+                f"{noted!r}, expected a share from 0 to below 1); restore a copy, or use another "
+                "folder or storage"
+            )
+        return cls(share)
 
     def first(self, step: int) -> int:
         """The round in which a step begins."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -43,10 +45,12 @@ from lmscout.pruning.searching.model_budgets import budget_of
 from lmscout.pruning.searching.ranges import Ranges
 from lmscout.pruning.searching.space import PlanSpace
 from lmscout.pruning.searching.spaces import fast_grain, space_of
+from lmscout.pruning.storage import asked_storage
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.pruning.turns import alone_in
 from lmscout.runs import Run
-from lmscout.stages import Progress, Stages
+from lmscout.stages import Progress, StageProgress, Stages
 
 _TIMED_WINDOWS = 8  # on which latency is measured
 
@@ -89,9 +93,11 @@ def prune(
     if is_complete(run, request):
         remove_finished(out, request.keep)
         return run.load(Pruning)
-    result = _pruning(loaded, calibration, request, run, report_on, recover_on, Stages(progress))
-    run.end(result)
-    remove_finished(out, request.keep)
+    stages = Stages(progress)
+    with ExitStack() as held:
+        result = _pruning(loaded, calibration, request, run, report_on, recover_on, stages, held)
+        run.end(result)
+        remove_finished(out, request.keep)
     return result
 
 
@@ -103,8 +109,9 @@ def _pruning(
     report_on: Text | None,
     recover_on: Text | None,
     stages: Stages,
+    held: ExitStack,
 ) -> Pruning:
-    """Do what a checked request asks for, in the folder of its run."""
+    """Do what a checked request asks for, in the folder of its run, which is locked in `held`."""
     out = run.folder
     model, window = loaded.model, request.calibration.window
     family = family_of(model.config)
@@ -113,7 +120,7 @@ def _pruning(
     if request.of != "latency":  # else it takes measuring first
         for budget in _budgets(request, model, units, None):
             space.require(budget)
-    storage = request.storage or out
+    storage = out if request.storage is None else asked_storage(request.storage)
     dtype = request.dtype or loaded.saved_dtype or model.dtype
     on = ReportText(loaded.tokenizer, report_on, request.protocol, dtype)
     begun = [begun_portions(storage, study) for study in (PAIRS, FINALS)]
@@ -125,6 +132,7 @@ def _pruning(
         on.check(model)
         settings = replace(request.calibration, seed=request.seed)
         calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
+    held.enter_context(alone_in(out))  # from here on it is written to
     run.begin()
     elastic = None
     if request.recovery.elastic is not None:
@@ -213,7 +221,13 @@ def _found(
             with stages("judging"):
                 learnt = judged(request.judge, calibrated, targets)
         else:
-            with stages("measuring pairs") as told:
+            with (
+                stages("measuring pairs") as told,
+                ledger.alone(told and partial(_tell_of_others, told, request.pairs)),
+            ):
+                # Another run may have begun the study since this one looked at it.
+                if not calibrated.references:
+                    calibrated = calibrated.as_begun(ledger.portions, finals.portions)
                 learnt = measure_rounds(
                     ledger,
                     calibrated.evaluator(calibrated.measured),
@@ -235,6 +249,11 @@ def _found(
         with stages("measuring finalists") as told:
             contests = measure_finalists(calibrated, ledger, finals, learnt, candidates, told)
         return _Found(budgets, contests, learnt, len(ledger), ledger.url)
+
+
+def _tell_of_others(told: StageProgress, wanted: int, there: int) -> None:
+    """Tell how far another run is, for which this one waits."""
+    told(min(there, wanted), wanted)
 
 
 def _budgets(

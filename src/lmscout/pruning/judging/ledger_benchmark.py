@@ -29,6 +29,7 @@ from lmscout.pruning.ledger import Ledger, Pair
 from lmscout.pruning.recorded import Recorded, read_recorded
 from lmscout.pruning.recovery.elastic import SETTING, merge_trained
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
+from lmscout.pruning.storage import kept_storage, shown_url, sqlite_file
 from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_rows
 from lmscout.pruning.subnetworks.subnetwork import shape_of
@@ -200,7 +201,8 @@ def ledger_benchmark(
         LmscoutError: there is no ledger, the run does not say what it is of, the model is
             another one than the run's, or what elastic recovery made of it cannot be had.
     """
-    recorded = read_recorded(run)
+    recorded, url = read_recorded(run), kept_storage(run)
+    run = shown_url(run)
     for option, given, said in (
         ("--model", model, recorded.model),
         ("--calibration", calibration, recorded.text),
@@ -213,21 +215,20 @@ def ledger_benchmark(
             f"{loaded.source}: is not the model whose plans {LEDGER}{run} holds; name that one "
             "with --model"
         )
-    adapter = _adapter(run, recorded, loaded.model.dtype)
+    adapter = _adapter(run, url, recorded, loaded.model.dtype)
     dense: Any = loaded.model
     dense.to(torch.float32)  # a processor is slow at anything else
     family = family_of(loaded.model.config)
     shape = shape_of(family.all_parts(loaded.model))
-    with Ledger(run, shape, recorded.settings) as ledger:
+    with Ledger(url, shape, recorded.settings, begin=False) as ledger:
         pairs = [pair for pair in ledger.pairs() if not pair.partial]
-        url = ledger.url
     benchmark = Benchmark(
         f"{LEDGER}{run}",
         tuple(_specs(pairs, loaded, shape, digest, str(recorded.settings.get("calibration")))),
         np.array([-pair.value for pair in pairs]),
         METRIC,
         tuple(f"pair{number}" for number in range(len(pairs))),
-        url,
+        shown_url(url),
     )
     return LedgerBenchmark(
         benchmark,
@@ -252,7 +253,7 @@ def _dense(source: str, recorded: Recorded) -> tuple[LoadedModel, str]:
     return loaded, digest
 
 
-def _adapter(run: str, recorded: Recorded, dtype: torch.dtype) -> Path | None:
+def _adapter(run: str, url: str, recorded: Recorded, dtype: torch.dtype) -> Path | None:
     """File of the adapter that pairs were measured with; None where they had none.
 
     Raises:
@@ -260,7 +261,8 @@ def _adapter(run: str, recorded: Recorded, dtype: torch.dtype) -> Path | None:
     """
     if SETTING not in recorded.settings:
         return None
-    file = recovery_file(Path(run), ELASTIC)
+    beside = sqlite_file(url)
+    file = recovery_file(Path(run) if beside is None else beside.parent, ELASTIC)
     if not file.is_file():
         raise LmscoutError(
             f"{LEDGER}{run}: its pairs were measured after elastic recovery, and {file} is not "

@@ -1,0 +1,237 @@
+"""Several processes and one study: no plan twice, nobody waits for the dead, all end well."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import closing
+
+import measuring_process
+import optuna
+import pytest
+from ledger_files import trials_of
+from measuring_process import alike, measured
+from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning import turns
+from lmscout.pruning.ledger import Ledger
+from lmscout.pruning.storage import FILE_NAME, quiet, storage_url
+from lmscout.pruning.turns import Holder, alone_in
+
+PATHS = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+
+
+def begin(*arguments):
+    """A Python process that finds the tests' modules."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": PATHS},
+    )
+
+
+def ended(*processes):
+    return [(*process.communicate(timeout=300), process.returncode) for process in processes]
+
+
+def studies(folder):
+    with closing(sqlite3.connect(folder / FILE_NAME)) as tables:
+        return sorted(name for (name,) in tables.execute("select study_name from studies"))
+
+
+def params_of(folder):
+    return [tuple(sorted(trial.params.items())) for trial in trials_of(storage_url(folder))]
+
+
+def measuring(folder, pairs=20):
+    return begin(measuring_process.__file__, folder, 1, pairs, 4)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return alike(measured(tmp_path_factory.mktemp("whole"), pairs=20, size=4)[0])
+
+
+def test_runs_that_start_at_once_measure_every_plan_once(tmp_path, undisturbed):
+    done = ended(*(measuring(tmp_path) for _ in range(2)))
+    assert [code for *_, code in done] == [0, 0], done
+    found = params_of(tmp_path)
+    assert len(found) == len(set(found)) == 20
+    pairs, _, again = measured(tmp_path, pairs=20, size=4)
+    assert alike(pairs) == undisturbed
+    assert again == []
+    assert studies(tmp_path) == ["lmscout"]  # and no turn
+
+
+def test_where_the_run_that_measures_is_killed_another_goes_on(tmp_path, undisturbed):
+    first = measuring(tmp_path)
+    until = time.monotonic() + 60
+    while not (tmp_path / FILE_NAME).exists() or not any("|turn|" in s for s in studies(tmp_path)):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    second = measuring(tmp_path)
+    time.sleep(0.3)
+    first.send_signal(signal.SIGKILL)  # and is not waited for: it stays as a zombie
+    ((_, err, code),) = ended(second)
+    first.communicate()
+    assert code == 0, err
+    found = params_of(tmp_path)
+    assert len(found) == len(set(found)) == 20
+    assert alike(measured(tmp_path, pairs=20, size=4)[0]) == undisturbed
+    assert studies(tmp_path) == ["lmscout"]
+
+
+OPENER = """
+    import sys
+    from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
+    from lmscout.errors import LmscoutError
+    from lmscout.pruning.ledger import Ledger
+
+    print("there", flush=True)
+    sys.stdin.readline()
+    try:
+        with Ledger(sys.argv[1], SHAPE, SETTINGS | {"seed": int(sys.argv[2])}) as ledger:
+            print(ledger.note("tail", sys.argv[2]))
+            for plan in plans(4):
+                ledger.add(pair(plan))
+    except LmscoutError as error:
+        print(error)
+"""
+
+
+def opened_at_once(folder, *seeds):
+    """What each process says that opens a new study with a seed, all at one moment."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(OPENER), str(folder), str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": PATHS},
+        )
+        for seed in seeds
+    ]
+    for one in processes:
+        assert one.stdout.readline() == "there\n"
+    for one in processes:
+        one.stdin.write("\n")
+        one.stdin.flush()
+    done = [one.communicate(timeout=300) for one in processes]
+    assert [err for _, err in done] == [""] * len(seeds)
+    return [out.strip() for out, _ in done]
+
+
+def test_a_study_may_be_made_by_several_at_once(tmp_path):
+    assert opened_at_once(tmp_path, 0, 0, 0, 0) == ["0"] * 4
+    assert studies(tmp_path) == ["lmscout"]
+    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+        assert {one.plan for one in ledger.pairs()} == set(plans(4))
+
+
+def test_of_several_settings_at_once_one_is_kept_and_the_others_hear_of_it(tmp_path):
+    said = opened_at_once(tmp_path, 1, 2, 3)
+    (kept,) = (one for one in said if len(one) == 1)
+    others = [one for one in said if len(one) > 1]
+    assert len(others) == 2
+    assert all(f"were measured with seed = {kept}, this run has" in one for one in others)
+    with Ledger(tmp_path, SHAPE, SETTINGS | {"seed": int(kept)}) as ledger:
+        assert ledger.note("tail") == kept
+
+
+def test_what_another_process_added_is_not_added_again(tmp_path):
+    with Ledger(tmp_path, SHAPE, SETTINGS) as one, Ledger(tmp_path, SHAPE, SETTINGS) as other:
+        for plan in plans(5):
+            assert one.add(pair(plan))
+            assert not other.add(pair(plan, value=9.0))
+        assert one.pairs() == other.pairs()
+    assert len(params_of(tmp_path)) == 5
+
+
+def held_elsewhere(ledger, node="elsewhere"):
+    """A turn of a process on another machine: its study's number."""
+    holder = Holder("lmscout", node, "another", 7, "1", "token")
+    with quiet():
+        study = optuna.create_study(storage=ledger._storage, study_name=holder.name)
+    study.set_user_attr("sign", 0)
+    return study
+
+
+def test_a_process_of_another_machine_is_waited_for_while_it_gives_signs(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(turns, "EXPIRY", 1.5)
+    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+        other = held_elsewhere(ledger)
+        stops = time.monotonic() + 3
+
+        def give_signs():
+            number = 0
+            while time.monotonic() < stops:
+                number += 1
+                other.set_user_attr("sign", number)
+                time.sleep(0.2)
+
+        signs = threading.Thread(target=give_signs)
+        signs.start()
+        with ledger.alone():
+            assert time.monotonic() > stops + 1  # and then it was taken over
+            assert not any("elsewhere" in name for name in studies(tmp_path))
+        signs.join()
+    (line,) = (one.getMessage() for one in caplog.records)
+    assert "waiting for process 7 on elsewhere" in line
+
+
+def test_a_process_whose_turn_was_taken_measures_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "SIGN", 0.05)
+    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger, ledger.alone():
+        ledger.add(pair(plans(1)[0]))
+        with closing(sqlite3.connect(tmp_path / FILE_NAME)) as tables, tables:
+            tables.execute("delete from studies where study_name like '%|turn|%'")
+        until = time.monotonic() + 30
+        with pytest.raises(LmscoutError, match="another run took over"):
+            while time.monotonic() < until:
+                ledger.check(pair(plans(1)[0]))
+                time.sleep(0.05)
+
+
+def test_control_c_while_waiting_leaves_nothing(tmp_path):
+    with Ledger(tmp_path, SHAPE, SETTINGS) as one, Ledger(tmp_path, SHAPE, SETTINGS) as other:
+
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        with one.alone():
+            with pytest.raises(KeyboardInterrupt), other.alone(interrupt):
+                pass
+            assert len(studies(tmp_path)) == 2  # the study, and the turn that is held
+        with other.alone(), other.alone():  # within another it is as it is
+            pass
+    assert studies(tmp_path) == ["lmscout"]
+
+
+def test_a_run_folder_is_written_by_one_at_a_time(tmp_path):
+    order = []
+
+    def write(name, seconds):
+        with alone_in(tmp_path / "run"):
+            order.append(f"{name} begins")
+            time.sleep(seconds)
+            order.append(f"{name} ends")
+
+    others = [threading.Thread(target=write, args=(name, 0.3)) for name in "ab"]
+    for one in others:
+        one.start()
+    for one in others:
+        one.join()
+    assert [one.split()[1] for one in order] == ["begins", "ends"] * 2
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LmscoutError, match="cannot be made a folder"), alone_in(tmp_path / "file"):
+        pass
