@@ -127,6 +127,8 @@ def evaluate(
     # All of them before the first is measured: a slip in the last would cost the work of the rest.
     for text, one in product(texts, protocols):
         evaluation.checked_tokens(loaded.model, loaded.tokenizer, text, one, limit_tokens)
+    # Before the texts: it takes seconds, and what fails in it would cost their work.
+    timed = evaluation.measure_speed(loaded.model, *_SPEED) if speed else None
     found: list[Perplexity] = []
     scores: tuple[TaskScore, ...] = ()
     with console.progress_bars() as progress:
@@ -152,7 +154,6 @@ def evaluate(
                 data=task_data,
                 progress=partial(progress, "tasks"),
             )
-    timed = evaluation.measure_speed(loaded.model, *_SPEED) if speed else None
     result: dict[str, Any] = {
         "model": loaded.source,
         "parameters": evaluation.parameter_count(loaded.model),

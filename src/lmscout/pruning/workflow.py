@@ -30,7 +30,7 @@ from lmscout.pruning.recorded import begun_portions, record_origin
 from lmscout.pruning.recovery.run import recover_plans
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, remove_finished
-from lmscout.pruning.report import ReportText, report
+from lmscout.pruning.report import ReportText, held_out_tokens, report
 from lmscout.pruning.request import Request, check_request, model_folders
 from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.export import save
@@ -82,7 +82,10 @@ def prune(
     """
     check_request(request, calibration, report_on, out, recover_on)
     stages = Stages(progress)
-    model, window = loaded.model, request.calibration.window
+    model = loaded.model
+    settings = request.calibration.fitted(model.config, request.seed)
+    request, window = replace(request, calibration=settings), settings.length
+    request.recovery.check(None, window, request.keep, request.of)
     family = family_of(model.config)
     units = shape_of(family.all_parts(model))
     space = space_of(request.shape, units, model, request.grain or fast_grain(model))
@@ -91,7 +94,9 @@ def prune(
             space.require(budget)
     storage = request.storage or out
     dtype = request.dtype or loaded.saved_dtype or model.dtype
-    on = ReportText(loaded.tokenizer, report_on, request.protocol, dtype)
+    on = ReportText(
+        loaded.tokenizer, report_on, request.protocol, dtype, limit_tokens=request.report_tokens
+    )
     begun = [begun_portions(storage, study) for study in (PAIRS, FINALS)]
     with stages("calibrating") as told:
         windows = model_windows(model, loaded.tokenizer, calibration, window)
@@ -99,7 +104,6 @@ def prune(
         if recover_on is not None:
             training = model_windows(model, loaded.tokenizer, recover_on, window)
         on.check(model)
-        settings = replace(request.calibration, seed=request.seed)
         calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
     elastic = None
     if request.recovery.elastic is not None:
@@ -135,7 +139,9 @@ def prune(
     learnt = found.learnt
     return Pruning(
         request.of,
-        dense if elastic is None else replace(dense, perplexity=elastic.as_given),
+        dense
+        if elastic is None
+        else replace(dense, perplexity=elastic.as_given, loss_increase=0.0),
         tuple(
             Size(keep, rows, tuple(contest), folder, done)
             for keep, contest, rows, folder, done in zip(
@@ -150,6 +156,7 @@ def prune(
         elastic,
         None if elastic is None else replace(dense, name="dense_elastic"),
         learnt.judge,
+        held_out_tokens(calibrated),
     )
 
 
@@ -219,7 +226,7 @@ def _budgets(
     units: Shape,
     latency: Latency | None,
 ) -> list[Budget]:
-    family, window = family_of(model.config), request.calibration.window
+    family, window = family_of(model.config), request.calibration.length
     return [
         budget_of(request.of, keep, model, family, units, window=window, latency=latency)
         for keep in request.keep
