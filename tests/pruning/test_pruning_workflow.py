@@ -79,7 +79,7 @@ def test_a_judge_finds_a_model_without_a_pair(tmp_path):
     assert told["judge"] == {"proxy": "snip", "sign": 1}
     assert (result.pairs, result.predictor, result.shrinks) == (0, None, ())
     assert told["finalists"][0]["final"] is None
-    assert "measured nowhere" in told["words"]
+    assert "no measurement chose it" in told["words"]
     by_name = {one.name: one for one in result.sizes[0].reported}
     assert by_name["found"].plan != by_name["uniform"].plan
     assert by_name["found"].kept == pytest.approx(0.8, abs=0.002)
@@ -193,7 +193,7 @@ def test_a_ledger_goes_on_in_the_portions_in_which_it_was_begun(tmp_path, monkey
         trials = trials_of(result.ledger, study)
         whole = [one for one in trials if one.state.name == "COMPLETE"]
         assert {len(one.intermediate_values) for one in whole} == {portions}
-    assert "finalists the winner rises" in result.sizes[0].words
+    assert "nats/token over the dense model, the next of" in result.sizes[0].words
 
 
 def test_a_finished_model_that_was_asked_for_otherwise_is_told_before_any_work(tmp_path):

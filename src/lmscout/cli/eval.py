@@ -43,8 +43,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="A text file, plain or gzip, or hub:OWNER/NAME/CONFIG:SPLIT#FIELD; may be "
-            "given several times.",
+            help="A text: a file (plain, gzip, or FILE#FIELD of .jsonl or .parquet), or "
+            "hub:OWNER/NAME/CONFIG:SPLIT#FIELD; may be given several times.",
             show_default=False,
         ),
     ] = None,

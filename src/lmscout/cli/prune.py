@@ -35,8 +35,8 @@ def prune(
         str,
         typer.Option(
             metavar="TEXT",
-            help="Text on which plans are measured: a file, plain or gzip, or "
-            "hub:OWNER/NAME/CONFIG with :SPLIT#FIELD behind it.",
+            help="Text on which plans are measured: a file (plain, gzip, or FILE#FIELD of .jsonl "
+            "or .parquet), or hub:OWNER/NAME/CONFIG with :SPLIT#FIELD behind it.",
             show_default=False,
         ),
     ],
@@ -306,13 +306,13 @@ def _table(result: Pruning, *, wide: bool) -> Table:
     measured = dense.perplexity is not None
     text = f"{result.held_out_tokens:,} held-out tokens of calibration text"
     seen = any(one.loss_increase is None for size in result.sizes for one in size.reported)
-    trained = "; –: recovery was trained on them" if seen else ""
+    text += "; –: recovery was trained on them" if seen else ""
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         caption="kept: share of the dense model's parameters, all of them and those that can be "
-        f"pruned (attention + MLP)\nloss increase: nats/token over the dense model on {text}{trained}",
+        f"pruned (attention + MLP)\nloss increase: nats/token over the dense model on {text}",
         caption_justify="left",
     )
     table.add_column("", overflow="fold", min_width=len("uniform, compensated"))

@@ -17,6 +17,7 @@ import torch
 from optuna.trial import TrialState
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.text_rows import row_file
 from lmscout.pruning.calibration import CalibrationSettings
 from lmscout.pruning.ledger import SETTINGS, STUDY, Ledger
 from lmscout.pruning.storage import ERRORS, FILE_NAME, is_there, open_storage, quiet, storage_url
@@ -126,5 +127,8 @@ def begun_portions(storage: str | Path, study: str = STUDY) -> int | None:
 
 def _absolute(source: str) -> str:
     """A path as it is found from everywhere; a Hub name or address as it is."""
+    rows = row_file(source)
+    if rows is not None and rows.path.exists():
+        return rows.absolute()
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
