@@ -31,7 +31,7 @@ _AFTER_STOP = {
 app = typer.Typer(
     help="Judge language-model architectures cheaply.",
     invoke_without_command=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
