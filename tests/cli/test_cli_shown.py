@@ -110,16 +110,14 @@ def test_a_loss_increase_is_that_of_the_saved_model_on_the_held_out_windows(
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["found"]["perplexity"] is None
     assert result["held_out_tokens"] == 31 * round(90 * 15 / 74)
-    assert f"{result['held_out_tokens']:,} held-out tokens" in told
+    assert f"on {result['held_out_tokens']:,} held-out tokens of" in " ".join(told.split())
     increases = {
         name: result[name]["loss_increase"]
         for name in ("uniform", "uniform_compensated", "found", "found_plain")
     }
     assert len(set(increases.values())) == 4
-    if min(increases.values()) < 0:
-        assert "adaptation to the text" in told
-    else:
-        assert "adaptation to the text" not in told
+    below = "This is adaptation to the text" in " ".join(told.split())
+    assert below == (min(increases.values()) < 0)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_below_the_dense_model_is_adaptation(increase, perplexity, said):
     ],
 )
 def test_a_predictor_no_better_than_the_mean_is_said_to_be_so(kendall, r2, beats):
-    report = PredictorReport(Agreement("gp", "log", kendall, kendall, r2, 0.1), (), 40, 0.0, 0.0)
+    report = PredictorReport(Agreement("ridge", "log", kendall, kendall, r2, 0.1), (), 40, 0.0, 0.0)
     assert report.beats_mean is beats
     assert ("no better than predicting the mean" in report.words) is not beats
     told = replace(pruning(row("found", 0.1)), predictor=report).to_json()

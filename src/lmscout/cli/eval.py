@@ -96,7 +96,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     json: JsonOption = None,
 ) -> None:
-    """Measure a causal language model's perplexity on texts, its score on tasks, and its cost.
+    """Measure a causal language model: perplexity, tasks and cost.
 
     Each perplexity is reported with its protocol: text, windows, stride, BOS and tokenizer; each
     score with its standard error and the examples given before a question.

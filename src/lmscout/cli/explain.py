@@ -30,7 +30,7 @@ def explain(
     benchmark: Annotated[
         str | None,
         typer.Argument(
-            metavar="[BENCHMARK]",
+            metavar="BENCHMARK",
             help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH; "
             "without one, the formula's forms alone are printed.",
             show_default=False,

@@ -287,6 +287,8 @@ def show(result: Pruning) -> None:
     """Print what was found beside what a uniform cut gives, and what was learnt on the way."""
     screen = console.table_console()
     screen.print(_table(result, wide=screen.width >= _WIDE))
+    for note in _notes(result):
+        screen.print(note, highlight=False, style="dim")
     _tell(result)
     print(f"ledger: {result.ledger}")
     for size in result.sizes:
@@ -304,17 +306,7 @@ def _table(result: Pruning, *, wide: bool) -> Table:
 
     dense = result.dense
     measured = dense.perplexity is not None
-    text = f"{result.held_out_tokens:,} held-out tokens of calibration text"
-    seen = any(one.loss_increase is None for size in result.sizes for one in size.reported)
-    text += "; –: recovery was trained on them" if seen else ""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        caption="kept: share of the dense model's parameters, all of them and those that can be "
-        f"pruned (attention + MLP)\nloss increase: nats/token over the dense model on {text}",
-        caption_justify="left",
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("", overflow="fold", min_width=len("uniform, compensated"))
     perplexities = ["perplexity", *(["over\ndense"] if wide else [])] if measured else []
     for column in (
@@ -342,6 +334,17 @@ def _table(result: Pruning, *, wide: bool) -> Table:
         best = one.name == ("found_recovered" if recovered else "found")
         table.add_row(*cells[: len(table.columns)], style="bold" if best else None)
     return table
+
+
+def _notes(result: Pruning) -> list[str]:
+    """What the table's columns are."""
+    seen = any(one.loss_increase is None for size in result.sizes for one in size.reported)
+    return [
+        "kept: share of the dense model's parameters: of all, and of the prunable ones, those in "
+        "attention and MLP",
+        f"loss increase: nats/token over the dense model on {result.held_out_tokens:,} held-out "
+        f"tokens of calibration text{'; –: recovery was trained on them' if seen else ''}",
+    ]
 
 
 def _signed(increase: float | None) -> str:
