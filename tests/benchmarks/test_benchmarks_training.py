@@ -119,6 +119,18 @@ def test_five_points_come_at_equal_distances_and_the_last_at_the_end():
     assert recipe.measured_after() == (2, 5, 7, 10, 13)
     with pytest.raises(LmscoutError, match=r"256 tokens are too few: at least 5 steps .* 320"):
         Recipe(tokens=256, sequences=4, length=16)
+    for name, wrong, said in (
+        ("sequences", 0, "too small"),
+        ("length", 1, "too small"),
+        ("tokens", 1e6, "no whole number"),
+        ("held_out", 0, "too small"),
+        ("learning_rate", math.nan, "not above 0"),
+        ("clip", 0, "not above 0"),
+        ("warm_up", 1.0, "not from 0 to below 1"),
+        ("weight_decay", -0.1, "not from 0 to below inf"),
+    ):
+        with pytest.raises(LmscoutError, match=f"{name} of .* {said}"):
+            Recipe(**{name: wrong})
 
 
 def test_an_epoch_reads_every_window_once_and_each_in_an_order_of_its_own():

@@ -45,6 +45,10 @@ def test_discover_prints_a_table_that_names_the_best_and_the_baselines(
     for words in ("best proxy", "depth²×width", "24,000 proxies", "baseline", "run folder: here"):
         assert words in out
     assert (tmp_path / "here" / "settings.json").exists()
+    assert len(result["top"]) == 10
+    for one in result["top"]:  # whole in one line, so that it can be pasted
+        shown = f"-{one['proxy']}" if one["sign"] < 0 else one["proxy"]
+        assert any(line.endswith(f"  {shown}") for line in out.splitlines())
 
 
 def test_the_same_seed_gives_the_same_result_at_any_number_of_workers(lmscout, flexibert_file):
@@ -70,6 +74,11 @@ def test_the_deep_space_is_searched_and_a_deep_proxy_ranked(lmscout, flexibert_f
     assert result["asked"] == result["evaluations"] + sum(result["discarded"].values())
     sizes = [one["size"] for one in result["front"]]
     assert sizes == sorted(set(sizes))
+    fitness = [one["fitness"] for one in result["top"]]
+    assert 1 <= len(fitness) <= 10
+    assert fitness == sorted(set(fitness), reverse=True)
+    for batch in (tmp_path / "run" / "evaluations").iterdir():
+        assert "proxy" in pq.read_schema(batch).names
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert (tmp_path / "run" / "hall_of_fame.csv").read_text().startswith("fitness,size,proxy\n")
     proxy = result["best"]["proxy"]

@@ -53,6 +53,29 @@ def test_it_shows_tables_and_forms(lmscout, flexibert_file, tmp_path):
         assert words in out
 
 
+def test_forms_follow_from_the_formula_without_a_benchmark(lmscout, tmp_path):
+    code, out, err = lmscout("explain", PROXY, "--torch")
+    assert (code, err) == (0, "")
+    compile(out, "torch", "exec")  # as it is redirected to a file
+    code, out, err = lmscout("explain", "snip", "--latex")
+    assert (code, err) == (0, "")
+    assert out.strip().startswith(r"\sum_{\ell=1}^{L}")
+    code, out, err = lmscout("explain", "snip", "--json", "-")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["proxy"], told["tree"]) == ("snip", PROXY)
+    assert told["torch"]
+    assert told["latex"]
+    code, out, _ = lmscout("explain", "snip")
+    assert code == 0
+    assert PROXY in out.splitlines()
+    for option in (("--seed", 1), ("--workers", 2)):
+        code, out, err = lmscout("explain", "snip", *option)
+        assert (code, out) == (2, "")
+        assert f"{option[0]} has nothing to apply to" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_expression_says_so(lmscout, flexibert_file):
     arguments = ["explain", "synflow", f"flexibert:{flexibert_file}", "--workers", 1]
     code, out, err = lmscout(*arguments, "--torch")

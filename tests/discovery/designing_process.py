@@ -28,12 +28,22 @@ BATCH = Batch(size=2, length=8)
 EVALUATIONS = 50
 
 
-def design_tiny(folder, proxy="snip", *, workers=1, seed=0, limit=4000, weights=1, progress=None):
+def design_tiny(
+    folder,
+    proxy="snip",
+    *,
+    workers=1,
+    seed=0,
+    limit=4000,
+    weights=1,
+    progress=None,
+    evaluations=EVALUATIONS,
+):
     return design(
         SPACE,
         signed_proxy(proxy),
         limit=limit,
-        evaluations=EVALUATIONS,
+        evaluations=evaluations,
         seed=seed,
         weights=weights,
         cache=folder,

@@ -531,4 +531,7 @@ def test_the_command_searches_as_the_settings_do():
 def test_unknown_words_are_refused():
     with pytest.raises(LmscoutError, match="unknown objective 'r2'"):
         DeepSettings(objective="r2")
+    for name in ("searches", "evaluations", "largest"):
+        with pytest.raises(LmscoutError, match=f"{name} of 0 is too small: give 1 or more"):
+            DeepSettings(**{name: 0})
     assert isinstance(engine_of("genetic", Grammar(), 0), GeneticProgramming)

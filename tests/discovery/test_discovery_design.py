@@ -40,6 +40,14 @@ def test_what_is_found_is_of_the_space_within_the_limit_and_scored_as_said(found
     assert Design.load(tmp_path / "found.json") == found
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_all_that_were_drawn_count_as_drawn(tmp_path, seed):
+    """Readings go in batches: the first are all drawn, and more than the population holds."""
+    found = design_tiny(tmp_path, proxy="parameters", seed=seed, evaluations=ASKED_AT_ONCE)
+    assert found.n_read == ASKED_AT_ONCE
+    assert found.drawn_score == found.score
+
+
 def test_with_several_weights_the_score_is_the_mean_over_them(found, tmp_path):
     calls = []
     several = design_tiny(tmp_path, weights=3, progress=lambda _, *done: calls.append(done))

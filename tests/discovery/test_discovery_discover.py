@@ -12,7 +12,7 @@ from lmscout.discovery.discover import Discovery
 from lmscout.discovery.judge import Judgement
 from lmscout.discovery.saved_run import save_discovery, save_judgement
 from lmscout.errors import LmscoutError
-from lmscout.proxies import CATALOG, evaluate, parse, published
+from lmscout.proxies import CATALOG, evaluate, format_proxy, parse, published
 from lmscout.runs import Run, default_run_folder, open_run
 from lmscout.statistics import Batch, Workers, collect
 
@@ -92,6 +92,35 @@ def test_the_json_says_it_all_and_is_plain(found):
     assert ahead["low"] <= ahead["value"] <= ahead["high"]
 
 
+def test_the_ten_best_are_sorted_differ_in_order_and_are_judged_on_both_splits(found, cache):
+    benchmark = tiny_benchmark()
+    assert len(found.top) == 10
+    first = found.top[0]
+    assert (first.proxy.name, first.proxy.sign) == (found.test.name, found.sign)
+    assert (first.search, first.test) == (
+        pytest.approx(found.search[0]),
+        pytest.approx(found.test.agreement.spearman.value),
+    )
+    every = [one.search for one in found.top]
+    assert every == sorted(every, reverse=True)
+    judged = judge(
+        benchmark, [str(one.proxy) for one in found.top], seed=0, cache=cache, **SETTINGS
+    )
+    rows, quality = found.split.search, benchmark.quality
+    orders = set()
+    for one in found.top:
+        scores = judged.scores[str(one.proxy)]
+        assert scipy.stats.spearmanr(scores[rows], quality[rows]).statistic == pytest.approx(
+            one.search, abs=1e-6
+        )
+        assert scipy.stats.spearmanr(
+            scores[found.split.test], quality[found.split.test]
+        ).statistic == pytest.approx(one.test, abs=1e-6)
+        orders.add(tuple(scipy.stats.rankdata(scores[rows])))
+    assert len(orders) == 10
+    assert [one["proxy"] for one in found.to_json()["top"]] == [one.proxy.name for one in found.top]
+
+
 def test_a_run_folder_holds_settings_every_score_and_the_result(found, tmp_path):
     folder = tmp_path / "runs" / "first"
     run = open_run(folder, "discover", {"seed": 3})
@@ -116,6 +145,7 @@ def test_a_run_folder_holds_settings_every_score_and_the_result(found, tmp_path)
     for index in (0, 12_345, 47_999):
         row = {name: table[name][index].as_py() for name in table.column_names}
         proxy = found.space.proxy(index)
+        assert row["proxy"] == format_proxy(proxy)
         assert row["aggregation"] == proxy.aggregation
         assert row["binary"] == proxy.body.operation
         assert (row["left_input"], row["left_chain"]) == (

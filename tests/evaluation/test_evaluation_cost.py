@@ -75,3 +75,8 @@ def test_peak_memory_is_of_these_forwards_alone():
     logits = 4 * 16 * 64 * 50_000
     assert large - small > logits / 2
     assert large - small < 4 * logits
+
+
+def test_a_model_that_reads_less_is_timed_on_what_it_reads():
+    timed = measure_speed(tiny_checkpoints.gpt2(positions=24), 2, 128, repeats=1)
+    assert (timed.batch, timed.length) == (2, 24)

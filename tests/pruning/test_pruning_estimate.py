@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_language_models import CONFIGS, random_model, random_windows
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tiny_language_models import COMMON, CONFIGS, random_model, random_windows
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_bytes, parameter_count
@@ -68,8 +68,39 @@ def test_what_compensation_takes_is_in_the_memory_and_a_judge_measures_no_pair()
 
 
 def test_a_window_longer_than_the_model_reads_is_refused_as_a_run_would():
+    asked = Request(calibration=CalibrationSettings(window=65))
     with pytest.raises(LmscoutError, match="the model reads 64"):
-        estimate(random_model("gpt2").config, Request(), dtype=torch.float32, device=CPU)
+        estimate(random_model("gpt2").config, asked, dtype=torch.float32, device=CPU)
+
+
+def test_without_a_window_it_is_what_the_model_attends_over():
+    sliding = MistralConfig(**COMMON, head_dim=8, sliding_window=24)
+    short = random_model("gpt2").config
+    long = LlamaConfig(**{**COMMON, "max_position_embeddings": 512})
+    some_layers = Qwen2Config(
+        **COMMON, use_sliding_window=True, sliding_window=20, max_window_layers=1
+    )
+    no_layer = Qwen2Config(**COMMON, use_sliding_window=False, sliding_window=20)
+    for config, window in (
+        (sliding, 24),
+        (short, 64),
+        (long, 128),
+        (some_layers, 20),
+        (no_layer, 64),
+    ):
+        assert CalibrationSettings().fitted(config, 3) == CalibrationSettings(window=window, seed=3)
+    with pytest.raises(LmscoutError, match="attention slides over 24: give --window 24 or less"):
+        CalibrationSettings(window=25).fitted(sliding, 0)
+    assert CalibrationSettings(seed=5).fitted(long, 3).seed == 5
+
+
+def test_tokens_and_windows_are_divided_as_they_are_by_default():
+    config = random_model("gpt2").config
+    by_windows = CalibrationSettings(windows=370).fitted(config, 0)
+    by_tokens = CalibrationSettings().of_tokens(370 * 64).fitted(config, 0)
+    assert by_windows == by_tokens
+    assert by_tokens.tokens == 370 * 64 == 32 * 740
+    assert (by_tokens.measured_tokens, by_tokens.final_tokens) == (32 * 90, 32 * 150)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.architectures.layers import fuse_attention
 from lmscout.benchmarks.token_data import TokenData
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, check_whole
 
 POINTS = 5  # validation losses on the way, at equal distances
 EAGER_STEPS = 3  # before a step is captured: they make the optimizer's state
@@ -59,6 +59,14 @@ class Recipe:
     held_out: int = 131_072
 
     def __post_init__(self) -> None:
+        for name, least in (("tokens", 1), ("sequences", 1), ("length", 2), ("held_out", 1)):
+            check_whole(name, getattr(self, name), least)
+        for name in ("learning_rate", "clip"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise LmscoutError(f"{name} of {value:g} is not above 0: give another")
+        for name, below in (("warm_up", 1), ("beta1", 1), ("beta2", 1), ("weight_decay", math.inf)):
+            if not 0 <= (value := getattr(self, name)) < below:
+                raise LmscoutError(f"{name} of {value:g} is not from 0 to below {below:g}")
         if self.steps < POINTS:
             raise LmscoutError(
                 f"{self.tokens} tokens are too few: at least {POINTS} steps of "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lmscout.benchmarks.check import Check
 
 app = typer.Typer(
-    help="Build benchmarks of trained architectures, and check them.", rich_markup_mode="markdown"
+    help="Build benchmarks of trained architectures, and check them.", rich_markup_mode=None
 )
 
 

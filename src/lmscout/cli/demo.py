@@ -51,8 +51,9 @@ def demo(
     ] = None,
     workers: WorkersOption = -1,
 ) -> None:
-    """Discover proxies on lmscout's own benchmark, and prune its own small model.
+    """Discover proxies and prune a model, with nothing to download.
 
+    The benchmark and the small model are lmscout's own.
     Some three minutes on two cores, half of it reading architectures, which is kept.
     """
     started = time.perf_counter()

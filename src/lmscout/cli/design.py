@@ -80,7 +80,7 @@ def design(
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Find an architecture without training: the one that a proxy scores best.
+    """Find the architecture that a proxy scores best, untrained.
 
     In a space, ageing evolution draws and changes architectures within the limit, and each is
     built and read in one pass; the same command continues a search that was stopped.  On a

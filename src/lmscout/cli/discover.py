@@ -12,7 +12,6 @@ from rich.table import Table
 from lmscout.cli import console
 from lmscout.cli.options import (
     BackendOption,
-    BenchmarkArgument,
     JsonOption,
     OutOption,
     WorkersOption,
@@ -37,7 +36,15 @@ _OF_RANKED = ("aggregations", "model", "calibration")
 
 def discover(
     context: typer.Context,
-    benchmark: BenchmarkArgument,
+    benchmark: Annotated[
+        str,
+        typer.Argument(
+            metavar="BENCHMARK",
+            help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH; "
+            "or ledger:RUN, the folder of a prune run.",
+            show_default=False,
+        ),
+    ],
     space: Annotated[str, typer.Option(help="published, two-op, or deep.")] = "published",
     aggregations: Annotated[
         str, typer.Option(help="Over blocks: any of mean,sum,max,min.")
@@ -307,15 +314,19 @@ def show_deep(result: DeepDiscovery) -> None:
         + ", ".join(f"{count:,} {name}" for name, count in result.discarded.most_common()),
         highlight=False,
     )
-    table = Table(title="fittest of every size, on sketches; best of every search, on full tensors")
-    table.add_column("size", justify="right")
-    table.add_column("fitness", justify="right")
-    table.add_column("proxy")
-    for candidates in (result.front, result.members):
-        table.add_section()
-        for each in candidates:
-            table.add_row(str(each.node.size), f"{each.fitness:.3f}", format_node(each.node))
-    screen.print(table)
+    for title, candidates in (
+        ("fittest on sketches", result.top),
+        ("fittest of every size, on sketches", result.front),
+        ("best of every search, on full tensors", result.members),
+    ):
+        _show_formulas(
+            title,
+            ("size", "fitness"),
+            [
+                ((str(one.node.size), f"{one.fitness:.3f}"), format_node(one.node))
+                for one in candidates
+            ],
+        )
     for finding in result.findings:
         if len(result.findings) > 1:
             screen.print(f"\n[bold]{escape(finding.benchmark)}[/bold]")
@@ -337,6 +348,36 @@ def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
         f"ranking {result.seconds['ranking']:.1f} s"
     )
     show_choice(result, rivals)
+    _show_formulas(
+        "best on the search split, no two of which order its architectures alike",
+        ("search ρ", "test ρ"),
+        [
+            ((console.number(one.search), console.number(one.test)), str(one.proxy))
+            for one in result.top
+        ],
+    )
+
+
+def _show_formulas(
+    title: str, headings: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]
+) -> None:
+    """Print formulas a line each, unbroken however long they are, so that they can be pasted.
+
+    Args:
+        title: of the list.
+        headings: of the figures before each.
+        rows: figures and formula.
+    """
+    screen = console.table_console()
+    screen.print(f"\n{title}; rank --proxy reads them:", highlight=False)
+    lines = ["  ".join(f"{one:>8}" for one in headings) + "  formula"]
+    lines += [
+        "  ".join(f"{figure:>8}" for figure in figures) + f"  {formula}"
+        for figures, formula in rows
+    ]
+    for line in lines:
+        screen.print(line, soft_wrap=True, highlight=False, markup=False)
+    screen.print()
 
 
 def _show_benchmark(result: Finding) -> None:

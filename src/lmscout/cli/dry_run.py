@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from lmscout.pruning.request import Request
 
-_GIB = 2**30
+_GIB, _MIB = 2**30, 2**20
 
 
 def foretell(
@@ -57,28 +57,38 @@ def foretell(
         table.add_column("")
         table.add_column("memory", justify="right")
         table.add_column("time", justify="right")
-        table.add_row("weights", f"{found.weights / _GIB:.2f} GiB", "")
-        table.add_row("ordering units", f"{found.importance / _GIB:.2f} GiB", "")
-        table.add_row("collecting moments", f"{found.calibrating / _GIB:.2f} GiB", "")
-        pairs = f"{found.measuring / _GIB:.2f} GiB"
-        for keep, seconds in found.pair.items():
-            table.add_row(f"a pair at keep {keep:g}", pairs, f"{seconds:.2f} s")
-        table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
+        table.add_row("weights", _size(found.weights), "")
+        table.add_row("ordering units", _size(found.importance), "")
+        table.add_row("collecting moments", _size(found.calibrating), "")
+        pairs = _size(found.measuring)
+        if found.pairs:
+            for keep, seconds in found.pair.items():
+                table.add_row(f"a pair at keep {keep:g}", pairs, _short(seconds))
+            table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
         for one in found.recovery:
             what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
             table.add_row(
                 f"recovering {what}, {one.steps:,} steps",
-                f"{one.memory / _GIB:.2f} GiB",
+                _size(one.memory),
                 f"about {_duration(one.seconds)}",
             )
         screen = console.table_console()
         screen.print(table)
         screen.print(
             f"{found.parameters:,} parameters in {str(dtype).removeprefix('torch.')} on "
-            f"{found.device}; peak {found.peak / _GIB:.2f} GiB. Nothing was pruned.",
+            f"{found.device}; peak {_size(found.peak)}. Nothing was pruned.",
             highlight=False,
         )
     console.write_values(json, found.to_json())
+
+
+def _size(count: int) -> str:
+    """Bytes, in a unit that shows them."""
+    return f"{count / _GIB:.2f} GiB" if count >= _GIB / 10 else f"{count / _MIB:.1f} MiB"
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
 
 
 def _duration(seconds: float) -> str:

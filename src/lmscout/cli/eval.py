@@ -43,8 +43,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="A text file, plain or gzip, or hub:OWNER/NAME/CONFIG:SPLIT#FIELD; may be "
-            "given several times.",
+            help="A text: a file (plain, gzip, or FILE#FIELD of .jsonl or .parquet), or "
+            "hub:OWNER/NAME/CONFIG:SPLIT#FIELD; may be given several times.",
             show_default=False,
         ),
     ] = None,
@@ -97,7 +97,7 @@ def evaluate(
     out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Measure a causal language model's perplexity on texts, its score on tasks, and its cost.
+    """Measure a causal language model: perplexity, tasks and cost.
 
     Each perplexity is reported with its protocol: text, windows, stride, BOS and tokenizer; each
     score with its standard error and the examples given before a question.
@@ -149,6 +149,8 @@ def evaluate(
     # All of them before the first is measured: a slip in the last would cost the work of the rest.
     for text, one in product(texts, protocols):
         evaluation.checked_tokens(loaded.model, loaded.tokenizer, text, one, limit_tokens)
+    # Before the texts: it takes seconds, and what fails in it would cost their work.
+    timed = evaluation.measure_speed(loaded.model, *_SPEED) if speed else None
     found: list[Perplexity] = []
     scores: tuple[TaskScore, ...] = ()
     with console.progress_bars() as progress:
@@ -174,7 +176,6 @@ def evaluate(
                 data=task_data,
                 progress=partial(progress, "tasks"),
             )
-    timed = evaluation.measure_speed(loaded.model, *_SPEED) if speed else None
     result = evaluation.Evaluation(
         model=loaded.source,
         parameters=evaluation.parameter_count(loaded.model),

@@ -9,13 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import (
-    BackendOption,
-    BenchmarkArgument,
-    JsonOption,
-    KeepOption,
-    WorkersOption,
-)
+from lmscout.cli.options import BackendOption, JsonOption, KeepOption, WorkersOption
+from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
     from lmscout.discovery import Explanation
@@ -23,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def explain(
+    context: typer.Context,
     proxy: Annotated[
         str,
         typer.Argument(
@@ -31,7 +27,15 @@ def explain(
             show_default=False,
         ),
     ],
-    benchmark: BenchmarkArgument,
+    benchmark: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="BENCHMARK",
+            help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH; "
+            "without one, the formula's forms alone are printed.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(min=0, help="Of the models' weights, and of the half that chooses a formula."),
@@ -49,8 +53,13 @@ def explain(
 
     Which of its branches do not matter; what its order of architectures owes to the data, to
     the weights and to each input; how it goes with depth, width and size, and which formula of
-    these alone comes nearest to it.  The sign is as given.
+    these alone comes nearest to it.  The sign is as given.  LaTeX and PyTorch follow from the
+    formula and need no benchmark.
     """
+    console.check_json_target(json)
+    if benchmark is None:
+        _show_forms(context, proxy, latex=latex, torch=torch, json=json)
+        return
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout.benchmarks import load
     from lmscout.benchmarks.locate import cache_directory
@@ -61,7 +70,6 @@ def explain(
     from lmscout.runs import optional_run
     from lmscout.statistics import Workers
 
-    console.check_json_target(json)
     spread = Workers(workers, backend)
     resolve(proxy)  # a slip is told before anything is read
     architectures = load(benchmark)
@@ -93,6 +101,49 @@ def explain(
         if torch:
             _show_form(result.torch, "PyTorch")
     console.write_result(json, result, run)
+
+
+def _show_forms(
+    context: typer.Context, proxy: str, *, latex: bool, torch: bool, json: str | None
+) -> None:
+    """Print what follows from the formula alone.
+
+    Args:
+        context: of the command.
+        proxy: as it was given.
+        latex: whether LaTeX is wanted.
+        torch: whether the module is; where either is, nothing else is printed.
+        json: where the forms go as JSON.
+
+    Raises:
+        LmscoutError: the proxy is none, or an option needs a benchmark.
+    """
+    from lmscout.discovery.explain import forms
+    from lmscout.proxies.deep import format_node
+
+    for name in ("seed", "workers", "backend"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise LmscoutError(
+                f"--{name} has nothing to apply to: give BENCHMARK after PROXY, or leave it out"
+            )
+    found = forms(proxy)
+    if json != console.STDOUT:
+        screen = console.table_console()
+        if not (latex or torch):
+            if found.definition:
+                screen.print(f"{found.name}: {found.definition}", highlight=False)
+            text = "no expression" if found.tree is None else format_node(found.tree)
+            screen.print(text, soft_wrap=True, highlight=False, markup=False)
+            screen.print(
+                "Give BENCHMARK to take it apart on, --latex or --torch for its other forms.",
+                highlight=False,
+            )
+        if latex:
+            _show_form(found.latex, "LaTeX")
+        if torch:
+            _show_form(found.torch, "PyTorch")
+    console.write_result(json, found.to_json())
 
 
 def _show(result: Explanation) -> None:

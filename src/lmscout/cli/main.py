@@ -32,9 +32,9 @@ _AFTER_STOP = {
 app = typer.Typer(
     help="Judge language-model architectures cheaply.",
     invoke_without_command=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
 )
 app.command()(demo)
 app.command()(discover)

@@ -17,8 +17,7 @@ BenchmarkArgument = Annotated[
     str,
     typer.Argument(
         metavar="BENCHMARK",
-        help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH; "
-        "discover takes ledger:RUN too.",
+        help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH.",
         show_default=False,
     ),
 ]

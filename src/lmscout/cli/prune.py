@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from lmscout.cli import console, recovery_options
@@ -16,17 +18,8 @@ from lmscout.errors import LmscoutError
 if TYPE_CHECKING:
     from lmscout.pruning.outcome import Pruning, Reported
 
-_NAMES = {
-    "uniform": "uniform",
-    "uniform_compensated": "uniform, compensated",
-    "uniform_guarded": "uniform, ends guarded",
-    "found": "found",
-    "found_plain": "found, not compensated",
-    "found_recovered": "found, recovered",
-    "dense_elastic": "dense, elastic recovery",
-}
-
 _SHRINKS = 8  # that the table lists, those of most account
+_WIDE = 90  # characters, from which on the table has all its columns
 
 
 def prune(
@@ -42,8 +35,8 @@ def prune(
         str,
         typer.Option(
             metavar="TEXT",
-            help="Text on which plans are measured: a file, plain or gzip, or "
-            "hub:OWNER/NAME/CONFIG with :SPLIT#FIELD behind it.",
+            help="Text on which plans are measured: a file (plain, gzip, or FILE#FIELD of .jsonl "
+            "or .parquet), or hub:OWNER/NAME/CONFIG with :SPLIT#FIELD behind it.",
             show_default=False,
         ),
     ],
@@ -68,6 +61,41 @@ def prune(
         str | None,
         typer.Option(
             metavar="TEXT", help="Text on which perplexities are reported.", show_default=False
+        ),
+    ] = None,
+    report_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, help="Use only the report text's first tokens.", show_default=False),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window",
+            "--seqlen",
+            min=2,
+            help="Tokens of a calibration window (sequence length); 128 by default, or what the "
+            "model attends over if that is less.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration_windows: Annotated[
+        int | None,
+        typer.Option(
+            "--calibration-windows",
+            "--nsamples",
+            min=12,
+            help="Windows of calibration text in all, drawn at random; by default as many as make "
+            "74,000 tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=24,
+            help="The same in tokens: an eighth measures plans, a fifth the finalists, two thirds "
+            "fit the compensation.",
+            show_default=False,
         ),
     ] = None,
     pairs: Annotated[int, typer.Option(min=20, help="Architecture-accuracy pairs.")] = 200,
@@ -181,6 +209,19 @@ def prune(
     for option, name in (("--dtype", dtype), ("--compute-dtype", compute_dtype)):
         if name is not None and name not in DTYPES:
             raise LmscoutError(f"{option} {name}: is none of {', '.join(DTYPES)}")
+    if report_tokens is not None and report is None:
+        raise LmscoutError("--report-tokens has nothing to apply to: give --report TEXT")
+    calibration_settings = CalibrationSettings(
+        importance=importance,
+        compensate=compensation != "none",
+        quality=quality,
+        window=window,
+        windows=calibration_windows,
+    )
+    if calibration_tokens is not None:
+        if calibration_windows is not None:
+            raise LmscoutError("--calibration-windows and --calibration-tokens: give one of them")
+        calibration_settings = calibration_settings.of_tokens(calibration_tokens)
     first, *others = devices_of(device)
     request = Request(
         keep=_shares(keep),
@@ -189,10 +230,9 @@ def prune(
         pairs=pairs,
         seed=seed,
         protocol=protocol,
+        report_tokens=report_tokens,
         dtype=None if dtype is None else getattr(torch, dtype),
-        calibration=CalibrationSettings(
-            importance=importance, compensate=compensation != "none", quality=quality
-        ),
+        calibration=calibration_settings,
         storage=storage,
         grain=grain,
         devices=tuple(others),
@@ -256,35 +296,71 @@ def _shares(given: str) -> tuple[float, ...]:
 def show(result: Pruning) -> None:
     """Print what was found beside what a uniform cut gives, and what was learnt on the way."""
     screen = console.table_console()
-    measured = result.dense.perplexity is not None
-    table = Table()
-    table.add_column("")
-    for column in ("parameters", "kept", *(["perplexity", "of dense"] if measured else [])):
-        table.add_column(column, justify="right")
+    screen.print(_table(result, wide=screen.width >= _WIDE))
+    for note in _notes(result):
+        screen.print(note, highlight=False, style="dim")
+    _tell(result)
+    print(f"ledger: {result.ledger}")
+    for size in result.sizes:
+        print(f"saved model: {size.out}")
+
+
+def _table(result: Pruning, *, wide: bool) -> Table:
+    """The models of the report, a row each.
+
+    Args:
+        result: what was found.
+        wide: whether there is room for perplexities over the dense model's.
+    """
+    from lmscout.pruning.outcome import SHOWN
+
     dense = result.dense
+    measured = dense.perplexity is not None
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("", overflow="fold", min_width=len("uniform, compensated"))
+    perplexities = ["perplexity", *(["over\ndense"] if wide else [])] if measured else []
+    for column in (
+        *("parameters", "kept\nof all", "kept of\nprunable", "loss\nincrease"),
+        *perplexities,
+    ):
+        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     recovered = any(size.recovery for size in result.sizes)
-    rows: list[tuple[str, Reported | None]] = [("dense", dense)]
+    rows: list[tuple[str, Reported | None]] = [(SHOWN["dense"], dense)]
     if result.dense_elastic is not None:
-        rows.append((_NAMES["dense_elastic"], result.dense_elastic))
+        rows.append((SHOWN["dense_elastic"], result.dense_elastic))
     for size in result.sizes:
         rows.append((f"keep {size.keep:g} of {result.of}", None))
-        rows += [(_NAMES[one.name], one) for one in size.reported]
+        rows += [(SHOWN[one.name], one) for one in size.reported]
     for name, one in rows:
         if one is None:
             table.add_section()
             table.add_row(f"[italic]{name}[/italic]")
             continue
-        cells = [name, f"{one.params:,}", f"{one.kept:.2%}"]
+        cells = [name, f"{one.params:,}", f"{one.kept_of_all:.1%}", f"{one.kept:.1%}"]
+        cells.append(_signed(one.loss_increase))
         if one.perplexity is not None and dense.perplexity is not None:
-            cells.append(f"{one.perplexity.value:.2f}")
+            cells.append(f"{one.perplexity.value:,.2f}")
             cells.append(f"{one.perplexity.value / dense.perplexity.value - 1:+.1%}")
         best = one.name == ("found_recovered" if recovered else "found")
-        table.add_row(*cells, style="bold" if best else None)
-    screen.print(table)
-    _tell(result)
-    print(f"ledger: {result.ledger}")
-    for size in result.sizes:
-        print(f"saved model: {size.out}")
+        table.add_row(*cells[: len(table.columns)], style="bold" if best else None)
+    return table
+
+
+def _notes(result: Pruning) -> list[str]:
+    """What the table's columns are."""
+    seen = any(one.loss_increase is None for size in result.sizes for one in size.reported)
+    return [
+        "kept: share of the dense model's parameters: of all, and of the prunable ones, those in "
+        "attention and MLP",
+        f"loss increase: nats/token over the dense model on {result.held_out_tokens:,} held-out "
+        f"tokens of calibration text{'; –: recovery was trained on them' if seen else ''}",
+    ]
+
+
+def _signed(increase: float | None) -> str:
+    if increase is None:
+        return "–"
+    return f"{increase:+.4f}" if math.isfinite(increase) else "infinite"
 
 
 def _tell(result: Pruning) -> None:
@@ -301,11 +377,15 @@ def _tell(result: Pruning) -> None:
         screen.print(f"  and {len(telling) - _SHRINKS} more narrowings, see --json")
     for size in result.sizes:
         screen.print(size.words, highlight=False)
+        for verdict in size.verdict:
+            screen.print(verdict, highlight=False, style="bold")
         if size.recovery is not None:
             screen.print(f"  recovered by {size.recovery.words}", highlight=False)
     if result.elastic is not None:
         screen.print(f"elastic recovery by {result.elastic.trained.words}", highlight=False)
         for change in result.elastic.orders:
             screen.print(f"  {change.words}", highlight=False)
+    if result.below_dense is not None:
+        screen.print(result.below_dense, highlight=False)
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result.seconds.items())
     screen.print(f"{result.pairs} pairs; {seconds}", highlight=False)

@@ -36,6 +36,12 @@ class AgeingEvolution:
         self._known: set[ArchitectureSpec] = set()
         self._living: deque[tuple[float, ArchitectureSpec]] = deque(maxlen=population)
         self._sample = sample
+        self._drawn = 0
+
+    @property
+    def drawn(self) -> int:
+        """Architectures asked before any was a mutation of another."""
+        return self._drawn
 
     def ask(self, count: int) -> list[ArchitectureSpec]:
         """Architectures to read: draws until the population is full, then children.
@@ -48,6 +54,8 @@ class AgeingEvolution:
             if one is None:
                 break
             self._known.add(one)
+            if len(self._living) < (self._living.maxlen or 0):
+                self._drawn += 1
             asked.append(one)
         return asked
 

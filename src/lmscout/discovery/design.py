@@ -143,7 +143,7 @@ def design(
             "score; try another proxy"
         )
     spec = max(defined, key=lambda one: (defined[one], -one.parameters()))
-    drawn = [found[one] for one in list(found)[:population] if one in defined]
+    drawn = [found[one] for one in list(found)[: engine.drawn] if one in defined]
     return Design(
         space=space.name,
         proxy=proxy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
+from lmscout.discovery.asked_proxy import SignedProxy
+from lmscout.discovery.assessment import number_json
 from lmscout.discovery.exhaustive import SpaceRanking, rank_space
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Proxy, Space, evaluate, format_proxy, parse
 from lmscout.proxies import space as space_called
+from lmscout.ranking import spearman
 from lmscout.results import NotSaved, Result, SavedAs
 from lmscout.stages import Progress, StageProgress, Stages
 from lmscout.statistics import Batch, Statistics, Workers, collect
@@ -24,6 +28,33 @@ from lmscout.statistics import Batch, Statistics, Workers, collect
 Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
 
 STATISTICS, RANKING = "statistics", "ranking"
+TOP = 10  # formulas that are listed
+_TRIED = 500  # of the best, until so many order architectures differently
+_SAME_ORDER = 1 - 1e-9  # |ρ| with a listed formula from which on the order is the same
+
+
+@dataclass(frozen=True)
+class Leader:
+    """One of the best proxies of a space.
+
+    Attributes:
+        proxy: with the sign by which it rises with quality on the search split.
+        search: Spearman's ρ on the search split, with that sign.
+        test: the same on the test split.
+    """
+
+    proxy: SignedProxy
+    search: float
+    test: float
+
+    def to_json(self) -> dict[str, object]:
+        """The expression, its sign, and both correlations; null where one is not defined."""
+        return {
+            "proxy": self.proxy.name,
+            "sign": self.proxy.sign,
+            "search": number_json(self.search),
+            "test": number_json(self.test),
+        }
 
 
 def _space_written(one: Space) -> dict[str, object]:
@@ -45,6 +76,7 @@ class Discovery(Finding, Result):
         proxy: the one chosen.
         seconds: by stage.
         statistics: the file of statistics used.
+        top: the best on the search split, no two of which order its architectures alike.
         ranking: every proxy on the search split; None in a result that was read again.
     """
 
@@ -54,6 +86,7 @@ class Discovery(Finding, Result):
     proxy: Annotated[Proxy, SavedAs(format_proxy, parse)]
     seconds: dict[str, float]
     statistics: Path
+    top: tuple[Leader, ...]
     ranking: Annotated[SpaceRanking | None, NotSaved] = None
 
     def to_json(self) -> dict[str, object]:
@@ -66,6 +99,7 @@ class Discovery(Finding, Result):
             "n_distinct": self.n_distinct,
             "n_undefined": self.n_undefined,
             **self.choice_json(),
+            "top": [one.to_json() for one in self.top],
             "seconds": self.seconds,
         }
 
@@ -146,7 +180,35 @@ def discover(
         proxy=proxy,
         seconds=stages.seconds,
         statistics=statistics.path,
+        top=_top(benchmark, finding, space, ranking, statistics),
     )
+
+
+def _top(
+    benchmark: Benchmark,
+    finding: Finding,
+    space: Space,
+    ranking: SpaceRanking,
+    statistics: Statistics,
+) -> tuple[Leader, ...]:
+    """The best of a space on the search split, no two of which order its architectures alike."""
+    search, test = finding.split.search, finding.split.test
+    leaders: list[Leader] = []
+    listed: list[npt.NDArray[np.float64]] = []
+    for index in islice(ranking.leaders(), _TRIED):
+        proxy = space.proxy(index)
+        scores = proxy_scores(proxy, statistics)
+        own = scores[search]
+        if any(abs(spearman(own, other)) >= _SAME_ORDER for other in listed):
+            continue
+        rho = spearman(own, benchmark.quality[search])
+        sign = 1 if rho >= 0 else -1
+        unseen = sign * spearman(scores[test], benchmark.quality[test])
+        leaders.append(Leader(SignedProxy(format_proxy(proxy), sign), sign * rho, unseen))
+        listed.append(own)
+        if len(leaders) == TOP:
+            break
+    return tuple(leaders)
 
 
 def proxy_scores(proxy: Proxy, statistics: Statistics) -> npt.NDArray[np.float64]:

@@ -60,6 +60,17 @@ class SpaceRanking:
             raise ValueError("no proxy of the space ranks these architectures")
         return int(np.nanargmax(strength))
 
+    def leaders(self) -> Iterator[int]:
+        """Indices by falling absolute correlation, the first of those with equal scores alone."""
+        seen: set[int] = set()
+        for index in np.argsort(-np.abs(self.spearman), kind="stable"):
+            mark = int(self.fingerprint[index])
+            if np.isnan(self.spearman[index]):
+                return
+            if mark not in seen:
+                seen.add(mark)
+                yield int(index)
+
 
 def rank_space(
     space: Space,

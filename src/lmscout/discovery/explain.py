@@ -52,6 +52,55 @@ cost about as much as the one pass through each architecture that makes the sket
 
 
 @dataclass(frozen=True)
+class Forms:
+    """What follows from a proxy's formula alone.
+
+    Attributes:
+        name: in the catalog, or its text in the usual form.
+        definition: of the catalog, in one line; None for an expression.
+        tree: the proxy as a deep tree, or None.
+        latex: the proxy in LaTeX, or None where the language cannot say it.
+        torch: the source of a module that computes it; None likewise.
+    """
+
+    name: str
+    definition: str | None
+    tree: Node | None
+    latex: str | None
+    torch: str | None
+
+    def to_json(self) -> dict[str, object]:
+        """As the command line prints it."""
+        return {
+            "proxy": self.name,
+            "definition": self.definition,
+            "tree": None if self.tree is None else format_node(self.tree),
+            "latex": self.latex,
+            "torch": self.torch,
+        }
+
+
+def forms(proxy: str) -> Forms:
+    """The forms of a proxy, for which nothing is evaluated.
+
+    Args:
+        proxy: a catalog name or an expression.
+
+    Raises:
+        LmscoutError: the proxy is unknown or malformed.
+    """
+    resolved = resolve(proxy)
+    tree = as_tree(resolved)
+    return Forms(
+        name=proxy_name(resolved),
+        definition=resolved.definition if isinstance(resolved, Entry) else None,
+        tree=tree,
+        latex=_latex(resolved, tree),
+        torch=None if tree is None else to_torch(tree),
+    )
+
+
+@dataclass(frozen=True)
 class Explanation(Result):
     """What a proxy says of the architectures of a benchmark.
 
@@ -155,7 +204,8 @@ def explain(
             written.
     """
     resolved = resolve(proxy)
-    name, tree = proxy_name(resolved), as_tree(resolved)
+    form = forms(proxy)
+    name, tree = form.name, form.tree
     stages = Stages(progress)
     scored = ScoredBenchmark(
         benchmark,
@@ -197,8 +247,8 @@ def explain(
         sensitivity=sensitivity,
         configuration=_with_configuration(own, benchmark),
         mimic=mimic(benchmark, own, seed=seed),
-        latex=_latex(resolved, tree),
-        torch=None if tree is None else to_torch(tree),
+        latex=form.latex,
+        torch=form.torch,
         seconds=stages.seconds,
     )
 

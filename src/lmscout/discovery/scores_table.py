@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmscout.discovery.exhaustive import SpaceRanking
-from lmscout.proxies import BINARY, Space
+from lmscout.proxies import BINARY, Branch, Space
+from lmscout.proxies.text import format_branch
 
 _ROWS = 1 << 19
 
@@ -17,9 +21,10 @@ _ROWS = 1 << 19
 def write_scores(path: Path, space: Space, ranking: SpaceRanking) -> None:
     """Write one row a proxy, in the space's order.
 
-    Columns: aggregation, binary, left_input, left_chain, right_input, right_chain (a chain
-    reads innermost operation first, joined by "|"), spearman on the search split (null where
-    undefined) and fingerprint, equal where the scores are equal.
+    Columns: proxy (the expression, as `rank --proxy` reads it), aggregation, binary, left_input,
+    left_chain, right_input, right_chain (a chain reads innermost operation first, joined by "|"),
+    spearman on the search split (null where undefined) and fingerprint, equal where the scores
+    are equal.
 
     Args:
         path: the file.
@@ -35,20 +40,60 @@ def write_scores(path: Path, space: Space, ranking: SpaceRanking) -> None:
         "right_input": pa.array([right for _, right in space.pairs]),
         "right_chain": chains,
     }
+    inputs = {name: place for place, name in enumerate(space.inputs)}
+    expressions = _Expressions(
+        pa.array(
+            [format_branch(Branch(name, chain)) for name in space.inputs for chain in space.chains]
+        ),
+        np.array([[inputs[name] for name in pair] for pair in space.pairs]),
+    )
     axis = dict(zip(words, (0, 4, 1, 2, 1, 3), strict=True))
     schema = pa.schema(
-        [(name, pa.dictionary(pa.int32(), pa.string())) for name in words]
+        [("proxy", pa.string())]
+        + [(name, pa.dictionary(pa.int32(), pa.string())) for name in words]
         + [("spearman", pa.float32()), ("fingerprint", pa.uint64())]
     )
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=list(words),
+        column_encoding={"proxy": "DELTA_BYTE_ARRAY"},  # neighbours begin alike
+    ) as writer:
         for start in range(0, space.size, _ROWS):
             stop = min(start + _ROWS, space.size)
             places = np.unravel_index(np.arange(start, stop), space.shape)
             rho = ranking.spearman[start:stop]
-            columns = [
+            columns = [expressions.at(space, places)]
+            columns += [
                 pa.DictionaryArray.from_arrays(places[axis[name]].astype(np.int32), values)
                 for name, values in words.items()
             ]
             columns.append(pa.array(rho, mask=np.isnan(rho)))
             columns.append(pa.array(ranking.fingerprint[start:stop]))
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+@dataclass(frozen=True)
+class _Expressions:
+    """The text form of proxies of a space, many at once.
+
+    Attributes:
+        branches: text of every input under every chain, input by input.
+        pairs: [pairs, 2] numbers of the inputs of each pair.
+    """
+
+    branches: pa.Array
+    pairs: npt.NDArray[np.int64]
+
+    def at(self, space: Space, places: tuple[npt.NDArray[np.intp], ...]) -> pa.Array:
+        """Those of the given places: aggregation, pair, left chain, right chain, binary; [n]."""
+        aggregation, pair, left, right, binary = places
+        n_chains = len(space.chains)
+        sides = [
+            self.branches.take(pa.array(self.pairs[pair, side] * n_chains + chain))
+            for side, chain in enumerate((left, right))
+        ]
+        starts = pa.array([f"{name}(" for name in space.aggregations]).take(pa.array(aggregation))
+        signs = pa.array([f" {one.symbol} " for one in BINARY]).take(pa.array(binary))
+        return pc.binary_join_element_wise(starts, sides[0], signs, sides[1], ")", "")

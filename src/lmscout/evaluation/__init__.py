@@ -19,7 +19,14 @@ from lmscout.evaluation.loading import (
 )
 from lmscout.evaluation.outcome import Evaluation
 from lmscout.evaluation.perplexity import Perplexity, checked_tokens, perplexity
-from lmscout.evaluation.protocols import PROTOCOLS, Protocol, fit_protocol, protocol_of
+from lmscout.evaluation.protocols import (
+    PROTOCOLS,
+    Protocol,
+    attention_span,
+    fit_protocol,
+    longest_window,
+    protocol_of,
+)
 from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
 from lmscout.evaluation.text import Text, read_text, same_text, shared_lines
 from lmscout.evaluation.tokens import check_window, model_windows, tokenize, tokenize_windows
@@ -34,6 +41,7 @@ __all__ = [
     "Speed",
     "TaskScore",
     "Text",
+    "attention_span",
     "check_tasks",
     "check_window",
     "checked_tokens",
@@ -41,6 +49,7 @@ __all__ = [
     "fit_protocol",
     "load_config",
     "load_model",
+    "longest_window",
     "measure_speed",
     "memory_dtype",
     "model_fingerprint",

@@ -15,6 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lmscout.evaluation.protocols import longest_window
+
 _STATUS = Path("/proc/self/status")  # of Linux
 
 
@@ -82,7 +84,7 @@ def measure_speed(
     Args:
         model: in eval mode, on the device to time it on; takes `input_ids`.
         batch: sequences a forward.
-        length: tokens a sequence.
+        length: tokens a sequence; fewer where the model does not read as many.
         repeats: forwards that are timed.
         warm_up: forwards before them.
         seed: of the tokens.
@@ -90,6 +92,7 @@ def measure_speed(
     Returns:
         The median and the throughput that follows from it.
     """
+    length = min(length, longest_window(model.config) or length)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(vocabulary_size(model), (batch, length), generator=generator)
     tokens = tokens.to(model.device)

@@ -168,7 +168,7 @@ def checked_tokens(
     """
     protocol = fit_protocol(protocol, model.config)
     tokens = tokenize(tokenizer, text, protocol.bos, limit_tokens)
-    check_length(tokens, protocol.window, text)
+    check_length(tokens, protocol.window, text, limit_tokens)
     check_vocabulary(tokens, model, text)
     return protocol, tokens
 

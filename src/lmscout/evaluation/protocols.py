@@ -102,6 +102,19 @@ def longest_window(config: PreTrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None) or None
 
 
+def attention_span(config: PreTrainedConfig) -> int | None:
+    """Tokens over which every layer attends to all before it; None without a bound.
+
+    That is the number of positions, or the window of sliding attention where any layer slides.
+    """
+    text = config.get_text_config()
+    sliding = getattr(text, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    slides = slides or text.model_type == "mistral"
+    bounds = [longest_window(config), sliding if slides else None]
+    return min((one for one in bounds if one), default=None)
+
+
 def scored_spans(tokens: int, protocol: Protocol) -> list[tuple[int, int]]:
     """The windows of a text: how many tokens each scores, its last ones, and its beginning.
 

@@ -1,4 +1,4 @@
-"""Text to calibrate on and to report on: files, plain or gzip, and Hub data sets."""
+"""Text to calibrate on and to report on: files, plain, gzip or in rows, and Hub data sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.hub import HUB, dataset_text
+from lmscout.evaluation.text_rows import json_lines_text, parquet_text, row_file
 
 _GZIP = b"\x1f\x8b"
 _LONG = 40  # characters; shorter lines (headings, "= = =") recur without having been copied
@@ -35,7 +36,8 @@ def read_text(source: str) -> Text:
 
     Args:
         source: a file in UTF-8, plain or gzip (told by its first bytes, not by its name), or
-            `hub:NAME[/CONFIG][:SPLIT][#FIELD]`, whose rows are joined by blank lines.
+            `FILE#FIELD` of JSON lines (.jsonl, .jsonl.gz) or Parquet (.parquet), or
+            `hub:NAME[/CONFIG][:SPLIT][#FIELD]`; rows are joined by blank lines.
 
     Returns:
         The text.
@@ -43,7 +45,15 @@ def read_text(source: str) -> Text:
     Raises:
         LmscoutError: it cannot be read, is not text, or is empty.
     """
-    content = dataset_text(source) if source.startswith(HUB) else _file(source)
+    rows = row_file(source)
+    if source.startswith(HUB):
+        content = dataset_text(source)
+    elif rows is None:
+        content = _file(source)
+    elif rows.parquet:
+        content = parquet_text(rows)
+    else:
+        content = json_lines_text(rows, _file(str(rows.path)))
     if not content.strip():
         raise LmscoutError(f"{source}: holds no text; give another file")
     return Text(source, content, hashlib.sha256(content.encode()).hexdigest())
@@ -81,8 +91,8 @@ def _file(source: str) -> str:
         content = path.read_bytes()
     except FileNotFoundError:
         raise LmscoutError(
-            f"{source}: no such file; a text is a file, plain or gzip, or a Hub data set "
-            "written hub:NAME[/CONFIG][:SPLIT][#FIELD]"
+            f"{source}: no such file; a text is a file (plain, gzip, or FILE#FIELD of JSON lines "
+            "or Parquet) or a Hub data set written hub:NAME[/CONFIG][:SPLIT][#FIELD]"
         ) from None
     except OSError as error:
         raise LmscoutError(f"{source}: cannot be read as a text file ({error.strerror})") from None

@@ -11,7 +11,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.cost import vocabulary_size
-from lmscout.evaluation.protocols import BOS_NONE, BOS_ONCE, Protocol, longest_window
+from lmscout.evaluation.protocols import (
+    BOS_NONE,
+    BOS_ONCE,
+    Protocol,
+    attention_span,
+    longest_window,
+)
 from lmscout.evaluation.text import Text
 
 _MARGIN = 64  # tokens at a cut that the text after it could have changed
@@ -113,30 +119,40 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> tu
     return tuple(tokenizer.convert_ids_to_tokens(tokenizer("", verbose=False)["input_ids"]))
 
 
-def check_length(tokens: Tensor, window: int, text: Text) -> None:
+def check_length(tokens: Tensor, window: int, text: Text, limit: int | None = None) -> None:
     """Refuse a text of fewer tokens than one window.
+
+    Args:
+        tokens: [tokens] of the text.
+        window: tokens a window.
+        text: the text.
+        limit: to how many tokens it was cut; None for all.
 
     Raises:
         LmscoutError: it is.
     """
     if len(tokens) < window:
+        cut = limit is not None and len(tokens) == limit
+        remedy = f"raise the limit to {window} or more" if cut else "give a longer text"
         raise LmscoutError(
-            f"{text.source}: {len(tokens)} tokens are fewer than one window of {window}; give a "
-            "longer text"
+            f"{text.source}: {len(tokens)} tokens are fewer than one window of {window}; {remedy}"
         )
 
 
 def check_window(window: int, config: PreTrainedConfig) -> None:
-    """Refuse windows that are longer than a model reads.
+    """Refuse windows that are longer than a model reads with full attention.
 
     Raises:
         LmscoutError: they are.
     """
-    longest = longest_window(config)
+    longest = attention_span(config)
     if longest is not None and longest < window:
+        positions = longest_window(config)
+        slides = positions is None or longest < positions
+        why = f"attention slides over {longest}" if slides else f"the model reads {longest}"
         raise LmscoutError(
-            f"windows of {window} tokens are wanted, and the model reads {longest}: use shorter "
-            "ones (CalibrationSettings.window), or a model that reads more"
+            f"window: {window} tokens are too many, {why}: give --window {longest} or less, or "
+            "leave it out"
         )
 
 

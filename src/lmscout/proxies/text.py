@@ -62,12 +62,13 @@ def format_proxy(proxy: Proxy) -> str:
     """The canonical text form: `parse` gives the same proxy back."""
     body = proxy.body
     if isinstance(body, Branch):
-        return f"{proxy.aggregation}({_format_branch(body)})"
+        return f"{proxy.aggregation}({format_branch(body)})"
     symbol = BINARY_OPERATION[body.operation].symbol
-    return f"{proxy.aggregation}({_format_branch(body.left)} {symbol} {_format_branch(body.right)})"
+    return f"{proxy.aggregation}({format_branch(body.left)} {symbol} {format_branch(body.right)})"
 
 
-def _format_branch(branch: Branch) -> str:
+def format_branch(branch: Branch) -> str:
+    """The text of one branch, as a proxy's form has it."""
     text = branch.input
     for name in branch.chain:
         text = f"{name}({text})"

@@ -9,15 +9,17 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, check_whole
+from lmscout.evaluation import attention_span, check_window
 from lmscout.pruning.families import KINDS, Affine, Family, family_of
 from lmscout.pruning.learning.features import ImportanceMass
 from lmscout.pruning.subnetworks.activations import Moments, Place, moments_by_block
 from lmscout.pruning.subnetworks.compensation import Compensation
 from lmscout.pruning.subnetworks.importance import (
     FROM_MOMENTS,
+    METHODS,
     UnitScores,
     importance,
     importance_from_moments,
@@ -27,6 +29,7 @@ from lmscout.pruning.subnetworks.parallel import ParallelEvaluator, replica
 from lmscout.pruning.subnetworks.plan import Plan, Shape
 from lmscout.pruning.subnetworks.subnetwork import (
     LIKELIHOOD,
+    QUALITIES,
     Evaluator,
     Reference,
     SubnetworkEvaluator,
@@ -34,6 +37,8 @@ from lmscout.pruning.subnetworks.subnetwork import (
 )
 from lmscout.stages import StageProgress
 
+LAST_SEED = 2**63 - 1  # that PyTorch's generators take
+WINDOW = 128  # tokens of a window, where a model attends over as many
 _FEWEST_WINDOWS = 12
 _PORTION = 1_500  # tokens of a portion, on which a hopeless plan can be told
 _ACCELERATED_PORTION = 8_192  # the same, where fewer tokens keep nothing busy
@@ -48,23 +53,86 @@ class CalibrationSettings:
         importance: the method that orders units.
         compensate: whether plans are measured, and saved, with refitted output projections.
         quality: what is measured: "nll" or "kl".
-        window: tokens a window.
+        window: tokens a window; None for 128, or for what the model attends over if that is less.
         measured_tokens: on which every plan is measured.
         final_tokens: others, on which the last few are measured again.
         moment_tokens: from which Gram matrices are collected.
         gradient_windows: windows whose gradient orders units, as far as there are so many.
-        seed: of the choice of windows.
+        windows: of text in all, divided as the tokens are; None for what the tokens make.
+        seed: of the choice of windows; None for the seed of the run.
+
+    Raises:
+        LmscoutError: a name is unknown, or a number is none or out of its bounds.
     """
 
     importance: str = "taylor"
     compensate: bool = True
     quality: str = LIKELIHOOD
-    window: int = 128
+    window: int | None = None
     measured_tokens: int = 9_000
     final_tokens: int = 15_000
     moment_tokens: int = 50_000
     gradient_windows: int = 32
-    seed: int = 0
+    windows: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, given, known in (
+            ("importance", self.importance, METHODS),
+            ("quality", self.quality, QUALITIES),
+        ):
+            if given not in known:
+                raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
+        check_whole("window", self.length, 2)  # nothing predicts the first token of one
+        check_whole("windows", 3 if self.windows is None else self.windows, 3)
+        for name in ("measured_tokens", "final_tokens", "moment_tokens", "gradient_windows"):
+            check_whole(name, getattr(self, name), 1)
+        check_whole("seed", self.seed or 0, 0, LAST_SEED)
+
+    @property
+    def length(self) -> int:
+        """Tokens a window, at most where none are given."""
+        return WINDOW if self.window is None else self.window
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the text that are used in all, where there are so many."""
+        return self.measured_tokens + self.final_tokens + self.moment_tokens
+
+    def of_tokens(self, tokens: int) -> CalibrationSettings:
+        """The same with so many tokens of text in all, divided as they are now.
+
+        Args:
+            tokens: for measuring, finalists and moments together; at least 3.
+
+        Raises:
+            LmscoutError: they are fewer.
+        """
+        check_whole("calibration tokens", tokens, 3)
+        whole = self.tokens
+        measured, final, moment = (
+            max(1, round(tokens * own / whole))
+            for own in (self.measured_tokens, self.final_tokens, self.moment_tokens)
+        )
+        return replace(self, measured_tokens=measured, final_tokens=final, moment_tokens=moment)
+
+    def fitted(self, config: PreTrainedConfig, seed: int) -> CalibrationSettings:
+        """The same with what was left open: a window that fits a model, and a seed.
+
+        Args:
+            config: of the dense model.
+            seed: of the run.
+
+        Raises:
+            LmscoutError: the window that was given is longer than the model attends over.
+        """
+        window = self.window
+        if window is None:
+            window = min(WINDOW, attention_span(config) or WINDOW)
+        check_window(window, config)
+        whole = self if self.windows is None else self.of_tokens(self.windows * window)
+        seed = seed if self.seed is None else self.seed
+        return replace(whole, window=window, windows=None, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -163,8 +231,13 @@ class Calibrated:
     def ledger_settings(self) -> dict[str, str | int | bool]:
         """All on which a measured value depends."""
         settings = asdict(self.settings)
-        del settings["final_tokens"]
+        del settings["final_tokens"], settings["windows"]
         return {**self.digests, **settings}
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn."""
+        return self.settings.seed or 0
 
 
 def portions_of(tokens: int, device: torch.device) -> int:
@@ -200,19 +273,17 @@ def calibrate(
             f"calibration text has {len(windows)} windows of {windows.shape[1]} tokens, and at "
             f"least {_FEWEST_WINDOWS} are needed: give a longer text"
         )
+    seed = settings.seed or 0
+    settings = replace(settings, window=windows.shape[1], seed=seed)
     digests = {"model": model_digest(model), "calibration": text_digest(windows)}
-    shuffled = windows[
-        torch.randperm(len(windows), generator=torch.Generator().manual_seed(settings.seed))
-    ]
+    shuffled = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
     measured, rest = _taken(shuffled, settings.measured_tokens)
     final, rest = _taken(rest, settings.final_tokens)
     for_moments = rest[: max(1, round(settings.moment_tokens / windows.shape[1]))]
     scores: UnitScores = {}
     if settings.importance not in FROM_MOMENTS:
         gradient_windows = for_moments[: settings.gradient_windows]
-        scores = importance(
-            settings.importance, model, family, windows=gradient_windows, seed=settings.seed
-        )
+        scores = importance(settings.importance, model, family, windows=gradient_windows, seed=seed)
     halves = family.all_halves(model)
 
     def in_order() -> Iterator[tuple[Place, Moments]]:

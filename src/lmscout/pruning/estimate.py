@@ -17,7 +17,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lmscout.evaluation import (
-    check_window,
     parameter_bytes,
     parameter_count,
     unfilled_model,
@@ -116,12 +115,12 @@ def estimate(
         LmscoutError: models of this type are not known, or read less than a window.
     """
     family = family_of(config)
-    check_window(request.calibration.window, config)
+    calibration = request.calibration.fitted(config, request.seed)
     weightless = unfilled_model(partial(_from_config, config, dtype), "meta")
-    sizes = _Sizes(weightless, family, request.calibration)
-    latency = _time_one_block(config, family, request.calibration.window, dtype, device)
+    sizes = _Sizes(weightless, family, calibration)
+    latency = _time_one_block(config, family, calibration.length, dtype, device)
     pair = {
-        keep: _seconds(latency, keep, sizes.depth) * request.calibration.measured_tokens
+        keep: _seconds(latency, keep, sizes.depth) * calibration.measured_tokens
         for keep in request.keep
     }
     pairs = 0 if request.judge is not None else request.pairs
@@ -135,19 +134,20 @@ def estimate(
         pair,
         pairs,
         pairs * float(np.mean(list(pair.values()))),
-        tuple(_recovering(config, request, sizes, dtype, device)),
+        tuple(_recovering(config, request, calibration.length, sizes, dtype, device)),
     )
 
 
 def _recovering(
     config: PreTrainedConfig,
     request: Request,
+    window: int,
     sizes: _Sizes,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Iterator[Recovering]:
     """All plans first, then the winners, each cut beside the dense model."""
-    asked, window = request.recovery, request.calibration.window
+    asked = request.recovery
     for name, settings, trainings, beside in (
         ("elastic", asked.elastic, 1, 0),
         ("winners", asked.winners, len(request.keep), sizes.weights),
@@ -186,7 +186,7 @@ class _Sizes:
         largest = max(one.weight.numel() for half in self._halves for one in unit_maps(half))
         if settings.importance != "taylor":
             return self.weights + 2 * _DOUBLE * largest
-        tokens = settings.gradient_windows * settings.window
+        tokens = settings.gradient_windows * settings.length
         states = tokens * self._width * self._each * (self.depth + 1)
         gradients = self._block() * self._each
         folding = 3 * _FLOAT * largest

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,22 @@ from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.results import Result
 
+SHOWN = {
+    "dense": "dense",
+    "uniform": "uniform",
+    "uniform_compensated": "uniform, compensated",
+    "uniform_guarded": "uniform, protected",
+    "found": "found",
+    "found_plain": "found, uncompensated",
+    "found_recovered": "found, recovered",
+    "dense_elastic": "dense, recovered",
+}
+"""Names of the report's models as tables and sentences show them."""
+
+_FOUND = ("found", "found_recovered")
+_UNIFORM = ("uniform_compensated", "uniform", "uniform_guarded")
+_NOISE = 1e-6  # relative: rounding, below which two values are the same
+
 
 @dataclass(frozen=True)
 class Reported:
@@ -31,6 +48,9 @@ class Reported:
         kept: share of the parameters in attention and MLP.
         cost: share of what the dense model costs, by the measure of the budget.
         perplexity: on the report text, with its protocol; None without a report text.
+        kept_of_all: share of all parameters of the dense model.
+        loss_increase: over the dense model on held-out calibration windows, nats/token; infinite
+            where the loss is not finite, None where recovery was trained on these windows.
     """
 
     name: str
@@ -39,6 +59,8 @@ class Reported:
     kept: float
     cost: float
     perplexity: Perplexity | None
+    kept_of_all: float = 1.0
+    loss_increase: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """The row of the report."""
@@ -46,10 +68,94 @@ class Reported:
         return {
             "params": self.params,
             "kept": self.kept,
+            "kept_of_all": self.kept_of_all,
             "cost": self.cost,
+            "loss_increase": finite_or_none(self.loss_increase),
             "perplexity": None if found is None else found.value,
             "protocol": None if found is None else found.to_json(),
         }
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """A number as JSON has it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A found model beside a uniform cut of its size, by one measure of which less is better.
+
+    Attributes:
+        model: name of the found model.
+        baseline: name of the uniform cut.
+        measure: "loss_increase" on held-out calibration windows, or "perplexity" on the report
+            text.
+        value: of the found model.
+        baseline_value: of the uniform cut.
+    """
+
+    model: str
+    baseline: str
+    measure: str
+    value: float
+    baseline_value: float
+
+    @property
+    def worse(self) -> bool:
+        """Whether the found model is worse, by more than rounding."""
+        return exceeds(self.value, self.baseline_value)
+
+    @property
+    def words(self) -> str:
+        """Both values, and by how much they differ."""
+        value, other = self.value, self.baseline_value
+        if self.measure == "perplexity":
+            return f"perplexity {value:.2f} against {other:.2f} ({value / other - 1:+.1%})"
+        if math.isinf(value):
+            return f"no finite loss, against a loss increase of {other:+.4f} nats/token"
+        by = f" ({value - other:+.4f})" if math.isfinite(other) else ""
+        return f"loss increase {value:+.4f} against {other:+.4f} nats/token{by}"
+
+    def to_json(self) -> dict[str, object]:
+        """Names, measure and values."""
+        return {
+            "model": self.model,
+            "baseline": self.baseline,
+            "measure": self.measure,
+            "value": finite_or_none(self.value),
+            "baseline_value": finite_or_none(self.baseline_value),
+        }
+
+
+def exceeds(value: float, other: float) -> bool:
+    """Whether a value is above another by more than rounding."""
+    return value > other and not math.isclose(value, other, rel_tol=_NOISE, abs_tol=_NOISE)
+
+
+def below_dense(dense: Reported, rows: Sequence[Reported]) -> str | None:
+    """What to say of pruned models that measure better than the dense one; None where none does.
+
+    Args:
+        dense: the dense model as it was given.
+        rows: other models of the report.
+    """
+
+    def is_below(row: Reported) -> bool:
+        values = row.perplexity, dense.perplexity
+        return exceeds(0.0, row.loss_increase or 0.0) or (
+            values[0] is not None
+            and values[1] is not None
+            and exceeds(values[1].value, values[0].value)
+        )
+
+    better = dict.fromkeys(row.name for row in rows if is_below(row))
+    if not better:
+        return None
+    names = "; ".join(SHOWN[name] for name in better)
+    return (
+        f"below the dense model's loss: {names}. This is adaptation to the text used for "
+        "calibration or recovery, not a better model"
+    )
 
 
 @dataclass(frozen=True)
@@ -109,17 +215,55 @@ class Size:
     def words(self) -> str:
         """How far the winner is ahead of the runner-up, in one sentence."""
         if self.finalists[0].final is None:
-            return f"keep {self.keep:g}: the judge's best plan, measured nowhere"
+            return f"keep {self.keep:g}: the plan of the best score; no measurement chose it"
         if len(self.finalists) < 2:
-            return "there was one finalist"
+            return f"keep {self.keep:g}: there was one finalist"
         first, second = (np.array(one.portions) for one in self.finalists[:2])
         ahead, error = standard_error(second - first)
         noise = ": within the noise" if ahead < 2 * error else ""
         return (
-            f"keep {self.keep:g}: of {len(self.finalists)} finalists the winner rises "
-            f"{self.finalists[0].final:.3f} nats a token over the dense model on calibration text, "
-            f"the runner-up {ahead:.3f} ± {error:.3f} more{noise}"
+            f"keep {self.keep:g}: selected plan {self.finalists[0].final:+.3f} nats/token over the "
+            f"dense model, the next of {len(self.finalists)} finalists {ahead:.3f} ± {error:.3f} "
+            f"more{noise}"
         )
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Found models beside uniform cuts, by every measure that both have."""
+        return tuple(self._comparisons())
+
+    def _comparisons(self) -> Iterator[Comparison]:
+        rows = {row.name: row for row in self.reported}
+        for model in filter(rows.__contains__, _FOUND):
+            for baseline in filter(rows.__contains__, _UNIFORM):
+                own, other = rows[model], rows[baseline]
+                if own.loss_increase is not None and other.loss_increase is not None:
+                    values = own.loss_increase, other.loss_increase
+                    yield Comparison(model, baseline, "loss_increase", *values)
+                if own.perplexity is not None and other.perplexity is not None:
+                    perplexities = own.perplexity.value, other.perplexity.value
+                    yield Comparison(model, baseline, "perplexity", *perplexities)
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """Whether found models are better than uniform cuts of the same size, in sentences."""
+        sentences = []
+        for model in dict.fromkeys(one.model for one in self.comparisons):
+            own = [one for one in self.comparisons if one.model == model]
+            worse = [one for one in own if one.worse]
+            said = f"keep {self.keep:g}: {SHOWN[model]} is"
+            for baseline in dict.fromkeys(one.baseline for one in worse):
+                by = "; ".join(one.words for one in worse if one.baseline == baseline)
+                sentences.append(f"{said} worse than {SHOWN[baseline]}: {by}")
+            if not worse:
+                closest = min(
+                    (one for one in own if one.measure == own[0].measure),
+                    key=lambda one: one.baseline_value,
+                )
+                ahead = exceeds(closest.baseline_value, closest.value)
+                than = "better than every uniform cut, closest" if ahead else "as good as"
+                sentences.append(f"{said} {than} {SHOWN[closest.baseline]}: {closest.words}")
+        return tuple(sentences)
 
     def to_json(self) -> dict[str, object]:
         """All of it."""
@@ -128,6 +272,8 @@ class Size:
             **{one.name: one.to_json() for one in self.reported},
             "plan": self.plan.as_dict(),
             "words": self.words,
+            "verdict": list(self.verdict),
+            "worse_than": [one.to_json() for one in self.comparisons if one.worse],
             "finalists": [one.to_json() for one in self.finalists],
             "out": str(self.out),
             "recovery": None if self.recovery is None else self.recovery.to_json(),
@@ -157,6 +303,7 @@ class Pruning(Result):
         elastic: the training of all plans; None without.
         dense_elastic: the dense model with it; None without.
         judge: that searched in place of a predictor, without a pair.
+        held_out_tokens: predicted tokens of calibration text on which loss increases are reported.
     """
 
     of: str
@@ -170,6 +317,15 @@ class Pruning(Result):
     elastic: Elastic | None = None
     dense_elastic: Reported | None = None
     judge: JudgeReport | None = None
+    held_out_tokens: int = 0
+
+    @property
+    def below_dense(self) -> str | None:
+        """What to say of models that measure better than the dense one; None where none does."""
+        rows = [row for size in self.sizes for row in size.reported]
+        if self.dense_elastic is not None:
+            rows.insert(0, self.dense_elastic)
+        return below_dense(self.dense, rows)
 
     def to_json(self) -> dict[str, object]:
         """As the command line prints it: of one size flat, of several as a list, `sizes`."""
@@ -182,11 +338,13 @@ class Pruning(Result):
                 "kendall": chosen.kendall,
                 "r2": chosen.r2,
                 "rmse": chosen.rmse,
+                "beats_mean": self.predictor.beats_mean,
                 "pairs": self.pairs,
                 "words": self.predictor.words,
             }
         return {
             "of": self.of,
+            "held_out_tokens": self.held_out_tokens,
             "dense": self.dense.to_json(),
             **(sizes[0] if len(sizes) == 1 else {"sizes": sizes}),
             "predictor": predictor,

@@ -17,6 +17,7 @@ import torch
 from optuna.trial import TrialState
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.text_rows import row_file
 from lmscout.pruning.calibration import CalibrationSettings
 from lmscout.pruning.ledger import SETTINGS, STUDY, Ledger, attributes_of, is_number, shown_value
 from lmscout.pruning.storage import (
@@ -200,5 +201,8 @@ def _refuse(shown: str, name: str, value: object, expected: str) -> NoReturn:
 
 def _absolute(source: str) -> str:
     """A path as it is found from everywhere; a Hub name or address as it is."""
+    rows = row_file(source)
+    if rows is not None and rows.path.exists():
+        return rows.absolute()
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source

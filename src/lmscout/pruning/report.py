@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.evaluation import Perplexity, Text, checked_tokens, parameter_count, perplexity
 from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.outcome import Reported
+from lmscout.pruning.recovery.batches import apart_from
 from lmscout.pruning.saving.cutting import cut, round_weights
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.ranges import Ranges, uniform
+from lmscout.pruning.searching.sharing import order_for_prefix_sharing
+from lmscout.pruning.subnetworks.activations import BATCH_TOKENS
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.plan_arrays import as_rows
+from lmscout.pruning.subnetworks.subnetwork import LIKELIHOOD
 from lmscout.stages import StageProgress
 
 
@@ -28,12 +34,14 @@ class ReportText:
         text: the text; None to report none.
         protocol: of the perplexity.
         dtype: that saved weights have.
+        limit_tokens: use only so many tokens from the text's beginning; None for all.
     """
 
     tokenizer: PreTrainedTokenizerBase
     text: Text | None
     protocol: str
     dtype: torch.dtype
+    limit_tokens: int | None = None
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse, before anything is measured, a text or protocol that has no perplexity.
@@ -43,7 +51,7 @@ class ReportText:
                 shorter than one, or the tokenizer is not the model's.
         """
         if self.text is not None:
-            checked_tokens(model, self.tokenizer, self.text, self.protocol)
+            checked_tokens(model, self.tokenizer, self.text, self.protocol, self.limit_tokens)
 
     def perplexity(self, model: PreTrainedModel) -> Perplexity | None:
         """Of weights as they are saved, products as the model in memory computes them.
@@ -59,7 +67,9 @@ class ReportText:
         computed = model.dtype
         round_weights(model, self.dtype)
         round_weights(model, computed)
-        return perplexity(model, self.tokenizer, self.text, self.protocol)
+        return perplexity(
+            model, self.tokenizer, self.text, self.protocol, limit_tokens=self.limit_tokens
+        )
 
     def dense_perplexity(self, calibrated: Calibrated) -> Perplexity | None:
         """Of the dense model, with the weights that are there now."""
@@ -82,7 +92,7 @@ def report(
         calibrated: the dense model, its units in final order.
         budgets: the sizes.
         winners: the plan found for each.
-        on: on what perplexities are reported; without a text, parameters are counted alone.
+        on: on what perplexities are reported; without a text, none are.
         progress: called with models done and in all.
 
     Returns:
@@ -96,6 +106,7 @@ def report(
     wanted = list(
         dict.fromkeys([(units.dense, False), *(row[1:] for rows in sizes for row in rows)])
     )
+    increases = _loss_increases(calibrated, wanted)
     known: dict[tuple[Plan, bool], tuple[int, Perplexity | None]] = {}
     for plan, refit in wanted:
         smaller = cut(calibrated.model, plan, calibrated.refitted(plan) if refit else None)
@@ -109,12 +120,76 @@ def report(
         if budget is not None:
             kept, dense = budget.cost(as_rows([plan, units.dense]))
             cost = float(kept / dense)
-        return Reported(name, plan, params, units.kept_share(plan), cost, found)
+        all_params, _ = known[units.dense, False]
+        return Reported(
+            name,
+            plan,
+            params,
+            units.kept_share(plan),
+            cost,
+            found,
+            kept_of_all=params / all_params,
+            loss_increase=increases[plan, refit],
+        )
 
     return row("dense", units.dense, False), [
         tuple(row(*one, budget) for one in rows)
         for rows, budget in zip(sizes, budgets, strict=True)
     ]
+
+
+def held_out_increase(
+    model: PreTrainedModel, calibrated: Calibrated, trained_on: torch.Tensor
+) -> float | None:
+    """Loss increase of a model that was trained, on calibration windows kept for finalists.
+
+    Args:
+        model: a cut model after recovery.
+        calibrated: the dense model and the text.
+        trained_on: [windows, T] of the recovery.
+
+    Returns:
+        Nats/token over the dense model; None where the training has seen one of the windows.
+    """
+    windows = calibrated.final
+    if len(apart_from(windows, trained_on)) < len(windows):
+        return None
+    dense_nll = calibrated.evaluator(windows).dense_nll
+    rows, total = max(1, BATCH_TOKENS // windows.shape[1]), 0.0
+    with torch.inference_mode():
+        for some in torch.split(windows.to(model.device), rows):
+            logits = model(input_ids=some, use_cache=False).logits[:, :-1].flatten(0, 1)
+            total += cross_entropy(logits.float(), some[:, 1:].flatten(), reduction="sum").item()
+    increase = total / held_out_tokens(calibrated) - dense_nll
+    return increase if math.isfinite(increase) else math.inf
+
+
+def held_out_tokens(calibrated: Calibrated) -> int:
+    """Predicted tokens on which loss increases are reported."""
+    return calibrated.final.numel() - len(calibrated.final)
+
+
+def _loss_increases(
+    calibrated: Calibrated, models: Sequence[tuple[Plan, bool]]
+) -> dict[tuple[Plan, bool], float]:
+    """Loss increases on the windows kept for finalists, nats/token; infinite where there is none.
+
+    Args:
+        calibrated: the dense model and the text.
+        models: plans, and whether output projections are refitted.
+    """
+    whole = replace(calibrated, settings=replace(calibrated.settings, quality=LIKELIHOOD))
+    plain = replace(
+        whole, compensation=None, copies=tuple((model, None) for model, _ in whole.copies)
+    )
+    found = {}
+    for refit, one in ((False, plain), (True, whole)):
+        plans = order_for_prefix_sharing([plan for plan, own in models if own == refit])
+        if plans:
+            measured = one.evaluator(calibrated.final).measure(plans)
+            for plan, each in zip(plans, measured, strict=True):
+                found[plan, refit] = each.rise if math.isfinite(each.rise) else math.inf
+    return found
 
 
 def _rows(calibrated: Calibrated, budget: Budget, winner: Plan) -> list[tuple[str, Plan, bool]]:

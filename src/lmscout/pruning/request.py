@@ -9,9 +9,9 @@ from typing import get_args
 
 import torch
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, check_whole
 from lmscout.evaluation import Text, protocol_of, same_text
-from lmscout.pruning.calibration import CalibrationSettings
+from lmscout.pruning.calibration import LAST_SEED, CalibrationSettings
 from lmscout.pruning.judging.judge import asked_proxy
 from lmscout.pruning.learning.predictor import check_enough
 from lmscout.pruning.recovery.checkpoint import FOLDER as RECOVERY_FOLDER
@@ -20,11 +20,7 @@ from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.finished import check_asked, is_finished
 from lmscout.pruning.searching.model_budgets import MEASURES
 from lmscout.pruning.storage import FILE_NAME, asked_storage, check_storage, storage_url
-from lmscout.pruning.subnetworks.importance import METHODS
-from lmscout.pruning.subnetworks.subnetwork import QUALITIES
 from lmscout.runs import SETTINGS
-
-_LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,7 @@ class Request:
         pairs: architecture-accuracy pairs to measure in all.
         seed: of everything that is drawn.
         protocol: of the reported perplexities.
+        report_tokens: use only so many tokens from the report text's beginning; None for all.
         dtype: of the saved weights; as the dense model's are saved if None.
         calibration: how calibration text is used.
         storage: where the study is kept: URL of an Optuna storage, a SQLite file, or a folder that
@@ -57,6 +54,7 @@ class Request:
     pairs: int = 200
     seed: int = 0
     protocol: str = "llm-pruner"
+    report_tokens: int | None = None
     dtype: torch.dtype | None = None
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     storage: str | None = None
@@ -116,7 +114,7 @@ def check_request(
             asked_storage(request.storage)
         elif (out / FILE_NAME).exists():
             check_storage(storage_url(out))
-    request.recovery.check(out, request.calibration.window, request.keep, request.of)
+    request.recovery.check(out, request.calibration.length, request.keep, request.of)
 
 
 def model_folders(keep: Sequence[float], out: Path) -> list[Path]:
@@ -135,12 +133,9 @@ def _check_shares(keep: Sequence[float]) -> None:
 
 
 def _check_names(request: Request) -> None:
-    settings = request.calibration
     for name, given, known in (
         ("shape", request.shape, get_args(ShapeName)),
         ("measure", request.of, MEASURES),
-        ("importance", settings.importance, METHODS),
-        ("quality", settings.quality, QUALITIES),
     ):
         if given not in known:
             raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
@@ -155,20 +150,10 @@ def _check_names(request: Request) -> None:
 
 
 def _check_numbers(request: Request) -> None:
-    settings = request.calibration
-    for name, given, least in (
-        ("seed", request.seed, 0),
-        ("grain", 1 if request.grain is None else request.grain, 1),
-        ("window", settings.window, 2),  # nothing foretells the first token of one
-        ("measured_tokens", settings.measured_tokens, 1),
-        ("final_tokens", settings.final_tokens, 1),
-        ("moment_tokens", settings.moment_tokens, 1),
-        ("gradient_windows", settings.gradient_windows, 1),
-    ):
-        if given < least:
-            raise LmscoutError(f"{name} of {given} is too small: give {least} or more")
-    if request.seed > _LAST_SEED:
-        raise LmscoutError(f"seed of {request.seed} is too large: give {_LAST_SEED} or less")
+    check_whole("seed", request.seed, 0, LAST_SEED)
+    for name, given in (("grain", request.grain), ("report_tokens", request.report_tokens)):
+        if given is not None:
+            check_whole(name, given, 1)
     if request.judge is None:
         check_enough(request.pairs)
 

@@ -32,7 +32,7 @@ from lmscout.pruning.recorded import begun_portions, record_origin
 from lmscout.pruning.recovery.run import recover_plans
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, remove_finished
-from lmscout.pruning.report import ReportText, report
+from lmscout.pruning.report import ReportText, held_out_tokens, report
 from lmscout.pruning.request import Request, check_request, model_folders
 from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.saving.cutting import ShapeName
@@ -112,8 +112,10 @@ def _pruning(
     held: ExitStack,
 ) -> Pruning:
     """Do what a checked request asks for, in the folder of its run, which is locked in `held`."""
-    out = run.folder
-    model, window = loaded.model, request.calibration.window
+    out, model = run.folder, loaded.model
+    settings = request.calibration.fitted(model.config, request.seed)
+    request, window = replace(request, calibration=settings), settings.length
+    request.recovery.check(None, window, request.keep, request.of)
     family = family_of(model.config)
     units = shape_of(family.all_parts(model))
     space = space_of(request.shape, units, model, request.grain or fast_grain(model))
@@ -122,7 +124,9 @@ def _pruning(
             space.require(budget)
     storage = out if request.storage is None else asked_storage(request.storage)
     dtype = request.dtype or loaded.saved_dtype or model.dtype
-    on = ReportText(loaded.tokenizer, report_on, request.protocol, dtype)
+    on = ReportText(
+        loaded.tokenizer, report_on, request.protocol, dtype, limit_tokens=request.report_tokens
+    )
     begun = [begun_portions(storage, study) for study in (PAIRS, FINALS)]
     with stages("calibrating") as told:
         windows = model_windows(model, loaded.tokenizer, calibration, window)
@@ -130,7 +134,6 @@ def _pruning(
         if recover_on is not None:
             training = model_windows(model, loaded.tokenizer, recover_on, window)
         on.check(model)
-        settings = replace(request.calibration, seed=request.seed)
         calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
     held.enter_context(alone_in(out))  # from here on it is written to
     run.begin()
@@ -167,7 +170,9 @@ def _pruning(
     learnt = found.learnt
     return Pruning(
         request.of,
-        dense if elastic is None else replace(dense, perplexity=elastic.as_given),
+        dense
+        if elastic is None
+        else replace(dense, perplexity=elastic.as_given, loss_increase=0.0),
         tuple(
             Size(keep, rows, tuple(contest), folder, done)
             for keep, contest, rows, folder, done in zip(
@@ -182,6 +187,7 @@ def _pruning(
         elastic,
         None if elastic is None else replace(dense, name="dense_elastic"),
         None if learnt.judge is None else learnt.judge.report,
+        held_out_tokens(calibrated),
     )
 
 
@@ -262,7 +268,7 @@ def _budgets(
     units: Shape,
     latency: Latency | None,
 ) -> list[Budget]:
-    family, window = family_of(model.config), request.calibration.window
+    family, window = family_of(model.config), request.calibration.length
     return [
         budget_of(request.of, keep, model, family, units, window=window, latency=latency)
         for keep in request.keep

@@ -13,7 +13,7 @@ import numpy as np
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.deep.bend import bend
-from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate, front
+from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate, fittest, front
 from lmscout.discovery.deep.engines import engine_of
 from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark
 from lmscout.discovery.deep.evolution import Evolution, evolve
@@ -32,6 +32,7 @@ from lmscout.statistics import Batch, Workers
 
 SKETCHES, SEARCHING, RESCORING, JUDGING = "sketches", "searching", "re-scoring", "judging"
 FINALISTS = 4  # of each search, re-scored on full tensors
+TOP = 10  # formulas that are listed
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ class DeepDiscovery(Result):
         return front(one for each in self.evolutions for one in each.front)
 
     @property
+    def top(self) -> list[Candidate]:
+        """The fittest of all searches, fittest first, the shortest of those equally fit alone."""
+        halls = {one.node: one for each in self.evolutions for one in each.hall}
+        every = fittest(halls.values(), len(halls))
+        return list({one.fitness: one for one in reversed(every)}.values())[::-1][:TOP]
+
+    @property
     def discarded(self) -> Counter[str]:
         """How many candidates of all searches fell to which rule."""
         return sum((Counter(each.discarded) for each in self.evolutions), Counter())
@@ -89,6 +97,7 @@ class DeepDiscovery(Result):
             "discarded": dict(self.discarded),
             "front": list(map(_candidate, self.front)),
             "members": list(map(_candidate, self.members)),
+            "top": list(map(_candidate, self.top)),
             "bent": self.bent,
             **(judged[0] if len(judged) == 1 else {"benchmarks": judged}),
             "seconds": self.seconds,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lmscout.discovery.deep.candidates import DEFAULT_OBJECTIVE, OBJECTIVES
 from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, check_whole
 from lmscout.proxies.deep import SPEC_LEAVES
 from lmscout.proxies.deep.growing import Grammar
 
@@ -26,6 +26,9 @@ class DeepSettings:
         race: whether the race does.
         catalog: whether a search begins with the proxies of the literature.
         bend: whether numbers are fitted to the product, see `bends`.
+
+    Raises:
+        LmscoutError: a name is unknown, or a number is none or too small.
     """
 
     engine: str = "genetic"
@@ -46,6 +49,8 @@ class DeepSettings:
         ):
             if given not in known:
                 raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
+        for name in ("evaluations", "searches", "largest"):
+            check_whole(name, getattr(self, name), 1)
         if self.engine == EXHAUSTIVE and self.searches > 1:
             raise LmscoutError(
                 f"{self.searches} exhaustive searches would all find the same: ask for --searches 1"

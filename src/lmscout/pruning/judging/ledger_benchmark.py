@@ -131,8 +131,8 @@ class LedgerBenchmark:
             f"subnetwork means, {sorted(self.recorded.settings.items())}",
             ["|".join(chain) for chain in chains],
             self.benchmark.specs,
-            settings.seed,
-            Batch(WINDOWS, settings.window, settings.seed),
+            settings.seed or 0,
+            Batch(WINDOWS, settings.length, settings.seed or 0),
             ("pruning",),
         )
         shape = len(INPUT_NAMES), len(chains), int(depth.max())
@@ -149,7 +149,7 @@ class LedgerBenchmark:
     def _values(self, chains: Sequence[tuple[str, ...]]) -> Floats:
         """[plans, inputs, chains, blocks]; blocks that are kept come first, and NaN after them."""
         windows = tokenize_windows(
-            self.loaded.tokenizer, read_text(self.text), self.recorded.calibration.window
+            self.loaded.tokenizer, read_text(self.text), self.recorded.calibration.length
         )
         # Statistics need the order of units, and no refitted projection.
         settings = replace(self.recorded.calibration, compensate=False)

@@ -38,6 +38,7 @@ from lmscout.pruning.subnetworks.plan import Shape
 from lmscout.pruning.subnetworks.plan_arrays import Floats, Rows, as_rows, kept_shares
 
 FEWEST_PAIRS = 20
+_NO_ORDER = 0.1  # Kendall's τ up to which predictions do not order unseen pairs
 
 
 def check_enough(pairs: int) -> None:
@@ -76,6 +77,11 @@ class PredictorReport:
         return bool(self.others) and not self.margin > self.margin_error
 
     @property
+    def beats_mean(self) -> bool:
+        """Whether unseen pairs are predicted better than by the mean of all: R² and τ say so."""
+        return self.chosen.r2 > 0 and self.chosen.kendall > _NO_ORDER
+
+    @property
     def words(self) -> str:
         """One sentence."""
         best = self.chosen
@@ -87,6 +93,8 @@ class PredictorReport:
             sentence += f"; among plans of one size τ {best.kendall_same_size:.3f}"
         if self.within_noise:
             sentence += f"; within the noise of {_spoken(self.others[0].kind)}"
+        if not self.beats_mean:
+            sentence += "; no better than predicting the mean: measure more pairs"
         return sentence
 
 

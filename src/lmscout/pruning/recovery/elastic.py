@@ -191,7 +191,7 @@ def drawn_plans(
     proposals = space.propose(
         [Target(budget, Ranges.above(calibrated.shape)) for budget in budgets],
         count=count,
-        seed=calibrated.settings.seed + (number << 32),
+        seed=calibrated.seed + (number << 32),
         round_=0,
         pairs=(),
         predictor=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, check_whole
 
 LORA, DISTILL = "lora", "distill"
 METHODS = (LORA, DISTILL)
@@ -55,6 +55,11 @@ class RecoverySettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise LmscoutError(f"recovery: {name} of {value:g} is not above 0")
+        for name in ("rank", "batch_tokens", "steps", "tokens"):
+            if (value := getattr(self, name)) is not None:
+                check_whole(f"recovery: {name}", value, 1)
+        if not self.save_seconds >= 0:
+            raise LmscoutError(f"recovery: save_seconds of {self.save_seconds:g} is not 0 or more")
         if self.seed < 0:
             raise LmscoutError(f"recovery: seed of {self.seed} is below 0: give another")
         if self.steps is None and self.tokens is None:

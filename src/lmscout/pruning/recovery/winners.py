@@ -18,7 +18,7 @@ from lmscout.pruning.recovery.recover import recover
 from lmscout.pruning.recovery.run import recovery_file
 from lmscout.pruning.recovery.settings import RecoverySettings
 from lmscout.pruning.recovery.training import Trained
-from lmscout.pruning.report import ReportText
+from lmscout.pruning.report import ReportText, held_out_increase
 from lmscout.pruning.saving.cutting import ShapeName, cut
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.stages import StageProgress, Stages, part_of
@@ -116,27 +116,30 @@ def recover_winners(
     with stages("recovering") as told:
         for number, (share, plan, rows) in enumerate(zip(keep, winners, reported, strict=True)):
             part = part_of(told, number * winner_of.steps, len(winners) * winner_of.steps)
-            found, done = _measured(winner_of, share, plan, on, part)
-            wider.append(_with_recovered(rows, found))
+            found, increase, done = _measured(winner_of, share, plan, on, part)
+            wider.append(_with_recovered(rows, found, increase))
             trained.append(done)
     return wider, trained
 
 
 def _measured(
     winner_of: WinnerRecovery, keep: float, plan: Plan, on: ReportText, told: StageProgress | None
-) -> tuple[Perplexity | None, Trained]:
+) -> tuple[Perplexity | None, float | None, Trained]:
     model, done = winner_of(keep, plan, progress=told)
-    return on.perplexity(model), done
+    increase = held_out_increase(model, winner_of.calibrated, winner_of.windows)
+    return on.perplexity(model), increase, done
 
 
 def _with_recovered(
-    rows: Sequence[Reported], perplexity: Perplexity | None
+    rows: Sequence[Reported], perplexity: Perplexity | None, increase: float | None
 ) -> tuple[Reported, ...]:
     wider: list[Reported] = []
     for row in rows:
         wider.append(row)
         if row.name == "found":
-            wider.append(replace(row, name="found_recovered", perplexity=perplexity))
+            wider.append(
+                replace(row, name="found_recovered", perplexity=perplexity, loss_increase=increase)
+            )
     return tuple(wider)
 
 
