@@ -16,6 +16,7 @@ from lmscout.evaluation.loading import (
     memory_dtype,
     unfilled_model,
 )
+from lmscout.evaluation.origin import Origin, read_origin
 from lmscout.evaluation.perplexity import Perplexity, checked_tokens, perplexity
 from lmscout.evaluation.protocols import PROTOCOLS, Protocol, fit_protocol, protocol_of
 from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
@@ -26,6 +27,7 @@ __all__ = [
     "PROTOCOLS",
     "USUAL_SHOTS",
     "LoadedModel",
+    "Origin",
     "Perplexity",
     "Protocol",
     "Speed",
@@ -46,6 +48,7 @@ __all__ = [
     "parameter_count",
     "perplexity",
     "protocol_of",
+    "read_origin",
     "read_text",
     "same_text",
     "score_tasks",

@@ -54,12 +54,14 @@ class LoadedModel:
         source: the folder or Hub name as it was given.
         saved_dtype: of the weights on disk: as its configuration says, else that of most of the
             stored values; None if neither names one that PyTorch computes with.
+        folder: that its files were read from.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: str
     saved_dtype: torch.dtype | None = None
+    folder: Path | None = None
 
 
 def load_model(
@@ -94,7 +96,7 @@ def load_model(
         tokenizer = _tokenizer(folder, source)
         _move(model, target, source)
         _check_causal(model, source)
-    return LoadedModel(model, tokenizer, source, saved_dtype)
+    return LoadedModel(model, tokenizer, source, saved_dtype, folder)
 
 
 def load_config(source: str) -> PreTrainedConfig:
