@@ -17,7 +17,7 @@ from lmscout.cli.eval import evaluate
 from lmscout.cli.explain import explain
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, out_of_memory
 
 INTERRUPTED = 130
 
@@ -74,10 +74,14 @@ def main() -> None:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which `--help` does not import
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
-        _fail(f"out of memory ({error}): use a larger device, or fewer tokens at once")
+        reason = str(error).strip().splitlines()[:1]
+        _fail(
+            f"out of memory ({''.join(reason) or 'no more can be had'}): use a larger device, "
+            "or fewer tokens at once"
+        )
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
         sys.stderr.close()
         sys.exit(1)

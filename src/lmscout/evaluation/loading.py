@@ -21,11 +21,11 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, out_of_memory
 from lmscout.evaluation.checkpoint import PLAIN_DTYPES, check_checkpoint, stored_dtype
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.hub import fetch_model
-from lmscout.evaluation.quiet import first_line, out_of_memory, quiet
+from lmscout.evaluation.quiet import first_line, quiet
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Entries of a config.json that name code, in the repository itself or in another one.

@@ -17,13 +17,6 @@ from huggingface_hub.utils.tqdm import (
 )
 from transformers.utils import logging as transformers_logging
 
-_NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
-    "can't allocate memory",
-    "not enough memory",
-    "Cannot allocate memory",
-    "std::bad_alloc",
-)
-
 _transformers: Any = transformers_logging  # its functions carry no types
 
 
@@ -63,14 +56,3 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     if line.endswith(":"):  # only announces what follows
         line = " ".join(lines[:2])
     return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice, on an accelerator or a CPU.
-
-    PyTorch has a class of its own for accelerators alone; its CPU allocator raises RuntimeError.
-    """
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    said = str(error)
-    return isinstance(error, RuntimeError | OSError) and any(one in said for one in _NO_MEMORY)
