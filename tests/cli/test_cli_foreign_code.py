@@ -68,7 +68,7 @@ COMMANDS = {
     "elastic": ([*PRUNE, *JUDGE, "--elastic", *BRIEF, "--out", "elastic"], "elastic"),
     "judge": ([*PRUNE, *JUDGE, "--out", "judged"], "judged"),
     "dry-run": ([*PRUNE, "--dry-run", "--out", "none"], None),
-    "ledger": (["discover", "ledger:pairs", "--n-search", "10", "--out", "found"], None),
+    "ledger": (["discover", "ledger:pairs", "--search", "10", "--out", "found"], None),
 }
 TEMPLATE = "{% for one in messages %}{{ one.content }}{% endfor %}"
 

@@ -250,20 +250,10 @@ def _with_older_rope(entries: dict[str, Any]) -> dict[str, Any]:
     """Rotary embeddings once more as transformers 4 reads them, and vLLM and others with it.
 
     It reads `rope_theta` and `rope_scaling` and takes its own defaults where they are not there.
-    Several kinds in one model have no such form, unless all are the same.
     """
     rope = entries.get("rope_parameters")
-    if not isinstance(rope, dict) or not rope:
+    if not isinstance(rope, dict) or "rope_type" not in rope:
         return entries
-    if all(isinstance(one, dict) for one in rope.values()):
-        rope = {kind: _named_values(one) for kind, one in rope.items()}
-        first, *others = rope.values()
-        entries = {**entries, "rope_parameters": rope}
-        return (
-            entries
-            if others and any(one != first for one in others)
-            else {**entries, **_older(first, entries)}
-        )
     rope = _named_values(rope)
     return {**entries, "rope_parameters": rope, **_older(rope, entries)}
 
