@@ -1,4 +1,11 @@
-"""The one exception that reaches a person, and the check of numbers that raises it."""
+"""The one exception that reaches a person, checks that raise it, and the want of memory."""
+
+_NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+)
 
 
 class LmscoutError(Exception):
@@ -27,3 +34,14 @@ def check_whole(name: str, given: object, least: int, most: int | None = None) -
         raise LmscoutError(f"{name} of {given} is too small: give {least} or more")
     if most is not None and given > most:
         raise LmscoutError(f"{name} of {given} is too large: give {most} or less")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice, on an accelerator or a CPU.
+
+    PyTorch has a class of its own for accelerators alone; its CPU allocator raises RuntimeError.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError | OSError) and any(one in said for one in _NO_MEMORY)

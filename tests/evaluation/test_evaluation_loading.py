@@ -257,3 +257,137 @@ def test_a_configuration_needs_no_weights_but_has_to_be_of_a_causal_model(tmp_pa
         load_config(str(tmp_path / "encoder"))
     with pytest.raises(LmscoutError, match=r"no config\.json"):
         load_config(str(tmp_path))
+
+
+def stored(folder, change):
+    """Change the stored weights of a folder."""
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"architectures": 7}, r"architectures is not a list of class names \(got 7"),
+        ({"architectures": [7]}, "architectures is not a list"),
+        ({"architectures": {"a": 1}}, "architectures is not a list"),
+        ({"dtype": "nn"}, "config.json"),
+        ({"dtype": "float99"}, "float99"),
+        ({"dtype": 7}, "dtype"),
+        ({"dtype": "int64"}, "dtype names no type of weights"),
+        ({"vocab_size": "many"}, "vocab_size"),
+        ({"auto_map": 7}, "config.json"),
+        ({"quantization_config": "fp8"}, ""),
+        ({"to_dict": "other"}, "config.json"),
+    ],
+)
+def test_an_entry_of_another_kind_is_one_line(folder, entries, said):
+    configure(folder, **entries)
+    assert re.search(said, refusal(folder))
+
+
+@pytest.mark.parametrize("entry", ["save_pretrained", "_auto_class", "attribute_map"])
+def test_an_entry_does_not_take_the_place_of_a_part_of_transformers(folder, entry):
+    configure(folder, **{entry: "other"})
+    config = load_model(str(folder)).model.config
+    assert entry not in vars(config)
+    assert entry not in config.to_dict()
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("kernel", ["evil/kernel", "flash_attention_2", "evil/kernel:f"])
+def test_attention_is_never_a_kernel_that_the_configuration_names(folder, name, kernel):
+    configure(folder, **{name: kernel})
+    assert load_model(str(folder)).model.config._attn_implementation == "sdpa"
+    configure(folder, **{name: "eager"})
+    assert load_model(str(folder)).model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "base_model.model.", "_orig_mod."])
+def test_weights_inside_a_wrapper_are_named_with_what_wraps_them(folder, prefix):
+    stored(folder, lambda weights: {prefix + name: one for name, one in weights.items()})
+    message = refusal(folder)
+    assert f"begin with {prefix!r}" in message
+    assert f"{prefix}lm_head.weight, {prefix}model.embed_tokens.weight" in message
+
+
+def test_adapters_that_are_not_merged_are_refused(folder):
+    def adapted(weights):
+        name = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
+        return weights | {name: torch.zeros(2, 32)}
+
+    stored(folder, adapted)
+    assert "merge_and_unload" in refusal(folder)
+
+
+def test_the_dtype_is_that_of_the_files_if_the_configuration_names_none(folder):
+    configure(folder, dtype=None)
+    assert load_model(str(folder)).saved_dtype == torch.float32
+    stored(folder, lambda weights: {name: one.bfloat16() for name, one in weights.items()})
+    assert load_model(str(folder)).saved_dtype == torch.bfloat16
+    assert load_config(str(folder)).dtype == torch.bfloat16
+    # norms are often kept wider
+    stored(folder, lambda w: {n: one.float() if one.ndim < 2 else one for n, one in w.items()})
+    loaded = load_model(str(folder))
+    assert loaded.saved_dtype == torch.bfloat16
+    assert {one.dtype for one in loaded.model.parameters()} == {torch.float32}
+    configure(folder, dtype="float16")
+    assert load_model(str(folder)).saved_dtype == torch.float16  # as stock transformers has it
+
+
+def narrow(weights):
+    """Projections in 8 bits with a scale each."""
+    found = {}
+    for name, one in weights.items():
+        found[name] = one
+        if "proj" in name:
+            scale = one.float().abs().max() / 448
+            found[name] = (one.float() / scale).to(torch.float8_e4m3fn)
+            found[f"{name}_scale_inv"] = scale.view(1, 1)
+    return found
+
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_weights_of_eight_bits_are_dequantized_to_the_dtype_asked_for(folder, dtype):
+    stored(folder, narrow)
+    configure(folder, quantization_config=FP8, dtype="bfloat16")
+    loaded = load_model(str(folder), dtype)
+    assert {one.dtype for one in loaded.model.parameters()} == {dtype or torch.float32}
+    assert loaded.saved_dtype == torch.bfloat16
+    assert not hasattr(loaded.model.config, "quantization_config")
+    weights = load_file(folder / "model.safetensors")
+    for name, found in loaded.model.named_parameters():
+        scale = weights.get(f"{name}_scale_inv", torch.ones(1))
+        expected = weights[name].float() * scale
+        torch.testing.assert_close(found.float(), expected, rtol=2**-7, atol=1e-6)
+
+
+def test_weights_of_eight_bits_without_scales_are_read_or_refused_in_one_line(folder):
+    def all_narrow(weights):
+        return {
+            n: one.to(torch.float8_e4m3fn) if "proj" in n else one for n, one in weights.items()
+        }
+
+    stored(folder, all_narrow)
+    loaded = load_model(str(folder))
+    assert {one.dtype for one in loaded.model.parameters()} == {torch.float32}
+    configure(folder, dtype="float8_e4m3fn")
+    assert load_model(str(folder)).saved_dtype == torch.float32
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_configuration_says_tied_if_embedding_and_head_are(tmp_path, said, apart):
+    folder = tiny_checkpoints.save(tmp_path, tiny_checkpoints.llama(tie_word_embeddings=not apart))
+    if said or apart:
+        configure(folder, tie_word_embeddings=said)
+        model = load_model(str(folder)).model
+        stock = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.tie_word_embeddings == (not apart)
+        assert torch.equal(model.lm_head.weight, stock.lm_head.weight)
+    else:  # transformers would draw a head at random
+        configure(folder, tie_word_embeddings=False)
+        assert "lm_head.weight" in refusal(folder)

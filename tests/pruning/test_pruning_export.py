@@ -268,7 +268,7 @@ def test_the_card_and_the_record_say_what_was_kept(folders):
     loaded = AutoModelForCausalLM.from_pretrained(folders / "any")
     assert record["parameters"] == sum(one.numel() for one in loaded.parameters())
     assert record["dense_parameters"] == sum(one.numel() for one in DENSE["llama"].parameters())
-    assert record["note"] == {"perplexity": 20.5}
+    assert record["asked"] == {"perplexity": 20.5}
     card = (folders / "any" / "README.md").read_text()
     assert "| 2 | 1 of 2 | 0 of 24 |" in card
     assert f"{kept / dense:.2%}" in card

@@ -135,8 +135,8 @@ def test_the_saved_model_is_the_recovered_one(run):
     again = perplexity(loaded.model, loaded.tokenizer, texts()[1], "llm-pruner")
     assert again.value == pytest.approx(rows["found_recovered"].perplexity.value, rel=1e-6)
     record = json.loads((size.out / "lmscout.json").read_text())
-    assert record["note"]["recovered"]["method"] == "lora"
-    assert record["note"]["elastic"]["method"] == "distill"
+    assert record["asked"]["recovered"]["method"] == "lora"
+    assert record["asked"]["elastic"]["method"] == "distill"
 
 
 @needs_the_real_model

@@ -206,7 +206,7 @@ def test_a_finished_model_that_was_asked_for_otherwise_is_told_before_any_work(t
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     record = folder / "lmscout.json"
-    record.write_text(json.dumps({"shape": "any", "note": request.note(0.9)}))
+    record.write_text(json.dumps({"shape": "any", "asked": request.note(0.9)}))
     check_request(request, two_texts()[0], None, tmp_path)
     for wrong, message in (
         ({"seed": 1}, r"another seed \(0, in this run 1\)"),

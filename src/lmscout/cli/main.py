@@ -17,7 +17,7 @@ from lmscout.cli.eval import evaluate
 from lmscout.cli.explain import explain
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, out_of_memory
 from lmscout.files import storage_problem
 
 INTERRUPTED = 130
@@ -82,8 +82,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's; `--help` does not import it
-            _fail(f"out of memory ({error}): use a larger device, or fewer tokens at once")
+        if out_of_memory(error):
+            reason = "".join(str(error).strip().splitlines()[:1]) or "no more can be had"
+            _fail(f"out of memory ({reason}): use a larger device, or fewer tokens at once")
         reason = storage_problem(error)
         if reason is None:
             raise

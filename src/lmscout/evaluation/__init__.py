@@ -18,6 +18,7 @@ from lmscout.evaluation.loading import (
     unfilled_model,
 )
 from lmscout.evaluation.outcome import Evaluation
+from lmscout.evaluation.origin import Origin, read_origin
 from lmscout.evaluation.perplexity import Perplexity, checked_tokens, perplexity
 from lmscout.evaluation.protocols import (
     PROTOCOLS,
@@ -36,6 +37,7 @@ __all__ = [
     "USUAL_SHOTS",
     "Evaluation",
     "LoadedModel",
+    "Origin",
     "Perplexity",
     "Protocol",
     "Speed",
@@ -59,6 +61,7 @@ __all__ = [
     "parameter_count",
     "perplexity",
     "protocol_of",
+    "read_origin",
     "read_text",
     "same_text",
     "score_tasks",

@@ -7,9 +7,13 @@ follows an adapter to another model, or reports fifty lines.  Here each case is 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from lmscout.errors import LmscoutError
@@ -18,6 +22,12 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Those that PyTorch computes with, and that weights can be saved in."""
+
+_STORED = MappingProxyType(  # by safetensors' names
+    {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+)
 _SAFE = ".safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -44,6 +54,29 @@ def check_checkpoint(folder: Path) -> None:
     config = _read_json(folder / CONFIG)
     for file in _weight_files(folder, config.get("transformers_weights")):
         _check_weights(file)
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype of most values among a folder's stored weights, by their headers.
+
+    Args:
+        folder: a local folder.
+
+    Returns:
+        One of `PLAIN_DTYPES`; None if no file of weights can be read, or none is of them.
+    """
+    values: Counter[torch.dtype] = Counter()
+    try:
+        config = _read_json(folder / CONFIG)
+        for file in _weight_files(folder, config.get("transformers_weights")):
+            with safe_open(file, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118
+                    one = stored.get_slice(name)
+                    if one.get_dtype() in _STORED:
+                        values[_STORED[one.get_dtype()]] += prod(one.get_shape())
+    except (LmscoutError, SafetensorError, OSError):
+        return None
+    return max(values, key=values.__getitem__, default=None)
 
 
 def _no_folder(path: Path) -> str:

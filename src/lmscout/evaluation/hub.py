@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.origin import CARD
 from lmscout.evaluation.quiet import first_line, quiet
 
 HUB = "hub:"
@@ -26,7 +27,15 @@ _ADDRESS = re.compile(r"(?P<name>[^:#]+?)(:(?P<split>[^#]+))?(#(?P<field>.+))?")
 _BLANK_LINE = "\n\n"
 # Weights by transformers' own names only: many repositories hold the same weights again under
 # other ones, and pickled.
-_MODEL_FILES = ("*.json", "model.safetensors", "model-*.safetensors", "*.model", "*.txt", "*.jinja")
+_MODEL_FILES = (
+    "*.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    CARD,
+)
 _ELSEWHERE = ("*/*",)  # folders hold exports to other runtimes
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,27 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from lmscout.errors import LmscoutError
-from lmscout.evaluation.checkpoint import check_checkpoint
+from lmscout.errors import LmscoutError, out_of_memory
+from lmscout.evaluation.checkpoint import PLAIN_DTYPES, check_checkpoint, stored_dtype
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.hub import fetch_model
 from lmscout.evaluation.quiet import first_line, quiet
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# Entries of a config.json that name code, in the repository itself or in another one.
+_NAMING_CODE = ("auto_map", "custom_pipelines", "custom_generate")
+# Implementations of attention that are part of PyTorch and transformers. Any other name may stand
+# for a kernel that transformers downloads and runs.
+_OWN_ATTENTION = ("eager", "sdpa")
+# Attributes that transformers sets itself, for which a config.json has other names.
+_INTERNAL = (
+    "_name_or_path",
+    "_output_attentions",
+    "_attn_implementation_internal",
+    "_experts_implementation_internal",
+    "_post_init_done",
+)
+_SHOWN = 3  # names of weights in a message
 
 
 @dataclass(frozen=True)
@@ -38,13 +52,16 @@ class LoadedModel:
         model: in eval mode.
         tokenizer: the model's own.
         source: the folder or Hub name as it was given.
-        saved_dtype: of the weights on disk, as its configuration says; None where it does not.
+        saved_dtype: of the weights on disk: as its configuration says, else that of most of the
+            stored values; None if neither names one that PyTorch computes with.
+        folder: that its files were read from.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: str
     saved_dtype: torch.dtype | None = None
+    folder: Path | None = None
 
 
 def load_model(
@@ -52,7 +69,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a causal language model with its tokenizer.
 
-    Nothing is unpickled, and no code that comes with a model is run.
+    Nothing is unpickled, and no code that comes with a model or that its files name is run.  The
+    configuration follows the weights: it says tied only if embedding and head are one tensor.
 
     Args:
         source: a folder that `save_pretrained` wrote, or a name on the Hub.
@@ -65,7 +83,7 @@ def load_model(
 
     Raises:
         LmscoutError: there is no such model, its folder is not in order, it is not a causal
-            language model, or the device is not there.
+            language model, its weights stay quantized, or the device is not there.
     """
     target = usable_device(str(device))
     folder = _folder(source)
@@ -74,10 +92,11 @@ def load_model(
         config = _causal_config(folder, source)
         saved_dtype = _dtype(config)  # before loading overwrites it
         model = _weights(folder, source, config, dtype or _in_memory(saved_dtype, target))
+        _describe_tie(model)
         tokenizer = _tokenizer(folder, source)
         _move(model, target, source)
         _check_causal(model, source)
-    return LoadedModel(model, tokenizer, source, saved_dtype)
+    return LoadedModel(model, tokenizer, source, saved_dtype, folder)
 
 
 def load_config(source: str) -> PreTrainedConfig:
@@ -158,7 +177,7 @@ def _in_memory(saved: torch.dtype | None, device: torch.device) -> torch.dtype:
 def _move(model: nn.Module, device: torch.device, source: str) -> None:
     try:
         model.to(device)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise LmscoutError(f"{source}: does not fit on {device} ({first_line(error)})") from None
 
 
@@ -180,21 +199,58 @@ def _causal_config(folder: Path, source: str) -> PreTrainedConfig:
             f"{source}: transformers refuses its config.json, or would have to run code that "
             f"comes with the model ({first_line(error)})"
         ) from error
+    _forget_code(config)
     _check_declared_causal(config, source)
+    if config.dtype is not None and _dtype(config) is None and not _is_quantized_dtype(config):
+        raise LmscoutError(
+            f"{source}: config.json: dtype names no type of weights (got {config.dtype!r}, "
+            f"expected one of {', '.join(map(_short, PLAIN_DTYPES))}); correct it, or leave it out"
+        )
+    if _dtype(config) is None:
+        config.dtype = stored_dtype(folder)
     return config
 
 
+def _forget_code(config: PreTrainedConfig) -> None:
+    """Remove from a configuration what names code, or takes the place of transformers' own parts.
+
+    A configuration object takes any entry of its file as an attribute, so an entry can hide a
+    method, or an attribute that transformers acts on when it saves or builds a model.
+    """
+    known = {one.name for one in fields(config)}
+    for name in set(vars(config)) - known - {"model_type", *_INTERNAL}:
+        if name in _NAMING_CODE or hasattr(PreTrainedConfig, name):
+            delattr(config, name)
+    if config._attn_implementation not in _OWN_ATTENTION:
+        config._attn_implementation = None
+    config._experts_implementation = None
+
+
 def _dtype(config: PreTrainedConfig) -> torch.dtype | None:
-    named = config.dtype
-    found = getattr(torch, named, None) if isinstance(named, str) else named
-    return found if isinstance(found, torch.dtype) else None
+    return config.dtype if config.dtype in PLAIN_DTYPES else None
+
+
+def _is_quantized_dtype(config: PreTrainedConfig) -> bool:
+    return isinstance(config.dtype, torch.dtype) and config.dtype.itemsize == 1
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _check_declared_causal(config: PreTrainedConfig, source: str) -> None:
     """Refuse, before weights are read, what by its configuration is no causal language model."""
+    named: Any = config.architectures
+    if named is not None and not (
+        isinstance(named, list | tuple) and all(isinstance(one, str) for one in named)
+    ):
+        raise LmscoutError(
+            f"{source}: config.json: architectures is not a list of class names (got {named!r}, "
+            'expected such as ["LlamaForCausalLM"]); correct it, or leave it out'
+        )
+    declared = list(named or [])
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     classes = known if isinstance(known, tuple) else (known,) if known else ()
-    declared = list(config.architectures or [])
     # An encoder's type can have a causal class too (BertLMHeadModel), so what counts is which
     # class wrote the folder.
     foreign = declared and not {one.__name__ for one in classes} & set(declared)
@@ -210,6 +266,7 @@ def _weights(
     folder: Path, source: str, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM  # what it returns depends on output_loading_info
+    quantized = _dequantized(config)
     try:
         model, report = auto.from_pretrained(
             folder,
@@ -222,6 +279,11 @@ def _weights(
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except Exception as error:  # the library passes on whatever a class raises while it is built
+        if out_of_memory(error):
+            raise LmscoutError(
+                f"{source}: does not fit into memory ({first_line(error)}); use a machine with "
+                "more, or a smaller model"
+            ) from error
         raise LmscoutError(
             f"{source}: its weights cannot be loaded as config.json describes them "
             f"({first_line(error)})"
@@ -231,15 +293,92 @@ def _weights(
             f"{source}: its weights do not fit config.json: {name} is {list(found)} in the file "
             f"and {list(expected)} by the configuration; save the two together again"
         )
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers has drawn them at random
-        raise LmscoutError(
-            f"{source}: lacks {len(missing)} of the weights that config.json describes, "
-            f"{missing[0]} first; save the whole model again"
-        )
+    _check_names(source, report["missing_keys"], report["unexpected_keys"])
+    _check_plain(model, source, dtype, quantized=quantized)
     model.eval()
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _dequantized(config: Any) -> bool:
+    """Ask for plain weights where transformers can make them; whether weights are quantized."""
+    settings = getattr(config, "quantization_config", None)
+    if isinstance(settings, dict) and settings.get("quant_method") == "fp8":
+        config.quantization_config = {**settings, "dequantize": True}
+    return settings is not None
+
+
+def _check_names(source: str, missing: Collection[str], unknown: Collection[str]) -> None:
+    """Refuse weights that are missing, or that another library has wrapped."""
+    adapters = [name for name in sorted(unknown) if ".lora_" in name or ".base_layer." in name]
+    others = f"; it holds others that are unknown: {_listed(unknown)}" if unknown else ""
+    if adapters:
+        raise LmscoutError(
+            f"{source}: holds {len(adapters)} weights of adapters that are not merged, "
+            f"{_listed(adapters)}; merge them with peft's merge_and_unload and save that"
+        )
+    if not missing:
+        return
+    # transformers has drawn them at random
+    lacks = f"{source}: lacks {len(missing)} of the weights that config.json describes"
+    prefix = _wrapping(missing, unknown)
+    if prefix:
+        raise LmscoutError(
+            f"{lacks}; the file holds {len(unknown)} under unknown names: {_listed(unknown)}; they "
+            f"begin with {prefix!r}, which a wrapper of the model has put there: save the model "
+            "inside it, or rename them"
+        )
+    raise LmscoutError(f"{lacks}, {min(missing)} first{others}; save the whole model again")
+
+
+def _wrapping(missing: Collection[str], unknown: Collection[str]) -> str:
+    """What stands before the names of missing weights in the names of unknown ones."""
+    wanted = min(missing)
+    found = [name.removesuffix(wanted) for name in sorted(unknown) if name.endswith(wanted)]
+    return min(found, key=len, default="")
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = sorted(names)[:_SHOWN]
+    return ", ".join(shown) + (" and others" if len(names) > len(shown) else "")
+
+
+def _check_plain(
+    model: PreTrainedModel, source: str, dtype: torch.dtype, *, quantized: bool
+) -> None:
+    """Give dequantized weights the dtype asked for, and refuse those that stay quantized.
+
+    transformers chooses the dtype of what it dequantizes, layer by layer.
+    """
+    kept = {one.dtype for one in model.parameters()} - set(PLAIN_DTYPES)
+    kept |= {one.dtype for name, one in model.named_buffers() if name.endswith(".weight")}
+    if kept:
+        raise LmscoutError(
+            f"{source}: its weights are quantized ({', '.join(sorted(map(_short, kept)))}), and "
+            "lmscout computes with plain ones; dequantize the model with transformers and save it"
+        )
+    if not quantized:
+        return
+    for one in model.parameters():
+        one.data = one.data.to(dtype)
+    config: Any = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+
+
+def _describe_tie(model: PreTrainedModel) -> None:
+    """Let the configuration say of embedding and head what the loaded weights are.
+
+    transformers leaves them apart where the file holds two that differ, whatever the
+    configuration says, and cuts and copies are built from the configuration.
+    """
+    config: Any = model.config
+    whole: Any = model
+    head = whole.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if weight is not None and getattr(config, "tie_word_embeddings", False):
+        embedding = getattr(model.get_input_embeddings(), "weight", None)
+        config.tie_word_embeddings = weight is embedding
 
 
 def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
@@ -267,7 +406,13 @@ def _check_causal(model: PreTrainedModel, source: str) -> None:
     vocabulary = vocabulary_size(model)
     tokens = torch.arange(8, device=model.device).remainder(vocabulary).repeat(2, 1)
     tokens[1, -1] = (tokens[1, -1] + 1) % vocabulary
-    one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    try:
+        one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    except Exception as error:  # whatever the model's class raises for weights that do not fit it
+        raise LmscoutError(
+            f"{source}: its forward pass fails ({first_line(error)}); check that config.json "
+            "belongs to the weights, or save the two together again"
+        ) from error
     if (one - other).abs().max() > 1e-4 * one.abs().max():
         raise LmscoutError(
             f"{source}: is an encoder ({type(model).__name__}): its logits depend on tokens that "

@@ -215,6 +215,18 @@ class Calibrated:
         both = ((self.measured, measured), (self.final, final))
         return replace(self, portions={text_digest(one): count for one, count in both if count})
 
+    def checked(self) -> Calibrated:
+        """The same, with the dense model measured on the text of the last few plans as well.
+
+        Raises:
+            LmscoutError: its loss there is not finite.
+        """
+        digest = text_digest(self.final)
+        if digest in self.references:
+            return self
+        known = self.evaluator(self.final).references
+        return replace(self, references={**self.references, digest: known})
+
     def refitted(self, plan: Plan) -> dict[tuple[int, str], Affine]:
         """The refitted output projections of a plan, for `cut`; none where plans stay as cut."""
         if self.compensation is None:

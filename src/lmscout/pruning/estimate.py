@@ -93,7 +93,7 @@ class Estimate:
 
     def to_json(self) -> dict[str, object]:
         """All of it."""
-        return {**asdict(self), "pair": {f"{keep:g}": one for keep, one in self.pair.items()}}
+        return {**asdict(self), "pair": {repr(float(keep)): one for keep, one in self.pair.items()}}
 
 
 def estimate(

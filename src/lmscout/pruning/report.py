@@ -84,6 +84,7 @@ def report(
     winners: Sequence[Plan],
     on: ReportText,
     *,
+    dense: Perplexity | None = None,
     progress: StageProgress | None = None,
 ) -> tuple[Reported, list[tuple[Reported, ...]]]:
     """Measure the dense model, and for every size the uniform cuts and the winner.
@@ -93,6 +94,7 @@ def report(
         budgets: the sizes.
         winners: the plan found for each.
         on: on what perplexities are reported; without a text, none are.
+        dense: perplexity of the dense model with the weights that are there now, if measured.
         progress: called with models done and in all.
 
     Returns:
@@ -108,7 +110,11 @@ def report(
     )
     increases = _loss_increases(calibrated, wanted)
     known: dict[tuple[Plan, bool], tuple[int, Perplexity | None]] = {}
+    if dense is not None:
+        known[units.dense, False] = parameter_count(calibrated.model), dense
     for plan, refit in wanted:
+        if (plan, refit) in known:
+            continue
         smaller = cut(calibrated.model, plan, calibrated.refitted(plan) if refit else None)
         known[plan, refit] = parameter_count(smaller), on.perplexity(smaller)
         if progress:

@@ -15,7 +15,7 @@ from lmscout.pruning.calibration import LAST_SEED, CalibrationSettings
 from lmscout.pruning.judging.judge import asked_proxy
 from lmscout.pruning.learning.predictor import check_enough
 from lmscout.pruning.recovery.checkpoint import FOLDER as RECOVERY_FOLDER
-from lmscout.pruning.recovery.run import RecoveryRequest
+from lmscout.pruning.recovery.run import RecoveryRequest, share_folder
 from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.finished import check_asked, is_finished
 from lmscout.pruning.searching.model_budgets import MEASURES
@@ -73,6 +73,7 @@ class Request:
             **({} if self.judge is None else {"judge": self.judge}),
             "seed": self.seed,
             "importance": self.calibration.importance,
+            **({"features": list(self.features)} if self.features else {}),
             "compensated": self.calibration.compensate,
             **self.recovery.note(),
         }
@@ -119,7 +120,7 @@ def check_request(
 
 def model_folders(keep: Sequence[float], out: Path) -> list[Path]:
     """Where the models of a run are saved: the run folder itself, if there is one."""
-    return [out] if len(keep) == 1 else [out / f"keep-{share:g}" for share in keep]
+    return [out] if len(keep) == 1 else [out / share_folder(share) for share in keep]
 
 
 def _check_shares(keep: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ what a uniform cut of the same size gives (arXiv 2309.09507).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmscout.evaluation import LoadedModel, Text, model_windows
+from lmscout.evaluation import LoadedModel, Perplexity, Text, model_windows, read_origin
 from lmscout.pruning.calibration import Calibrated, calibrate
 from lmscout.pruning.families import family_of
 from lmscout.pruning.finalists import STUDY as FINALS
@@ -27,8 +27,9 @@ from lmscout.pruning.judging.standing_in import judged, proxy_columns
 from lmscout.pruning.ledger import STUDY as PAIRS
 from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import Learnt, measure_rounds, tail_on
-from lmscout.pruning.outcome import Finalist, Pruning, Size
+from lmscout.pruning.outcome import Finalist, Pruning, Reported, Size
 from lmscout.pruning.recorded import begun_portions, record_origin
+from lmscout.pruning.recovery.elastic import Elastic
 from lmscout.pruning.recovery.run import recover_plans
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, remove_finished
@@ -38,6 +39,7 @@ from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.export import save
 from lmscout.pruning.saving.finished import check_plan, is_finished
+from lmscout.pruning.saving.model_card import Evidence, MeasuredModel
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.covering import Target
 from lmscout.pruning.searching.latency import Latency, from_json, measure_latency, to_json
@@ -144,6 +146,7 @@ def _pruning(
             calibrated, training, space, sizes, request.recovery.elastic, out, on, stages
         )
     calibrated = calibrated.copied_to(request.devices)
+    calibrated, known = _dense_measured(calibrated, on, request, elastic, stages)
     origin = (loaded.source, calibration.source)
     found = _found(calibrated, space, request, storage, origin, stages)
     winners = [contest[0].plan for contest in found.contests]
@@ -152,7 +155,8 @@ def _pruning(
         if is_finished(folder):
             check_plan(folder, winner, dtype)
     with stages("reporting") as told:
-        dense, reported = report(calibrated, found.budgets, winners, on, progress=told)
+        dense, reported = report(calibrated, found.budgets, winners, on, dense=known, progress=told)
+    dense, dense_elastic = _dense_rows(dense, elastic)
     winner_of = None
     trained: Sequence[Trained | None] = [None] * len(winners)
     if request.recovery.winners is not None:
@@ -164,15 +168,24 @@ def _pruning(
         for number, (keep, winner) in enumerate(zip(request.keep, winners, strict=True)):
             if not is_finished(folders[number]):
                 recovered = None if winner_of is None else winner_of(keep, winner)[0]
-                _save(calibrated, loaded, winner, recovered, folders[number], dtype, request, keep)
+                rows = (dense, dense_elastic, *reported[number])
+                _save(
+                    calibrated,
+                    loaded.tokenizer,
+                    winner,
+                    recovered,
+                    folders[number],
+                    dtype,
+                    note=request.note(keep),
+                    evidence=_evidence(loaded, found.pairs, rows),
+                    shape=request.shape,
+                )
             if told:
                 told(number + 1, len(folders))
     learnt = found.learnt
     return Pruning(
         request.of,
-        dense
-        if elastic is None
-        else replace(dense, perplexity=elastic.as_given, loss_increase=0.0),
+        dense,
         tuple(
             Size(keep, rows, tuple(contest), folder, done)
             for keep, contest, rows, folder, done in zip(
@@ -185,7 +198,7 @@ def _pruning(
         found.ledger,
         stages.seconds,
         elastic,
-        None if elastic is None else replace(dense, name="dense_elastic"),
+        dense_elastic,
         None if learnt.judge is None else learnt.judge.report,
         held_out_tokens(calibrated),
     )
@@ -286,25 +299,70 @@ def _latency(ledger: Ledger, calibrated: Calibrated) -> Latency:
     return from_json(json.loads(noted))
 
 
+def _dense_measured(
+    calibrated: Calibrated,
+    on: ReportText,
+    request: Request,
+    elastic: Elastic | None,
+    stages: Stages,
+) -> tuple[Calibrated, Perplexity | None]:
+    """Measure the dense model on every text before any plan, so that one without loss ends here.
+
+    Returns:
+        What measures plans, and the dense model's perplexity on the report text: None without
+        one, and after elastic recovery, for which it was measured before.
+    """
+    known = None
+    if elastic is None:
+        with stages("reporting"):
+            known = on.dense_perplexity(calibrated)
+    if request.judge is None:
+        with stages("measuring pairs"):
+            calibrated = calibrated.checked()
+    return calibrated, known
+
+
+def _dense_rows(dense: Reported, elastic: Elastic | None) -> tuple[Reported, Reported | None]:
+    """The dense model as it was given, and with elastic recovery."""
+    if elastic is None:
+        return dense, None
+    as_given = replace(dense, perplexity=elastic.as_given, loss_increase=0.0)
+    return as_given, replace(dense, name="dense_elastic")
+
+
 def _save(
     calibrated: Calibrated,
-    loaded: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
     plan: Plan,
     recovered: PreTrainedModel | None,
     folder: Path,
     dtype: torch.dtype,
-    request: Request,
-    keep: float,
+    *,
+    note: Mapping[str, object],
+    evidence: Evidence,
+    shape: str,
 ) -> None:
     save(
         calibrated.model,
         plan,
         folder,
-        shape=cast(ShapeName, request.shape),
-        tokenizer=loaded.tokenizer,
+        shape=cast(ShapeName, shape),
+        tokenizer=tokenizer,
         outputs=calibrated.refitted(plan) if recovered is None else None,
         recovered=recovered,
         dtype=dtype,
         beside=[path.name for path in folder.iterdir()] if folder.is_dir() else (),
-        note={"source": loaded.source, **request.note(keep)},
+        note=note,
+        evidence=evidence,
+    )
+
+
+def _evidence(loaded: LoadedModel, pairs: int, rows: Sequence[Reported | None]) -> Evidence:
+    """What the card of the model that is saved says of the run."""
+    names = [row.name for row in rows if row]
+    return Evidence(
+        pairs,
+        tuple(MeasuredModel(row.name, row.params, row.perplexity) for row in rows if row),
+        "found_recovered" if "found_recovered" in names else "found",
+        read_origin(loaded.source, loaded.folder),
     )

@@ -239,7 +239,7 @@ def train_all_plans(
         **calibrated.ledger_settings,
         **settings.identity(),
         "text": text_digest(windows),
-        "sizes": ", ".join(f"{keep:g}" for keep in sizes),
+        "sizes": ", ".join(repr(float(keep)) for keep in sizes),
         "plans": f"{type(space).__name__}, {len(plans)} drawn",
     }
     with only_these_learn(model, ()):

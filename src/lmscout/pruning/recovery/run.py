@@ -72,8 +72,13 @@ class RecoveryRequest:
 
 def recovery_file(out: Path, name: str | float) -> Path:
     """Where a run keeps the adapters of its elastic recovery, or of the winner of a size."""
-    name = name if isinstance(name, str) else f"keep-{name:g}"
+    name = name if isinstance(name, str) else share_folder(name)
     return out / FOLDER / f"{name}.safetensors"
+
+
+def share_folder(keep: float) -> str:
+    """The name of what a run keeps of one size: another one for every share, however close."""
+    return f"keep-{float(keep)!r}"
 
 
 def recover_plans(

@@ -25,14 +25,14 @@ from lmscout.files import as_json, atomic_folder, check_folder
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.saving import reload_saved
 from lmscout.pruning.saving.cutting import ShapeName, cut, is_uniform, round_weights
-from lmscout.pruning.saving.model_card import model_card
+from lmscout.pruning.saving.folder_files import CONFIG, check_agreement, check_code, clean_folder
+from lmscout.pruning.saving.model_card import Evidence, model_card
 from lmscout.pruning.saving.modeling_lmscout import PRUNED
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.subnetwork import shape_of
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
 RECORD = "lmscout.json"
-CONFIG = "config.json"
 _SAMPLE = "A sample of text, with numbers (1, 2, 3) and lines:\nsecond line."
 
 
@@ -49,13 +49,17 @@ def save(
     dtype: torch.dtype | None = None,
     beside: Collection[str] = (),
     note: Mapping[str, Any],
+    evidence: Evidence | None = None,
 ) -> None:
     """Cut a plan out of a dense model and save it as a folder that is whole or not there.
 
     The folder is written under another name, loaded again in a fresh process that does not
     import lmscout, and compared: every weight exactly, logits to `TOLERANCE`, the tokenizer
-    on a sample.  Only then does it get its name.  In a folder that holds something else
-    already, `config.json` comes last: without it nothing takes a folder for a model.
+    on a sample, every entry of `config.json` that describes weights with the stored weights.
+    Only then does it get its name.  The one file of code that is imported is lmscout's own
+    modelling file, for the model's class; nothing that names other code is saved.  In a folder
+    that holds something else already, `config.json` comes last: without it nothing takes a
+    folder for a model.
 
     Args:
         model: the dense model, its units in final order.
@@ -68,7 +72,8 @@ def save(
         generation_config: saved along; the model's own if None.
         dtype: of the saved weights; the model's own if None.
         beside: names of files that may be there; they stay.
-        note: what else to write down in the card and in `lmscout.json`; JSON.
+        note: what was asked for, to write down in the card and in `lmscout.json`; JSON.
+        evidence: what was measured, and where the dense model comes from, likewise.
 
     Raises:
         LmscoutError: the folder is not empty or cannot be written, the plan cannot be cut in
@@ -86,7 +91,7 @@ def save(
     pruned.generation_config = copy.deepcopy(chosen)
     with atomic_folder(folder, last=CONFIG, name=f"output folder {folder}") as draft:
         write(pruned, draft, tokenizer)
-        _write_record(model, pruned, plan, draft, shape, note)
+        _write_record(model, pruned, plan, draft, shape, note, evidence)
         _reload_and_compare(pruned, draft, tokenizer, trust_remote_code=shape == "any")
 
 
@@ -95,13 +100,16 @@ def write(
 ) -> None:
     """Write a cut model's weights, configuration, modelling file, generation config, tokenizer.
 
+    Nothing that names code but lmscout's own modelling file is written.
+
     Args:
         pruned: from `cut`.
         folder: an existing folder.
         tokenizer: saved along, or None.
 
     Raises:
-        LmscoutError: transformers refuses the generation configuration.
+        LmscoutError: transformers refuses the generation configuration, or the tokenizer comes
+            with code.
     """
     for config_class, body_class, causal_class in PRUNED.values():
         if isinstance(pruned, causal_class):
@@ -123,6 +131,7 @@ def write(
             raise LmscoutError(f"the model cannot be saved: {reason}") from error
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+    clean_folder(folder, pruned)
 
 
 def _check_folder(folder: Path, beside: Collection[str]) -> None:
@@ -141,6 +150,7 @@ def _write_record(
     folder: Path,
     shape: str,
     note: Mapping[str, Any],
+    evidence: Evidence | None,
 ) -> None:
     """The plan and its size, for programs in `lmscout.json` and for people in the card."""
     family = family_of(dense.config)
@@ -151,10 +161,16 @@ def _write_record(
         "kept": units.kept_share(plan),
         "parameters": parameter_count(pruned),
         "dense_parameters": parameter_count(dense),
-        "note": dict(note),
+        "asked": dict(note),
     }
+    if evidence is not None:
+        record |= {
+            "base_model": evidence.origin.name or evidence.origin.source,
+            "license": evidence.origin.license,
+            "measured": evidence.to_json(),
+        }
     (folder / RECORD).write_text(as_json(record), "utf-8")
-    card = model_card(record, plan, units.dense, dense.config.model_type)
+    card = model_card(record, plan, units.dense, dense.config.model_type, evidence)
     (folder / "README.md").write_text(card, "utf-8")
 
 
@@ -165,7 +181,9 @@ def _reload_and_compare(
     *,
     trust_remote_code: bool,
 ) -> None:
-    """Raise unless a fresh process loads what is in memory."""
+    """Raise unless a fresh process loads what is in memory, and the files agree."""
+    check_code(folder)
+    check_agreement(folder)
     ours = reload_saved.check_logits(pruned)
     if not ours.isfinite().all():
         raise LmscoutError("the pruned model's logits are not finite: not saved")
@@ -230,4 +248,4 @@ def _without_progress_bars() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-__all__ = ["RECORD", "TOLERANCE", "cut", "is_uniform", "save", "write"]
+__all__ = ["CONFIG", "RECORD", "TOLERANCE", "cut", "is_uniform", "save", "write"]

@@ -31,7 +31,7 @@ def check_asked(folder: Path, shape: str, note: Mapping[str, Any]) -> None:
         LmscoutError: its record cannot be read, or differs.
     """
     record = _read(folder, RECORD)
-    found = {"shape": record.get("shape"), **record.get("note", {})}
+    found = {"shape": record.get("shape"), **record.get("asked", {})}
     _compare(folder, found, {"shape": shape, **note})
 
 

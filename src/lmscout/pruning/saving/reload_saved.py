@@ -52,7 +52,7 @@ def main(folder: str, exchange: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
     answer: dict[str, Any] = {"weights": weight_digests(model)}
     if request["text"] is not None:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         answer["token_ids"] = tokenizer(request["text"])["input_ids"]
     save_file({"logits": check_logits(model)}, exchange / "logits.safetensors")
     (exchange / "answer.json").write_text(json.dumps(answer), "utf-8")

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, out_of_memory
 from lmscout.evaluation.quiet import first_line
 
 _Result = TypeVar("_Result")
@@ -29,7 +29,9 @@ def halving(
     while True:
         try:
             return work()
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             reason = first_line(error)
         # only now, as the error held on to what the work had allocated
         if not halve():
