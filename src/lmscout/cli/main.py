@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import lmscout
+from lmscout.cli import stopping
 from lmscout.cli.bench import app as bench_app
 from lmscout.cli.demo import demo
 from lmscout.cli.design import design
@@ -19,14 +20,7 @@ from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
 from lmscout.errors import LmscoutError
 
-INTERRUPTED = 130
-
-_CONTINUES = "; the same command continues where this one stopped"
-# Where that is not so.
-_AFTER_STOP = {
-    "eval": "; the same command begins anew",
-    "demo": "; the same command begins anew, with what was read of the architectures",
-}
+INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
 
 app = typer.Typer(
     help="Judge language-model architectures cheaply.",
@@ -66,13 +60,18 @@ def _options(
 
 def main() -> None:
     """Run the command line; what the user can mend is one line and exit code 2."""
+    with stopping.stoppable():
+        _run()
+
+
+def _run() -> None:
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
         _fail(error.format_message())
     except LmscoutError as error:
         _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         code = INTERRUPTED
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which `--help` does not import
@@ -85,12 +84,13 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         _fail(f"no space is left to write to ({error.filename or 'the output'}): make room")
-    if code == INTERRUPTED:  # which is also what typer makes of Control-C
-        (command,) = sys.argv[1:2] or ("",)
-        print(f"lmscout: interrupted{_AFTER_STOP.get(command, _CONTINUES)}", file=sys.stderr)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str) -> None:
+    if stopping.is_stopping():  # an error that the end of the work has brought about
+        raise KeyboardInterrupt
     print(f"lmscout: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

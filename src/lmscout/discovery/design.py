@@ -16,6 +16,7 @@ from lmscout.discovery.mean_scores import mean_scores
 from lmscout.errors import LmscoutError
 from lmscout.stages import Progress, Stages, part_of
 from lmscout.statistics import Batch, Workers
+from lmscout.statistics.workers import worker_processes
 
 READING = "reading"
 ASKED_AT_ONCE = 16  # whatever the workers, so that the result is theirs at any number
@@ -73,6 +74,7 @@ class Design:
         }
 
 
+@worker_processes()
 def design(
     space: Space,
     proxy: SignedProxy,

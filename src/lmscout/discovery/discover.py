@@ -17,6 +17,7 @@ from lmscout.errors import LmscoutError
 from lmscout.proxies import Proxy, Space, evaluate, format_proxy
 from lmscout.stages import Progress, StageProgress, Stages
 from lmscout.statistics import Batch, Statistics, Workers, collect
+from lmscout.statistics.workers import worker_processes
 
 Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
 
@@ -55,6 +56,7 @@ class Discovery(Finding):
         }
 
 
+@worker_processes()
 def discover(
     benchmark: Benchmark,
     space: Space,

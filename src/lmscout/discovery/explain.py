@@ -41,6 +41,7 @@ from lmscout.ranking import Interval, spearman
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.sketches import spec_values
+from lmscout.statistics.workers import worker_processes
 
 Scores = npt.NDArray[np.float64]
 
@@ -121,6 +122,7 @@ class Explanation:
         }
 
 
+@worker_processes()
 def explain(
     benchmark: Benchmark,
     proxy: str,

@@ -24,6 +24,7 @@ from lmscout.proxies import (
 )
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers, collect, score_proxies
+from lmscout.statistics.workers import worker_processes
 
 SCORES = "scores"
 
@@ -72,6 +73,7 @@ class Judgement:
         }
 
 
+@worker_processes()
 def judge(
     benchmark: Benchmark,
     proxies: Sequence[str] = (),

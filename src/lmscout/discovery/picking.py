@@ -19,6 +19,7 @@ from lmscout.proxies import has_seen
 from lmscout.ranking import equivalent_trials, true_ranks
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers
+from lmscout.statistics.workers import worker_processes
 
 Indices = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -144,6 +145,7 @@ class Picking:
         }
 
 
+@worker_processes()
 def pick(
     benchmark: Benchmark,
     proxy: SignedProxy,
