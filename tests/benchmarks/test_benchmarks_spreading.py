@@ -47,7 +47,7 @@ def test_one_worker_on_the_cpu_is_this_process(tmp_path):
             "(?s)Traceback.*in note.*ZeroDivisionError: eight",
             marks=pytest.mark.slow,
         ),
-        (9, LmscoutError, "a worker ended with code 3, .* start again with fewer workers"),
+        (9, LmscoutError, "a worker process has ended .exit code 3.*, .* with fewer --workers"),
     ],
 )
 def test_a_failure_ends_the_work(tmp_path, job, error, said):

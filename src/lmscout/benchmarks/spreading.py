@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
+import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lmscout.children import WORKER_ENDED, run_pickled, signals_held
 from lmscout.errors import LmscoutError
 
 Task = Callable[[Any, str], None]
@@ -75,14 +75,14 @@ def spread(task: Task, jobs: Sequence[Any], devices: Sequence[str], workers: int
             task(job, devices[0])
             yield done
         return
-    running = [
-        _start(task, devices[number % len(devices)]) for number in range(min(workers, len(jobs)))
-    ]
+    running: list[_Worker] = []
     try:
+        for number in range(min(workers, len(jobs))):
+            running.append(_start(task, devices[number % len(devices)]))
         yield from _hand_out(jobs, running)
     finally:
         for worker in running:
-            worker.process.terminate()
+            worker.process.kill()
         for worker in running:
             worker.process.join()
             worker.pipe.close()
@@ -97,8 +97,10 @@ class _Worker:
 def _start(task: Task, device: str) -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(task, device, there), daemon=True)
-    process.start()
+    call = pickle.dumps((_work, task, device))
+    process = context.Process(target=run_pickled, args=(os.getpid(), call, there), daemon=True)
+    with signals_held():
+        process.start()
     there.close()
     return _Worker(process, here)
 
@@ -123,10 +125,7 @@ def _raise_failure(worker: _Worker) -> None:
         failure = worker.pipe.recv()
     except (EOFError, ConnectionError):
         worker.process.join()
-        raise LmscoutError(
-            f"a worker ended with code {worker.process.exitcode}, perhaps for want of memory; "
-            "what is done is kept: start again with fewer workers"
-        ) from None
+        raise LmscoutError(WORKER_ENDED.format(f"exit code {worker.process.exitcode}")) from None
     if failure is not None:
         told, text = failure
         raise LmscoutError(text) if told else RuntimeError(text)
@@ -134,8 +133,6 @@ def _raise_failure(worker: _Worker) -> None:
 
 def _work(task: Task, device: str, pipe: Connection[Any, Any]) -> None:
     """What a worker does: jobs from the pipe, until nobody sends any."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     while True:
         try:
@@ -150,10 +147,3 @@ def _work(task: Task, device: str, pipe: Connection[Any, Any]) -> None:
             pipe.send((False, traceback.format_exc()))
         else:
             pipe.send(None)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import lmscout
+from lmscout.cli import stopping
 from lmscout.cli.bench import app as bench_app
 from lmscout.cli.demo import demo
 from lmscout.cli.design import design
@@ -20,14 +21,7 @@ from lmscout.cli.rank import rank
 from lmscout.errors import LmscoutError, out_of_memory
 from lmscout.files import storage_problem
 
-INTERRUPTED = 130
-
-_CONTINUES = "; the same command continues where this one stopped"
-# Where that is not so.
-_AFTER_STOP = {
-    "eval": "; the same command begins anew",
-    "demo": "; the same command begins anew, with what was read of the architectures",
-}
+INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
 
 app = typer.Typer(
     help="Judge language-model architectures cheaply.",
@@ -70,13 +64,18 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # of letters that the locale does not have
+    with stopping.stoppable():
+        _run()
+
+
+def _run() -> None:
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
         _fail(error.format_message())
     except LmscoutError as error:
         _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
         sys.stderr.close()
@@ -90,12 +89,13 @@ def main() -> None:
             raise
         where = getattr(error, "filename", None) or "the output, or a file of the run"
         _fail(f"{where} cannot be written ({reason}): free some space")
-    if code == INTERRUPTED:  # which is also what typer makes of Control-C
-        (command,) = sys.argv[1:2] or ("",)
-        print(f"lmscout: interrupted{_AFTER_STOP.get(command, _CONTINUES)}", file=sys.stderr)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str) -> None:
+    if stopping.is_stopping():  # an error that the end of the work has brought about
+        raise KeyboardInterrupt
     print(f"lmscout: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -18,6 +18,7 @@ from lmscout.errors import LmscoutError
 from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, Stages, part_of
 from lmscout.statistics import Batch, Workers
+from lmscout.statistics.workers import worker_processes
 
 READING = "reading"
 ASKED_AT_ONCE = 16  # whatever the workers, so that the result is theirs at any number
@@ -75,6 +76,7 @@ class Design(Result):
         }
 
 
+@worker_processes()
 def design(
     space: Space,
     proxy: SignedProxy,

@@ -24,6 +24,7 @@ from lmscout.ranking import spearman
 from lmscout.results import NotSaved, Result, SavedAs
 from lmscout.stages import Progress, StageProgress, Stages
 from lmscout.statistics import Batch, Statistics, Workers, collect
+from lmscout.statistics.workers import worker_processes
 
 Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
 
@@ -104,6 +105,7 @@ class Discovery(Finding, Result):
         }
 
 
+@worker_processes()
 def discover(
     benchmark: Benchmark,
     space: Space,

@@ -43,6 +43,7 @@ from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.sketches import spec_values
+from lmscout.statistics.workers import worker_processes
 
 Scores = npt.NDArray[np.float64]
 
@@ -172,6 +173,7 @@ class Explanation(Result):
         }
 
 
+@worker_processes()
 def explain(
     benchmark: Benchmark,
     proxy: str,

@@ -26,6 +26,7 @@ from lmscout.proxies import (
 from lmscout.results import NotSaved, Result
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers, collect, score_proxies
+from lmscout.statistics.workers import worker_processes
 
 SCORES = "scores"
 
@@ -75,6 +76,7 @@ class Judgement(Result):
         }
 
 
+@worker_processes()
 def judge(
     benchmark: Benchmark,
     proxies: Sequence[str] = (),

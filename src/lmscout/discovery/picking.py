@@ -21,6 +21,7 @@ from lmscout.ranking import equivalent_trials, true_ranks
 from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, Stages
 from lmscout.statistics import Batch, Workers
+from lmscout.statistics.workers import worker_processes
 
 Indices = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -146,6 +147,7 @@ class Picking(Result):
         }
 
 
+@worker_processes()
 def pick(
     benchmark: Benchmark,
     proxy: SignedProxy,

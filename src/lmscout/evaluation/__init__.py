@@ -17,8 +17,8 @@ from lmscout.evaluation.loading import (
     memory_dtype,
     unfilled_model,
 )
-from lmscout.evaluation.outcome import Evaluation
 from lmscout.evaluation.origin import Origin, read_origin
+from lmscout.evaluation.outcome import Evaluation
 from lmscout.evaluation.perplexity import Perplexity, checked_tokens, perplexity
 from lmscout.evaluation.protocols import (
     PROTOCOLS,

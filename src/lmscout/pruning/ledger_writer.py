@@ -7,7 +7,6 @@ does on a GPU, and within one process it holds up whoever launches work on one.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -72,12 +71,15 @@ class LedgerWriter:
         assert self._process.stdout is not None
         answer = self._process.stdout.readline().strip()
         if answer != _WRITTEN:
-            reason = answer or "the process that writes it has ended"
+            reason = answer or (
+                "the process that writes it has ended; pairs written before are kept: run the same "
+                "command again"
+            )
             raise LmscoutError(f"study at {self._ledger.url}: {reason}")
         self._ledger.remember(pair)
 
     def _begin(self) -> None:
-        self._process = begin_process(__name__, text=True)
+        self._process = begin_process(__name__, text=True, finishes=True)
         self._tell(self._ledger.opening)
 
     def _tell(self, what: object) -> None:
@@ -90,7 +92,6 @@ class LedgerWriter:
 
 def serve() -> None:
     """Add to a ledger what standard input says, a line a pair, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is for who measures
     opening = json.loads(sys.stdin.readline())
     try:
         with Ledger(**opening | {"shape": Shape(*map(tuple, opening["shape"]))}) as ledger:

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
-from signal import SIG_IGN, SIGINT, signal
 from threading import Thread
 from typing import IO, Any, ParamSpec, Self, TypeVar, cast
 
+from lmscout.children import python_child, signals_held
 from lmscout.errors import LmscoutError
 
 _Result = TypeVar("_Result")
@@ -29,25 +29,30 @@ _LENGTH = struct.Struct("!Q")
 _PATIENCE = 5  # seconds in which a process that is told to end does so
 
 
-def begin_process(module: str, *, text: bool = False) -> subprocess.Popen[Any]:
+def begin_process(
+    module: str, *, text: bool = False, finishes: bool = False
+) -> subprocess.Popen[Any]:
     """Run a module's `serve` in a process that reads from this one, and answers it.
 
-    Its standard input ends with this process, whatever ends it.
+    It ends with this process, however that ends, and leaves signals that stop a command to it.
 
     Args:
         module: by its whole name.
         text: whether what is told and answered is text.
+        finishes: whether it ends with its standard input, when what it was given is done; else it
+            ends at once.
     """
     here = os.getcwd()
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", f"from {module} import serve; serve()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=text,
-        # Modules are found where they are found here, and nowhere else.
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(one or here for one in sys.path)},
-    )
+    with signals_held():
+        return subprocess.Popen(
+            python_child(module, "serve", finishes=finishes),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=text,
+            # Modules are found where they are found here, and nowhere else.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(one or here for one in sys.path)},
+        )
 
 
 class Beside:
@@ -135,7 +140,6 @@ _OPEN: set[Beside] = set()  # that this process has begun
 
 def serve() -> None:
     """Call what standard input asks for, one after the other, until it ends."""
-    signal(SIGINT, SIG_IGN)  # Control-C is for who asks
     # What libraries print is not for who asks.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -2,69 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 import numpy.typing as npt
 import torch
-from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
 from lmscout.architectures import ArchitectureSpec
+from lmscout.children import WORKER_ENDED
 from lmscout.errors import LmscoutError
 from lmscout.statistics.batch import Batch
 from lmscout.statistics.provenance import provenance
 from lmscout.statistics.reductions import chain_means
 from lmscout.statistics.single_pass import INPUT_NAMES, read_model
 from lmscout.statistics.store import RowStore
+from lmscout.statistics.workers import Workers, worker_processes
 
 Progress = Callable[[int, int], None]
 Row = npt.NDArray[np.float64]
 Measure = Callable[[ArchitectureSpec], Row]
 
 _SAVE_EVERY = 10.0  # seconds
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How architectures are spread over workers.
-
-    Attributes:
-        count: how many run at once; -1 is one a core.
-        backend: of joblib: "loky" (processes here), or one registered by Ray or Dask.
-    """
-
-    count: int = -1
-    backend: str = "loky"
-
-    @property
-    def threads(self) -> int:
-        """As many, where the work is done by threads of this process."""
-        return self.count if self.count > 0 else max(1, joblib.cpu_count() + 1 + self.count)
-
-    def __post_init__(self) -> None:
-        if self.count == 0:
-            raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")
-        # Rows come one by one, which not every backend can do.
-        able = {name for name, one in BACKENDS.items() if one.supports_return_generator}
-        known = sorted(able | EXTERNAL_BACKENDS.keys())
-        if self.backend not in known:
-            raise LmscoutError(
-                f"unknown backend {self.backend!r}: there are {', '.join(known)}, and those that "
-                "were registered with joblib"
-            )
-        if self.backend in EXTERNAL_BACKENDS:
-            try:
-                with joblib.parallel_config(self.backend):
-                    pass
-            except (ImportError, ValueError) as error:  # not installed, or no client is there
-                raise LmscoutError(f"backend {self.backend}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -164,14 +130,8 @@ def fill(
     if not todo:
         return
     saved = time.monotonic()
-    parallel = joblib.Parallel(
-        n_jobs=workers.count,
-        backend=workers.backend,
-        return_as="generator",
-        pre_dispatch="2*n_jobs",
-    )
-    rows = parallel(joblib.delayed(_in_one_thread)(measure, spec) for spec in todo)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), worker_processes() as started:
+        rows = started(workers, partial(_in_one_thread, measure), todo)
         # A worker that has grown after a large architecture is replaced, and nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
         try:
@@ -183,6 +143,10 @@ def fill(
                 if time.monotonic() - saved > _SAVE_EVERY:
                     store.save()
                     saved = time.monotonic()
+        except BrokenExecutor as error:
+            codes = re.search(r"exit codes of the workers are \{(.*)\}", str(error))
+            how = codes.group(1) if codes else "without an exit code"
+            raise LmscoutError(WORKER_ENDED.format(how)) from None
         finally:
             store.save()
             warnings.simplefilter("ignore")  # whoever interrupts knows that work is cancelled

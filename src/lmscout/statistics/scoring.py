@@ -16,13 +16,14 @@ from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.proxies import Entry, Proxy, Reading, evaluate, resolve
 from lmscout.proxies.deep import Node
 from lmscout.statistics.batch import Batch
-from lmscout.statistics.collect import Progress, Row, Workers, fill
+from lmscout.statistics.collect import Progress, Row, fill
 from lmscout.statistics.deep_values import full_score
 from lmscout.statistics.provenance import provenance
 from lmscout.statistics.reductions import chain_means
 from lmscout.statistics.single_pass import INPUT_NAMES, run_pass
 from lmscout.statistics.sketches import spec_values
 from lmscout.statistics.store import RowStore
+from lmscout.statistics.workers import Workers
 
 
 def score_proxies(

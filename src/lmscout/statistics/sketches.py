@@ -33,10 +33,11 @@ from lmscout.architectures import ArchitectureSpec
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import SPEC_LEAVES, STACKS
 from lmscout.statistics.batch import Batch
-from lmscout.statistics.collect import Progress, Row, Workers, fill
+from lmscout.statistics.collect import Progress, Row, fill
 from lmscout.statistics.provenance import provenance
 from lmscout.statistics.single_pass import run_pass
 from lmscout.statistics.store import RowStore
+from lmscout.statistics.workers import Workers
 
 ROWS, COLUMNS = 16, 16
 """How many rows and columns of a tensor are kept."""

@@ -29,6 +29,7 @@ from lmscout.proxies.deep.members import MEMBERS
 from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, StageProgress, Stages, part_of
 from lmscout.statistics import Batch, Workers
+from lmscout.statistics.workers import worker_processes
 
 SKETCHES, SEARCHING, RESCORING, JUDGING = "sketches", "searching", "re-scoring", "judging"
 FINALISTS = 4  # of each search, re-scored on full tensors
@@ -119,6 +120,7 @@ class Choice:
     product: Product
 
 
+@worker_processes()
 def discover_deep(
     benchmarks: Sequence[Benchmark],
     settings: DeepSettings,

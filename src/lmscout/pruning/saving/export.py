@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
-import sys
+import signal
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from lmscout.children import run_script
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_count
 from lmscout.files import as_json, atomic_folder, check_folder
@@ -195,19 +195,22 @@ def _reload_and_compare(
     with tempfile.TemporaryDirectory() as exchange_name:
         exchange = Path(exchange_name)
         (exchange / "request.json").write_text(json.dumps(request), "utf-8")
-        process = subprocess.run(
-            [sys.executable, "-P", reload_saved.__file__, str(folder.resolve()), exchange_name],
-            env={
+        process = run_script(
+            reload_saved.__file__,
+            [str(folder.resolve()), exchange_name],
+            {
                 **os.environ,
                 "HF_HUB_OFFLINE": "1",
                 "HF_MODULES_CACHE": str(exchange / "modules"),  # not among the user's own
                 "TRANSFORMERS_VERBOSITY": "error",
             },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
         )
+        if process.returncode < 0:
+            raise LmscoutError(
+                f"the process that loads the saved model again was ended by "
+                f"{signal.Signals(-process.returncode).name}, perhaps because memory ran out; "
+                "finished work is kept: run the same command again with more free memory"
+            )
         if process.returncode:
             lines = process.stderr.strip().splitlines() or ["no message"]
             raise LmscoutError(f"the saved model cannot be loaded again: {lines[-1]}")

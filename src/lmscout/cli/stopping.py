@@ -1,0 +1,191 @@
+"""How a command ends when a signal stops it: one line, within five seconds, no traceback.
+
+The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt in the main thread, so that the work
+ends as for Control-C, with everything saved that is saved then.  A second one ends the process at
+once, and so does a thread that hears signals also while the main thread is in compiled code.
+Child processes end with this one (`lmscout.children`).  No library call installs any of this.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+from lmscout.children import STOPPING
+
+SECONDS = 4.0
+"""From the first signal to the end of the process, at most."""
+
+_TOGETHER = 0.1  # seconds within which signals are one: of `timeout`, of a terminal that closes
+_CONTINUES = "; the same command continues where this one stopped"
+# Where that is not so.
+_AFTER_STOP = {
+    "eval": "; the same command begins anew",
+    "demo": "; the same command begins anew, with what was read of the architectures",
+}
+
+
+class _State:
+    """What signals have come, and what they are to do."""
+
+    def __init__(self) -> None:
+        self.working = False  # whether there is work that a KeyboardInterrupt ends
+        self.received = 0  # number of the first signal; 0 before
+        self.first = 0.0  # its time
+        self.again = False  # the KeyboardInterrupt was lost and is raised once more
+        self.said = False  # whether the line has been printed
+        self.ending = threading.Lock()
+        self.heard, self.told = socket.socketpair()
+        self.told.setblocking(False)
+
+    def is_second(self) -> bool:
+        return time.monotonic() - self.first > _TOGETHER
+
+
+_listening: list[_State] = []  # one at most
+
+
+def listen() -> Callable[[], None]:
+    """Have signals end this process; in the main thread of a command.
+
+    Returns:
+        A function that undoes it.
+    """
+    state = _State()
+    _listening[:] = [state]
+    handlers = {
+        one: signal.getsignal(one) for one in STOPPING if signal.getsignal(one) != signal.SIG_IGN
+    }
+    wakeup = signal.set_wakeup_fd(state.told.fileno(), warn_on_full_buffer=False)
+    for one in handlers:
+        signal.signal(one, _handle)
+    unraisable, in_thread = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook = _quiet_after_stop(unraisable)
+    threading.excepthook = _quiet_after_stop(in_thread)
+    threading.Thread(target=_hear, args=(state,), daemon=True).start()
+
+    def undo() -> None:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+        signal.set_wakeup_fd(wakeup)
+        sys.unraisablehook, threading.excepthook = unraisable, in_thread
+        state.told.close()
+        _listening.clear()
+
+    return undo
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let a signal interrupt the block; if one came, print one line and exit with 128 + its number.
+
+    Raises:
+        SystemExit: a signal came, whatever the block made of it.
+    """
+    undo = None if _listening else listen()
+    (state,) = _listening
+    try:
+        state.working = True
+        try:
+            yield
+        finally:
+            state.working = False
+    except BaseException as error:
+        if not state.received and isinstance(error, KeyboardInterrupt):
+            state.received = signal.SIGINT  # raised by no signal
+        if not state.received:
+            raise
+    finally:
+        if undo:
+            undo()
+    if state.received:
+        _say(state)
+        sys.exit(128 + state.received)
+
+
+def is_stopping() -> bool:
+    """Whether a signal has come that ends the command."""
+    return any(state.received for state in _listening)
+
+
+def _handle(number: int, _: FrameType | None) -> None:
+    """The Python handler, which the main thread runs between two instructions."""
+    (state,) = _listening
+    if state.again or (state.working and not state.received):
+        if not state.received:
+            state.received, state.first = number, time.monotonic()
+        state.again = False
+        warnings.simplefilter("ignore")  # of libraries whose work is cut off
+        raise KeyboardInterrupt
+    if not state.received or state.is_second():
+        _end(state, number)
+
+
+def _hear(state: _State) -> None:
+    """What the thread does: end the process where the main thread does not in time."""
+    until, first = None, 0
+    while True:
+        state.heard.settimeout(None if until is None else max(0.0, until - time.monotonic()))
+        try:
+            numbers = state.heard.recv(64)
+        except TimeoutError:
+            _end(state, first)
+        if not numbers:  # the other end is closed
+            return
+        for number in numbers:
+            if number not in STOPPING or signal.getsignal(number) is not _handle:
+                continue
+            if until is None and (state.working or state.received):
+                until, first = time.monotonic() + SECONDS, number
+                state.first = state.first or time.monotonic()
+            elif until is None or state.is_second():
+                _end(state, number)
+
+
+def _end(state: _State, number: int) -> NoReturn:
+    """End the process now; files are written atomically, and children end by themselves."""
+    if not state.ending.acquire(blocking=False):
+        while True:  # another thread is at it
+            time.sleep(1)
+    state.received = state.received or number
+    _say(state)
+    os._exit(128 + state.received)
+
+
+def _say(state: _State) -> None:
+    if state.said:
+        return
+    state.said = True
+    (command,) = sys.argv[1:2] or ("",)
+    line = f"lmscout: interrupted{_AFTER_STOP.get(command, _CONTINUES)}\n"
+    with suppress(OSError, ValueError):  # the terminal may be gone
+        sys.stdout.flush()
+    with suppress(OSError):
+        if os.isatty(2):
+            line = f"\x1b[?25h\r\x1b[K{line}"  # a progress bar hides the cursor
+        os.write(2, line.encode())
+
+
+def _quiet_after_stop(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """A hook for exceptions that nothing catches, which says nothing once a signal has come.
+
+    A KeyboardInterrupt that was raised where it is dropped, as in a destructor, is raised again.
+    """
+
+    def quiet(error: Any) -> None:
+        if not is_stopping():
+            hook(error)
+        elif isinstance(error.exc_value, KeyboardInterrupt) and _listening[0].working:
+            _listening[0].again = True
+            threading.Timer(0.01, signal.raise_signal, (_listening[0].received,)).start()
+
+    return quiet

@@ -1,0 +1,107 @@
+"""Workers that compute statistics at once: processes of joblib, or those of Ray or Dask."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import joblib
+from joblib.externals.loky import get_reusable_executor
+from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
+
+from lmscout.children import end_with_parent, signals_held
+from lmscout.errors import LmscoutError
+
+_PROCESSES = "loky"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How architectures are spread over workers.
+
+    Attributes:
+        count: how many run at once; -1 is one a core.
+        backend: of joblib: "loky" (processes here), or one registered by Ray or Dask.
+    """
+
+    count: int = -1
+    backend: str = "loky"
+
+    @property
+    def threads(self) -> int:
+        """As many, where the work is done by threads of this process."""
+        return self.count if self.count > 0 else max(1, joblib.cpu_count() + 1 + self.count)
+
+    def __post_init__(self) -> None:
+        if self.count == 0:
+            raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")
+        # Rows come one by one, which not every backend can do.
+        able = {name for name, one in BACKENDS.items() if one.supports_return_generator}
+        known = sorted(able | EXTERNAL_BACKENDS.keys())
+        if self.backend not in known:
+            raise LmscoutError(
+                f"unknown backend {self.backend!r}: there are {', '.join(known)}, and those that "
+                "were registered with joblib"
+            )
+        if self.backend in EXTERNAL_BACKENDS:
+            try:
+                with joblib.parallel_config(self.backend):
+                    pass
+            except (ImportError, ValueError) as error:  # not installed, or no client is there
+                raise LmscoutError(f"backend {self.backend}: {error}") from None
+
+
+Start = Callable[[Workers, Callable[[Any], Any], Iterable[Any]], Generator[Any]]
+
+
+@contextmanager
+def worker_processes() -> Iterator[Start]:
+    """Share worker processes between calls, and end them with the outermost such block.
+
+    Also a decorator of the functions that make several such calls: workers start for seconds.
+
+    Yields:
+        A function that takes `Workers`, a function and its arguments, and gives a generator of
+        results in the order of the arguments; it raises `BrokenExecutor` where a worker ended.
+    """
+    with _lock:
+        _depths.append(len(_depths))
+    try:
+        yield _start
+    finally:
+        with _lock:
+            _depths.pop()
+            ended = [] if _depths else [*_executors]
+            _executors.difference_update(ended)
+        for executor in ended:
+            executor.shutdown(kill_workers=True)
+
+
+_lock = threading.Lock()
+_depths: list[int] = []  # of blocks that are open
+_executors: set[Any] = set()  # whose processes were started in them
+
+
+def _start(
+    workers: Workers, function: Callable[[Any], Any], arguments: Iterable[Any]
+) -> Generator[Any]:
+    processes = workers.backend == _PROCESSES and workers.threads > 1
+    parallel = joblib.Parallel(
+        n_jobs=workers.count,
+        backend=workers.backend,
+        return_as="generator",
+        pre_dispatch="2*n_jobs",
+        **({"initializer": end_with_parent, "initargs": (os.getpid(),)} if processes else {}),
+    )
+    try:
+        with signals_held():
+            results: Generator[Any] = parallel(joblib.delayed(function)(one) for one in arguments)
+    finally:
+        if processes:
+            with _lock:
+                _executors.add(get_reusable_executor(reuse=True))
+    return results
