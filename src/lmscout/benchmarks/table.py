@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lmscout.benchmarks.rows import Row, checked, read_text
-from lmscout.errors import LmscoutError
+from lmscout.benchmarks.rows import Row, checked
+from lmscout.errors import LmscoutError, brief
+from lmscout.reading import parse_json_lines, read_json, read_json_object, read_text
 from lmscout.whole_file import PART, write_whole
 
 SETTINGS, ROWS, TABLE = "settings.json", "rows", "table.jsonl"
@@ -59,8 +60,8 @@ def read_rows(folder: Path) -> dict[tuple[int, int], TrainedRow]:
     rows = {}
     for path in sorted((folder / ROWS).glob("*.json")):
         try:
-            row = checked(TrainedRow, json.loads(read_text(path)), str(path))
-        except (json.JSONDecodeError, LmscoutError):
+            row = checked(TrainedRow, read_json(path), str(path))
+        except LmscoutError:
             continue
         rows[row.architecture, row.seed] = row
     return rows
@@ -90,14 +91,13 @@ def read_table(folder: Path) -> list[TrainedRow]:
             if unfinished
             else f"{folder}: no {TABLE}; expected a folder that lmscout bench build wrote"
         )
-    rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        where = f"{path}, line {number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise LmscoutError(f"{where}: not JSON: {error.msg}; is the file damaged?") from None
-        rows.append(checked(TrainedRow, values, where))
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        raise LmscoutError(f"{path}: is a JSON array; expected JSON lines, one row a line")
+    rows = [
+        checked(TrainedRow, values, f"{path}, line {number}")
+        for number, values in parse_json_lines(text, str(path))
+    ]
     if not rows:
         raise LmscoutError(f"{path}: holds no rows")
     return rows
@@ -114,7 +114,9 @@ def write_settings(folder: Path, settings: Mapping[str, object]) -> None:
     if path.exists():
         there = read_settings(folder)
         if "command" in there:
-            raise LmscoutError(f"{folder}: holds a run of lmscout {there['command']}; name another")
+            raise LmscoutError(
+                f"{folder}: holds a run of lmscout {brief(there['command'])}; name another"
+            )
         differing = [name for name in wanted if there.get(name) != wanted[name]]
         if differing:
             raise LmscoutError(
@@ -135,16 +137,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of a benchmark.
 
     Raises:
-        LmscoutError: they are not there or not JSON.
+        LmscoutError: they are not there, not JSON or no object.
     """
-    path = folder / SETTINGS
-    try:
-        settings = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise LmscoutError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
-    if not isinstance(settings, dict):
-        raise LmscoutError(f"{path}: expected an object with names")
-    return settings
+    return read_json_object(folder / SETTINGS)
 
 
 def _line(row: TrainedRow) -> str:

@@ -9,7 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import BackendOption, BenchmarkArgument, JsonOption, WorkersOption
+from lmscout.cli.options import (
+    LAST_SEED,
+    BackendOption,
+    BenchmarkArgument,
+    JsonOption,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from lmscout.discovery import Explanation
@@ -28,7 +34,11 @@ def explain(
     benchmark: BenchmarkArgument,
     seed: Annotated[
         int,
-        typer.Option(min=0, help="Of the models' weights, and of the half that chooses a formula."),
+        typer.Option(
+            min=0,
+            max=LAST_SEED,
+            help="Of the models' weights, and of the half that chooses a formula.",
+        ),
     ] = 0,
     latex: Annotated[bool, typer.Option("--latex", help="Print the proxy in LaTeX.")] = False,
     torch: Annotated[

@@ -92,5 +92,13 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"lmscout: {' '.join(message.split())}", file=sys.stderr)
+    print(f"lmscout: {_shown(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _shown(message: str) -> str:
+    """One line; what a terminal would act on, or cannot show, is escaped."""
+    line = " ".join(message.split())
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in line
+    )

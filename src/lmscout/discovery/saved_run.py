@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,8 @@ from lmscout.discovery.run_folder import (
     write_json,
 )
 from lmscout.discovery.scores_table import write_scores
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
+from lmscout.reading import read_json_object
 
 SETTINGS, SCORES, RESULT = "settings.json", "scores.parquet", "result.json"
 
@@ -106,7 +106,8 @@ def begin_deep(
     for name, value in told.items():
         if there.get(name) != value:
             raise LmscoutError(
-                f"run folder {folder} holds a search with {name} {there.get(name)}, not {value}: "
+                f"run folder {folder} holds a search with {name} {brief(there.get(name))}, "
+                f"not {value}: "
                 "name another with --out"
             )
     if (folder / RESULT).exists():
@@ -117,10 +118,9 @@ def begin_deep(
 def _settings_of(folder: Path) -> dict[str, object] | None:
     """The settings of a run; None where there are none that can be read."""
     try:
-        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(folder / SETTINGS)
+    except LmscoutError:
         return None
-    return settings if isinstance(settings, dict) else None
 
 
 def end_deep(folder: Path, result: DeepDiscovery) -> None:

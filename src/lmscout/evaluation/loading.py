@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.checkpoint import check_checkpoint
+from lmscout.evaluation.checkpoint import CONFIG, check_checkpoint
+from lmscout.evaluation.config_sizes import check_memory, read_config
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.hub import fetch_model
 from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.reading import expanded
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -69,9 +73,11 @@ def load_model(
     """
     target = usable_device(str(device))
     folder = _folder(source)
-    check_checkpoint(folder)
+    files = check_checkpoint(folder)
     with quiet():
         config = _causal_config(folder, source)
+        described = read_config(folder / CONFIG)
+        check_memory(described, files, lambda: _unfilled(config), source)
         saved_dtype = _dtype(config)  # before loading overwrites it
         model = _weights(folder, source, config, dtype or _in_memory(saved_dtype, target))
         tokenizer = _tokenizer(folder, source)
@@ -162,15 +168,22 @@ def _move(model: nn.Module, device: torch.device, source: str) -> None:
         raise LmscoutError(f"{source}: does not fit on {device} ({first_line(error)})") from None
 
 
+def _unfilled(config: PreTrainedConfig) -> PreTrainedModel:
+    auto: Any = AutoModelForCausalLM
+    make = partial(auto.from_config, config, trust_remote_code=False)
+    return unfilled_model(make, "meta")
+
+
 def _folder(source: str, *, weights: bool = True) -> Path:
     """A folder as it is given, or a model of the Hub, fetched."""
-    folder = Path(source).expanduser()
-    if not folder.exists() and _HUB_NAME.fullmatch(source):
+    folder = expanded(source)
+    if not os.path.exists(folder) and _HUB_NAME.fullmatch(source):
         folder = fetch_model(source, weights=weights)
     return folder
 
 
 def _causal_config(folder: Path, source: str) -> PreTrainedConfig:
+    read_config(folder / CONFIG)  # what transformers would read without a bound
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True

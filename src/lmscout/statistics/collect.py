@@ -17,7 +17,7 @@ import torch
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
 from lmscout.architectures import ArchitectureSpec
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.statistics.batch import Batch
 from lmscout.statistics.provenance import provenance
 from lmscout.statistics.reductions import chain_means
@@ -28,6 +28,7 @@ Progress = Callable[[int, int], None]
 Row = npt.NDArray[np.float64]
 Measure = Callable[[ArchitectureSpec], Row]
 
+MOST_WORKERS = 1024
 _SAVE_EVERY = 10.0  # seconds
 
 
@@ -51,6 +52,11 @@ class Workers:
     def __post_init__(self) -> None:
         if self.count == 0:
             raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")
+        if abs(self.count) > MOST_WORKERS:
+            raise LmscoutError(
+                f"workers: there are too many (got {brief(self.count)}, expected at most "
+                f"{MOST_WORKERS}); give -1 for one a core"
+            )
         # Rows come one by one, which not every backend can do.
         able = {name for name, one in BACKENDS.items() if one.supports_return_generator}
         known = sorted(able | EXTERNAL_BACKENDS.keys())
@@ -163,9 +169,10 @@ def fill(
         progress(int(store.done.sum()), len(specs))
     if not todo:
         return
+    max(todo, key=ArchitectureSpec.pass_bytes).require_memory()  # before the first is built
     saved = time.monotonic()
     parallel = joblib.Parallel(
-        n_jobs=workers.count,
+        n_jobs=min(workers.count, len(todo)),
         backend=workers.backend,
         return_as="generator",
         pre_dispatch="2*n_jobs",

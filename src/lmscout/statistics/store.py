@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lmscout.errors import LmscoutError
+from lmscout.memory import require_memory
 from lmscout.statistics.provenance import Provenance
 
 _PROVENANCE = "provenance"
@@ -42,6 +44,11 @@ class RowStore:
         self.path = folder / f"{name}-{provenance.digest()}.safetensors"
         self._provenance = provenance.to_json()
         n = len(provenance.architectures)
+        require_memory(
+            f"{n} rows of {' x '.join(map(str, row_shape))} numbers",
+            n * math.prod(row_shape) * np.dtype(dtype).itemsize,
+            "use a smaller benchmark",
+        )
         self.rows: npt.NDArray[Any] = np.full((n, *row_shape), np.nan, dtype)
         self.done: npt.NDArray[np.bool_] = np.zeros(n, bool)
         make_folder(folder)
