@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from lmscout.architectures import Gpt2Spec
+from lmscout.architectures.spec import MOST_BLOCKS
 from lmscout.benchmarks.benchmark import Benchmark
 from lmscout.benchmarks.rows import Row, checked
 from lmscout.errors import LmscoutError
@@ -30,7 +31,7 @@ METRIC = "negated validation perplexity"
 class ModelConfig(Row):
     """``model_config.yaml``: what of it makes the architecture."""
 
-    n_layer: int
+    n_layer: Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
     n_head: int | list[int]
     d_head: int | list[int] | None = -1
     d_model: int

@@ -260,13 +260,14 @@ def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
+        tokens = tokenizer("a text", add_special_tokens=False)["input_ids"]
     except Exception as error:  # as above
         raise LmscoutError(
             f"{source}: has no tokenizer that can be loaded ({first_line(error)}); save the "
             "model's tokenizer into the folder"
         ) from error
     # Where files are missing, some tokenizer classes are made empty instead of refused.
-    if not tokenizer("a text", add_special_tokens=False)["input_ids"]:
+    if not tokens:
         raise LmscoutError(
             f"{source}: its tokenizer makes no tokens of text; save the model's tokenizer into "
             "the folder"
@@ -280,7 +281,13 @@ def _check_causal(model: PreTrainedModel, source: str) -> None:
     vocabulary = vocabulary_size(model)
     tokens = torch.arange(8, device=model.device).remainder(vocabulary).repeat(2, 1)
     tokens[1, -1] = (tokens[1, -1] + 1) % vocabulary
-    one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    try:
+        one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    except Exception as error:  # of sizes that the class does not check while it is built
+        raise LmscoutError(
+            f"{source}: {type(model).__name__} cannot compute with its config.json "
+            f"({first_line(error)}); fetch or save the model again"
+        ) from error
     if (one - other).abs().max() > 1e-4 * one.abs().max():
         raise LmscoutError(
             f"{source}: is an encoder ({type(model).__name__}): its logits depend on tokens that "
