@@ -1,5 +1,7 @@
-"""Give hostile variants of valid inputs to every reader: no exception but LmscoutError, no input
-over five seconds, at most a gigabyte of memory.
+"""Give hostile variants of valid inputs to every reader.
+
+No exception but LmscoutError may come out, no input may take more than five seconds, and memory
+may grow by at most a gigabyte.
 
     python bench/fuzz.py --seconds 600              # every reader, ten minutes each
     python bench/fuzz.py --seconds 60 spaces lts    # two of them
@@ -26,7 +28,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -125,10 +127,8 @@ def fuzz(reader: str, seconds: float, seed: int, keep: Path | None = None) -> Fo
                     raise _TimeIsUp
                 _attempt(Random(drawn), examples, home / "input", found, keep)
 
-            try:
+            with suppress(_TimeIsUp):
                 attempt()
-            except _TimeIsUp:
-                pass
     return found
 
 

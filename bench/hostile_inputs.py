@@ -24,7 +24,8 @@ NASTY: tuple[Any, ...] = (
     False,
     *(0, 1, -1, 2, 3, 7, 2**15, 2**31, 2**53 + 1, 2**63, 10**9, 10**18, 10**30, -(10**9)),
     *(0.0, 0.5, -0.5, 1e-320, 1e308, float("nan"), float("inf"), -float("inf")),
-    *("", "x", "0", "1e5", "\0", "\ud800", "../x", "/etc/passwd", "~nobody/x", "\x1b[2J", "a" * 10**5),
+    *("", "x", "0", "1e5", "\0", "\ud800"),
+    *("../x", "/etc/passwd", "~nobody/x", "\x1b[2J", "a" * 10**5),
     *([], {}, [[]], [1], [0] * 3, [10**9], ["x"], [None], {"a": 1}, {"": {}}, {"kind": "llama"}),
     *(_nested(70), _nested(300)),
 )  # fmt: skip
@@ -32,7 +33,8 @@ NASTY: tuple[Any, ...] = (
 FRAGMENTS = (
     *(b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5_000, b"-" + b"9" * 200, b"1e999", b"NaN"),
     *(b"Infinity", b"\xff\xfe", b"\xef\xbb\xbf", b"\0", b"\n", b"\r\n", b"\xc3", b"\\ud800"),
-    *(b'"', b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"#", b"%", b"\t", b"\xe2\x80\xa8"),
+    *(b'"', b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"#", b"%", b"\t"),
+    b"\xe2\x80\xa8",
 )  # fmt: skip
 
 YAML_FRAGMENTS = (

@@ -75,7 +75,7 @@ def stored_tokens(file: Path) -> TokenData:
     except (OSError, SafetensorError) as error:
         raise LmscoutError(
             f"{file}: is no safetensors file with the tensors train and validation "
-            f"({' '.join(str(error).split())})"
+            f"({' '.join(str(error)[:200].split())})"
         ) from None
     for side, tokens in zip(("train", "validation"), sides, strict=True):
         if len(tokens) and (least := int(tokens.min())) < 0:

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.quiet import first_line
 from lmscout.reading import (
     MIB,
     check_inside,
@@ -122,5 +123,5 @@ def _check_weights(file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise LmscoutError(
-            f"{file}: is damaged or incomplete ({error}); fetch or save it again"
+            f"{file}: is damaged or incomplete ({first_line(error)}); fetch or save it again"
         ) from None

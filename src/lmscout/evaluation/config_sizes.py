@@ -77,8 +77,8 @@ def check_memory(
     needed = parameter_bytes(make())
     if needed > total_memory():
         raise LmscoutError(
-            f"{source}: its weights do not fit config.json, which describes "
-            f"{needed / GIB:,.4g} GiB of them where the files hold {held / GIB:,.4g} GiB; fetch the model again"
+            f"{source}: its weights do not fit config.json (got files of {held / GIB:,.4g} GiB, "
+            f"expected {needed / GIB:,.4g} GiB by the configuration); fetch the model again"
         )
 
 
