@@ -1,5 +1,8 @@
-"""The one exception that reaches a person, checks that raise it, and the want of memory."""
+"""The exception for user errors, checks that raise it, and values as messages show them."""
 
+import reprlib
+
+_LONGEST_SHOWN = 60
 _NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
     "can't allocate memory",
     "not enough memory",
@@ -45,3 +48,24 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error)
     return isinstance(error, RuntimeError | OSError) and any(one in said for one in _NO_MEMORY)
+
+
+def brief(value: object) -> str:
+    """A value of any size and depth in a one-line message: its representation, cut short."""
+    try:
+        text = _SHORT.repr(value)
+    except (RecursionError, ValueError):  # too deep, or an integer of more than 4,300 digits
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
+def _short_repr() -> reprlib.Repr:
+    """As `repr` for what is short enough to be shown whole."""
+    short = reprlib.Repr()
+    short.maxlevel = 8
+    short.maxdict = short.maxlist = short.maxtuple = short.maxset = short.maxfrozenset = 32
+    short.maxstring = short.maxlong = short.maxother = 4 * _LONGEST_SHOWN
+    return short
+
+
+_SHORT = _short_repr()

@@ -6,7 +6,6 @@ A result is a dataclass.  `to_dict` gives its fields by name, and those of the d
 
 from __future__ import annotations
 
-import json
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from lmscout.errors import LmscoutError
 from lmscout.files import as_json, write_file
+from lmscout.reading import read_json
 
 SCHEMA = 1
 """Of the JSON that results are saved as; another number is not read."""
@@ -95,11 +95,7 @@ class Result:
         Raises:
             LmscoutError: the file cannot be read, or holds no such result.
         """
-        try:
-            values = json.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
-            raise LmscoutError(f"{path}: cannot be read ({reason})") from error
+        values = read_json(Path(path))
         if isinstance(values, dict) and FIELDS in values:
             values = values[FIELDS]
         try:

@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self, TypeVar
 import lmscout
 from lmscout.errors import LmscoutError
 from lmscout.files import as_json, atomic_folder, check_folder, remove_drafts, write_file
+from lmscout.reading import read_json_object
 from lmscout.results import FIELDS, SCHEMA
 
 SETTINGS, RESULT = "settings.json", "result.json"
@@ -215,10 +216,9 @@ def optional_run(folder: Path | None, command: str, settings: Mapping[str, objec
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """The settings of a run; None if there are none that can be read."""
     try:
-        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(folder / SETTINGS)
+    except LmscoutError:
         return None
-    return settings if isinstance(settings, dict) else None
 
 
 def same_settings(there: Mapping[str, Any] | None, settings: Mapping[str, object]) -> bool:

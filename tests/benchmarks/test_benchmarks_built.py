@@ -62,7 +62,7 @@ def test_what_is_not_finished_or_not_there_says_so(tmp_path):
     (tmp_path / "table.jsonl").write_text("{")
     with pytest.raises(LmscoutError, match="line 1: not JSON"):
         load(f"bench:{tmp_path}")
-    for settings, said in (("{", "line 1: not JSON"), ("[]", "expected an object")):
+    for settings, said in (("{", "line 1, column 2: not JSON"), ("[]", "expected an object")):
         write_built(tmp_path, {0: [4.0]})
         (tmp_path / "settings.json").write_text(settings)
         with pytest.raises(LmscoutError, match=said):

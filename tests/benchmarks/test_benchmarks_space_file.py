@@ -65,7 +65,7 @@ def test_what_no_architecture_can_have_is_refused(tmp_path, change, hint):
 
 def test_a_file_that_is_no_json_or_not_there_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("{\n'depths'")
-    with pytest.raises(LmscoutError, match="line 2: not JSON"):
+    with pytest.raises(LmscoutError, match="line 2, column 1: not JSON"):
         load_space(str(tmp_path / "x.json"))
     with pytest.raises(LmscoutError, match=r"y\.json: cannot be read"):
         load_space(str(tmp_path / "y.json"))

@@ -60,16 +60,21 @@ def test_of_texts_the_last_twentieth_of_each_validates(tmp_path):
 def test_what_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(LmscoutError, match=r"gone\.txt: cannot be read"):
         text_tokens([tmp_path / "gone.txt"])
-    for name, content in (("gone", None), ("text", b"no safetensors at all")):
+    for name, content, said in (
+        ("gone", None, "gone: cannot be read: No such file"),
+        ("text", b"no safetensors at all", "is no safetensors file"),
+        ("empty", b"", "is no safetensors file"),
+        ("header", b"\2\0\0\0\0\0\0\0[]", "is no safetensors file"),
+    ):
         file = tmp_path / name
-        if content:
+        if content is not None:
             file.write_bytes(content)
-        with pytest.raises(LmscoutError, match="is no safetensors file") as caught:
+        with pytest.raises(LmscoutError, match=said) as caught:
             stored_tokens(file)
         assert "\n" not in str(caught.value)
     save_file({"train": torch.arange(3)}, tmp_path / "half")
     with pytest.raises(LmscoutError, match="tensors train and validation"):
         stored_tokens(tmp_path / "half")
     save_file({"train": torch.rand(3), "validation": torch.arange(3)}, tmp_path / "reals")
-    with pytest.raises(LmscoutError, match="vectors of whole numbers"):
+    with pytest.raises(LmscoutError, match="vector of whole numbers"):
         stored_tokens(tmp_path / "reals")

@@ -184,8 +184,11 @@ def without_tokenizer(folder):
 
 DAMAGES = {
     "no config": (remove("config.json"), "no config.json"),
-    "no JSON": (write("config.json", '{"model_type": "lla'), "config.json: is not readable JSON"),
-    "a list": (write("config.json", "[]"), "no JSON object"),
+    "no JSON": (
+        write("config.json", '{"model_type": "lla'),
+        "line 1, column 16: not JSON",
+    ),
+    "a list": (write("config.json", "[]"), "expected an object"),
     "unknown type": (lambda f: configure(f, model_type="llamma"), "llamma"),
     "wrong value": (lambda f: configure(f, num_hidden_layers="two"), "num_hidden_layers"),
     "wrong heads": (lambda f: configure(f, num_attention_heads=5), "attention heads"),

@@ -109,7 +109,8 @@ def test_a_row_of_another_form_is_named_by_its_line(tmp_path, name, change):
     file = written(tmp_path / "x.jsonl", [row, bad])
     if change == "no json":
         file.write_text(json.dumps(row) + "\n{broken\n")
-    with pytest.raises(LmscoutError, match=rf"x.jsonl, line 2: is no question of {name} \("):
+    said = "not JSON: " if change == "no json" else rf"is no question of {name} \("
+    with pytest.raises(LmscoutError, match=rf"x.jsonl, line 2: {said}"):
         list(read_questions(file, LOCAL_TASKS[name]))
 
 
@@ -117,8 +118,9 @@ def test_a_row_of_another_form_is_named_by_its_line(tmp_path, name, change):
     ("content", "said"),
     [
         (b"", "holds no questions"),
-        (b"\x1f\x8b\x08\x00broken", "cannot be read"),
-        (b"\xff\xfe\n", "cannot be read"),
+        (b"\x1f\x8b\x08\x00broken", "is damaged gzip"),
+        (b"\xff\xfe\n", "is UTF-16, not UTF-8"),
+        (b"\xfb\xfe\n", "not UTF-8 text"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_said(tmp_path, content, said):

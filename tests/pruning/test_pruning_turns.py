@@ -196,7 +196,7 @@ def test_a_process_whose_turn_was_taken_measures_no_more(tmp_path, monkeypatch):
         with closing(sqlite3.connect(tmp_path / FILE_NAME)) as tables, tables:
             tables.execute("delete from studies where study_name like '%|turn|%'")
         until = time.monotonic() + 30
-        with pytest.raises(LmscoutError, match="another run took over"):
+        with pytest.raises(LmscoutError, match="another run took over"):  # noqa: PT012
             while time.monotonic() < until:
                 ledger.check(pair(plans(1)[0]))
                 time.sleep(0.05)

@@ -20,10 +20,11 @@ from lmscout.architectures.spec import (
     ArchitectureSpec,
     LanguageModel,
     ProbePoints,
+    require_depth,
     require_fields,
     require_positive,
 )
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 
 WEIGHT_STD = 0.02
 NORM_EPSILON = 1e-12
@@ -76,6 +77,7 @@ class FlexibertSpec(ArchitectureSpec):
         )
         if not self.blocks:
             raise LmscoutError("FlexiBERT spec: blocks is empty; an encoder has at least one")
+        require_depth("FlexiBERT spec", len(self.blocks))
         for index, block in enumerate(self.blocks):
             _check_block(f"FlexiBERT spec: blocks[{index}]", block, self.width)
 
@@ -98,6 +100,7 @@ class FlexibertSpec(ArchitectureSpec):
 
     def build(self, seed: int) -> "FlexibertEncoder":
         """The encoder in eval mode: weights normal (0, 0.02), biases 0, norms the identity."""
+        self.require_memory()
         model = FlexibertEncoder(self)
         draw_weights(model, seed, WEIGHT_STD)
         return model.eval()
@@ -107,7 +110,7 @@ class FlexibertSpec(ArchitectureSpec):
         """The spec from what `to_dict` gave, less ``kind``."""
         blocks = values.get("blocks", [])
         if not isinstance(blocks, list):
-            raise LmscoutError(f"FlexiBERT spec: blocks must be a list, not {blocks!r}")
+            raise LmscoutError(f"FlexiBERT spec: blocks must be a list, not {brief(blocks)}")
         parsed = tuple(
             FlexibertBlock(**require_fields(f"FlexiBERT spec: blocks[{index}]", FlexibertBlock, b))
             for index, b in enumerate(blocks)
@@ -118,7 +121,7 @@ class FlexibertSpec(ArchitectureSpec):
 def _check_block(owner: str, block: FlexibertBlock, width: int) -> None:
     if block.mixer not in MIXERS:
         names = ", ".join(MIXERS)
-        raise LmscoutError(f"{owner}: mixer {block.mixer!r} is unknown; there are {names}")
+        raise LmscoutError(f"{owner}: mixer {brief(block.mixer)} is unknown; there are {names}")
     require_positive(owner, heads=block.heads, feed_forward=block.feed_forward, stack=block.stack)
     if width % block.heads:
         raise LmscoutError(f"{owner}: heads {block.heads} does not divide the width {width}")

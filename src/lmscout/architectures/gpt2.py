@@ -34,7 +34,7 @@ from lmscout.architectures.spec import (
     require_truths,
     require_tuples,
 )
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 
 NORM_EPSILON = 1e-5
 
@@ -89,7 +89,7 @@ class Gpt2Spec(ArchitectureSpec):
         edges = (0, *self.cutoffs, self.vocabulary)
         if any(low >= high for low, high in pairwise(edges)):
             raise LmscoutError(
-                f"{owner}: cutoffs {self.cutoffs} must rise and stay below the vocabulary "
+                f"{owner}: cutoffs {brief(self.cutoffs)} must rise and stay below the vocabulary "
                 f"{self.vocabulary}"
             )
         if len(self.tied) != len(self.cutoffs) + 1:
@@ -155,6 +155,7 @@ class Gpt2Spec(ArchitectureSpec):
         Maps into the residual stream are drawn with a standard deviation smaller by the root
         of their number, as GPT-2 does (Radford et al. 2019).
         """
+        self.require_memory()
         model = Gpt2Model(self)
         residual_std = self.weight_std / math.sqrt(self.residual_maps)
         std_of = {Projection: self.projection_std, ResidualLinear: residual_std}

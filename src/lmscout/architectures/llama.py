@@ -129,6 +129,7 @@ class LlamaSpec(ArchitectureSpec):
 
     def build(self, seed: int) -> "LlamaModel":
         """The model in eval mode: weights normal, norms the identity."""
+        self.require_memory()
         model = LlamaModel(self)
         draw_weights(model, seed, self.weight_std)
         return model.eval()

@@ -6,7 +6,7 @@ from lmscout.architectures.flexibert import FlexibertSpec
 from lmscout.architectures.gpt2 import Gpt2Spec
 from lmscout.architectures.llama import LlamaSpec
 from lmscout.architectures.spec import ArchitectureSpec
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 
 SPEC_TYPES: tuple[type[ArchitectureSpec], ...] = (FlexibertSpec, Gpt2Spec, LlamaSpec)
 
@@ -18,10 +18,12 @@ def spec_from_dict(values: dict[str, Any]) -> ArchitectureSpec:
         LmscoutError: the kind is unknown, or a field is missing, unknown or out of its range.
     """
     if not isinstance(values, dict):
-        raise LmscoutError(f"architecture spec: expected an object with fields, not {values!r}")
+        raise LmscoutError(
+            f"architecture spec: expected an object with fields, not {brief(values)}"
+        )
     kind = values.get("kind")
     for spec_type in SPEC_TYPES:
         if spec_type.kind == kind:
             return spec_type.from_dict({k: v for k, v in values.items() if k != "kind"})
     kinds = ", ".join(spec_type.kind for spec_type in SPEC_TYPES)
-    raise LmscoutError(f"architecture spec: kind {kind!r} is unknown; there are {kinds}")
+    raise LmscoutError(f"architecture spec: kind {brief(kind)} is unknown; there are {kinds}")

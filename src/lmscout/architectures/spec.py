@@ -12,7 +12,17 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
+from lmscout.memory import require_memory
+
+MOST_BLOCKS = 512
+MOST_VOCABULARY = 2**22
+MOST = {"width": 2**16, "embedding_width": 2**16, "vocabulary": MOST_VOCABULARY, "stack": 64}
+"""The largest sizes, by field; of a field that is not named, `MOST_OTHER`."""
+MOST_OTHER = 2**20
+
+_FLOAT = 4  # bytes
+_PASS = 1024  # tokens of a batch, about
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,28 @@ class ArchitectureSpec(ABC):
         The same seed gives the same bits; PyTorch's global generator is not touched.
         """
 
+    def pass_bytes(self) -> int:
+        """Bytes that one forward and one backward pass takes, at least: weights, gradients, logits.
+
+        Positions that are computed instead of learned count as well.
+        """
+        logits = 2 * _PASS * self.vocabulary if self.causal else 0
+        rotary = 0 if self.kind != "llama" else 2 * self.max_length * self.width
+        return _FLOAT * (2 * self.parameters() + logits + rotary)
+
+    def require_memory(self) -> None:
+        """Refuse an architecture whose pass does not fit, before any of it is built.
+
+        Raises:
+            LmscoutError: it does not; says how many parameters it has.
+        """
+        require_memory(
+            f"{self.kind} architecture of {self.parameters():,} parameters (depth {self.depth}, "
+            f"width {self.width})",
+            self.pass_bytes(),
+            "use a smaller one, or a machine with more memory",
+        )
+
     def to_dict(self) -> dict[str, object]:
         """The spec as JSON-able values, under ``kind`` and the names of its fields."""
         return {"kind": self.kind, **_plain(self)}
@@ -162,10 +194,25 @@ def _plain(value: Any) -> Any:
 
 
 def require_positive(owner: str, **values: object) -> None:
-    """Raise LmscoutError, naming the field, unless every value is a whole number above 0."""
+    """Raise LmscoutError, naming the field, unless every value is a whole number above 0.
+
+    Sizes that no architecture has, as `MOST` says, are refused as well.
+    """
     for field, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise LmscoutError(f"{owner}: {field} must be a whole number above 0, not {value!r}")
+            raise LmscoutError(
+                f"{owner}: {field} must be a whole number above 0, not {brief(value)}"
+            )
+        require_at_most(owner, field, value)
+
+
+def require_at_most(owner: str, field: str, value: int) -> None:
+    """Raise LmscoutError, naming the field, where a size is larger than any architecture's."""
+    most = MOST.get(field, MOST_VOCABULARY if field.startswith("cutoffs") else MOST_OTHER)
+    if value > most:
+        raise LmscoutError(
+            f"{owner}: {field} is too large (got {brief(value)}, expected at most {most:,})"
+        )
 
 
 def require_numbers(owner: str, **values: object) -> None:
@@ -173,7 +220,7 @@ def require_numbers(owner: str, **values: object) -> None:
     for field, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
-            raise LmscoutError(f"{owner}: {field} must be a number above 0, not {value!r}")
+            raise LmscoutError(f"{owner}: {field} must be a number above 0, not {brief(value)}")
 
 
 def require_tuples(owner: str, **values: object) -> None:
@@ -181,7 +228,7 @@ def require_tuples(owner: str, **values: object) -> None:
     for field, value in values.items():
         if not isinstance(value, tuple):
             raise LmscoutError(
-                f"{owner}: {field} must be a list (in Python a tuple), not {value!r}"
+                f"{owner}: {field} must be a list (in Python a tuple), not {brief(value)}"
             )
 
 
@@ -189,7 +236,7 @@ def require_truths(owner: str, **values: object) -> None:
     """Raise LmscoutError, naming the field, unless every value is true or false."""
     for field, value in values.items():
         if not isinstance(value, bool):
-            raise LmscoutError(f"{owner}: {field} must be true or false, not {value!r}")
+            raise LmscoutError(f"{owner}: {field} must be true or false, not {brief(value)}")
 
 
 def require_blocks(owner: str, width: int, heads: tuple[int, ...], inner: tuple[int, ...]) -> None:
@@ -207,13 +254,15 @@ def require_blocks(owner: str, width: int, heads: tuple[int, ...], inner: tuple[
             f"{owner}: heads has {len(heads)} entries and inner {len(inner)}; "
             "both need one for each block"
         )
+    require_depth(owner, len(heads))
     for index, (n_heads, n_inner) in enumerate(zip(heads, inner, strict=True)):
         for field, value in (("heads", n_heads), ("inner", n_inner)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise LmscoutError(
                     f"{owner}: {field}[{index}] must be a whole number above 0, or 0 where the "
-                    f"block has none, not {value!r}"
+                    f"block has none, not {brief(value)}"
                 )
+            require_at_most(owner, f"{field}[{index}]", value)
         if n_heads == n_inner == 0:
             raise LmscoutError(
                 f"{owner}: heads[{index}] and inner[{index}] are both 0; a block has attention, "
@@ -225,6 +274,14 @@ def require_blocks(owner: str, width: int, heads: tuple[int, ...], inner: tuple[
             )
 
 
+def require_depth(owner: str, blocks: int) -> None:
+    """Raise LmscoutError where there are more blocks than any architecture has."""
+    if blocks > MOST_BLOCKS:
+        raise LmscoutError(
+            f"{owner}: has too many blocks (got {blocks:,}, expected at most {MOST_BLOCKS})"
+        )
+
+
 def require_fields(owner: str, cls: type, values: object) -> dict[str, Any]:
     """The values, once they are known to be a dict with exactly the fields that `cls` takes.
 
@@ -232,11 +289,11 @@ def require_fields(owner: str, cls: type, values: object) -> dict[str, Any]:
         LmscoutError: not a dict, or a field is unknown, or one without a default is missing.
     """
     if not isinstance(values, dict):
-        raise LmscoutError(f"{owner}: expected an object with fields, not {values!r}")
+        raise LmscoutError(f"{owner}: expected an object with fields, not {brief(values)}")
     known = [field.name for field in fields(cls)]
     for name in values:
         if name not in known:
-            raise LmscoutError(f"{owner}: unknown field {name!r}; it has {', '.join(known)}")
+            raise LmscoutError(f"{owner}: unknown field {brief(name)}; it has {', '.join(known)}")
     for field in fields(cls):
         if field.default is MISSING and field.name not in values:
             raise LmscoutError(f"{owner}: field {field.name!r} is missing")

@@ -198,6 +198,9 @@ def jobs(space: Space, n: int, *, seed: int, seeds: int) -> list[Job]:
 
 def check_tokens(data: TokenData, space: Space, recipe: Recipe) -> None:
     """Raise LmscoutError where the space's models cannot read the tokens."""
+    least = int(min(data.train.min(), data.validation.min()))
+    if least < 0:
+        raise LmscoutError(f"the tokens go down to {least}; a token is 0 or more")
     largest = int(max(data.train.max(), data.validation.max()))
     if largest >= space.vocabulary:
         raise LmscoutError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -10,8 +11,12 @@ from pathlib import Path
 
 from lmscout.errors import LmscoutError
 from lmscout.files import atomic_folder
+from lmscout.reading import MIB, MOST_STRUCTURED
 
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 30  # without a byte
+MOST_SECONDS = 600  # for a file
+MOST_DOWNLOAD = MOST_STRUCTURED
+_CHUNK = 2**16
 THREADS = 8
 
 
@@ -38,7 +43,8 @@ def download(url: str, files: tuple[str, ...], sha256: str, destination: Path) -
         destination: the folder to make, in a folder that need not exist.
 
     Raises:
-        LmscoutError: the folder cannot be written, or the files are not the pinned ones.
+        LmscoutError: the folder cannot be written, or the files are not the pinned ones, or too
+            large.
         OSError, http.client.HTTPException: the files cannot be fetched.
     """
     remedy = "remove what is there, or set LMSCOUT_CACHE to another folder"
@@ -69,8 +75,20 @@ def _fetch_all(url: str, files: tuple[str, ...], folder: Path) -> None:
 
 
 def _fetch(url: str, path: Path) -> None:
+    ends = time.monotonic() + MOST_SECONDS
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-        content = response.read()
+        announced, content = response.length, bytearray()
+        while chunk := response.read(_CHUNK):  # whatever length the server announces
+            content += chunk
+            if len(content) > MOST_DOWNLOAD:
+                raise LmscoutError(
+                    f"{url}: serves more than {MOST_DOWNLOAD // MIB} MiB, which is not what was "
+                    "published; nothing was kept"
+                )
+            if time.monotonic() > ends:
+                raise TimeoutError(f"not complete after {MOST_SECONDS} seconds")
+    if announced is not None and len(content) < announced:
+        raise http.client.IncompleteRead(bytes(content), announced - len(content))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 

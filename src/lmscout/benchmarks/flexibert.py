@@ -4,7 +4,6 @@ Serianni and Kalita, "Training-free Neural Architecture Search for RNNs and Tran
 arXiv 2305.18915; github aaronserianni/training-free-nas, ``data/BERT_benchmark.json``.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import numpy as np
 
 from lmscout.architectures import FlexibertBlock, FlexibertSpec
 from lmscout.benchmarks.benchmark import Benchmark
-from lmscout.benchmarks.rows import Row, checked, read_text
-from lmscout.errors import LmscoutError
+from lmscout.benchmarks.rows import Row, checked
+from lmscout.errors import LmscoutError, brief
+from lmscout.reading import read_json_rows
 
 MIXER_NAMES: dict[tuple[str, str | int], str] = {
     ("SA", "SDP"): "SDP",
@@ -72,7 +72,7 @@ def read_flexibert(path: Path, name: str) -> Benchmark:
     """The benchmark in a file of upstream's form.
 
     Args:
-        path: the JSON file, a list of rows.
+        path: the file: rows as a JSON array, or one a line.
         name: what the benchmark is called.
 
     Raises:
@@ -83,7 +83,7 @@ def read_flexibert(path: Path, name: str) -> Benchmark:
     encoders = []
     for index, row in enumerate(rows):
         called = row.get("id") if isinstance(row, dict) else None
-        where = f"{path}: row {index}" + ("" if called is None else f" (id {called})")
+        where = f"{path}: row {index}" + ("" if called is None else f" (id {brief(called)})")
         encoder = checked(TrainedEncoder, row, where)
         specs.append(_spec(encoder, where))
         encoders.append(encoder)
@@ -98,14 +98,8 @@ def read_flexibert(path: Path, name: str) -> Benchmark:
 
 
 def _rows(path: Path) -> list[Any]:
-    try:
-        rows = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise LmscoutError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}; "
-            "is the file cut short? Fetch it again"
-        ) from None
-    if not isinstance(rows, list) or not rows:
+    rows = read_json_rows(path)
+    if not rows:
         raise LmscoutError(f"{path}: expected a list of architectures with at least one in it")
     return rows
 
@@ -118,7 +112,8 @@ def _spec(encoder: TrainedEncoder, where: str) -> FlexibertSpec:
         if operation not in MIXER_NAMES:
             known = ", ".join(f"{kind} {parameter}" for kind, parameter in MIXER_NAMES)
             raise LmscoutError(
-                f"{where}: encoder_layers.{index}: operation {operation[0]} {operation[1]} is "
+                f"{where}: encoder_layers.{index}: operation "
+                f"{operation[0][:60]} {brief(operation[1])[:60]} is "
                 f"unknown; there are {known}"
             )
         blocks.append(

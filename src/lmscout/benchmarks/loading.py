@@ -10,7 +10,7 @@ from lmscout.benchmarks.locate import find_flexibert, find_lts
 from lmscout.benchmarks.lts import METRIC, read_lts
 from lmscout.benchmarks.space import SPACES, Space
 from lmscout.benchmarks.space_file import SUFFIX, read_space
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 
 # The data set of the folders whose name lmscout can vouch for.
 LTS_METRICS: dict[str, str] = {
@@ -49,7 +49,7 @@ def load(name: str) -> Benchmark:
         if os.sep in rest or "/" in rest or os.path.isdir(path):
             return read_lts(path, name)
         return read_lts(find_lts(rest), name, LTS_METRICS.get(rest, METRIC))
-    raise UnknownBenchmarkError(f"unknown benchmark {name!r}; it can be {ACCEPTED}")
+    raise UnknownBenchmarkError(f"unknown benchmark {brief(name)}; it can be {ACCEPTED}")
 
 
 def load_space_or_benchmark(name: str) -> Space | Benchmark:
@@ -68,6 +68,6 @@ def load_space_or_benchmark(name: str) -> Space | Benchmark:
             return read_space(Path(name).expanduser())
         spaces = ", ".join(space.name for space in SPACES)
         raise LmscoutError(
-            f"unknown space {name!r}; there are the spaces {spaces} and FILE{SUFFIX}, and the "
+            f"unknown space {brief(name)}; there are the spaces {spaces} and FILE{SUFFIX}, and the "
             f"benchmarks {ACCEPTED}"
         ) from None

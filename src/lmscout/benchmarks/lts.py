@@ -11,31 +11,27 @@ lmscout recounts.
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-import yaml
 from pydantic import Field
 
 from lmscout.architectures import Gpt2Spec
+from lmscout.architectures.spec import MOST_BLOCKS
 from lmscout.benchmarks.benchmark import Benchmark
-from lmscout.benchmarks.rows import Row, checked, read_text
+from lmscout.benchmarks.rows import Row, checked
 from lmscout.errors import LmscoutError
+from lmscout.reading import read_yaml
 
 CONFIG_FILE = "model_config.yaml"
 PERPLEXITY_FILE = "ppl_summary.yaml"
 METRIC = "negated validation perplexity"
 
-# The same safe constructors; libyaml's scanner is several times faster where it is there.
-SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-PYTHON_TAG = re.compile(r"tag '(?:tag:yaml\.org,2002:)?([^']*)'")
-
 
 class ModelConfig(Row):
     """``model_config.yaml``: what of it makes the architecture."""
 
-    n_layer: int
+    n_layer: Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
     n_head: int | list[int]
     d_head: int | list[int] | None = -1
     d_model: int
@@ -99,30 +95,6 @@ def read_lts(folder: Path, name: str, metric: str = METRIC) -> Benchmark:
         identifiers=tuple(configs),
         source=str(folder),
     )
-
-
-def read_yaml(path: Path) -> dict[Any, Any]:
-    """A YAML file of plain data: no tag in it can name Python code.
-
-    Raises:
-        LmscoutError: not YAML, not plain, or not a mapping.
-    """
-    try:
-        values = yaml.load(read_text(path), Loader=SAFE_LOADER)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        tag = PYTHON_TAG.search(error.problem or "")
-        if isinstance(error, yaml.constructor.ConstructorError) and tag:
-            raise LmscoutError(
-                f"{path}{line}: the tag {tag[1]!r} is not plain data; lmscout constructs "
-                "nothing that a file names: replace it with plain values"
-            ) from None
-        raise LmscoutError(f"{path}{line}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise LmscoutError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise LmscoutError(f"{path}: expected names with values, found {type(values).__name__}")
-    return values
 
 
 def _config_files(folder: Path) -> dict[str, Path]:

@@ -1,11 +1,10 @@
 """Rows of files that people write: checked, or refused in one line."""
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.proxies.spelling import did_you_mean
 
 
@@ -36,27 +35,8 @@ def checked(row: type[RowT], values: Any, where: str) -> RowT:
         field = ".".join(str(part) for part in first["loc"]) or "the row"
         if first["type"] == "extra_forbidden":
             raise LmscoutError(
-                f"{where}: unknown field {field}{did_you_mean(field, row.model_fields)}"
+                f"{where}: unknown field {field[:60]}{did_you_mean(field, row.model_fields)}"
             ) from None
-        got = "" if first["type"] == "missing" else f", not {_brief(first['input'])}"
+        got = "" if first["type"] == "missing" else f", not {brief(first['input'])}"
         message = first["msg"][:1].lower() + first["msg"][1:]
         raise LmscoutError(f"{where}: {field}: {message}{got}") from None
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-        LmscoutError: the file cannot be read, or is not UTF-8 text.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise LmscoutError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise LmscoutError(f"{path}: not UTF-8 text; the file is damaged or another") from None
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

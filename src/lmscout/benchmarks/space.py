@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmscout.architectures import ArchitectureSpec, Gpt2Spec, LlamaSpec
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 
 GPT2, LLAMA = "gpt2", "llama"
 
@@ -91,7 +91,7 @@ def space_of(name: str) -> Space:
         if space.name == name:
             return space
     names = ", ".join(space.name for space in SPACES)
-    raise LmscoutError(f"unknown space {name!r}; there are {names}")
+    raise LmscoutError(f"unknown space {brief(name)}; there are {names}")
 
 
 def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
@@ -210,4 +210,5 @@ def mlp_width(width: int, expansion: float, family: str) -> int:
 
 def _shared(heads: int, group: int) -> int:
     """Key-value heads for query heads in groups of at most that size."""
-    return next((heads // size for size in range(group, 0, -1) if heads % size == 0), 0)
+    largest = min(group, heads)
+    return next((heads // size for size in range(largest, 0, -1) if heads % size == 0), 0)

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lmscout.benchmarks.rows import Row, checked, read_text
+from lmscout.benchmarks.rows import Row, checked
 from lmscout.errors import LmscoutError
 from lmscout.files import remove_drafts, write_file
+from lmscout.reading import parse_json_lines, read_json, read_json_object, read_text
 from lmscout.runs import SETTINGS
 
 ROWS, TABLE = "rows", "table.jsonl"
@@ -60,8 +61,8 @@ def read_rows(folder: Path) -> dict[tuple[int, int], TrainedRow]:
     rows = {}
     for path in sorted((folder / ROWS).glob("*.json")):
         try:
-            row = checked(TrainedRow, json.loads(read_text(path)), str(path))
-        except (json.JSONDecodeError, LmscoutError):
+            row = checked(TrainedRow, read_json(path), str(path))
+        except LmscoutError:
             continue
         rows[row.architecture, row.seed] = row
     return rows
@@ -90,14 +91,13 @@ def read_table(folder: Path) -> list[TrainedRow]:
             if unfinished
             else f"{folder}: no {TABLE}; expected a folder that lmscout bench build wrote"
         )
-    rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        where = f"{path}, line {number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise LmscoutError(f"{where}: not JSON: {error.msg}; is the file damaged?") from None
-        rows.append(checked(TrainedRow, values, where))
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        raise LmscoutError(f"{path}: is a JSON array; expected JSON lines, one row a line")
+    rows = [
+        checked(TrainedRow, values, f"{path}, line {number}")
+        for number, values in parse_json_lines(text, str(path))
+    ]
     if not rows:
         raise LmscoutError(f"{path}: holds no rows")
     return rows
@@ -107,16 +107,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of a benchmark.
 
     Raises:
-        LmscoutError: they are not there or not JSON.
+        LmscoutError: they are not there, not JSON or no object.
     """
-    path = folder / SETTINGS
-    try:
-        settings = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise LmscoutError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
-    if not isinstance(settings, dict):
-        raise LmscoutError(f"{path}: expected an object with names")
-    return settings
+    return read_json_object(folder / SETTINGS)
 
 
 def _line(row: TrainedRow) -> str:

@@ -7,13 +7,17 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lmscout.benchmarks.rows import read_text
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
+from lmscout.memory import require_memory
+from lmscout.reading import check_safetensors_header, read_text
+
+_WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # in a file of tokens
 
 HELD_OUT = 20  # of a user's text, the last twentieth validates
 
@@ -59,23 +63,40 @@ def stored_tokens(file: Path) -> TokenData:
     """Tokens of a safetensors file with the integer vectors ``train`` and ``validation``.
 
     Raises:
-        LmscoutError: it cannot be read, or lacks one of them.
+        LmscoutError: it cannot be read, lacks one of them, or holds something else than tokens.
     """
+    check_safetensors_header(file)
     try:
         with safe_open(file, framework="pt") as stored:
             made_of = dict(stored.metadata() or {})
-            sides = [stored.get_tensor(side) for side in ("train", "validation")]
+            for side in ("train", "validation"):
+                _check_kind(stored.get_slice(side), f"{file}: {side}")
+            sides = [stored.get_tensor(side).long() for side in ("train", "validation")]
     except (OSError, SafetensorError) as error:
         raise LmscoutError(
             f"{file}: is no safetensors file with the tensors train and validation "
-            f"({' '.join(str(error).split())})"
+            f"({' '.join(str(error)[:200].split())})"
         ) from None
-    for side in sides:
-        if side.dim() != 1 or side.is_floating_point():
-            raise LmscoutError(f"{file}: train and validation must be vectors of whole numbers")
+    for side, tokens in zip(("train", "validation"), sides, strict=True):
+        if len(tokens) and (least := int(tokens.min())) < 0:
+            raise LmscoutError(
+                f"{file}: {side} holds a token that is none (got {least}, expected 0 or more); "
+                "write the token ids of a tokenizer"
+            )
     of_other_sides = {key for key in made_of if key.startswith("test")}
     kept = {key: value for key, value in made_of.items() if key not in of_other_sides}
-    return TokenData(sides[0].long(), sides[1].long(), kept)
+    return TokenData(sides[0], sides[1], kept)
+
+
+def _check_kind(stored: Any, what: str) -> None:
+    """Refuse a tensor that is no vector of whole numbers, before it is read."""
+    shape, dtype = stored.get_shape(), str(stored.get_dtype())
+    if len(shape) != 1 or dtype not in _WHOLE:
+        raise LmscoutError(
+            f"{what}: must be a vector of whole numbers (got {dtype} {brief(list(shape))}, "
+            f"expected one of {', '.join(_WHOLE)})"
+        )
+    require_memory(what, 8 * int(shape[0]), "give fewer tokens")
 
 
 def text_tokens(files: Sequence[Path]) -> TokenData:

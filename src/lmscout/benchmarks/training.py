@@ -24,6 +24,7 @@ from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.architectures.layers import fuse_attention
 from lmscout.benchmarks.token_data import TokenData
 from lmscout.errors import LmscoutError, check_whole
+from lmscout.memory import require_memory
 
 POINTS = 5  # validation losses on the way, at equal distances
 EAGER_STEPS = 3  # before a step is captured: they make the optimizer's state
@@ -163,6 +164,7 @@ def window_starts(tokens: int, recipe: Recipe, seed: int) -> Tensor:
         )
     generator = torch.Generator().manual_seed(seed)
     wanted = recipe.steps * recipe.sequences
+    require_memory(f"training on {recipe.tokens:,} tokens", 16 * wanted, "give fewer tokens")
     epochs = []
     for _ in range(-(-wanted // count)):
         cut = int(torch.randint(recipe.length, (), generator=generator))

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import JsonOption, KeepOption
+from lmscout.cli.options import LAST_SEED, JsonOption, KeepOption
 
 if TYPE_CHECKING:
     from lmscout.benchmarks.check import Check
@@ -31,16 +31,24 @@ def build(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The benchmark's folder.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", min=1, help="Architectures.")] = 240,
+    n: Annotated[int, typer.Option("--n", min=1, max=100_000, help="Architectures.")] = 240,
     tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens that each architecture is trained on.", show_default="the recipe's"
+            min=1,
+            max=10**12,
+            help="Tokens that each architecture is trained on.",
+            show_default="the recipe's",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of architectures.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, help="Of the draw of architectures.")
+    ] = 0,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Trainings of every tenth one, by which noise is known.")
+        int,
+        typer.Option(
+            min=1, max=1000, help="Trainings of every tenth one, by which noise is known."
+        ),
     ] = 3,
     device: Annotated[
         str, typer.Option(help="cpu, cuda (every GPU), cuda:1, or auto: every GPU, else the CPU.")
@@ -48,7 +56,10 @@ def build(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Models trained at once.", show_default="8 a GPU, or one a CPU core"
+            min=1,
+            max=1024,
+            help="Models trained at once.",
+            show_default="8 a GPU, or one a CPU core",
         ),
     ] = None,
     text: Annotated[
@@ -122,7 +133,7 @@ def check(
             metavar="DIR", help="What lmscout bench build wrote, or pico.", show_default=False
         ),
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Of the simulated noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the simulated noise.")] = 0,
     out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:

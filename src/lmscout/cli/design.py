@@ -12,7 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import BackendOption, JsonOption, WorkersOption, parameter_count
+from lmscout.cli.options import (
+    LAST_SEED,
+    BackendOption,
+    JsonOption,
+    WorkersOption,
+    parameter_count,
+)
 from lmscout.files import as_json, check_file, write_file
 
 if TYPE_CHECKING:
@@ -53,12 +59,15 @@ def design(
             show_default=False,
         ),
     ],
-    evaluations: Annotated[int, typer.Option(min=1, help="Architectures read.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn and changed.")] = 0,
+    evaluations: Annotated[int, typer.Option(min=1, max=10**7, help="Architectures read.")] = 200,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, help="Of what is drawn and changed.")
+    ] = 0,
     weights: Annotated[
         int,
         typer.Option(
             min=1,
+            max=10_000,
             metavar="DRAWS",
             help="Of initial weights and data, over which scores are averaged; each reads every "
             "architecture once more.",

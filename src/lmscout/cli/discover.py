@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lmscout.cli import console
 from lmscout.cli.options import (
+    LAST_SEED,
     BackendOption,
     JsonOption,
     OutOption,
@@ -52,7 +53,7 @@ def discover(
     search: Annotated[
         str, typer.Option(help="Architectures that the choice may see; of several, 100,40.")
     ] = "100",
-    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the split.")] = 0,
     engine: Annotated[
         str, typer.Option(help="Of the deep space: genetic, regularized, random or exhaustive.")
     ] = "genetic",
@@ -60,6 +61,7 @@ def discover(
         int,
         typer.Option(
             min=1,
+            max=10**7,
             help="Of the deep space: proxies evaluated in full, in all; fewer where rules and race "
             "let next to none through.",
         ),
@@ -68,6 +70,7 @@ def discover(
         int | None,
         typer.Option(
             min=1,
+            max=1000,
             help="Of the deep space: independent searches that share the evaluations; the best of "
             "each are multiplied. 4, or 1 where it is exhaustive.",
             show_default=False,

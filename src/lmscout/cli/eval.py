@@ -68,12 +68,17 @@ def evaluate(
     shots: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Examples before each question; 5 for mmlu, else 0.", show_default=False
+            min=0,
+            max=1000,
+            help="Examples before each question; 5 for mmlu, else 0.",
+            show_default=False,
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Ask only the first questions of a task.", show_default=False),
+        typer.Option(
+            min=1, max=10**9, help="Ask only the first questions of a task.", show_default=False
+        ),
     ] = None,
     speed: Annotated[
         bool, typer.Option("--speed", help="Measure tokens a second and peak memory too.")
@@ -89,9 +94,9 @@ def evaluate(
     ] = None,
     limit_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Use only a text's first tokens.", show_default=False),
+        typer.Option(min=1, max=10**9, help="Use only a text's first tokens.", show_default=False),
     ] = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a forward.")] = 4096,
+    batch_tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Tokens a forward.")] = 4096,
     dtype: Annotated[str, typer.Option(help="Of the weights: " + ", ".join(DTYPES))] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     out: KeepOption = None,

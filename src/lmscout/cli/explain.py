@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import BackendOption, JsonOption, KeepOption, WorkersOption
+from lmscout.cli.options import LAST_SEED, BackendOption, JsonOption, KeepOption, WorkersOption
 from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ def explain(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, help="Of the models' weights, and of the half that chooses a formula."),
+        typer.Option(
+            min=0,
+            max=LAST_SEED,
+            help="Of the models' weights, and of the half that chooses a formula.",
+        ),
     ] = 0,
     latex: Annotated[bool, typer.Option("--latex", help="Print the proxy in LaTeX.")] = False,
     torch: Annotated[

@@ -97,5 +97,13 @@ def _run() -> None:
 def _fail(message: str) -> None:
     if stopping.is_stopping():  # an error that the end of the work has brought about
         raise KeyboardInterrupt
-    print(f"lmscout: {' '.join(message.split())}", file=sys.stderr)
+    print(f"lmscout: {_shown(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _shown(message: str) -> str:
+    """One line; what a terminal would act on, or cannot show, is escaped."""
+    line = " ".join(message.split())
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in line
+    )

@@ -11,6 +11,8 @@ import typer
 
 from lmscout.errors import LmscoutError
 
+LAST_SEED = 2**63 - 1  # that PyTorch's generators take
+MOST_PARAMETERS = 10**15
 DTYPES = ("float32", "bfloat16", "float16")
 
 BenchmarkArgument = Annotated[
@@ -22,7 +24,8 @@ BenchmarkArgument = Annotated[
     ),
 ]
 WorkersOption = Annotated[
-    int, typer.Option(help="Architectures read at once; -1 is one a core.", show_default=True)
+    int,
+    typer.Option(max=1024, help="Architectures read at once; -1 is one a core.", show_default=True),
 ]
 BackendOption = Annotated[
     str, typer.Option(help="joblib backend that runs them: loky is processes here.")
@@ -50,6 +53,7 @@ JsonOption = Annotated[
     ),
 ]
 
+_LONGEST_COUNT = 60  # characters
 _THOUSANDS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3}
 
 
@@ -63,11 +67,15 @@ def parameter_count(text: str, option: str) -> int:
     Raises:
         LmscoutError: it is none.
     """
-    found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)\s*([kmgb]?)", text.strip(), re.IGNORECASE)
+    short = text.strip() if len(text) <= _LONGEST_COUNT else ""
+    found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)\s*([kmgb]?)", short, re.IGNORECASE)
     if found:
         number, unit = found.groups()
         digits = Decimal(number.replace(",", "").replace("_", ""))
         count = int(digits * 1000 ** _THOUSANDS[unit.lower()])
-        if count > 0:
+        if 0 < count <= MOST_PARAMETERS:
             return count
-    raise LmscoutError(f"{option} {text}: give a number of parameters, such as 3M, 120k or 1500000")
+    raise LmscoutError(
+        f"{option} {text[:_LONGEST_COUNT]}: give a number of parameters, such as 3M, 120k or "
+        "1500000"
+    )

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lmscout.cli import console, recovery_options
 from lmscout.cli.dry_run import foretell
-from lmscout.cli.options import DTYPES, JsonOption
+from lmscout.cli.options import DTYPES, LAST_SEED, JsonOption
 from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def prune(
             show_default=False,
         ),
     ] = None,
-    pairs: Annotated[int, typer.Option(min=20, help="Architecture-accuracy pairs.")] = 200,
+    pairs: Annotated[
+        int, typer.Option(min=20, max=100_000, help="Architecture-accuracy pairs.")
+    ] = 200,
     importance: Annotated[
         str, typer.Option(help="random, magnitude, taylor, activation or fluctuation.")
     ] = "taylor",
@@ -139,11 +141,14 @@ def prune(
         int | None,
         typer.Option(
             min=1,
+            max=2**20,
             help="MLP widths are multiples of it; by default of what the device runs fast.",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, help="Of everything that is drawn.")
+    ] = 0,
     storage: Annotated[
         str | None,
         typer.Option(

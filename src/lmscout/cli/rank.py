@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from lmscout.cli import console
 from lmscout.cli.options import (
+    LAST_SEED,
     BackendOption,
     BenchmarkArgument,
     JsonOption,
@@ -32,7 +33,7 @@ def rank(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the models' weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the models' weights.")] = 0,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     out: OutOption = None,

@@ -6,17 +6,23 @@ follows an adapter to another model, or reports fifty lines.  Here each case is 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.quiet import first_line
+from lmscout.reading import (
+    MIB,
+    check_inside,
+    check_safetensors_header,
+    named_file,
+    read_json_object,
+)
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -28,15 +34,20 @@ PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _STORED = MappingProxyType(  # by safetensors' names
     {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 )
+MOST_JSON = 256 * MIB
+
 _SAFE = ".safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path) -> list[Path]:
     """Check that a folder holds a whole model in safetensors.
 
     Args:
         folder: a local folder.
+
+    Returns:
+        The files of weights.
 
     Raises:
         LmscoutError: it is no folder, lacks a configuration or weights, holds an adapter, its
@@ -51,9 +62,16 @@ def check_checkpoint(folder: Path) -> None:
         )
     if not (folder / CONFIG).is_file():
         raise LmscoutError(f"{folder}: has no {CONFIG}; give a folder written by save_pretrained")
-    config = _read_json(folder / CONFIG)
-    for file in _weight_files(folder, config.get("transformers_weights")):
+    config = read_json_object(folder / CONFIG, lenient=True)
+    for file in folder.glob("*.json"):  # which transformers reads whole
+        if (size := file.stat().st_size) > MOST_JSON:
+            raise LmscoutError(
+                f"{file}: is too large (got {size:,} bytes, expected at most {MOST_JSON:,})"
+            )
+    files = _weight_files(folder, config.get("transformers_weights"))
+    for file in files:
         _check_weights(file)
+    return files
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
@@ -67,7 +85,7 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
     """
     values: Counter[torch.dtype] = Counter()
     try:
-        config = _read_json(folder / CONFIG)
+        config = read_json_object(folder / CONFIG, lenient=True)
         for file in _weight_files(folder, config.get("transformers_weights")):
             with safe_open(file, framework="pt") as stored:
                 for name in stored.keys():  # noqa: SIM118
@@ -97,10 +115,10 @@ def _pickled(name: str) -> str:
 
 def _weight_files(folder: Path, named: object) -> list[Path]:
     if named is not None:  # transformers reads this entry first, and from it even a pickle
-        name = str(named)
-        if not name.endswith((_SAFE, f"{_SAFE}.index.json")):
-            raise LmscoutError(f"{folder}: {_pickled(f'{name}, which {CONFIG} names,')}")
-        return _shards(folder / name) if name.endswith(".json") else [folder / name]
+        file = named_file(folder, named, f"{folder / CONFIG}: transformers_weights")
+        if not file.name.endswith((_SAFE, f"{_SAFE}.index.json")):
+            raise LmscoutError(f"{folder}: {_pickled(f'{file.name}, which {CONFIG} names,')}")
+        return _shards(file) if file.name.endswith(".json") else [file]
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if (folder / INDEX).exists():
@@ -113,10 +131,11 @@ def _weight_files(folder: Path, named: object) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    weights = _read_json(index).get("weight_map")
+    weights = read_json_object(index, lenient=True).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise LmscoutError(f"{index}: names no weights (weight_map); fetch it again")
-    names = sorted({str(name) for name in weights.values()})
+    files = [named_file(index.parent, name, str(index)) for name in weights.values()]
+    names = sorted({file.name for file in files})
     for name in names:
         if not name.endswith(_SAFE):  # transformers would unpickle it
             raise LmscoutError(f"{index}: {_pickled(name)}")
@@ -130,20 +149,12 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _check_weights(file: Path) -> None:
+    check_inside(file)
+    check_safetensors_header(file)
     try:
         with safe_open(file, framework="pt"):  # reads the header and compares lengths
             pass
     except (SafetensorError, OSError) as error:
         raise LmscoutError(
-            f"{file}: is damaged or incomplete ({error}); fetch or save it again"
+            f"{file}: is damaged or incomplete ({first_line(error)}); fetch or save it again"
         ) from None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LmscoutError(f"{file}: is not readable JSON ({error}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise LmscoutError(f"{file}: holds no JSON object; fetch it again")
-    return content

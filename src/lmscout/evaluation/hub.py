@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.origin import CARD
 from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.reading import MIB, MOST_TEXT
 
 HUB = "hub:"
 
@@ -107,7 +109,21 @@ def dataset_text(source: str) -> str:
         ) from error
     if address.split is None:
         data = _only_split(source, data)
-    return _BLANK_LINE.join(row or "" for row in data[_field(source, address, data)])
+    return _joined(source, data[_field(source, address, data)])
+
+
+def _joined(source: str, rows: Iterable[str | None]) -> str:
+    """Rows joined by blank lines, no more of them than a text may have."""
+    kept, size = [], 0
+    for row in rows:
+        kept.append(row or "")
+        size += len(kept[-1]) + len(_BLANK_LINE)
+        if size > MOST_TEXT:
+            raise LmscoutError(
+                f"{source}: is too large (more than {MOST_TEXT // MIB} MiB); name a smaller split, "
+                f"as {HUB}NAME:train[:1%]"
+            )
+    return _BLANK_LINE.join(kept)
 
 
 def _only_split(source: str, splits: Any) -> Any:

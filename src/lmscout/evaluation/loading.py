@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lmscout.errors import LmscoutError, out_of_memory
-from lmscout.evaluation.checkpoint import PLAIN_DTYPES, check_checkpoint, stored_dtype
+from lmscout.evaluation.checkpoint import CONFIG, PLAIN_DTYPES, check_checkpoint, stored_dtype
+from lmscout.evaluation.config_sizes import check_memory, read_config
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.hub import fetch_model
 from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.reading import expanded
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Entries of a config.json that name code, in the repository itself or in another one.
@@ -87,9 +91,11 @@ def load_model(
     """
     target = usable_device(str(device))
     folder = _folder(source)
-    check_checkpoint(folder)
+    files = check_checkpoint(folder)
     with quiet():
         config = _causal_config(folder, source)
+        described = read_config(folder / CONFIG)
+        check_memory(described, files, lambda: _unfilled(config), source)
         saved_dtype = _dtype(config)  # before loading overwrites it
         model = _weights(folder, source, config, dtype or _in_memory(saved_dtype, target))
         _describe_tie(model)
@@ -181,15 +187,22 @@ def _move(model: nn.Module, device: torch.device, source: str) -> None:
         raise LmscoutError(f"{source}: does not fit on {device} ({first_line(error)})") from None
 
 
+def _unfilled(config: PreTrainedConfig) -> PreTrainedModel:
+    auto: Any = AutoModelForCausalLM
+    make = partial(auto.from_config, config, trust_remote_code=False)
+    return unfilled_model(make, "meta")
+
+
 def _folder(source: str, *, weights: bool = True) -> Path:
     """A folder as it is given, or a model of the Hub, fetched."""
-    folder = Path(source).expanduser()
-    if not folder.exists() and _HUB_NAME.fullmatch(source):
+    folder = expanded(source)
+    if not os.path.exists(folder) and _HUB_NAME.fullmatch(source):
         folder = fetch_model(source, weights=weights)
     return folder
 
 
 def _causal_config(folder: Path, source: str) -> PreTrainedConfig:
+    read_config(folder / CONFIG)  # what transformers would read without a bound
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
@@ -386,13 +399,14 @@ def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
+        tokens = tokenizer("a text", add_special_tokens=False)["input_ids"]
     except Exception as error:  # as above
         raise LmscoutError(
             f"{source}: has no tokenizer that can be loaded ({first_line(error)}); save the "
             "model's tokenizer into the folder"
         ) from error
     # Where files are missing, some tokenizer classes are made empty instead of refused.
-    if not tokenizer("a text", add_special_tokens=False)["input_ids"]:
+    if not tokens:
         raise LmscoutError(
             f"{source}: its tokenizer makes no tokens of text; save the model's tokenizer into "
             "the folder"

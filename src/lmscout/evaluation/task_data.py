@@ -9,7 +9,6 @@ taken back.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections import defaultdict
@@ -22,6 +21,7 @@ from typing import Any
 import yaml
 
 from lmscout.errors import LmscoutError
+from lmscout.reading import MOST_STRUCTURED, decoded, parse_json_lines, read_bytes
 
 Row = dict[str, Any]
 
@@ -162,15 +162,10 @@ def _write_rows(file: Path, rows: Iterator[Row] | list[Row]) -> None:
 def read_questions(file: Path, task: LocalTask) -> Iterator[tuple[Row, Row]]:
     """Every row of a file, with lm-eval's form of it."""
     number = 0
+    text = decoded(read_bytes(file, MOST_STRUCTURED, compressed=True), str(file))
     try:
-        opened = gzip.open if file.suffix == ".gz" else open
-        with opened(file, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                number += 1
-                row = json.loads(line)
-                yield row, task.question(row)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise LmscoutError(f"{file}: cannot be read ({error})") from error
+        for number, row in parse_json_lines(text, str(file)):  # noqa: B007 - an error tells it
+            yield row, task.question(row)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise LmscoutError(
             f"{file}, line {number}: is no question of {task.name} ({error}); see "

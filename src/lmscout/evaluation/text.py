@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.hub import HUB, dataset_text
 from lmscout.evaluation.text_rows import json_lines_text, parquet_text, row_file
+from lmscout.reading import MOST_TEXT, expanded, read_bytes
 
-_GZIP = b"\x1f\x8b"
 _LONG = 40  # characters; shorter lines (headings, "= = =") recur without having been copied
 
 
@@ -86,23 +84,13 @@ def _long_lines(text: Text) -> list[str]:
 
 
 def _file(source: str) -> str:
-    path = Path(source).expanduser()
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    path = expanded(source)
+    if not os.path.lexists(path):
         raise LmscoutError(
             f"{source}: no such file; a text is a file (plain, gzip, or FILE#FIELD of JSON lines "
             "or Parquet) or a Hub data set written hub:NAME[/CONFIG][:SPLIT][#FIELD]"
-        ) from None
-    except OSError as error:
-        raise LmscoutError(f"{source}: cannot be read as a text file ({error.strerror})") from None
-    if content.startswith(_GZIP):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise LmscoutError(
-                f"{source}: is damaged gzip ({error}); fetch or compress it again"
-            ) from None
+        )
+    content = read_bytes(path, MOST_TEXT, compressed=True, pipe=True, name=source)
     try:
         decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,7 +7,6 @@ rows on the Hub.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmscout.errors import LmscoutError
+from lmscout.reading import MOST_TEXT, parse_json_lines
 
 BLANK_LINE = "\n\n"
 _FIELD = "text"  # that is taken where none is named
@@ -24,7 +24,6 @@ _SOURCE = re.compile(
     r"(?P<file>.+\.(?:(?P<parquet>parquet)|(?:jsonl|ndjson)(?:\.gz)?))(?:#(?P<field>[^#]+))?",
     re.IGNORECASE | re.DOTALL,
 )
-_MOST = 1 << 30  # bytes of text in a Parquet file, after decompression
 _BATCH = 256  # rows of a Parquet file at a time
 
 
@@ -92,14 +91,7 @@ def json_lines_text(rows: RowFile, content: str) -> str:
                 f"{_listed(strings)}: name one, as {rows.path}#FIELD"
             )
         found.append(value or "")
-    text = BLANK_LINE.join(found)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise LmscoutError(
-            f"{rows.source}: holds half of a character (a lone surrogate); write it whole"
-        ) from None
-    return text
+    return BLANK_LINE.join(found)
 
 
 def parquet_text(rows: RowFile) -> str:
@@ -136,9 +128,9 @@ def _values(rows: RowFile, file: pq.ParquetFile, name: str) -> Iterator[str]:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         held += column.nbytes
-        if held > _MOST:
+        if held > MOST_TEXT:
             raise LmscoutError(
-                f"{rows.source}: holds more than {_MOST >> 30} GiB of text; give a smaller file"
+                f"{rows.source}: holds more than {MOST_TEXT >> 30} GiB of text; give a smaller file"
             )
         yield from (value or "" for value in column.to_pylist())
 
@@ -150,16 +142,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _objects(rows: RowFile, content: str) -> Iterator[tuple[int, dict[str, object]]]:
     """The objects of JSON lines with their line numbers, from 1."""
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise LmscoutError(
-                f"{rows.source}, line {number}: is not JSON ({str(error).partition(':')[0]}); give "
-                "one object a line, or rename the file to read it as plain text"
-            ) from None
+    for number, row in parse_json_lines(content, rows.source):
         if not isinstance(row, dict):
             raise LmscoutError(
                 f"{rows.source}, line {number}: is no JSON object; give one object a line, or "

@@ -19,7 +19,7 @@ from lmscout.proxies.expression import Binary, Branch, Proxy
 from lmscout.proxies.operators import AGGREGATION, INPUT, UNARY_OPERATION
 from lmscout.proxies.reading import Reading
 from lmscout.proxies.spelling import nearest, shown
-from lmscout.proxies.text import parse
+from lmscout.proxies.text import parse, require_short
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,7 @@ def resolve(text: str) -> Entry | Proxy | Node:
     Raises:
         LmscoutError: There is no such entry, or the expression is malformed.
     """
+    require_short(text)
     if "(" in text:
         try:
             return parse(text)

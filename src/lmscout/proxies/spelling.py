@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 
 LONGEST_SHOWN = 60
 
@@ -12,7 +12,7 @@ def shown(value: object) -> str:
     """A value in a one-line message: text quoted and escaped, whatever is long cut short."""
     if isinstance(value, str):
         return repr(_cut(value))
-    return _cut(repr(value))
+    return brief(value)
 
 
 def _cut(text: str) -> str:

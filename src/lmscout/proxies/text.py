@@ -29,6 +29,9 @@ from lmscout.proxies.operators import (
 )
 from lmscout.proxies.spelling import nearest, shown
 
+LONGEST = 100_000
+"""Characters of an expression."""
+
 _TOKEN = re.compile(r"(?P<space>\s+)|(?P<word>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>[()+\-*@])")
 _SIGNS = {entry.symbol: entry.name for entry in BINARY}
 
@@ -55,7 +58,17 @@ def parse(text: str) -> Proxy:
         LmscoutError: The text is malformed; the line names the column (from 1), what was
             found there and what was expected.
     """
+    require_short(text)
     return _Parser(text).proxy()
+
+
+def require_short(text: str) -> None:
+    """Raise LmscoutError where a text is longer than any proxy's."""
+    if len(text) > LONGEST:
+        raise LmscoutError(
+            f"proxy {shown(text)}: is too long (got {len(text):,} characters, expected at most "
+            f"{LONGEST:,})"
+        )
 
 
 def format_proxy(proxy: Proxy) -> str:

@@ -22,6 +22,7 @@ from lmscout.evaluation import (
     unfilled_model,
     vocabulary_size,
 )
+from lmscout.memory import require_memory
 from lmscout.pruning.calibration import CalibrationSettings, portions_of
 from lmscout.pruning.families import Family, family_of, unit_maps
 from lmscout.pruning.recovery.foretelling import foretell_training
@@ -252,6 +253,9 @@ def _time_one_block(
         (max(1, _TIMED_TOKENS // window), window),
         generator=generator,
     )
+    if device.type == "cpu":
+        sizes = _first_blocks(config, 1, dtype, torch.device("meta"))
+        require_memory("timing a block", parameter_bytes(sizes), "use a machine with more memory")
     model = _first_blocks(config, 1, dtype, device)
     return measure_latency(model, family, tokens, repeats=_REPEATS)
 

@@ -129,6 +129,7 @@ def fill(
         progress(int(store.done.sum()), len(specs))
     if not todo:
         return
+    max(todo, key=ArchitectureSpec.pass_bytes).require_memory()  # before the first is built
     saved = time.monotonic()
     with warnings.catch_warnings(), worker_processes() as started:
         rows = started(workers, partial(_in_one_thread, measure), todo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lmscout.files import check_folder, remove_drafts, write_file
+from lmscout.memory import require_memory
 from lmscout.statistics.provenance import Provenance
 
 _PROVENANCE = "provenance"
@@ -41,6 +43,11 @@ class RowStore:
         self.path = folder / f"{name}-{provenance.digest()}.safetensors"
         self._provenance = provenance.to_json()
         n = len(provenance.architectures)
+        require_memory(
+            f"{n} rows of {' x '.join(map(str, row_shape))} numbers",
+            n * math.prod(row_shape) * np.dtype(dtype).itemsize,
+            "use a smaller benchmark",
+        )
         self.rows: npt.NDArray[Any] = np.full((n, *row_shape), np.nan, dtype)
         self.done: npt.NDArray[np.bool_] = np.zeros(n, bool)
         make_folder(folder)

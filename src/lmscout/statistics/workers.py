@@ -14,9 +14,11 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
 from lmscout.children import end_with_parent, signals_held
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 
 _PROCESSES = "loky"
+
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Workers:
     def __post_init__(self) -> None:
         if self.count == 0:
             raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")
+        if abs(self.count) > MOST_WORKERS:
+            raise LmscoutError(
+                f"workers: there are too many (got {brief(self.count)}, expected at most "
+                f"{MOST_WORKERS}); give -1 for one a core"
+            )
         # Rows come one by one, which not every backend can do.
         able = {name for name, one in BACKENDS.items() if one.supports_return_generator}
         known = sorted(able | EXTERNAL_BACKENDS.keys())

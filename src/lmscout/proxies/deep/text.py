@@ -15,6 +15,7 @@ from lmscout.errors import LmscoutError
 from lmscout.proxies.deep.nodes import LARGEST, Node
 from lmscout.proxies.deep.words import ARITHMETIC
 from lmscout.proxies.spelling import shown
+from lmscout.proxies.text import require_short
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<word>[A-Za-z_][A-Za-z0-9_]*|[0-9]+(?:\.[0-9]+)?)|(?P<sign>[()+\-*/,]))"
@@ -28,6 +29,7 @@ def parse(text: str) -> Node:
     Raises:
         LmscoutError: the text is malformed or of no type; it names the column.
     """
+    require_short(text)
     reader = _Reader(text)
     node = reader.joined(0)
     if reader.token.text:

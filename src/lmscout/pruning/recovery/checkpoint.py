@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.files import check_folder, write_file
+from lmscout.reading import check_safetensors_header, parse_json
 
 Identity = Mapping[str, str | int | float | None]
 
@@ -83,6 +85,11 @@ def read_state(path: Path, identity: Identity, shapes: Mapping[str, Tensor]) -> 
     kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
+        if kind not in kinds:
+            raise LmscoutError(
+                f"recovery {path}: holds {brief(name)}, which is neither a weight nor of the "
+                "optimizer; remove the file to train anew"
+            )
         kinds[kind][rest] = tensor
     weights = kinds["weights"]
     for name in sorted(weights.keys() | shapes.keys()):
@@ -148,7 +155,7 @@ def check_identity(path: Path, found: Identity, wanted: Identity, *, whole: bool
     for key in sorted(found.keys() | wanted.keys() if whole else wanted.keys()):
         if found.get(key) != wanted.get(key):
             raise LmscoutError(
-                f"recovery {path}: was trained with {key} = {found.get(key)}, this run has "
+                f"recovery {path}: was trained with {key} = {brief(found.get(key))}, this run has "
                 f"{wanted.get(key)}: its adapter does not fit; give the same settings, or remove "
                 "the file to train anew"
             )
@@ -165,13 +172,28 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
+        check_safetensors_header(path)
         with safe_open(path, framework="pt") as stored:
-            header: dict[str, Any] = json.loads((stored.metadata() or {})[_HEADER])
+            header = _checked(parse_json((stored.metadata() or {})[_HEADER], str(path)))
             return header, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, LmscoutError, KeyError, ValueError) as error:
         raise LmscoutError(
             f"recovery {path}: is damaged, or was not written by lmscout; remove it to train anew"
         ) from error
+
+
+def _checked(header: Any) -> dict[str, Any]:
+    """The header, once it is known to hold what `write_state` writes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    numbers = [*header["losses"], header["seconds"]] if isinstance(header, dict) else [None]
+    whole = all(isinstance(one, int | float) and math.isfinite(one) for one in numbers)
+    if not (whole and isinstance(header["identity"], dict) and isinstance(header["ended"], bool)):
+        raise ValueError("the header holds something else than a training")
+    loaded: dict[str, Any] = header
+    return loaded
 
 
 def _words(tensor: Tensor | None) -> str:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 
-from lmscout.errors import LmscoutError, check_whole
+from lmscout.errors import LmscoutError, brief, check_whole
 
 LORA, DISTILL = "lora", "distill"
 METHODS = (LORA, DISTILL)
+
+_LAST_SEED = 2**63 - 1  # that PyTorch's generators take
+_MOST = {
+    "rank": 2**16,
+    "learning_rate": 1e6,
+    "batch_tokens": 2**24,
+    "steps": 10**8,
+    "tokens": 10**13,
+    "seconds": 1e9,
+}
 
 
 @dataclass(frozen=True)
@@ -53,15 +62,23 @@ class RecoverySettings:
             )
         for name in ("rank", "learning_rate", "batch_tokens", "steps", "tokens", "seconds"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is None:
+                continue
+            if value > (most := _MOST[name]):
+                raise LmscoutError(
+                    f"recovery: {name} is too large (got {brief(value)}, expected at most {most:,})"
+                )
+            if not value > 0:  # which a number that is none is not either
                 raise LmscoutError(f"recovery: {name} of {value:g} is not above 0")
         for name in ("rank", "batch_tokens", "steps", "tokens"):
             if (value := getattr(self, name)) is not None:
                 check_whole(f"recovery: {name}", value, 1)
         if not self.save_seconds >= 0:
             raise LmscoutError(f"recovery: save_seconds of {self.save_seconds:g} is not 0 or more")
-        if self.seed < 0:
-            raise LmscoutError(f"recovery: seed of {self.seed} is below 0: give another")
+        if not 0 <= self.seed <= _LAST_SEED:
+            raise LmscoutError(
+                f"recovery: seed of {brief(self.seed)} is not from 0 to {_LAST_SEED}: give another"
+            )
         if self.steps is None and self.tokens is None:
             raise LmscoutError("recovery: give a bound of steps or of tokens")
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.pruning.saving.export import CONFIG, RECORD
 from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.reading import read_json_object
 
 
 def is_finished(folder: Path) -> bool:
@@ -31,7 +31,8 @@ def check_asked(folder: Path, shape: str, note: Mapping[str, Any]) -> None:
         LmscoutError: its record cannot be read, or differs.
     """
     record = _read(folder, RECORD)
-    found = {"shape": record.get("shape"), **record.get("asked", {})}
+    asked = record.get("asked")
+    found = {"shape": record.get("shape"), **(asked if isinstance(asked, dict) else {})}
     _compare(folder, found, {"shape": shape, **note})
 
 
@@ -56,18 +57,17 @@ def check_plan(folder: Path, plan: Plan, dtype: torch.dtype) -> None:
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((folder / name).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json_object(folder / name, lenient=True)
+    except LmscoutError as error:
         raise LmscoutError(
             f"output folder {folder} holds a model whose {name} cannot be read: name another"
         ) from error
-    return found if isinstance(found, dict) else {}
 
 
 def _compare(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
-            both = "" if key == "plan" else f" ({found.get(key)}, in this run {value})"
+            both = "" if key == "plan" else f" ({brief(found.get(key))}, in this run {value})"
             raise LmscoutError(
                 f"output folder {folder} holds a finished model with another {key}{both}: name "
                 "another folder"

@@ -1,0 +1,474 @@
+"""Files that people write or that come from elsewhere, read within stated bounds.
+
+Every reader checks size, nesting and digits before it constructs anything, and raises one line
+for whatever it refuses.  The bounds are listed in docs/security.md.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import os
+import re
+import stat
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import yaml
+
+from lmscout.errors import LmscoutError, brief
+
+MIB = 2**20
+
+MOST_TEXT = 1024 * MIB
+"""Bytes of a text, after decompression."""
+MOST_STRUCTURED = 64 * MIB
+"""Bytes of a JSON file, of JSON lines, and of a text that a benchmark is trained on."""
+MOST_LINE = 4 * MIB
+"""Bytes of one of several JSON lines."""
+MOST_VALUES = 4_000_000
+"""Values in one JSON text."""
+MOST_DEPTH = 64
+"""Arrays and objects within each other in JSON; lists and mappings in YAML."""
+MOST_DIGITS = 100
+"""Characters of a number."""
+MOST_YAML = 4 * MIB
+"""Bytes of a YAML file."""
+MOST_NODES = 200_000
+"""Nodes of a YAML file, every alias counted as all that it stands for."""
+MOST_SCALAR = 10_000
+"""Characters of a YAML scalar."""
+MOST_HEADER = 32 * MIB
+"""Bytes of the header of a safetensors file."""
+
+_GZIP = b"\x1f\x8b"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_CHUNK = MIB
+_QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+_NUMBER = re.compile(r"[-+]?[0-9][0-9A-Fa-fxob_:.]*")  # in YAML, of any base
+_PYTHON_TAG = re.compile(r"tag '(?:tag:yaml\.org,2002:)?([^']*)'")
+# The same safe constructors; libyaml's scanner is several times faster where it is there.
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_bytes(
+    path: Path, most: int, *, compressed: bool = False, pipe: bool = False, name: str = ""
+) -> bytes:
+    """Read a whole file of at most so many bytes.
+
+    Args:
+        path: the file.
+        most: bytes, after decompression.
+        compressed: whether gzip, recognised by its first bytes, is decompressed.
+        pipe: whether a pipe or a device is read too, as `<(command)` makes one.
+        name: of the file in messages; its path by default.
+
+    Raises:
+        LmscoutError: the file cannot be read, is damaged or too large.
+    """
+    name = name or str(path)
+    with _opened(path, pipe, name) as file:
+        source: Any = _Joined(_read(file, len(_GZIP), name), file)
+        packed = compressed and source.start == _GZIP
+        if packed:
+            source = gzip.GzipFile(fileobj=source)
+        chunks, size = [], 0
+        while chunk := _read(source, _CHUNK, name):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > most:
+                unpacked = " decompressed" if packed else ""
+                raise LmscoutError(
+                    f"{name}: is too large (more than {_size(most)}{unpacked}); give a smaller file"
+                )
+    return b"".join(chunks)
+
+
+def expanded(name: str) -> Path:
+    """The path of a name, `~` expanded.
+
+    Raises:
+        LmscoutError: it is no path.
+    """
+    if "\0" in name:
+        raise LmscoutError(f"{brief(name)}: is no path: it holds a null character")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise LmscoutError(f"{name}: there is no such user's home folder") from None
+
+
+def decoded(content: bytes, name: str) -> str:
+    """UTF-8 text, with or without a byte-order mark, without the mark.
+
+    Raises:
+        LmscoutError: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if content.startswith(_UTF_16):
+            raise LmscoutError(f"{name}: is UTF-16, not UTF-8 text; save it as UTF-8") from None
+        if content.startswith(_GZIP):
+            raise LmscoutError(f"{name}: is compressed with gzip; decompress it first") from None
+        raise LmscoutError(
+            f"{name}: not UTF-8 text (byte {error.start}); the file is damaged or another"
+        ) from None
+
+
+def read_text(path: Path, most: int = MOST_STRUCTURED) -> str:
+    """Read the text of a UTF-8 file.
+
+    Raises:
+        LmscoutError: the file cannot be read, is too large, or is not UTF-8 text.
+    """
+    return decoded(read_bytes(path, most), str(path))
+
+
+def read_json(path: Path, *, lenient: bool = False) -> Any:
+    """Read a file that holds one JSON value.
+
+    Args:
+        path: the file, in UTF-8.
+        lenient: whether a name may be given twice in one object; the last one then counts, as
+            for the libraries that read the file again.
+
+    Raises:
+        LmscoutError: the file cannot be read, is not JSON, or is beyond a bound.
+    """
+    return parse_json(read_text(path), str(path), lenient=lenient)
+
+
+def read_json_object(path: Path, *, lenient: bool = False) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        LmscoutError: as `read_json`, or the value is no object.
+    """
+    value = read_json(path, lenient=lenient)
+    if not isinstance(value, dict):
+        raise LmscoutError(f"{path}: expected an object with names, found {_kind(value)}")
+    return value
+
+
+def read_json_rows(path: Path) -> list[Any]:
+    """Read rows from a JSON array, or from JSON lines: one value a line.
+
+    Raises:
+        LmscoutError: the file cannot be read, is neither, or is beyond a bound.
+    """
+    text = read_text(path)
+    first, _, rest = text.strip().partition("\n")
+    if first.startswith("{") and first.rstrip().endswith("}") and rest.strip():
+        return [value for _, value in parse_json_lines(text, str(path))]
+    value = parse_json(text, str(path))
+    if not isinstance(value, list):
+        raise LmscoutError(f"{path}: expected a list of rows, or JSON lines, found {_kind(value)}")
+    return value
+
+
+def parse_json_lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
+    """The values of JSON lines with their line numbers, from 1; blank lines are skipped.
+
+    Raises:
+        LmscoutError: a line is not JSON, or is beyond a bound.
+    """
+    for number, line in enumerate(io.StringIO(text), start=1):
+        if line.strip():
+            yield number, parse_json(line, f"{name}, line {number}", single_line=True)
+
+
+def parse_json(text: str, name: str, *, lenient: bool = False, single_line: bool = False) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: the text.
+        name: where it is from, for messages.
+        lenient: as for `read_json`.
+        single_line: whether it is one of several JSON lines.
+
+    Raises:
+        LmscoutError: it is not JSON, nests or counts too deep or too far, has a number of too
+            many digits, a name twice in one object, or half a character.
+    """
+    most = MOST_LINE if single_line else MOST_STRUCTURED
+    if len(text) > most:
+        raise LmscoutError(f"{name}: is too long (more than {_size(most)}); shorten it")
+    _check_structure(text, name)
+    try:
+        value = json.loads(
+            text,
+            parse_int=_integer,
+            parse_float=_real,
+            object_pairs_hook=None if lenient else _once,
+        )
+    except json.JSONDecodeError as error:
+        raise LmscoutError(_not_json(error, name, single_line)) from None
+    except (ValueError, RecursionError) as error:
+        raise LmscoutError(f"{name}: {error}") from None
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise LmscoutError(
+                f"{name}: holds half of a character (a lone surrogate); write it whole"
+            ) from None
+    return value
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """Read a YAML mapping of plain data: no tag in it can name Python code.
+
+    Events are counted before anything is constructed, without recursion.
+
+    Raises:
+        LmscoutError: not YAML, not plain, not a mapping, or beyond a bound.
+    """
+    text = read_text(path, MOST_YAML)
+    try:
+        _check_events(text, path)
+        loader = _YAML_LOADER(text)
+        try:
+            node = loader.get_single_node()
+            _check_once(node, path)
+            values = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        tag = _PYTHON_TAG.search(error.problem or "")
+        if isinstance(error, yaml.constructor.ConstructorError) and tag:
+            raise LmscoutError(
+                f"{path}{line}: the tag {tag[1]!r} is not plain data; lmscout constructs "
+                "nothing that a file names: replace it with plain values"
+            ) from None
+        raise LmscoutError(f"{path}{line}: not YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise LmscoutError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (AttributeError, LookupError) as error:  # PyYAML's own, of "!!int" without digits, say
+        raise LmscoutError(f"{path}: not YAML: a value does not fit its tag ({error})") from None
+    if not isinstance(values, dict):
+        raise LmscoutError(f"{path}: expected names with values, found {_kind(values)}")
+    return values
+
+
+def named_file(folder: Path, name: object, where: str) -> Path:
+    """A file of a folder that another file names.
+
+    Args:
+        folder: that the file must be in.
+        name: of the file, as it was read.
+        where: the file that names it, for messages.
+
+    Raises:
+        LmscoutError: the name is no name, or leaves the folder.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise LmscoutError(f"{where}: {brief(name)} is no file name; fetch it again")
+    if name in (".", "..") or "/" in name or "\\" in name or Path(name).drive:
+        raise LmscoutError(
+            f"{where}: names the file {brief(name)}, which is not in its folder; a file of weights "
+            "lies beside the file that names it"
+        )
+    path = folder / name
+    check_inside(path)
+    return path
+
+
+def check_inside(path: Path) -> None:
+    """Refuse a link to a file outside its folder; the Hub's cache links to its own blobs.
+
+    Raises:
+        LmscoutError: it is one.
+    """
+    if not path.is_symlink():
+        return
+    try:
+        target, folder = path.resolve(), path.parent.resolve()
+    except (OSError, RuntimeError):
+        raise LmscoutError(f"{path}: is a link that leads nowhere; fetch it again") from None
+    cached = folder.parent.name == "snapshots" and target.is_relative_to(
+        folder.parent.parent / "blobs"
+    )
+    if not (target.is_relative_to(folder) or cached):
+        raise LmscoutError(
+            f"{path}: is a link to a file outside its folder; copy the file into the folder"
+        )
+
+
+def check_safetensors_header(path: Path) -> None:
+    """Check that a safetensors file is a regular file whose header is within its bounds.
+
+    Raises:
+        LmscoutError: it is not.
+    """
+    with _opened(path, pipe=False, name=str(path)) as file:
+        start = _read(file, 8, str(path))
+        size = os.fstat(file.fileno()).st_size
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if len(start) < 8 or length > size - 8:
+        raise LmscoutError(
+            f"{path}: is damaged or incomplete, or is no safetensors file (its header is longer "
+            "than the file); fetch or save it again"
+        )
+    if length > MOST_HEADER:
+        raise LmscoutError(
+            f"{path}: its header is too large (got {length:,} bytes, expected at most "
+            f"{_size(MOST_HEADER)})"
+        )
+
+
+class _Joined:
+    """Bytes that were read already, and the rest of the file that they are from."""
+
+    def __init__(self, start: bytes, rest: BinaryIO) -> None:
+        self.start, self._rest = start, rest
+
+    def read(self, size: int = -1) -> bytes:
+        if self.start:
+            given, self.start = self.start, b""
+            return given
+        return self._rest.read(size)
+
+
+def _opened(path: Path, pipe: bool, name: str) -> BinaryIO:
+    try:
+        kind = os.stat(path).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or pipe):
+            raise LmscoutError(f"{name}: cannot be read: it is a pipe or a device, not a file")
+        return open(path, "rb")
+    except OSError as error:
+        raise LmscoutError(f"{name}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a null byte in the path
+        raise LmscoutError(f"{name!r}: is no path") from None
+
+
+def _read(file: BinaryIO, size: int, name: str) -> bytes:
+    try:
+        return file.read(size)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LmscoutError(
+            f"{name}: is damaged gzip ({error}); fetch or compress it again"
+        ) from None
+    except OSError as error:
+        raise LmscoutError(f"{name}: cannot be read: {error.strerror}") from None
+
+
+def _check_structure(text: str, name: str) -> None:
+    """Refuse JSON that nests too deep or holds too many values, without parsing it."""
+    few = text.count("[") + text.count("{") <= MOST_DEPTH
+    if few and len(text) <= MOST_VALUES:
+        return
+    bare = _QUOTED.sub("", text)
+    if bare.count(",") + bare.count("[") + bare.count("{") > MOST_VALUES:
+        raise LmscoutError(f"{name}: holds too many values (more than {MOST_VALUES:,})")
+    depth = 0
+    for bracket in _BRACKET.finditer(bare):
+        depth += 1 if bracket.group() in "[{" else -1
+        if depth > MOST_DEPTH:
+            raise LmscoutError(f"{name}: nests too deep (more than {MOST_DEPTH} levels)")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(
+            f"a number has too many digits (got {len(digits):,}, expected at most {MOST_DIGITS})"
+        )
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    if len(digits) > MOST_DIGITS:
+        _integer(digits)  # raises
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"the number {digits[:24]} is too large")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {brief(twice)} is given twice in one object")
+    return values
+
+
+def _not_json(error: json.JSONDecodeError, name: str, single_line: bool) -> str:
+    where = name if single_line else f"{name}, line {error.lineno}, column {error.colno}"
+    if error.msg == "Extra data":
+        return f"{where}: holds more than one JSON value; expected one"
+    return f"{where}: not JSON: {error.msg}; is the file cut short? Fetch it again"
+
+
+def _check_events(text: str, path: Path) -> None:
+    """Refuse YAML that nests too deep, or is too large with its aliases expanded."""
+
+    def refuse(problem: str) -> NoReturn:
+        raise LmscoutError(f"{path}, line {_line(event)}: {problem}")
+
+    total, open_anchors, sizes = 0, [], {}  # type: ignore[var-annotated]
+    for event in yaml.parse(text, Loader=_YAML_LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                refuse(f"the alias *{brief(event.anchor)} stands for nothing before it")
+            total += sizes[event.anchor]
+        elif isinstance(event, yaml.CollectionStartEvent):
+            total += 1
+            open_anchors.append((event.anchor, total - 1))
+            if len(open_anchors) > MOST_DEPTH:
+                refuse(f"nests too deep (more than {MOST_DEPTH} levels)")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_anchors.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if len(event.value) > MOST_SCALAR:
+                refuse(f"a value is too long (more than {MOST_SCALAR:,} characters)")
+            if len(event.value) > MOST_DIGITS and _NUMBER.fullmatch(event.value):
+                refuse(f"a number has too many digits ({len(event.value):,})")
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        if total > MOST_NODES:
+            refuse(f"holds too many values (more than {MOST_NODES:,}, aliases expanded)")
+
+
+def _check_once(root: Any, path: Path) -> None:
+    """Refuse a mapping with one name twice: the first value would be lost."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(names)) < len(names):
+                twice = Counter(names).most_common(1)[0][0]
+                raise LmscoutError(
+                    f"{path}, line {_line(node)}: the name {brief(twice)} is given twice"
+                )
+            waiting += [part for pair in node.value for part in pair]
+
+
+def _kind(value: Any) -> str:
+    return "an object" if isinstance(value, dict) else type(value).__name__
+
+
+def _line(part: Any) -> int:
+    return int(part.start_mark.line) + 1
+
+
+def _size(count: int) -> str:
+    return f"{count // MIB} MiB"
