@@ -147,7 +147,7 @@ def _show_forms(
             _show_form(found.latex, "LaTeX")
         if torch:
             _show_form(found.torch, "PyTorch")
-    console.write_result(json, found.to_json())
+    console.write_values(json, found.to_json())
 
 
 def _show(result: Explanation) -> None:

@@ -84,11 +84,11 @@ def _run() -> None:
         if out_of_memory(error):
             reason = "".join(str(error).strip().splitlines()[:1]) or "no more can be had"
             _fail(f"out of memory ({reason}): use a larger device, or fewer tokens at once")
-        reason = storage_problem(error)
-        if reason is None:
+        problem = storage_problem(error)
+        if problem is None:
             raise
         where = getattr(error, "filename", None) or "the output, or a file of the run"
-        _fail(f"{where} cannot be written ({reason}): free some space")
+        _fail(f"{where} cannot be written ({problem}): free some space")
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)

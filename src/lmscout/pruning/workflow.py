@@ -150,10 +150,7 @@ def _pruning(
     origin = (loaded.source, calibration.source)
     found = _found(calibrated, space, request, storage, origin, stages)
     winners = [contest[0].plan for contest in found.contests]
-    folders = model_folders(request.keep, out)
-    for winner, folder in zip(winners, folders, strict=True):
-        if is_finished(folder):
-            check_plan(folder, winner, dtype)
+    folders = _checked_folders(request.keep, out, winners, dtype)
     with stages("reporting") as told:
         dense, reported = report(calibrated, found.budgets, winners, on, dense=known, progress=told)
     dense, dense_elastic = _dense_rows(dense, elastic)
@@ -320,6 +317,17 @@ def _dense_measured(
         with stages("measuring pairs"):
             calibrated = calibrated.checked()
     return calibrated, known
+
+
+def _checked_folders(
+    keep: Sequence[float], out: Path, winners: Sequence[Plan], dtype: torch.dtype
+) -> list[Path]:
+    """Folders of the saved models; one that is finished holds the winner of its size."""
+    folders = model_folders(keep, out)
+    for winner, folder in zip(winners, folders, strict=True):
+        if is_finished(folder):
+            check_plan(folder, winner, dtype)
+    return folders
 
 
 def _dense_rows(dense: Reported, elastic: Elastic | None) -> tuple[Reported, Reported | None]:
