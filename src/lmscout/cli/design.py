@@ -12,7 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import BackendOption, JsonOption, WorkersOption, parameter_count
+from lmscout.cli.options import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    WorkersOption,
+    parameter_count,
+)
 
 if TYPE_CHECKING:
     from lmscout.architectures import ArchitectureSpec
@@ -71,6 +77,7 @@ def design(
     ] = False,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
+    device: DeviceOption = "cpu",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -98,7 +105,7 @@ def design(
     from lmscout.discovery import pick, signed_proxy
     from lmscout.statistics import Workers
 
-    spread = Workers(workers, backend)
+    spread = Workers(workers, backend, device)
     signed = signed_proxy(proxy)
     source = load(space) if on_benchmark else load_space_or_benchmark(space)
     with console.progress_bars() as progress:

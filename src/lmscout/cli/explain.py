@@ -9,7 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import BackendOption, BenchmarkArgument, JsonOption, WorkersOption
+from lmscout.cli.options import (
+    BackendOption,
+    BenchmarkArgument,
+    DeviceOption,
+    JsonOption,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from lmscout.discovery import Explanation
@@ -36,6 +42,7 @@ def explain(
     ] = False,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
+    device: DeviceOption = "cpu",
     json: JsonOption = None,
 ) -> None:
     """Take a proxy apart on all architectures of a benchmark.
@@ -52,7 +59,7 @@ def explain(
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
-    spread = Workers(workers, backend)
+    spread = Workers(workers, backend, device)
     resolve(proxy)  # a slip is told before anything is read
     architectures = load(benchmark)
     with console.progress_bars() as progress:

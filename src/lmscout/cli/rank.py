@@ -11,6 +11,7 @@ from lmscout.cli import console
 from lmscout.cli.options import (
     BackendOption,
     BenchmarkArgument,
+    DeviceOption,
     JsonOption,
     OutOption,
     WorkersOption,
@@ -35,6 +36,7 @@ def rank(
     seed: Annotated[int, typer.Option(min=0, help="Of the models' weights.")] = 0,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
+    device: DeviceOption = "cpu",
     out: OutOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -53,7 +55,7 @@ def rank(
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
-    spread = Workers(workers, backend)
+    spread = Workers(workers, backend, device)
     for name in proxy or []:
         signed_proxy(name)  # a slip is told before anything is read
     architectures = load(benchmark)

@@ -60,6 +60,7 @@ def begin_deep(
     *,
     search: Sequence[int],
     seed: int,
+    device: str = "cpu",
 ) -> Path:
     """Open the run folder of a discovery in the deep space, new or to be continued.
 
@@ -70,6 +71,7 @@ def begin_deep(
         settings: of the search.
         search: architectures of each that the choice may see.
         seed: of the split.
+        device: that computes the statistics; its kind counts, not its number.
 
     Returns:
         The folder.
@@ -86,6 +88,7 @@ def begin_deep(
         **asdict(settings),
         "search": list(search),
         "seed": seed,
+        "device": device.partition(":")[0],
     }
     if folder is None:
         label = "-".join(cache_name(one.name) for one in benchmarks)
@@ -120,7 +123,7 @@ def _settings_of(folder: Path) -> dict[str, object] | None:
         settings = json.loads((folder / SETTINGS).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return settings if isinstance(settings, dict) else None
+    return {"device": "cpu", **settings} if isinstance(settings, dict) else None
 
 
 def end_deep(folder: Path, result: DeepDiscovery) -> None:

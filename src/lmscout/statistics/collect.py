@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
+from torch import Tensor
 
-from lmscout.architectures import ArchitectureSpec
+from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.errors import LmscoutError
 from lmscout.statistics.batch import Batch
 from lmscout.statistics.provenance import provenance
@@ -38,17 +39,27 @@ class Workers:
     Attributes:
         count: how many run at once; -1 is one a core.
         backend: of joblib: "loky" (processes here), or one registered by Ray or Dask.
+        device: "cpu", or a CUDA device, on which this process computes the statistics of one
+            architecture after the other; the work that is done by threads stays on the CPU.
     """
 
     count: int = -1
     backend: str = "loky"
+    device: str = "cpu"
 
     @property
     def threads(self) -> int:
         """As many, where the work is done by threads of this process."""
         return self.count if self.count > 0 else max(1, joblib.cpu_count() + 1 + self.count)
 
+    @property
+    def processes(self) -> int:
+        """As many, where the work is done by joblib's processes: one for a GPU."""
+        return self.count if torch.device(self.device).type == "cpu" else 1
+
     def __post_init__(self) -> None:
+        if self.device != "cpu":
+            self._check_device()
         if self.count == 0:
             raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")
         # Rows come one by one, which not every backend can do.
@@ -65,6 +76,20 @@ class Workers:
                     pass
             except (ImportError, ValueError) as error:  # not installed, or no client is there
                 raise LmscoutError(f"backend {self.backend}: {error}") from None
+
+    def _check_device(self) -> None:
+        from lmscout.evaluation.loading import usable_device  # slow to import
+
+        if (kind := usable_device(self.device).type) not in ("cpu", "cuda"):
+            raise LmscoutError(
+                f"--device {self.device}: statistics are computed in float64, which {kind} does "
+                "not support (expected cpu or cuda); leave --device out"
+            )
+        if self.backend != Workers.backend:
+            raise LmscoutError(
+                f"--device {self.device}: not with --backend {self.backend}, since one process "
+                "uses the GPU; leave one of the two out"
+            )
 
 
 @dataclass(frozen=True)
@@ -87,6 +112,26 @@ class Statistics:
     def branch(self, name: str, chain: tuple[str, ...]) -> npt.NDArray[np.float32]:
         """Block values of one input under one chain: [architectures, blocks]."""
         return self.values[:, INPUT_NAMES.index(name), self.chains.index(chain)]
+
+
+@dataclass(frozen=True)
+class Build:
+    """How the models of architectures are built.
+
+    Attributes:
+        seed: of the models' weights.
+        batch: what the models read.
+        device: where they read it; the weights are drawn on the CPU, so they are the same on all.
+    """
+
+    seed: int
+    batch: Batch
+    device: str = "cpu"
+
+    def __call__(self, spec: ArchitectureSpec) -> tuple[LanguageModel, Tensor]:
+        """The model of one architecture and the tokens that it reads, [B, T] int64."""
+        model = spec.build(self.seed)
+        return model.to(self.device), self.batch.tokens(spec).to(self.device)
 
 
 def collect(
@@ -121,17 +166,18 @@ def collect(
     Raises:
         LmscoutError: the folder cannot be written.
     """
-    batch = batch or Batch()
+    batch, workers = batch or Batch(), workers or Workers()
     depth = np.array([spec.depth for spec in specs])
     columns = ["|".join(chain) for chain in chains]
     store = RowStore(
         folder,
         name,
-        provenance("unary means", columns, specs, seed, batch),
+        provenance("unary means", columns, specs, seed, batch, device=workers.device),
         (len(INPUT_NAMES), len(chains), int(depth.max())),
     )
-    measure = partial(_measure, chains=tuple(chains), seed=seed, batch=batch, blocks=depth.max())
-    fill(store, specs, measure, workers or Workers(), progress)
+    build = Build(seed, batch, workers.device)
+    measure = partial(_measure, chains=tuple(chains), build=build, blocks=depth.max())
+    fill(store, specs, measure, workers, progress)
     return Statistics(store.rows, tuple(chains), depth, store.path)
 
 
@@ -165,13 +211,15 @@ def fill(
         return
     saved = time.monotonic()
     parallel = joblib.Parallel(
-        n_jobs=workers.count,
+        n_jobs=workers.processes,
         backend=workers.backend,
         return_as="generator",
         pre_dispatch="2*n_jobs",
     )
     rows = parallel(joblib.delayed(_in_one_thread)(measure, spec) for spec in todo)
-    with warnings.catch_warnings():
+    # TensorFloat-32, in which convolutions on a GPU are by default, has 10 bits.
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact, warnings.catch_warnings():
         # A worker that has grown after a large architecture is replaced, and nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
         try:
@@ -193,13 +241,12 @@ def _measure(
     spec: ArchitectureSpec,
     *,
     chains: tuple[tuple[str, ...], ...],
-    seed: int,
-    batch: Batch,
+    build: Build,
     blocks: int,
 ) -> Row:
     row = np.full((len(INPUT_NAMES), len(chains), blocks), np.nan)
     means = partial(chain_means, chains=chains)
-    row[:, :, : spec.depth] = read_model(spec.build(seed), batch.tokens(spec), means, len(chains))
+    row[:, :, : spec.depth] = read_model(*build(spec), means, len(chains))
     return row
 
 
