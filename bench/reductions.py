@@ -223,10 +223,8 @@ def error(tensor: Tensor, totals: tuple[float, ...]) -> float:
 def check_architectures(device: str) -> bool:
     """Compare statistics and every proxy's scores of small architectures with the CPU's."""
     specs, batch = small_architectures(), Batch(size=4, length=12)
-    chains = [(one,) for one in OPERATIONS if one not in NOISY] + [
-        ("abs", "sqrt"),
-        ("square", "l1"),
-    ]
+    chains = [(one,) for one in OPERATIONS if one not in NOISY]
+    chains += [("abs", "sqrt"), ("square", "l1"), ("frobenius", "log")]
     names = [entry.name for entry in CATALOG]
     found = {}
     for place in ("cpu", device):
