@@ -33,7 +33,6 @@ from lmscout.evaluation.cost import await_device
 from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
 from lmscout.pruning.estimate import estimate
 from lmscout.pruning.families import family_of
-from lmscout.pruning.judging.block_means import read_block_means
 from lmscout.pruning.ledger import Ledger, Pair
 from lmscout.pruning.measuring import Learnt, measure_rounds, tail_on
 from lmscout.pruning.request import Request
@@ -125,8 +124,6 @@ def main() -> None:
         write(arguments, f"pairs-{arguments.size}-{1 + len(others)}", stages, told)
         return
     family = family_of(model.config)
-    for name in ("statistics, the first time", "statistics, 2,048 tokens"):
-        stages(name, lambda: read_block_means(model, family, windows[:16]))
     stages(
         "importance, 4,096 tokens",
         lambda: importance("taylor", model, family, windows=windows[:32]),

@@ -474,6 +474,8 @@ def test_a_run_folder_is_of_one_search(found, tmp_path):
     begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)  # continued
     with pytest.raises(LmscoutError, match="holds a run with seed 3, not 4"):
         begin_deep(folder, benchmarks, SMALL, search=[25], seed=4)
+    with pytest.raises(LmscoutError, match="with device cpu, not cuda"):
+        begin_deep(folder, benchmarks, SMALL, search=[25], seed=3, device="cuda:1")
     begin_deep(folder, benchmarks, SMALL, search=[25], seed=3).end(found)
     result = json.loads((folder / "result.json").read_text())
     assert found.to_json().items() <= result.items()

@@ -43,9 +43,22 @@ def test_every_setting_is_in_the_digest():
         told(specs=[gpt2(), replace(flexibert("SDP"), vocabulary=51)]),
         replace(first, code="0" * 16),
         replace(first, torch="0"),
+        replace(first, device="cuda"),
     ]
     digests = {one.digest() for one in [first, *others]}
     assert len(digests) == len(others) + 1
+
+
+def test_the_kind_of_device_is_in_the_digest_and_its_number_is_not():
+    specs, batch = [gpt2()], Batch()
+    on = {
+        device: provenance("means", COLUMNS, specs, 0, batch, device=device)
+        for device in ("cpu", "cuda", "cuda:1")
+    }
+    assert on["cpu"] == provenance("means", COLUMNS, specs, 0, batch)
+    assert on["cuda"] == on["cuda:1"]
+    assert json.loads(on["cuda"].to_json())["device"] == "cuda"
+    assert "device" not in json.loads(on["cpu"].to_json())
 
 
 def test_the_json_is_canonical_and_whole():

@@ -15,6 +15,7 @@ from lmscout.cli import console
 from lmscout.cli.options import (
     LAST_SEED,
     BackendOption,
+    DeviceOption,
     JsonOption,
     WorkersOption,
     parameter_count,
@@ -81,6 +82,7 @@ def design(
     ] = False,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
+    device: DeviceOption = "cpu",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -109,7 +111,7 @@ def design(
     from lmscout.runs import optional_run
     from lmscout.statistics import Workers
 
-    spread = Workers(workers, backend)
+    spread = Workers(workers, backend, device)
     signed = signed_proxy(proxy)
     source = load(space) if on_benchmark else load_space_or_benchmark(space)
     with console.progress_bars() as progress:
@@ -117,6 +119,7 @@ def design(
             "limit": limit,
             "evaluations": evaluations,
             "seed": seed,
+            "device": spread.device_kind,
             "weights": weights,
             "cache": cache_directory() / "statistics",
             "workers": spread,
@@ -139,6 +142,7 @@ def design(
         "max_params": limit,
         "evaluations": evaluations,
         "seed": seed,
+        "device": spread.device_kind,
         "weights": weights,
     }
     console.write_result(json, result, optional_run(None, "design", told))

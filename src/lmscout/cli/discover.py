@@ -13,6 +13,7 @@ from lmscout.cli import console
 from lmscout.cli.options import (
     LAST_SEED,
     BackendOption,
+    DeviceOption,
     JsonOption,
     OutOption,
     WorkersOption,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lmscout.discovery.deep.discovery import DeepDiscovery
     from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.finding import Finding
+    from lmscout.statistics import Workers
 
 _LEDGER, _DEEP = "ledger:", "deep"
 
@@ -105,6 +107,7 @@ def discover(
     ] = None,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
+    device: DeviceOption = "cpu",
     out: OutOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -117,7 +120,13 @@ def discover(
     split that no choice has seen, beside what the configuration alone can say.  ledger:RUN is
     the folder of a prune run: the architectures are its plans, read in the trained model.
     """
+    # Imported here and below, so that `--help` does not wait for PyTorch.
+    from lmscout.statistics import Workers
+
     _refuse_given(context, _OF_RANKED if space == _DEEP else _OF_DEEP, space)
+    _refuse_device(benchmark, device)
+    console.check_json_target(json)
+    spread = Workers(workers, backend, device)
     if space == _DEEP:
         if _LEDGER in benchmark:
             raise LmscoutError(
@@ -137,7 +146,7 @@ def discover(
         )
         names = benchmark.split(",")
         sizes = _sizes(search, len(names))
-        _discover_deep(names, settings, sizes, seed, workers, backend, out, json)
+        _discover_deep(names, settings, sizes, seed, spread, out, json)
         return
     _discover_ranked(
         benchmark,
@@ -145,8 +154,7 @@ def discover(
         aggregations,
         search,
         seed,
-        workers,
-        backend,
+        spread,
         model,
         calibration,
         out,
@@ -160,8 +168,7 @@ def _discover_ranked(
     aggregations: str,
     search: str,
     seed: int,
-    workers: int,
-    backend: str,
+    spread: Workers,
     model: str | None,
     calibration: str | None,
     out: Path | None,
@@ -176,10 +183,7 @@ def _discover_ranked(
     from lmscout.discovery.saved_run import benchmark_digest, save_discovery
     from lmscout.proxies.spelling import did_you_mean, shown
     from lmscout.runs import default_run_folder, open_run
-    from lmscout.statistics import Workers
 
-    console.check_json_target(json)
-    spread = Workers(workers, backend)
     if space not in proxies.SPACES:
         known = (*proxies.SPACES, _DEEP)
         raise LmscoutError(
@@ -199,6 +203,7 @@ def _discover_ranked(
         "aggregations": chosen.aggregations,
         "search": size,
         "seed": seed,
+        "device": spread.device_kind,
     }
     if in_ledger:
         settings |= {"model": model, "calibration": calibration}
@@ -235,6 +240,14 @@ def _discover_ranked(
     console.write_result(json, result, run)
 
 
+def _refuse_device(benchmark: str, device: str) -> None:
+    if benchmark.startswith(_LEDGER) and device != "cpu":
+        raise LmscoutError(
+            f"--device {device}: not for {_LEDGER}RUN, whose statistics are computed on the CPU; "
+            "leave --device out"
+        )
+
+
 def _refuse_given(context: typer.Context, names: Sequence[str], space: str) -> None:
     """Refuse options that a space has no use for: who gives them believes otherwise."""
     for name in names:
@@ -268,8 +281,7 @@ def _discover_deep(
     settings: DeepSettings,
     search: Sequence[int],
     seed: int,
-    workers: int,
-    backend: str,
+    spread: Workers,
     out: Path | None,
     json: str | None,
 ) -> None:
@@ -277,12 +289,9 @@ def _discover_deep(
     from lmscout.benchmarks.locate import cache_directory
     from lmscout.discovery.deep.discovery import DeepDiscovery, discover_deep
     from lmscout.discovery.saved_run import begin_deep
-    from lmscout.statistics import Workers
 
-    console.check_json_target(json)
-    spread = Workers(workers, backend)
     benchmarks = [load(name.strip()) for name in names]
-    run = begin_deep(out, benchmarks, settings, search=search, seed=seed)
+    run = begin_deep(out, benchmarks, settings, search=search, seed=seed, device=spread.device)
     if run.finished:
         result = run.load(DeepDiscovery)
     else:

@@ -9,7 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import LAST_SEED, BackendOption, JsonOption, KeepOption, WorkersOption
+from lmscout.cli.options import (
+    LAST_SEED,
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    KeepOption,
+    WorkersOption,
+)
 from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
@@ -50,6 +57,7 @@ def explain(
     ] = False,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
+    device: DeviceOption = "cpu",
     out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -74,7 +82,7 @@ def explain(
     from lmscout.runs import optional_run
     from lmscout.statistics import Workers
 
-    spread = Workers(workers, backend)
+    spread = Workers(workers, backend, device)
     resolve(proxy)  # a slip is told before anything is read
     architectures = load(benchmark)
     settings = {
@@ -82,6 +90,7 @@ def explain(
         "benchmark": architectures.name,
         "benchmark_sha256": benchmark_digest(architectures),
         "seed": seed,
+        "device": spread.device_kind,
     }
     run = optional_run(out, "explain", settings)
     if run.finished:

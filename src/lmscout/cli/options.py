@@ -30,6 +30,14 @@ WorkersOption = Annotated[
 BackendOption = Annotated[
     str, typer.Option(help="joblib backend that runs them: loky is processes here.")
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="Where statistics are computed: cpu, or a GPU as cuda or cuda:1, on which one "
+        "architecture follows the other.",
+    ),
+]
 OutOption = Annotated[
     Path | None,
     typer.Option(help="Folder for the run; by default a new one under runs/.", show_default=False),

@@ -12,6 +12,7 @@ from lmscout.cli.options import (
     LAST_SEED,
     BackendOption,
     BenchmarkArgument,
+    DeviceOption,
     JsonOption,
     OutOption,
     WorkersOption,
@@ -36,6 +37,7 @@ def rank(
     seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the models' weights.")] = 0,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
+    device: DeviceOption = "cpu",
     out: OutOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -55,7 +57,7 @@ def rank(
     from lmscout.statistics import Workers
 
     console.check_json_target(json)
-    spread = Workers(workers, backend)
+    spread = Workers(workers, backend, device)
     # A slip is told before anything is read.
     asked = [str(signed_proxy(name)) for name in proxy or [one.name for one in CATALOG]]
     architectures = load(benchmark)
@@ -64,6 +66,7 @@ def rank(
         "benchmark_sha256": benchmark_digest(architectures),
         "proxies": asked,
         "seed": seed,
+        "device": spread.device_kind,
     }
     folder = out or default_run_folder(f"rank-{cache_name(architectures.name)}")
     run = open_run(folder, "rank", settings)

@@ -60,6 +60,7 @@ def begin_deep(
     *,
     search: Sequence[int],
     seed: int,
+    device: str = "cpu",
 ) -> Run:
     """Open the run folder of a discovery in the deep space: new, to be continued, or finished.
 
@@ -70,6 +71,7 @@ def begin_deep(
         settings: of the search.
         search: architectures of each that the choice may see.
         seed: of the split.
+        device: that computes the statistics; its kind counts, not its number.
 
     Returns:
         The run; its folder holds the settings.
@@ -85,6 +87,7 @@ def begin_deep(
         **asdict(settings),
         "search": list(search),
         "seed": seed,
+        "device": device.partition(":")[0],
     }
     if folder is None:
         label = "-".join(cache_name(one.name) for one in benchmarks)

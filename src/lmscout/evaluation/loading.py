@@ -159,6 +159,8 @@ def usable_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, torch.accelerator.current_device_index())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         there = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
         kind = torch.accelerator.current_accelerator() if there else None
@@ -166,8 +168,6 @@ def usable_device(name: str) -> torch.device:
         raise LmscoutError(
             f"device {name!r} cannot be used ({first_line(error)}): there is {known}"
         ) from None
-    if device.type != "cpu" and device.index is None:
-        device = torch.device(device.type, torch.accelerator.current_device_index())
     return device
 
 

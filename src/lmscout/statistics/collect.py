@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from lmscout.architectures import ArchitectureSpec
+from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.children import WORKER_ENDED
 from lmscout.errors import LmscoutError
 from lmscout.statistics.batch import Batch
@@ -55,6 +56,26 @@ class Statistics:
         return self.values[:, INPUT_NAMES.index(name), self.chains.index(chain)]
 
 
+@dataclass(frozen=True)
+class Build:
+    """How the models of architectures are built.
+
+    Attributes:
+        seed: of the models' weights.
+        batch: what the models read.
+        device: where they read it; the weights are drawn on the CPU, so they are the same on all.
+    """
+
+    seed: int
+    batch: Batch
+    device: str = "cpu"
+
+    def __call__(self, spec: ArchitectureSpec) -> tuple[LanguageModel, Tensor]:
+        """The model of one architecture and the tokens that it reads, [B, T] int64."""
+        model = spec.build(self.seed)
+        return model.to(self.device), self.batch.tokens(spec).to(self.device)
+
+
 def collect(
     specs: Sequence[ArchitectureSpec],
     chains: Sequence[tuple[str, ...]],
@@ -87,17 +108,18 @@ def collect(
     Raises:
         LmscoutError: the folder cannot be written.
     """
-    batch = batch or Batch()
+    batch, workers = batch or Batch(), workers or Workers()
     depth = np.array([spec.depth for spec in specs])
     columns = ["|".join(chain) for chain in chains]
     store = RowStore(
         folder,
         name,
-        provenance("unary means", columns, specs, seed, batch),
+        provenance("unary means", columns, specs, seed, batch, device=workers.device),
         (len(INPUT_NAMES), len(chains), int(depth.max())),
     )
-    measure = partial(_measure, chains=tuple(chains), seed=seed, batch=batch, blocks=depth.max())
-    fill(store, specs, measure, workers or Workers(), progress)
+    build = Build(seed, batch, workers.device)
+    measure = partial(_measure, chains=tuple(chains), build=build, blocks=depth.max())
+    fill(store, specs, measure, workers, progress)
     return Statistics(store.rows, tuple(chains), depth, store.path)
 
 
@@ -131,7 +153,9 @@ def fill(
         return
     max(todo, key=ArchitectureSpec.pass_bytes).require_memory()  # before the first is built
     saved = time.monotonic()
-    with warnings.catch_warnings(), worker_processes() as started:
+    # TensorFloat-32, in which convolutions on a GPU are by default, has 10 bits.
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact, warnings.catch_warnings(), worker_processes() as started:
         rows = started(workers, partial(_in_one_thread, measure), todo)
         # A worker that has grown after a large architecture is replaced, and nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
@@ -158,13 +182,12 @@ def _measure(
     spec: ArchitectureSpec,
     *,
     chains: tuple[tuple[str, ...], ...],
-    seed: int,
-    batch: Batch,
+    build: Build,
     blocks: int,
 ) -> Row:
     row = np.full((len(INPUT_NAMES), len(chains), blocks), np.nan)
     means = partial(chain_means, chains=chains)
-    row[:, :, : spec.depth] = read_model(spec.build(seed), batch.tokens(spec), means, len(chains))
+    row[:, :, : spec.depth] = read_model(*build(spec), means, len(chains))
     return row
 
 

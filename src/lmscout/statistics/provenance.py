@@ -32,6 +32,7 @@ class Provenance:
         architectures: the specs, in the order of the rows.
         code: digest of the source that computes the numbers.
         torch: version of PyTorch that computed them.
+        device: kind of device that computed them.
     """
 
     what: str
@@ -41,10 +42,14 @@ class Provenance:
     architectures: tuple[dict[str, Any], ...]
     code: str
     torch: str
+    device: str = "cpu"
 
     def to_json(self) -> str:
-        """Canonical JSON: equal provenances have equal text."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: equal provenances have equal text; "cpu" goes without saying."""
+        values = asdict(self)
+        if self.device == "cpu":
+            del values["device"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     def digest(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the JSON."""
@@ -58,6 +63,8 @@ def provenance(
     seed: int,
     batch: Batch,
     rooms: tuple[str, ...] = (),
+    *,
+    device: str = "cpu",
 ) -> Provenance:
     """Describe a collection that is about to be made by the running code.
 
@@ -68,6 +75,7 @@ def provenance(
         seed: of the models' weights.
         batch: what the models read.
         rooms: whose source decides the numbers beside that of those below.
+        device: that computes them; its kind counts, not its number.
     """
     return Provenance(
         what=what,
@@ -77,6 +85,7 @@ def provenance(
         architectures=tuple(spec.to_dict() for spec in specs),
         code=code_digest(rooms),
         torch=torch.__version__,
+        device=torch.device(device).type,
     )
 
 

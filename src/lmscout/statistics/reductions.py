@@ -1,23 +1,21 @@
 """The means of all twenty unary operations of a tensor, from one walk through it.
 
-A proxy needs the mean of u(x) for each unary operation u.  `totals` says what those means follow
-from; `plain_walk` finds it on any device, `fused_reductions` on a GPU.
+A proxy needs the mean of u(x) for each unary operation u.  `plain_walk` says what those means
+follow from, and computes it on any device; `fused` does on a GPU, where it can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lmscout.proxies.operators import UNARY_OPERATION
-from lmscout.statistics.plain_walk import plain_totals
-from lmscout.statistics.totals import OPERATIONS, Values, means_of_totals
+from lmscout.statistics.plain_walk import OPERATIONS, Values, means_of_totals, plain_totals
 
-_FUSED = (torch.float32, torch.bfloat16, torch.float16)
+_AT_ONCE = 1 << 26  # elements reduced in one launch on a GPU: 256 MiB in float32
 
 
 @torch.no_grad()
@@ -25,44 +23,29 @@ def unary_means(tensor: Tensor) -> Values:
     """Mean of every unary operation of one tensor.
 
     Args:
-        tensor: any shape and floating dtype; accumulated in float64 over float32 pieces.
+        tensor: any shape, floating dtype and device; accumulated in float64.
 
     Returns:
         [20] float64, in the order of `OPERATIONS`; all NaN where the tensor is empty or holds
         a NaN or an infinity.
     """
-    means: Values = means_of_totals(tensor_totals([tensor]).cpu().numpy())[0]
+    means: Values = _means_of([tensor])[0]
     return means
 
 
+def _means_of(tensors: Sequence[Tensor]) -> Values:
+    """The unary means of several tensors: [tensors, 20] float64."""
+    on_gpu = [index for index, tensor in enumerate(tensors) if tensor.is_cuda]
+    found = {}
+    if on_gpu:
+        from lmscout.statistics.fused import fused_totals  # imports Triton
+
+        found = dict(zip(on_gpu, fused_totals([tensors[i] for i in on_gpu]), strict=True))
+    totals = [found.get(i) or plain_totals(tensor) for i, tensor in enumerate(tensors)]
+    return means_of_totals(np.array(totals, np.float64))
+
+
 @torch.no_grad()
-def tensor_totals(tensors: Sequence[Tensor]) -> Tensor:
-    """What the twenty means of each tensor follow from; a GPU is not waited for.
-
-    Args:
-        tensors: on one device.
-
-    Returns:
-        [tensors, totals] float64 on the tensors' device, in the order of `TOTALS`.
-    """
-    if has_fused(tensors):
-        from lmscout.statistics.fused_reductions import fused_totals
-
-        return fused_totals(tensors)
-    return torch.tensor([plain_totals(tensor) for tensor in tensors], dtype=torch.float64)
-
-
-def has_fused(tensors: Sequence[Tensor]) -> bool:
-    """Whether the fused kernel takes these tensors, or the plain walk has to.
-
-    Args:
-        tensors: on one device.
-    """
-    return find_spec("triton") is not None and all(
-        tensor.is_cuda and tensor.numel() > 0 and tensor.dtype in _FUSED for tensor in tensors
-    )
-
-
 def chain_means(tensor: Tensor, chains: Sequence[tuple[str, ...]]) -> Values:
     """Mean of every chain of unary operations of one tensor.
 
@@ -70,26 +53,37 @@ def chain_means(tensor: Tensor, chains: Sequence[tuple[str, ...]]) -> Values:
     differ in the last operation alone share one walk.
 
     Args:
-        tensor: any shape and floating dtype.
+        tensor: any shape, floating dtype and device.
         chains: operations, innermost first; each at least one.
 
     Returns:
         [len(chains)] float64.
     """
     column = {name: index for index, name in enumerate(OPERATIONS)}
-    by_prefix: dict[tuple[str, ...], list[int]] = {}
-    for index, chain in enumerate(chains):
-        by_prefix.setdefault(chain[:-1], []).append(index)
-    result = np.empty(len(chains))
     bare = unary_means(tensor)
-    for prefix, indices in by_prefix.items():
-        inner = tensor.detach()
-        for place, name in enumerate(prefix):
-            if place == 0 and UNARY_OPERATION[name].scalar:  # the walk has it already
-                inner = torch.tensor(bare[column[name]], dtype=tensor.dtype)
-            else:
-                inner = UNARY_OPERATION[name].apply(inner)
-        means = unary_means(inner) if prefix else bare
-        for index in indices:
-            result[index] = means[column[chains[index][-1]]]
-    return result
+    means: dict[tuple[str, ...], Values] = {(): bare}
+    prefixes = list(dict.fromkeys(chain[:-1] for chain in chains if len(chain) > 1))
+    for group in _groups(prefixes, tensor):
+        inner = [_after(prefix, tensor, bare) for prefix in group]
+        means |= zip(group, _means_of(inner), strict=True)
+    return np.array([means[chain[:-1]][column[chain[-1]]] for chain in chains])
+
+
+def _groups(
+    prefixes: Sequence[tuple[str, ...]], tensor: Tensor
+) -> Iterator[Sequence[tuple[str, ...]]]:
+    """Those that are reduced at once: one on a CPU, many on a GPU, which then waits less."""
+    size = max(1, _AT_ONCE // max(tensor.numel(), 1)) if tensor.is_cuda else 1
+    for start in range(0, len(prefixes), size):
+        yield prefixes[start : start + size]
+
+
+def _after(prefix: tuple[str, ...], tensor: Tensor, bare: Values) -> Tensor:
+    """A tensor after the operations of a prefix, given its unary means."""
+    inner = tensor.detach()
+    for place, name in enumerate(prefix):
+        if place == 0 and UNARY_OPERATION[name].scalar:  # the walk has it already
+            inner = torch.tensor(bare[OPERATIONS.index(name)], dtype=tensor.dtype)
+        else:
+            inner = UNARY_OPERATION[name].apply(inner)
+    return inner

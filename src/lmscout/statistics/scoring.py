@@ -16,7 +16,7 @@ from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.proxies import Entry, Proxy, Reading, evaluate, resolve
 from lmscout.proxies.deep import Node
 from lmscout.statistics.batch import Batch
-from lmscout.statistics.collect import Progress, Row, fill
+from lmscout.statistics.collect import Build, Progress, Row, fill
 from lmscout.statistics.deep_values import full_score
 from lmscout.statistics.provenance import provenance
 from lmscout.statistics.reductions import chain_means
@@ -58,14 +58,15 @@ def score_proxies(
     Raises:
         LmscoutError: a proxy is unknown or malformed, or the folder cannot be written.
     """
-    batch = batch or Batch()
+    batch, workers = batch or Batch(), workers or Workers()
     kind = f"scores with ones for {ones}" if ones else "scores"
-    told = provenance(kind, names, specs, seed, batch)
+    told = provenance(kind, names, specs, seed, batch, device=workers.device)
     # SynFlow multiplies from layer to layer: a deep model's is beyond float32.
     store = RowStore(folder, f"{name}-proxies", told, (len(names),), np.float64)
     proxies = tuple(map(resolve, names))
-    measure = partial(_score, proxies=proxies, seed=seed, batch=batch, ones=ones)
-    fill(store, specs, measure, workers or Workers(), progress)
+    build = Build(seed, batch, workers.device)
+    measure = partial(_score, proxies=proxies, build=build, ones=ones)
+    fill(store, specs, measure, workers, progress)
     return {entry: store.rows[:, column] for column, entry in enumerate(names)}
 
 
@@ -144,11 +145,10 @@ def _score(
     spec: ArchitectureSpec,
     *,
     proxies: tuple[Entry | Proxy | Node, ...],
-    seed: int,
-    batch: Batch,
+    build: Build,
     ones: str,
 ) -> Row:
-    reading = full_reading(spec.build(seed), batch.tokens(spec), spec.parameters())
+    reading = full_reading(*build(spec), spec.parameters())
     if ones:
         reading = with_ones(reading, ones)
     return np.array([score(proxy, reading, spec) for proxy in proxies])

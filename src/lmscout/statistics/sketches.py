@@ -33,7 +33,7 @@ from lmscout.architectures import ArchitectureSpec
 from lmscout.errors import LmscoutError
 from lmscout.proxies.deep import SPEC_LEAVES, STACKS
 from lmscout.statistics.batch import Batch
-from lmscout.statistics.collect import Progress, Row, fill
+from lmscout.statistics.collect import Build, Progress, Row, fill
 from lmscout.statistics.provenance import provenance
 from lmscout.statistics.single_pass import run_pass
 from lmscout.statistics.store import RowStore
@@ -161,14 +161,15 @@ def collect_sketches(
         LmscoutError: the folder cannot be written, or an architecture has more tensors than
             there is room for.
     """
-    batch = batch or Batch()
+    batch, workers = batch or Batch(), workers or Workers()
     slots = ROOM * max(spec.depth for spec in specs)
     columns = [*_HEADER, f"{size[0]} x {size[1]} elements"]
-    told = provenance("sketches", columns, specs, seed, batch)
+    told = provenance("sketches", columns, specs, seed, batch, device=workers.device)
     shape = (slots, len(_HEADER) + size[0] * size[1])
     store = RowStore(folder, f"{name}-sketches", told, shape)
-    measure = partial(_measure, seed=seed, batch=batch, slots=slots, size=size)
-    fill(store, specs, measure, workers or Workers(), progress)
+    build = Build(seed, batch, workers.device)
+    measure = partial(_measure, build=build, slots=slots, size=size)
+    fill(store, specs, measure, workers, progress)
     told_by_specs = list(map(spec_values, specs))
     return Sketches(
         MappingProxyType({stack: _stack(stack, store.rows, size) for stack in OWN_STACKS}),
@@ -185,11 +186,9 @@ def spec_values(spec: ArchitectureSpec) -> dict[str, float]:
     return {leaf: float(values[leaf]) for leaf in SPEC_LEAVES}
 
 
-def _measure(
-    spec: ArchitectureSpec, *, seed: int, batch: Batch, slots: int, size: tuple[int, int]
-) -> Row:
+def _measure(spec: ArchitectureSpec, *, build: Build, slots: int, size: tuple[int, int]) -> Row:
     """One architecture's row: [slots, header and sample], NaN where a slot is not needed."""
-    model = spec.build(seed)
+    model, tokens = build(spec)
     mixing = [
         tuple(layer not in point.mlp for layer in point.linear) for point in model.probe_points()
     ]
@@ -199,9 +198,9 @@ def _measure(
         mixes = name in STACKS["linear"] and mixing[block][place]
         matrix = tensor.detach().reshape(len(tensor), -1)
         header = (_LEAVES.index(name), block, place, mixes, *matrix.shape)
-        seen.append(np.concatenate([header, *_sketched(matrix, seed, size)]))
+        seen.append(np.concatenate([header, *_sketched(matrix, build.seed, size)]))
 
-    run_pass(model, batch.tokens(spec), see, act_gradients=True)
+    run_pass(model, tokens, see, act_gradients=True)
     if len(seen) > slots:
         raise LmscoutError(
             f"an architecture of {spec.depth} blocks has {len(seen)} tensors, and a sketch has "
@@ -219,7 +218,7 @@ def _sketched(matrix: Tensor, seed: int, size: tuple[int, int]) -> tuple[Row, Ro
         return np.full(len(MOMENTS), np.nan), np.full(size[0] * size[1], np.nan)
     exact, n = matrix.double(), matrix.numel()
     mean, l1 = exact.mean(), exact.abs().mean()
-    variance = exact.var() if n > 1 else torch.zeros(())
+    variance = exact.var() if n > 1 else mean.new_zeros(())
     frobenius = (variance * (n - 1) + mean.square() * n).sqrt()  # the squares, without a pass
     moments = torch.stack([mean, l1, frobenius, variance.sqrt(), low, high])
     rows, columns = sampled_places(matrix.shape[0], matrix.shape[1], seed, size)

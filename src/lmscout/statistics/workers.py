@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import joblib
+import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
@@ -28,17 +29,32 @@ class Workers:
     Attributes:
         count: how many run at once; -1 is one a core.
         backend: of joblib: "loky" (processes here), or one registered by Ray or Dask.
+        device: "cpu", or a CUDA device, on which this process computes the statistics of one
+            architecture after the other; the work that is done by threads stays on the CPU.
     """
 
     count: int = -1
     backend: str = "loky"
+    device: str = "cpu"
 
     @property
     def threads(self) -> int:
         """As many, where the work is done by threads of this process."""
         return self.count if self.count > 0 else max(1, joblib.cpu_count() + 1 + self.count)
 
+    @property
+    def device_kind(self) -> str:
+        """The device without its number: statistics are the same on all of a kind."""
+        return self.device.partition(":")[0]
+
+    @property
+    def processes(self) -> int:
+        """As many, where the work is done by joblib's processes: one for a GPU."""
+        return self.count if torch.device(self.device).type == "cpu" else 1
+
     def __post_init__(self) -> None:
+        if self.device != "cpu":
+            self._check_device()
         if self.count == 0:
             raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")
         if abs(self.count) > MOST_WORKERS:
@@ -60,6 +76,20 @@ class Workers:
                     pass
             except (ImportError, ValueError) as error:  # not installed, or no client is there
                 raise LmscoutError(f"backend {self.backend}: {error}") from None
+
+    def _check_device(self) -> None:
+        from lmscout.evaluation.loading import usable_device  # slow to import
+
+        if (kind := usable_device(self.device).type) not in ("cpu", "cuda"):
+            raise LmscoutError(
+                f"--device {self.device}: statistics are computed in float64, which {kind} does "
+                "not support (expected cpu or cuda); leave --device out"
+            )
+        if self.backend != Workers.backend:
+            raise LmscoutError(
+                f"--device {self.device}: not with --backend {self.backend}, since one process "
+                "uses the GPU; leave one of the two out"
+            )
 
 
 Start = Callable[[Workers, Callable[[Any], Any], Iterable[Any]], Generator[Any]]
@@ -96,9 +126,10 @@ _executors: set[Any] = set()  # whose processes were started in them
 def _start(
     workers: Workers, function: Callable[[Any], Any], arguments: Iterable[Any]
 ) -> Generator[Any]:
-    processes = workers.backend == _PROCESSES and workers.threads > 1
+    several = workers.threads > 1 and workers.processes != 1
+    processes = workers.backend == _PROCESSES and several
     parallel = joblib.Parallel(
-        n_jobs=workers.count,
+        n_jobs=workers.processes,
         backend=workers.backend,
         return_as="generator",
         pre_dispatch="2*n_jobs",
