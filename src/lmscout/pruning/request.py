@@ -22,7 +22,7 @@ from lmscout.pruning.searching.model_budgets import MEASURES
 from lmscout.pruning.storage import FILE_NAME
 from lmscout.pruning.subnetworks.importance import METHODS
 from lmscout.pruning.subnetworks.subnetwork import QUALITIES
-from lmscout.runs import SETTINGS
+from lmscout.runs import RESULT, SETTINGS
 
 _LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 
@@ -169,6 +169,8 @@ def _check_numbers(request: Request) -> None:
 
 
 def _check_folder(request: Request, out: Path) -> None:
+    if (out / SETTINGS).is_file() and (out / RESULT).is_file():
+        return  # opening the run compares all settings
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         folders = model_folders(request.keep, out)
         finished = [folder for folder in folders if is_finished(folder)]
