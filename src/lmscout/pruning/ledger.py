@@ -320,14 +320,15 @@ class Ledger:
                     f"({_first_line(error)}); {_EDITED}"
                 ) from error
         found = attributes_of(study, self._storage, self._url).get(SETTINGS)
-        if found is None and begin:
+        with reported(self._url):
+            new = begin and found is None and not self._storage.get_n_trials(study._study_id)
+        if new:  # or its maker was killed before it came to this line
             with turn(self._storage, self._url, f"{self._name}.notes"):
                 found = attributes_of(study, self._storage, self._url).get(SETTINGS)
-                with reported(self._url):
-                    # New, or its maker was killed before it came to this line.
-                    if found is None and not self._storage.get_n_trials(study._study_id):
+                if found is None:
+                    with reported(self._url):
                         study.set_user_attr(SETTINGS, dict(wanted))
-                        found = wanted
+                    found = wanted
         if found is None:
             raise LmscoutError(
                 f"study at {self.url}: {self._name!r} is a study of something else, not a ledger "

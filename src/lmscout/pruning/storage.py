@@ -304,6 +304,10 @@ def _checked(url: str, option: str = "") -> str:
         parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return url
+    if parsed.username or parsed.password or parsed.host or parsed.port:
+        raise LmscoutError(
+            f"{option}{shown_url(url)}: a SQLite URL has no host: give a file, as in sqlite:///FILE"
+        )
     name = parsed.database or ""
     if name in ("", ":memory:") or "mode=memory" in url or name.startswith("file::memory:"):
         raise LmscoutError(
