@@ -119,8 +119,9 @@ def prune(
     storage: Annotated[
         str | None,
         typer.Option(
-            metavar="URL",
-            help="Optuna storage for the ledger; a SQLite file in the run folder by default.",
+            metavar="URL|FILE",
+            help="Optuna storage for the study: a URL or a SQLite file; by default a file in the "
+            "run folder. Runs that share one wait for each other.",
             show_default=False,
         ),
     ] = None,
