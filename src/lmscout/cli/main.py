@@ -17,7 +17,7 @@ from lmscout.cli.eval import evaluate
 from lmscout.cli.explain import explain
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, without_passwords
 
 INTERRUPTED = 130
 
@@ -92,5 +92,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"lmscout: {' '.join(message.split())}", file=sys.stderr)
+    print(f"lmscout: {without_passwords(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

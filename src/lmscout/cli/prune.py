@@ -171,9 +171,11 @@ def prune(
     from lmscout.evaluation import devices_of, load_model, read_text
     from lmscout.pruning.calibration import CalibrationSettings
     from lmscout.pruning.request import Request, check_request
+    from lmscout.pruning.storage import home_path
     from lmscout.pruning.workflow import prune as run
 
     console.check_json_target(json)
+    out = home_path(out)
     if compensation not in ("least-squares", "none"):
         raise LmscoutError(f"--compensation {compensation}: is neither least-squares nor none")
     for option, name in (("--dtype", dtype), ("--compute-dtype", compute_dtype)):
