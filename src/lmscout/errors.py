@@ -10,6 +10,11 @@ _NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
     "std::bad_alloc",
 )
 
+import re
+
+_PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s/]+@")
+_VALUE = re.compile(r"([?&;](?:\w*passw(?:or)?d|pwd|secret|\w*token))=[^\s&;]+", re.IGNORECASE)
+
 
 class LmscoutError(Exception):
     """Something the user can mend; the message is one line: what, where, and what to do.
@@ -69,3 +74,8 @@ def _short_repr() -> reprlib.Repr:
 
 
 _SHORT = _short_repr()
+
+
+def without_passwords(words: str) -> str:
+    """Words in which URLs have no passwords, wherever in the line they are."""
+    return _VALUE.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", words))

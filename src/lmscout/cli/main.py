@@ -18,7 +18,7 @@ from lmscout.cli.eval import evaluate
 from lmscout.cli.explain import explain
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
-from lmscout.errors import LmscoutError, out_of_memory
+from lmscout.errors import LmscoutError, out_of_memory, without_passwords
 from lmscout.files import storage_problem
 
 INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
@@ -97,7 +97,7 @@ def _run() -> None:
 def _fail(message: str) -> None:
     if stopping.is_stopping():  # an error that the end of the work has brought about
         raise KeyboardInterrupt
-    print(f"lmscout: {_shown(message)}", file=sys.stderr)
+    print(f"lmscout: {_shown(without_passwords(message))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -152,8 +152,9 @@ def prune(
     storage: Annotated[
         str | None,
         typer.Option(
-            metavar="URL",
-            help="Optuna storage for the ledger; a SQLite file in the run folder by default.",
+            metavar="URL|FILE",
+            help="Optuna storage for the study: a URL or a SQLite file; by default a file in the "
+            "run folder. Runs that share one wait for each other.",
             show_default=False,
         ),
     ] = None,
@@ -205,10 +206,12 @@ def prune(
     from lmscout.pruning.outcome import Pruning
     from lmscout.pruning.request import Request, check_request
     from lmscout.pruning.saved_run import COMMAND, is_complete, open_pruning
+    from lmscout.pruning.storage import home_path
     from lmscout.pruning.workflow import prune as run
     from lmscout.runs import RESULT, Run
 
     console.check_json_target(json)
+    out = home_path(out)
     if compensation not in ("least-squares", "none"):
         raise LmscoutError(f"--compensation {compensation}: is neither least-squares nor none")
     for option, name in (("--dtype", dtype), ("--compute-dtype", compute_dtype)):
