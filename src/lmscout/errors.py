@@ -1,5 +1,6 @@
 """The exception for user errors, checks that raise it, and values as messages show them."""
 
+import re
 import reprlib
 
 _LONGEST_SHOWN = 60
@@ -10,7 +11,7 @@ _NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
     "std::bad_alloc",
 )
 
-import re
+
 
 _PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s/]+@")
 _VALUE = re.compile(r"([?&;](?:\w*passw(?:or)?d|pwd|secret|\w*token))=[^\s&;]+", re.IGNORECASE)
