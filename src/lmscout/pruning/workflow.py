@@ -33,7 +33,7 @@ from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, remove_finished
 from lmscout.pruning.report import ReportText, report
 from lmscout.pruning.request import Request, check_request, model_folders
-from lmscout.pruning.saving.cutting import ShapeName
+from lmscout.pruning.saving.cutting import ShapeName, check_range
 from lmscout.pruning.saving.export import save
 from lmscout.pruning.saving.finished import check_plan, is_finished
 from lmscout.pruning.saving.model_card import Evidence, MeasuredModel
@@ -264,8 +264,12 @@ def _dense_measured(
     Returns:
         What measures plans, and the dense model's perplexity on the report text: None without
         one, and after elastic recovery, for which it was measured before.
+
+    Raises:
+        LmscoutError: its loss is not finite, or its weights do not fit into the saved dtype.
     """
     known = None
+    check_range(calibrated.model, on.dtype)
     if elastic is None:
         with stages("reporting"):
             known = on.dense_perplexity(calibrated)
