@@ -14,7 +14,7 @@ import pytest
 import torch
 from ledger_files import open_files, sees_open_files, trials_of
 from real_models import STORIES, needs_the_real_model, two_texts
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, load_model, perplexity
@@ -159,6 +159,21 @@ def test_a_model_without_a_loss_is_refused_before_pairs_are_measured(tmp_path, d
         )
     assert "measuring pairs" not in seen
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_pairs_are_measured(tmp_path):
+    loaded = load_model(str(STORIES))
+    loaded.model.generation_config = GenerationConfig(do_sample=False, temperature=0.7)
+    with pytest.raises(LmscoutError, match=r"generation_config\.json is refused .*temperature"):
+        prune(loaded, two_texts()[0], REQUEST, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_as_its_configuration_says_is_refused(tmp_path):
+    loaded = load_model(str(STORIES))
+    loaded.model.config.rms_norm_eps = 0.1
+    with pytest.raises(LmscoutError, match="computes otherwise than its configuration describes"):
+        prune(loaded, two_texts()[0], REQUEST, tmp_path / "out", report_on=two_texts()[1])
 
 
 def test_the_json_says_it_all_and_is_plain(run):

@@ -146,6 +146,29 @@ def write(
     clean_folder(folder, pruned)
 
 
+def check_generation(model: PreTrainedModel) -> None:
+    """Refuse, before any work, a generation configuration that transformers does not save.
+
+    Raises:
+        LmscoutError: there is such a one.
+    """
+    settings: Any = model.generation_config
+    try:
+        if settings is not None:
+            settings.validate(strict=True)
+    except ValueError as error:
+        raise LmscoutError(
+            f"the model cannot be saved: its generation_config.json is refused by transformers "
+            f"({_reason(error)}); correct it, or remove it"
+        ) from error
+
+
+def _reason(error: ValueError) -> str:
+    """What transformers says is wrong: a list of faults follows its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])
+
+
 def _put_in_place(draft: Path, folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         names = sorted((path.name for path in draft.iterdir()), key=lambda name: name == CONFIG)
