@@ -173,6 +173,8 @@ def test_a_saved_folder_holds_no_path_of_this_machine_and_its_template_stays(ran
             assert str(place) not in path.read_text(), path
             assert "evil" not in path.read_text(), path
     assert (place / out / "chat_template.jinja").read_text() == TEMPLATE
+    entries = json.loads((place / out / "tokenizer_config.json").read_text())
+    assert entries["tokenizer_class"] == "PreTrainedTokenizerFast"  # known to transformers 4
     assert AutoTokenizer.from_pretrained(place / out, trust_remote_code=False)("fox").input_ids
 
 

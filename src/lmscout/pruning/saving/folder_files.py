@@ -91,6 +91,7 @@ def clean_folder(folder: Path, model: PreTrainedModel) -> None:
     generation = set(plain().to_dict()) - set(_NOT_OF_GENERATION)
     _keep(folder / _GENERATION, lambda name, _: name in generation)
     _keep(folder / _TOKENIZER, _of_tokenizer)
+    _rewrite(folder / _TOKENIZER, _with_older_class)
     check_code(folder)
 
 
@@ -233,6 +234,13 @@ def _of_tokenizer(name: str, value: object) -> bool:
         "_token"
     )
     return text_of_tokens or name in _OF_TOKENIZERS
+
+
+def _with_older_class(entries: dict[str, Any]) -> dict[str, Any]:
+    """The class of a plain fast tokenizer by the name that transformers 4 knows as well."""
+    if entries.get("tokenizer_class") == "TokenizersBackend":
+        return {**entries, "tokenizer_class": "PreTrainedTokenizerFast"}
+    return entries
 
 
 def _keep(file: Path, wanted: Callable[[str, object], bool]) -> None:
