@@ -67,10 +67,10 @@ def commands(inputs: Path) -> dict[str, list[str]]:
     text, other = str(inputs / "text.txt"), str(inputs / "other.txt")
     run, result = ["--out", "out"], ["--json", "result.json"]
     two = ["--workers", "2"]
-    deep = ["--space", "deep", "--search", "12", "--evaluations", "300", "--searches", "1"]
+    deep = ["--space", "deep", "--search", "8", "--evaluations", "300", "--searches", "1"]
     prune = ["prune", model, "--calibration", text, "--report", other, *run, *result]
     found = {
-        "discover published": ["discover", mine, "--search", "12", *two, *run, *result],
+        "discover published": ["discover", mine, "--search", "8", *two, *run, *result],
         "discover deep": ["discover", mine, *deep, *two, *run, *result],
         "rank": ["rank", mine, "--proxy", "snip", "--proxy", "synflow", *two, *run, *result],
         "explain": ["explain", "snip", mine, *two, *result],
@@ -83,7 +83,7 @@ def commands(inputs: Path) -> dict[str, list[str]]:
         "prune uniform": [*prune, "--keep", "0.8", "--shape", "uniform", "--pairs", "24"],
         "prune judge": [*prune, "--keep", "0.8", "--judge", "proxy:snip"],
         "bench build": [
-            *("bench", "build", str(inputs / "small.json"), "--n", "8", "--tokens", "5120"),
+            *("bench", "build", str(inputs / "small.json"), "--n", "8", "--tokens", "2560"),
             *("--text", text, "--seeds", "1", "--device", "cpu", *two, *run),
         ],
         "eval": ["eval", model, "--perplexity", other, *result],
@@ -126,7 +126,7 @@ def make_inputs(folder: Path) -> None:
     for name, count in (("text.txt", 6000), ("other.txt", 800)):
         (folder / name).write_text(" ".join(drawn.choices(words, k=count)))
     (folder / "small.json").write_text(json.dumps(SPACE))
-    build = ["bench", "build", str(folder / "small.json"), "--n", "24", "--tokens", "5120"]
+    build = ["bench", "build", str(folder / "small.json"), "--n", "16", "--tokens", "2560"]
     build += [
         "--text",
         str(folder / "text.txt"),
