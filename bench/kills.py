@@ -123,7 +123,7 @@ def make_inputs(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(folder / "model")
     drawn = random.Random(0)
     words = ["".join(drawn.choices("abcdefghij", k=drawn.randint(2, 7))) for _ in range(300)]
-    for name, count in (("text.txt", 6000), ("other.txt", 800)):
+    for name, count in (("text.txt", 4000), ("other.txt", 400)):
         (folder / name).write_text(" ".join(drawn.choices(words, k=count)))
     (folder / "small.json").write_text(json.dumps(SPACE))
     build = ["bench", "build", str(folder / "small.json"), "--n", "16", "--tokens", "2560"]
@@ -200,7 +200,7 @@ def kill(
 ) -> list[str]:
     """Run a command and stop it after some seconds: what is wrong with its end."""
     token = f"{os.getpid()}-{folder.name}"
-    faults = []
+    faults: list[str] = []
     with (folder / "stderr").open("w+") as errors:
         process = subprocess.Popen(
             lmscout(arguments),
@@ -366,7 +366,10 @@ def _all(base: Path, told: argparse.Namespace, drawn: random.Random) -> tuple[Ta
 def _undisturbed(arguments: list[str], folder: Path, seconds: float) -> tuple[Outcome, float]:
     folder.mkdir()
     started = time.monotonic()
-    code, said = run(arguments, folder, seconds)
+    try:
+        code, said = run(arguments, folder, seconds)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{' '.join(arguments[:2])} takes more than {seconds:g} s") from None
     if code:
         raise SystemExit(f"{' '.join(arguments[:2])} fails undisturbed: {said.strip()}")
     return outcome(folder), time.monotonic() - started
