@@ -197,8 +197,12 @@ def run(arguments: list[str], folder: Path, seconds: float) -> tuple[int, str]:
 
 def kill(
     arguments: list[str], folder: Path, number: signal.Signals, group: bool, moment: float
-) -> list[str]:
-    """Run a command and stop it after some seconds: what is wrong with its end."""
+) -> list[str] | float:
+    """Run a command and stop it after some seconds.
+
+    Returns:
+        What is wrong with its end; the seconds that it took where it ended before.
+    """
     token = f"{os.getpid()}-{folder.name}"
     faults: list[str] = []
     with (folder / "stderr").open("w+") as errors:
@@ -211,10 +215,13 @@ def kill(
             env={**environment(folder), MARKER: token},
             start_new_session=True,
         )
-        time.sleep(moment)
-        before = process.poll()
-        if before is None:
+        started = time.monotonic()
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
             (os.killpg if group else os.kill)(process.pid, number)
+        else:
+            return time.monotonic() - started
         started = time.monotonic()
         try:
             code = process.wait(60)
@@ -230,7 +237,7 @@ def kill(
         faults.append(f"{len(left)} processes are left")
         for one in left:
             os.kill(one, signal.SIGKILL)
-    if number != signal.SIGKILL and before is None and code != 0:
+    if number != signal.SIGKILL and code != 0:
         if code != 128 + number:
             faults.append(f"exit code {code}")
         if took > GRACE:
@@ -342,10 +349,15 @@ def _all(base: Path, told: argparse.Namespace, drawn: random.Random) -> tuple[Ta
             wanted[name] = _undisturbed(known[name], base / f"whole-{len(wanted)}", told.timeout)
         whole, duration = wanted[name]
         number, group = drawn.choice(SIGNALS), drawn.random() < 0.5
-        moment = drawn.uniform(0.05, duration)
         folder = base / f"kill-{place}"
-        folder.mkdir()
-        faults = kill(known[name], folder, number, group, moment)
+        while True:
+            folder.mkdir()
+            moment = drawn.uniform(0.05, duration)
+            faults = kill(known[name], folder, number, group, moment)
+            if isinstance(faults, list):
+                break
+            duration = faults  # the machine was busier in the undisturbed run
+            shutil.rmtree(folder)
         try:
             code, said = run(known[name], folder, told.timeout)
             if code:
