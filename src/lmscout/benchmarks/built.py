@@ -14,6 +14,7 @@ from lmscout.benchmarks.benchmark import Benchmark
 from lmscout.benchmarks.rows import Row, checked
 from lmscout.benchmarks.table import SETTINGS, TABLE, TrainedRow, read_settings, read_table
 from lmscout.errors import LmscoutError
+from lmscout.reading import expanded
 
 PICO = "pico"
 OWN = "bench:"
@@ -55,7 +56,7 @@ def built_folder(name: str) -> Path:
     """The folder of a built benchmark: ``pico`` is lmscout's own, ``bench:DIR`` a user's."""
     if name == PICO:
         return Path(str(files("lmscout.benchmarks"))) / "data" / PICO
-    return Path(name.removeprefix(OWN)).expanduser()
+    return expanded(name.removeprefix(OWN))
 
 
 def read_built(name: str) -> Benchmark:

@@ -20,6 +20,7 @@ from lmscout.cli.rank import rank
 from lmscout.errors import LmscoutError
 
 INTERRUPTED = 130
+_LONGEST = 1000  # characters of an error
 
 _CONTINUES = "; the same command continues where this one stopped"
 # Where that is not so.
@@ -99,6 +100,8 @@ def _fail(message: str) -> None:
 def _shown(message: str) -> str:
     """One line; what a terminal would act on, or cannot show, is escaped."""
     line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 200]} ... {line[-190:]}"
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in line
     )
