@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lmscout.architectures import ArchitectureSpec, spec_from_dict
-from lmscout.benchmarks.benchmark import Benchmark
+from lmscout.benchmarks.benchmark import Benchmark, require_few
 from lmscout.benchmarks.rows import Row, checked
 from lmscout.benchmarks.table import SETTINGS, TABLE, TrainedRow, read_settings, read_table
 from lmscout.errors import LmscoutError
@@ -92,6 +92,7 @@ def replicates(folder: Path) -> list[Replicates]:
         LmscoutError: the folder holds no finished benchmark, or a damaged one.
     """
     rows = read_table(folder)
+    require_few(len({row.architecture for row in rows}), str(folder / TABLE))
     groups = groupby(sorted(rows, key=_number), _number)
     return [_replicates(folder, number, list(group)) for number, group in groups]
 
