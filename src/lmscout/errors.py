@@ -12,7 +12,6 @@ _NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
 )
 
 
-
 _PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s/]+@")
 _VALUE = re.compile(r"([?&;](?:\w*passw(?:or)?d|pwd|secret|\w*token))=[^\s&;]+", re.IGNORECASE)
 

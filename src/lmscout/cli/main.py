@@ -22,6 +22,7 @@ from lmscout.errors import LmscoutError, out_of_memory, without_passwords
 from lmscout.files import storage_problem
 
 INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
+_LONGEST = 1000  # characters of an error
 
 app = typer.Typer(
     help="Judge language-model architectures cheaply.",
@@ -104,6 +105,8 @@ def _fail(message: str) -> None:
 def _shown(message: str) -> str:
     """One line; what a terminal would act on, or cannot show, is escaped."""
     line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 200]} ... {line[-190:]}"
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in line
     )
