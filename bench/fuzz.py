@@ -45,9 +45,10 @@ from hostile_inputs import (
 )
 from lmscout.errors import LmscoutError
 
-SLOW = 5.0  # seconds that an input may take
+SLOW = 5.0  # seconds of computing that an input may take
+HUNG = 60.0  # seconds by the clock
 MOST_MEMORY = 2**30  # bytes beyond those held at the start
-_GRACE = 120  # seconds for the start and the end of a process
+_GRACE = 600  # seconds for the start and the end of a process
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Found:
     Attributes:
         tried: inputs.
         accepted: of them, that were read.
-        slowest: seconds of an input.
+        slowest: seconds of computing that an input took.
         failures: by kind and place, with the folder that holds the first such input.
     """
 
@@ -143,7 +144,7 @@ def _attempt(
     if keep is not None:
         (keep / "last").write_bytes(f"{name}\0".encode() + changed)
     found.tried += 1
-    started = time.monotonic()
+    started = time.process_time()
     try:
         with _time_limit():
             example.run(folder)
@@ -154,7 +155,7 @@ def _attempt(
                   f"{str(error)[:150]!r}", name, changed)  # fmt: skip
     except (Exception, TooSlowError) as error:
         _note(found, keep, _place(error), name, changed)
-    found.slowest = max(found.slowest, time.monotonic() - started)
+    found.slowest = max(found.slowest, time.process_time() - started)
 
 
 def _note(found: Found, keep: Path | None, what: str, name: str, changed: bytes) -> None:
@@ -191,13 +192,19 @@ def _time_limit() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TooSlowError(f"more than {SLOW} seconds")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SLOW)
+    timers = (
+        (signal.SIGPROF, signal.ITIMER_PROF, SLOW),
+        (signal.SIGALRM, signal.ITIMER_REAL, HUNG),
+    )
+    before = [signal.signal(number, stop) for number, _, _ in timers]
+    for _, timer, limit in timers:
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -699,7 +706,7 @@ def main() -> int:
             print(f"{reader}: {found.tried:,} inputs, {found.accepted:,} of them read, slowest "
                   f"{found.slowest:.2f} s, {len(found.failures)} failures", flush=True)  # fmt: skip
             for what, path in found.failures.items():
-                print(f"  {what} ({path})")
+                print(f"  {what} ({path})".encode("ascii", "backslashreplace").decode())
             failed |= bool(found.failures)
         else:
             failed |= _apart(reader, asked, keep)

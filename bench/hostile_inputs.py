@@ -11,13 +11,6 @@ from typing import Any
 Mutate = Callable[[bytes, Random], bytes]
 
 
-def _nested(depth: int) -> Any:
-    value: Any = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
 NASTY: tuple[Any, ...] = (
     None,
     True,
@@ -26,9 +19,14 @@ NASTY: tuple[Any, ...] = (
     *(0.0, 0.5, -0.5, 1e-320, 1e308, float("nan"), float("inf"), -float("inf")),
     *("", "x", "0", "1e5", "\0", "\ud800"),
     *("../x", "/etc/passwd", "~nobody/x", "\x1b[2J", "a" * 10**5),
-    *([], {}, [[]], [1], [0] * 3, [10**9], ["x"], [None], {"a": 1}, {"": {}}, {"kind": "llama"}),
-    *(_nested(70), _nested(300)),
 )  # fmt: skip
+
+NASTY_JSON = (
+    *("[]", "{}", "[[]]", "[1]", "[0, 0, 0]", "[1000000000]", '["x"]', "[null]", '{"a": 1}'),
+    *('{"": {}}', '{"kind": "llama"}', "[" * 70 + "]" * 70, "[" * 300 + "]" * 300),
+)
+
+_MOST_PLACES = 20_000  # that a change may begin from
 
 FRAGMENTS = (
     *(b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5_000, b"-" + b"9" * 200, b"1e999", b"NaN"),
@@ -109,8 +107,10 @@ def mutate_value(value: Any, rng: Random) -> Any:
     """A JSON value with one to four places changed."""
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         places = list(_places(value))
+        if len(places) > _MOST_PLACES:
+            return value
         if not places or rng.random() < 0.02:
-            return rng.choice(NASTY)
+            return _nasty(rng)
         container, key = rng.choice(places)
         kind = rng.randrange(8)
         if kind == 0:
@@ -130,7 +130,7 @@ def mutate_value(value: Any, rng: Random) -> Any:
             except (KeyError, IndexError):  # what was removed before
                 continue
         else:
-            container[key] = rng.choice(NASTY)
+            container[key] = _nasty(rng)
     return value
 
 
@@ -191,6 +191,12 @@ def mutate_words(content: bytes, rng: Random, words: tuple[str, ...]) -> bytes:
             times = rng.choice((2, 70, 300, 20_000))
             parts[:] = [rng.choice(words), "("] * times + parts + [")"] * times
     return rng.choice((" ", "")).join(parts).encode("utf-8", "replace")
+
+
+def _nasty(rng: Random) -> Any:
+    """A value that is made anew, since it may be changed further."""
+    number = rng.randrange(len(NASTY) + len(NASTY_JSON))
+    return NASTY[number] if number < len(NASTY) else json.loads(NASTY_JSON[number - len(NASTY)])
 
 
 def _places(value: Any) -> Any:

@@ -79,7 +79,7 @@ class Contest:
         settings = CalibrationSettings(seed=SEED)
         started = time.process_time()
         text = read_text(arguments.calibration)
-        windows = tokenize_windows(self._loaded.tokenizer, text, settings.window)
+        windows = tokenize_windows(self._loaded.tokenizer, text, settings.length)
         self._calibrated = calibrate(self._loaded.model, windows, settings)
         self._rows.setdefault("calibration", {"seconds": time.process_time() - started})
         self._shape = self._calibrated.shape

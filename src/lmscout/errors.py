@@ -1,5 +1,6 @@
 """The exception for user errors, checks that raise it, and values as messages show them."""
 
+import re
 import reprlib
 
 _LONGEST_SHOWN = 60
@@ -9,6 +10,10 @@ _NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
     "Cannot allocate memory",
     "std::bad_alloc",
 )
+
+
+_PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s/]+@")
+_VALUE = re.compile(r"([?&;](?:\w*passw(?:or)?d|pwd|secret|\w*token))=[^\s&;]+", re.IGNORECASE)
 
 
 class LmscoutError(Exception):
@@ -69,3 +74,8 @@ def _short_repr() -> reprlib.Repr:
 
 
 _SHORT = _short_repr()
+
+
+def without_passwords(words: str) -> str:
+    """Words in which URLs have no passwords, wherever in the line they are."""
+    return _VALUE.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", words))

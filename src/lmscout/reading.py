@@ -32,8 +32,8 @@ MOST_STRUCTURED = 64 * MIB
 """Bytes of a JSON file, of JSON lines, and of a text that a benchmark is trained on."""
 MOST_LINE = 4 * MIB
 """Bytes of one of several JSON lines."""
-MOST_VALUES = 4_000_000
-"""Values in one JSON text."""
+MOST_VALUES = 1_000_000
+"""Values in one JSON text, and lines of JSON lines."""
 MOST_DEPTH = 64
 """Arrays and objects within each other in JSON; lists and mappings in YAML."""
 MOST_DIGITS = 100
@@ -181,6 +181,8 @@ def parse_json_lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
         LmscoutError: a line is not JSON, or is beyond a bound.
     """
     for number, line in enumerate(io.StringIO(text), start=1):
+        if number > MOST_VALUES:
+            raise LmscoutError(f"{name}: holds too many lines (more than {MOST_VALUES:,})")
         if line.strip():
             yield number, parse_json(line, f"{name}, line {number}", single_line=True)
 

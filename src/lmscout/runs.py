@@ -118,12 +118,21 @@ class Run:
             more: what else to note among the settings.
 
         Raises:
-            LmscoutError: the folder cannot be written; nothing is left behind.
+            LmscoutError: the folder cannot be written, and nothing is left behind; or another run
+                was saved there meanwhile, and the message says where this one is.
         """
-        with atomic_folder(self.folder, last=RESULT, name=self.name, remedy=_REMEDY) as draft:
+        wanted = {"command": self.command, **self.settings}
+        there = read_settings(self.folder) if (self.folder / SETTINGS).is_file() else wanted
+        taken = not same_settings(there, wanted)
+        folder = default_run_folder(self.folder.name) if taken else self.folder
+        with atomic_folder(folder, last=RESULT, name=self.name, remedy=_REMEDY) as draft:
             yield draft
             write_file(draft / SETTINGS, self._settings_json(more))
             write_file(draft / RESULT, self._result_json(result))
+        if taken:
+            raise LmscoutError(
+                f"{self.name} was filled by another run meanwhile: the result is in {folder}"
+            )
 
     def save(self, result: Reported) -> None:
         """Write settings and result of a run that has nothing else to keep.
@@ -228,14 +237,12 @@ def same_settings(there: Mapping[str, Any] | None, settings: Mapping[str, object
 
 
 def default_run_folder(label: str) -> Path:
-    """runs/LABEL-TIME under the current directory, with a UTC time to the second."""
+    """runs/LABEL-TIME under the current directory, with a UTC time to the microsecond.
+
+    So runs that start in one second, as a shell's loop starts them, have folders of their own.
+    """
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.")
-    folder = Path("runs") / f"{safe}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    number = 1
-    while folder.exists():
-        number += 1
-        folder = folder.with_name(f"{folder.name.removesuffix(f'_{number - 1}')}_{number}")
-    return folder
+    return Path("runs") / f"{safe}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
 
 
 def environment() -> dict[str, object]:

@@ -56,3 +56,14 @@ def test_quality_is_float64_and_cannot_be_changed_from_either_side():
 def test_rows_that_do_not_agree_are_refused(changes, said):
     with pytest.raises(LmscoutError, match=said):
         made(**changes)
+
+
+def test_a_benchmark_too_large_to_compare_is_refused_at_once():
+    n = 200_000
+    spec = made().specs[0]
+    with pytest.raises(LmscoutError, match=r"small.json: holds too many architectures \(got 200,0"):
+        made(specs=(spec,) * n, quality=np.zeros(n), identifiers=tuple(map(str, range(n))))
+    n, last = 20_000, 19_998
+    names = (*map(str, range(n - 1)), str(last))
+    with pytest.raises(LmscoutError, match=r"two rows are called 19998"):
+        made(specs=(spec,) * n, quality=np.zeros(n), identifiers=names)

@@ -1,5 +1,6 @@
 """A model whose every file names code of its own: no command runs it, no saved folder names it."""
 
+import importlib
 import json
 import os
 import shutil
@@ -172,6 +173,8 @@ def test_a_saved_folder_holds_no_path_of_this_machine_and_its_template_stays(ran
             assert str(place) not in path.read_text(), path
             assert "evil" not in path.read_text(), path
     assert (place / out / "chat_template.jinja").read_text() == TEMPLATE
+    entries = json.loads((place / out / "tokenizer_config.json").read_text())
+    assert entries["tokenizer_class"] == "PreTrainedTokenizerFast"  # known to transformers 4
     assert AutoTokenizer.from_pretrained(place / out, trust_remote_code=False)("fox").input_ids
 
 
@@ -182,6 +185,7 @@ def test_lmscout_loads_its_own_folder_without_the_code_in_it(ran, place):
     trap = place / "changed" / "sprung"
     file = folder / "modeling_lmscout.py"
     file.write_text(f"open({str(trap)!r}, 'w')\n{file.read_text()}")
-    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)  # known by name
+    importlib.import_module("lmscout")  # as a user would, which makes its classes known
+    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert type(loaded).__module__ == "lmscout.pruning.saving.modeling_lmscout"
     assert not trap.exists()

@@ -148,11 +148,11 @@ def test_the_help_cuts_no_word_at_80_columns(lmscout):
 def test_a_table_a_model_and_its_json(lmscout, text, tmp_path):
     report = tmp_path / "report.txt"
     report.write_text("".join(STORY.format(f"{index} again") for index in range(100)))
-    code, out, err = lmscout(
-        *("prune", STORIES, "--calibration", text, "--report", report, "--pairs", 20),
-        *("--out", "smaller", "--json", "result.json"),
-    )
+    command = ("prune", STORIES, "--calibration", text, "--report", report, "--pairs", 20)
+    command += ("--out", "smaller")
+    code, out, err = lmscout(*command, "--json", "result.json")
     assert (code, err) == (0, "")
+    table = out
     for words in ("dense", "uniform, compensated", "found", "predictor:", "saved model: smaller"):
         assert words in out
     result = json.loads((tmp_path / "result.json").read_text())
@@ -161,6 +161,35 @@ def test_a_table_a_model_and_its_json(lmscout, text, tmp_path):
     assert code == 0
     (measured,) = json.loads(out)["perplexities"]
     assert measured["perplexity"] == pytest.approx(result["found"]["perplexity"], rel=1e-6)
+    _finished_it_is_told_again(lmscout, command, table, result, tmp_path)
+
+
+def _finished_it_is_told_again(lmscout, command, table, result, tmp_path):
+    folder, draft = tmp_path / "smaller", tmp_path / ".smaller-1234abcd.lmscout-draft"
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["command"], settings["pairs"], settings["keep"]) == ("prune", 20, [0.8])
+    assert set(settings["environment"]) >= {"torch", "transformers", "lmscout", "threads"}
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    draft.mkdir()  # of a process that was killed while it saved
+    (draft / "model.safetensors").write_text("half")
+    code, out, err = lmscout(*command, "--json", "again.json")
+    assert (code, out, err) == (0, table, "")
+    assert json.loads((tmp_path / "again.json").read_text()) == result
+    assert not draft.exists()
+    code, out, err = lmscout(*command, "--json", "/dev/full")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "No space left on device" in err
+    assert "the result is in smaller/result.json" in err
+    for option, value, said in (
+        ("--pairs", 21, "pairs 20, not 21"),
+        ("--quality", "kl", "quality nll, not kl"),
+        ("--report", tmp_path / "other.txt", "another report"),
+    ):
+        (tmp_path / "other.txt").write_text(STORY.format("other") * 40)
+        code, out, err = lmscout(*command, option, value)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"run folder smaller holds a run with {said}: name another" in err
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 import json
+import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import tiny_checkpoints
@@ -9,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, out_of_memory
 from lmscout.evaluation import devices_of, load_config, load_model
 from lmscout.evaluation.quiet import first_line
 
@@ -394,3 +397,42 @@ def test_the_configuration_says_tied_if_embedding_and_head_are(tmp_path, said, a
     else:  # transformers would draw a head at random
         configure(folder, tie_word_embeddings=False)
         assert "lm_head.weight" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda: torch.empty(1 << 45), lambda: bytearray(1 << 60), lambda: [0] * (1 << 60)]
+)
+def test_too_little_memory_is_known_on_a_cpu(ask):
+    with pytest.raises((RuntimeError, MemoryError)) as error:
+        ask()
+    assert out_of_memory(error.value)
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+import lmscout.evaluation, transformers.models.llama.modeling_llama
+from lmscout.cli.main import main
+with open("/proc/self/statm") as file:
+    now = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (96 << 20),) * 2)
+sys.argv = ["lmscout", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_command_that_runs_out_of_memory_on_a_cpu_says_so_in_one_line(llama_folder, tmp_path):
+    (tmp_path / "text.txt").write_text("A line of text, and one more.\n" * 6000)
+    asked = ["eval", str(llama_folder), "--perplexity", str(tmp_path / "text.txt")]
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, *asked, "--batch-tokens", "100000"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("lmscout: ")
+    assert "memory" in done.stderr
+    assert done.stderr.count("\n") == 1

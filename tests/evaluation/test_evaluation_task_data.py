@@ -165,3 +165,14 @@ def test_every_question_at_hand_is_understood():
         "boolq": 3_270,
     }
     assert splits == {"dev": 285, "test": 14_042}
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "mmlu"])
+def test_a_hostile_instruction_is_refused_in_no_time(tmp_path, name):
+    row, _ = FORMS[name]
+    start = row["instruction"].split(": ")[0]
+    for filling in ("\n" * 300_000, "\n\nAnswer1: Answer2: " * 20_000, "Option2: " * 50_000):
+        bad = row | {"instruction": f"{start}: {filling}\n\nAnswer format: {'(a+)+/' * 20}$"}
+        file = written(tmp_path / "x.jsonl", [bad])
+        with pytest.raises(LmscoutError, match="line 1: is no question"):
+            list(read_questions(file, LOCAL_TASKS[name]))

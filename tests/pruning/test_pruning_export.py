@@ -309,7 +309,7 @@ first.set_attn_implementation("eager")
 answer["attention"] = len(first(tokens, output_attentions=True).attentions)
 body = AutoModel.from_pretrained(pruned, dtype="auto", trust_remote_code=True)
 answer["body"] = type(body).__name__
-answer["tokens"] = AutoTokenizer.from_pretrained(pruned, trust_remote_code=True)("w3 w5").input_ids
+answer["tokens"] = AutoTokenizer.from_pretrained(pruned, trust_remote_code=False)("w3 w5").input_ids
 first.save_pretrained(again)  # as after fine-tuning
 second = AutoModelForCausalLM.from_pretrained(again, dtype="auto", trust_remote_code=True)
 second.set_attn_implementation("eager")

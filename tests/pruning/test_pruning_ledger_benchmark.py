@@ -227,7 +227,7 @@ def test_without_the_adapter_of_its_pairs_a_run_is_refused(elastic, tmp_path, te
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["discover", "ledger:{empty}"], "holds no ledger"),
+        (["discover", "ledger:{empty}"], "holds no study"),
         (["discover", "ledger:{run}", "--space", "deep"], "published and two-op"),
         (["discover", "pico", "--model", "here"], "are for ledger:RUN"),
         (["discover", "ledger:{run}", "--search", "39"], "at most 35"),

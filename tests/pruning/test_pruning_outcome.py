@@ -1,15 +1,18 @@
 """Verdicts of a run: worse than a uniform cut, no better than the mean, below the dense model."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from lmscout.cli.prune import table
 from lmscout.evaluation import Perplexity, protocol_of
 from lmscout.pruning import Plan
 from lmscout.pruning.learning.cross_validation import Agreement
 from lmscout.pruning.learning.predictor import PredictorReport
-from lmscout.pruning.outcome import Finalist, Pruning, Reported, Size
+from lmscout.pruning.outcome import SHOWN, Finalist, Pruning, Reported, Size
 
 PLAN = Plan((1,), (8,))
 
@@ -122,3 +125,16 @@ def test_a_predictor_no_better_than_the_mean_is_said_to_be_so(kendall, r2, beats
     assert ("no better than predicting the mean" in report.words) is not beats
     told = replace(pruning(row("found", 0.1)), predictor=report).to_json()
     assert told["predictor"]["beats_mean"] is beats
+
+
+def test_the_table_of_a_large_model_is_whole_at_80_columns():
+    names = ("uniform", "uniform_compensated", "uniform_guarded", "found", "found_recovered")
+    rows = [replace(row(name, 0.123, 1234.5), params=6_738_415_616) for name in names]
+    found = pruning(*rows, dense_elastic=replace(row("dense_elastic", 0.1, 10.0)))
+    screen = Console(width=80, file=io.StringIO())
+    screen.print(table(found, wide=False))
+    shown = screen.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for word in (*(SHOWN[name] for name in names), "6,738,415,616", "90.0%", "80.0%", "+0.1230"):
+        assert word in shown

@@ -14,16 +14,16 @@ import pytest
 import torch
 from ledger_files import open_files, sees_open_files, trials_of
 from real_models import STORIES, needs_the_real_model, two_texts
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, load_model, perplexity
 from lmscout.files import as_json
 from lmscout.pruning import CalibrationSettings, Plan, Request, calibration, prune
 from lmscout.pruning.recorded import read_recorded
-from lmscout.pruning.recovery.run import RecoveryRequest
+from lmscout.pruning.recovery.run import RecoveryRequest, recovery_file
 from lmscout.pruning.recovery.settings import RecoverySettings
-from lmscout.pruning.request import check_request
+from lmscout.pruning.request import check_request, model_folders
 
 pytestmark = needs_the_real_model
 
@@ -104,6 +104,77 @@ def test_the_saved_model_is_the_one_reported_and_generates(run):
             following = loaded.model(plain, use_cache=False).logits[:, -1].argmax(-1)
         plain = torch.cat([plain, following[:, None]], dim=1)
     assert torch.equal(made, plain)
+
+
+def test_the_card_and_the_record_say_what_was_asked_and_what_was_measured(run):
+    result, report_on = run
+    (size,) = result.sizes
+    found = next(one for one in size.reported if one.name == "found")
+    card = (size.out / "README.md").read_text()
+    assert f"| dense | 260,032 | {result.dense.perplexity.value:.2f} |" in card
+    assert f"| **found (this model)** | {found.params:,} | {found.perplexity.value:.2f} |" in card
+    assert (
+        f"windows of 128 tokens, stride 128, special tokens once; {found.perplexity.tokens:,}"
+        in card
+    )
+    assert "40 architecture-accuracy pairs were measured (at most 40 were asked for)" in card
+    assert "[lmscout](https://pypi.org/project/lmscout/)" in card
+    assert card.index("## Citation") < card.index("https://arxiv.org/abs/2309.09507")
+    record = json.loads((size.out / "lmscout.json").read_text())
+    assert record["asked"]["pairs"] == record["measured"]["pairs"] == 40
+    measured = record["measured"]["perplexity"]
+    assert measured["dense"]["perplexity"] == result.dense.perplexity.value
+    assert measured["found"]["tokens"] == found.perplexity.tokens
+    assert str(STORIES.parent) not in card + json.dumps(record)
+    assert record["base_model"] == STORIES.name
+    stock = AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32).eval()
+    loaded = load_model(str(STORIES))
+    dense = perplexity(stock, loaded.tokenizer, report_on, "llm-pruner")
+    assert result.dense.perplexity.value == pytest.approx(dense.value, rel=1e-4)
+
+
+def test_close_shares_have_folders_of_their_own():
+    folders = model_folders((0.8, 0.8000001, 0.80000011), Path("run"))
+    assert [one.name for one in folders] == ["keep-0.8", "keep-0.8000001", "keep-0.80000011"]
+    files = {recovery_file(Path("run"), share) for share in (0.8, 0.8000001, 0.80000011)}
+    assert len(files) == 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.float32, "has no finite perplexity"),
+        (torch.float16, "float16 holds numbers up to 6.55e"),
+    ],
+)
+def test_a_model_without_a_loss_is_refused_before_pairs_are_measured(tmp_path, dtype, message):
+    loaded = load_model(str(STORIES))
+    seen = set()
+    with torch.no_grad():
+        loaded.model.model.norm.weight.mul_(1e5)
+    with pytest.raises(LmscoutError, match=message):
+        prune(
+            *(loaded, two_texts()[0], replace(REQUEST, dtype=dtype), tmp_path / "out"),
+            report_on=two_texts()[1],
+            progress=lambda stage, *_: seen.add(stage),
+        )
+    assert "measuring pairs" not in seen
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_pairs_are_measured(tmp_path):
+    loaded = load_model(str(STORIES))
+    loaded.model.generation_config = GenerationConfig(do_sample=False, temperature=0.7)
+    with pytest.raises(LmscoutError, match=r"generation_config\.json is refused .*temperature"):
+        prune(loaded, two_texts()[0], REQUEST, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_as_its_configuration_says_is_refused(tmp_path):
+    loaded = load_model(str(STORIES))
+    loaded.model.config.rms_norm_eps = 0.1
+    with pytest.raises(LmscoutError, match="computes otherwise than its configuration describes"):
+        prune(loaded, two_texts()[0], REQUEST, tmp_path / "out", report_on=two_texts()[1])
 
 
 def test_the_json_says_it_all_and_is_plain(run):
@@ -278,6 +349,10 @@ def test_a_uniform_shape_is_a_plain_llama(tmp_path):
     found = next(one for one in size.reported if one.name == "found")
     assert found.kept <= 0.8 + 1e-6
     assert found.kept > 0.78
+    record = json.loads((size.out / "lmscout.json").read_text())
+    assert (record["asked"]["pairs"], record["measured"]["pairs"]) == (24, result.pairs)
+    said = f"{result.pairs} architecture-accuracy pairs were measured (at most 24 were asked for)"
+    assert said in (size.out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ def process(*arguments):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent)},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *filter(None, sys.path)])},
     )
 
 

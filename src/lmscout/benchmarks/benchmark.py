@@ -1,5 +1,6 @@
 """What a benchmark is: architectures whose trained quality is known."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +9,18 @@ from numpy.typing import NDArray
 
 from lmscout.architectures import ArchitectureSpec
 from lmscout.errors import LmscoutError
+
+MOST_ARCHITECTURES = 20_000
+"""Rows of a benchmark; correlations compare every two of them."""
+
+
+def require_few(architectures: int, source: str) -> None:
+    """Raise LmscoutError where a benchmark has more architectures than can be compared."""
+    if architectures > MOST_ARCHITECTURES:
+        raise LmscoutError(
+            f"{source}: holds too many architectures (got {architectures:,}, expected at most "
+            f"{MOST_ARCHITECTURES:,})"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +52,12 @@ class Benchmark:
                 f"{self.source}: {len(self.specs)} architectures, {len(quality)} qualities and "
                 f"{len(self.identifiers)} identifiers; a benchmark has one of each per row"
             )
+        require_few(len(quality), self.source)
         for identifier, value in zip(self.identifiers, quality, strict=True):
             if not np.isfinite(value):
                 raise LmscoutError(f"{self.source}: {identifier}: quality is {value}")
         if len(set(self.identifiers)) < len(self.identifiers):
-            twice = next(i for i in self.identifiers if self.identifiers.count(i) > 1)
+            twice = Counter(self.identifiers).most_common(1)[0][0]
             raise LmscoutError(f"{self.source}: two rows are called {twice}")
 
     def __len__(self) -> int:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from lmscout.architectures import ArchitectureSpec, spec_from_dict
-from lmscout.benchmarks.benchmark import Benchmark
+from lmscout.benchmarks.benchmark import Benchmark, require_few
 from lmscout.benchmarks.rows import Row, checked
 from lmscout.benchmarks.table import TABLE, TrainedRow, read_settings, read_table
 from lmscout.errors import LmscoutError
+from lmscout.reading import expanded
 from lmscout.runs import SETTINGS
 
 PICO = "pico"
@@ -57,7 +58,7 @@ def built_folder(name: str) -> Path:
     """The folder of a built benchmark: ``pico`` is lmscout's own, ``bench:DIR`` a user's."""
     if name == PICO:
         return Path(str(files("lmscout.benchmarks"))) / "data" / PICO
-    return Path(name.removeprefix(OWN)).expanduser()
+    return expanded(name.removeprefix(OWN))
 
 
 def table_digest(folder: Path) -> str | None:
@@ -99,6 +100,7 @@ def replicates(folder: Path) -> list[Replicates]:
         LmscoutError: the folder holds no finished benchmark, or a damaged one.
     """
     rows = read_table(folder)
+    require_few(len({row.architecture for row in rows}), str(folder / TABLE))
     groups = groupby(sorted(rows, key=_number), _number)
     return [_replicates(folder, number, list(group)) for number, group in groups]
 

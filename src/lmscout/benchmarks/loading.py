@@ -1,7 +1,6 @@
 """A benchmark by the name that a user gives it."""
 
 import os
-from pathlib import Path
 
 from lmscout.benchmarks.benchmark import Benchmark
 from lmscout.benchmarks.built import OWN, PICO, read_built
@@ -11,6 +10,7 @@ from lmscout.benchmarks.lts import METRIC, read_lts
 from lmscout.benchmarks.space import SPACES, Space
 from lmscout.benchmarks.space_file import SUFFIX, read_space
 from lmscout.errors import LmscoutError, brief
+from lmscout.reading import expanded
 
 # The data set of the folders whose name lmscout can vouch for.
 LTS_METRICS: dict[str, str] = {
@@ -43,9 +43,9 @@ def load(name: str) -> Benchmark:
     if kind == "flexibert" and not colon:
         return read_flexibert(find_flexibert(), name)
     if kind == "flexibert" and rest:
-        return read_flexibert(Path(rest).expanduser(), name)
+        return read_flexibert(expanded(rest), name)
     if kind == "lts" and rest:
-        path = Path(rest).expanduser()
+        path = expanded(rest)
         if os.sep in rest or "/" in rest or os.path.isdir(path):
             return read_lts(path, name)
         return read_lts(find_lts(rest), name, LTS_METRICS.get(rest, METRIC))
@@ -65,7 +65,7 @@ def load_space_or_benchmark(name: str) -> Space | Benchmark:
         return load(name)
     except UnknownBenchmarkError:
         if name.endswith(SUFFIX):
-            return read_space(Path(name).expanduser())
+            return read_space(expanded(name))
         spaces = ", ".join(space.name for space in SPACES)
         raise LmscoutError(
             f"unknown space {brief(name)}; there are the spaces {spaces} and FILE{SUFFIX}, and the "

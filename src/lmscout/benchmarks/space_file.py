@@ -11,7 +11,7 @@ from lmscout.architectures.spec import MOST, MOST_BLOCKS, MOST_OTHER
 from lmscout.benchmarks.rows import Row, checked
 from lmscout.benchmarks.space import GPT2, LLAMA, Space, head_sizes, space_of
 from lmscout.errors import LmscoutError, brief
-from lmscout.reading import read_json
+from lmscout.reading import expanded, read_json
 
 SUFFIX = ".json"
 
@@ -47,7 +47,7 @@ def load_space(name: str) -> Space:
     Raises:
         LmscoutError: there is none of that name, or the file is no space.
     """
-    return read_space(Path(name).expanduser()) if name.endswith(SUFFIX) else space_of(name)
+    return read_space(expanded(name)) if name.endswith(SUFFIX) else space_of(name)
 
 
 def read_space(path: Path) -> Space:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -99,6 +100,7 @@ def _start(task: Task, device: str) -> _Worker:
     here, there = context.Pipe()
     call = pickle.dumps((_work, task, device))
     process = context.Process(target=run_pickled, args=(os.getpid(), call, there), daemon=True)
+    resource_tracker.ensure_running()  # unblocks signals where it starts its process
     with signals_held():
         process.start()
     there.close()

@@ -73,11 +73,12 @@ def _discover(workers: int) -> None:
     from lmscout.benchmarks.locate import cache_directory
     from lmscout.discovery import discover, judge
     from lmscout.statistics import Batch, Workers
+    from lmscout.statistics.workers import worker_processes
 
     benchmark = load("pico")
     batch = Batch(size=SEQUENCES)
     cache = cache_directory() / "statistics"
-    with console.progress_bars() as progress:
+    with worker_processes(), console.progress_bars() as progress:
         found: Discovery = discover(
             benchmark,
             proxies.published(("mean", "sum")),

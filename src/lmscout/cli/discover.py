@@ -340,8 +340,9 @@ def show_deep(result: DeepDiscovery) -> None:
             ],
         )
     for finding in result.findings:
+        screen.print()
         if len(result.findings) > 1:
-            screen.print(f"\n[bold]{escape(finding.benchmark)}[/bold]")
+            screen.print(f"[bold]{escape(finding.benchmark)}[/bold]")
         show_choice(finding)
 
 
@@ -357,11 +358,12 @@ def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
     screen.print(
         f"{result.space.size:,} proxies, {result.n_distinct:,} of them distinct; "
         f"statistics {result.seconds['statistics']:.1f} s, "
-        f"ranking {result.seconds['ranking']:.1f} s"
+        f"ranking {result.seconds['ranking']:.1f} s",
+        highlight=False,
     )
     show_choice(result, rivals)
     _show_formulas(
-        "best on the search split, no two of which order its architectures alike",
+        "best on the search split",
         ("search ρ", "test ρ"),
         [
             ((console.number(one.search), console.number(one.test)), str(one.proxy))
@@ -373,7 +375,7 @@ def show(result: Discovery, rivals: Sequence[Assessment] = ()) -> None:
 def _show_formulas(
     title: str, headings: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]
 ) -> None:
-    """Print formulas a line each, unbroken however long they are, so that they can be pasted.
+    """Print formulas a line each, unbroken however long they are: `rank --proxy` reads them.
 
     Args:
         title: of the list.
@@ -381,7 +383,7 @@ def _show_formulas(
         rows: figures and formula.
     """
     screen = console.table_console()
-    screen.print(f"\n{title}; rank --proxy reads them:", highlight=False)
+    screen.print(f"\n{title}:", highlight=False)
     lines = ["  ".join(f"{one:>8}" for one in headings) + "  formula"]
     lines += [
         "  ".join(f"{figure:>8}" for figure in figures) + f"  {formula}"
@@ -389,14 +391,14 @@ def _show_formulas(
     ]
     for line in lines:
         screen.print(line, soft_wrap=True, highlight=False, markup=False)
-    screen.print()
 
 
 def _show_benchmark(result: Finding) -> None:
     console.table_console().print(
         f"[bold]{escape(result.benchmark)}[/bold]: {result.n_architectures} architectures, "
         f"{len(result.split.search)} to search on, {len(result.split.test)} to test on; "
-        f"quality is {result.metric}"
+        f"quality is {result.metric}",
+        highlight=False,
     )
 
 
@@ -406,7 +408,7 @@ def show_choice(result: Finding, rivals: Sequence[Assessment] = ()) -> None:
 
     screen = console.table_console()
     name = str(SignedProxy(result.test.name, result.sign))
-    screen.print(f"best on the search split: [bold]{name}[/bold]", highlight=False)
+    screen.print(f"best on the search split: [bold]{name}[/bold]", highlight=False, soft_wrap=True)
     rho, _ = result.search
     table = Table(caption="intervals: 95 % bootstrap over test architectures")
     console.add_name_column(table)

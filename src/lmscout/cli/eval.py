@@ -225,7 +225,7 @@ def _short(source: str) -> str:
 def _show_cost(result: Evaluation) -> None:
     said = (
         f"[bold]{escape(result.model)}[/bold]: {result.parameters:,} parameters, "
-        f"{result.bytes / 1e6:,.1f} MB, {result.multiply_adds / 1e6:,.1f} million "
+        f"{result.bytes / 1e6:,.1f} MB, {_in_millions(result.multiply_adds)} "
         "multiply-adds a token"
     )
     if speed := result.speed:
@@ -234,6 +234,10 @@ def _show_cost(result: Evaluation) -> None:
         if speed.peak_bytes is not None:
             said += f", peak {speed.peak_bytes / 1e6:,.0f} MB"
     console.table_console().print(said, highlight=False)
+
+
+def _in_millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} million" if count >= 1e6 else f"{count:,}"
 
 
 def _show_scores(scores: Sequence[TaskScore]) -> None:

@@ -165,7 +165,8 @@ def _show(result: Explanation) -> None:
     screen = console.table_console()
     screen.print(
         f"[bold]{escape(result.benchmark)}[/bold]: {result.n_architectures} architectures; "
-        f"quality is {result.metric}"
+        f"quality is {result.metric}",
+        highlight=False,
     )
     name, tree = result.assessment.name, result.tree
     text = name if tree is None else format_node(tree)

@@ -18,10 +18,11 @@ from lmscout.cli.eval import evaluate
 from lmscout.cli.explain import explain
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
-from lmscout.errors import LmscoutError, out_of_memory
+from lmscout.errors import LmscoutError, out_of_memory, without_passwords
 from lmscout.files import storage_problem
 
 INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
+_LONGEST = 1000  # characters of an error
 
 app = typer.Typer(
     help="Judge language-model architectures cheaply.",
@@ -97,13 +98,15 @@ def _run() -> None:
 def _fail(message: str) -> None:
     if stopping.is_stopping():  # an error that the end of the work has brought about
         raise KeyboardInterrupt
-    print(f"lmscout: {_shown(message)}", file=sys.stderr)
+    print(f"lmscout: {_shown(without_passwords(message))}", file=sys.stderr)
     sys.exit(2)
 
 
 def _shown(message: str) -> str:
     """One line; what a terminal would act on, or cannot show, is escaped."""
     line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 200]} ... {line[-190:]}"
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in line
     )

@@ -152,8 +152,9 @@ def prune(
     storage: Annotated[
         str | None,
         typer.Option(
-            metavar="URL",
-            help="Optuna storage for the ledger; a SQLite file in the run folder by default.",
+            metavar="URL|FILE",
+            help="Optuna storage for the study: a URL or a SQLite file; by default a file in the "
+            "run folder. Runs that share one wait for each other.",
             show_default=False,
         ),
     ] = None,
@@ -205,10 +206,12 @@ def prune(
     from lmscout.pruning.outcome import Pruning
     from lmscout.pruning.request import Request, check_request
     from lmscout.pruning.saved_run import COMMAND, is_complete, open_pruning
+    from lmscout.pruning.storage import home_path
     from lmscout.pruning.workflow import prune as run
     from lmscout.runs import RESULT, Run
 
     console.check_json_target(json)
+    out = home_path(out)
     if compensation not in ("least-squares", "none"):
         raise LmscoutError(f"--compensation {compensation}: is neither least-squares nor none")
     for option, name in (("--dtype", dtype), ("--compute-dtype", compute_dtype)):
@@ -301,7 +304,7 @@ def _shares(given: str) -> tuple[float, ...]:
 def show(result: Pruning) -> None:
     """Print what was found beside what a uniform cut gives, and what was learnt on the way."""
     screen = console.table_console()
-    screen.print(_table(result, wide=screen.width >= _WIDE))
+    screen.print(table(result, wide=screen.width >= _WIDE))
     for note in _notes(result):
         screen.print(note, highlight=False, style="dim")
     _tell(result)
@@ -310,7 +313,7 @@ def show(result: Pruning) -> None:
         print(f"saved model: {size.out}")
 
 
-def _table(result: Pruning, *, wide: bool) -> Table:
+def table(result: Pruning, *, wide: bool) -> Table:
     """The models of the report, a row each.
 
     Args:
@@ -321,14 +324,14 @@ def _table(result: Pruning, *, wide: bool) -> Table:
 
     dense = result.dense
     measured = dense.perplexity is not None
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("", overflow="fold", min_width=len("uniform, compensated"))
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown.add_column("", overflow="fold", min_width=len("uniform, compensated"))
     perplexities = ["perplexity", *(["over\ndense"] if wide else [])] if measured else []
     for column in (
         *("parameters", "kept\nof all", "kept of\nprunable", "loss\nincrease"),
         *perplexities,
     ):
-        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
+        shown.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     recovered = any(size.recovery for size in result.sizes)
     rows: list[tuple[str, Reported | None]] = [(SHOWN["dense"], dense)]
     if result.dense_elastic is not None:
@@ -338,8 +341,8 @@ def _table(result: Pruning, *, wide: bool) -> Table:
         rows += [(SHOWN[one.name], one) for one in size.reported]
     for name, one in rows:
         if one is None:
-            table.add_section()
-            table.add_row(f"[italic]{name}[/italic]")
+            shown.add_section()
+            shown.add_row(f"[italic]{name}[/italic]")
             continue
         cells = [name, f"{one.params:,}", f"{one.kept_of_all:.1%}", f"{one.kept:.1%}"]
         cells.append(_signed(one.loss_increase))
@@ -347,18 +350,21 @@ def _table(result: Pruning, *, wide: bool) -> Table:
             cells.append(f"{one.perplexity.value:,.2f}")
             cells.append(f"{one.perplexity.value / dense.perplexity.value - 1:+.1%}")
         best = one.name == ("found_recovered" if recovered else "found")
-        table.add_row(*cells[: len(table.columns)], style="bold" if best else None)
-    return table
+        shown.add_row(*cells[: len(shown.columns)], style="bold" if best else None)
+    return shown
 
 
 def _notes(result: Pruning) -> list[str]:
     """What the table's columns are."""
-    seen = any(one.loss_increase is None for size in result.sizes for one in size.reported)
+    rows = [one for size in result.sizes for one in size.reported]
+    seen = any(one.loss_increase is None for one in rows)
+    protected = any(one.name == "uniform_guarded" for one in rows)
     return [
         "kept: share of the dense model's parameters: of all, and of the prunable ones, those in "
         "attention and MLP",
         f"loss increase: nats/token over the dense model on {result.held_out_tokens:,} held-out "
         f"tokens of calibration text{'; –: recovery was trained on them' if seen else ''}",
+        *(["protected: first and last sixth of the blocks unpruned"] if protected else []),
     ]
 
 

@@ -93,7 +93,8 @@ def _show(result: Judgement) -> None:
     screen = console.table_console()
     screen.print(
         f"[bold]{escape(result.benchmark)}[/bold]: {result.n_architectures} architectures; "
-        f"quality is {result.metric}"
+        f"quality is {result.metric}",
+        highlight=False,
     )
     table = console.assessment_table()
     for one in result.proxies:

@@ -8,6 +8,7 @@ Child processes end with this one (`lmscout.children`).  No library call install
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ SECONDS = 4.0
 """From the first signal to the end of the process, at most."""
 
 _TOGETHER = 0.1  # seconds within which signals are one: of `timeout`, of a terminal that closes
+_UNHEARD = "ignore:resource_tracker:UserWarning"
 _CONTINUES = "; the same command continues where this one stopped"
 # Where that is not so.
 _AFTER_STOP = {
@@ -42,6 +44,7 @@ class _State:
         self.received = 0  # number of the first signal; 0 before
         self.first = 0.0  # its time
         self.again = False  # the KeyboardInterrupt was lost and is raised once more
+        self.resent = 0  # signals that come from here, and that `_hear` has not heard yet
         self.said = False  # whether the line has been printed
         self.ending = threading.Lock()
         self.heard, self.told = socket.socketpair()
@@ -68,6 +71,10 @@ def listen() -> Callable[[], None]:
     wakeup = signal.set_wakeup_fd(state.told.fileno(), warn_on_full_buffer=False)
     for one in handlers:
         signal.signal(one, _handle)
+    # Semaphores that are left where the process ends at once are removed by a process of joblib's,
+    # which would warn of them.
+    known = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (known, _UNHEARD)))
     unraisable, in_thread = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = _quiet_after_stop(unraisable)
     threading.excepthook = _quiet_after_stop(in_thread)
@@ -79,6 +86,9 @@ def listen() -> Callable[[], None]:
         signal.set_wakeup_fd(wakeup)
         sys.unraisablehook, threading.excepthook = unraisable, in_thread
         state.told.close()
+        del os.environ["PYTHONWARNINGS"]
+        if known is not None:
+            os.environ["PYTHONWARNINGS"] = known
         _listening.clear()
 
     return undo
@@ -109,6 +119,9 @@ def stoppable() -> Iterator[None]:
             undo()
     if state.received:
         _say(state)
+        if undo is None:  # taking all modules apart may take seconds
+            atexit._run_exitfuncs()
+            os._exit(128 + state.received)
         sys.exit(128 + state.received)
 
 
@@ -143,6 +156,9 @@ def _hear(state: _State) -> None:
             return
         for number in numbers:
             if number not in STOPPING or signal.getsignal(number) is not _handle:
+                continue
+            if state.resent:
+                state.resent -= 1
                 continue
             if until is None and (state.working or state.received):
                 until, first = time.monotonic() + SECONDS, number
@@ -186,6 +202,14 @@ def _quiet_after_stop(hook: Callable[[Any], object]) -> Callable[[Any], None]:
             hook(error)
         elif isinstance(error.exc_value, KeyboardInterrupt) and _listening[0].working:
             _listening[0].again = True
-            threading.Timer(0.01, signal.raise_signal, (_listening[0].received,)).start()
+            _listening[0].resent += 1
+            threading.Timer(0.01, _raise_again, (_listening[0].received,)).start()
 
     return quiet
+
+
+def _raise_again(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):  # a call in which the main thread waits ends as well
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)

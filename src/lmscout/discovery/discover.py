@@ -77,7 +77,8 @@ class Discovery(Finding, Result):
         proxy: the one chosen.
         seconds: by stage.
         statistics: the file of statistics used.
-        top: the best on the search split, no two of which order its architectures alike.
+        top: the best on the search split, no two of which order its architectures alike where
+            there are enough.
         ranking: every proxy on the search split; None in a result that was read again.
     """
 
@@ -193,24 +194,32 @@ def _top(
     ranking: SpaceRanking,
     statistics: Statistics,
 ) -> tuple[Leader, ...]:
-    """The best of a space on the search split, no two of which order its architectures alike."""
+    """The best of a space on the search split.
+
+    Those that order its architectures as one listed before are left out, unless there are too few
+    others.
+    """
     search, test = finding.split.search, finding.split.test
     leaders: list[Leader] = []
+    alike: list[Leader] = []
     listed: list[npt.NDArray[np.float64]] = []
     for index in islice(ranking.leaders(), _TRIED):
         proxy = space.proxy(index)
         scores = proxy_scores(proxy, statistics)
         own = scores[search]
-        if any(abs(spearman(own, other)) >= _SAME_ORDER for other in listed):
-            continue
         rho = spearman(own, benchmark.quality[search])
         sign = 1 if rho >= 0 else -1
         unseen = sign * spearman(scores[test], benchmark.quality[test])
-        leaders.append(Leader(SignedProxy(format_proxy(proxy), sign), sign * rho, unseen))
+        one = Leader(SignedProxy(format_proxy(proxy), sign), sign * rho, unseen)
+        if any(abs(spearman(own, other)) >= _SAME_ORDER for other in listed):
+            alike.append(one)
+            continue
+        leaders.append(one)
         listed.append(own)
         if len(leaders) == TOP:
             break
-    return tuple(leaders)
+    leaders += alike[: TOP - len(leaders)]
+    return tuple(sorted(leaders, key=lambda one: -one.search))
 
 
 def proxy_scores(proxy: Proxy, statistics: Statistics) -> npt.NDArray[np.float64]:

@@ -320,14 +320,15 @@ class Ledger:
                     f"({_first_line(error)}); {_EDITED}"
                 ) from error
         found = attributes_of(study, self._storage, self._url).get(SETTINGS)
-        if found is None and begin:
+        with reported(self._url):
+            new = begin and found is None and not _trial_numbers(study, self._storage)
+        if new:  # or its maker was killed before it came to this line
             with turn(self._storage, self._url, f"{self._name}.notes"):
                 found = attributes_of(study, self._storage, self._url).get(SETTINGS)
-                with reported(self._url):
-                    # New, or its maker was killed before it came to this line.
-                    if found is None and not self._storage.get_n_trials(study._study_id):
+                if found is None:
+                    with reported(self._url):
                         study.set_user_attr(SETTINGS, dict(wanted))
-                        found = wanted
+                    found = wanted
         if found is None:
             raise LmscoutError(
                 f"study at {self.url}: {self._name!r} is a study of something else, not a ledger "
@@ -362,21 +363,12 @@ class Ledger:
 
     def _refuse_unreadable(self, error: Exception) -> None:
         """Name the trial that Optuna cannot read."""
-        number = self._study._study_id
-        try:
-            count = self._storage.get_n_trials(number)
-        except KeyError:
-            raise LmscoutError(
-                f"study at {self.url}: study {self._name!r} was removed; run the same command again"
-            ) from None
-        for place in range(count):
+        for number, place in _trial_numbers(self._study, self._storage):
             try:
-                self._storage.get_trial(
-                    self._storage.get_trial_id_from_study_id_trial_number(number, place)
-                )
+                self._storage.get_trial(place)
             except _UNREADABLE as odd:
                 raise LmscoutError(
-                    f"study at {self.url}: trial {place} of study {self._name!r} cannot be read "
+                    f"study at {self.url}: trial {number} of study {self._name!r} cannot be read "
                     f"({_first_line(odd)}); {_EDITED}"
                 ) from odd
         raise LmscoutError(
@@ -480,6 +472,17 @@ def attributes_of(study: optuna.Study, storage: Storage, url: str) -> Mapping[st
                 f"JSON ({_first_line(error)}); {_EDITED}"
             ) from error
     return values
+
+
+def _trial_numbers(study: optuna.Study, storage: Storage) -> list[tuple[object, Any]]:
+    """Numbers of a study's trials, and those under which the storage has them; as they are there.
+
+    Optuna reads all of every trial to count them, which fails where one was edited.
+    """
+    rows = table("trials", column("study_id"), column("trial_id"), column("number"))
+    asked = select(rows.c.number, rows.c.trial_id).where(rows.c.study_id == study._study_id)
+    with storage.engine.connect() as connection:
+        return [(number, place) for number, place in connection.execute(asked)]
 
 
 def marks_of(pair: Pair) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -153,12 +153,17 @@ def _measure_alone(
         return run.to_the_end(terms, ranges, size)
 
 
-def _workload(evaluator: Evaluator, by_itself: bool) -> AbstractContextManager[Workload]:
+@contextmanager
+def _workload(evaluator: Evaluator, by_itself: bool) -> Iterator[Workload]:
     if not by_itself:
-        return measured_here(evaluator)
-    if not isinstance(evaluator, ParallelEvaluator):
-        evaluator = ParallelEvaluator([evaluator])
-    return evaluator.workload()
+        with measured_here(evaluator) as work:
+            yield work
+    elif isinstance(evaluator, ParallelEvaluator):
+        with evaluator.workload() as work:
+            yield work
+    else:
+        with closing(ParallelEvaluator([evaluator])) as parallel, parallel.workload() as work:
+            yield work
 
 
 class _Run:

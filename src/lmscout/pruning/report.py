@@ -10,11 +10,13 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmscout.errors import LmscoutError
 from lmscout.evaluation import Perplexity, Text, checked_tokens, parameter_count, perplexity
 from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.outcome import Reported
 from lmscout.pruning.recovery.batches import apart_from
 from lmscout.pruning.saving.cutting import cut, round_weights
+from lmscout.pruning.saving.reload_saved import check_logits
 from lmscout.pruning.searching.budgets import Budget
 from lmscout.pruning.searching.ranges import Ranges, uniform
 from lmscout.pruning.searching.sharing import order_for_prefix_sharing
@@ -72,10 +74,32 @@ class ReportText:
         )
 
     def dense_perplexity(self, calibrated: Calibrated) -> Perplexity | None:
-        """Of the dense model, with the weights that are there now."""
+        """Of the dense model, with the weights that are there now.
+
+        Raises:
+            LmscoutError: as `perplexity`, or the model does not compute what its configuration
+                describes.
+        """
         if self.text is None:
             return None
-        return self.perplexity(cut(calibrated.model, calibrated.shape.dense))
+        whole = cut(calibrated.model, calibrated.shape.dense)
+        _check_same(calibrated.model, whole)
+        return self.perplexity(whole)
+
+
+def _check_same(model: PreTrainedModel, whole: PreTrainedModel) -> None:
+    """Refuse a model that computes otherwise than one made from its configuration and weights.
+
+    Every reported and saved model is made in that way.
+    """
+    theirs, ours = check_logits(model), check_logits(whole)
+    most = max(1e-3, 16 * torch.finfo(model.dtype).eps) * max(1.0, theirs.abs().max().item())
+    difference = (theirs - ours).abs().max().item()
+    if difference > most:
+        raise LmscoutError(
+            f"the model computes otherwise than its configuration describes (logits differ by "
+            f"{difference:.3g}): save it again with the transformers that it was made with"
+        )
 
 
 def report(

@@ -20,7 +20,7 @@ from lmscout.pruning.saving.cutting import ShapeName
 from lmscout.pruning.saving.finished import check_asked, is_finished
 from lmscout.pruning.searching.model_budgets import MEASURES
 from lmscout.pruning.storage import FILE_NAME, asked_storage, check_storage, storage_url
-from lmscout.runs import SETTINGS
+from lmscout.runs import RESULT, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ def _check_numbers(request: Request) -> None:
 
 
 def _check_folder(request: Request, out: Path) -> None:
+    if (out / SETTINGS).is_file() and (out / RESULT).is_file():
+        return  # opening the run compares all settings
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         folders = model_folders(request.keep, out)
         finished = [folder for folder in folders if is_finished(folder)]

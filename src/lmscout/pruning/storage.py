@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, without_passwords
 
 FILE_NAME = "ledger.db"
 ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, OSError)  # of a storage
@@ -174,7 +174,7 @@ def masked(words: str, url: str) -> str:
         if len(secret) < _LONG:  # it may be a part of other words
             pattern = rf"(?<!\w){pattern}(?!\w)"
         words = re.sub(pattern, "***", words)
-    return re.sub(r"(\w://[^\s:/@]*):[^\s@]+@", r"\1:***@", words)
+    return without_passwords(words)
 
 
 def is_there(storage: str | Path) -> bool:
@@ -304,6 +304,10 @@ def _checked(url: str, option: str = "") -> str:
         parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return url
+    if parsed.username or parsed.password or parsed.host or parsed.port:
+        raise LmscoutError(
+            f"{option}{shown_url(url)}: a SQLite URL has no host: give a file, as in sqlite:///FILE"
+        )
     name = parsed.database or ""
     if name in ("", ":memory:") or "mode=memory" in url or name.startswith("file::memory:"):
         raise LmscoutError(

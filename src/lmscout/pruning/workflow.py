@@ -36,8 +36,8 @@ from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, re
 from lmscout.pruning.report import ReportText, held_out_tokens, report
 from lmscout.pruning.request import Request, check_request, model_folders
 from lmscout.pruning.saved_run import is_complete, open_pruning
-from lmscout.pruning.saving.cutting import ShapeName
-from lmscout.pruning.saving.export import save
+from lmscout.pruning.saving.cutting import ShapeName, check_range
+from lmscout.pruning.saving.export import check_generation, save
 from lmscout.pruning.saving.finished import check_plan, is_finished
 from lmscout.pruning.saving.model_card import Evidence, MeasuredModel
 from lmscout.pruning.searching.budgets import Budget
@@ -308,13 +308,19 @@ def _dense_measured(
     Returns:
         What measures plans, and the dense model's perplexity on the report text: None without
         one, and after elastic recovery, for which it was measured before.
+
+    Raises:
+        LmscoutError: its loss is not finite, its weights do not fit into the saved dtype,
+            or transformers would not save its generation configuration.
     """
     known = None
+    check_range(calibrated.model, on.dtype)
+    check_generation(calibrated.model)
     if elastic is None:
         with stages("reporting"):
             known = on.dense_perplexity(calibrated)
     if request.judge is None:
-        with stages("measuring pairs"):
+        with stages("calibrating"):
             calibrated = calibrated.checked()
     return calibrated, known
 

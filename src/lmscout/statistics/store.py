@@ -12,8 +12,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from lmscout.errors import LmscoutError
 from lmscout.files import check_folder, remove_drafts, write_file
 from lmscout.memory import require_memory
+from lmscout.reading import check_safetensors_header
 from lmscout.statistics.provenance import Provenance
 
 _PROVENANCE = "provenance"
@@ -79,12 +81,13 @@ class RowStore:
 
     def _read(self) -> None:
         try:
+            check_safetensors_header(self.path)
             with safe_open(self.path, framework="numpy") as stored:
                 metadata = stored.metadata() or {}
                 if metadata.get(_PROVENANCE) != self._provenance:
                     return
                 rows, done = stored.get_tensor("rows"), stored.get_tensor("done")
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, LmscoutError, TypeError, ValueError, AttributeError):
             return  # absent, unreadable or damaged: collect again
         expected = (self.rows.shape, self.rows.dtype, self.done.shape)
         if (rows.shape, rows.dtype, done.shape) == expected:

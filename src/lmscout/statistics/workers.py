@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import joblib
 import torch
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import resource_tracker as loky_tracker
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
 from lmscout.children import end_with_parent, signals_held
@@ -135,6 +137,9 @@ def _start(
         pre_dispatch="2*n_jobs",
         **({"initializer": end_with_parent, "initargs": (os.getpid(),)} if processes else {}),
     )
+    if processes:
+        for tracker in (resource_tracker, loky_tracker):
+            tracker.ensure_running()  # unblocks signals where it starts its process
     try:
         with signals_held():
             results: Generator[Any] = parallel(joblib.delayed(function)(one) for one in arguments)

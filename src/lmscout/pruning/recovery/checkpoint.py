@@ -188,9 +188,11 @@ def _checked(header: Any) -> dict[str, Any]:
     Raises:
         ValueError: it does not.
     """
-    numbers = [*header["losses"], header["seconds"]] if isinstance(header, dict) else [None]
-    whole = all(isinstance(one, int | float) and math.isfinite(one) for one in numbers)
-    if not (whole and isinstance(header["identity"], dict) and isinstance(header["ended"], bool)):
+    if not (isinstance(header, dict) and isinstance(header["losses"], list)):
+        raise ValueError("the header holds something else than a training")
+    numbers = [*header["losses"], header["seconds"]]
+    finite = all(isinstance(one, int | float) and abs(one) < math.inf for one in numbers)
+    if not (finite and isinstance(header["identity"], dict) and isinstance(header["ended"], bool)):
         raise ValueError("the header holds something else than a training")
     loaded: dict[str, Any] = header
     return loaded

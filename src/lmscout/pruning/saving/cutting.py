@@ -107,6 +107,26 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
         one.data = one.data.to(dtype)
 
 
+def check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Refuse a dtype that does not hold a model's weights.
+
+    Args:
+        model: the model.
+        dtype: that its weights would be saved in.
+
+    Raises:
+        LmscoutError: a weight is larger than the largest number of the dtype.
+    """
+    most = torch.finfo(dtype).max
+    for name, one in model.named_parameters():
+        largest = one.detach().abs().max().item() if one.numel() else 0.0
+        if largest > most:
+            raise LmscoutError(
+                f"dtype of the saved weights: {str(dtype).removeprefix('torch.')} holds numbers up "
+                f"to {most:.4g}, and {name} has one of {largest:.4g}: save as bfloat16 or float32"
+            )
+
+
 def is_uniform(plan: Plan, config: PreTrainedConfig) -> bool:
     """Whether a plan can be saved as a plain model of its family.
 

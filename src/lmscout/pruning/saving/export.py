@@ -134,6 +134,29 @@ def write(
     clean_folder(folder, pruned)
 
 
+def check_generation(model: PreTrainedModel) -> None:
+    """Refuse, before any work, a generation configuration that transformers does not save.
+
+    Raises:
+        LmscoutError: there is such a one.
+    """
+    settings: Any = model.generation_config
+    try:
+        if settings is not None:
+            settings.validate(strict=True)
+    except ValueError as error:
+        raise LmscoutError(
+            f"the model cannot be saved: its generation_config.json is refused by transformers "
+            f"({_reason(error)}); correct it, or remove it"
+        ) from error
+
+
+def _reason(error: ValueError) -> str:
+    """What transformers says is wrong: a list of faults follows its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])
+
+
 def _check_folder(folder: Path, beside: Collection[str]) -> None:
     name = f"output folder {folder}"
     if folder.exists() and not folder.is_dir():

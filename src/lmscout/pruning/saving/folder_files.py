@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ _OF_TOKENIZERS = (
     "truncation_side",
 )
 _NOT_OF_TOKENIZERS = ("is_local", "local_files_only", "trust_remote_code")
+# Scalings that need the model's length, which a configuration without a class does not know.
+_UNREADABLE = ("llama3", "yarn", "longrope")
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
@@ -83,11 +86,12 @@ def clean_folder(folder: Path, model: PreTrainedModel) -> None:
         return name in known
 
     _keep(folder / CONFIG, configured)
-    _rewrite(folder / CONFIG, _with_older_rope)
+    _rewrite(folder / CONFIG, partial(_with_older_rope, plain=not own))
     plain: Any = GenerationConfig
     generation = set(plain().to_dict()) - set(_NOT_OF_GENERATION)
     _keep(folder / _GENERATION, lambda name, _: name in generation)
     _keep(folder / _TOKENIZER, _of_tokenizer)
+    _rewrite(folder / _TOKENIZER, _with_older_class)
     check_code(folder)
 
 
@@ -232,6 +236,13 @@ def _of_tokenizer(name: str, value: object) -> bool:
     return text_of_tokens or name in _OF_TOKENIZERS
 
 
+def _with_older_class(entries: dict[str, Any]) -> dict[str, Any]:
+    """The class of a plain fast tokenizer by the name that transformers 4 knows as well."""
+    if entries.get("tokenizer_class") == "TokenizersBackend":
+        return {**entries, "tokenizer_class": "PreTrainedTokenizerFast"}
+    return entries
+
+
 def _keep(file: Path, wanted: Callable[[str, object], bool]) -> None:
     """Keep the wanted entries of a file, if there is such a file."""
     _rewrite(
@@ -246,16 +257,21 @@ def _rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> 
         file.write_text(text + "\n", "utf-8")
 
 
-def _with_older_rope(entries: dict[str, Any]) -> dict[str, Any]:
+def _with_older_rope(entries: dict[str, Any], *, plain: bool) -> dict[str, Any]:
     """Rotary embeddings once more as transformers 4 reads them, and vLLM and others with it.
 
     It reads `rope_theta` and `rope_scaling` and takes its own defaults where they are not there.
+    Where the model has lmscout's own classes (it is not `plain`), these see to it, too:
+    transformers 5 cannot load a tokenizer beside some scalings without the configuration's class.
     """
     rope = entries.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_type" not in rope:
         return entries
     rope = _named_values(rope)
-    return {**entries, "rope_parameters": rope, **_older(rope, entries)}
+    older = _older(rope, entries)
+    if not plain and rope["rope_type"] in _UNREADABLE:
+        older.pop("rope_scaling", None)
+    return {**entries, "rope_parameters": rope, **older}
 
 
 def _named_values(rope: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,9 +291,6 @@ def _older(rope: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any
         if name in scaling:
             older[name] = scaling.pop(name)
     if scaling.get("rope_type", "default") == "default":
-        return {**older, "rope_scaling": None}
+        return older  # without scaling, which is what transformers 4 takes where none is named
     length = entries.get("max_position_embeddings")
-    if scaling["rope_type"] == "yarn" and scaling.get("original_max_position_embeddings") == length:
-        # What transformers 5 adds; transformers 4 would scale by the ratio of the two, 1.
-        del scaling["original_max_position_embeddings"]
-    return {**older, "rope_scaling": scaling}
+    return {**older, "rope_scaling": modeling_lmscout.older_scaling(scaling, length)}

@@ -93,6 +93,7 @@ class _PrunedBody:
     blocks_name: ClassVar[str] = "layers"
 
     def __init__(self, config: Any) -> None:
+        _read_rope(config)
         with _without_blocks(config):
             super().__init__(config)  # type: ignore[call-arg]
         slots = cache_slots(config)
@@ -159,6 +160,31 @@ class _PrunedCausal:
             super().__init__(config)  # type: ignore[call-arg]
         setattr(self, self.base_model_prefix, self.body_class(config))
         self.post_init()  # type: ignore[attr-defined]
+
+
+def _read_rope(config: Any) -> None:
+    """Let transformers 4 know the rotary embedding, which it has other names for."""
+    rope = getattr(config, "rope_parameters", None)
+    if rope and "rope_type" in rope and not hasattr(type(config), "rope_scaling"):
+        scaling = {name: one for name, one in rope.items() if name != "rope_theta"}
+        plain = rope["rope_type"] == "default"
+        length = config.max_position_embeddings
+        config.rope_theta = rope["rope_theta"]
+        config.rope_scaling = None if plain else older_scaling(scaling, length)
+
+
+def older_scaling(scaling: dict[str, Any], length: int | None) -> dict[str, Any]:
+    """A scaling of rotary embeddings as transformers 4 reads it.
+
+    Args:
+        scaling: as transformers 5 has it, without the base.
+        length: tokens that the model reads.
+    """
+    name = "original_max_position_embeddings"
+    if scaling["rope_type"] == "yarn" and scaling.get(name) == length:
+        # What transformers 5 adds; transformers 4 would scale by the ratio of the two, 1.
+        return {key: one for key, one in scaling.items() if key != name}
+    return scaling
 
 
 @contextmanager

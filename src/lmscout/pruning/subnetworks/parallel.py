@@ -6,6 +6,7 @@ depend on how many devices there are: limits are known before a list of plans is
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -31,6 +32,11 @@ class ParallelEvaluator:
         # Each keeps its thread: PyTorch makes a thread's cuBLAS handles when it first multiplies,
         # which takes a second on an H200, as long as a plan or two of a LLaMA-7B.
         self._threads = [ThreadPoolExecutor(1) for _ in self._evaluators]
+        self._end = weakref.finalize(self, _shut_down, self._threads)
+
+    def close(self) -> None:
+        """End the threads; also done when nothing refers to this any more."""
+        self._end()
 
     @property
     def shape(self) -> Shape:
@@ -69,6 +75,11 @@ class ParallelEvaluator:
     def workload(self) -> AbstractContextManager[Workload]:
         """Plans that are measured as they are added, while the block lasts."""
         return measured_by(self._evaluators, self._threads)
+
+
+def _shut_down(threads: Sequence[ThreadPoolExecutor]) -> None:
+    for thread in threads:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 @torch.no_grad()
