@@ -319,7 +319,9 @@ def _refuse_filled(folder: Path, name: str, remedy: str, last: str | None) -> No
 
 
 def _draft_prefix(name: str) -> str:
-    return f".{os.fsencode(name)[:_LONGEST].decode('utf-8', 'ignore')}-"
+    # Cut between letters, and as names are on this system, whatever its locale.
+    short = os.fsencode(name)[:_LONGEST].decode("utf-8", "ignore")
+    return f".{os.fsdecode(short.encode())}-"
 
 
 @contextmanager
