@@ -3,7 +3,9 @@
 import re
 
 _PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s/]+@")
-_VALUE = re.compile(r"([?&;](?:\w*passw(?:or)?d|pwd|secret|\w*token))=[^\s&;]+", re.IGNORECASE)
+_VALUE = re.compile(
+    r"([?&;](?:\w*passw(?:or)?d|pwd|secret|\w*token))=(?!\*{3})[^\s&;]+", re.IGNORECASE
+)
 
 
 class LmscoutError(Exception):
