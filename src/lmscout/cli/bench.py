@@ -70,8 +70,8 @@ def build(
 ) -> None:
     """Train architectures of a space and write a benchmark.
 
-    All are trained by one recipe.      The same command continues a build that was stopped, at whatever moment; the benchmark is
-    then rank's and discover's as bench:DIR.
+    All are trained by one recipe.  The same command continues a build that was stopped, at
+    whatever moment; the benchmark is then rank's and discover's as bench:DIR.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout.benchmarks.build import build as run
