@@ -13,7 +13,9 @@ _NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
 
 
 _PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s/]+@")
-_VALUE = re.compile(r"([?&;](?:\w*passw(?:or)?d|pwd|secret|\w*token))=[^\s&;]+", re.IGNORECASE)
+_VALUE = re.compile(
+    r"([?&;](?:\w*passw(?:or)?d|pwd|secret|\w*token))=(?!\*{3})[^\s&;]+", re.IGNORECASE
+)
 
 
 class LmscoutError(Exception):

@@ -71,7 +71,7 @@ def write_file(
                     mode = _usual_mode(draft)
                 else:
                     with part.open("xb") as file:
-                        file.write(_encoded(content))
+                        file.write(encoded(content))
                     mode = stat.S_IMODE(part.stat().st_mode)
                 with contextlib.suppress(FileNotFoundError):
                     mode = stat.S_IMODE(target.stat().st_mode)
@@ -207,6 +207,22 @@ def as_json(value: Mapping[str, object]) -> str:
     return json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def encoded(content: str | bytes) -> bytes:
+    """Text as UTF-8, bytes as they are.
+
+    Half characters stand for bytes of names that the locale has no letters for; where these are no
+    UTF-8 either, they are escaped, as JSON can.
+    """
+    if isinstance(content, bytes):
+        return content
+    try:
+        plain = content.encode("utf-8", "surrogateescape")
+        plain.decode()
+    except UnicodeError:
+        return content.encode("utf-8", "backslashreplace")
+    return plain
+
+
 def storage_problem(error: BaseException | None) -> str | None:
     """What is wrong with the storage if that is why something failed, such as a full disk.
 
@@ -282,10 +298,10 @@ def _write_into(path: Path, content: Content, *, truncate: bool = False) -> None
             content(part)
             content = part.read_bytes()
     if truncate:
-        path.write_bytes(_encoded(content))
+        path.write_bytes(encoded(content))
         return
     with open(_descriptor(path), "wb") as file:
-        file.write(_encoded(content))
+        file.write(encoded(content))
 
 
 def _descriptor(path: Path) -> int:
@@ -296,11 +312,6 @@ def _descriptor(path: Path) -> int:
                 stream.flush()
                 return os.dup(stream.fileno())  # of a file, with the place that it is at
     return os.open(path, os.O_WRONLY | os.O_APPEND)
-
-
-def _encoded(content: str | bytes) -> bytes:
-    # A file name that is no UTF-8 has half characters, which JSON can only escape.
-    return content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
 
 
 def _finite(value: object) -> object:
@@ -319,7 +330,9 @@ def _refuse_filled(folder: Path, name: str, remedy: str, last: str | None) -> No
 
 
 def _draft_prefix(name: str) -> str:
-    return f".{os.fsencode(name)[:_LONGEST].decode('utf-8', 'ignore')}-"
+    # Cut between letters, and as names are on this system, whatever its locale.
+    short = os.fsencode(name)[:_LONGEST].decode("utf-8", "ignore")
+    return f".{os.fsdecode(short.encode())}-"
 
 
 @contextmanager

@@ -21,7 +21,14 @@ from typing import Any, Protocol, Self, TypeVar
 
 import lmscout
 from lmscout.errors import LmscoutError
-from lmscout.files import as_json, atomic_folder, check_folder, remove_drafts, write_file
+from lmscout.files import (
+    as_json,
+    atomic_folder,
+    check_folder,
+    encoded,
+    remove_drafts,
+    write_file,
+)
 from lmscout.reading import read_json_object
 from lmscout.results import FIELDS, SCHEMA
 
@@ -180,7 +187,7 @@ def open_run(
     """
     remove_drafts(folder.parent, folder.name)
     remove_drafts(folder)
-    wanted = json.loads(as_json(settings))
+    wanted = json.loads(encoded(as_json(settings)))
     run = Run(folder, command, wanted)
     if not (folder / SETTINGS).is_file():
         if folder.exists() and not (folder.is_dir() and (foreign or not any(folder.iterdir()))):
@@ -219,7 +226,7 @@ def optional_run(folder: Path | None, command: str, settings: Mapping[str, objec
     """
     if folder is not None:
         return open_run(folder, command, settings)
-    return Run(default_run_folder(command), command, json.loads(as_json(settings)))
+    return Run(default_run_folder(command), command, json.loads(encoded(as_json(settings))))
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
@@ -232,7 +239,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 def same_settings(there: Mapping[str, Any] | None, settings: Mapping[str, object]) -> bool:
     """Whether a folder's settings are these."""
-    wanted = json.loads(as_json(settings))
+    wanted = json.loads(encoded(as_json(settings)))
     return there is not None and all(there.get(name) == wanted[name] for name in wanted)
 
 

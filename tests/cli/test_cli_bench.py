@@ -47,7 +47,10 @@ def test_check_prints_ceiling_baselines_and_verdict(lmscout):
     ("arguments", "said"),
     [
         (["bench", "build", "micro", "--out", "x"], "unknown space 'micro'; there are pico, nano"),
-        (["bench", "build", "nano", "--out", "x", "--corpus", "gone"], "gone: is no safetensors"),
+        (
+            ["bench", "build", "nano", "--out", "x", "--corpus", "gone"],
+            "gone: cannot be read: No such",
+        ),
         (["bench", "build", "nano", "--out", "x", "--corpus", "a", "--text", "b"], "one of them"),
         (["bench", "build", "nano"], "Missing option '--out'"),
         (["bench", "check", "gone"], "gone: no table.jsonl"),

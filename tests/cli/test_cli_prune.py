@@ -86,6 +86,8 @@ def folders(tmp_path_factory):
         ),
         (STORIES, ["--report", "SHORT"], "short.txt: 6 tokens are fewer than one window of 128"),
         (STORIES, ["--storage", "mystery://x"], "mystery"),
+        (STORIES, ["--storage", "mystery://me:pw@x/y"], "study at mystery://me:***@x/y: "),
+        (STORIES, ["--storage", "no/folder/x.db"], "no/folder does not exist; create it first"),
         (STORIES, ["--json", "nowhere/result.json"], "its folder does not exist"),
     ],
 )

@@ -317,6 +317,12 @@ def test_weights_inside_a_wrapper_are_named_with_what_wraps_them(folder, prefix)
     assert f"{prefix}lm_head.weight, {prefix}model.embed_tokens.weight" in message
 
 
+def test_a_wrapped_model_whose_head_is_its_embedding_is_named_too(tmp_path):
+    folder = tiny_checkpoints.save(tmp_path, tiny_checkpoints.llama(tie_word_embeddings=True))
+    stored(folder, lambda weights: {f"module.{name}": one for name, one in weights.items()})
+    assert "begin with 'module.'" in refusal(folder)
+
+
 def test_adapters_that_are_not_merged_are_refused(folder):
     def adapted(weights):
         name = "model.layers.0.self_attn.q_proj.lora_A.default.weight"

@@ -38,6 +38,7 @@ SETTINGS = CalibrationSettings(
     moment_tokens=640,
     gradient_windows=4,
     importance="magnitude",
+    seed=0,
 )
 
 

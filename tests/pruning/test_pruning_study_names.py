@@ -14,7 +14,7 @@ import pytest
 from ledger_files import stored
 from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, without_passwords
 from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.recorded import begun_portions, read_recorded
 from lmscout.pruning.storage import (
@@ -164,6 +164,9 @@ def test_what_a_driver_says_is_masked_however_it_spells_the_secret():
     url = f"postgresql://me:{QUOTED}@there/db"
     for words in (f"dsn {url}", f"password={SECRET}", f"for {QUOTED!r}", "at a://b:c@d"):
         assert not any(one in masked(words, url) for one in ("S3cr", "b:c@")), words
+    for words in ("ledger:a://b:PW@d is", "at a://d?x=1&password=PW: is", "a://d?token=PW"):
+        assert "PW" not in without_passwords(words), words
+    assert without_passwords("at a://d?password=***: is") == "at a://d?password=***: is"
     assert masked("no password given", "postgresql://me:w@there/db") == "no password given"
 
 
@@ -264,7 +267,7 @@ if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, without_passwords
 from lmscout.pruning.storage import check_storage
 for begin in (False, True):
     try:

@@ -79,10 +79,10 @@ def build(
         ),
     ] = None,
 ) -> None:
-    """Train architectures of a space by one recipe, and write a benchmark.
+    """Train architectures of a space and write a benchmark.
 
-    The same command continues a build that was stopped, at whatever moment; the benchmark is
-    then rank's and discover's as bench:DIR.
+    All are trained by one recipe.  The same command continues a build that was stopped, at
+    whatever moment; the benchmark is then rank's and discover's as bench:DIR.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout.benchmarks.build import build as run

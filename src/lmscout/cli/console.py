@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from lmscout.errors import LmscoutError
-from lmscout.files import as_json, check_file, write_file
+from lmscout.files import as_json, check_file, encoded, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
@@ -129,7 +129,7 @@ def _print_utf8(text: str) -> None:
     try:
         sys.stdout.flush()
         if hasattr(sys.stdout, "buffer"):
-            sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+            sys.stdout.buffer.write(encoded(text))
         else:
             sys.stdout.write(text)
         sys.stdout.flush()

@@ -126,5 +126,6 @@ def save_judgement(run: Run, result: Judgement, benchmark: Benchmark) -> None:
         "quality": pa.array(benchmark.quality),
         **{name: pa.array(scores) for name, scores in result.scores.items()},
     }
-    with run.saving(result) as draft:
-        pq.write_table(pa.table(columns), draft / SCORES, compression="zstd")
+    # An open file: pyarrow takes no path with letters that the locale does not have.
+    with run.saving(result) as draft, (draft / SCORES).open("wb") as sink:
+        pq.write_table(pa.table(columns), sink, compression="zstd")

@@ -53,13 +53,16 @@ def write_scores(path: Path, space: Space, ranking: SpaceRanking) -> None:
         + [(name, pa.dictionary(pa.int32(), pa.string())) for name in words]
         + [("spearman", pa.float32()), ("fingerprint", pa.uint64())]
     )
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        use_dictionary=list(words),
-        column_encoding={"proxy": "DELTA_BYTE_ARRAY"},  # neighbours begin alike
-    ) as writer:
+    with (
+        path.open("wb") as sink,
+        pq.ParquetWriter(
+            sink,
+            schema,
+            compression="zstd",
+            use_dictionary=list(words),
+            column_encoding={"proxy": "DELTA_BYTE_ARRAY"},  # neighbours begin alike
+        ) as writer,
+    ):
         for start in range(0, space.size, _ROWS):
             stop = min(start + _ROWS, space.size)
             places = np.unravel_index(np.arange(start, stop), space.shape)

@@ -346,9 +346,11 @@ def _check_names(source: str, missing: Collection[str], unknown: Collection[str]
 
 def _wrapping(missing: Collection[str], unknown: Collection[str]) -> str:
     """What stands before the names of missing weights in the names of unknown ones."""
-    wanted = min(missing)
-    found = [name.removesuffix(wanted) for name in sorted(unknown) if name.endswith(wanted)]
-    return min(found, key=len, default="")
+    for wanted in sorted(missing):  # of a tied model the file does not hold the first
+        found = [name.removesuffix(wanted) for name in unknown if name.endswith(wanted)]
+        if found:
+            return min(found, key=len)
+    return ""
 
 
 def _listed(names: Collection[str]) -> str:

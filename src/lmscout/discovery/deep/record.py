@@ -60,7 +60,7 @@ class Record:
         number = 0
         while (path := self._path(number)).is_file():
             try:
-                rows = pq.read_table(path).to_pylist()
+                rows = pq.read_table(io.BytesIO(path.read_bytes())).to_pylist()
             except (OSError, pa.ArrowException) as error:
                 raise LmscoutError(
                     f"{path} cannot be read ({error}): remove it and those after it, and they are "
@@ -89,9 +89,9 @@ class Record:
             "estimate": [one.estimate for one in judged],
         }
         table = pa.table(columns, schema=_SCHEMA)
-        write_file(
-            self._path(number), lambda draft: pq.write_table(table, draft, compression="zstd")
-        )
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        write_file(self._path(number), sink.getvalue())
 
     def show(self, best: Sequence[Candidate]) -> None:
         """Write the hall of fame of this search and those before it, fittest first."""
