@@ -1,8 +1,91 @@
-"""Judge language-model architectures cheaply: discover proxies, prune with a predictor."""
+"""Choose or shrink a language model without training or evaluating every candidate.
 
-from lmscout.registration import register_when_imported
+Discover zero-cost proxies and rank architectures with them (LPZero, arXiv 2410.04808); prune a
+trained model with an accuracy predictor (arXiv 2309.09507).  The names below are the public
+interface and are imported on first use; everything else is internal and may change.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lmscout.errors import LmscoutError
+
+if TYPE_CHECKING:
+    from lmscout.api import (
+        build_benchmark,
+        check_benchmark,
+        design,
+        discover,
+        evaluate,
+        explain,
+        load_benchmark,
+        load_model,
+        prune,
+        rank,
+        register,
+    )
+    from lmscout.discovery.deep.settings import DeepSettings as DeepSearchConfig
+    from lmscout.pruning.calibration import CalibrationSettings as CalibrationConfig
+    from lmscout.pruning.recovery.run import RecoveryRequest as RecoveryConfig
+    from lmscout.pruning.request import Request as PruneConfig
 
 __version__ = "0.1.0"
 
-# Saved models of this package load through transformers' Auto classes once both are imported.
-register_when_imported()
+_PUBLIC = {
+    **dict.fromkeys(
+        (
+            "build_benchmark",
+            "check_benchmark",
+            "design",
+            "discover",
+            "evaluate",
+            "explain",
+            "load_benchmark",
+            "load_model",
+            "prune",
+            "rank",
+            "register",
+        ),
+        "api",
+    ),
+}
+"""Public name -> the module that defines it."""
+
+_CONFIGS = {
+    "CalibrationConfig": ("pruning.calibration", "CalibrationSettings"),
+    "DeepSearchConfig": ("discovery.deep.settings", "DeepSettings"),
+    "PruneConfig": ("pruning.request", "Request"),
+    "RecoveryConfig": ("pruning.recovery.run", "RecoveryRequest"),
+}
+
+__all__ = [
+    "CalibrationConfig",
+    "DeepSearchConfig",
+    "LmscoutError",
+    "PruneConfig",
+    "RecoveryConfig",
+    "build_benchmark",
+    "check_benchmark",
+    "design",
+    "discover",
+    "evaluate",
+    "explain",
+    "load_benchmark",
+    "load_model",
+    "prune",
+    "rank",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"lmscout.{_PUBLIC[name]}"), name)
+    if name in _CONFIGS:
+        module, defined = _CONFIGS[name]
+        return getattr(import_module(f"lmscout.{module}"), defined)
+    raise AttributeError(f"module 'lmscout' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -187,5 +187,5 @@ def test_lmscout_loads_its_own_folder_without_the_code_in_it(ran, place):
     file.write_text(f"open({str(trap)!r}, 'w')\n{file.read_text()}")
     importlib.import_module("lmscout")  # as a user would, which makes its classes known
     loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    assert type(loaded).__module__ == "lmscout.pruning.saving.modeling_lmscout"
+    assert type(loaded).__module__ == "lmscout.evaluation.modeling_lmscout"
     assert not trap.exists()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from lmscout.evaluation import modeling_lmscout
 from lmscout.pruning.families import Affine, BlockParts, Gpt2, Llama, family_of
-from lmscout.pruning.saving import modeling_lmscout
 from lmscout.testing import check_family, random_model
 
 SMALL = {

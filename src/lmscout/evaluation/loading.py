@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ _INTERNAL = (
     "_post_init_done",
 )
 _SHOWN = 3  # names of weights in a message
+_OWN_CLASSES = "lmscout.evaluation.modeling_lmscout"  # of models with blocks of different sizes
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def _folder(source: str, *, weights: bool = True) -> Path:
 
 def _causal_config(folder: Path, source: str) -> PreTrainedConfig:
     read_config(folder / CONFIG)  # what transformers would read without a bound
+    import_module(_OWN_CLASSES)  # registers them, so that a saved folder needs no code of its own
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True

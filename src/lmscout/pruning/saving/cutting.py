@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import unfilled_model
+from lmscout.evaluation.modeling_lmscout import PRUNED
 from lmscout.pruning.families import (
     KINDS,
     Affine,
@@ -28,7 +29,6 @@ from lmscout.pruning.families import (
     family_of,
     unit_maps,
 )
-from lmscout.pruning.saving.modeling_lmscout import PRUNED
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.subnetwork import shape_of
 

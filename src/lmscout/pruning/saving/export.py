@@ -21,13 +21,13 @@ from transformers.utils import logging as transformers_logging
 from lmscout.children import run_script
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_count
+from lmscout.evaluation.modeling_lmscout import PRUNED
 from lmscout.files import as_json, atomic_folder, check_folder
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.saving import reload_saved
 from lmscout.pruning.saving.cutting import ShapeName, cut, is_uniform, round_weights
 from lmscout.pruning.saving.folder_files import CONFIG, check_agreement, check_code, clean_folder
 from lmscout.pruning.saving.model_card import Evidence, model_card
-from lmscout.pruning.saving.modeling_lmscout import PRUNED
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.pruning.subnetworks.subnetwork import shape_of
 

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.saving import modeling_lmscout
+from lmscout.evaluation import modeling_lmscout
 
 CONFIG = "config.json"
 MODELLING_FILE = Path(modeling_lmscout.__file__).name

@@ -1,0 +1,83 @@
+"""The public interface: lazily imported names, and no effect on `import transformers`."""
+
+import doctest
+import subprocess
+import sys
+
+import pytest
+
+import lmscout
+
+LIGHT = """
+import sys
+import lmscout
+heavy = {"torch", "transformers", "numpy", "pandas", "optuna", "sklearn"} & set(sys.modules)
+assert not heavy, f"importing lmscout imports {sorted(heavy)}"
+assert "lmscout.api" not in sys.modules
+assert set(lmscout.__all__) <= set(dir(lmscout))
+"""
+UNCHANGED = """
+import sys
+import lmscout
+import transformers
+finders = [type(one).__module__ for one in sys.meta_path]
+assert not [name for name in finders if name.startswith("lmscout")], finders
+assert not [name for name in sys.modules if name.startswith("lmscout.evaluation")]
+assert "transformers.models.llama.modeling_llama" not in sys.modules
+"""
+REGISTERED = """
+import lmscout
+lmscout.register()
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+config = AutoConfig.for_model("lmscout_llama", vocab_size=8, hidden_size=8, num_hidden_layers=2,
+    num_attention_heads=2, intermediate_size=8, attention_groups=[0, 1], mlp_channels=[3, 0],
+    block_numbers=[0, 3])
+print(type(AutoModel.from_config(config)).__module__)
+print(type(AutoModelForCausalLM.from_config(config)).__name__)
+"""
+
+
+def run(script):
+    command = [sys.executable, "-W", "error", "-c", script]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not process.returncode, process.stderr
+    return process.stdout.split()
+
+
+def test_importing_lmscout_imports_no_heavy_package():
+    run(LIGHT)
+
+
+def test_importing_transformers_afterwards_is_as_it_was():
+    run(UNCHANGED)
+
+
+def test_register_makes_the_auto_classes_know_pruned_models():
+    assert run(REGISTERED) == ["lmscout.evaluation.modeling_lmscout", "LmscoutLlamaForCausalLM"]
+
+
+def test_every_public_name_can_be_imported_and_unknown_ones_are_refused():
+    for name in lmscout.__all__:
+        assert getattr(lmscout, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lmscout.nothing  # noqa: B018
+
+
+def test_every_public_function_has_an_example():
+    finder = doctest.DocTestFinder(recurse=False)
+    for name in lmscout.__all__:
+        value = getattr(lmscout, name)
+        if callable(value) and not isinstance(value, type):
+            (found,) = finder.find(value, name)
+            assert found.examples, f"{name} has no example"
+
+
+@pytest.mark.parametrize(
+    "name", ["load_benchmark", "rank", "explain", "design", "check_benchmark", "register"]
+)
+def test_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path))
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(lmscout, name), name)
+    runner = doctest.DocTestRunner()
+    runner.run(example)
+    assert runner.failures == 0
