@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lmscout.proxies.operators import UNARY
+from lmscout.proxies.primitives import UNARY
 from lmscout.statistics import OPERATIONS
 from lmscout.statistics.fused_pieces import Tuning
 from lmscout.statistics.fused_reductions import fused_totals, prepare

@@ -9,7 +9,7 @@ from tiny_language_models import random_model, random_windows
 
 from lmscout.builtin.tiny import tiny_folder
 from lmscout.evaluation import load_model
-from lmscout.proxies.operators import UNARY, reduce
+from lmscout.proxies.primitives import UNARY, reduce
 from lmscout.pruning.families import family_of
 from lmscout.pruning.judging import block_means
 from lmscout.pruning.judging.block_means import read_block_means

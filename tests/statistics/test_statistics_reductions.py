@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from lmscout.proxies.operators import UNARY_OPERATION, reduce
+from lmscout.proxies.primitives import UNARY_OPERATION, reduce
 from lmscout.statistics import OPERATIONS, chain_means, plain_walk, unary_means
 
 EPS = 1e-9

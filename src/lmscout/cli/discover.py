@@ -252,7 +252,7 @@ def _discover_deep(
 
 def show_deep(result: DeepDiscovery) -> None:
     """Print what searches of the deep space went through, and what they found."""
-    from lmscout.proxies.deep import format_node
+    from lmscout.proxies import format_expression
 
     screen, settings = console.table_console(), result.settings
     for one in result.findings:
@@ -270,7 +270,7 @@ def show_deep(result: DeepDiscovery) -> None:
     for candidates in (result.front, result.members):
         table.add_section()
         for each in candidates:
-            table.add_row(str(each.node.size), f"{each.fitness:.3f}", format_node(each.node))
+            table.add_row(str(each.node.size), f"{each.fitness:.3f}", format_expression(each.node))
     screen.print(table)
     for finding in result.findings:
         if len(result.findings) > 1:

@@ -74,7 +74,7 @@ def explain(
 
 
 def _show(result: Explanation) -> None:
-    from lmscout.proxies.deep import format_node
+    from lmscout.proxies import format_expression
 
     screen = console.table_console()
     screen.print(
@@ -82,7 +82,7 @@ def _show(result: Explanation) -> None:
         f"quality is {result.metric}"
     )
     name, tree = result.assessment.name, result.tree
-    text = name if tree is None else format_node(tree)
+    text = name if tree is None else format_expression(tree)
     screen.print(f"[bold]{name}[/bold]{f' is {text}' if text != name else ''}", highlight=False)
     _show_assessment(result)
     _show_dead_branches(result)
@@ -111,7 +111,7 @@ def _show_assessment(result: Explanation) -> None:
 
 def _show_dead_branches(result: Explanation) -> None:
     from lmscout.discovery.dead_branches import DEAD
-    from lmscout.proxies.deep import format_node
+    from lmscout.proxies import format_expression
 
     screen, found = console.table_console(), result.dead_branches
     if found is None:
@@ -131,7 +131,7 @@ def _show_dead_branches(result: Explanation) -> None:
         table.add_row(cut.removed, f"{cut.spearman:.4f}")
     screen.print(table)
     screen.print(
-        f"Without all that is dead: [bold]{format_node(found.shortest)}[/bold] "
+        f"Without all that is dead: [bold]{format_expression(found.shortest)}[/bold] "
         f"(|ρ| {found.spearman:.4f} on full tensors).",
         highlight=False,
     )

@@ -14,7 +14,7 @@ from lmscout.discovery.exhaustive import SpaceRanking, rank_space
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
-from lmscout.proxies import Proxy, Space, evaluate, format_proxy
+from lmscout.proxies import Expression, Space, evaluate, format_expression
 from lmscout.stages import Progress, StageProgress, Stages
 from lmscout.statistics import Batch, Statistics, Workers, collect
 
@@ -37,7 +37,7 @@ class Discovery(Finding):
 
     space: Space
     ranking: SpaceRanking
-    proxy: Proxy
+    proxy: Expression
     seconds: dict[str, float]
     statistics: Path
 
@@ -120,7 +120,7 @@ def discover(
         ) from error
     scores = proxy_scores(proxy, statistics)
     finding = judge_choice(
-        benchmark, split, format_proxy(proxy), scores[split.search], scores[split.test]
+        benchmark, split, format_expression(proxy), scores[split.search], scores[split.test]
     )
     return Discovery(
         **vars(finding),
@@ -132,8 +132,8 @@ def discover(
     )
 
 
-def proxy_scores(proxy: Proxy, statistics: Statistics) -> npt.NDArray[np.float64]:
-    """Scores of an expression on every architecture whose statistics were collected."""
+def proxy_scores(proxy: Expression, statistics: Statistics) -> npt.NDArray[np.float64]:
+    """Scores of a published expression on every architecture whose statistics were collected."""
     return evaluate(proxy, statistics.branch, statistics.depth)
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmscout.discovery.exhaustive import SpaceRanking
-from lmscout.proxies import BINARY, Space
+from lmscout.proxies import Space
+from lmscout.proxies.primitives import BINARY
 
 _ROWS = 1 << 19
 

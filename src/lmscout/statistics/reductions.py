@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmscout.proxies.operators import UNARY_OPERATION
+from lmscout.proxies.primitives import UNARY_OPERATION
 from lmscout.statistics.plain_walk import plain_totals
 from lmscout.statistics.totals import OPERATIONS, Values, means_of_totals
 

@@ -3,7 +3,7 @@
 One walk through a tensor serves them all: exp serves the exponential, the sigmoid and the
 log-sum-exp of log-softmax, |x| and sign(x) serve every operation that treats the halves of the
 number line differently, and five means need no sum of their own.
-`lmscout.proxies.operators` holds the definitions; the tests hold the two together.
+`lmscout.proxies.primitives` holds the definitions; the tests hold the two together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.proxies.operators import UNARY
+from lmscout.proxies.primitives import UNARY
 
 OPERATIONS = tuple(operation.name for operation in UNARY)
 

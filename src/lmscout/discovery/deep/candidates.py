@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.proxies.deep import Node
+from lmscout.proxies import Expression
 from lmscout.ranking import kendall, log_pearson, partial_spearman, spearman
 
 Values = npt.NDArray[np.float64]
@@ -27,7 +27,7 @@ class Candidate:
         estimate: of the fitness, where the race dropped it: by the architectures seen until then.
     """
 
-    node: Node
+    node: Expression
     fitness: float | None
     discarded: str = ""
     order: int = 0

@@ -23,8 +23,7 @@ from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import Node, format_node
-from lmscout.proxies.deep.members import MEMBERS
+from lmscout.proxies import LITERATURE, Expression, format_expression
 from lmscout.stages import Progress, StageProgress, Stages, part_of
 from lmscout.statistics import Batch, Workers
 
@@ -51,7 +50,7 @@ class DeepDiscovery:
     settings: DeepSettings
     evolutions: tuple[Evolution, ...]
     members: tuple[Candidate, ...]
-    proxy: Node
+    proxy: Expression
     bent: bool
     seconds: dict[str, float]
 
@@ -157,7 +156,7 @@ def discover_deep(
         for one, size in zip(benchmarks, search, strict=True)
     )
     chosen = choose_deep(grounds, settings, seed, folder, stages)
-    text = format_node(chosen.product.node)
+    text = format_expression(chosen.product.node)
     with stages(JUDGING) as told:
         findings = [
             judge_choice(
@@ -207,7 +206,7 @@ def choose_deep(
         evolutions = _searches(settings, evidence, seed, folder, threads, told)
     # The fittest of a few sizes: the fittest of all are alike, and fail together.
     finalists = [each.front[-FINALISTS:] for each in evolutions]
-    nodes = {format_node(one.node): one.node for each in finalists for one in each}
+    nodes = {format_expression(one.node): one.node for each in finalists for one in each}
     if not nodes:
         raise LmscoutError(
             f"{', '.join(one.benchmark.name for one in grounds)}: no proxy ranks the search split; "
@@ -246,7 +245,7 @@ def _searches(
             settings.engine,
             settings.grammar,
             int(np.random.SeedSequence((seed, number)).generate_state(1)[0]),
-            tuple(MEMBERS.values()) if settings.catalog else (),
+            tuple(LITERATURE.values()) if settings.catalog else (),
         )
         hall = [one for each in found for one in each.hall]
         screen = Screen(
@@ -270,4 +269,4 @@ def _searches(
 
 
 def _candidate(one: Candidate) -> dict[str, object]:
-    return {"proxy": format_node(one.node), "size": one.node.size, "fitness": one.fitness}
+    return {"proxy": format_expression(one.node), "size": one.node.size, "fitness": one.fitness}
