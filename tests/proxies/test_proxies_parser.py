@@ -163,6 +163,7 @@ def test_a_proxy_with_a_token_gone_is_another_one_or_one_line(expression, data):
         ("depth * !", "column 9: found '!', expected a word, a number or one of ( ) + - * / @ ,"),
         ("depth * 2(width)", "column 9: 2 is a number and takes nothing, not (score)"),
         ("depth @ width", "column 7: @ takes (block, block)"),
+        ("sum(mul(act, act, act))", "column 17: found ',', expected ')' to close mul, or a sign"),
         ("2 3", "column 3: found '3', expected the end or a sign"),
         ("depth * 2.", "column 10: found '.'"),
         ("depth * 1e3", "column 10: found 'e3', expected the end or a sign"),
@@ -183,7 +184,9 @@ def test_what_is_no_proxy_is_told_by_its_column(text, line):
 
 
 def test_a_text_too_long_is_refused_before_it_is_read():
-    with pytest.raises(LmscoutError, match=r"has 20,001 characters: at most 20,000$"):
+    with pytest.raises(
+        LmscoutError, match=r"is too long \(got 100,001 characters, expected at most 100,000\)$"
+    ):
         parse("x" * (LONGEST + 1))
 
 

@@ -14,7 +14,7 @@ from lmscout.proxies import measures
 from lmscout.proxies.champions import CHAMPIONS
 from lmscout.proxies.expression import Expression, simplified
 from lmscout.proxies.measures import Reading
-from lmscout.proxies.parser import parse
+from lmscout.proxies.parser import parse, require_short
 from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.proxies.spelling import nearest, shown
 
@@ -240,6 +240,7 @@ def resolve(text: str) -> Entry | Expression:
     Raises:
         LmscoutError: There is no such entry, or the expression is malformed.
     """
+    require_short(text)
     if "(" in text or _BARE.match(text):
         return parse(text)
     name = text.strip()

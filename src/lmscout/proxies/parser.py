@@ -3,7 +3,7 @@
     expression := term { ("+" | "-") term }
     term       := operand { ("*" | "/" | "@") operand }
     operand    := NUMBER | LEAF | "(" expression ")"
-                | WORD "(" expression { "," expression } ")"
+                | WORD "(" expression [ "," expression ] ")"
 
 Types decide what a word means where it has several meanings.  Where a block value is expected and
 a tensor is given, its average is taken: `sum(abs(head) - sqrt(weight))` is
@@ -15,8 +15,7 @@ space is free, signs bind as in arithmetic and from left to right, and nothing i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies.expression import LARGEST, Branch, Expression, as_published
@@ -34,8 +33,8 @@ from lmscout.proxies.primitives import (
 )
 from lmscout.proxies.spelling import nearest, shown
 
-LONGEST = 20_000
-"""The most characters of a text; more is a slip rather than a proxy."""
+LONGEST = 100_000
+"""Characters of an expression."""
 
 _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<word>[A-Za-z_][A-Za-z0-9_]*|[0-9]+(?:\.[0-9]+)?)|(?P<sign>[()+\-*/@,])"
@@ -43,18 +42,15 @@ _TOKEN = re.compile(
 _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "@": 2}
 _PRODUCT = "inner product"  # a reading beside the three types: a score that is summed over blocks
 
-_OPERATIONS = tuple(dict.fromkeys(one.name for one in PRIMITIVES if one.takes))
+_OPERATIONS = frozenset(one.name for one in PRIMITIVES if one.takes)
 # What people may write for a word, with its name here: LPZero's names are known too.
-_SPELLINGS = {one.upstream: one.name for one in UNARY} | {
-    name: name for name in (*_OPERATIONS, *LEAF)
-}
+_SPELLINGS = {one.upstream: one.name for one in UNARY} | {one.name: one.name for one in PRIMITIVES}
 
 Readings = dict[str, Expression]
 """What a part of a text may mean: type to expression."""
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     text: str
     column: int
     kind: str  # "word", "sign" or "end"
@@ -73,7 +69,17 @@ def parse(text: str) -> Expression:
         LmscoutError: The text is malformed or gives no score; the line names the column (from
             1), what was found there and what was expected.
     """
+    require_short(text)
     return _Parser(text).proxy()
+
+
+def require_short(text: str) -> None:
+    """Raise LmscoutError where a text is longer than any proxy's."""
+    if len(text) > LONGEST:
+        raise LmscoutError(
+            f"proxy {shown(text)}: is too long (got {len(text):,} characters, expected at most "
+            f"{LONGEST:,})"
+        )
 
 
 def format_expression(expression: Expression) -> str:
@@ -84,15 +90,16 @@ def format_expression(expression: Expression) -> str:
     published = as_published(expression)
     if published is None:
         return _formatted(expression, 0)
-    return f"{published.aggregation}({f' {published.sign} '.join(map(_short, published.branches))})"
+    body = f" {published.sign} ".join(map(format_branch, published.branches))
+    return f"{published.aggregation}({body})"
 
 
-def _short(branch: Branch) -> str:
-    return (
-        "".join(f"{name}(" for name in reversed(branch.chain))
-        + branch.input
-        + ")" * len(branch.chain)
-    )
+def format_branch(branch: Branch) -> str:
+    """The text of a block value in the shorter notation: its operations on the input."""
+    text = branch.input
+    for name in branch.chain:
+        text = f"{name}({text})"
+    return text
 
 
 def _formatted(expression: Expression, binding: int) -> str:
@@ -111,10 +118,6 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        if len(text) > LONGEST:
-            raise LmscoutError(
-                f"proxy {shown(text)} has {len(text):,} characters: at most {LONGEST:,}"
-            )
         self._tokens = self._tokenized()
         self._at = 0
         self._depth = 0
@@ -153,7 +156,7 @@ class _Parser:
         elif self._token.text == "(":
             self._take()
             operands = [self._joined(0)]
-            while self._token.text == ",":
+            if self._token.text == ",":
                 self._take()
                 operands.append(self._joined(0))
             self._closing(token.text)
@@ -173,7 +176,7 @@ class _Parser:
     def _applied(self, token: _Token, operands: tuple[Readings, ...]) -> Readings:
         """Everything that a word with its operands may mean."""
         name = token.text
-        if operands and name not in (*_OPERATIONS, "@") and as_number(name) is None:
+        if operands and name not in _OPERATIONS and name != "@" and as_number(name) is None:
             self._fail_unknown(token, "an operation", name in LEAF)
         try:
             return self._readings(name, operands)
