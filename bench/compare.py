@@ -2,7 +2,8 @@
 
     python bench/compare.py OLD NEW [--only NAME ...] [--work FOLDER]
 
-Every command runs once with each checkout, with caches of its own, and gives its result as JSON.
+The commands are on `pico`, or with `--every N` on every N-th of its architectures.  Each runs once
+with each checkout, with caches of its own, and gives its result as JSON.
 Texts, integers and true or false must be equal; floats within the tolerance of the command.
 Formulas are equal if NEW parses both to one tree: an old notation may be written in another way.
 What a checkout gave is kept under FOLDER, so that only what is missing runs again: remove
@@ -15,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,8 @@ class Case:
 
     Attributes:
         name: What `--only` takes.
-        arguments: Of the command line, without `--json`; `{out}` is a folder of the side.
+        arguments: Of the command line, without `--json`; `{out}` is a folder of the side, `{pico}`
+            the benchmark, `{search}` a sixth of its architectures.
         renamed: Path of a field in OLD's result -> its path in NEW's, where they differ.
         gone: Paths of fields that NEW does not give.
         tolerance: Relative difference up to which floats count as equal.
@@ -45,31 +48,34 @@ class Case:
     tolerance: float = 0.0
 
 
-_PICO_DEEP = ("discover", "pico", "--space", "deep", "--search", "40", "--out", "{out}")
+_PICO_DEEP = ("discover", "{pico}", "--space", "deep", "--search", "{search}", "--out", "{out}")
 CASES = (
-    Case("discover", ("discover", "pico", "--search", "40", "--out", "{out}")),
+    Case("discover", ("discover", "{pico}", "--search", "{search}", "--out", "{out}")),
     Case(
         "discover-sum",
-        ("discover", "pico", "--search", "40", "--aggregations", "sum,mean", "--out", "{out}"),
+        (
+            *("discover", "{pico}", "--search", "{search}", "--aggregations", "sum,mean"),
+            *("--out", "{out}"),
+        ),
     ),
     Case("discover-deep", (*_PICO_DEEP, "--evaluations", "48", "--searches", "2")),
     Case(
         "discover-regularized",
         (*_PICO_DEEP, "--evaluations", "130", "--searches", "1", "--engine", "regularized"),
     ),
-    Case("rank", ("rank", "pico", "--out", "{out}")),
+    Case("rank", ("rank", "{pico}", "--out", "{out}")),
     Case(
         "rank-expressions",
         (
-            *("rank", "pico", "--out", "{out}", "--proxy", "sum(std(grad))"),
+            *("rank", "{pico}", "--out", "{out}", "--proxy", "sum(std(grad))"),
             *("--proxy", "-mean(frobenius(act) * frobenius(weight))"),
             *("--proxy", "max(meansum(head) @ identity(softmax))"),
             *("--proxy", "min(l1(square(weight)) - square(softmax(grad)))"),
             *("--proxy", "sum(total(abs(mul(weight, grad)))) / params", "--proxy", "depth * width"),
         ),
     ),
-    Case("explain", ("explain", "mean(abs(act) - std(grad))", "pico")),
-    Case("explain-catalog", ("explain", "snip", "pico")),
+    Case("explain", ("explain", "mean(abs(act) - std(grad))", "{pico}")),
+    Case("explain-catalog", ("explain", "snip", "{pico}")),
     Case(
         "design",
         (
@@ -88,27 +94,42 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=[case.name for case in CASES])
     parser.add_argument("--work", type=Path)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1)
     given = parser.parse_args()
     work = given.work or Path(tempfile.mkdtemp(prefix="lmscout-compare-"))
+    pico = smaller_pico(given.old, work, given.every) if given.every > 1 else "pico"
+    search = str(max(12, 40 // given.every))
     differs = False
     for case in CASES:
         if given.only and case.name not in given.only:
             continue
         old, new = (
-            result(case, checkout.resolve(), work / side, given.workers)
+            result(case, checkout.resolve(), work / side, given.workers, pico=pico, search=search)
             for side, checkout in (("old", given.old), ("new", given.new))
         )
         differs |= report(case, old, new, given.new.resolve())
     return int(differs)
 
 
-def result(case: Case, checkout: Path, work: Path, workers: int) -> Any:
+def smaller_pico(checkout: Path, work: Path, every: int) -> str:
+    """Every so many architectures of a checkout's `pico`, as a benchmark of its own."""
+    source = checkout / "src" / "lmscout" / "benchmarks" / "data" / "pico"
+    folder = work.resolve() / f"pico-{every}"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "settings.json", folder)
+    rows = (source / "table.jsonl").read_text("utf-8").splitlines(keepends=True)
+    kept = [row for row in rows if json.loads(row)["architecture"] % every == 0]
+    (folder / "table.jsonl").write_text("".join(kept), "utf-8")
+    return f"bench:{folder}"
+
+
+def result(case: Case, checkout: Path, work: Path, workers: int, **names: str) -> Any:
     """The JSON of a command, run with a checkout; read where it was run before."""
     kept = work.resolve() / f"{case.name}.json"
     if not kept.is_file():
         work.mkdir(parents=True, exist_ok=True)
         out = work.resolve() / case.name
-        arguments = [one.format(out=out) for one in case.arguments]
+        arguments = [one.format(out=out, **names) for one in case.arguments]
         run = subprocess.run(
             [
                 *(sys.executable, "-m", "lmscout", *arguments),

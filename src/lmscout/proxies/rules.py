@@ -1,13 +1,13 @@
-"""Rules that tell from a tree alone that it cannot be worth evaluating.
+"""Filters that discard an expression by its form alone, before it is evaluated.
 
 LPZero's rule-based pruning strategy (arXiv 2410.04808) discards unpromising candidates before
-they cost anything.  Here every rule has a name, a reason and a test, and looks at one place of
-a tree: what it discards reads shapes alone there, or says in more words what a shorter tree says
-or nearly says.  Three of them are wider than that: a softmax's total, and what is divided by
-itself, count rows or elements, which can go with quality as the configuration does; twice a value
-is not the value under a bent word such as `exp`; and doing it again changes a little where the
-formula's epsilon is not small beside a spread.  Shorter trees say all of these as well.  The rules
-that need values are in `discovery`.
+they cost anything.  Here every rule has a name, a reason and a test, and looks at one place of an
+expression: what it discards there depends on shapes alone, or a shorter expression gives the same
+or nearly the same.  Three rules discard more than that: the total of a softmax and a value divided
+by itself count rows or elements, which can correlate with quality as the configuration does; twice
+a value orders differently under a nonlinear word such as `exp`; and a repeated operation changes a
+little where the formula's epsilon is not small beside a spread.  Shorter expressions cover these
+as well.  The filters that need values are in `discovery`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _SAME_ON_ONE_NUMBER = frozenset({"mean", "l1", "frobenius"})
 
 @dataclass(frozen=True)
 class Rule:
-    """One reason to discard a tree.
+    """One reason to discard an expression.
 
     Attributes:
-        name: as it is counted.
-        reason: why what it finds is worth nothing.
-        finds: whether it applies at a subtree; told also whether that is the whole tree.
+        name: As it is counted.
+        reason: Why what it finds is discarded.
+        finds: Whether it applies at a subtree, and a flag whether that is the whole expression.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Rule:
 
 
 def first_broken(node: Expression) -> Rule | None:
-    """The first rule, in the order of the table, that some place of a tree breaks."""
+    """The first rule, in the order of the table, that some place of an expression breaks."""
     places = [(one, not path) for path, one in walk(node)]
     for rule in RULES:
         if any(rule.finds(one, whole) for one, whole in places):

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_count
 from lmscout.proxies import Entry, Expression, Reading, as_expression, resolve, walk
-from lmscout.proxies.primitives import NUMBER, REDUCTIONS, SCORE, SPEC_LEAVES
+from lmscout.proxies.primitives import NUMBER, REDUCTIONS, SPEC_LEAVES
 from lmscout.pruning.families import ATTENTION, Family
 from lmscout.pruning.judging.reading import Place, read_trained, widened
 from lmscout.pruning.judging.tables import BlockTable, tabulate
@@ -76,10 +76,6 @@ def asked_proxy(text: str) -> Asked:
     found = resolve(name)
     tree = as_expression(found)
     if tree is not None:
-        if tree.type != SCORE:
-            raise LmscoutError(
-                f"judge {name}: it gives no score; aggregate it over the blocks, as in sum(...)"
-            )
         return Asked(name, sign, tree)
     assert isinstance(found, Entry)
     if not found.reads or found.reads == ("jacob",):
