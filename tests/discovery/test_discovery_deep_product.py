@@ -89,3 +89,9 @@ def test_on_several_benchmarks_a_member_has_one_sign_on_all_and_is_worth_the_wor
         min(spearman(noisy(0.4), QUALITY), spearman(noisy(0.3), QUALITY))
     )
     assert len(found.searched) == 2
+
+
+def test_scores_that_overflow_on_full_tensors_make_no_member():
+    overflowing = noisy(0.1)
+    overflowing[np.argmax(overflowing)] = np.inf
+    assert chosen([[0], [1]], known(overflowing, noisy(0.4))).node == NODES[1]

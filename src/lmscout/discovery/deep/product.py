@@ -81,7 +81,11 @@ def choose(
     """
 
     def rescored(one: Candidate) -> Candidate:
-        worth = [coefficient(own.scores[one.node], own.quality, own.params) for own in known]
+        worth = [
+            coefficient(scores, own.quality, own.params) if np.isfinite(scores).all() else math.nan
+            for own in known
+            for scores in (own.scores[one.node],)
+        ]
         return replace(one, fitness=float(np.nan_to_num(agreed(worth))))
 
     every = [[rescored(one) for one in each] for each in finalists]
@@ -129,4 +133,4 @@ def _rises(node: Expression, known: Sequence[Known]) -> bool:
 
 def _of_one_sign(node: Expression, known: Sequence[Known]) -> bool:
     scores = np.concatenate([own.scores[node] for own in known])
-    return bool((scores > 0).all() or (scores < 0).all())
+    return bool(np.isfinite(scores).all() and ((scores > 0).all() or (scores < 0).all()))
