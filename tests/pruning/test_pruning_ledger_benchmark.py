@@ -190,7 +190,7 @@ def elastic(tmp_path_factory, text):
 def test_pairs_after_elastic_recovery_are_read_in_the_recovered_model(elastic, tmp_path):
     folder, recovered, rows = elastic
     found = ledger_benchmark(str(folder), tmp_path).read((("abs",),)).values
-    nodes = [simplified(Branch(name, ("abs",).expression())) for name in INPUT_NAMES]
+    nodes = [simplified(Branch(name, ("abs",)).expression()) for name in INPUT_NAMES]
     tables = tabulate(
         recovered.model,
         recovered.family,
