@@ -229,26 +229,32 @@ def _text(folder: Path) -> str:
 
 def _read_expression(folder: Path) -> None:
     from lmscout.discovery import signed_proxy
-    from lmscout.proxies import Entry, Proxy, resolve
-    from lmscout.proxies.deep import format_node
-    from lmscout.proxies.deep.latex import to_latex as deep_latex
-    from lmscout.proxies.deep.members import as_tree
-    from lmscout.proxies.deep.torch_form import to_torch
-    from lmscout.proxies.latex import to_latex
+    from lmscout.proxies import (
+        Entry,
+        as_expression,
+        format_expression,
+        from_json,
+        parse,
+        resolve,
+        to_json,
+        to_latex,
+        to_torch,
+    )
 
     text = _text(folder)
     signed = signed_proxy(text)
     if signed_proxy(str(signed)) != signed:
         raise AssertionError(f"{signed} is read as another proxy")
     proxy = resolve(signed.name)
-    if isinstance(proxy, Proxy):
-        to_latex(proxy)
-    elif not isinstance(proxy, Entry):
-        deep_latex(proxy)
-        format_node(proxy)
-    tree = as_tree(proxy)
-    if tree is not None:
-        to_torch(tree)
+    if not isinstance(proxy, Entry) and {
+        parse(format_expression(proxy)),
+        from_json(to_json(proxy)),
+    } != {proxy}:
+        raise AssertionError(f"{format_expression(proxy)} is read as another proxy")
+    expression = as_expression(proxy)
+    if expression is not None:
+        to_latex(expression)
+        to_torch(expression)
 
 
 def _expressions(texts: tuple[str, ...], words: tuple[str, ...]) -> list[Example]:
@@ -258,7 +264,7 @@ def _expressions(texts: tuple[str, ...], words: tuple[str, ...]) -> list[Example
 
 def expressions(home: Path) -> list[Example]:
     """Proxies of the published form."""
-    from lmscout.proxies.operators import AGGREGATION, INPUT, UNARY_OPERATION
+    from lmscout.proxies.primitives import AGGREGATION, INPUT, UNARY_OPERATION
 
     words = (*AGGREGATION, *INPUT, *UNARY_OPERATION, *"()+-*@", "-", "²", "1", "é")
     texts = ("sum(abslog(head) - sqrt(weight))", "mean(abs(grad))", "-snip", "max(std(exp(act)))")
@@ -267,9 +273,9 @@ def expressions(home: Path) -> list[Example]:
 
 def deep_expressions(home: Path) -> list[Example]:
     """Proxies of the deep space."""
-    from lmscout.proxies.deep import WORDS
+    from lmscout.proxies.primitives import PRIMITIVES
 
-    words = (*(word.name for word in WORDS), *"()+-*/,", "0.5", "3", "9" * 400, "1.", "²")
+    words = (*(word.name for word in PRIMITIVES), *"()+-*/,", "0.5", "3", "9" * 400, "1.", "²")
     texts = (
         "sum(total(abs(mul(weight, grad)))) / params",
         "-(sum(total(abs(mul(weight, grad)))) - 0.5 * depth)",

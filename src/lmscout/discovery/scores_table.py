@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmscout.discovery.exhaustive import SpaceRanking
-from lmscout.proxies import BINARY, Branch, Space
-from lmscout.proxies.text import format_branch
+from lmscout.proxies import Branch, Space
+from lmscout.proxies.parser import format_branch
+from lmscout.proxies.primitives import BINARY
 
 _ROWS = 1 << 19
 
