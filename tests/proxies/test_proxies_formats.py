@@ -49,7 +49,7 @@ SUM = ["expression", "operands", 0]
     ("value", "message"),
     [
         (None, "the proxy: found None, expected an object with schema, expression"),
-        ([GOOD], "the proxy: found [{'schema': 1"),
+        ([GOOD], "the proxy: found [{'expression': {'operands'"),
         ({"schema": 1}, "the proxy: found {'schema': 1}, expected an object with"),
         (GOOD | {"more": 1}, "expected an object with schema, expression"),
         (changed(["schema"], 2), "schema: found 2, expected 1"),
