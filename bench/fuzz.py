@@ -644,7 +644,7 @@ def run_folders(home: Path) -> list[Example]:
     from lmscout.pruning.saving.export import CONFIG, RECORD
     from lmscout.pruning.subnetworks.plan import Plan
 
-    deep = begin_deep(home / "deep", [], DeepSettings(), search=[10], seed=0)
+    deep = begin_deep(home / "deep", [], DeepSettings(), search=[10], seed=0).folder
     row = tables(home)[0].files["table.jsonl"][0].splitlines()[0]
     state = home / "state.safetensors"
     write_state(

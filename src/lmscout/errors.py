@@ -9,6 +9,7 @@ _NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
     "not enough memory",
     "Cannot allocate memory",
     "std::bad_alloc",
+    "can't start new thread",  # for whose stack there is none
 )
 
 

@@ -137,8 +137,9 @@ def read_json(path: Path, *, lenient: bool = False) -> Any:
 
     Args:
         path: the file, in UTF-8.
-        lenient: whether a name may be given twice in one object; the last one then counts, as
-            for the libraries that read the file again.
+        lenient: whether a name may be given twice in one object, the last one then counting as
+            for the libraries that read the file again, and a string may hold a lone surrogate, as
+            that of a file name that is not UTF-8.
 
     Raises:
         LmscoutError: the file cannot be read, is not JSON, or is beyond a bound.
@@ -215,7 +216,7 @@ def parse_json(text: str, name: str, *, lenient: bool = False, single_line: bool
         raise LmscoutError(_not_json(error, name, single_line)) from None
     except (ValueError, RecursionError) as error:
         raise LmscoutError(f"{name}: {error}") from None
-    if "\\u" in text:
+    if not lenient and "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:

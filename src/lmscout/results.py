@@ -95,7 +95,7 @@ class Result:
         Raises:
             LmscoutError: the file cannot be read, or holds no such result.
         """
-        values = read_json(Path(path))
+        values = read_json(Path(path), lenient=True)
         if isinstance(values, dict) and FIELDS in values:
             values = values[FIELDS]
         try:

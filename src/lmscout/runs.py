@@ -232,7 +232,7 @@ def optional_run(folder: Path | None, command: str, settings: Mapping[str, objec
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """The settings of a run; None if there are none that can be read."""
     try:
-        return read_json_object(folder / SETTINGS)
+        return read_json_object(folder / SETTINGS, lenient=True)
     except LmscoutError:
         return None
 
