@@ -67,6 +67,13 @@ def brief(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
 
 
+def shown(value: object) -> str:
+    """As `brief`, a short string without quotes."""
+    if isinstance(value, str) and len(value) <= _LONGEST_SHOWN and value.isprintable():
+        return value
+    return brief(value)
+
+
 def _short_repr() -> reprlib.Repr:
     """As `repr` for what is short enough to be shown whole."""
     short = reprlib.Repr()
