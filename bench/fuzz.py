@@ -613,9 +613,13 @@ def _read_deep_run(folder: Path) -> None:
 
 
 def _read_build(folder: Path) -> None:
-    from lmscout.benchmarks.table import read_rows, write_settings
+    from lmscout.benchmarks.build import Built
+    from lmscout.benchmarks.table import read_rows
+    from lmscout.runs import open_run
 
-    write_settings(folder, {"n": 3, "recipe": {"tokens": 100}})
+    run = open_run(folder, "bench build", {"n": 3, "recipe": {"tokens": 100}})
+    if run.finished:
+        run.load(Built)
     read_rows(folder)
 
 
@@ -644,26 +648,35 @@ def run_folders(home: Path) -> list[Example]:
     """Folders of runs that are continued: discover, bench build, prune, and its recovery."""
     import torch
 
+    from lmscout.benchmarks.build import Built
     from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.saved_run import begin_deep
     from lmscout.pruning.recovery.checkpoint import State, write_state
     from lmscout.pruning.saving.export import CONFIG, RECORD
     from lmscout.pruning.subnetworks.plan import Plan
+    from lmscout.results import SCHEMA
 
-    deep = begin_deep(home / "deep", [], DeepSettings(), search=[10], seed=0)
+    deep = begin_deep(home / "deep", [], DeepSettings(), search=[10], seed=0).folder
     row = tables(home)[0].files["table.jsonl"][0].splitlines()[0]
     state = home / "state.safetensors"
     write_state(
         state, {"rank": 2}, State({"a": torch.ones(2, 3)}, {"a/step": torch.ones(1)}, (1.0,))
     )
-    record = {"shape": "any", "note": {"keep": 0.8}, "plan": Plan((1, 2), (3, 4)).as_dict()}
-    settings = json.dumps({"n": 3, "recipe": {"tokens": 100}}).encode()
+    record = {"shape": "any", "asked": {"keep": 0.8}, "plan": Plan((1, 2), (3, 4)).as_dict()}
+    head = {"schema": SCHEMA, "command": "bench build"}
+    settings = json.dumps(head | {"n": 3, "recipe": {"tokens": 100}}).encode()
+    built = Built(home / "build", 3, 3, 0, (1.5, 2.5), 1.0)
+    result = json.dumps(head | {"fields": built.to_dict()}).encode()
     return [
         Example(
             {"settings.json": ((deep / "settings.json").read_bytes(), mutate_json)}, _read_deep_run
         ),
         Example(
-            {"settings.json": (settings, mutate_json), "rows/00000-0.json": (row, mutate_json)},
+            {
+                "settings.json": (settings, mutate_json),
+                "result.json": (result, mutate_json),
+                "rows/00000-0.json": (row, mutate_json),
+            },
             _read_build,
         ),
         Example(
