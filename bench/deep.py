@@ -29,9 +29,9 @@ import scipy.stats
 import torch
 
 from lmscout.benchmarks import load
-from lmscout.proxies.deep import STACKS, Node, walk
-from lmscout.proxies.deep.growing import Grammar, seedling
-from lmscout.proxies.deep.members import MEMBERS
+from lmscout.proxies import LITERATURE, Expression, Grammar, walk
+from lmscout.proxies.primitives import STACKS
+from lmscout.proxies.spaces import random_score
 from lmscout.statistics import Batch, full_reading
 from lmscout.statistics.deep_values import DeepEvaluator, full_score
 from lmscout.statistics.sketches import Sketches, StackSketch, collect_sketches, spec_values
@@ -59,9 +59,9 @@ def main() -> None:
 
 def speed(sketches: Sketches, count: int) -> None:
     rng = np.random.default_rng(0)
-    drawn = (seedling(Grammar(), rng) for _ in range(4 * count))
+    drawn = (random_score(Grammar(), rng) for _ in range(4 * count))
     proxies = list(dict.fromkeys(one for one in drawn if reads_tensors(one)))[:count]
-    DeepEvaluator(sketches).scores(MEMBERS["snip"])  # warm up
+    DeepEvaluator(sketches).scores(LITERATURE["snip"])  # warm up
 
     alone = DeepEvaluator(sketches, cache_bytes=0)
     one_thread = seconds(lambda: [alone.scores(one) for one in proxies]) / len(proxies)
@@ -98,7 +98,7 @@ def speed(sketches: Sketches, count: int) -> None:
     )
 
 
-def gpu_speed(sketches: Sketches, proxies: list[Node]) -> str:
+def gpu_speed(sketches: Sketches, proxies: list[Expression]) -> str:
     there, here = DeepEvaluator(sketches, 0, "cuda"), DeepEvaluator(sketches)
     got = [there.scores(one) for one in proxies]  # warm up
     alone = seconds(lambda: [there.scores(one) for one in proxies]) / len(proxies)
@@ -120,10 +120,10 @@ def error(sketches: Sketches, specs: list) -> None:
     for spec in specs:
         reading = full_reading(spec.build(0), batch.tokens(spec), spec.parameters())
         for name, scores in full.items():
-            scores.append(full_score(MEMBERS[name], reading, spec_values(spec)))
+            scores.append(full_score(LITERATURE[name], reading, spec_values(spec)))
     evaluator = DeepEvaluator(sketches)
     for name in KNOWN:
-        got = evaluator.scores(MEMBERS[name])
+        got = evaluator.scores(LITERATURE[name])
         off = np.median(np.abs(got / np.array(full[name]) - 1))
         rho = scipy.stats.spearmanr(got, full[name]).statistic
         print(f"{name}: sketches to full tensors ρ {rho:.4f}, median error {off:.1%}")
@@ -147,11 +147,11 @@ def repeated(sketches: Sketches) -> Sketches:
     return many.subset(np.arange(ARCHITECTURES))
 
 
-def reads_tensors(proxy: Node) -> bool:
+def reads_tensors(proxy: Expression) -> bool:
     return any(leaf in leaves for leaf in proxy.leaves for leaves in STACKS.values())
 
 
-def reads(proxy: Node, sketches: Sketches) -> list[torch.Tensor]:
+def reads(proxy: Expression, sketches: Sketches) -> list[torch.Tensor]:
     """Samples of the leaves of a proxy, once for each time it names them."""
     own = {leaf: one for stack in sketches.stacks.values() for leaf, one in stack.samples.items()}
     parts = {leaf: leaf.removeprefix("mixer_").removeprefix("mlp_") for leaf in proxy.leaves}
@@ -192,7 +192,7 @@ class PlainReading:
         self.spec = spec
 
 
-def plain(proxy: Node, reading: PlainReading) -> float:
+def plain(proxy: Expression, reading: PlainReading) -> float:
     return full_score(proxy, reading, reading.spec)  # type: ignore[arg-type]
 
 

@@ -30,7 +30,7 @@ from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.discover import cache_name
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
-from lmscout.proxies.deep import format_node
+from lmscout.proxies import format_expression
 from lmscout.ranking import spearman, spearman_difference
 from lmscout.statistics import Batch, Workers, score_proxies
 from sketched import SketchedBenchmark, whole_sketches
@@ -86,7 +86,7 @@ def main() -> None:
     seeds = range(told.seeds)
     with ProcessPoolExecutor(min(workers.threads, told.seeds)) as pool:
         products = list(pool.map(chosen, [study] * told.seeds, seeds))
-    texts = [format_node(one.node) for one in products]
+    texts = [format_expression(one.node) for one in products]
     asked = list(dict.fromkeys([*texts, *told.proxies]))
     scores = score_proxies(
         benchmark.specs, asked, name=name, folder=told.cache, batch=Batch(), workers=workers

@@ -41,9 +41,8 @@ from lmscout.discovery.deep.evolution import evolve
 from lmscout.discovery.deep.screen import Screen
 from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.splits import split_benchmark
-from lmscout.proxies.deep import Node
-from lmscout.proxies.deep.members import MEMBERS
-from lmscout.proxies.deep.rules import first_broken
+from lmscout.proxies import LITERATURE, Expression
+from lmscout.proxies.rules import first_broken
 from lmscout.ranking import spearman
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.deep_values import DeepEvaluator
@@ -141,7 +140,7 @@ def searched(job: Job) -> Outcome:
     split = split_benchmark(benchmark.specs, search=size, seed=job.seed)
     evidence = whole.evidence(benchmark, split, job.seed)
     settings = job.settings
-    engine = engine_of(settings.engine, settings.grammar, job.seed, tuple(MEMBERS.values()))
+    engine = engine_of(settings.engine, settings.grammar, job.seed, tuple(LITERATURE.values()))
     reached: list[tuple[int, float]] = []
     with closing(
         Watched([evidence], objective=settings.objective, rules=settings.rules, race=settings.race)
@@ -174,7 +173,7 @@ class Watched(Screen):
 
     proxies: tuple[Candidate, ...] = ()
 
-    def judge(self, nodes: Sequence[Node]) -> list[Candidate]:
+    def judge(self, nodes: Sequence[Expression]) -> list[Candidate]:
         """As a screen does, and look at what it gives."""
         judged = super().judge(nodes)
         unbroken = (one for one in judged if first_broken(one.node) is None)

@@ -17,7 +17,8 @@ import numpy as np
 import scipy.stats
 
 from lmscout.discovery import rank_space
-from lmscout.proxies import INPUTS, Space, evaluate, published, two_op
+from lmscout.proxies import Space, evaluate, published, two_op
+from lmscout.proxies.primitives import INPUTS
 
 SAMPLE = 300
 

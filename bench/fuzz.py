@@ -229,26 +229,32 @@ def _text(folder: Path) -> str:
 
 def _read_expression(folder: Path) -> None:
     from lmscout.discovery import signed_proxy
-    from lmscout.proxies import Entry, Proxy, resolve
-    from lmscout.proxies.deep import format_node
-    from lmscout.proxies.deep.latex import to_latex as deep_latex
-    from lmscout.proxies.deep.members import as_tree
-    from lmscout.proxies.deep.torch_form import to_torch
-    from lmscout.proxies.latex import to_latex
+    from lmscout.proxies import (
+        Entry,
+        as_expression,
+        format_expression,
+        from_json,
+        parse,
+        resolve,
+        to_json,
+        to_latex,
+        to_torch,
+    )
 
     text = _text(folder)
     signed = signed_proxy(text)
     if signed_proxy(str(signed)) != signed:
         raise AssertionError(f"{signed} is read as another proxy")
     proxy = resolve(signed.name)
-    if isinstance(proxy, Proxy):
-        to_latex(proxy)
-    elif not isinstance(proxy, Entry):
-        deep_latex(proxy)
-        format_node(proxy)
-    tree = as_tree(proxy)
-    if tree is not None:
-        to_torch(tree)
+    if not isinstance(proxy, Entry) and {
+        parse(format_expression(proxy)),
+        from_json(to_json(proxy)),
+    } != {proxy}:
+        raise AssertionError(f"{format_expression(proxy)} is read as another proxy")
+    expression = as_expression(proxy)
+    if expression is not None:
+        to_latex(expression)
+        to_torch(expression)
 
 
 def _expressions(texts: tuple[str, ...], words: tuple[str, ...]) -> list[Example]:
@@ -258,7 +264,7 @@ def _expressions(texts: tuple[str, ...], words: tuple[str, ...]) -> list[Example
 
 def expressions(home: Path) -> list[Example]:
     """Proxies of the published form."""
-    from lmscout.proxies.operators import AGGREGATION, INPUT, UNARY_OPERATION
+    from lmscout.proxies.primitives import AGGREGATION, INPUT, UNARY_OPERATION
 
     words = (*AGGREGATION, *INPUT, *UNARY_OPERATION, *"()+-*@", "-", "²", "1", "é")
     texts = ("sum(abslog(head) - sqrt(weight))", "mean(abs(grad))", "-snip", "max(std(exp(act)))")
@@ -267,9 +273,9 @@ def expressions(home: Path) -> list[Example]:
 
 def deep_expressions(home: Path) -> list[Example]:
     """Proxies of the deep space."""
-    from lmscout.proxies.deep import WORDS
+    from lmscout.proxies.primitives import PRIMITIVES
 
-    words = (*(word.name for word in WORDS), *"()+-*/,", "0.5", "3", "9" * 400, "1.", "²")
+    words = (*(word.name for word in PRIMITIVES), *"()+-*/,", "0.5", "3", "9" * 400, "1.", "²")
     texts = (
         "sum(total(abs(mul(weight, grad)))) / params",
         "-(sum(total(abs(mul(weight, grad)))) - 0.5 * depth)",
@@ -607,9 +613,13 @@ def _read_deep_run(folder: Path) -> None:
 
 
 def _read_build(folder: Path) -> None:
-    from lmscout.benchmarks.table import read_rows, write_settings
+    from lmscout.benchmarks.build import Built
+    from lmscout.benchmarks.table import read_rows
+    from lmscout.runs import open_run
 
-    write_settings(folder, {"n": 3, "recipe": {"tokens": 100}})
+    run = open_run(folder, "bench build", {"n": 3, "recipe": {"tokens": 100}})
+    if run.finished:
+        run.load(Built)
     read_rows(folder)
 
 
@@ -638,26 +648,35 @@ def run_folders(home: Path) -> list[Example]:
     """Folders of runs that are continued: discover, bench build, prune, and its recovery."""
     import torch
 
+    from lmscout.benchmarks.build import Built
     from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.saved_run import begin_deep
     from lmscout.pruning.recovery.checkpoint import State, write_state
     from lmscout.pruning.saving.export import CONFIG, RECORD
     from lmscout.pruning.subnetworks.plan import Plan
+    from lmscout.results import SCHEMA
 
-    deep = begin_deep(home / "deep", [], DeepSettings(), search=[10], seed=0)
+    deep = begin_deep(home / "deep", [], DeepSettings(), search=[10], seed=0).folder
     row = tables(home)[0].files["table.jsonl"][0].splitlines()[0]
     state = home / "state.safetensors"
     write_state(
         state, {"rank": 2}, State({"a": torch.ones(2, 3)}, {"a/step": torch.ones(1)}, (1.0,))
     )
-    record = {"shape": "any", "note": {"keep": 0.8}, "plan": Plan((1, 2), (3, 4)).as_dict()}
-    settings = json.dumps({"n": 3, "recipe": {"tokens": 100}}).encode()
+    record = {"shape": "any", "asked": {"keep": 0.8}, "plan": Plan((1, 2), (3, 4)).as_dict()}
+    head = {"schema": SCHEMA, "command": "bench build"}
+    settings = json.dumps(head | {"n": 3, "recipe": {"tokens": 100}}).encode()
+    built = Built(home / "build", 3, 3, 0, (1.5, 2.5), 1.0)
+    result = json.dumps(head | {"fields": built.to_dict()}).encode()
     return [
         Example(
             {"settings.json": ((deep / "settings.json").read_bytes(), mutate_json)}, _read_deep_run
         ),
         Example(
-            {"settings.json": (settings, mutate_json), "rows/00000-0.json": (row, mutate_json)},
+            {
+                "settings.json": (settings, mutate_json),
+                "result.json": (result, mutate_json),
+                "rows/00000-0.json": (row, mutate_json),
+            },
             _read_build,
         ),
         Example(

@@ -29,7 +29,7 @@ from torch import Tensor
 from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
 from lmscout.architectures.flexibert_mixers import MIXERS
 from lmscout.proxies import CATALOG
-from lmscout.proxies.operators import UNARY
+from lmscout.proxies.primitives import UNARY
 from lmscout.statistics import INPUT_NAMES, OPERATIONS, Batch, Workers, collect, score_proxies
 from lmscout.statistics.fused import DTYPES, fused_totals
 from lmscout.statistics.plain_walk import means_of_totals, plain_totals

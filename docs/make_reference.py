@@ -15,18 +15,19 @@ from pathlib import Path
 from lmscout import proxies
 from lmscout.discovery.deep.screen import VALUE_RULES
 from lmscout.errors import LmscoutError
-from lmscout.proxies import (
+from lmscout.proxies import CATALOG, Entry, format_expression, parser
+from lmscout.proxies.primitives import (
     AGGREGATIONS,
     BINARY,
-    CATALOG,
     INPUTS,
+    PRIMITIVES,
+    STACKS,
     UNARY,
     UNARY_OPERATION,
-    Entry,
+    BinaryOperation,
+    UnaryOperation,
 )
-from lmscout.proxies import text as text_form
-from lmscout.proxies.deep import STACKS, WORDS, format_node
-from lmscout.proxies.deep.rules import RULES
+from lmscout.proxies.rules import RULES
 
 PAGE = Path(__file__).parent / "proxies.md"
 
@@ -72,7 +73,7 @@ def reference() -> str:
                 "## Binary operations",
                 _BINARY,
                 _table(
-                    ("sign", "name in JSON", "definition"),
+                    ("sign", "name in tables", "definition"),
                     ((_code(one.symbol), _code(one.name), one.definition) for one in BINARY),
                 ),
                 f"Source: {_sources(BINARY)}.",
@@ -84,7 +85,8 @@ def reference() -> str:
                         for one in AGGREGATIONS
                     ),
                 ),
-                "After `@`, which sums over blocks itself, the aggregation has no effect.",
+                "Around `@`, which sums over blocks itself, an aggregation has no effect: "
+                "`mean(abs(act) @ std(head))` is `sum(abs(act) * std(head))`.",
                 "## Other forms",
                 _other_forms(),
                 "## Spaces",
@@ -103,7 +105,7 @@ def reference() -> str:
                     ("word", "takes", "gives", "definition"),
                     (
                         (_code(one.name), ", ".join(one.takes), one.gives, one.definition)
-                        for one in WORDS
+                        for one in PRIMITIVES
                         if one.takes and (one.name not in UNARY_OPERATION or one.aggregates)
                     ),
                 ),
@@ -136,9 +138,7 @@ def reference() -> str:
 
 
 def _expression(entry: Entry) -> str:
-    if entry.tree:
-        return _code(format_node(entry.tree))
-    return _code(proxies.format_proxy(entry.proxy)) if entry.proxy else ""
+    return _code(format_expression(entry.expression)) if entry.expression else ""
 
 
 _INTRODUCTION = """\
@@ -156,29 +156,32 @@ numbers, block by block. `sum` is the *aggregation* over blocks, and gives the s
 architecture."""
 
 _DEEP = """\
-`lmscout discover BENCHMARK --space deep` searches formulas that join whole tensors before anything
-is reduced, such as `sum(total(abs(mul(weight, grad)))) / params`. They have three types. A *tensor*
-belongs to a stack, whose tensors have one shape, place by place; a *block value* is one number a
-block; a *score* is one number an architecture. `lmscout rank` takes deep formulas as well, and
-`lmscout explain` gives each in LaTeX and as a module that needs PyTorch alone."""
+The published form above is a part of a larger language, which joins whole tensors before anything
+is reduced, as in `sum(total(abs(mul(weight, grad)))) / params`. Expressions have three types. A
+*tensor* belongs to a stack, whose tensors have one shape, place by place; a *block value* is one
+number a block; a *score* is one number an architecture. Where a block value is expected and a
+tensor is given, its average is taken: `sum(abs(head) - sqrt(weight))` is short for
+`sum(average(abs(head)) - average(sqrt(weight)))`. `lmscout discover BENCHMARK --space deep`
+searches the whole language; every command that takes a proxy takes any expression, and
+`lmscout explain` gives it in LaTeX and as a module that needs PyTorch alone."""
 
 _DEEP_WORDS = """\
 `depth`, `width` and `params` are scores (`--no-spec-leaves` does without them). The unary
-operations above, but `identity` and `meansum`, act on tensors; those that act element by element
-(`abs`, `abslog`, `exp`, `invert`, `log`, `negate`, `relu`, `sigmoid`, `sqrt`, `square`) act on
-block values and scores, too. A number such as `0.5`, without a sign or an exponent, is a score
-that is the same for every architecture; searches grow none, but what they find may be
-[bent](deep-search.md#why-the-product-is-bent) by some. The rest:"""
+operations above act on tensors (searches draw all but `identity` and `meansum`); those that act
+element by element (`abs`, `abslog`, `exp`, `invert`, `log`, `negate`, `relu`, `sigmoid`, `sqrt`,
+`square`) act on block values and scores, too. A number such as `0.5`, without a sign or an
+exponent, is a score that is the same for every architecture; searches draw none, but what they
+find may be [bent](deep-search.md#why-the-product-is-bent) by some. The rest:"""
 
 _DEEP_RULES = """\
 Rules discard a candidate before it is evaluated, the first ones by its tree alone, the others by
 its values on a few architectures; every search counts what fell to which."""
 
 _AFTER_GRAMMAR = """\
-`mean` is an aggregation and an operation, `softmax` an operation and an input; position decides
-which is meant. There is at least one operation on an input: `identity(weight)`, not `weight`.
-Text is tokenized and compared with the tables below, and never evaluated. An error names the
-column:
+Signs bind as in arithmetic and from left to right. `mean` is an aggregation and an operation,
+`softmax` an operation and an input; the types decide which is meant. An expression has at most 256
+words. Text is tokenized and compared with the tables below, and never evaluated. An error names
+the column:
 
 ```text
 {slip}
@@ -200,15 +203,14 @@ _BINARY = """\
 They join two block values. `@` joins all of them at once, to the score itself."""
 
 _CATALOG = """\
-The proxies of the literature, by the names that `lmscout rank --proxy` takes. Most of them are
-functions of the model, because the language reduces every tensor to a number before anything
-is joined; where the language can say a proxy, its expression is given. w is a weight matrix and
-g its gradient."""
+The measures of the literature, by the names that `lmscout rank --proxy` takes. Where the language
+can state one, its expression is given; most of them are scored by a function of the model, which
+sums in double precision. w is a weight matrix and g its gradient."""
 
 
 def _grammar() -> str:
     """The grammar as the parser's own docstring gives it: its indented part."""
-    lines = inspect.cleandoc(text_form.__doc__ or "").splitlines()
+    lines = inspect.cleandoc(parser.__doc__ or "").splitlines()
     return "\n".join(line[4:] for line in lines if line.startswith("    "))
 
 
@@ -223,8 +225,7 @@ def _slip() -> str:
 def _other_forms() -> str:
     proxy = proxies.parse(EXAMPLE)
     return (
-        "As JSON, by names (`proxies.to_json`, `proxies.from_json`); a chain lists its "
-        "operations innermost first:\n\n"
+        "As JSON (`proxies.to_json`, `proxies.from_json`), the whole tree:\n\n"
         f"```json\n{json.dumps(proxies.to_json(proxy), indent=2)}\n```\n\n"
         "As LaTeX (`proxies.to_latex`), angle brackets for the mean over elements and tensors:\n\n"
         f"```latex\n{proxies.to_latex(proxy)}\n```"
@@ -249,7 +250,7 @@ def _paper(entry: Entry) -> str:
     return _linked(f"{entry.paper} ({entry.source})" if entry.source else entry.paper)
 
 
-def _sources(operations: Iterable[proxies.UnaryOperation | proxies.BinaryOperation]) -> str:
+def _sources(operations: Iterable[UnaryOperation | BinaryOperation]) -> str:
     return _linked("; ".join(dict.fromkeys(operation.source for operation in operations)))
 
 

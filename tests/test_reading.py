@@ -161,7 +161,9 @@ def test_yaml_of_plain_data_is_read(tmp_path):
     assert read_yaml(path) == {"a": {"p": 1}, "b": {"p": 1}, "c": {"p": 1, "q": 2}}
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "..", "a\\b", "", 7, "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../x", "a/../../x", "..", "a\\b", "", 7, "a\0b", "a" * 256]
+)
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
     assert refused(named_file, tmp_path, name, "index").startswith("index: ")
 

@@ -84,7 +84,7 @@ def test_an_edited_result_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     for text in ("", "[]", "null", '{"fields": 3}', "[" * 10**5, "1" * 5000):
         path.write_text(text)
-        with pytest.raises(LmscoutError, match=r"result\.json: "):
+        with pytest.raises(LmscoutError, match=r"result\.json[:,] "):
             run.load(Found)
 
 

@@ -9,6 +9,7 @@ _NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
     "not enough memory",
     "Cannot allocate memory",
     "std::bad_alloc",
+    "can't start new thread",  # for whose stack there is none
 )
 
 
@@ -64,6 +65,13 @@ def brief(value: object) -> str:
     except (RecursionError, ValueError):  # too deep, or an integer of more than 4,300 digits
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
+def shown(value: object) -> str:
+    """As `brief`, a short string without quotes."""
+    if isinstance(value, str) and len(value) <= _LONGEST_SHOWN and value.isprintable():
+        return value
+    return brief(value)
 
 
 def _short_repr() -> reprlib.Repr:

@@ -132,27 +132,30 @@ def read_text(path: Path, most: int = MOST_STRUCTURED) -> str:
     return decoded(read_bytes(path, most), str(path))
 
 
-def read_json(path: Path, *, lenient: bool = False) -> Any:
+def read_json(path: Path, *, lenient: bool = False, surrogates: bool = False) -> Any:
     """Read a file that holds one JSON value.
 
     Args:
         path: the file, in UTF-8.
         lenient: whether a name may be given twice in one object; the last one then counts, as
             for the libraries that read the file again.
+        surrogates: whether strings may hold lone surrogates, as file names that are not UTF-8 do.
 
     Raises:
         LmscoutError: the file cannot be read, is not JSON, or is beyond a bound.
     """
-    return parse_json(read_text(path), str(path), lenient=lenient)
+    return parse_json(read_text(path), str(path), lenient=lenient, surrogates=surrogates)
 
 
-def read_json_object(path: Path, *, lenient: bool = False) -> dict[str, Any]:
+def read_json_object(
+    path: Path, *, lenient: bool = False, surrogates: bool = False
+) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Raises:
         LmscoutError: as `read_json`, or the value is no object.
     """
-    value = read_json(path, lenient=lenient)
+    value = read_json(path, lenient=lenient, surrogates=surrogates)
     if not isinstance(value, dict):
         raise LmscoutError(f"{path}: expected an object with names, found {_kind(value)}")
     return value
@@ -187,13 +190,21 @@ def parse_json_lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
             yield number, parse_json(line, f"{name}, line {number}", single_line=True)
 
 
-def parse_json(text: str, name: str, *, lenient: bool = False, single_line: bool = False) -> Any:
+def parse_json(
+    text: str,
+    name: str,
+    *,
+    lenient: bool = False,
+    surrogates: bool = False,
+    single_line: bool = False,
+) -> Any:
     """The value of a JSON text.
 
     Args:
         text: the text.
         name: where it is from, for messages.
         lenient: as for `read_json`.
+        surrogates: as for `read_json`.
         single_line: whether it is one of several JSON lines.
 
     Raises:
@@ -215,7 +226,7 @@ def parse_json(text: str, name: str, *, lenient: bool = False, single_line: bool
         raise LmscoutError(_not_json(error, name, single_line)) from None
     except (ValueError, RecursionError) as error:
         raise LmscoutError(f"{name}: {error}") from None
-    if "\\u" in text:
+    if not surrogates and "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -272,7 +283,7 @@ def named_file(folder: Path, name: object, where: str) -> Path:
     Raises:
         LmscoutError: the name is no name, or leaves the folder.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or "\0" in name or len(name.encode()) > 255:
         raise LmscoutError(f"{where}: {brief(name)} is no file name; fetch it again")
     if name in (".", "..") or "/" in name or "\\" in name or Path(name).drive:
         raise LmscoutError(

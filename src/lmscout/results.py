@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_h
 
 import numpy as np
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.files import as_json, write_file
 from lmscout.reading import read_json
 
@@ -73,7 +73,7 @@ class Result:
         """
         schema = values.get("schema") if isinstance(values, Mapping) else None
         if schema != SCHEMA:
-            raise LmscoutError(f"result of schema {schema}, expected {SCHEMA}")
+            raise LmscoutError(f"result of schema {brief(schema)}, expected {SCHEMA}")
         try:
             found: Self = _read(cls, values)
         except _DAMAGE as error:
@@ -95,7 +95,7 @@ class Result:
         Raises:
             LmscoutError: the file cannot be read, or holds no such result.
         """
-        values = read_json(Path(path))
+        values = read_json(Path(path), surrogates=True)
         if isinstance(values, dict) and FIELDS in values:
             values = values[FIELDS]
         try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import lmscout
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief, shown
 from lmscout.files import (
     as_json,
     atomic_folder,
@@ -198,11 +198,13 @@ def open_run(
     if there is None:
         raise LmscoutError(f"{run.name} holds a damaged {SETTINGS}: {_REMEDY}")
     if there.get("command") != command:
-        shown = f"lmscout {there['command']}" if "command" in there else "another program"
-        raise LmscoutError(f"{run.name} holds a run of {shown}: {_REMEDY}")
+        known = "command" in there
+        program = f"lmscout {shown(there['command'])}" if known else "another program"
+        raise LmscoutError(f"{run.name} holds a run of {program}: {_REMEDY}")
     if there.get("schema") != SCHEMA:
+        found = brief(there.get("schema"))
         raise LmscoutError(
-            f"{run.name} holds a run of schema {there.get('schema')}, expected {SCHEMA}: {_REMEDY}"
+            f"{run.name} holds a run of schema {found}, expected {SCHEMA}: {_REMEDY}"
         )
     finished = (folder / RESULT).is_file()
     if finished or not continues:
@@ -232,7 +234,7 @@ def optional_run(folder: Path | None, command: str, settings: Mapping[str, objec
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """The settings of a run; None if there are none that can be read."""
     try:
-        return read_json_object(folder / SETTINGS)
+        return read_json_object(folder / SETTINGS, surrogates=True)
     except LmscoutError:
         return None
 
@@ -276,9 +278,9 @@ def _compare(name: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     for setting, value in wanted.items():
         found = there.get(setting)
         if found != value:
-            shown, asked = _shown(found), _shown(value)
-            both = f"{setting} {shown}, not {asked}"
-            if max(len(shown), len(asked)) > _LONGEST or shown == asked:
+            kept, asked = _shown(found), _shown(value)
+            both = f"{setting} {kept}, not {asked}"
+            if max(len(kept), len(asked)) > _LONGEST or kept == asked:
                 both = f"another {setting}"
             raise LmscoutError(f"{name} holds a run with {both}: {_REMEDY}")
 

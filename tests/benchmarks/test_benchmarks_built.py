@@ -39,6 +39,7 @@ def test_an_architecture_without_a_finite_loss_is_left_out(tmp_path):
         ([row(0, 0, 4.0), row(0, 1, 4.0, spec=row(1, 0, 4.0)["spec"])], "have different specs"),
         ([row(0, 0, 4.0, spec={"kind": "mamba"})], "architecture 0: .* kind 'mamba' is unknown"),
         ([row(0, 0, "4.0")], "line 1: validation_loss.*: input should be a valid number"),
+        ([row(0, 0, 1e308)], "line 1: validation_loss.*: input should be less than"),
         ([row(0, 0, 4.0), {"architecture": 1}], "line 2: seed: field required"),
         ([], "holds no rows"),
     ],

@@ -30,7 +30,7 @@ def test_discover_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_pa
     assert set(result["best"]["test"]["kendall"]) == {"value", "low", "high"}
     assert {"name", "spearman", "kendall"} == set(result["baselines"][0])
     folder = folder_of(tmp_path)
-    assert json.loads((folder / "result.json").read_text()) == result
+    assert result.items() <= json.loads((folder / "result.json").read_text()).items()
     assert pq.read_metadata(folder / "scores.parquet").num_rows == 48_000
 
 
@@ -79,7 +79,7 @@ def test_the_deep_space_is_searched_and_a_deep_proxy_ranked(lmscout, flexibert_f
     assert fitness == sorted(set(fitness), reverse=True)
     for batch in (tmp_path / "run" / "evaluations").iterdir():
         assert "proxy" in pq.read_schema(batch).names
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert result.items() <= json.loads((tmp_path / "run" / "result.json").read_text()).items()
     assert (tmp_path / "run" / "hall_of_fame.csv").read_text().startswith("fitness,size,proxy\n")
     proxy = result["best"]["proxy"]
     code, out, _ = lmscout("rank", f"flexibert:{flexibert_file}", "--proxy", proxy, "--json", "-")

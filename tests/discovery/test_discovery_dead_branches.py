@@ -9,7 +9,7 @@ from lmscout.discovery.dead_branches import (
     measured_cuts,
     shortenings,
 )
-from lmscout.proxies.deep import format_node, parse, walk
+from lmscout.proxies import format_expression, parse, walk
 
 DEPTH = np.arange(1.0, 41.0)
 WIDTH = np.random.default_rng(0).permutation(DEPTH)
@@ -38,7 +38,7 @@ def scored(trees):
 
 
 def left_of(text):
-    return {(cut.removed, format_node(cut.shorter)) for cut in cuts(parse(text))}
+    return {(cut.removed, format_expression(cut.shorter)) for cut in cuts(parse(text))}
 
 
 def test_every_part_is_taken_out_that_can_be():
@@ -92,7 +92,7 @@ def test_what_is_dead(text, dead):
 
 def test_what_is_dead_is_taken_out_one_after_the_other():
     left = shortenings(parse("log(square(depth) * params) / params"), scored)
-    assert format_node(left[0]) == "log(square(depth) * params) / params"
+    assert format_expression(left[0]) == "log(square(depth) * params) / params"
     assert left[-1] == parse("depth")
     sizes = [one.size for one in left]
     assert sizes == sorted(set(sizes), reverse=True)

@@ -34,10 +34,10 @@ from lmscout.discovery.deep.screen import (
 from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.saved_run import begin_deep
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import Node, format_node, parse, walk
-from lmscout.proxies.deep.growing import Grammar, canonical, mutate_subtree, seedling
-from lmscout.proxies.deep.listing import every_score
-from lmscout.proxies.deep.rules import RULES
+from lmscout.proxies import Expression, Grammar, canonical, format_expression, parse, walk
+from lmscout.proxies.genetic import subtree_mutation
+from lmscout.proxies.rules import RULES
+from lmscout.proxies.spaces import every_score, random_score
 from lmscout.statistics import Batch, Workers, score_proxies
 from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import collect_sketches
@@ -120,7 +120,7 @@ def test_fitness_is_the_coefficient_on_all_search_architectures(evidence):
 
 def trees(count, seed=0):
     rng = np.random.default_rng(seed)
-    return [seedling(Grammar(largest=10), rng) for _ in range(count)]
+    return [random_score(Grammar(largest=10), rng) for _ in range(count)]
 
 
 def test_results_do_not_depend_on_workers(evidence):
@@ -157,7 +157,7 @@ def test_a_candidate_falls_at_the_first_look_that_makes_it_unlikely(evidence):
     front = screen.best
     rng, grammar = np.random.default_rng(1), Grammar(largest=10)
     parents = [front[place].node for place in rng.integers(len(front), size=600)]
-    new = [canonical(mutate_subtree(one, grammar, rng)) for one in parents]
+    new = [canonical(subtree_mutation(one, grammar, rng)) for one in parents]
     judged = screen.judge(new)
     screen.close()
     every = DeepEvaluator(evidence.sketches)
@@ -281,7 +281,7 @@ def test_every_candidate_is_in_the_record(evidence, tmp_path):
     assert hall[0] == "fitness,size,proxy"
     best = result.hall[0]
     assert hall[1].startswith(f"{best.fitness:.6f},{best.node.size},")
-    assert format_node(best.node) in hall[1]
+    assert format_expression(best.node) in hall[1]
 
 
 def test_a_search_ends_where_everything_is_discarded(evidence):
@@ -319,7 +319,7 @@ def found_on_both(cache):
 
 def test_what_is_reported_is_what_full_tensors_give(found, found_on_both, cache):
     for result, benchmarks in ((found, [tiny_benchmark(40)]), (found_on_both, tiny_pair())):
-        text = format_node(result.proxy)
+        text = format_expression(result.proxy)
         for finding, benchmark in zip(result.findings, benchmarks, strict=True):
             (scores,) = score_proxies(
                 benchmark.specs, [text], name="whole", folder=cache, **SETTINGS
@@ -408,7 +408,7 @@ def test_it_is_bent_where_the_configuration_may_be_read_and_counts(found, found_
         [tiny_benchmark(40)], plain, search=[32], seed=3, cache=cache, **SETTINGS
     )
     assert not result.bent
-    assert result.proxy in (result.members[0].node, Node("negate", (result.members[0].node,)))
+    assert result.proxy in (result.members[0].node, Expression("negate", (result.members[0].node,)))
 
 
 def test_without_spec_leaves_none_is_read(cache):
@@ -463,7 +463,7 @@ def test_the_json_says_what_was_searched(found, found_on_both):
     assert sizes == sorted(set(sizes))
     assert [each["benchmark"] for each in both["benchmarks"]] == ["tiny", "wide"]
     assert {each["best"]["proxy"] for each in both["benchmarks"]} == {
-        format_node(found_on_both.proxy)
+        format_expression(found_on_both.proxy)
     }
     assert "benchmark" not in both
 

@@ -10,7 +10,8 @@ from sklearn.linear_model import BayesianRidge
 
 from lmscout.discovery.deep.bend import FEWEST, bend
 from lmscout.discovery.deep.product import Product
-from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node, parse
+from lmscout.proxies import Expression, format_expression, parse
+from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.ranking import spearman
 from lmscout.statistics.deep_values import joined_score
 
@@ -57,7 +58,8 @@ def expected(scores, spec, quality, other_scores, other_spec):
 
 
 def scored(node, scores, spec):
-    return joined_score(node, {NODE: scores, **{Node(leaf): spec[leaf] for leaf in SPEC_LEAVES}})
+    leaves = {Expression(leaf): spec[leaf] for leaf in SPEC_LEAVES}
+    return joined_score(node, {NODE: scores, **leaves})
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -98,7 +100,7 @@ def test_its_text_is_the_formula_and_it_rises_with_quality(seed, n):
     spec = architectures(n, seed)
     quality = bent_quality(spec) * np.exp(0.02 * np.random.default_rng(seed).normal(size=n))
     found = bend(product_of(noisy(spec, seed)), spec, quality)
-    assert parse(format_node(found.node)) == found.node
+    assert parse(format_expression(found.node)) == found.node
     assert found.node.size <= NODE.size + 96
     assert spearman(found.searched[0], quality) > 0.8
 

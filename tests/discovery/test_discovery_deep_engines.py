@@ -15,8 +15,7 @@ from lmscout.discovery.deep.engines import (
     survivors,
 )
 from lmscout.discovery.deep.screen import RACE
-from lmscout.proxies.deep import parse, walk
-from lmscout.proxies.deep.growing import Grammar, canonical
+from lmscout.proxies import Grammar, canonical, parse, walk
 
 TREES = {
     size: parse("sum(average(" + "abs(" * (size - 3) + "act" + ")" * (size - 1))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate
 from lmscout.discovery.deep.product import Known, choose
-from lmscout.proxies.deep import format_node, parse
+from lmscout.proxies import format_expression, parse
 from lmscout.ranking import spearman
 from lmscout.statistics.deep_values import joined_score
 
@@ -47,7 +47,7 @@ def test_the_best_of_each_search_on_full_tensors_is_a_member():
         [spearman(bench.scores[node], QUALITY) for node in (NODES[1], NODES[2])]
     )
     np.testing.assert_allclose(found.searched[0], noisy(0.2, 2) * noisy(0.3, 3))
-    assert format_node(found.node) == f"{TEXTS[1]} * {TEXTS[2]}"
+    assert format_expression(found.node) == f"{TEXTS[1]} * {TEXTS[2]}"
 
 
 def test_what_is_far_behind_on_full_tensors_is_no_member():
@@ -89,3 +89,9 @@ def test_on_several_benchmarks_a_member_has_one_sign_on_all_and_is_worth_the_wor
         min(spearman(noisy(0.4), QUALITY), spearman(noisy(0.3), QUALITY))
     )
     assert len(found.searched) == 2
+
+
+def test_scores_that_overflow_on_full_tensors_make_no_member():
+    overflowing = noisy(0.1)
+    overflowing[np.argmax(overflowing)] = np.inf
+    assert chosen([[0], [1]], known(overflowing, noisy(0.4))).node == NODES[1]

@@ -12,7 +12,7 @@ from lmscout.discovery.discover import Discovery
 from lmscout.discovery.judge import Judgement
 from lmscout.discovery.saved_run import save_discovery, save_judgement
 from lmscout.errors import LmscoutError
-from lmscout.proxies import CATALOG, evaluate, format_proxy, parse, published
+from lmscout.proxies import CATALOG, as_published, evaluate, format_expression, parse, published
 from lmscout.runs import Run, default_run_folder, open_run
 from lmscout.statistics import Batch, Workers, collect
 
@@ -145,17 +145,16 @@ def test_a_run_folder_holds_settings_every_score_and_the_result(found, tmp_path)
     for index in (0, 12_345, 47_999):
         row = {name: table[name][index].as_py() for name in table.column_names}
         proxy = found.space.proxy(index)
-        assert row["proxy"] == format_proxy(proxy)
-        assert row["aggregation"] == proxy.aggregation
-        assert row["binary"] == proxy.body.operation
-        assert (row["left_input"], row["left_chain"]) == (
-            proxy.body.left.input,
-            "|".join(proxy.body.left.chain),
-        )
-        assert (row["right_input"], row["right_chain"]) == (
-            proxy.body.right.input,
-            "|".join(proxy.body.right.chain),
-        )
+        assert row["proxy"] == format_expression(proxy)
+        form = as_published(proxy)
+        matrix_product = row["binary"] == "matrix_product"  # the sum of the products
+        assert matrix_product == (index % 4 == 3)
+        assert form.aggregation == ("sum" if matrix_product else row["aggregation"])
+        signs = {"sum": "+", "difference": "-", "product": "*", "matrix_product": "*"}
+        assert form.sign == signs[row["binary"]]
+        for side, branch in zip(("left", "right"), form.branches, strict=True):
+            assert row[f"{side}_input"] == branch.input
+            assert row[f"{side}_chain"] == "|".join(branch.chain)
 
 
 def test_a_run_that_fails_leaves_nothing(tmp_path):

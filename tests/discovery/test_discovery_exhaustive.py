@@ -3,7 +3,8 @@ import pytest
 import scipy.stats
 
 from lmscout.discovery import rank_space
-from lmscout.proxies import INPUTS, Space, evaluate, published
+from lmscout.proxies import Space, evaluate, published
+from lmscout.proxies.primitives import INPUTS
 
 N, BLOCKS = 23, 3
 CHAINS = (("abs",), ("l1",), ("log",), ("negate", "exp"))

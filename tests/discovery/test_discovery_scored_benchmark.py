@@ -5,7 +5,7 @@ import pytest
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.discovery.scored_benchmark import ScoredBenchmark
-from lmscout.proxies.deep import parse
+from lmscout.proxies import parse
 from lmscout.stages import Stages
 from lmscout.statistics import Batch, Workers, score_proxies
 

@@ -3,9 +3,7 @@ import pytest
 import scipy.stats
 
 from lmscout.discovery.sensitivity import Change, Sensitivity, change, silenced, why_no_inputs
-from lmscout.proxies import CATALOG, resolve
-from lmscout.proxies.deep import format_node, parse
-from lmscout.proxies.deep.members import as_tree
+from lmscout.proxies import CATALOG, as_expression, format_expression, parse, resolve
 
 
 def test_a_change_is_two_correlations():
@@ -21,7 +19,7 @@ def test_a_change_is_two_correlations():
 def test_each_tensor_leaf_is_silenced_wherever_it_stands():
     node = parse("sum(total(mul(weight, sub(grad, softmax(weight)))) + average(softmax)) / depth")
     ones = "exp(sub({0}, {0}))".format
-    assert {leaf: format_node(tree) for leaf, tree in silenced(node).items()} == {
+    assert {leaf: format_expression(tree) for leaf, tree in silenced(node).items()} == {
         "weight": f"sum(total(mul({ones('weight')}, sub(grad, softmax({ones('weight')})))) "
         "+ average(softmax)) / depth",
         "grad": f"sum(total(mul(weight, sub({ones('grad')}, softmax(weight)))) "
@@ -32,7 +30,7 @@ def test_each_tensor_leaf_is_silenced_wherever_it_stands():
 
 
 def test_why_there_are_no_inputs():
-    said = {one.name: why_no_inputs(one, as_tree(one)) for one in CATALOG}
+    said = {one.name: why_no_inputs(one, as_expression(one)) for one in CATALOG}
     assert {name for name, why in said.items() if "runs the model" in why} == {
         "grasp",
         "synflow",
@@ -40,7 +38,7 @@ def test_why_there_are_no_inputs():
     }
     assert {name for name, why in said.items() if "configuration" in why} == {"parameters"}
     for text in ("sum(abs(weight))", "sum(total(act)) / params"):
-        assert why_no_inputs(resolve(text), as_tree(resolve(text))) == ""
+        assert why_no_inputs(resolve(text), as_expression(resolve(text))) == ""
     assert "configuration" in why_no_inputs(resolve("depth * width"), parse("depth * width"))
 
 

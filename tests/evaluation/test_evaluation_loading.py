@@ -274,9 +274,9 @@ def stored(folder, change):
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        ({"architectures": 7}, r"architectures is not a list of class names \(got 7"),
-        ({"architectures": [7]}, "architectures is not a list"),
-        ({"architectures": {"a": 1}}, "architectures is not a list"),
+        ({"architectures": 7}, r"architectures: is no list of class names \(got 7"),
+        ({"architectures": [7]}, "architectures: is no list"),
+        ({"architectures": {"a": 1}}, "architectures: is no list"),
         ({"dtype": "nn"}, "config.json"),
         ({"dtype": "float99"}, "float99"),
         ({"dtype": 7}, "dtype"),

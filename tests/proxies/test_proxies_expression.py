@@ -1,48 +1,58 @@
-import dataclasses
-import math
+"""Expressions: typed trees that cannot be malformed, and their published form."""
 
-import numpy as np
+import os
+import pickle
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from proxy_strategies import proxies
+from proxy_strategies import proxies, scores
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies.expression import (
-    MAX_OPERATIONS,
-    Binary,
+from lmscout.proxies import (
+    LARGEST,
     Branch,
-    Proxy,
-    branches,
-    complexity,
-    evaluate,
+    Expression,
+    Published,
+    as_published,
+    canonical,
+    format_expression,
+    parse,
+    replaced,
+    simplified,
+    walk,
 )
+from lmscout.proxies.primitives import BLOCK, SCORE, as_number, number_text
 
 HEAD = Branch("head", ("abslog",))
 WEIGHT = Branch("weight", ("square", "sqrt"))
 
 
+@given(st.floats(0, 1e20))
+def test_a_number_is_its_digits(value):
+    number = Expression(number_text(value))
+    assert as_number(number.name) == value
+    assert parse(format_expression(number)) == number
+    assert (number.type, number.size, number.leaves) == (SCORE, 1, frozenset())
+
+
+def test_numbers_that_are_equal_are_one():
+    assert Expression("02") == Expression("2.00") == parse("2")
+    for wrong in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="finite number"):
+            number_text(wrong)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (
-            lambda: Branch("wieght", ("abs",)),
-            "unknown input 'wieght': expected one of act, jacob, grad, head, weight, softmax; "
-            "did you mean 'weight'?",
-        ),
-        (
-            lambda: Branch("head", ("abs", "frobenious")),
-            "did you mean 'frobenius'?",
-        ),
-        (lambda: Branch("head", ["abs"]), "a chain must be a tuple of operations, not ['abs']"),
-        (lambda: Branch("head", "abs"), "a chain must be a tuple of operations, not 'abs'"),
-        (lambda: Branch("head", ()), "a chain on head has 0 operations: give between 1 and 64"),
-        (lambda: Branch("head", ("abs",) * 65), "a chain on head has 65 operations"),
-        (lambda: Branch("head", (3,)), "operation must be a name, not 3"),
-        (lambda: Binary("+", HEAD, WEIGHT), "unknown binary operation '+'"),
-        (lambda: Binary("sum", HEAD, "weight"), "the right operand of sum must be a Branch"),
-        (lambda: Proxy("average", HEAD), "unknown aggregation 'average'"),
-        (lambda: Proxy("mean", "head"), "the body of a proxy must be a Binary or a Branch"),
+        (lambda: Expression("wieght"), "unknown word 'wieght'; did you mean 'weight'?"),
+        (lambda: Expression("sum", (Expression("act"),)), "sum takes (block), not (act)"),
+        (lambda: Expression("abs"), "abs takes (tensor) or (block) or (score), not ()"),
+        (lambda: Branch("head", ("abs", "frobenious")).expression(), "did you mean 'frobenius'?"),
+        (lambda: Branch("head", ("abs",) * 255).expression(), "257 words is too large"),
     ],
 )
 def test_a_malformed_expression_cannot_be_built(build, message):
@@ -52,114 +62,85 @@ def test_a_malformed_expression_cannot_be_built(build, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_longest_chain_can_be_built():
-    assert len(Branch("head", ("abs",) * MAX_OPERATIONS).chain) == MAX_OPERATIONS
+def test_an_expression_knows_its_type_size_and_leaves():
+    proxy = parse("sum(total(abs(mul(weight, grad)))) / params")
+    assert (proxy.type, proxy.size, proxy.leaves) == (SCORE, 8, {"weight", "grad", "params"})
+    kinds = {format_expression(one): one.type for _, one in walk(proxy)}
+    assert kinds["abs(mul(weight, grad))"] == "linear"
+    assert kinds["total(abs(mul(weight, grad)))"] == BLOCK
 
 
-def test_expressions_are_values():
-    proxy = Proxy("sum", Binary("difference", HEAD, WEIGHT))
-    same = Proxy("sum", Binary("difference", Branch("head", ("abslog",)), WEIGHT))
-    assert {proxy: 1}[same] == 1
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        proxy.aggregation = "mean"
+def test_a_subtree_is_replaced_at_its_path_alone():
+    proxy = parse("sum(average(act)) + sum(average(act))")
+    gradient = Expression("act_grad")
+    for path, old in walk(proxy):
+        if old == Expression("act"):
+            assert format_expression(replaced(proxy, path, gradient)).count("act_grad") == 1
+    with pytest.raises(LmscoutError, match="average takes"):
+        replaced(proxy, (0, 0, 0), Expression("depth"))
+    assert LARGEST == 256
 
 
-def test_branches_and_complexity_count_what_is_there():
-    both = Proxy("sum", Binary("difference", HEAD, WEIGHT))
-    assert branches(both) == (HEAD, WEIGHT)
-    assert complexity(both) == 7  # sum, -, abslog, head, sqrt, square, weight
-    assert branches(Proxy("sum", HEAD)) == (HEAD,)
-    assert complexity(Proxy("sum", HEAD)) == 3
+@given(scores())
+@settings(deadline=None)
+def test_one_order_for_what_commutes(proxy):
+    one = canonical(proxy)
+    assert canonical(one) == one
+    assert one.size == proxy.size
 
+    def swapped(expression):
+        operands = tuple(swapped(one) for one in expression.operands)
+        commutes = expression.name in ("add", "mul", "+", "*")
+        return Expression(expression.name, operands[::-1] if commutes else operands)
 
-def plain_score(proxy, value, depth):
-    """The score of one architecture, by loops; `value(branch, block)` gives block values."""
-    operands = branches(proxy)
-    if isinstance(proxy.body, Branch):
-        per_block = [value(operands[0], block) for block in range(depth)]
-    else:
-        per_block = []
-        for block in range(depth):
-            left, right = value(operands[0], block), value(operands[1], block)
-            operation = proxy.body.operation
-            if operation == "sum":
-                per_block.append(left + right)
-            elif operation == "difference":
-                per_block.append(left - right)
-            else:
-                per_block.append(left * right)
-        if proxy.body.operation == "matrix_product":
-            return sum(per_block)
-    if any(math.isnan(one) for one in per_block):
-        return math.nan
-    if proxy.aggregation == "mean":
-        return sum(per_block) / depth
-    return {"sum": sum, "max": max, "min": min}[proxy.aggregation](per_block)
-
-
-@given(
-    proxy=proxies(),
-    depths=st.lists(st.integers(1, 5), min_size=1, max_size=6),
-    seed=st.integers(0, 2**16),
-    beyond=st.sampled_from([math.nan, 1e300, math.inf, 0.0]),
-    hole=st.booleans(),
-)
-@settings(max_examples=100)
-def test_evaluate_is_the_plain_loop(proxy, depths, seed, beyond, hole):
-    rng = np.random.default_rng(seed)
-    tables = {}
-
-    def lookup(name, chain):
-        if (name, chain) not in tables:
-            values = rng.normal(size=(len(depths), 5))
-            if hole:
-                values[0, 0] = math.nan
-            for row, depth in enumerate(depths):
-                values[row, depth:] = beyond
-            tables[name, chain] = values
-        return tables[name, chain]
-
-    got = evaluate(proxy, lookup, np.array(depths))
-    want = [
-        plain_score(proxy, lambda branch, b, row=row: tables[branch.input, branch.chain][row, b], d)
-        for row, d in enumerate(depths)
-    ]
-    assert got.dtype == np.float64
-    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
-    assert math.isnan(got[0]) == hole
-
-
-def test_matrix_product_is_the_inner_product_whatever_the_aggregation():
-    table = {"head": [[1.0, 2.0, 3.0]], "weight": [[4.0, 5.0, math.nan]]}
-    for aggregation in ("mean", "sum", "max", "min"):
-        proxy = Proxy(aggregation, Binary("matrix_product", HEAD, WEIGHT))
-        assert evaluate(proxy, lambda name, _: table[name], [2]) == 14.0
-
-
-def test_evaluate_computes_in_double_precision():
-    small = np.array([[1e-8, 1.0]], dtype=np.float32)
-    got = evaluate(Proxy("sum", HEAD), lambda *_: small, [2])
-    assert got[0] == float(small[0, 0]) + 1.0
-
-
-def test_infinite_block_values_are_values_and_their_difference_is_none():
-    table = {"head": [[math.inf], [math.inf]], "weight": [[1.0], [math.inf]]}
-    got = evaluate(
-        Proxy("mean", Binary("difference", HEAD, WEIGHT)), lambda name, _: table[name], [1, 1]
-    )
-    assert got[0] == math.inf
-    assert math.isnan(got[1])
+    assert canonical(swapped(proxy)) == one
 
 
 @pytest.mark.parametrize(
-    ("values", "depths", "message"),
+    ("text", "simple"),
     [
-        (np.ones(3), [1], r"have shape \(3,\) beside \(1,\) depths"),
-        (np.ones((3, 2)), [1, 2], r"have shape \(3, 2\) beside \(2,\) depths"),
-        (np.ones((2, 2)), [1, 3], "depths from 1 to 3 do not fit"),
-        (np.ones((2, 2)), [0, 2], "depths from 0 to 2 do not fit"),
+        ("sum(identity(act))", "sum(average(act))"),
+        ("sum(abs(identity(act)) - meansum(head))", "sum(abs(act) - mean(head))"),
+        ("sum(total(identity(identity(act))))", "sum(total(act))"),
+        ("sum(abs(act))", "sum(abs(act))"),
     ],
 )
-def test_depths_that_do_not_fit_are_one_clear_line(values, depths, message):
-    with pytest.raises(LmscoutError, match=message):
-        evaluate(Proxy("mean", HEAD), lambda *_: values, depths)
+def test_what_says_nothing_is_left_out_of_what_searches_write(text, simple):
+    assert simplified(parse(text)) == parse(simple)
+
+
+@given(proxies(), st.sampled_from(["depth", "2"]))
+def test_the_published_form_is_taken_apart_and_put_together(proxy, other):
+    form = as_published(proxy)
+    operands = tuple(branch.expression() for branch in form.branches)
+    body = Expression(form.sign, operands) if form.sign else operands[0]
+    assert Expression(form.aggregation, (body,)) == proxy
+    assert as_published(Expression("*", (proxy, Expression(other)))) is None
+
+
+def test_what_is_of_the_published_form():
+    assert as_published(parse("sum(abslog(head) - sqrt(square(weight)))")) == Published(
+        "sum", "-", (HEAD, WEIGHT)
+    )
+    assert as_published(parse("max(average(abslog(head)))")) == Published("max", "", (HEAD,))
+    for text in (
+        "sum(average(act))",
+        "sum(abs(act_grad))",
+        "sum(total(abs(act)))",
+        "sum(abs(act) / abs(head))",
+        "sum(average(abs(mul(weight, grad))))",
+        "sum(abs(average(abs(act))))",
+        "negate(sum(abs(act)))",
+        "depth",
+    ):
+        assert as_published(parse(text)) is None
+
+
+def test_an_expression_from_another_process_is_the_same_key():
+    script = "import pickle, sys; from lmscout.proxies import parse; "
+    script += "sys.stdout.buffer.write(pickle.dumps(parse('sum(average(act)) * depth')))"
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, env=environment
+    )
+    assert pickle.loads(told.stdout) in {parse("sum(average(act)) * depth")}

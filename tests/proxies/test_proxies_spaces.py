@@ -1,14 +1,31 @@
+"""Spaces: numbers of published proxies and their values, and every expression of a grammar."""
+
+import math
+from collections import Counter
 from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proxy_strategies import joined, proxies
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies.expression import Binary, Branch, Proxy
-from lmscout.proxies.spaces import Space, published, space, two_op
-from lmscout.proxies.text import parse
+from lmscout.proxies import (
+    Branch,
+    Expression,
+    Grammar,
+    Space,
+    as_published,
+    canonical,
+    evaluate,
+    parse,
+    published,
+    space,
+    two_op,
+)
+from lmscout.proxies.primitives import SCORE
+from lmscout.proxies.spaces import every_expression, every_score, random_expression
 
 SMALL = Space("small", ("head", "act", "grad"), (("abs",), ("log", "std")), ("sum", "min"))
 ALL = ("mean", "sum", "max", "min")
@@ -30,18 +47,26 @@ def test_the_two_op_space_has_nine_million_six_hundred_thousand():
 
 
 def test_the_order_is_that_of_nested_loops():
-    want = [
-        Proxy(aggregation, Binary(binary, Branch(first, left), Branch(second, right)))
-        for aggregation, (first, second), left, right, binary in product(
-            ("sum", "min"),
-            (("head", "act"), ("head", "grad"), ("act", "grad")),
-            SMALL.chains,
-            SMALL.chains,
-            ("sum", "difference", "product", "matrix_product"),
-        )
-    ]
+    want = []
+    for aggregation, (first, second), left, right, sign in product(
+        ("sum", "min"),
+        (("head", "act"), ("head", "grad"), ("act", "grad")),
+        SMALL.chains,
+        SMALL.chains,
+        "+-*@",
+    ):
+        operands = Branch(first, left).expression(), Branch(second, right).expression()
+        # a matrix product is the sum of the products, whatever the aggregation
+        name, operation = ("sum", "*") if sign == "@" else (aggregation, sign)
+        want.append(Expression(name, (joined(operation, *operands),)))
     assert list(SMALL) == want
-    assert [SMALL.index(proxy) for proxy in want] == list(range(SMALL.size))
+    numbers = [SMALL.index(proxy) for proxy in want]
+    assert all(want[number] == proxy for number, proxy in zip(numbers, want, strict=True))
+    products = [number % 4 == 3 for number in range(SMALL.size)]
+    assert all(
+        number == place or matrix_product
+        for place, (number, matrix_product) in enumerate(zip(numbers, products, strict=True))
+    )
 
 
 @given(st.data())
@@ -50,12 +75,23 @@ def test_index_and_proxy_undo_each_other(data):
     chosen = data.draw(st.sampled_from([published(("mean", "sum")), LARGE]))
     index = data.draw(st.integers(0, chosen.size - 1))
     proxy = chosen.proxy(index)
-    assert chosen.index(proxy) == index
-    aggregation, pair, left, right, _ = np.unravel_index(index, chosen.shape)
-    assert proxy.aggregation == chosen.aggregations[aggregation]
-    assert (proxy.body.left.input, proxy.body.right.input) == chosen.pairs[pair]
-    assert proxy.body.left.chain == chosen.chains[left]
-    assert proxy.body.right.chain == chosen.chains[right]
+    aggregation, pair, left, right, sign = np.unravel_index(index, chosen.shape)
+    form = as_published(proxy)
+    first, second = form.branches
+    assert (first.input, second.input) == chosen.pairs[pair]
+    assert (first.chain, second.chain) == (chosen.chains[left], chosen.chains[right])
+    if sign == 3:  # a matrix product is the sum of the products
+        assert (form.aggregation, form.sign) == ("sum", "*")
+    else:
+        assert (form.aggregation, form.sign) == (chosen.aggregations[aggregation], "+-*"[sign])
+        assert chosen.index(proxy) == index
+
+
+def test_a_matrix_product_has_a_number_where_the_space_has_no_sum():
+    proxy = parse("mean(abs(act) @ std(head))")
+    assert published().proxy(published().index(proxy)) == proxy
+    assert published().index(proxy) % 4 == 3
+    assert published(("mean", "sum")).index(proxy) % 4 == 2
 
 
 @pytest.mark.parametrize("index", [-1, 24_000])
@@ -100,3 +136,122 @@ def test_a_malformed_space_is_one_clear_line(build, message):
 def test_spaces_by_name():
     assert space("published") == published()
     assert space("two-op", ("sum", "max")) == two_op(("sum", "max"))
+
+
+def plain_score(proxy, value, depth):
+    """The score of one architecture, by loops; `value(branch, block)` gives block values."""
+    form = as_published(proxy)
+    join = {
+        "": lambda left: left,
+        "+": lambda left, right: left + right,
+        "-": lambda left, right: left - right,
+        "*": lambda left, right: left * right,
+    }[form.sign]
+    per_block = [join(*(value(one, block) for one in form.branches)) for block in range(depth)]
+    if any(math.isnan(one) for one in per_block):
+        return math.nan
+    if form.aggregation == "mean":
+        return sum(per_block) / depth
+    return {"sum": sum, "max": max, "min": min}[form.aggregation](per_block)
+
+
+@given(
+    proxy=proxies(),
+    depths=st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    seed=st.integers(0, 2**16),
+    beyond=st.sampled_from([math.nan, 1e300, math.inf, 0.0]),
+    hole=st.booleans(),
+)
+@settings(max_examples=100)
+def test_evaluate_is_the_plain_loop(proxy, depths, seed, beyond, hole):
+    rng = np.random.default_rng(seed)
+    tables = {}
+
+    def lookup(name, chain):
+        if (name, chain) not in tables:
+            values = rng.normal(size=(len(depths), 5))
+            if hole:
+                values[0, 0] = math.nan
+            for row, depth in enumerate(depths):
+                values[row, depth:] = beyond
+            tables[name, chain] = values
+        return tables[name, chain]
+
+    got = evaluate(proxy, lookup, np.array(depths))
+    want = [
+        plain_score(proxy, lambda branch, b, row=row: tables[branch.input, branch.chain][row, b], d)
+        for row, d in enumerate(depths)
+    ]
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+    assert math.isnan(got[0]) == hole
+
+
+def test_matrix_product_is_the_inner_product_whatever_the_aggregation():
+    table = {"head": [[1.0, 2.0, 3.0]], "weight": [[4.0, 5.0, math.nan]]}
+    for aggregation in ("mean", "sum", "max", "min"):
+        proxy = parse(f"{aggregation}(abslog(head) @ abslog(weight))")
+        assert evaluate(proxy, lambda name, _: table[name], [2]) == 14.0
+
+
+def test_evaluate_computes_in_double_precision():
+    small = np.array([[1e-8, 1.0]], dtype=np.float32)
+    got = evaluate(parse("sum(abslog(head))"), lambda *_: small, [2])
+    assert got[0] == float(small[0, 0]) + 1.0
+
+
+def test_infinite_block_values_are_values_and_their_difference_is_none():
+    table = {"head": [[math.inf], [math.inf]], "weight": [[1.0], [math.inf]]}
+    got = evaluate(parse("mean(abs(head) - abs(weight))"), lambda name, _: table[name], [1, 1])
+    assert got[0] == math.inf
+    assert math.isnan(got[1])
+
+
+@pytest.mark.parametrize(
+    ("values", "depths", "message"),
+    [
+        (np.ones(3), [1], r"have shape \(3,\) beside \(1,\) depths"),
+        (np.ones((3, 2)), [1, 2], r"have shape \(3, 2\) beside \(2,\) depths"),
+        (np.ones((2, 2)), [1, 3], "depths from 1 to 3 do not fit"),
+        (np.ones((2, 2)), [0, 2], "depths from 0 to 2 do not fit"),
+    ],
+)
+def test_depths_that_do_not_fit_are_one_clear_line(values, depths, message):
+    with pytest.raises(LmscoutError, match=message):
+        evaluate(parse("mean(abslog(head))"), lambda *_: values, depths)
+
+
+def test_what_is_not_of_the_published_form_has_no_value_on_branches():
+    with pytest.raises(LmscoutError, match="is not of the published form"):
+        evaluate(parse("sum(total(act))"), lambda *_: np.ones((1, 1)), [1])
+
+
+FEW = Grammar(spec_leaves=("depth",), stacks=("act", "softmax"), aggregates=("sum",), largest=5)
+LISTED = list(every_score(FEW))
+
+
+def test_each_is_there_once_shortest_first_and_of_the_grammar():
+    assert max(Counter(map(canonical, LISTED)).values()) == 1
+    sizes = [one.size for one in LISTED]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == FEW.largest
+    assert all(FEW.holds(one) for one in LISTED)
+
+
+@given(st.integers(0, 10**6))
+def test_whatever_grows_is_listed(seed):
+    node = random_expression(FEW, SCORE, 5, np.random.default_rng(seed))
+    assert canonical(node) in KNOWN
+
+
+KNOWN = set(map(canonical, LISTED))
+
+
+def test_counts_follow_from_the_words():
+    leaves, unary = (
+        len(list(every_expression(FEW, "act", 1))),
+        len(list(every_expression(FEW, "softmax", 2))),
+    )
+    assert leaves == 2  # the activation and its gradient
+    assert unary == 18  # of one input, by all operations but two
+    assert len(list(every_expression(FEW, SCORE, 3))) == 2 * 3 + 10 * 10 + 4

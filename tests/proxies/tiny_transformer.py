@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lmscout.proxies.reading import Reading
+from lmscout.proxies import Reading
 
 WIDTH = 8
 

@@ -12,8 +12,7 @@ from lmscout.cli import main as cli
 from lmscout.discovery.discover import discover
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, read_text, tokenize_windows
-from lmscout.proxies import Branch, published
-from lmscout.proxies.deep.members import as_block_value
+from lmscout.proxies import Branch, published, simplified
 from lmscout.pruning.calibration import CalibrationSettings, calibrate, model_digest
 from lmscout.pruning.judging.judge import asked_proxy, read_judges
 from lmscout.pruning.judging.ledger_benchmark import SubnetworkSpec, ledger_benchmark
@@ -192,7 +191,7 @@ def elastic(tmp_path_factory, text):
 def test_pairs_after_elastic_recovery_are_read_in_the_recovered_model(elastic, tmp_path):
     folder, recovered, rows = elastic
     found = ledger_benchmark(str(folder), tmp_path).read((("abs",),)).values
-    nodes = [as_block_value(Branch(name, ("abs",))) for name in INPUT_NAMES]
+    nodes = [simplified(Branch(name, ("abs",)).expression()) for name in INPUT_NAMES]
     tables = tabulate(
         recovered.model,
         recovered.family,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmscout.proxies.operators import UNARY, reduce
+from lmscout.proxies.primitives import UNARY, reduce
 from lmscout.pruning.judging.prefixes import prefix_means
 
 NAMES = [entry.name for entry in UNARY]

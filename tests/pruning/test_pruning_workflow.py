@@ -393,7 +393,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"report_tokens": 0}, "report_tokens of 0 is too small: give 1 or more"),
         (
             {"recovery": RecoveryRequest(elastic=RecoverySettings(seed=-1))},
-            "recovery: seed of -1 is below 0",
+            "recovery: seed of -1 is not from 0 to",
         ),
     ):
         with pytest.raises(LmscoutError, match=message):

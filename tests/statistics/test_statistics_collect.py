@@ -131,13 +131,13 @@ def test_other_settings_are_collected_into_another_file(tmp_path, monkeypatch):
         "name": values(name="small"),
     }
     module = importlib.import_module("lmscout.statistics.provenance")
-    monkeypatch.setattr(module, "code_digest", lambda _: "another")
-    others["code"] = values()
+    monkeypatch.setattr(module, "FORMAT", 0)
+    others["format"] = values()
     paths = {first.path, *(other.path for other in others.values())}
     assert len(paths) == len(others) + 1
     assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
     np.testing.assert_array_equal(others["order"].values, first.values[:, :, ::-1])
-    assert others["code"].values.tobytes() == first.values.tobytes()
+    assert others["format"].values.tobytes() == first.values.tobytes()
     for name in ("seed", "size", "tokens", "chains", "specs", "vocabulary"):
         assert not np.array_equal(others[name].values, first.values, equal_nan=True), name
 

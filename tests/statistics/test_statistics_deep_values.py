@@ -10,19 +10,17 @@ from hypothesis import strategies as st
 from tiny_specs import EVERY_KIND, llama
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies import handmade
-from lmscout.proxies.deep import (
+from lmscout.proxies import Expression, format_expression, measures, parse, walk
+from lmscout.proxies.primitives import (
     BLOCK,
+    PRIMITIVES,
+    REDUCTIONS,
     SCORE,
     SPEC_LEAVES,
     STACKS,
-    WORDS,
-    Node,
-    format_node,
-    parse,
-    walk,
+    TENSOR_UNARY,
 )
-from lmscout.proxies.deep.rules import RULES
+from lmscout.proxies.rules import RULES
 from lmscout.statistics import Batch, Workers, deep_values, full_reading
 from lmscout.statistics.deep_values import DeepEvaluator, full_score
 from lmscout.statistics.sketches import collect_sketches, spec_values
@@ -86,10 +84,10 @@ def whole(collect):
 
 
 SAID_BY_THE_CATALOG = {
-    "sum(total(abs(mul(weight, grad))))": handmade.snip,
-    "sum(total(frobenius(grad)))": handmade.grad_norm,
-    "sum(total(abs(mul(mlp_weight, mlp_grad))))": handmade.synaptic_saliency,
-    "sum(total(abs(mul(mixer_weight, mixer_grad))))": handmade.head_importance,
+    "sum(total(abs(mul(weight, grad))))": measures.snip,
+    "sum(total(frobenius(grad)))": measures.grad_norm,
+    "sum(total(abs(mul(mlp_weight, mlp_grad))))": measures.synaptic_saliency,
+    "sum(total(abs(mul(mixer_weight, mixer_grad))))": measures.head_importance,
 }
 
 
@@ -126,30 +124,30 @@ def test_reductions_by_hand():
 
 # Trees of every word.  What overflows, or hangs on the last bits, is allowed and dealt with below.
 def tensors(stack):
-    leaves = st.sampled_from(STACKS[stack]).map(Node)
+    leaves = st.sampled_from(STACKS[stack]).map(Expression)
     return st.recursive(leaves, partial(grown, "tensor"), max_leaves=4)
 
 
 def grown(level, below):
-    single = [word.name for word in WORDS if word.takes == (level,) and word.gives == level]
-    joined = [word.name for word in WORDS if word.takes == (level, level)]
+    single = [word.name for word in PRIMITIVES if word.takes == (level,) and word.gives == level]
+    joined = [word.name for word in PRIMITIVES if word.takes == (level, level)]
     return st.one_of(
-        st.builds(lambda name, x: Node(name, (x,)), st.sampled_from(single), below),
-        st.builds(lambda name, x: Node(name, (x,)), st.sampled_from(single), below),
-        st.builds(lambda name, *xs: Node(name, xs), st.sampled_from(joined), below, below),
+        st.builds(lambda name, x: Expression(name, (x,)), st.sampled_from(single), below),
+        st.builds(lambda name, x: Expression(name, (x,)), st.sampled_from(single), below),
+        st.builds(lambda name, *xs: Expression(name, xs), st.sampled_from(joined), below, below),
     )
 
 
 reduced = st.builds(
-    lambda name, x: Node(name, (x,)),
+    lambda name, x: Expression(name, (x,)),
     st.sampled_from(["average", "total"]),
     st.one_of([tensors(stack) for stack in STACKS]),
 )
 blocks = st.one_of(reduced, st.recursive(reduced, partial(grown, BLOCK), max_leaves=2))
 aggregated = st.builds(
-    lambda name, x: Node(name, (x,)), st.sampled_from(["sum", "mean", "max", "min"]), blocks
+    lambda name, x: Expression(name, (x,)), st.sampled_from(["sum", "mean", "max", "min"]), blocks
 )
-spec_leaf = st.sampled_from(SPEC_LEAVES).map(Node)
+spec_leaf = st.sampled_from(SPEC_LEAVES).map(Expression)
 scores = st.one_of(
     aggregated,
     st.recursive(st.one_of(aggregated, spec_leaf), partial(grown, SCORE), max_leaves=2),
@@ -176,15 +174,15 @@ def test_a_sketch_of_everything_gives_the_scores_of_the_definition(whole, node):
         assume(told.any() or not np.isfinite(expected).any())
         error = np.abs(got - expected)
     tolerance = 20 * spread + 1e-5 * np.abs(expected) + 1e-12
-    assert (error[told] <= tolerance[told]).all(), (format_node(node), got, expected)
+    assert (error[told] <= tolerance[told]).all(), (format_expression(node), got, expected)
     lost = ~np.isfinite(expected) & ~np.isfinite(np.array(changed)).any(axis=0)
-    assert not np.isfinite(got[lost]).any(), (format_node(node), got, expected)
+    assert not np.isfinite(got[lost]).any(), (format_expression(node), got, expected)
 
 
 WORD_BY_WORD = [
     f"sum({reduction}({name}({leaf})))"
     for leaf in ("weight", "abs(head)", "sub(jacob, std(jacob))", "mean(square(mlp_grad))")
-    for name in sorted({w.name for w in WORDS if w.takes == ("tensor",) and w.gives == "tensor"})
+    for name in sorted(TENSOR_UNARY)
     for reduction in ("average", "total")
     # the mean of these is rounding noise, or lost in it
     if not (name == "normalize" or (name in ("mean", "negate") and leaf == "weight"))
@@ -231,7 +229,7 @@ def test_no_word_makes_a_number_of_what_overflowed(whole, text, name):
     np.testing.assert_array_equal(np.isnan(DeepEvaluator(whole).scores(node)), np.isnan(expected))
 
 
-@pytest.mark.parametrize("word", sorted({w.name for w in WORDS if w.takes == ("tensor",)}))
+@pytest.mark.parametrize("word", sorted({*TENSOR_UNARY, *REDUCTIONS}))
 def test_a_broken_tensor_has_no_value_whatever_word_reads_it(word, collect, monkeypatch):
     spec = llama(heads=(2, 2), key_value_heads=(2, 2), inner=(8 + len(word), 24))
     model = spec.build(0)
@@ -316,7 +314,7 @@ def test_leaves_are_never_written_to(whole):
         for number, piece in enumerate(pieces._pieces)
         for leaf, one in piece.samples.items()
     }
-    names = sorted({w.name for w in WORDS if w.takes == ("tensor",) and w.gives == "tensor"})
+    names = sorted(TENSOR_UNARY)
     for name in names:
         for inner in ("weight", "std(weight)", "mean(frobenius(weight))"):
             evaluator.scores(parse(f"sum(average({name}({name}({inner}))))"))
@@ -353,7 +351,7 @@ def test_several_threads_may_ask_at_once(whole):
 
 
 def test_what_gives_no_score_is_refused(whole):
-    node = parse("average(head)")
+    node = Expression("average", (Expression("head"),))
     with pytest.raises(LmscoutError, match="no score"):
         DeepEvaluator(whole).scores(node)
     with pytest.raises(LmscoutError, match="no score"):

@@ -1,15 +1,14 @@
 import json
-import shutil
 from dataclasses import replace
-from importlib.resources import files
 
+import numpy as np
 import pytest
 import torch
+from recorded_values import RECORD, VALUES
 from tiny_specs import EVERY_KIND, flexibert, gpt2
 
 from lmscout.statistics import Batch
-from lmscout.statistics import provenance as module
-from lmscout.statistics.provenance import code_digest, provenance
+from lmscout.statistics.provenance import FORMAT, provenance
 
 COLUMNS = ["abs", "abs|log"]
 
@@ -41,7 +40,7 @@ def test_every_setting_is_in_the_digest():
         told(specs=[gpt2()]),
         told(specs=[gpt2(), flexibert("WMA")]),
         told(specs=[gpt2(), replace(flexibert("SDP"), vocabulary=51)]),
-        replace(first, code="0" * 16),
+        replace(first, format=0),
         replace(first, torch="0"),
         replace(first, device="cuda"),
     ]
@@ -68,45 +67,17 @@ def test_the_json_is_canonical_and_whole():
     assert json.dumps(loaded, sort_keys=True, separators=(",", ":")) == text
     assert loaded["architectures"] == [spec.to_dict() for spec in EVERY_KIND.values()]
     assert loaded["torch"] == torch.__version__
-    assert loaded["code"] == code_digest()
-    assert set(loaded) == {"what", "columns", "seed", "batch", "architectures", "code", "torch"}
+    assert loaded["format"] == FORMAT
+    assert set(loaded) == {"what", "columns", "seed", "batch", "architectures", "format", "torch"}
 
 
-@pytest.fixture
-def copied_source(tmp_path, monkeypatch):
-    """The package's source, copied to where it can be changed, as what is digested."""
-    root = tmp_path / "lmscout"
-    shutil.copytree(str(files("lmscout")), root, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(module, "files", lambda _: root)
-    return root
-
-
-def test_the_code_digest_is_that_of_the_rooms_that_decide(copied_source):
-    digest = code_digest.__wrapped__  # not the cached one
-    before = digest()
-    assert before == code_digest()  # the copy's is that of the running source
-    for path in ("discovery/discover.py", "cli/main.py", "ranking/correlation.py", "errors.py"):
-        with (copied_source / path).open("a") as file:
-            file.write("# no number depends on this\n")
-    (copied_source / "statistics" / "notes.txt").write_text("nor on this")
-    (copied_source / "statistics" / "__pycache__").mkdir()
-    (copied_source / "statistics" / "__pycache__" / "store.pyc").write_bytes(b"nor on this")
-    assert digest() == before
-
-
-@pytest.mark.parametrize(
-    "path", ["statistics/plain_walk.py", "proxies/formulas.py", "architectures/layers.py"]
-)
-def test_a_change_of_deciding_code_changes_the_digest(copied_source, path):
-    digest = code_digest.__wrapped__
-    before = digest()
-    file = copied_source / path
-    source = file.read_text()
-    file.write_text(source + "\n")
-    changed = digest()
-    file.rename(file.with_name("renamed.py"))
-    renamed = digest()
-    file.with_name("renamed.py").unlink()
-    assert len({before, changed, renamed, digest()}) == 4
-    file.write_text(source)
-    assert digest() == before
+@pytest.mark.parametrize("kind", VALUES)
+def test_numbers_change_with_the_format_alone(kind, tmp_path):
+    """Where this fails, raise `FORMAT` and run tests/statistics/recorded_values.py."""
+    recorded = json.loads(RECORD.read_text("utf-8"))
+    assert recorded["format"] == FORMAT, "FORMAT was raised: record the numbers again"
+    before, after = recorded["values"][kind], VALUES[kind](tmp_path)
+    assert before.keys() == after.keys()
+    for name, values in after.items():
+        least = 1e-6 * np.abs(before[name]).max()
+        np.testing.assert_allclose(values, before[name], rtol=1e-3, atol=least, err_msg=name)

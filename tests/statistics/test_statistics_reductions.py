@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from plain_definitions import TENSORS, check_means, normal
 
-from lmscout.proxies.operators import UNARY_OPERATION, reduce
+from lmscout.proxies.primitives import UNARY_OPERATION, reduce
 from lmscout.statistics import OPERATIONS, chain_means, plain_walk, unary_means
 
 

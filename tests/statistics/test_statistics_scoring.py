@@ -8,8 +8,7 @@ from tiny_specs import EVERY_KIND, gpt2
 from torch import nn
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies import CATALOG, CATALOG_ENTRY, evaluate, parse
-from lmscout.proxies.deep.members import MEMBERS
+from lmscout.proxies import CATALOG, CATALOG_ENTRY, LITERATURE, evaluate, parse
 from lmscout.statistics import (
     OPERATIONS,
     Batch,
@@ -206,7 +205,7 @@ def test_an_unknown_proxy_is_refused_in_one_line(tmp_path):
 def test_members_of_the_deep_space_score_as_the_literature_says(kind):
     spec, model, tokens = built(kind)
     reading = full_reading(model, tokens, spec.parameters())
-    for name, node in MEMBERS.items():
+    for name, node in LITERATURE.items():
         expected = score(CATALOG_ENTRY[name], reading, spec)
         assert score(node, reading, spec) == pytest.approx(expected, rel=1e-5), name
 

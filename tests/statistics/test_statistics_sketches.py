@@ -8,8 +8,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_specs import EVERY_KIND, flexibert, gpt2, llama
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies import formulas
-from lmscout.proxies.deep import STACKS
+from lmscout.proxies import primitives
+from lmscout.proxies.primitives import STACKS
 from lmscout.statistics import Batch, Workers, full_reading
 from lmscout.statistics.sketches import (
     MOMENTS,
@@ -78,7 +78,7 @@ def test_moments_are_those_of_the_whole_tensor(sketches, readings, stack):
     for leaf in STACKS[stack]:
         tensors = [one for reading in readings for one in tensors_of(reading, leaf)]
         for column, name in enumerate(MOMENTS):
-            formula = definitions.get(name) or getattr(formulas, name)
+            formula = definitions.get(name) or getattr(primitives, name)
             expected = torch.stack([formula(one) for one in tensors])
             got = sketches.stacks[stack].moments[leaf][:, column]
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)

@@ -12,7 +12,7 @@ from tiny_specs import flexibert, gpt2
 
 from lmscout.errors import LmscoutError
 from lmscout.statistics import Batch
-from lmscout.statistics.provenance import provenance
+from lmscout.statistics.provenance import FORMAT, provenance
 from lmscout.statistics.store import RowStore, make_folder, read_provenance
 
 SPECS = [gpt2(), flexibert("SDP"), flexibert("DFT")]
@@ -94,7 +94,7 @@ def test_the_header_tells_what_the_file_depends_on(tmp_path):
         "seed": 0,
         "batch": {"size": 32, "length": 32, "seed": 0},
         "architectures": [spec.to_dict() for spec in SPECS],
-        "code": told().code,
+        "format": FORMAT,
         "torch": told().torch,
     }
     assert path.name == f"tiny-{told().digest()}.safetensors"

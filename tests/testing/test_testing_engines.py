@@ -12,7 +12,7 @@ from lmscout.discovery.deep.engines import (
     engine_of,
 )
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep.growing import seedling
+from lmscout.proxies.spaces import random_score
 from lmscout.testing import check_engine
 
 
@@ -53,7 +53,7 @@ class Deaf(RandomSearch):
 class Large(RandomSearch):
     def ask(self, count):
         other = type(self._grammar)(largest=30)
-        return [*super().ask(count - 30), *(seedling(other, self._rng) for _ in range(30))]
+        return [*super().ask(count - 30), *(random_score(other, self._rng) for _ in range(30))]
 
 
 class Stuck(RandomSearch):

@@ -21,6 +21,10 @@ from lmscout.reading import parse_json_lines, read_json, read_json_object, read_
 from lmscout.runs import SETTINGS
 
 ROWS, TABLE = "rows", "table.jsonl"
+MOST_LOSS = 1e6  # nats/token, up or down: sums of squares of such losses are finite
+
+
+Loss = Annotated[float, Field(ge=-MOST_LOSS, le=MOST_LOSS)]
 
 
 class TrainedRow(Row):
@@ -41,8 +45,8 @@ class TrainedRow(Row):
     seed: int
     spec: dict[str, Any]
     parameters: int
-    validation_loss: Annotated[list[float | None], Field(min_length=1)]
-    seconds: float
+    validation_loss: Annotated[list[Loss | None], Field(min_length=1)]
+    seconds: Annotated[float, Field(ge=0, le=1e9)]
     device: str
 
 

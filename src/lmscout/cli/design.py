@@ -119,7 +119,6 @@ def design(
             "limit": limit,
             "evaluations": evaluations,
             "seed": seed,
-            "device": spread.device_kind,
             "weights": weights,
             "cache": cache_directory() / "statistics",
             "workers": spread,

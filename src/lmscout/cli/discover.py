@@ -315,7 +315,7 @@ def _discover_deep(
 
 def show_deep(result: DeepDiscovery) -> None:
     """Print what searches of the deep space went through, and what they found."""
-    from lmscout.proxies.deep import format_node
+    from lmscout.proxies import format_expression
 
     screen, settings = console.table_console(), result.settings
     for one in result.findings:
@@ -335,7 +335,7 @@ def show_deep(result: DeepDiscovery) -> None:
             title,
             ("size", "fitness"),
             [
-                ((str(one.node.size), f"{one.fitness:.3f}"), format_node(one.node))
+                ((str(one.node.size), f"{one.fitness:.3f}"), format_expression(one.node))
                 for one in candidates
             ],
         )

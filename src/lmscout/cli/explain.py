@@ -132,7 +132,7 @@ def _show_forms(
         LmscoutError: the proxy is none, or an option needs a benchmark.
     """
     from lmscout.discovery.explain import forms
-    from lmscout.proxies.deep import format_node
+    from lmscout.proxies import format_expression
 
     for name in ("seed", "workers", "backend"):
         source = context.get_parameter_source(name)
@@ -146,7 +146,7 @@ def _show_forms(
         if not (latex or torch):
             if found.definition:
                 screen.print(f"{found.name}: {found.definition}", highlight=False)
-            text = "no expression" if found.tree is None else format_node(found.tree)
+            text = "no expression" if found.tree is None else format_expression(found.tree)
             screen.print(text, soft_wrap=True, highlight=False, markup=False)
             screen.print(
                 "Give BENCHMARK to take it apart on, --latex or --torch for its other forms.",
@@ -160,7 +160,7 @@ def _show_forms(
 
 
 def _show(result: Explanation) -> None:
-    from lmscout.proxies.deep import format_node
+    from lmscout.proxies import format_expression
 
     screen = console.table_console()
     screen.print(
@@ -169,7 +169,7 @@ def _show(result: Explanation) -> None:
         highlight=False,
     )
     name, tree = result.assessment.name, result.tree
-    text = name if tree is None else format_node(tree)
+    text = name if tree is None else format_expression(tree)
     screen.print(f"[bold]{name}[/bold]{f' is {text}' if text != name else ''}", highlight=False)
     _show_assessment(result)
     _show_dead_branches(result)
@@ -198,7 +198,7 @@ def _show_assessment(result: Explanation) -> None:
 
 def _show_dead_branches(result: Explanation) -> None:
     from lmscout.discovery.dead_branches import DEAD
-    from lmscout.proxies.deep import format_node
+    from lmscout.proxies import format_expression
 
     screen, found = console.table_console(), result.dead_branches
     if found is None:
@@ -218,7 +218,7 @@ def _show_dead_branches(result: Explanation) -> None:
         table.add_row(cut.removed, f"{cut.spearman:.4f}")
     screen.print(table)
     screen.print(
-        f"Without all that is dead: [bold]{format_node(found.shortest)}[/bold] "
+        f"Without all that is dead: [bold]{format_expression(found.shortest)}[/bold] "
         f"(|ρ| {found.spearman:.4f} on full tensors).",
         highlight=False,
     )

@@ -78,7 +78,8 @@ def listen() -> Callable[[], None]:
     unraisable, in_thread = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = _quiet_after_stop(unraisable)
     threading.excepthook = _quiet_after_stop(in_thread)
-    threading.Thread(target=_hear, args=(state,), daemon=True).start()
+    thread = threading.Thread(target=_hear, args=(state,), daemon=True)
+    thread.start()
 
     def undo() -> None:
         for one, handler in handlers.items():
@@ -86,6 +87,8 @@ def listen() -> Callable[[], None]:
         signal.set_wakeup_fd(wakeup)
         sys.unraisablehook, threading.excepthook = unraisable, in_thread
         state.told.close()
+        thread.join(1.0)  # which ends as its end of the pair is closed
+        state.heard.close()
         del os.environ["PYTHONWARNINGS"]
         if known is not None:
             os.environ["PYTHONWARNINGS"] = known

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies import Entry, Proxy, format_proxy, resolve
-from lmscout.proxies.deep import Node, format_node
+from lmscout.proxies import Entry, Expression, format_expression, resolve
 from lmscout.proxies.spelling import shown
 
 FALLING = "-"
@@ -29,7 +28,7 @@ class SignedProxy:
         if self.sign > 0:
             return self.name
         proxy = resolve(self.name)
-        several = isinstance(proxy, Node) and proxy.name in ("+", "-")
+        several = isinstance(proxy, Expression) and proxy.name in ("+", "-")
         return f"{FALLING}({self.name})" if several else FALLING + self.name
 
 
@@ -47,7 +46,12 @@ def signed_proxy(text: str) -> SignedProxy:
     sign = -1 if bare.startswith(FALLING) else 1
     rest = bare.removeprefix(FALLING).strip()
     proxy = resolve(rest)
-    if sign < 0 and isinstance(proxy, Node) and proxy.name in ("+", "-") and not _enclosed(rest):
+    if (
+        sign < 0
+        and isinstance(proxy, Expression)
+        and proxy.name in ("+", "-")
+        and not _enclosed(rest)
+    ):
         raise LmscoutError(
             f"{shown(text)}: the minus sign before a proxy says that lower scores are better; "
             f"write {FALLING}({rest}), or begin with a term that has no sign"
@@ -65,8 +69,6 @@ def _enclosed(text: str) -> bool:
     return False
 
 
-def proxy_name(proxy: Entry | Proxy | Node) -> str:
+def proxy_name(proxy: Entry | Expression) -> str:
     """A proxy's name in the catalog, or its text in the usual form."""
-    if isinstance(proxy, Node):
-        return format_node(proxy)
-    return proxy.name if isinstance(proxy, Entry) else format_proxy(proxy)
+    return proxy.name if isinstance(proxy, Entry) else format_expression(proxy)

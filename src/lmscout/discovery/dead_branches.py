@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.discovery.assessment import number_json
-from lmscout.proxies.deep import Node, format_node, parse, walk
-from lmscout.proxies.deep.nodes import replaced
+from lmscout.proxies import Expression, format_expression, parse, replaced, walk
 from lmscout.ranking import spearman
 from lmscout.results import SavedAs
 
 Scores = npt.NDArray[np.float64]
-Scored = Callable[[Sequence[Node]], Mapping[Node, Scores]]  # trees to their scores
+Scored = Callable[[Sequence[Expression]], Mapping[Expression, Scores]]  # trees to their scores
 
 DEAD = 0.999
 """The |Spearman| with the whole tree's scores from which on a part counts as dead."""
@@ -40,7 +39,7 @@ class Cut:
     """
 
     removed: str
-    shorter: Annotated[Node, SavedAs(format_node, parse)]
+    shorter: Annotated[Expression, SavedAs(format_expression, parse)]
     spearman: float = float("nan")
 
     @property
@@ -62,7 +61,7 @@ class DeadBranches:
 
     measured_on: str
     dead: tuple[Cut, ...]
-    shortest: Annotated[Node, SavedAs(format_node, parse)]
+    shortest: Annotated[Expression, SavedAs(format_expression, parse)]
     spearman: float
 
     def to_json(self) -> dict[str, object]:
@@ -72,26 +71,26 @@ class DeadBranches:
             "dead": [
                 {
                     "removed": cut.removed,
-                    "left": format_node(cut.shorter),
+                    "left": format_expression(cut.shorter),
                     "spearman": number_json(cut.spearman),
                 }
                 for cut in self.dead
             ],
             "shortest": {
-                "proxy": format_node(self.shortest),
+                "proxy": format_expression(self.shortest),
                 "size": self.shortest.size,
                 "spearman": number_json(self.spearman),
             },
         }
 
 
-def cuts(node: Node) -> tuple[Cut, ...]:
+def cuts(node: Expression) -> tuple[Cut, ...]:
     """Every cut of a tree, not yet measured; of cuts that leave the same, the first."""
-    found: dict[Node, Cut] = {}
+    found: dict[Expression, Cut] = {}
     for path, one in walk(node):
         if len(one.operands) == 2:
             left, right = one.operands
-            options = [(format_node(left), right), (format_node(right), left)]
+            options = [(format_expression(left), right), (format_expression(right), left)]
         elif one.operands and one.type == one.operands[0].type:
             options = [(f"{one.name}(…)", one.operands[0])]
         else:
@@ -102,7 +101,7 @@ def cuts(node: Node) -> tuple[Cut, ...]:
     return tuple(found.values())
 
 
-def measured_cuts(node: Node, score: Scored, own: Scores | None = None) -> tuple[Cut, ...]:
+def measured_cuts(node: Expression, score: Scored, own: Scores | None = None) -> tuple[Cut, ...]:
     """Every cut of a tree, measured.
 
     Args:
@@ -118,7 +117,7 @@ def measured_cuts(node: Node, score: Scored, own: Scores | None = None) -> tuple
     )
 
 
-def shortenings(node: Node, score: Scored) -> tuple[Node, ...]:
+def shortenings(node: Expression, score: Scored) -> tuple[Expression, ...]:
     """A tree with all that is dead taken out, one part after the other.
 
     Every step takes the cut that leaves the shortest tree, of several the one most like the

@@ -18,7 +18,7 @@ from lmscout.discovery.exhaustive import SpaceRanking, rank_space
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
-from lmscout.proxies import Proxy, Space, evaluate, format_proxy, parse
+from lmscout.proxies import Expression, Space, evaluate, format_expression, parse
 from lmscout.proxies import space as space_called
 from lmscout.ranking import spearman
 from lmscout.results import NotSaved, Result, SavedAs
@@ -85,7 +85,7 @@ class Discovery(Finding, Result):
     space: Annotated[Space, SavedAs(_space_written, _space_read)]
     n_distinct: int
     n_undefined: int
-    proxy: Annotated[Proxy, SavedAs(format_proxy, parse)]
+    proxy: Annotated[Expression, SavedAs(format_expression, parse)]
     seconds: dict[str, float]
     statistics: Path
     top: tuple[Leader, ...]
@@ -172,7 +172,7 @@ def discover(
         ) from error
     scores = proxy_scores(proxy, statistics)
     finding = judge_choice(
-        benchmark, split, format_proxy(proxy), scores[split.search], scores[split.test]
+        benchmark, split, format_expression(proxy), scores[split.search], scores[split.test]
     )
     return Discovery(
         **vars(finding),
@@ -210,7 +210,7 @@ def _top(
         rho = spearman(own, benchmark.quality[search])
         sign = 1 if rho >= 0 else -1
         unseen = sign * spearman(scores[test], benchmark.quality[test])
-        one = Leader(SignedProxy(format_proxy(proxy), sign), sign * rho, unseen)
+        one = Leader(SignedProxy(format_expression(proxy), sign), sign * rho, unseen)
         if any(abs(spearman(own, other)) >= _SAME_ORDER for other in listed):
             alike.append(one)
             continue
@@ -222,8 +222,8 @@ def _top(
     return tuple(sorted(leaders, key=lambda one: -one.search))
 
 
-def proxy_scores(proxy: Proxy, statistics: Statistics) -> npt.NDArray[np.float64]:
-    """Scores of an expression on every architecture whose statistics were collected."""
+def proxy_scores(proxy: Expression, statistics: Statistics) -> npt.NDArray[np.float64]:
+    """Scores of a published expression on every architecture whose statistics were collected."""
     return evaluate(proxy, statistics.branch, statistics.depth)
 
 

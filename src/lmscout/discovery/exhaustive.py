@@ -18,7 +18,8 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.proxies import BINARY, Space
+from lmscout.proxies import Space
+from lmscout.proxies.primitives import BINARY
 from lmscout.ranking import spearman_many
 
 Array = npt.NDArray[np.float64]

@@ -33,11 +33,18 @@ from lmscout.discovery.mimic import Mimic, mimic
 from lmscout.discovery.scored_benchmark import ScoredBenchmark
 from lmscout.discovery.sensitivity import Sensitivity, change, silenced, why_no_inputs
 from lmscout.errors import LmscoutError
-from lmscout.proxies import Entry, Proxy, has_seen, resolve, to_latex
-from lmscout.proxies.deep import SPEC_LEAVES, Node, format_node, parse
-from lmscout.proxies.deep.latex import to_latex as deep_to_latex
-from lmscout.proxies.deep.members import as_tree
-from lmscout.proxies.deep.torch_form import to_torch
+from lmscout.proxies import (
+    Entry,
+    Expression,
+    as_expression,
+    format_expression,
+    has_seen,
+    parse,
+    resolve,
+    to_latex,
+    to_torch,
+)
+from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.ranking import Interval, spearman
 from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, Stages
@@ -66,7 +73,7 @@ class Forms:
 
     name: str
     definition: str | None
-    tree: Node | None
+    tree: Expression | None
     latex: str | None
     torch: str | None
 
@@ -75,7 +82,7 @@ class Forms:
         return {
             "proxy": self.name,
             "definition": self.definition,
-            "tree": None if self.tree is None else format_node(self.tree),
+            "tree": None if self.tree is None else format_expression(self.tree),
             "latex": self.latex,
             "torch": self.torch,
         }
@@ -91,12 +98,12 @@ def forms(proxy: str) -> Forms:
         LmscoutError: the proxy is unknown or malformed.
     """
     resolved = resolve(proxy)
-    tree = as_tree(resolved)
+    tree = as_expression(resolved)
     return Forms(
         name=proxy_name(resolved),
         definition=resolved.definition if isinstance(resolved, Entry) else None,
         tree=tree,
-        latex=_latex(resolved, tree),
+        latex=None if tree is None else to_latex(tree),
         torch=None if tree is None else to_torch(tree),
     )
 
@@ -125,7 +132,7 @@ class Explanation(Result):
     benchmark: str
     metric: str
     n_architectures: int
-    tree: Annotated[Node | None, SavedAs(format_node, parse)]
+    tree: Annotated[Expression | None, SavedAs(format_expression, parse)]
     assessment: Assessment
     baselines: tuple[Assessment, ...]
     ahead: Interval
@@ -159,7 +166,7 @@ class Explanation(Result):
             "metric": self.metric,
             "n_architectures": self.n_architectures,
             "proxy": self.assessment.name,
-            "tree": None if self.tree is None else format_node(self.tree),
+            "tree": None if self.tree is None else format_expression(self.tree),
             **self.assessment.to_json(),
             "seen": self.seen,
             **lead_json(self.assessment, self.baselines, self.ahead),
@@ -257,27 +264,27 @@ def explain(
 
 def _dead_branches(
     name: str,
-    tree: Node,
-    instead: Mapping[str, Node],
+    tree: Expression,
+    instead: Mapping[str, Expression],
     benchmark: Benchmark,
     scored: ScoredBenchmark,
 ) -> DeadBranches:
     """Find what is dead; the scores that are needed later are read in the same pass."""
     shorter = [cut.shorter for cut in cuts(tree)]
     on_full = sum(one.size for one in shorter) <= FULL_WORDS
-    later = [name, *map(format_node, (tree, *instead.values()))]
+    later = [name, *map(format_expression, (tree, *instead.values()))]
     if on_full:
-        scored.scores([*later, *map(format_node, shorter)])
+        scored.scores([*later, *map(format_expression, shorter)])
         _require_order(name, scored.scores([name])[name], benchmark)
         score: Scored = scored.tree_scores
     else:
         evaluator = scored.evaluator()
 
-        def score(trees: Sequence[Node]) -> dict[Node, Scores]:
+        def score(trees: Sequence[Expression]) -> dict[Expression, Scores]:
             return {one: evaluator.scores(one) for one in trees}
 
     measured, left = measured_cuts(tree, score), shortenings(tree, score)
-    scored.scores([*later, *map(format_node, left)])
+    scored.scores([*later, *map(format_expression, left)])
     own = scored.scores([name])[name]
     rho = {one: abs(spearman(scores, own)) for one, scores in scored.tree_scores(left).items()}
     shortest = [one for one in left if rho[one] >= DEAD or one == tree][-1]
@@ -307,11 +314,3 @@ def _require_order(name: str, scores: Scores, benchmark: Benchmark) -> None:
 def _with_configuration(scores: Scores, benchmark: Benchmark) -> dict[str, float]:
     values = list(map(spec_values, benchmark.specs))
     return {leaf: spearman(scores, [one[leaf] for one in values]) for leaf in SPEC_LEAVES}
-
-
-def _latex(proxy: Entry | Proxy | Node, tree: Node | None) -> str | None:
-    """The published form where it is one, else the tree's."""
-    expression = proxy.proxy if isinstance(proxy, Entry) else proxy
-    if isinstance(expression, Proxy):
-        return to_latex(expression)
-    return None if tree is None else deep_to_latex(tree)

@@ -16,8 +16,8 @@ from lmscout.discovery.assessment import Assessment, assess, assess_baselines
 from lmscout.discovery.discover import STATISTICS, cache_name
 from lmscout.proxies import (
     CATALOG,
-    Proxy,
-    branches,
+    Expression,
+    as_published,
     evaluate,
     has_seen,
     published,
@@ -114,7 +114,9 @@ def judge(
     collected = {  # what reads nothing but published statistics shares them with `discover`
         name: one
         for name, one in wanted.items()
-        if isinstance(one, Proxy) and {b.chain for b in branches(one)} <= published_chains
+        if isinstance(one, Expression)
+        and (form := as_published(one)) is not None
+        and {branch.chain for branch in form.branches} <= published_chains
     }
     others = [name for name in wanted if name not in collected]
     label = cache_name(benchmark.name)

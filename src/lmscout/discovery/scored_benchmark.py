@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.discover import cache_name
-from lmscout.proxies.deep import Node, format_node
+from lmscout.proxies import Expression, format_expression
 from lmscout.stages import Stages
 from lmscout.statistics import Batch, Workers, score_proxies
 from lmscout.statistics.deep_values import DeepEvaluator
@@ -76,10 +76,10 @@ class ScoredBenchmark:
                 self._known |= self._read(unread, seed=self._seed, batch=self._batch, progress=told)
         return {name: self._known[name] for name in wanted}
 
-    def tree_scores(self, trees: Sequence[Node]) -> dict[Node, Scores]:
+    def tree_scores(self, trees: Sequence[Expression]) -> dict[Expression, Scores]:
         """The same of trees."""
-        scores = self.scores(map(format_node, trees))
-        return {tree: scores[format_node(tree)] for tree in trees}
+        scores = self.scores(map(format_expression, trees))
+        return {tree: scores[format_expression(tree)] for tree in trees}
 
     def with_other_data(self, name: str) -> Scores:
         """Scores of one proxy where the models read other tokens: [n]."""

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmscout.discovery.exhaustive import SpaceRanking
-from lmscout.proxies import BINARY, Branch, Space
-from lmscout.proxies.text import format_branch
+from lmscout.proxies import Branch, Space
+from lmscout.proxies.parser import format_branch
+from lmscout.proxies.primitives import BINARY
 
 _ROWS = 1 << 19
 
@@ -97,6 +98,12 @@ class _Expressions:
             self.branches.take(pa.array(self.pairs[pair, side] * n_chains + chain))
             for side, chain in enumerate((left, right))
         ]
-        starts = pa.array([f"{name}(" for name in space.aggregations]).take(pa.array(aggregation))
-        signs = pa.array([f" {one.symbol} " for one in BINARY]).take(pa.array(binary))
+        # A matrix product is the sum of the products, whatever the aggregation (`Space.proxy`).
+        matrix = [one.symbol == "@" for one in BINARY]
+        starts = pa.array(
+            [f"{'sum' if one else name}(" for name in space.aggregations for one in matrix]
+        ).take(pa.array(aggregation * len(BINARY) + binary))
+        signs = pa.array([f" {'*' if one.symbol == '@' else one.symbol} " for one in BINARY]).take(
+            pa.array(binary)
+        )
         return pc.binary_join_element_wise(starts, sides[0], signs, sides[1], ")", "")

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.discovery.assessment import number_json
-from lmscout.proxies import Entry, Proxy
-from lmscout.proxies.deep import SPEC_LEAVES, Node
-from lmscout.proxies.deep.nodes import LARGEST
+from lmscout.proxies import LARGEST, Entry, Expression
+from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.ranking import spearman
 
 Scores = npt.NDArray[np.float64]
@@ -69,7 +68,7 @@ def change(scores: Scores, own: Scores, quality: Scores) -> Change:
     return Change(spearman(scores, own), spearman(scores, quality))
 
 
-def silenced(node: Node) -> dict[str, Node]:
+def silenced(node: Expression) -> dict[str, Expression]:
     """For each tensor leaf of a tree the tree with ones in that leaf's place.
 
     Ones of a tensor's shape are exp(x - x), so that they need no word of their own.  A tree that
@@ -81,13 +80,13 @@ def silenced(node: Node) -> dict[str, Node]:
     return {leaf: _with_ones(node, leaf) for leaf in leaves}
 
 
-def _with_ones(node: Node, leaf: str) -> Node:
-    if node == Node(leaf):
-        return Node("exp", (Node("sub", (node, node)),))
-    return Node(node.name, tuple(_with_ones(one, leaf) for one in node.operands))
+def _with_ones(node: Expression, leaf: str) -> Expression:
+    if node == Expression(leaf):
+        return Expression("exp", (Expression("sub", (node, node)),))
+    return Expression(node.name, tuple(_with_ones(one, leaf) for one in node.operands))
 
 
-def why_no_inputs(proxy: Entry | Proxy | Node, tree: Node | None) -> str:
+def why_no_inputs(proxy: Entry | Expression, tree: Expression | None) -> str:
     """Why inputs cannot be replaced by ones; "" where they can be."""
     if tree is not None:
         if not tree.leaves - set(SPEC_LEAVES):

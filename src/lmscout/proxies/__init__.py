@@ -1,69 +1,66 @@
-"""The proxy language: its operations, expressions and forms, and the proxies of the literature.
+"""The proxy language: one typed expression, its notations and spaces, and the literature.
 
-`parse` reads a text such as `sum(abslog(head) - sqrt(weight))` into a typed expression, and
-`format_proxy`, `to_json`, `from_json` and `to_latex` give its other forms; `evaluate` scores
-architectures from collected statistics; `published` and `two_op` number whole spaces of
-proxies; `resolve` finds a proxy of the literature by name.
+`parse` reads a text such as `sum(abslog(head) - sqrt(weight))`, and `format_expression`, `to_json`,
+`from_json`, `to_latex` and `to_torch` give its other forms; `published` and `two_op` number whole
+spaces of proxies, which `evaluate` scores from collected statistics; `resolve` finds a measure of
+the literature by name.
 """
 
-from lmscout.proxies.catalog import CATALOG, CATALOG_ENTRY, Entry, has_seen, resolve
-from lmscout.proxies.expression import Binary, Branch, Proxy, branches, complexity, evaluate
-from lmscout.proxies.json_form import from_json, to_json
-from lmscout.proxies.latex import to_latex
-from lmscout.proxies.operators import (
-    AGGREGATION,
-    AGGREGATIONS,
-    BINARY,
-    BINARY_OPERATION,
-    INPUT,
-    INPUTS,
-    UNARY,
-    UNARY_OPERATION,
-    Aggregation,
-    BinaryOperation,
-    Input,
-    UnaryOperation,
-    reduce,
+from lmscout.proxies.expression import (
+    LARGEST,
+    Branch,
+    Expression,
+    Published,
+    as_published,
+    canonical,
+    replaced,
+    simplified,
+    walk,
 )
-from lmscout.proxies.reading import Model, Reading
-from lmscout.proxies.spaces import SPACES, Space, published, space, two_op
-from lmscout.proxies.text import format_proxy, parse
+from lmscout.proxies.formats import from_json, to_json, to_latex, to_torch
+from lmscout.proxies.literature import (
+    CATALOG,
+    CATALOG_ENTRY,
+    LITERATURE,
+    Entry,
+    as_expression,
+    has_seen,
+    resolve,
+)
+from lmscout.proxies.measures import Model, Reading
+from lmscout.proxies.parser import format_expression, parse
+from lmscout.proxies.spaces import SPACES, Grammar, Space, evaluate, published, space, two_op
 
 __all__ = [
-    "AGGREGATION",
-    "AGGREGATIONS",
-    "BINARY",
-    "BINARY_OPERATION",
     "CATALOG",
     "CATALOG_ENTRY",
-    "INPUT",
-    "INPUTS",
+    "LARGEST",
+    "LITERATURE",
     "SPACES",
-    "UNARY",
-    "UNARY_OPERATION",
-    "Aggregation",
-    "Binary",
-    "BinaryOperation",
     "Branch",
     "Entry",
-    "Input",
+    "Expression",
+    "Grammar",
     "Model",
-    "Proxy",
+    "Published",
     "Reading",
     "Space",
-    "UnaryOperation",
-    "branches",
-    "complexity",
+    "as_expression",
+    "as_published",
+    "canonical",
     "evaluate",
-    "format_proxy",
+    "format_expression",
     "from_json",
     "has_seen",
     "parse",
     "published",
-    "reduce",
+    "replaced",
     "resolve",
+    "simplified",
     "space",
     "to_json",
     "to_latex",
+    "to_torch",
     "two_op",
+    "walk",
 ]

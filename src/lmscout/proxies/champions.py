@@ -1,9 +1,9 @@
 """lmscout's own champions: proxies that its search of the deep space found, and how.
 
 Each was chosen on the search split of the benchmarks that it names, and rises with quality.  The
-command found it with lmscout as it was at the revision named.  A search is a long chain of
-comparisons: a later engine, or a processor that rounds otherwise, takes another turn in it and ends
-with another formula, of about the same worth (docs/deep-search.md).
+command found it at the revision of lmscout that is named.  A search is a long chain of comparisons:
+a later engine, or a CPU that rounds differently, ends with another formula of about the same
+correlation (docs/deep-search.md).
 """
 
 from __future__ import annotations

@@ -1,30 +1,140 @@
-"""Proxies as typed expressions, and their value on collected statistics.
+"""Expressions of the proxy language: one frozen, typed tree that cannot be malformed.
 
-A `Branch` turns the tensors of one input into one number a block, a `Binary` joins two
-branches, and a `Proxy` aggregates over blocks to one score an architecture.  All three are
-frozen and hashable, and none that is malformed can be built.
+An expression of the *published form* aggregates one block value, or two that a sign joins; each is
+the average of a chain of unary operations on one input, as in
+`mean(average(abs(act)) + average(std(head)))`.  Such expressions have a shorter notation, numbers
+of their own (`spaces`) and a fast evaluation from collected statistics.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies.operators import AGGREGATION, BINARY_OPERATION, INPUT, UNARY_OPERATION
-from lmscout.proxies.spelling import require_known, shown
+from lmscout.proxies.primitives import (
+    COMMUTATIVE,
+    INPUT,
+    NUMBER,
+    PRIMITIVES,
+    STACKS,
+    SYNONYMS,
+    TENSOR,
+    UNARY_OPERATION,
+    Primitive,
+    as_number,
+    number_text,
+)
+from lmscout.proxies.spelling import did_you_mean, shown
 
-MAX_OPERATIONS = 64
-"""The longest chain of unary operations; deeper nesting is a slip rather than a proxy."""
+LARGEST = 256
+"""The most words of an expression; more is a slip rather than a proxy."""
 
-Lookup = Callable[[str, tuple[str, ...]], ArrayLike]
-"""(input, chain) to block values [n_architectures, max_blocks]."""
+_PUBLISHED_SIGNS = ("+", "-", "*")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A primitive with its operands.
+
+    Attributes:
+        name: Of the primitive; of a number the shortest digits, however it was given.
+        operands: Expressions that it takes.
+        word: Its entry in the table, found by the name and the operands' types.
+        type: "block", "score", or the stack of its tensors.
+        size: Number of words.
+        leaves: Names of the leaves under it, of what is read; numbers are not among them.
+    """
+
+    name: str
+    operands: tuple[Expression, ...] = ()
+    word: Primitive = field(init=False, repr=False, compare=False)
+    type: str = field(init=False, repr=False, compare=False)
+    size: int = field(init=False, repr=False, compare=False)
+    leaves: frozenset[str] = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if (number := as_number(self.name)) is not None:
+            if math.isinf(number):
+                raise LmscoutError(f"{self.name[:12]}... has {len(self.name)} digits: too large")
+            object.__setattr__(self, "name", number_text(number))
+        word, kind = _typed(self.name, tuple(one.type for one in self.operands))
+        size = 1 + sum(one.size for one in self.operands)
+        if size > LARGEST:
+            raise LmscoutError(f"a proxy of {size} words is too large: at most {LARGEST}")
+        below = (one.leaves for one in self.operands)
+        read = {self.name} if number is None else set()
+        leaves = frozenset().union(*below) if self.operands else frozenset(read)
+        for name, value in (
+            ("word", word),
+            ("type", kind),
+            ("size", size),
+            ("leaves", leaves),
+            ("_hash", hash((self.name, self.operands))),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __hash__(self) -> int:
+        return self._hash  # kept: a tree is looked up more often than it is made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Expression, (self.name, self.operands)  # text hashes differently in every process
+
+
+def walk(
+    expression: Expression, path: tuple[int, ...] = ()
+) -> Iterator[tuple[tuple[int, ...], Expression]]:
+    """Every subtree with its path from the root, the root first."""
+    waiting = [(path, expression)]
+    while waiting:
+        path, node = waiting.pop()
+        yield path, node
+        below = [((*path, place), operand) for place, operand in enumerate(node.operands)]
+        waiting += reversed(below)
+
+
+def replaced(expression: Expression, path: tuple[int, ...], subtree: Expression) -> Expression:
+    """The expression with another subtree at a path.
+
+    Raises:
+        LmscoutError: The subtree's type does not fit there.
+    """
+    if not path:
+        return subtree
+    operands = list(expression.operands)
+    operands[path[0]] = replaced(operands[path[0]], path[1:], subtree)
+    return Expression(expression.name, tuple(operands))
+
+
+def canonical(expression: Expression) -> Expression:
+    """The same with the operands of what commutes in one order, so that equals are equal."""
+    operands = tuple(canonical(one) for one in expression.operands)
+    if expression.name in COMMUTATIVE:
+        operands = tuple(sorted(operands, key=repr))
+    return _with_operands(expression, operands)
+
+
+def simplified(expression: Expression) -> Expression:
+    """The same without `identity`, and with `mean` for `meansum`: as searches write it."""
+    operands = tuple(simplified(one) for one in expression.operands)
+    if expression.name in SYNONYMS:
+        name = SYNONYMS[expression.name]
+        return Expression(name, operands) if name else operands[0]
+    return _with_operands(expression, operands)
+
+
+def _with_operands(expression: Expression, operands: tuple[Expression, ...]) -> Expression:
+    same = all(one is other for one, other in zip(operands, expression.operands, strict=True))
+    return expression if same else Expression(expression.name, operands)
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A block value: a chain of unary operations on one input, reduced by the mean.
+    """A block value of the published form.
 
     Attributes:
         input: One of the six inputs.
@@ -34,134 +144,80 @@ class Branch:
     input: str
     chain: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        require_known("input", self.input, INPUT)
-        if not isinstance(self.chain, tuple):
-            raise LmscoutError(f"a chain must be a tuple of operations, not {shown(self.chain)}")
-        if not 1 <= len(self.chain) <= MAX_OPERATIONS:
-            raise LmscoutError(
-                f"a chain on {self.input} has {len(self.chain)} operations: "
-                f"give between 1 and {MAX_OPERATIONS}"
-            )
+    def expression(self) -> Expression:
+        """The average of the chain on the input.
+
+        Raises:
+            LmscoutError: The input or an operation is unknown.
+        """
+        tensor = Expression(self.input)
         for name in self.chain:
-            require_known("operation", name, UNARY_OPERATION)
+            tensor = Expression(name, (tensor,))
+        return Expression("average", (tensor,))
 
 
 @dataclass(frozen=True)
-class Binary:
-    """Two block values joined, block by block or by the inner product over blocks.
+class Published:
+    """An expression of the published form, taken apart.
 
     Attributes:
-        operation: Name of a binary operation.
-        left: The left operand.
-        right: The right operand.
-    """
-
-    operation: str
-    left: Branch
-    right: Branch
-
-    def __post_init__(self) -> None:
-        require_known("binary operation", self.operation, BINARY_OPERATION)
-        for side, operand in (("left", self.left), ("right", self.right)):
-            if not isinstance(operand, Branch):
-                raise LmscoutError(
-                    f"the {side} operand of {self.operation} must be a Branch, not {shown(operand)}"
-                )
-
-
-@dataclass(frozen=True)
-class Proxy:
-    """A score: a body aggregated over blocks.
-
-    Attributes:
-        aggregation: Name of an aggregation.  After a matrix product, which gives a score
-            already, it has no effect.
-        body: What has one value a block.
+        aggregation: Over blocks.
+        sign: "+", "-" or "*" between two branches, "" where there is one.
+        branches: One or two, left to right.
     """
 
     aggregation: str
-    body: Binary | Branch
-
-    def __post_init__(self) -> None:
-        require_known("aggregation", self.aggregation, AGGREGATION)
-        if not isinstance(self.body, Binary | Branch):
-            raise LmscoutError(
-                f"the body of a proxy must be a Binary or a Branch, not {shown(self.body)}"
-            )
+    sign: str
+    branches: tuple[Branch, ...]
 
 
-def branches(proxy: Proxy) -> tuple[Branch, ...]:
-    """The one or two branches of a proxy, left to right."""
-    if isinstance(proxy.body, Branch):
-        return (proxy.body,)
-    return (proxy.body.left, proxy.body.right)
+def as_published(expression: Expression) -> Published | None:
+    """An expression taken apart where it is of the published form, else None."""
+    if not expression.word.aggregates:
+        return None
+    (body,) = expression.operands
+    sign = body.name if body.name in _PUBLISHED_SIGNS else ""
+    found = [_branch(one) for one in (body.operands if sign else (body,))]
+    branches = tuple(one for one in found if one is not None)
+    return Published(expression.name, sign, branches) if len(branches) == len(found) else None
 
 
-def complexity(proxy: Proxy) -> int:
-    """Number of nodes: every input, unary operation, binary operation and the aggregation."""
-    operands = branches(proxy)
-    joins = len(operands) - 1
-    return 1 + joins + sum(1 + len(branch.chain) for branch in operands)
+def _branch(expression: Expression) -> Branch | None:
+    if expression.name != "average":
+        return None
+    chain: list[str] = []
+    (node,) = expression.operands
+    while node.name in UNARY_OPERATION and node.operands:
+        chain.append(node.name)
+        (node,) = node.operands
+    if not chain or node.operands or node.name not in INPUT:
+        return None
+    return Branch(node.name, tuple(reversed(chain)))
 
 
-def evaluate(proxy: Proxy, lookup: Lookup, blocks: ArrayLike) -> NDArray[np.float64]:
-    """Score many architectures from their collected block values, in float64.
-
-    What is padding is told by the depths alone: values beyond an architecture's depth are
-    never looked at, and a NaN within it makes the score NaN.
-
-    Args:
-        proxy: The proxy.
-        lookup: Gives the block values [n_architectures, max_blocks] of an input under a
-            chain of operations.
-        blocks: Depth of each architecture, [n_architectures], each from 1 to max_blocks.
-
-    Returns:
-        Scores [n_architectures].
-
-    Raises:
-        LmscoutError: The depths do not fit the block values.
-    """
-    depths = np.asarray(blocks)
-    left, *rest = (_block_values(branch, lookup, depths) for branch in branches(proxy))
-    exists = np.arange(left.shape[1]) < depths[:, None]
-    # Overflow and inf - inf are values here (inf and NaN), not accidents to warn of.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if isinstance(proxy.body, Branch):
-            return _aggregate(proxy.aggregation, left, exists)
-        operation = BINARY_OPERATION[proxy.body.operation]
-        joined = operation.apply(left, rest[0])
-        return _aggregate("sum" if operation.gives_score else proxy.aggregation, joined, exists)
+_BY_NAME: dict[str, tuple[Primitive, ...]] = {
+    name: tuple(word for word in PRIMITIVES if word.name == name)
+    for name in dict.fromkeys(word.name for word in PRIMITIVES)
+}
 
 
-def _block_values(
-    branch: Branch, lookup: Lookup, depths: NDArray[np.integer]
-) -> NDArray[np.float64]:
-    values = np.asarray(lookup(branch.input, branch.chain), dtype=np.float64)
-    if values.ndim != 2 or depths.shape != values.shape[:1]:
-        raise LmscoutError(
-            f"block values of {branch.input} have shape {values.shape} beside "
-            f"{depths.shape} depths: expected [architectures, blocks] and [architectures]"
-        )
-    if depths.size and not (depths.min() >= 1 and depths.max() <= values.shape[1]):
-        raise LmscoutError(
-            f"depths from {depths.min()} to {depths.max()} do not fit block values of "
-            f"{branch.input}, which have {values.shape[1]} blocks"
-        )
-    return values
-
-
-def _aggregate(
-    aggregation: str, values: NDArray[np.float64], exists: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    total: NDArray[np.float64]
-    if aggregation == "max":
-        total = np.where(exists, values, -np.inf).max(axis=1)
-    elif aggregation == "min":
-        total = np.where(exists, values, np.inf).min(axis=1)
-    else:
-        total = np.where(exists, values, 0.0).sum(axis=1)
-        if aggregation == "mean":
-            total /= exists.sum(axis=1)
-    return total
+@cache
+def _typed(name: str, types: tuple[str, ...]) -> tuple[Primitive, str]:
+    """The primitive of a name that takes operands of these types, and the type that it gives."""
+    if as_number(name) is not None:
+        if types:
+            raise LmscoutError(f"{name} is a number and takes nothing, not ({', '.join(types)})")
+        return NUMBER, NUMBER.gives
+    if name not in _BY_NAME:
+        raise LmscoutError(f"unknown word {shown(name)}{did_you_mean(name, _BY_NAME)}")
+    general = tuple(TENSOR if one in STACKS else one for one in types)
+    for word in _BY_NAME[name]:
+        if word.takes == general and len({one for one in types if one in STACKS}) <= 1:
+            return word, types[0] if word.gives == TENSOR else word.gives
+    wanted = " or ".join(
+        f"({', '.join(word.takes)})" if word.takes else "nothing" for word in _BY_NAME[name]
+    )
+    raise LmscoutError(
+        f"{name} takes {wanted}, not ({', '.join(types)})"
+        + ("; tensors that are joined are of one stack" if TENSOR in general else "")
+    )

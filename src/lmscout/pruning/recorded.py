@@ -180,7 +180,9 @@ def _setting(name: str, default: object, value: object, shown: str) -> Any:
     """A calibration setting of the kind and size that one has."""
     if isinstance(default, bool):
         good, expected = isinstance(value, bool), "true or false"
-    elif isinstance(default, int):
+    elif name == "windows" and value is None:
+        return None
+    elif default is None or isinstance(default, int):
         least = _LEAST.get(name, 1)
         good = is_number(value, whole=True) and least <= cast(int, value) <= _MOST
         expected = f"a whole number, {least} to {_MOST}"

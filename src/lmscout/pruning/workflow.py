@@ -137,16 +137,17 @@ def _pruning(
             training = model_windows(model, loaded.tokenizer, recover_on, window)
         on.check(model)
         calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
-    held.enter_context(alone_in(out))  # from here on it is written to
-    run.begin()
     elastic = None
     if request.recovery.elastic is not None:
+        _begin(run, held)
         sizes = dict(zip(request.keep, _budgets(request, model, units, None), strict=True))
         calibrated, elastic = recover_plans(
             calibrated, training, space, sizes, request.recovery.elastic, out, on, stages
         )
     calibrated = calibrated.copied_to(request.devices)
     calibrated, known = _dense_measured(calibrated, on, request, elastic, stages)
+    if elastic is None:
+        _begin(run, held)
     origin = (loaded.source, calibration.source)
     found = _found(calibrated, space, request, storage, origin, stages)
     winners = [contest[0].plan for contest in found.contests]
@@ -323,6 +324,12 @@ def _dense_measured(
         with stages("calibrating"):
             calibrated = calibrated.checked()
     return calibrated, known
+
+
+def _begin(run: Run, held: ExitStack) -> None:
+    """Lock the run folder in `held`: from here on it is written to."""
+    held.enter_context(alone_in(run.folder))
+    run.begin()
 
 
 def _checked_folders(

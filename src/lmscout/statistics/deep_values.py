@@ -22,10 +22,17 @@ import torch
 from torch import Tensor
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import SCORE, SPEC_LEAVES, STACKS, Node, format_node
-from lmscout.proxies.deep.words import ARITHMETIC, NUMBER, REDUCTIONS, TENSOR_ARITHMETIC
-from lmscout.proxies.operators import UNARY_OPERATION
-from lmscout.proxies.reading import Reading
+from lmscout.proxies import Expression, Reading, format_expression
+from lmscout.proxies.primitives import (
+    ARITHMETIC,
+    NUMBER,
+    REDUCTIONS,
+    SCORE,
+    SPEC_LEAVES,
+    STACKS,
+    TENSOR_ARITHMETIC,
+    UNARY_OPERATION,
+)
 from lmscout.statistics.sketch_operations import Piece, reduction
 from lmscout.statistics.sketches import Sketches, StackSketch
 
@@ -38,7 +45,7 @@ CACHE_BYTES = 64 << 20
 _PIECE, _GPU_PIECE = 1 << 18, 1 << 24
 
 
-def full_score(node: Node, reading: Reading, spec_values: Mapping[str, float]) -> float:
+def full_score(node: Expression, reading: Reading, spec_values: Mapping[str, float]) -> float:
     """Score one model by a deep proxy, from full tensors: the definition.
 
     Args:
@@ -57,7 +64,9 @@ def full_score(node: Node, reading: Reading, spec_values: Mapping[str, float]) -
         return float(_full_value(node, reading, spec_values))
 
 
-def joined_score(node: Node, parts: Mapping[Node, npt.ArrayLike]) -> npt.NDArray[np.float64]:
+def joined_score(
+    node: Expression, parts: Mapping[Expression, npt.ArrayLike]
+) -> npt.NDArray[np.float64]:
     """Scores of a tree, from those of its parts.
 
     Args:
@@ -71,20 +80,20 @@ def joined_score(node: Node, parts: Mapping[Node, npt.ArrayLike]) -> npt.NDArray
         LmscoutError: the tree has another leaf above no part.
     """
 
-    def value(one: Node) -> Tensor:
+    def value(one: Expression) -> Tensor:
         if one in parts:
             return torch.from_numpy(np.asarray(parts[one], np.float64))
         if one.word == NUMBER:
             return number_value(one)
         if one.type != SCORE or not one.operands:
-            raise LmscoutError(f"{format_node(one)} is no part whose scores are known")
+            raise LmscoutError(f"{format_expression(one)} is no part whose scores are known")
         return raised_value(one, tuple(map(value, one.operands)), torch.ones(0, dtype=torch.bool))
 
     scores: npt.NDArray[np.float64] = value(node).numpy().copy()
     return scores
 
 
-def _full_value(node: Node, reading: Reading, spec_values: Mapping[str, float]) -> Tensor:
+def _full_value(node: Expression, reading: Reading, spec_values: Mapping[str, float]) -> Tensor:
     """A score [] or block values [L], float64."""
     if node.word == NUMBER:
         return number_value(node)
@@ -111,7 +120,7 @@ def _tensors_by_block(stack: str, reading: Reading) -> Iterator[list[dict[str, T
         yield [dict(zip(STACKS[stack], one, strict=True)) for one in places]
 
 
-def full_tensor(node: Node, leaves: Mapping[str, Tensor]) -> Tensor:
+def full_tensor(node: Expression, leaves: Mapping[str, Tensor]) -> Tensor:
     """A tree's tensor in one place of a block, from its leaves' there."""
     if not node.operands:
         return leaves[node.name]
@@ -134,12 +143,12 @@ def reduced(name: str, tensors: list[Tensor]) -> float:
     return math.fsum(means) / max(len(means), 1)
 
 
-def number_value(node: Node) -> Tensor:
+def number_value(node: Expression) -> Tensor:
     """A number's, [] float64: one for all architectures."""
     return torch.tensor(float(node.name), dtype=torch.float64)
 
 
-def raised_value(node: Node, operands: tuple[Tensor, ...], exists: Tensor) -> Tensor:
+def raised_value(node: Expression, operands: tuple[Tensor, ...], exists: Tensor) -> Tensor:
     """A word above the tensors.
 
     Args:
@@ -171,9 +180,11 @@ def _aggregated(name: str, values: Tensor, exists: Tensor) -> Tensor:
     return torch.where(defined, result, math.nan)
 
 
-def _require_score(node: Node) -> None:
+def _require_score(node: Expression) -> None:
     if node.type != SCORE:
-        raise LmscoutError(f"{format_node(node)} gives no score: aggregate it over the blocks")
+        raise LmscoutError(
+            f"{format_expression(node)} gives no score: aggregate it over the blocks"
+        )
 
 
 class DeepEvaluator:
@@ -200,11 +211,11 @@ class DeepEvaluator:
         for name, stack in sketches.stacks.items():
             for part, one in _parts(name, stack):
                 self._lists[part] = _Pieces(STACKS[part], one, self._exists)
-        self._kept: OrderedDict[Node, Tensor] = OrderedDict()
+        self._kept: OrderedDict[Expression, Tensor] = OrderedDict()
         self._room = cache_bytes
         self._lock = threading.Lock()  # of what is kept
 
-    def scores(self, node: Node) -> npt.NDArray[np.float64]:
+    def scores(self, node: Expression) -> npt.NDArray[np.float64]:
         """Scores of every architecture.
 
         Args:
@@ -221,7 +232,7 @@ class DeepEvaluator:
             scores: npt.NDArray[np.float64] = self._value(node).cpu().numpy().copy()
         return scores
 
-    def _value(self, node: Node) -> Tensor:
+    def _value(self, node: Expression) -> Tensor:
         """Block values [A, L] or scores [A]."""
         if node.word == NUMBER:  # as many as there are architectures: it may be all of a tree
             return number_value(node).to(self._exists.device).expand(len(self._exists))
@@ -238,7 +249,7 @@ class DeepEvaluator:
         self._keep(node, value)
         return value
 
-    def _keep(self, node: Node, value: Tensor) -> None:
+    def _keep(self, node: Expression, value: Tensor) -> None:
         with self._lock:
             if node in self._kept:  # another thread was faster
                 return
@@ -267,7 +278,7 @@ class _Pieces:
         self._segments, self._counts = segments.to(self._device), counts.to(self._device)
         self._sampled = (heights * widths)[order].double().to(self._device)
 
-    def block_values(self, node: Node) -> Tensor:
+    def block_values(self, node: Expression) -> Tensor:
         """`average` or `total` of a tree of this stack: [A, L] float64."""
         compiled = reduction(node)
         blocks = torch.zeros(math.prod(self._shape), dtype=torch.float64, device=self._device)

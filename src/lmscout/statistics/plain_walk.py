@@ -4,7 +4,7 @@ One walk through a tensor serves all of them: exp serves the exponential, the si
 log-sum-exp of log-softmax, |x| and sign(x) serve every operation that treats the halves of the
 number line differently, and five means need no sum of their own.  Operation by operation that
 would be twenty passes with a temporary each; here the tensor is walked in pieces that stay in
-the cache, and each piece is summed in every way at once.  `lmscout.proxies.operators` holds the
+the cache, and each piece is summed in every way at once.  `lmscout.proxies.primitives` holds the
 definitions; the tests hold the two together.  `fused` computes the same totals on a GPU.
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmscout.proxies.operators import UNARY
+from lmscout.proxies.primitives import UNARY
 
 OPERATIONS = tuple(operation.name for operation in UNARY)
 

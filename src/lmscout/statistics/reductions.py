@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmscout.proxies.operators import UNARY_OPERATION
+from lmscout.proxies.primitives import UNARY_OPERATION
 from lmscout.statistics.plain_walk import OPERATIONS, Values, means_of_totals, plain_totals
 
 _AT_ONCE = 1 << 26  # elements reduced in one launch on a GPU: 256 MiB in float32

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from lmscout.architectures import ArchitectureSpec, LanguageModel
-from lmscout.proxies import Entry, Proxy, Reading, evaluate, resolve
-from lmscout.proxies.deep import Node
+from lmscout.proxies import Entry, Expression, Reading, as_published, evaluate, resolve
 from lmscout.statistics.batch import Batch
 from lmscout.statistics.collect import Build, Progress, Row, fill
 from lmscout.statistics.deep_values import full_score
@@ -103,25 +102,23 @@ def full_reading(model: LanguageModel, tokens: Tensor, parameters: int) -> Readi
     )
 
 
-def score(proxy: Entry | Proxy | Node, reading: Reading, spec: ArchitectureSpec) -> float:
+def score(proxy: Entry | Expression, reading: Reading, spec: ArchitectureSpec) -> float:
     """Score one model by one proxy, from the full tensors of a reading.
 
-    An expression is computed as the collected statistics are, so that both agree.
+    An expression of the published form is computed as the collected statistics are, so that both
+    agree; any other one by its definition.
     """
-    if isinstance(proxy, Entry) and proxy.tree is not None:
-        proxy = proxy.tree
-    if isinstance(proxy, Node):
-        return full_score(proxy, reading, spec_values(spec))
     if isinstance(proxy, Entry) and proxy.function is not None:
         return proxy.function(reading)
-    expression = proxy.proxy if isinstance(proxy, Entry) else proxy
+    expression = proxy.expression if isinstance(proxy, Entry) else proxy
     assert expression is not None  # an entry has one or the other
+    if as_published(expression) is None:
+        return full_score(expression, reading, spec_values(spec))
 
     def block_values(name: str, chain: tuple[str, ...]) -> list[list[float]]:
         return [[_block_value(tensors, chain) for tensors in reading.inputs[name]]]
 
-    depth = len(reading.linears)
-    return float(evaluate(expression, block_values, [depth])[0])
+    return float(evaluate(expression, block_values, [len(reading.linears)])[0])
 
 
 def _block_value(tensors: tuple[Tensor, ...], chain: tuple[str, ...]) -> float:
@@ -144,7 +141,7 @@ def _ones(blocks: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], .
 def _score(
     spec: ArchitectureSpec,
     *,
-    proxies: tuple[Entry | Proxy | Node, ...],
+    proxies: tuple[Entry | Expression, ...],
     build: Build,
     ones: str,
 ) -> Row:

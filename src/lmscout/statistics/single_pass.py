@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lmscout.architectures import LanguageModel, ProbePoints
-from lmscout.proxies.operators import INPUTS
+from lmscout.proxies.primitives import INPUTS
 
 INPUT_NAMES = tuple(entry.name for entry in INPUTS)
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmscout.proxies.deep import Node
-from lmscout.proxies.formulas import EPSILON
+from lmscout.proxies import Expression, simplified
+from lmscout.proxies.primitives import EPSILON
 from lmscout.statistics.sketches import MOMENTS
 
 _SAFE = (1e-15, 1e15)  # between them lie norms whose squares float32 can sum
@@ -95,9 +95,9 @@ class Reduction:
     of_tensor: bool
 
 
-def reduction(node: Node) -> Reduction:
+def reduction(node: Expression) -> Reduction:
     """Compile `average(...)` or `total(...)`."""
-    (operand,) = node.operands
+    (operand,) = simplified(node).operands
     step = None if not operand.operands else compiled(operand)
     single = step is not None and step.single
 
@@ -114,7 +114,7 @@ def reduction(node: Node) -> Reduction:
     return Reduction(run, step is not None and not single, node.name == "total" and not single)
 
 
-def compiled(node: Node) -> Step:
+def compiled(node: Expression) -> Step:
     """Compile a tree of tensor words."""
     if not node.operands:
         return Step(lambda piece, _: piece.samples[node.name], False, False, False)
@@ -130,7 +130,7 @@ def compiled(node: Node) -> Step:
     return _unary(node, compiled(operand))
 
 
-def _unary(node: Node, inner: Step) -> Step:
+def _unary(node: Expression, inner: Step) -> Step:
     name = node.name
     operation = _OPERATIONS[name]
     looked_into = inner.risky and name in _SWALLOW

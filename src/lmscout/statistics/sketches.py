@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lmscout.architectures import ArchitectureSpec
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import SPEC_LEAVES, STACKS
+from lmscout.proxies.primitives import SPEC_LEAVES, STACKS
 from lmscout.statistics.batch import Batch
 from lmscout.statistics.collect import Build, Progress, Row, fill
 from lmscout.statistics.provenance import provenance
@@ -101,7 +101,7 @@ class Sketches:
     """What deep proxies read of every architecture of a benchmark.
 
     Attributes:
-        stacks: `linear`, `act`, `hidden`, `head` and `softmax` of `proxies.deep.STACKS`.
+        stacks: `linear`, `act`, `hidden`, `head` and `softmax` of `proxies.primitives.STACKS`.
         depth: [A] int64, number of blocks.
         spec: "depth", "width" and "params" -> [A] float64.
     """

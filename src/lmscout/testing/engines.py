@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 
 from lmscout.discovery.deep.candidates import Candidate
 from lmscout.discovery.deep.engines import Engine
-from lmscout.proxies.deep import Node, parse
-from lmscout.proxies.deep.growing import Grammar
+from lmscout.proxies import Expression, Grammar, parse
 
-MakeEngine = Callable[[Grammar, int, Sequence[Node]], Engine]
+MakeEngine = Callable[[Grammar, int, Sequence[Expression]], Engine]
 
 _GRAMMAR = Grammar(spec_leaves=(), largest=10)
 _SEEDS = (parse("sum(total(frobenius(grad)))"), parse("mean(average(act))"))
@@ -54,7 +53,9 @@ def check_engine(make: MakeEngine, *, chance: bool = True) -> None:
     )
 
 
-def _course(engine: Engine, fitness: Callable[[Node], float | None]) -> list[list[Node]]:
+def _course(
+    engine: Engine, fitness: Callable[[Expression], float | None]
+) -> list[list[Expression]]:
     """What an engine asks, told a fitness each time."""
     batches = []
     for _ in range(_ROUNDS):
@@ -63,10 +64,10 @@ def _course(engine: Engine, fitness: Callable[[Node], float | None]) -> list[lis
     return batches
 
 
-def _judged(node: Node, fitness: float | None) -> Candidate:
+def _judged(node: Expression, fitness: float | None) -> Candidate:
     return Candidate(node, fitness, "" if fitness is not None else "discarded")
 
 
-def _by_size(node: Node) -> float | None:
+def _by_size(node: Expression) -> float | None:
     """Some fitness that follows from the tree; now and then none."""
     return None if node.size % 5 == 0 else 1.0 / node.size

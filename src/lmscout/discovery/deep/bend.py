@@ -29,9 +29,8 @@ import numpy.typing as npt
 from sklearn.linear_model import BayesianRidge
 
 from lmscout.discovery.deep.product import Product
-from lmscout.proxies.deep import SPEC_LEAVES, Node
-from lmscout.proxies.deep.nodes import LARGEST
-from lmscout.proxies.deep.words import number_text
+from lmscout.proxies import LARGEST, Expression
+from lmscout.proxies.primitives import SPEC_LEAVES, number_text
 from lmscout.ranking import logarithm
 from lmscout.statistics.deep_values import joined_score
 
@@ -78,10 +77,13 @@ def bend(product: Product, spec: Mapping[str, Values], quality: Values) -> Produ
         term: float(slope) / float(np.prod([spreads[place] for place in term]))
         for term, slope in zip(terms, slopes, strict=True)
     }
-    leaves = [Node("abslog", (product.node,)), *(Node("log", (Node(x),)) for x in SPEC_LEAVES)]
+    leaves = [
+        Expression("abslog", (product.node,)),
+        *(Expression("log", (Expression(x),)) for x in SPEC_LEAVES),
+    ]
     quantities = [_from(leaf, middle) for leaf, middle in zip(leaves, middles, strict=True)]
     node = _polynomial(numbers, quantities)
-    known = {product.node: scores, **{Node(leaf): spec[leaf] for leaf in SPEC_LEAVES}}
+    known = {product.node: scores, **{Expression(leaf): spec[leaf] for leaf in SPEC_LEAVES}}
     return replace(product, node=node, searched=(joined_score(node, known),), bent=True)
 
 
@@ -94,21 +96,21 @@ def _terms(varying: Sequence[int]) -> list[Term]:
     return [*own, *linear, *square]
 
 
-def _polynomial(numbers: Mapping[Term, float], quantities: Sequence[Node]) -> Node:
+def _polynomial(numbers: Mapping[Term, float], quantities: Sequence[Expression]) -> Expression:
     """The sum of all terms, each quantity taken out of those that begin with it."""
-    parts: list[tuple[float, Node]] = []
+    parts: list[tuple[float, Expression]] = []
     for place, quantity in enumerate(quantities):
         own = [(number, term[1:]) for term, number in numbers.items() if term[0] == place]
         inner = _sum(
             (number, quantities[rest[0]] if rest else None) for number, rest in own if number
         )
         if inner is not None:
-            parts.append((1.0, Node("*", (quantity, inner))))
+            parts.append((1.0, Expression("*", (quantity, inner))))
     whole = _sum(parts)
-    return whole if whole is not None else Node("0")
+    return whole if whole is not None else Expression("0")
 
 
-def _sum(parts: Iterable[tuple[float, Node | None]]) -> Node | None:
+def _sum(parts: Iterable[tuple[float, Expression | None]]) -> Expression | None:
     """Numbers times nodes, or alone; those above 0 first, as the language has no minus sign."""
     every = [(number, _times(abs(number), node)) for number, node in parts]
     rising = [one for number, one in every if number >= 0]
@@ -116,24 +118,24 @@ def _sum(parts: Iterable[tuple[float, Node | None]]) -> Node | None:
     if not every:
         return None
     if not rising:
-        return Node("negate", (_joined("+", falling),))
-    return reduce(lambda left, right: Node("-", (left, right)), falling, _joined("+", rising))
+        return Expression("negate", (_joined("+", falling),))
+    return reduce(lambda left, right: Expression("-", (left, right)), falling, _joined("+", rising))
 
 
-def _joined(sign: str, nodes: Sequence[Node]) -> Node:
-    return reduce(lambda left, right: Node(sign, (left, right)), nodes)
+def _joined(sign: str, nodes: Sequence[Expression]) -> Expression:
+    return reduce(lambda left, right: Expression(sign, (left, right)), nodes)
 
 
-def _times(number: float, node: Node | None) -> Node:
-    factor = Node(_rounded(number))
+def _times(number: float, node: Expression | None) -> Expression:
+    factor = Expression(_rounded(number))
     if node is None:
         return factor
-    return node if number == 1 else Node("*", (factor, node))
+    return node if number == 1 else Expression("*", (factor, node))
 
 
-def _from(node: Node, middle: float) -> Node:
+def _from(node: Expression, middle: float) -> Expression:
     """What a value has more than its mean."""
-    return Node("-" if middle >= 0 else "+", (node, Node(_rounded(abs(middle)))))
+    return Expression("-" if middle >= 0 else "+", (node, Expression(_rounded(abs(middle)))))
 
 
 def _rounded(number: float) -> str:

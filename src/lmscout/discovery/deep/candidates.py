@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.proxies.deep import Node, format_node, parse
+from lmscout.proxies import Expression, format_expression, parse
 from lmscout.ranking import kendall, log_pearson, partial_spearman, spearman
 from lmscout.results import SavedAs
 
@@ -29,7 +29,7 @@ class Candidate:
         estimate: of the fitness, where the race dropped it: by the architectures seen until then.
     """
 
-    node: Annotated[Node, SavedAs(format_node, parse)]
+    node: Annotated[Expression, SavedAs(format_expression, parse)]
     fitness: float | None
     discarded: str = ""
     order: int = 0

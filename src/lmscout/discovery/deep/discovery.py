@@ -24,8 +24,7 @@ from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.finding import Finding, judge_choice
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import Node, format_node, parse
-from lmscout.proxies.deep.members import MEMBERS
+from lmscout.proxies import LITERATURE, Expression, format_expression, parse
 from lmscout.results import Result, SavedAs
 from lmscout.stages import Progress, StageProgress, Stages, part_of
 from lmscout.statistics import Batch, Workers
@@ -55,7 +54,7 @@ class DeepDiscovery(Result):
     settings: DeepSettings
     evolutions: tuple[Evolution, ...]
     members: tuple[Candidate, ...]
-    proxy: Annotated[Node, SavedAs(format_node, parse)]
+    proxy: Annotated[Expression, SavedAs(format_expression, parse)]
     bent: bool
     seconds: dict[str, float]
 
@@ -170,7 +169,7 @@ def discover_deep(
         for one, size in zip(benchmarks, search, strict=True)
     )
     chosen = choose_deep(grounds, settings, seed, folder, stages)
-    text = format_node(chosen.product.node)
+    text = format_expression(chosen.product.node)
     with stages(JUDGING) as told:
         findings = [
             judge_choice(
@@ -220,7 +219,7 @@ def choose_deep(
         evolutions = _searches(settings, evidence, seed, folder, threads, told)
     # The fittest of a few sizes: the fittest of all are alike, and fail together.
     finalists = [each.front[-FINALISTS:] for each in evolutions]
-    nodes = {format_node(one.node): one.node for each in finalists for one in each}
+    nodes = {format_expression(one.node): one.node for each in finalists for one in each}
     if not nodes:
         raise LmscoutError(
             f"{', '.join(one.benchmark.name for one in grounds)}: no proxy ranks the search split; "
@@ -259,7 +258,7 @@ def _searches(
             settings.engine,
             settings.grammar,
             int(np.random.SeedSequence((seed, number)).generate_state(1)[0]),
-            tuple(MEMBERS.values()) if settings.catalog else (),
+            tuple(LITERATURE.values()) if settings.catalog else (),
         )
         hall = [one for each in found for one in each.hall]
         screen = Screen(
@@ -283,4 +282,4 @@ def _searches(
 
 
 def _candidate(one: Candidate) -> dict[str, object]:
-    return {"proxy": format_node(one.node), "size": one.node.size, "fitness": one.fitness}
+    return {"proxy": format_expression(one.node), "size": one.node.size, "fitness": one.fitness}

@@ -17,19 +17,15 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from lmscout.discovery.deep.candidates import Candidate, by_worth, front
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import Node
-from lmscout.proxies.deep.growing import (
-    Grammar,
-    Random,
-    canonical,
-    cross,
-    hoist,
+from lmscout.proxies import Expression, Grammar, canonical
+from lmscout.proxies.genetic import (
+    crossover,
+    hoist_mutation,
     join,
-    mutate_point,
-    mutate_subtree,
-    seedling,
+    point_mutation,
+    subtree_mutation,
 )
-from lmscout.proxies.deep.listing import every_score
+from lmscout.proxies.spaces import Random, every_score, random_score
 
 EXHAUSTIVE = "exhaustive"
 
@@ -48,7 +44,7 @@ _SHORTER = 0.5  # how often only those rivals count that are no longer than the 
 class Engine(Protocol):
     """A source of candidates."""
 
-    def ask(self, count: int) -> list[Node]:
+    def ask(self, count: int) -> list[Expression]:
         """Trees to judge; fewer where there are no more."""
 
     def tell(self, judged: Sequence[Candidate]) -> None:
@@ -58,11 +54,11 @@ class Engine(Protocol):
 class ExhaustiveSearch:
     """Every tree, shortest first: nothing short is missed, and nothing long is reached."""
 
-    def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Node] = ()) -> None:
+    def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Expression] = ()) -> None:
         """Begin with given trees, if any; nothing depends on the seed."""
         self._trees = chain(seeds, every_score(grammar))
 
-    def ask(self, count: int) -> list[Node]:
+    def ask(self, count: int) -> list[Expression]:
         """The next trees."""
         return list(islice(self._trees, count))
 
@@ -73,12 +69,12 @@ class ExhaustiveSearch:
 class RandomSearch:
     """Every tree is grown anew: what the others have to beat."""
 
-    def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Node] = ()) -> None:
+    def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Expression] = ()) -> None:
         """Begin with given trees, if any."""
         self._grammar, self._rng = grammar, np.random.default_rng(seed)
         self._seeds = deque(seeds)
 
-    def ask(self, count: int) -> list[Node]:
+    def ask(self, count: int) -> list[Expression]:
         """The given trees first, then random ones."""
         return _begun(self._seeds, self._grammar, count, self._rng)
 
@@ -96,7 +92,7 @@ class RegularizedEvolution:
         self,
         grammar: Grammar,
         seed: int,
-        seeds: Sequence[Node] = (),
+        seeds: Sequence[Expression] = (),
         *,
         population: int = 100,
         sample: int = 10,
@@ -107,7 +103,7 @@ class RegularizedEvolution:
         self._population: deque[Candidate] = deque(maxlen=population)
         self._sample = sample
 
-    def ask(self, count: int) -> list[Node]:
+    def ask(self, count: int) -> list[Expression]:
         """Mutants of tournament winners; random trees until the population is full."""
         if len(self._population) < (self._population.maxlen or 0):
             return _begun(self._seeds, self._grammar, count, self._rng)
@@ -117,7 +113,7 @@ class RegularizedEvolution:
         """Those that raced join, whether they arrived or not; others have nothing to compare."""
         self._population.extend(one for one in judged if one.worth is not None)
 
-    def _child(self) -> Node:
+    def _child(self) -> Expression:
         places = self._rng.integers(len(self._population), size=self._sample)
         parent = min((self._population[place] for place in places), key=by_worth).node
         return _mutant(parent, self._grammar, self._rng)
@@ -137,7 +133,7 @@ class GeneticProgramming:
         self,
         grammar: Grammar,
         seed: int,
-        seeds: Sequence[Node] = (),
+        seeds: Sequence[Expression] = (),
         *,
         islands: int = 4,
         population: int = 25,
@@ -161,9 +157,9 @@ class GeneticProgramming:
         self._population, self._migration, self._migrants = population, migration, migrants
         self._generation = 0
         self._front: list[Candidate] = []
-        self._asked: set[Node] = set()
+        self._asked: set[Expression] = set()
 
-    def ask(self, count: int) -> list[Node]:
+    def ask(self, count: int) -> list[Expression]:
         """Offspring of every island in turn; random trees where there are no parents yet."""
         if not all(len(island) >= 2 for island in self._islands):
             begun = _begun(self._seeds, self._grammar, count, self._rng)
@@ -185,7 +181,7 @@ class GeneticProgramming:
                 island.extend(one for one in best[place - 1] if one.node not in known)
         self._islands = [survivors(island, self._population) for island in self._islands]
 
-    def _new(self, island: Sequence[Candidate]) -> Node:
+    def _new(self, island: Sequence[Candidate]) -> Expression:
         """A child that was not asked before, if there is one at hand."""
         for _ in range(_TRIES):
             child = self._child(island)
@@ -194,22 +190,22 @@ class GeneticProgramming:
                 break
         return child
 
-    def _child(self, island: Sequence[Candidate]) -> Node:
+    def _child(self, island: Sequence[Candidate]) -> Expression:
         if self._front and self._rng.random() < _NEAR:
             best = self._front[self._rng.integers(len(self._front))].node
-            change = hoist if self._rng.random() < _HOISTED else mutate_point
+            change = hoist_mutation if self._rng.random() < _HOISTED else point_mutation
             return change(best, self._grammar, self._rng)
         if self._rng.random() < _FRESH:
-            return seedling(self._grammar, self._rng)
+            return random_score(self._grammar, self._rng)
         parent = self._parent(island)
         chance = self._rng.random()
         if chance < _CROSSED:
-            return cross(parent, self._parent(island), self._grammar, self._rng)
+            return crossover(parent, self._parent(island), self._grammar, self._rng)
         if chance < _CROSSED + _JOINED:
             return join(parent, self._parent(island), self._grammar, self._rng)
         return _mutant(parent, self._grammar, self._rng)
 
-    def _parent(self, island: Sequence[Candidate]) -> Node:
+    def _parent(self, island: Sequence[Candidate]) -> Expression:
         """The fittest of a few, or of those among them that are as short as one of them.
 
         Survivors are a front, of which brevity alone makes no parent; but a long front grows at
@@ -235,21 +231,21 @@ def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     return [candidates[place] for place in sorted(kept)]
 
 
-def _mutant(parent: Node, grammar: Grammar, rng: Random) -> Node:
+def _mutant(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     chance = rng.random()
     if chance < _SUBTREE:
-        return mutate_subtree(parent, grammar, rng)
+        return subtree_mutation(parent, grammar, rng)
     if chance < _SUBTREE + _POINT:
-        return mutate_point(parent, grammar, rng)
-    return hoist(parent, grammar, rng)
+        return point_mutation(parent, grammar, rng)
+    return hoist_mutation(parent, grammar, rng)
 
 
-def _begun(seeds: deque[Node], grammar: Grammar, count: int, rng: Random) -> list[Node]:
+def _begun(seeds: deque[Expression], grammar: Grammar, count: int, rng: Random) -> list[Expression]:
     given = [seeds.popleft() for _ in range(min(count, len(seeds)))]
-    return [*given, *(seedling(grammar, rng) for _ in range(count - len(given)))]
+    return [*given, *(random_score(grammar, rng) for _ in range(count - len(given)))]
 
 
-_ENGINES: dict[str, Callable[[Grammar, int, Sequence[Node]], Engine]] = {
+_ENGINES: dict[str, Callable[[Grammar, int, Sequence[Expression]], Engine]] = {
     EXHAUSTIVE: ExhaustiveSearch,
     "random": RandomSearch,
     "regularized": RegularizedEvolution,
@@ -258,7 +254,7 @@ _ENGINES: dict[str, Callable[[Grammar, int, Sequence[Node]], Engine]] = {
 ENGINES = tuple(_ENGINES)
 
 
-def engine_of(name: str, grammar: Grammar, seed: int, seeds: Sequence[Node] = ()) -> Engine:
+def engine_of(name: str, grammar: Grammar, seed: int, seeds: Sequence[Expression] = ()) -> Engine:
     """An engine by name.
 
     Raises:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.discovery.deep.candidates import Candidate, Coefficient, agreed, fittest
-from lmscout.proxies.deep import Node
+from lmscout.proxies import Expression
 from lmscout.ranking import fisher_z, spearman
 from lmscout.statistics.deep_values import joined_score
 
@@ -44,7 +44,7 @@ class Known:
         params: [search architectures].
     """
 
-    scores: Mapping[Node, Scores]
+    scores: Mapping[Expression, Scores]
     quality: Scores
     params: Scores
 
@@ -61,7 +61,7 @@ class Product:
     """
 
     members: tuple[Candidate, ...]
-    node: Node
+    node: Expression
     searched: tuple[Scores, ...]
     bent: bool = False
 
@@ -81,7 +81,11 @@ def choose(
     """
 
     def rescored(one: Candidate) -> Candidate:
-        worth = [coefficient(own.scores[one.node], own.quality, own.params) for own in known]
+        worth = [
+            coefficient(scores, own.quality, own.params) if np.isfinite(scores).all() else math.nan
+            for own in known
+            for scores in (own.scores[one.node],)
+        ]
         return replace(one, fitness=float(np.nan_to_num(agreed(worth))))
 
     every = [[rescored(one) for one in each] for each in finalists]
@@ -97,21 +101,21 @@ def choose(
     return _rising(tuple(members.values()), _multiplied(tuple(members), known), known)
 
 
-def _rising(members: tuple[Candidate, ...], node: Node, known: Sequence[Known]) -> Product:
+def _rising(members: tuple[Candidate, ...], node: Expression, known: Sequence[Known]) -> Product:
     """The members as one tree, turned round where it falls with quality."""
 
-    def searched(whole: Node) -> tuple[Scores, ...]:
+    def searched(whole: Expression) -> tuple[Scores, ...]:
         parts = [{one.node: own.scores[one.node] for one in members} for own in known]
         return tuple(joined_score(whole, own) for own in parts)
 
     scores = searched(node)
     if sum(spearman(one, own.quality) for one, own in zip(scores, known, strict=True)) < 0:
-        node = Node("negate", (node,))
+        node = Expression("negate", (node,))
         scores = searched(node)
     return Product(members, node, scores)
 
 
-def _multiplied(members: Sequence[Node], known: Sequence[Known]) -> Node:
+def _multiplied(members: Sequence[Expression], known: Sequence[Known]) -> Expression:
     """Those whose size rises with quality, multiplied, and divided by those whose size falls."""
     ways = [_rises(member, known) for member in members]
     rising = [member for member, up in zip(members, ways, strict=True) if up]
@@ -119,14 +123,14 @@ def _multiplied(members: Sequence[Node], known: Sequence[Known]) -> Node:
     if not rising:  # then the inverse orders as well
         rising, falling = falling, []
     first, *others = rising
-    whole = reduce(lambda left, right: Node("*", (left, right)), others, first)
-    return reduce(lambda left, right: Node("/", (left, right)), falling, whole)
+    whole = reduce(lambda left, right: Expression("*", (left, right)), others, first)
+    return reduce(lambda left, right: Expression("/", (left, right)), falling, whole)
 
 
-def _rises(node: Node, known: Sequence[Known]) -> bool:
+def _rises(node: Expression, known: Sequence[Known]) -> bool:
     return sum(spearman(np.abs(own.scores[node]), own.quality) for own in known) >= 0
 
 
-def _of_one_sign(node: Node, known: Sequence[Known]) -> bool:
+def _of_one_sign(node: Expression, known: Sequence[Known]) -> bool:
     scores = np.concatenate([own.scores[node] for own in known])
-    return bool((scores > 0).all() or (scores < 0).all())
+    return bool(np.isfinite(scores).all() and ((scores > 0).all() or (scores < 0).all()))

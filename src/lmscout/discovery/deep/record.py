@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lmscout.discovery.deep.candidates import Candidate, fittest
 from lmscout.errors import LmscoutError
 from lmscout.files import check_folder, write_file
-from lmscout.proxies.deep import format_node, parse
+from lmscout.proxies import format_expression, parse
 
 HALL = 50  # candidates of the hall of fame
 EVALUATIONS, HALL_OF_FAME = "evaluations", "hall_of_fame.csv"
@@ -81,7 +81,7 @@ class Record:
     def add(self, number: int, judged: Sequence[Candidate]) -> None:
         """Keep a batch."""
         columns = {
-            "proxy": [format_node(one.node) for one in judged],
+            "proxy": [format_expression(one.node) for one in judged],
             "size": [one.node.size for one in judged],
             "fitness": [one.fitness for one in judged],
             "discarded": [one.discarded for one in judged],
@@ -100,7 +100,7 @@ class Record:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["fitness", "size", "proxy"])
         for one in fittest(every.values(), HALL):
-            writer.writerow([f"{one.fitness:.6f}", one.node.size, format_node(one.node)])
+            writer.writerow([f"{one.fitness:.6f}", one.node.size, format_expression(one.node)])
         write_file(self._folder / HALL_OF_FAME, text.getvalue())
 
     def _path(self, number: int) -> Path:

@@ -32,9 +32,9 @@ from lmscout.discovery.deep.candidates import (
     to_beat,
 )
 from lmscout.discovery.deep.evidence import Evidence
-from lmscout.proxies.deep import SPEC_LEAVES, Node
-from lmscout.proxies.deep.growing import canonical
-from lmscout.proxies.deep.rules import RULES, first_broken
+from lmscout.proxies import Expression, canonical
+from lmscout.proxies.primitives import SPEC_LEAVES
+from lmscout.proxies.rules import RULES, first_broken
 from lmscout.ranking import fisher_z, midranks
 from lmscout.statistics.deep_values import DeepEvaluator
 
@@ -92,13 +92,13 @@ class Screen:
         self._pool = ThreadPoolExecutor(workers)
         self._benches = [_Bench.of(one) for one in evidence]
         self._looks = max(len(one.looks) for one in evidence)
-        self._trees: set[Node] = set()
+        self._trees: set[Expression] = set()
         self._shortest: dict[int, int] = {}  # by the order that a tree makes, its words
 
-    def judge(self, nodes: Sequence[Node]) -> list[Candidate]:
+    def judge(self, nodes: Sequence[Expression]) -> list[Candidate]:
         """Discard or evaluate a batch; one candidate a tree, in the order given."""
         fell: dict[int, Candidate] = {}
-        waiting: dict[int, Node] = {}
+        waiting: dict[int, Expression] = {}
         for place, node in enumerate(map(canonical, nodes)):
             rule = first_broken(node) if self._rules else None
             if rule is not None:
@@ -150,7 +150,7 @@ class Screen:
         self.evaluations += sum(one.fitness is not None for one in judged)
         self.best = front([*self.best, *judged])
 
-    def _probed(self, node: Node) -> tuple[str, _Racer]:
+    def _probed(self, node: Expression) -> tuple[str, _Racer]:
         """A rule that a tree falls to by its values on the probe, and how it stands there."""
         probed = tuple(bench.scores(node, 0) for bench in self._benches)
         racer = _Racer(node, probed)
@@ -178,7 +178,7 @@ class Screen:
         shortest = self._shortest.get(racer.order, math.inf) if self._rules else math.inf
         return DUPLICATE if racer.node.size >= shortest else ""
 
-    def _remember(self, order: int, node: Node) -> None:
+    def _remember(self, order: int, node: Expression) -> None:
         self._shortest[order] = min(node.size, self._shortest.get(order, node.size))
 
     def _outdone(self, racer: _Racer) -> Candidate | None:
@@ -228,7 +228,7 @@ class _Racer:
         order: fingerprint of how it orders the probe, 0 where that was not seen.
     """
 
-    node: Node
+    node: Expression
     values: tuple[Values, ...]
     order: int = 0
 
@@ -255,7 +255,7 @@ class _Bench:
             evidence.sketches.spec["params"][order],
         )
 
-    def scores(self, node: Node, look: int) -> Values:
+    def scores(self, node: Expression, look: int) -> Values:
         """Of the architectures of one look."""
         evaluator = self.by_look[look]
         return np.zeros(0) if evaluator is None else evaluator.scores(node)
@@ -269,7 +269,7 @@ def _undefined(racer: _Racer) -> str:
     return "" if all(np.isfinite(values).all() for values in racer.values) else UNDEFINED
 
 
-def _reads_data(node: Node) -> bool:
+def _reads_data(node: Expression) -> bool:
     weights = {"weight", "mixer_weight", "mlp_weight"}
     return not node.leaves <= {*weights, *SPEC_LEAVES}
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from lmscout.discovery.deep.candidates import DEFAULT_OBJECTIVE, OBJECTIVES
 from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE
 from lmscout.errors import LmscoutError, check_whole
-from lmscout.proxies.deep import SPEC_LEAVES
-from lmscout.proxies.deep.growing import Grammar
+from lmscout.proxies import Grammar
+from lmscout.proxies.primitives import SPEC_LEAVES
 
 
 @dataclass(frozen=True)

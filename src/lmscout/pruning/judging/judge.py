@@ -19,10 +19,8 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_count
-from lmscout.proxies import Entry, Reading, resolve
-from lmscout.proxies.deep import SPEC_LEAVES, Node, walk
-from lmscout.proxies.deep.members import as_tree
-from lmscout.proxies.deep.words import NUMBER, REDUCTIONS, SCORE
+from lmscout.proxies import Entry, Expression, Reading, as_expression, resolve, walk
+from lmscout.proxies.primitives import NUMBER, REDUCTIONS, SPEC_LEAVES
 from lmscout.pruning.families import ATTENTION, Family
 from lmscout.pruning.judging.reading import Place, read_trained, widened
 from lmscout.pruning.judging.tables import BlockTable, tabulate
@@ -54,7 +52,7 @@ class Asked:
 
     name: str
     sign: int
-    proxy: Node | Entry
+    proxy: Expression | Entry
 
 
 def asked_proxy(text: str) -> Asked:
@@ -76,12 +74,8 @@ def asked_proxy(text: str) -> Asked:
     sign = _SIGNS.get(bare[:1], 0)
     name = bare[1:].strip() if sign else bare
     found = resolve(name)
-    tree = as_tree(found)
+    tree = as_expression(found)
     if tree is not None:
-        if tree.type != SCORE:
-            raise LmscoutError(
-                f"judge {name}: it gives no score; aggregate it over the blocks, as in sum(...)"
-            )
         return Asked(name, sign, tree)
     assert isinstance(found, Entry)
     if not found.reads or found.reads == ("jacob",):
@@ -168,17 +162,17 @@ def read_judges(
         LmscoutError: the loss is not finite, or a proxy's better side cannot be told.
     """
     tokens = tokens[:WINDOWS]
-    trees = [one.proxy for one in asked if isinstance(one.proxy, Node)]
+    trees = [one.proxy for one in asked if isinstance(one.proxy, Expression)]
     reductions = dict.fromkeys(
         node for tree in trees for _, node in walk(tree) if node.name in REDUCTIONS
     )
-    tables: Mapping[Node, BlockTable] = {}
+    tables: Mapping[Expression, BlockTable] = {}
     if reductions:
         tables = tabulate(model, family, shape, tokens, reductions)
     configuration = _Configuration(model, family, shape)
     judges = []
     for one in asked:
-        if isinstance(one.proxy, Node):
+        if isinstance(one.proxy, Expression):
             score = partial(_scores, one.proxy, tables, configuration)
         else:
             score = partial(_summed, _function_table(one.proxy, model, family, shape, tokens))
@@ -225,13 +219,16 @@ class _Configuration:
 
 
 def _scores(
-    tree: Node, tables: Mapping[Node, BlockTable], configuration: _Configuration, rows: Rows
+    tree: Expression,
+    tables: Mapping[Expression, BlockTable],
+    configuration: _Configuration,
+    rows: Rows,
 ) -> Floats:
     """Scores of plans [n, 2L] by a tree, [n]."""
     exists = torch.from_numpy((rows > 0).reshape(len(rows), 2, -1).any(axis=1))
-    known: dict[Node, Tensor] = {}
+    known: dict[Expression, Tensor] = {}
 
-    def value(node: Node) -> Tensor:
+    def value(node: Expression) -> Tensor:
         if node not in known:
             if node.word == NUMBER:
                 known[node] = number_value(node).expand(len(rows))

@@ -18,9 +18,7 @@ from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.benchmarks import Benchmark
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import LoadedModel, load_model, parameter_count, read_text, tokenize_windows
-from lmscout.proxies import Branch
-from lmscout.proxies.deep import Node
-from lmscout.proxies.deep.members import as_block_value
+from lmscout.proxies import Branch, Expression, simplified
 from lmscout.pruning.calibration import calibrate, model_digest
 from lmscout.pruning.families import family_of
 from lmscout.pruning.judging.judge import WINDOWS
@@ -133,7 +131,6 @@ class LedgerBenchmark:
             self.benchmark.specs,
             settings.seed or 0,
             Batch(WINDOWS, settings.length, settings.seed or 0),
-            ("pruning",),
         )
         shape = len(INPUT_NAMES), len(chains), int(depth.max())
         store = RowStore(self.cache, "ledger", told, shape)
@@ -162,11 +159,11 @@ class LedgerBenchmark:
         if self.adapter is not None:
             merge_trained(calibrated, self.adapter, str(self.recorded.settings[SETTING]))
         nodes = {
-            (name, chain): as_block_value(Branch(name, chain))
+            (name, chain): simplified(Branch(name, chain).expression())
             for name in INPUT_NAMES
             for chain in map(tuple, chains)
         }
-        tables: dict[Node, BlockTable] = tabulate(
+        tables: dict[Expression, BlockTable] = tabulate(
             calibrated.model,
             calibrated.family,
             calibrated.shape,

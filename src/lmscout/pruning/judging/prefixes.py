@@ -3,7 +3,7 @@
 What a plan keeps of a tensor is its first units.  A sum over elements is then a sum over units,
 and one cumulative sum gives it for every plan; so with norms and deviations, which are sums of
 squares, with extremes, which accumulate, and with the two softmaxes, of which the mean needs the
-number of rows or the logarithm of a cumulative sum.  `proxies.formulas` has the definitions.
+number of rows or the logarithm of a cumulative sum.  `proxies.primitives` has the definitions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmscout.proxies.operators import UNARY_OPERATION
+from lmscout.proxies.primitives import UNARY_OPERATION
 
 Floats = npt.NDArray[np.float64]
 

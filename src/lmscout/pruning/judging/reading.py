@@ -38,7 +38,7 @@ class Place:
     Attributes:
         block: which block.
         kind: "attention", "mlp", or "block" where the tensors follow no units.
-        stack: of `proxies.deep.STACKS`: "linear", "act", "hidden", "head" or "softmax".
+        stack: of `proxies.primitives.STACKS`: "linear", "act", "hidden", "head" or "softmax".
         tensors: by leaf: "weight" and "grad", "act" and "act_grad", "jacob", "head", "softmax";
             in the model's dtype, but gradients of a float16 model, which are float32.
         axis: along which they follow units.

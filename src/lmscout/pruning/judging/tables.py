@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.proxies.deep import STACKS, Node
-from lmscout.proxies.deep.words import ELEMENTWISE, TENSOR_JOINS
-from lmscout.proxies.operators import UNARY_OPERATION
+from lmscout.proxies import Expression
+from lmscout.proxies.primitives import ELEMENTWISE, STACKS, TENSOR_JOINS, UNARY_OPERATION
 from lmscout.pruning.families import ATTENTION, KINDS, MLP, Family
 from lmscout.pruning.judging.prefixes import prefix_means
 from lmscout.pruning.judging.reading import BLOCK, Place, read_trained, widened
@@ -103,8 +102,8 @@ class BlockTable:
 class _Summed:
     """A reduction of which all prefixes follow from sums: an operation on an elementwise tree."""
 
-    node: Node
-    inner: Node
+    node: Expression
+    inner: Expression
     operation: str
 
 
@@ -113,8 +112,8 @@ def tabulate(
     family: Family,
     shape: Shape,
     tokens: Tensor,
-    reductions: Collection[Node],
-) -> dict[Node, BlockTable]:
+    reductions: Collection[Expression],
+) -> dict[Expression, BlockTable]:
     """Tabulate block values in one pass.
 
     Args:
@@ -164,7 +163,7 @@ def _values(tensor: Tensor, place: Place, asked: Sequence[_Summed]) -> Iterable[
     ]
 
 
-def _summed(node: Node) -> _Summed | None:
+def _summed(node: Expression) -> _Summed | None:
     (operand,) = node.operands
     if _elementwise(operand):
         return _Summed(node, operand, "identity")
@@ -173,7 +172,7 @@ def _summed(node: Node) -> _Summed | None:
     return None
 
 
-def _elementwise(node: Node) -> bool:
+def _elementwise(node: Expression) -> bool:
     if not node.operands:
         return True
     return (node.name in ELEMENTWISE or node.name in TENSOR_JOINS) and all(
@@ -181,14 +180,14 @@ def _elementwise(node: Node) -> bool:
     )
 
 
-def _reads(node: Node, place: Place) -> bool:
+def _reads(node: Expression, place: Place) -> bool:
     stack = node.operands[0].type
     if stack in _PARTS:
         return place.stack == "linear" and place.kind == _PARTS[stack]
     return place.stack == stack
 
 
-def _named(tensors: Tensors, nodes: Iterable[Node]) -> dict[str, Tensor]:
+def _named(tensors: Tensors, nodes: Iterable[Expression]) -> dict[str, Tensor]:
     """Tensors under the names that their leaves have in any of the stacks asked for."""
     named = dict(tensors)
     for stack in {node.operands[0].type for node in nodes} & _PARTS.keys():
@@ -196,7 +195,7 @@ def _named(tensors: Tensors, nodes: Iterable[Node]) -> dict[str, Tensor]:
     return named
 
 
-def _definition(node: Node) -> ByDefinition:
+def _definition(node: Expression) -> ByDefinition:
     (operand,) = node.operands
 
     def value(place: Place, count: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lmscout.errors import LmscoutError, brief
+from lmscout.errors import LmscoutError, shown
 from lmscout.pruning.saving.export import CONFIG, RECORD
 from lmscout.pruning.subnetworks.plan import Plan
 from lmscout.reading import read_json_object
@@ -67,7 +67,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 def _compare(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
-            both = "" if key == "plan" else f" ({brief(found.get(key))}, in this run {value})"
+            both = "" if key == "plan" else f" ({shown(found.get(key))}, in this run {value})"
             raise LmscoutError(
                 f"output folder {folder} holds a finished model with another {key}{both}: name "
                 "another folder"

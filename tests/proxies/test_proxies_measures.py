@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_transformer import TinyTransformer, batch, read
 
-from lmscout.proxies import handmade
+from lmscout.proxies import measures
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +47,27 @@ def test_the_reading_is_that_of_two_blocks_of_six_and_eight_layers(reading):
 
 def test_parameters(reading):
     count = sum(one.numel() for one in reading.model.parameters())
-    assert handmade.parameters(reading) == count > 1000
+    assert measures.parameters(reading) == count > 1000
 
 
 def test_grad_norm(reading):
     want = sum(
         math.sqrt(sum(g * g for g in gradient.ravel())) for _, gradient, _ in layers(reading)
     )
-    assert handmade.grad_norm(reading) == pytest.approx(want, rel=1e-12)
+    assert measures.grad_norm(reading) == pytest.approx(want, rel=1e-12)
 
 
 def test_snip_is_the_sum_of_synaptic_saliency_and_head_importance(reading):
     mixers = sum(plain_saliency(w, g) for w, g, mixes in layers(reading) if mixes)
     mlps = sum(plain_saliency(w, g) for w, g, mixes in layers(reading) if not mixes)
-    assert handmade.head_importance(reading) == pytest.approx(mixers, rel=1e-12)
-    assert handmade.synaptic_saliency(reading) == pytest.approx(mlps, rel=1e-12)
-    assert handmade.snip(reading) == pytest.approx(mixers + mlps, rel=1e-12)
+    assert measures.head_importance(reading) == pytest.approx(mixers, rel=1e-12)
+    assert measures.synaptic_saliency(reading) == pytest.approx(mlps, rel=1e-12)
+    assert measures.snip(reading) == pytest.approx(mixers + mlps, rel=1e-12)
 
 
 def test_synaptic_diversity(reading):
     want = sum(plain_nuclear(w) * plain_nuclear(g) for w, g, mixes in layers(reading) if mixes)
-    assert handmade.synaptic_diversity(reading) == pytest.approx(want, rel=1e-4)
+    assert measures.synaptic_diversity(reading) == pytest.approx(want, rel=1e-4)
 
 
 def test_fisher(reading):
@@ -83,7 +83,7 @@ def test_fisher(reading):
                     )
                     want += inner**2
     assert want > 0
-    assert handmade.fisher(reading) == pytest.approx(want, rel=1e-10)
+    assert measures.fisher(reading) == pytest.approx(want, rel=1e-10)
 
 
 def test_jacobian_covariance(reading):
@@ -92,7 +92,7 @@ def test_jacobian_covariance(reading):
     correlations = [[a @ b / math.sqrt((a @ a) * (b @ b)) for b in centred] for a in centred]
     values = np.linalg.eigvals(np.array(correlations)).real + 1e-5
     want = -sum(math.log(value) + 1 / value for value in values)
-    assert handmade.jacobian_covariance(reading) == pytest.approx(want, rel=1e-9)
+    assert measures.jacobian_covariance(reading) == pytest.approx(want, rel=1e-9)
 
 
 def test_activation_distance(reading):
@@ -103,7 +103,7 @@ def test_activation_distance(reading):
             for one in codes:
                 for other in codes:
                     want += sum(a == b for a, b in zip(one, other, strict=True))
-    assert handmade.activation_distance(reading) == want
+    assert measures.activation_distance(reading) == want
 
 
 def test_attention_confidence(reading):
@@ -115,7 +115,7 @@ def test_attention_confidence(reading):
             maxima = [float(max(head[b, :, c])) for b in range(samples) for c in range(width)]
             per_tensor.append(sum(maxima) / len(maxima))
         want += sum(per_tensor) / 3
-    assert handmade.attention_confidence(reading) == pytest.approx(want, rel=1e-12)
+    assert measures.attention_confidence(reading) == pytest.approx(want, rel=1e-12)
 
 
 def test_softmax_confidence_is_over_the_keys(reading):
@@ -123,13 +123,13 @@ def test_softmax_confidence_is_over_the_keys(reading):
     for (attention,) in reading.inputs["softmax"]:
         maxima = [max(row) for row in attention.flatten(0, 2).tolist()]
         want += sum(maxima) / len(maxima)
-    assert handmade.softmax_confidence(reading) == pytest.approx(want, rel=1e-12)
+    assert measures.softmax_confidence(reading) == pytest.approx(want, rel=1e-12)
     assert 0 < want < 2  # probabilities, one mean a block
 
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(handmade.attention_confidence, "head"), (handmade.softmax_confidence, "softmax")],
+    [(measures.attention_confidence, "head"), (measures.softmax_confidence, "softmax")],
 )
 def test_a_block_without_attention_adds_nothing_to_a_confidence(reading, function, name):
     first, second = reading.inputs[name]
@@ -151,17 +151,17 @@ def replaced(reading, name, block, index, tensor):
 @pytest.mark.parametrize(
     ("function", "name"),
     [
-        (handmade.grad_norm, "grad"),
-        (handmade.snip, "grad"),
-        (handmade.snip, "weight"),
-        (handmade.head_importance, "grad"),
-        (handmade.synaptic_diversity, "grad"),
-        (handmade.synaptic_diversity, "weight"),
-        (handmade.fisher, "act"),
-        (handmade.jacobian_covariance, "jacob"),
-        (handmade.activation_distance, "act"),
-        (handmade.attention_confidence, "head"),
-        (handmade.softmax_confidence, "softmax"),
+        (measures.grad_norm, "grad"),
+        (measures.snip, "grad"),
+        (measures.snip, "weight"),
+        (measures.head_importance, "grad"),
+        (measures.synaptic_diversity, "grad"),
+        (measures.synaptic_diversity, "weight"),
+        (measures.fisher, "act"),
+        (measures.jacobian_covariance, "jacob"),
+        (measures.activation_distance, "act"),
+        (measures.attention_confidence, "head"),
+        (measures.softmax_confidence, "softmax"),
     ],
 )
 def test_a_nan_in_what_is_read_makes_the_score_nan(reading, function, name):
@@ -175,6 +175,6 @@ def test_jacobian_covariance_of_one_sample_and_of_a_constant_row(reading):
     jacob = reading.inputs["jacob"][0][0]
     alone = replaced(reading, "jacob", 0, 0, jacob[:1])
     want = -(math.log(1 + 1e-5) + 1 / (1 + 1e-5))
-    assert handmade.jacobian_covariance(alone) == pytest.approx(want)
+    assert measures.jacobian_covariance(alone) == pytest.approx(want)
     constant = replaced(reading, "jacob", 0, 0, torch.ones_like(jacob))
-    assert math.isnan(handmade.jacobian_covariance(constant))
+    assert math.isnan(measures.jacobian_covariance(constant))

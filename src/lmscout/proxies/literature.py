@@ -1,7 +1,7 @@
-"""The proxies of the literature by name, each with its paper, and lmscout's own champions.
+"""The catalog: measures of the literature by name, each with its paper, and lmscout's champions.
 
-An entry is an expression where the language can say the proxy, a deep expression where it is a
-champion, and a function of a `Reading` where neither can say it.
+An entry is an expression where the language has one, or a function of a `Reading`; an entry with
+both is scored by the function, which sums in float64.
 """
 
 import re
@@ -10,29 +10,25 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies import handmade, passes
+from lmscout.proxies import measures
 from lmscout.proxies.champions import CHAMPIONS
-from lmscout.proxies.deep.nodes import Node
-from lmscout.proxies.deep.text import parse as parse_deep
-from lmscout.proxies.deep.words import SPEC_LEAVES, WORDS
-from lmscout.proxies.expression import Binary, Branch, Proxy
-from lmscout.proxies.operators import AGGREGATION, INPUT, UNARY_OPERATION
-from lmscout.proxies.reading import Reading
+from lmscout.proxies.expression import Expression, simplified
+from lmscout.proxies.measures import Reading
+from lmscout.proxies.parser import parse, require_short
+from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.proxies.spelling import nearest, shown
-from lmscout.proxies.text import parse, require_short
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A proxy of the literature, or one that lmscout found.
+    """A measure of the literature, or a proxy that lmscout found.
 
     Attributes:
         name: Its name here.
         paper: Where it was published: title and arXiv number.
         definition: What it computes, in one line.
-        proxy: The proxy as an expression, or None.
-        function: The proxy as a function, where it is no expression, or None.
-        tree: The proxy as a deep expression, where lmscout found it, or None.
+        expression: The proxy in the language, or None.
+        function: The proxy as a function, which its scores are taken from where there is one.
         source: Where exactly it was taken from, if not from the paper's text; the command that
             found it.
         found_on: Benchmarks of which the search saw a part, by name.
@@ -43,19 +39,15 @@ class Entry:
     name: str
     paper: str
     definition: str
-    proxy: Proxy | None = None
+    expression: Expression | None = None
     function: Callable[[Reading], float] | None = None
-    tree: Node | None = None
     source: str = ""
     reads: tuple[str, ...] = ()
     found_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        forms = (self.proxy, self.function, self.tree)
-        if sum(form is not None for form in forms) != 1:
-            raise LmscoutError(
-                f"catalog entry {self.name}: give an expression, a function or a deep expression"
-            )
+        if self.expression is None and self.function is None:
+            raise LmscoutError(f"catalog entry {self.name}: give an expression or a function")
 
 
 _ABDELFATTAH = "Zero-Cost Proxies for Lightweight NAS, arXiv 2101.08134"
@@ -68,33 +60,36 @@ CATALOG: tuple[Entry, ...] = (
         "parameters",
         f"baseline of {_ABDELFATTAH}",
         "number of parameters of the model",
-        function=handmade.parameters,
+        expression=parse("params"),
+        function=measures.parameters,
     ),
     Entry(
         "grad-norm",
         _ABDELFATTAH,
         "sum of the Frobenius norms of the linear layers' gradients",
-        function=handmade.grad_norm,
+        expression=parse("sum(total(frobenius(grad)))"),
+        function=measures.grad_norm,
         reads=("grad",),
     ),
     Entry(
         "snip",
         "SNIP: Single-shot Network Pruning based on Connection Sensitivity, arXiv 1810.02340",
         "sum of |w g| over the linear layers",
-        function=handmade.snip,
+        expression=parse("sum(total(abs(mul(weight, grad))))"),
+        function=measures.snip,
         reads=("weight", "grad"),
     ),
     Entry(
         "grasp",
         "Picking Winning Tickets Before Training by Preserving Gradient Flow, arXiv 2002.07376",
         "-sum of w (H g) over the linear layers",
-        function=passes.grasp,
+        function=measures.grasp,
     ),
     Entry(
         "fisher",
         "Faster gaze prediction with dense networks and Fisher pruning, arXiv 1801.05787",
         "sum over samples and channels of (sum over positions of act times its gradient)^2",
-        function=handmade.fisher,
+        function=measures.fisher,
         reads=("act", "act_grad"),
         source=f"as a proxy in {_ABDELFATTAH}",
     ),
@@ -103,19 +98,19 @@ CATALOG: tuple[Entry, ...] = (
         "Pruning neural networks without any data by iteratively conserving synaptic flow, "
         "arXiv 2006.05467",
         "sum of |w| dR/d|w| in the linearised model fed with ones",
-        function=passes.synflow,
+        function=measures.synflow,
     ),
     Entry(
         "logsynflow",
         "FreeREA: Training-Free Evolution-based Architecture Search, arXiv 2207.05135",
         "sum of |w| ln(|dR/d|w|| + 1) in the linearised model fed with ones",
-        function=passes.logsynflow,
+        function=measures.logsynflow,
     ),
     Entry(
         "jacobian-covariance",
         "Neural Architecture Search without Training, arXiv 2006.04647v1",
         "-sum of ln(v + 1e-5) + 1 / (v + 1e-5), v eigenvalues of the samples' correlations",
-        function=handmade.jacobian_covariance,
+        function=measures.jacobian_covariance,
         reads=("jacob",),
         source=f"on transformers in {_SERIANNI}",
     ),
@@ -123,21 +118,22 @@ CATALOG: tuple[Entry, ...] = (
         "synaptic-diversity",
         _DSS,
         "sum of nuclear norm of w times nuclear norm of g over the mixers' linear layers",
-        function=handmade.synaptic_diversity,
+        function=measures.synaptic_diversity,
         reads=("weight", "grad"),
     ),
     Entry(
         "synaptic-saliency",
         _DSS,
         "sum of |w g| over the MLPs' linear layers",
-        function=handmade.synaptic_saliency,
+        expression=parse("sum(total(abs(mul(mlp_weight, mlp_grad))))"),
+        function=measures.synaptic_saliency,
         reads=("weight", "grad"),
     ),
     Entry(
         "activation-distance",
         _SERIANNI,
         "sum over pairs of positions of the agreements of their binary activation codes",
-        function=handmade.activation_distance,
+        function=measures.activation_distance,
         reads=("act",),
         source="codes of Neural Architecture Search without Training, arXiv 2006.04647",
     ),
@@ -145,7 +141,8 @@ CATALOG: tuple[Entry, ...] = (
         "head-importance",
         "Are Sixteen Heads Really Better than One?, arXiv 1905.10650",
         "sum of |w g| over the mixers' linear layers",
-        function=handmade.head_importance,
+        expression=parse("sum(total(abs(mul(mixer_weight, mixer_grad))))"),
+        function=measures.head_importance,
         reads=("weight", "grad"),
         source=f"in the form of {_SERIANNI}",
     ),
@@ -153,7 +150,7 @@ CATALOG: tuple[Entry, ...] = (
         "attention-confidence",
         _SERIANNI,
         "sum over blocks of the mean of the head tensors' maxima over positions",
-        function=handmade.attention_confidence,
+        function=measures.attention_confidence,
         reads=("head",),
     ),
     Entry(
@@ -161,7 +158,7 @@ CATALOG: tuple[Entry, ...] = (
         "Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy Lifting, the Rest "
         "Can Be Pruned, arXiv 1905.09418",
         "sum over blocks of the mean of the largest attention weight over the keys",
-        function=handmade.softmax_confidence,
+        function=measures.softmax_confidence,
         reads=("softmax",),
         source=f"as a proxy in {_SERIANNI}, whose code takes the maximum over the heads instead",
     ),
@@ -172,14 +169,7 @@ CATALOG: tuple[Entry, ...] = (
         "lpzero-flexibert",
         _LPZERO,
         "LPZero's champion of the FlexiBERT search; its act half is always 0",
-        proxy=Proxy(
-            "mean",
-            Binary(
-                "sum",
-                Branch("head", ("negate", "square")),
-                Branch("act", ("frobenius", "logsoftmax")),
-            ),
-        ),
+        expression=parse("mean(square(negate(head)) + logsoftmax(frobenius(act)))"),
         source="github.com/pprp/LPZero, lpzero/runner/eval_searched_bert.py and "
         "find_best_bert.py at afe98737: inputs head, act; genotype [[15, 3], [8, 13], 0]",
     ),
@@ -190,14 +180,7 @@ CATALOG: tuple[Entry, ...] = (
         "lpzero-gpt2",
         _LPZERO,
         "LPZero's champion of the GPT-2 search",
-        proxy=Proxy(
-            "mean",
-            Binary(
-                "sum",
-                Branch("weight", ("square", "l1")),
-                Branch("grad", ("softmax", "square")),
-            ),
-        ),
+        expression=parse("mean(l1(square(weight)) + square(softmax(grad)))"),
         source="github.com/pprp/LPZero, lpzero/predictor/measures/lpzero.py at 48877572, as "
         "eval_rank_gpt2.py calls it: inputs weight, grad; genotype [[3, 10], [11, 3], 0]",
     ),
@@ -206,7 +189,7 @@ CATALOG: tuple[Entry, ...] = (
             one.name,
             f"found by lmscout, after {_LPZERO}",
             f"what the deep search found on {one.saw}",
-            tree=parse_deep(one.text),
+            expression=parse(one.text),
             source=f"{one.command} (lmscout at {one.revision})",
             found_on=one.found_on,
         )
@@ -214,12 +197,25 @@ CATALOG: tuple[Entry, ...] = (
     ),
 )
 
-# Words and signs that tell a deep proxy from a published one, for the error that helps.
-_DEEP_ALONE = {word.name for word in WORDS} - {*INPUT, *UNARY_OPERATION, *AGGREGATION, *"+-*"}
-_DEEP_ALONE |= {"/", ","}
-_CONFIGURATION = re.compile(rf"\s*({'|'.join(SPEC_LEAVES)}|[0-9.]+)\s*([-+*/]|$)")
-
 CATALOG_ENTRY: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in CATALOG})
+
+LITERATURE: Mapping[str, Expression] = MappingProxyType(
+    {
+        entry.name: simplified(entry.expression)
+        for entry in CATALOG
+        if entry.expression is not None and not entry.found_on
+    }
+)
+"""Catalog name to expression, for every measure of the literature that the language can state: a
+search may begin with them.
+
+The others look along one axis alone (fisher, activation-distance, the two confidences), at
+eigenvalues (jacobian-covariance, synaptic-diversity), or run the model once more.  lmscout's
+champions are not among them: a search that began with one would begin with what its benchmark's
+test split may have been part of."""
+
+# An expression without a parenthesis: a number or a leaf of the configuration, and signs.
+_BARE = re.compile(rf"\s*({'|'.join(SPEC_LEAVES)}|[0-9.]+)\s*([-+*/]|$)")
 
 
 def has_seen(name: str, benchmark: str) -> bool:
@@ -228,34 +224,25 @@ def has_seen(name: str, benchmark: str) -> bool:
     There its figures flatter it.
 
     Args:
-        name: of a proxy; one that is not in the catalog has seen nothing.
-        benchmark: its name.
+        name: Of a proxy; one that is not in the catalog has seen nothing.
+        benchmark: Its name.
     """
     entry = CATALOG_ENTRY.get(name)
     return entry is not None and benchmark in entry.found_on
 
 
-def resolve(text: str) -> Entry | Proxy | Node:
-    """The catalog entry of a name, or the proxy of an expression.
+def resolve(text: str) -> Entry | Expression:
+    """The catalog entry of a name, or the expression of a text.
 
     An expression is text with a parenthesis, or one that begins with a number or with a leaf that
-    reads the configuration, such as `params / depth`.  It is of the published form if it can be,
-    else of the deep space.
+    reads the configuration, such as `params / depth`.
 
     Raises:
         LmscoutError: There is no such entry, or the expression is malformed.
     """
     require_short(text)
-    if "(" in text:
-        try:
-            return parse(text)
-        except LmscoutError:
-            words = set(re.findall(r"\w+|[^\w\s]", text))
-            if not words & _DEEP_ALONE and not any(one.isdigit() for one in words):
-                raise
-        return parse_deep(text)
-    if _CONFIGURATION.match(text):
-        return parse_deep(text)
+    if "(" in text or _BARE.match(text):
+        return parse(text)
     name = text.strip()
     if name.startswith("-"):
         raise LmscoutError(
@@ -269,3 +256,9 @@ def resolve(text: str) -> Entry | Proxy | Node:
             f"an expression such as sum(abs(weight)), or one of {', '.join(CATALOG_ENTRY)}"
         )
     return CATALOG_ENTRY[name]
+
+
+def as_expression(proxy: Entry | Expression) -> Expression | None:
+    """A proxy as searches write it; None where the language cannot state it."""
+    expression = proxy.expression if isinstance(proxy, Entry) else proxy
+    return None if expression is None else simplified(expression)

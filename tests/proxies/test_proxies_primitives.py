@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies.operators import (
+from lmscout.proxies.primitives import (
     AGGREGATION,
     AGGREGATIONS,
     BINARY,
-    BINARY_OPERATION,
     INPUT,
     INPUTS,
     UNARY,
@@ -266,7 +265,6 @@ def test_tables_by_name_hold_the_same_entries_and_cannot_change():
     for table, by_name in (
         (INPUTS, INPUT),
         (UNARY, UNARY_OPERATION),
-        (BINARY, BINARY_OPERATION),
         (AGGREGATIONS, AGGREGATION),
     ):
         assert tuple(by_name.values()) == table
@@ -281,7 +279,5 @@ def test_every_entry_says_what_it_is():
         assert entry.guard
         assert entry.latex.count("#1") == 1
         assert "2410.04808" in entry.source
-    for entry in BINARY:
-        assert entry.latex.count("#1") == entry.latex.count("#2") == 1
     for entry in AGGREGATIONS:
         assert entry.latex.count("#1") == 1

@@ -1,13 +1,13 @@
-"""Rules that tell from a tree alone that it cannot be worth evaluating.
+"""Filters that discard an expression by its form alone, before it is evaluated.
 
 LPZero's rule-based pruning strategy (arXiv 2410.04808) discards unpromising candidates before
-they cost anything.  Here every rule has a name, a reason and a test, and looks at one place of
-a tree: what it discards reads shapes alone there, or says in more words what a shorter tree says
-or nearly says.  Three of them are wider than that: a softmax's total, and what is divided by
-itself, count rows or elements, which can go with quality as the configuration does; twice a value
-is not the value under a bent word such as `exp`; and doing it again changes a little where the
-formula's epsilon is not small beside a spread.  Shorter trees say all of these as well.  The rules
-that need values are in `discovery`.
+they cost anything.  Here every rule has a name, a reason and a test, and looks at one place of an
+expression: what it discards there depends on shapes alone, or a shorter expression gives the same
+or nearly the same.  Three rules discard more than that: the total of a softmax and a value divided
+by itself count rows or elements, which can correlate with quality as the configuration does; twice
+a value orders differently under a nonlinear word such as `exp`; and a repeated operation changes a
+little where the formula's epsilon is not small beside a spread.  Shorter expressions cover these
+as well.  The filters that need values are in `discovery`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lmscout.proxies.deep.nodes import Node, walk
-from lmscout.proxies.deep.words import NUMBER, SPEC_LEAVES, STACKS
+from lmscout.proxies import Expression, walk
+from lmscout.proxies.primitives import NUMBER, SPEC_LEAVES, STACKS
 
 # f(g(x)) is x, or |x|, or what g alone leaves of x.
 _INVERSE = frozenset(
@@ -44,21 +44,21 @@ _SAME_ON_ONE_NUMBER = frozenset({"mean", "l1", "frobenius"})
 
 @dataclass(frozen=True)
 class Rule:
-    """One reason to discard a tree.
+    """One reason to discard an expression.
 
     Attributes:
-        name: as it is counted.
-        reason: why what it finds is worth nothing.
-        finds: whether it applies at a subtree; told also whether that is the whole tree.
+        name: As it is counted.
+        reason: Why what it finds is discarded.
+        finds: Whether it applies at a subtree, and a flag whether that is the whole expression.
     """
 
     name: str
     reason: str
-    finds: Callable[[Node, bool], bool]
+    finds: Callable[[Expression, bool], bool]
 
 
-def first_broken(node: Node) -> Rule | None:
-    """The first rule, in the order of the table, that some place of a tree breaks."""
+def first_broken(node: Expression) -> Rule | None:
+    """The first rule, in the order of the table, that some place of an expression breaks."""
     places = [(one, not path) for path, one in walk(node)]
     for rule in RULES:
         if any(rule.finds(one, whole) for one, whole in places):
@@ -66,7 +66,7 @@ def first_broken(node: Node) -> Rule | None:
     return None
 
 
-def never_negative(node: Node) -> bool:
+def never_negative(node: Expression) -> bool:
     """Whether a value is known to be 0 or more, whatever is read."""
     if node.name in _NEVER_NEGATIVE or node.name in SPEC_LEAVES or node.word == NUMBER:
         return True
@@ -82,7 +82,7 @@ def never_negative(node: Node) -> bool:
     return False
 
 
-def never_positive(node: Node) -> bool:
+def never_positive(node: Expression) -> bool:
     """Whether a value is known to be 0 or less, whatever is read."""
     if node.name == "logsoftmax":
         return True
@@ -93,15 +93,15 @@ def never_positive(node: Node) -> bool:
     return False
 
 
-def _under(node: Node) -> str:
+def _under(node: Expression) -> str:
     return node.operands[0].name if node.operands else ""
 
 
-def _inverse(node: Node, _: bool) -> bool:
+def _inverse(node: Expression, _: bool) -> bool:
     return len(node.operands) == 1 and (node.name, _under(node)) in _INVERSE
 
 
-def _repeated(node: Node, _: bool) -> bool:
+def _repeated(node: Expression, _: bool) -> bool:
     if len(node.operands) != 1:
         return False
     if node.name in _IDEMPOTENT and node.name == _under(node):
@@ -109,15 +109,15 @@ def _repeated(node: Node, _: bool) -> bool:
     return node.name in ("abs", "relu") and never_negative(node.operands[0])
 
 
-def _signless(node: Node, _: bool) -> bool:
+def _signless(node: Expression, _: bool) -> bool:
     return node.name in _EVEN and _under(node) in ("abs", "negate")
 
 
-def _nothing_left(node: Node, _: bool) -> bool:
+def _nothing_left(node: Expression, _: bool) -> bool:
     return node.name in ("log", "sqrt", "relu") and never_positive(node.operands[0])
 
 
-def _flat(node: Node, _: bool) -> bool:
+def _flat(node: Expression, _: bool) -> bool:
     if len(node.operands) != 1 or node.operands[0].type not in STACKS:
         return False
     if node.name in ("average", "mean", "total"):
@@ -126,14 +126,14 @@ def _flat(node: Node, _: bool) -> bool:
     return node.name in _FLAT_ON_ONE_NUMBER and _one_number(node.operands[0])
 
 
-def _one_number(node: Node) -> bool:
+def _one_number(node: Expression) -> bool:
     """Whether a tensor expression is one number a tensor."""
     if node.word.scalar:
         return True
     return bool(node.operands) and all(_one_number(one) for one in node.operands)
 
 
-def _said_already(node: Node, _: bool) -> bool:
+def _said_already(node: Expression, _: bool) -> bool:
     if len(node.operands) != 1 or node.operands[0].type not in STACKS:
         return False
     operand = node.operands[0]
@@ -142,15 +142,15 @@ def _said_already(node: Node, _: bool) -> bool:
     return node.name == "average" and operand.name == "mean"
 
 
-def _cancels(node: Node, _: bool) -> bool:
+def _cancels(node: Expression, _: bool) -> bool:
     return node.name in ("sub", "-", "div", "/") and node.operands[0] == node.operands[1]
 
 
-def _twice(node: Node, _: bool) -> bool:
+def _twice(node: Expression, _: bool) -> bool:
     return node.name in ("add", "+", "mul", "*") and node.operands[0] == node.operands[1]
 
 
-def _order_kept(node: Node, whole: bool) -> bool:
+def _order_kept(node: Expression, whole: bool) -> bool:
     if not whole or len(node.operands) != 1 or node.type != node.operands[0].type:
         return False
     if node.name in _ALWAYS_RISING or node.name == "negate":
@@ -158,7 +158,7 @@ def _order_kept(node: Node, whole: bool) -> bool:
     return node.name in _RISING_WHERE_POSITIVE and never_negative(node.operands[0])
 
 
-def _unread(node: Node, whole: bool) -> bool:
+def _unread(node: Expression, whole: bool) -> bool:
     return whole and node.leaves <= set(SPEC_LEAVES)
 
 

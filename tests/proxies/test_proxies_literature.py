@@ -8,15 +8,21 @@ from tiny_transformer import TinyTransformer, batch, read
 
 from lmscout.architectures import FlexibertBlock, FlexibertSpec
 from lmscout.errors import LmscoutError
-from lmscout.proxies.catalog import CATALOG, CATALOG_ENTRY, Entry, resolve
+from lmscout.proxies import (
+    CATALOG,
+    CATALOG_ENTRY,
+    LITERATURE,
+    Entry,
+    as_expression,
+    as_published,
+    evaluate,
+    format_expression,
+    parse,
+    resolve,
+)
 from lmscout.proxies.champions import CHAMPIONS
-from lmscout.proxies.deep import SPEC_LEAVES, format_node
-from lmscout.proxies.deep import parse as parse_deep
-from lmscout.proxies.deep.members import MEMBERS, as_tree
-from lmscout.proxies.expression import evaluate
-from lmscout.proxies.handmade import snip
-from lmscout.proxies.operators import reduce
-from lmscout.proxies.text import format_proxy, parse
+from lmscout.proxies.measures import snip
+from lmscout.proxies.primitives import SPEC_LEAVES, reduce
 from lmscout.statistics import Batch, full_reading
 from lmscout.statistics.deep_values import full_score
 from lmscout.statistics.scoring import score
@@ -53,10 +59,10 @@ def test_the_catalog_names_each_proxy_once_with_its_paper():
 
 
 def test_the_champions_are_expressions():
-    assert format_proxy(CATALOG_ENTRY["lpzero-flexibert"].proxy) == (
+    assert format_expression(CATALOG_ENTRY["lpzero-flexibert"].expression) == (
         "mean(square(negate(head)) + logsoftmax(frobenius(act)))"
     )
-    assert format_proxy(CATALOG_ENTRY["lpzero-gpt2"].proxy) == (
+    assert format_expression(CATALOG_ENTRY["lpzero-gpt2"].expression) == (
         "mean(l1(square(weight)) + square(softmax(grad)))"
     )
 
@@ -88,7 +94,7 @@ def test_what_a_function_reads_is_what_changes_its_score():
 
 
 def test_half_of_the_flexibert_champion_is_a_constant():
-    branch = CATALOG_ENTRY["lpzero-flexibert"].proxy.body.right
+    branch = as_published(CATALOG_ENTRY["lpzero-flexibert"].expression).branches[1]
     for seed in range(3):
         tensor = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
         assert reduce(branch.chain, tensor) == 0.0
@@ -104,56 +110,64 @@ def test_every_entry_scores_a_real_model():
     for entry in CATALOG:
         if entry.function:
             score = entry.function(reading)
-        elif entry.tree:
-            score = full_score(entry.tree, reading, {"depth": 2, "width": 8, "params": 1000})
+        elif as_published(entry.expression):
+            score = float(evaluate(entry.expression, lookup, [2])[0])
         else:
-            score = float(evaluate(entry.proxy, lookup, [2])[0])
+            values = {"depth": 2, "width": 8, "params": 1000}
+            score = full_score(entry.expression, reading, values)
         assert isinstance(score, float)
         assert math.isfinite(score)
         assert score != 0
 
 
-def test_an_entry_has_one_form_and_not_two():
-    forms = {
-        "proxy": parse("sum(abs(act))"),
-        "function": snip,
-        "tree": parse_deep("sum(total(act))"),
-    }
-    for name, form in forms.items():
-        Entry("name", "paper", "definition", **{name: form})
-    for without in forms:
-        given = {name: form for name, form in forms.items() if name != without}
-        with pytest.raises(LmscoutError, match="give an expression, a function or a deep"):
-            Entry("name", "paper", "definition", **given)
-    with pytest.raises(LmscoutError, match="give an expression, a function or a deep"):
+def test_an_entry_is_an_expression_or_a_function():
+    Entry("name", "paper", "definition", expression=parse("sum(abs(act))"))
+    Entry("name", "paper", "definition", function=snip)
+    with pytest.raises(LmscoutError, match="give an expression or a function"):
         Entry("name", "paper", "definition")
 
 
-def test_a_champion_is_scored_as_its_tree():
-    tree = parse_deep("sum(total(abs(mul(weight, grad)))) / params")
-    champion = Entry("champion", "here", "found", tree=tree)
-    spec = FlexibertSpec(
+def test_an_entry_with_both_is_one_measure():
+    both = [entry for entry in CATALOG if entry.expression and entry.function]
+    assert [entry.name for entry in both] == [
+        *("parameters", "grad-norm", "snip", "synaptic-saliency", "head-importance")
+    ]
+    spec = small_spec()
+    reading = full_reading(spec.build(0), Batch(2, 8).tokens(spec), spec.parameters())
+    for entry in both:
+        assert score(entry, reading, spec) == entry.function(reading)
+        assert score(entry.expression, reading, spec) == pytest.approx(entry.function(reading))
+
+
+def small_spec():
+    return FlexibertSpec(
         width=8,
         blocks=(FlexibertBlock(mixer="SDP", heads=2, feed_forward=16, stack=1),),
         embedding_width=8,
         vocabulary=40,
         max_length=16,
     )
+
+
+def test_a_champion_is_scored_as_its_tree():
+    tree = parse("sum(total(abs(mul(weight, grad)))) / params")
+    champion = Entry("champion", "here", "found", expression=tree, found_on=("pico",))
+    spec = small_spec()
     model_reading = full_reading(spec.build(0), Batch(2, 8).tokens(spec), spec.parameters())
     assert score(champion, model_reading, spec) == score(tree, model_reading, spec) != 0
-    assert as_tree(champion) is tree
-    assert tree not in MEMBERS.values()
+    assert as_expression(champion) is tree
+    assert tree not in LITERATURE.values()
 
 
 @pytest.mark.parametrize("champion", CHAMPIONS, ids=lambda one: one.name)
 def test_a_shipped_champion_is_a_tree_and_says_how_it_was_found(champion):
     entry = CATALOG_ENTRY[champion.name]
-    assert format_node(entry.tree) == champion.text
+    assert format_expression(entry.expression) == champion.text
     assert entry.source == f"{champion.command} (lmscout at {champion.revision})"
     assert re.fullmatch("[0-9a-f]{7,40}", champion.revision)
     (benchmarks,) = re.findall(r"^lmscout discover (\S+) --space deep ", champion.command)
     assert tuple(benchmarks.split(",")) == entry.found_on
-    reads_configuration = bool(entry.tree.leaves & set(SPEC_LEAVES))
+    reads_configuration = bool(entry.expression.leaves & set(SPEC_LEAVES))
     assert reads_configuration == ("--no-spec-leaves" not in champion.command)
 
 
@@ -176,8 +190,8 @@ def test_an_expression_resolves_to_its_proxy():
     ],
 )
 def test_what_begins_with_the_configuration_or_holds_a_number_is_an_expression(text):
-    assert resolve(text) == parse_deep(text)
-    assert resolve(format_node(resolve(text))) == resolve(text)
+    assert resolve(text) == parse(text)
+    assert resolve(format_expression(resolve(text))) == resolve(text)
 
 
 def test_an_expression_of_the_configuration_that_goes_wrong_is_told_by_its_column():

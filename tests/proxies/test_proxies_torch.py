@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec
 from lmscout.errors import LmscoutError
-from lmscout.proxies.deep import SPEC_LEAVES, STACKS, WORDS, format_node, parse
-from lmscout.proxies.deep.growing import Grammar, seedling
-from lmscout.proxies.deep.members import MEMBERS
-from lmscout.proxies.deep.torch_form import to_torch
+from lmscout.proxies import LITERATURE, Expression, Grammar, format_expression, parse, to_torch
+from lmscout.proxies.primitives import PRIMITIVES, SPEC_LEAVES, STACKS
+from lmscout.proxies.spaces import random_score
 from lmscout.statistics import Batch, full_reading
 from lmscout.statistics.deep_values import full_score
 from lmscout.statistics.sketches import spec_values
@@ -78,22 +77,22 @@ def check(node):
         score = proxy(given_tensors, given_values)  # it reads no more than its leaves
         assert isinstance(score, float)
         expected = full_score(node, reading, values)
-        np.testing.assert_equal(score, expected, err_msg=format_node(node))
+        np.testing.assert_equal(score, expected, err_msg=format_expression(node))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_it_gives_the_scores_of_the_definition(seed):
-    check(seedling(Grammar(largest=16), np.random.default_rng(seed)))
+    check(random_score(Grammar(largest=16), np.random.default_rng(seed)))
 
 
-@pytest.mark.parametrize("name", sorted(w.name for w in WORDS if w.takes == ("tensor",)
+@pytest.mark.parametrize("name", sorted(w.name for w in PRIMITIVES if w.takes == ("tensor",)
                                         and w.gives == "tensor"))  # fmt: skip
 def test_every_operation_of_tensors(name):
     check(parse(f"sum(average({name}(head)) - total({name}(sub(head, std(head)))))"))
 
 
-@pytest.mark.parametrize("text", [format_node(node) for node in MEMBERS.values()])
+@pytest.mark.parametrize("text", [format_expression(node) for node in LITERATURE.values()])
 def test_proxies_of_the_literature(text):
     check(parse(text))
 
@@ -122,7 +121,7 @@ def test_numbers(text):
 def test_it_needs_nothing_but_torch():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        tree = ast.parse(to_torch(seedling(Grammar(), rng)))
+        tree = ast.parse(to_torch(random_score(Grammar(), rng)))
         roots = set()
         for one in ast.walk(tree):
             if isinstance(one, ast.Import):
@@ -154,7 +153,7 @@ def test_a_part_that_occurs_twice_is_written_once():
 def test_lines_are_short_enough_to_read():
     rng = np.random.default_rng(1)
     for _ in range(50):
-        lines = to_torch(seedling(Grammar(largest=16), rng)).splitlines()
+        lines = to_torch(random_score(Grammar(largest=16), rng)).splitlines()
         code = [line for number, line in enumerate(lines) if number != 2]  # 2 is the proxy's text
         assert max(map(len, code)) <= 120
 
@@ -172,4 +171,4 @@ def test_tensors_that_do_not_match_are_refused():
 
 def test_what_gives_no_score_is_refused():
     with pytest.raises(LmscoutError, match="aggregate it over the blocks"):
-        to_torch(parse("total(weight)"))
+        to_torch(Expression("total", (Expression("weight"),)))

@@ -7,9 +7,7 @@ import torch
 from tiny_transformer import TinyTransformer, batch, read
 from torch import nn
 
-from lmscout.proxies import passes
-from lmscout.proxies.catalog import CATALOG
-from lmscout.proxies.reading import Reading
+from lmscout.proxies import CATALOG, Reading, measures
 
 FUNCTIONS = {entry.name: entry.function for entry in CATALOG if entry.function}
 
@@ -40,7 +38,7 @@ def test_grasp_is_minus_weights_times_hessian_times_gradient(fused):
         for weight, a, b in zip(block_weights(model), ahead, behind, strict=True)
     )
     assert abs(want) > 1e-3
-    assert passes.grasp(read(model, tokens)) == pytest.approx(want, rel=1e-6)
+    assert measures.grasp(read(model, tokens)) == pytest.approx(want, rel=1e-6)
 
 
 def plain_flow(model, length, remap):
@@ -64,8 +62,8 @@ def test_synflow_and_its_logarithm(fused):
     reading = read(model, batch())
     flow = plain_flow(model, 5, lambda gradient: gradient)
     log_flow = plain_flow(model, 5, lambda gradient: torch.log(gradient.abs() + 1))
-    assert passes.synflow(reading) == pytest.approx(flow, rel=1e-12)
-    assert passes.logsynflow(reading) == pytest.approx(log_flow, rel=1e-12)
+    assert measures.synflow(reading) == pytest.approx(flow, rel=1e-12)
+    assert measures.logsynflow(reading) == pytest.approx(log_flow, rel=1e-12)
     assert log_flow < flow
 
 
@@ -76,7 +74,7 @@ def test_the_flow_is_not_swamped_by_rounding_in_the_attention(fused, size):
     with torch.no_grad():
         for weight in block_weights(model):
             weight.mul_(size)
-    flow = passes.synflow(read(model, batch()))
+    flow = measures.synflow(read(model, batch()))
     # At one position a softmax has one weight and its gradient is exactly nothing; where all
     # positions are alike each of them carries that same flow.
     alone = plain_flow(model, 1, lambda gradient: gradient)
@@ -123,7 +121,7 @@ def test_synflow_is_conserved_through_linear_layers():
     hidden = np.ones((3, 4))
     for block in model.blocks:
         hidden = hidden @ np.abs(block[1].weight.detach().double().numpy()).T
-    assert passes.synflow(stack_reading(model)) == pytest.approx(5 * hidden.sum(), rel=1e-12)
+    assert measures.synflow(stack_reading(model)) == pytest.approx(5 * hidden.sum(), rel=1e-12)
 
 
 def test_synflow_does_not_overflow_where_single_precision_would():
@@ -131,13 +129,13 @@ def test_synflow_does_not_overflow_where_single_precision_would():
     with torch.no_grad():
         for block in model.blocks:
             block[1].weight.fill_(100.0)
-    assert passes.synflow(stack_reading(model)) == pytest.approx(20 * 3 * 4 * 400.0**20)
+    assert measures.synflow(stack_reading(model)) == pytest.approx(20 * 3 * 4 * 400.0**20)
 
 
 def test_grasp_of_a_loss_that_is_linear_in_the_weights_is_zero():
     model = LinearStack(layers=1)
     model.blocks[0][0] = model.blocks[0][2] = nn.Identity()
-    assert passes.grasp(stack_reading(model)) == 0.0
+    assert measures.grasp(stack_reading(model)) == 0.0
 
 
 def snapshot(model):
@@ -258,7 +256,7 @@ def test_the_flow_passes_an_open_gate_and_none_goes_through_it():
         hidden = hidden + hidden @ up.T @ down.T
     hidden.sum().backward()
     flow = sum(float((one.detach() * one.grad).sum()) for pair in weights for one in pair)
-    assert passes.synflow(gated_reading(model)) == pytest.approx(flow, rel=1e-12)
+    assert measures.synflow(gated_reading(model)) == pytest.approx(flow, rel=1e-12)
     assert not any("forward" in vars(block.activation) for block in model.blocks)
 
 
@@ -267,6 +265,6 @@ def test_without_open_gates_the_flow_of_a_deep_model_is_beyond_float64():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)
-    assert not math.isfinite(passes.synflow(gated_reading(model, told=False)))
-    assert math.isfinite(passes.synflow(gated_reading(model)))
-    assert math.isfinite(passes.logsynflow(gated_reading(model)))
+    assert not math.isfinite(measures.synflow(gated_reading(model, told=False)))
+    assert math.isfinite(measures.synflow(gated_reading(model)))
+    assert math.isfinite(measures.logsynflow(gated_reading(model)))

@@ -1,0 +1,230 @@
+"""Run the same commands with two checkouts and compare formulas, plans and figures.
+
+    python bench/compare.py OLD NEW [--only NAME ...] [--work FOLDER]
+
+The commands are on `pico`, or with `--every N` on every N-th of its architectures.  Each runs once
+with each checkout, with caches of its own, and gives its result as JSON.
+Texts, integers and true or false must be equal; floats within the tolerance of the command.
+Formulas are equal if NEW parses both to one tree: an old notation may be written in another way.
+What a checkout gave is kept under FOLDER, so that only what is missing runs again: remove
+FOLDER/new after a change.  One line a command: how many values are equal, which are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+IGNORED = {"seconds", "statistics", "torch", "latex", "schema"}  # times, paths, written forms
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command.
+
+    Attributes:
+        name: What `--only` takes.
+        arguments: Of the command line, without `--json`; `{out}` is a folder of the side, `{pico}`
+            the benchmark, `{search}` a sixth of its architectures.
+        renamed: Path of a field in OLD's result -> its path in NEW's, where they differ.
+        gone: Paths of fields that NEW does not give.
+        tolerance: Relative difference up to which floats count as equal.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
+    tolerance: float = 0.0
+
+
+_PICO_DEEP = ("discover", "{pico}", "--space", "deep", "--search", "{search}", "--out", "{out}")
+CASES = (
+    Case("discover", ("discover", "{pico}", "--search", "{search}", "--out", "{out}")),
+    Case(
+        "discover-sum",
+        (
+            *("discover", "{pico}", "--search", "{search}", "--aggregations", "sum,mean"),
+            *("--out", "{out}"),
+        ),
+    ),
+    Case("discover-deep", (*_PICO_DEEP, "--evaluations", "48", "--searches", "2")),
+    Case(
+        "discover-regularized",
+        (*_PICO_DEEP, "--evaluations", "130", "--searches", "1", "--engine", "regularized"),
+    ),
+    Case("rank", ("rank", "{pico}", "--out", "{out}")),
+    Case(
+        "rank-expressions",
+        (
+            *("rank", "{pico}", "--out", "{out}", "--proxy", "sum(std(grad))"),
+            *("--proxy", "-mean(frobenius(act) * frobenius(weight))"),
+            *("--proxy", "max(meansum(head) @ identity(softmax))"),
+            *("--proxy", "min(l1(square(weight)) - square(softmax(grad)))"),
+            *("--proxy", "sum(total(abs(mul(weight, grad)))) / params", "--proxy", "depth * width"),
+        ),
+    ),
+    Case("explain", ("explain", "mean(abs(act) - std(grad))", "{pico}")),
+    Case("explain-catalog", ("explain", "snip", "{pico}")),
+    Case(
+        "design",
+        (
+            *("design", "pico", "--proxy", "sum(total(abs(mul(weight, grad)))) * depth"),
+            *("--max-params", "3000000", "--evaluations", "12"),
+        ),
+    ),
+)
+
+
+def main() -> int:
+    """Run, compare, print; 1 where anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("old", type=Path)
+    parser.add_argument("new", type=Path)
+    parser.add_argument("--only", nargs="*", choices=[case.name for case in CASES])
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1)
+    given = parser.parse_args()
+    work = given.work or Path(tempfile.mkdtemp(prefix="lmscout-compare-"))
+    pico = smaller_pico(given.old, work, given.every) if given.every > 1 else "pico"
+    search = str(max(12, 40 // given.every))
+    differs = False
+    for case in CASES:
+        if given.only and case.name not in given.only:
+            continue
+        old, new = (
+            result(case, checkout.resolve(), work / side, given.workers, pico=pico, search=search)
+            for side, checkout in (("old", given.old), ("new", given.new))
+        )
+        differs |= report(case, old, new, given.new.resolve())
+    return int(differs)
+
+
+def smaller_pico(checkout: Path, work: Path, every: int) -> str:
+    """Every so many architectures of a checkout's `pico`, as a benchmark of its own."""
+    source = checkout / "src" / "lmscout" / "benchmarks" / "data" / "pico"
+    folder = work.resolve() / f"pico-{every}"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "settings.json", folder)
+    rows = (source / "table.jsonl").read_text("utf-8").splitlines(keepends=True)
+    kept = [row for row in rows if json.loads(row)["architecture"] % every == 0]
+    (folder / "table.jsonl").write_text("".join(kept), "utf-8")
+    return f"bench:{folder}"
+
+
+def result(case: Case, checkout: Path, work: Path, workers: int, **names: str) -> Any:
+    """The JSON of a command, run with a checkout; read where it was run before."""
+    kept = work.resolve() / f"{case.name}.json"
+    if not kept.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        out = work.resolve() / case.name
+        arguments = [one.format(out=out, **names) for one in case.arguments]
+        run = subprocess.run(
+            [
+                *(sys.executable, "-m", "lmscout", *arguments),
+                *("--workers", str(workers), "--json", str(kept)),
+            ],
+            cwd=work,
+            env=_environment(checkout) | {"LMSCOUT_CACHE": str(work.resolve() / "cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode:
+            raise SystemExit(f"{case.name} with {checkout}: {run.stderr.strip()}")
+    return json.loads(kept.read_text("utf-8"))
+
+
+def report(case: Case, old: Any, new: Any, checkout: Path) -> bool:
+    """Print how two results compare; whether they differ."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    before = {case.renamed.get(path, path): value for path, value in before.items()}
+    gone = [path for path in before if path not in after and path not in case.gone]
+    unlike = [path for path in before if path in after and before[path] != after[path]]
+    texts = [path for path in unlike if isinstance(before[path], str)]
+    same = same_trees([(before[path], after[path]) for path in texts], checkout)
+    rewritten = {path for path, alike in zip(texts, same, strict=True) if alike}
+    unlike = [
+        path
+        for path in unlike
+        if path not in rewritten and not close(before[path], after[path], case.tolerance)
+    ]
+    print(
+        f"{case.name}: {len(before) - len(unlike) - len(gone)} of {len(before)} values equal"
+        + (f", {len(rewritten)} formulas written in another way" if rewritten else "")
+    )
+    for path in unlike:
+        print(f"  {path}: {before[path]} -> {after[path]}")
+    for path in gone:
+        print(f"  {path}: {before[path]} -> missing")
+    return bool(unlike or gone)
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every text, number, truth value and null of a JSON value, with its path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in IGNORED:
+                yield from leaves(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{place}]")
+    else:
+        yield path, value
+
+
+def close(old: Any, new: Any, tolerance: float) -> bool:
+    """Whether two floats are within a relative tolerance."""
+    both = isinstance(old, float) and isinstance(new, float)
+    return both and math.isclose(old, new, rel_tol=tolerance)
+
+
+_SAME = """
+import json, sys
+from lmscout.proxies import resolve
+def read(text):
+    try:
+        return resolve(text)
+    except Exception:
+        return None
+pairs = [(read(old), read(new)) for old, new in json.load(sys.stdin)]
+print(json.dumps([old is not None and old == new for old, new in pairs]))
+"""
+
+
+def same_trees(pairs: list[tuple[str, str]], checkout: Path) -> list[bool]:
+    """Whether a checkout reads two texts as one formula."""
+    if not pairs:
+        return []
+    told = subprocess.run(
+        [sys.executable, "-c", _SAME],
+        input=json.dumps([[old.removeprefix("-"), new.removeprefix("-")] for old, new in pairs]),
+        env=_environment(checkout),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    same: list[bool] = json.loads(told.stdout)
+    return [
+        one and old.startswith("-") == new.startswith("-")
+        for one, (old, new) in zip(same, pairs, strict=True)
+    ]
+
+
+def _environment(checkout: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

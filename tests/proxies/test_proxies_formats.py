@@ -1,0 +1,188 @@
+"""Other forms of an expression: JSON and LaTeX."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from proxy_strategies import failure, proxies, scores
+
+from lmscout.errors import LmscoutError
+from lmscout.proxies import as_published, from_json, parse, to_json, to_latex
+from lmscout.proxies.primitives import INPUT, PRIMITIVES, UNARY_OPERATION
+
+GOOD = to_json(parse("sum(abslog(head) - sqrt(square(weight))) / 2.5"))
+
+
+def test_the_json_form_is_what_it_says():
+    def operation(name, *operands):
+        return {"operation": name, "operands": list(operands)}
+
+    left = operation("average", operation("abslog", "head"))
+    right = operation("average", operation("sqrt", operation("square", "weight")))
+    assert {
+        "schema": 1,
+        "expression": operation("/", operation("sum", operation("-", left, right)), 2.5),
+    } == GOOD
+
+
+@given(st.one_of(proxies(), scores()))
+@settings(max_examples=100, deadline=None)
+def test_json_survives_the_trip_through_text(proxy):
+    assert from_json(json.loads(json.dumps(to_json(proxy)))) == proxy
+
+
+def changed(path, value):
+    copy = json.loads(json.dumps(GOOD))
+    at = copy
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return copy
+
+
+SUM = ["expression", "operands", 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "the proxy: found None, expected an object with schema, expression"),
+        ([GOOD], "the proxy: found [{'expression': {'operands'"),
+        ({"schema": 1}, "the proxy: found {'schema': 1}, expected an object with"),
+        (GOOD | {"more": 1}, "expected an object with schema, expression"),
+        (changed(["schema"], 2), "schema: found 2, expected 1"),
+        (changed(["schema"], True), "schema: found True, expected 1"),
+        (changed(["expression"], None), "expression: found None, expected an object with"),
+        (changed(["expression"], "act"), "expression: act gives no score"),
+        (changed(["expression"], -1), "expression: -1 is not a finite number of 0 or more"),
+        (changed(["expression"], 10**400), "expression: "),
+        (changed(["expression", "operation"], "?"), "expression: unknown word '?'"),
+        (changed([*SUM, "operation"], 3), "expression.operands[0].operation: found 3, expected a"),
+        (changed([*SUM, "operands"], []), "expression.operands[0].operands: found [], expected"),
+        (changed([*SUM, "operands"], "act"), "operands: found 'act', expected a list of 1 or 2"),
+        (changed([*SUM, "operands", 0], "hed"), "operands[0]: unknown word 'hed'; did you mean"),
+        (changed([*SUM, "operands", 0], "act"), "operands[0]: sum takes (block), not (act)"),
+    ],
+)
+def test_an_error_names_the_path(value, message):
+    with pytest.raises(LmscoutError) as caught:
+        from_json(value)
+    assert str(caught.value).startswith("proxy JSON, ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_that_nests_without_end_is_one_line():
+    deep = "act"
+    for _ in range(400):
+        deep = {"operation": "abs", "operands": [deep]}
+    with pytest.raises(LmscoutError, match="more than 256 operations within each other"):
+        from_json({"schema": 1, "expression": deep})
+
+
+KEYS = ["schema", "expression", "operation", "operands"]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["sum", "head", "abs", "\n"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@given(ANYTHING)
+def test_any_json_is_a_proxy_or_one_line(value):
+    for one in (value, {"schema": 1, "expression": value}):
+        error = failure(from_json, one)
+        assert error is None or len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        (
+            "sum(frobenius(grad))",
+            r"\sum_{\ell=1}^{L}\left(\left\langle \left\lVert G_{\ell}\right\rVert_{F} "
+            r"\right\rangle\right)",
+        ),
+        (
+            "mean(abs(act) - square(negate(head)))",
+            r"\frac{1}{L}\sum_{\ell=1}^{L}\left(\left\langle \left|A_{\ell}\right| \right\rangle "
+            r"- \left\langle \left(-\left(H_{\ell}\right)\right)^{2} \right\rangle\right)",
+        ),
+        (
+            "max(std(weight) @ identity(softmax))",
+            r"\sum_{\ell=1}^{L}\left(\left\langle \operatorname{std}\left(W_{\ell}\right) "
+            r"\right\rangle \cdot \left\langle S_{\ell} \right\rangle\right)",
+        ),
+        (
+            "sum(total(abs(mul(weight, grad)))) / params",
+            r"\frac{\sum_{\ell=1}^{L}\left(\sum_{i}\left(\left|W_{\ell} \odot G_{\ell}\right|"
+            r"\right)_{i}\right)}{P}",
+        ),
+        (
+            "max(average(act_grad)) * depth",
+            r"\max_{\ell}\left(\left\langle \nabla A_{\ell} \right\rangle\right) \cdot L",
+        ),
+        (
+            "mean(average(div(sub(mlp_weight, std(mlp_grad)), exp(mlp_grad))))",
+            r"\frac{1}{L}\sum_{\ell=1}^{L}\left(\left\langle \left(W^{\mathrm{MLP}}_{\ell} - "
+            r"\operatorname{std}\left(G^{\mathrm{MLP}}_{\ell}\right)\right) \oslash "
+            r"\exp\left(G^{\mathrm{MLP}}_{\ell}\right) \right\rangle\right)",
+        ),
+    ],
+)
+def test_latex_is_what_it_says(text, latex):
+    assert to_latex(parse(text)) == latex
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("depth - width - params", "L - d - P"),
+        ("depth - (width - params)", r"L - \left(d - P\right)"),
+        ("depth + (width + params)", r"L + \left(d + P\right)"),
+        ("(depth + width) * params", r"\left(L + d\right) \cdot P"),
+        ("depth + width * params", r"L + d \cdot P"),
+        ("depth * (width / params)", r"L \cdot \frac{d}{P}"),
+        ("(depth + width) / (params - width)", r"\frac{L + d}{P - d}"),
+        ("depth - negate(width)", r"L - \left(-\left(d\right)\right)"),
+        ("square(depth + width)", r"\left(L + d\right)^{2}"),
+        ("0.25 * (depth - 2)", r"0.25 \cdot \left(L - 2\right)"),
+    ],
+)
+def test_brackets_are_where_arithmetic_needs_them(text, latex):
+    assert to_latex(parse(text)) == latex
+
+
+def test_every_word_has_a_form():
+    for word in PRIMITIVES:
+        operand = {"tensor": "weight", "block": "average(weight)", "score": "depth"}
+        inside = ", ".join(operand[one] for one in word.takes)
+        if word.name in "+-*/":
+            text = f" {word.name} ".join(operand[one] for one in word.takes)
+        else:
+            text = f"{word.name}({inside})" if inside else word.name
+        latex = to_latex(parse(text if word.gives == "score" else f"sum({text})"))
+        assert latex
+        assert "#" not in latex
+
+
+@given(st.one_of(proxies(), scores()))
+@settings(deadline=None, max_examples=100)
+def test_latex_is_balanced_and_complete(proxy):
+    latex = to_latex(proxy)
+    assert "#" not in latex
+    assert len(re.findall(r"\\left\b", latex)) == len(re.findall(r"\\right\b", latex))
+    depth = 0
+    for character in latex:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0
+    form = as_published(proxy)
+    for branch in form.branches if form else ():
+        assert INPUT[branch.input].latex in latex
+        for name in branch.chain:
+            assert UNARY_OPERATION[name].latex.split("#1")[0] in latex
