@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lmscout.errors import LmscoutError
+from lmscout.version import __version__
 
 if TYPE_CHECKING:
     from lmscout.api import (
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from lmscout.pruning.calibration import CalibrationSettings as CalibrationConfig
     from lmscout.pruning.recovery.run import RecoveryRequest as RecoveryConfig
     from lmscout.pruning.request import Request as PruneConfig
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     **dict.fromkeys(
@@ -64,6 +63,7 @@ __all__ = [
     "LmscoutError",
     "PruneConfig",
     "RecoveryConfig",
+    "__version__",
     "build_benchmark",
     "check_benchmark",
     "design",

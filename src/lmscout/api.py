@@ -121,7 +121,7 @@ def discover(
     from lmscout.statistics import Workers
 
     spread = Workers(workers, backend, device)
-    several = [benchmark] if not isinstance(benchmark, list | tuple) else list(benchmark)
+    several = _benchmarks(benchmark)
     if space == DEEP:
         sizes = _sizes(n_search, len(several))
         return _discover_deep(several, config, sizes, seed, spread, _path(out), progress)
@@ -134,6 +134,16 @@ def discover(
         several[0], _proxy_space(space, aggregations), size, seed, spread, _path(out), progress,
         model=model, calibration=calibration,
     )  # fmt: skip
+
+
+def _benchmarks(
+    benchmark: str | Benchmark | Sequence[str | Benchmark],
+) -> list[str | Benchmark]:
+    from lmscout.benchmarks import Benchmark
+
+    if isinstance(benchmark, str | Benchmark):
+        return [benchmark]
+    return list(benchmark)
 
 
 def _sizes(n_search: int | Sequence[int], benchmarks: int) -> tuple[int, ...]:

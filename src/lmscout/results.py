@@ -6,19 +6,26 @@ A result is a dataclass.  `to_dict` gives its fields by name, and those of the d
 
 from __future__ import annotations
 
+import html
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from lmscout.errors import LmscoutError, brief
 from lmscout.files import as_json, write_file
 from lmscout.reading import read_json
+
+if TYPE_CHECKING:
+    import pandas
+
+_SHORT = 40  # characters of a text that `repr` shows
 
 SCHEMA = 1
 """Of the JSON that results are saved as; another number is not read."""
@@ -56,6 +63,36 @@ class NotSaved:
 
 class Result:
     """Base of the dataclasses that hold what a command has found."""
+
+    def summary(self) -> str:
+        """The result as the command line prints it, without colours."""
+        # By name: the command line is above all packages that have results.
+        text: str = import_module("lmscout.cli.summary").summary(self)
+        return text
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `to_frame`: column name -> value."""
+        raise NotImplementedError(f"{type(self).__name__} has no table")
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The main table of the result, one row for each thing that was measured."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: one line, and the table."""
+        return f"<p>{html.escape(repr(self))}</p>{self.to_frame()._repr_html_()}"
+
+    def __repr__(self) -> str:
+        """One line: the class, and the fields that are numbers or short texts."""
+        shown = ", ".join(
+            f"{one.name}={getattr(self, one.name)!r}"
+            for one in fields(self)  # type: ignore[arg-type]
+            if isinstance(getattr(self, one.name), str | int | float)
+            and len(str(getattr(self, one.name))) <= _SHORT
+        )
+        return f"{type(self).__name__}({shown})"
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by name as JSON data; numbers that are not finite are None."""

@@ -19,7 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
-import lmscout
 from lmscout.errors import LmscoutError, brief, shown
 from lmscout.files import (
     as_json,
@@ -31,6 +30,7 @@ from lmscout.files import (
 )
 from lmscout.reading import read_json_object
 from lmscout.results import FIELDS, SCHEMA
+from lmscout.version import __version__
 
 SETTINGS, RESULT = "settings.json", "result.json"
 _REMEDY = "name another with --out"
@@ -258,7 +258,7 @@ def environment() -> dict[str, object]:
     """Versions, platform and threads that a run has."""
     torch: Any = sys.modules.get("torch")
     return {
-        "lmscout": lmscout.__version__,
+        "lmscout": __version__,
         "python": platform.python_version(),
         "torch": _version("torch"),
         "transformers": _version("transformers"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ REPLICATED = 10  # one architecture in so many is trained with several seeds
 SEEDS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Built(Result):
     """A benchmark that was built.
 
@@ -63,6 +64,10 @@ class Built(Result):
     def table(self) -> Path:
         """The file with all rows."""
         return self.folder / TABLE
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row: what was trained."""
+        return [self.to_json()]
 
     def to_json(self) -> dict[str, object]:
         """The result as it is kept."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ LEAST_CEILING = 0.9  # Kendall's τ
 LEAST_TOLD_APART = 0.5  # of the pairs within a cell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check(Result):
     """What was found.
 
@@ -95,6 +96,19 @@ class Check(Result):
     def tells_apart(self) -> bool:
         """Whether all of that holds."""
         return all(self.verdicts.values())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per configuration baseline, with its correlation."""
+        return [
+            {
+                "baseline": name,
+                "spearman": one.spearman.value,
+                "spearman_low": one.spearman.low,
+                "spearman_high": one.spearman.high,
+                "kendall": one.kendall.value,
+            }
+            for name, one in self.baselines.items()
+        ]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

@@ -13,6 +13,7 @@ from lmscout.cli import console
 from lmscout.cli.options import LAST_SEED, JsonOption, KeepOption
 
 if TYPE_CHECKING:
+    from lmscout.benchmarks.build import Built
     from lmscout.benchmarks.check import Check
 
 app = typer.Typer(
@@ -85,34 +86,31 @@ def build(
     whatever moment; the benchmark is then rank's and discover's as bench:DIR.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
-    from lmscout.benchmarks.build import build as run
+    from lmscout import api
     from lmscout.benchmarks.space_file import load_space
-    from lmscout.benchmarks.token_data import builtin_tokens, stored_tokens, text_tokens
     from lmscout.benchmarks.training import Recipe
-    from lmscout.errors import LmscoutError
 
     drawn_from = load_space(space)
-    if text and corpus:
-        raise LmscoutError("--text and --corpus: give one of them")
     settings = {} if tokens is None else {"tokens": tokens}
-    recipe = Recipe(length=drawn_from.max_length, **settings)
-    if corpus is not None:
-        data = stored_tokens(corpus)
-    else:
-        data = text_tokens(text) if text else builtin_tokens()
-    with console.progress_bars() as progress:
-        result = run(
-            drawn_from,
-            n,
-            out,
-            data,
-            recipe,
-            seed=seed,
-            seeds=seeds,
-            device=device,
-            workers=workers,
-            progress=lambda done, total: progress("training", done, total),
-        )
+    result = api.build_benchmark(
+        drawn_from,
+        n=n,
+        out=out,
+        recipe=Recipe(length=drawn_from.max_length, **settings),
+        texts=text or (),
+        corpus=corpus,
+        seed=seed,
+        n_seeds=seeds,
+        device=device,
+        workers=workers,
+    )
+    show_built(result)
+    print(f"benchmark: {out}")
+    print(f"what it is good for: lmscout bench check {out}")
+
+
+def show_built(result: Built) -> None:
+    """Print what was trained."""
     left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
     losses = ""
     if result.losses is not None:
@@ -121,8 +119,6 @@ def build(
         f"{result.n_architectures} architectures{left_out}, {result.n_models} models trained in "
         f"{result.seconds:,.0f} s{losses}"
     )
-    print(f"benchmark: {out}")
-    print(f"what it is good for: lmscout bench check {out}")
 
 
 @app.command()
@@ -143,27 +139,18 @@ def check(
     be told apart on it.
     """
     # Imported here, so that `--help` does not wait for NumPy.
-    from lmscout.benchmarks.built import built_folder, table_digest
-    from lmscout.benchmarks.check import Check
-    from lmscout.benchmarks.check import check as look_at
-    from lmscout.runs import optional_run
+    from lmscout import api
+    from lmscout.runs import Run, default_run_folder
 
     console.check_json_target(json)
-    folder = built_folder(benchmark)
-    settings = {"benchmark": benchmark, "table_sha256": table_digest(folder), "seed": seed}
-    run = optional_run(out, "bench check", settings)
-    if run.finished:
-        result = run.load(Check)
-    else:
-        result = look_at(folder, seed=seed)
-        if out is not None:
-            run.save(result)
+    result = api.check_benchmark(benchmark, seed=seed, out=out)
     if json != console.STDOUT:
-        _show(result)
-    console.write_result(json, result, run)
+        show_check(result)
+    console.write_result(json, result, Run(out or default_run_folder("bench-check"), "bench check"))
 
 
-def _show(result: Check) -> None:
+def show_check(result: Check) -> None:
+    """Print what a benchmark can tell apart."""
     screen = console.table_console()
     left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
     screen.print(

@@ -14,6 +14,7 @@ from lmscout.cli import console
 from lmscout.cli.discover import show as show_discovery
 from lmscout.cli.options import WorkersOption
 from lmscout.cli.prune import show as show_pruning
+from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
     from lmscout.discovery import Discovery
@@ -78,7 +79,7 @@ def _discover(workers: int) -> None:
     benchmark = load("pico")
     batch = Batch(size=SEQUENCES)
     cache = cache_directory() / "statistics"
-    with worker_processes(), console.progress_bars() as progress:
+    with worker_processes(), shown_progress() as progress:
         found: Discovery = discover(
             benchmark,
             proxies.published(("mean", "sum")),
@@ -107,7 +108,7 @@ def _prune(out: Path) -> None:
     from lmscout.pruning import Request, prune
 
     request = Request(keep=(KEEP,), pairs=PAIRS, calibration=calibration_settings())
-    with console.progress_bars() as progress:
+    with shown_progress() as progress:
         result = prune(
             load_model(str(tiny_folder())),
             calibration_text(),

@@ -103,51 +103,33 @@ def design(
     if out is not None:
         check_file(out, "--out")
     # Imported here, so that `--help` does not wait for PyTorch.
-    from lmscout.benchmarks.loading import load, load_space_or_benchmark
-    from lmscout.benchmarks.locate import cache_directory
-    from lmscout.benchmarks.space import Space
-    from lmscout.discovery import design as search
-    from lmscout.discovery import pick, signed_proxy
-    from lmscout.runs import optional_run
-    from lmscout.statistics import Workers
+    from lmscout import api
+    from lmscout.runs import Run, default_run_folder
 
-    spread = Workers(workers, backend, device)
-    signed = signed_proxy(proxy)
-    source = load(space) if on_benchmark else load_space_or_benchmark(space)
-    with console.progress_bars() as progress:
-        settings: dict[str, Any] = {
-            "limit": limit,
-            "evaluations": evaluations,
-            "seed": seed,
-            "weights": weights,
-            "cache": cache_directory() / "statistics",
-            "workers": spread,
-            "progress": progress,
-        }
-        if isinstance(source, Space):
-            result: Design | Picking = search(source, signed, **settings)
-        else:
-            result = pick(source, signed, **settings)
+    result = api.design(
+        space,
+        proxy=proxy,
+        max_params=limit,
+        n_evaluations=evaluations,
+        seed=seed,
+        n_weights=weights,
+        on_benchmark=on_benchmark,
+        workers=workers,
+        backend=backend,
+        device=device,
+    )
     if out is not None:
         write_file(out, as_json(result.spec.to_dict()), name=f"--out {out}")
     if json != console.STDOUT:
-        _show(result)
+        show(result)
         if out is not None:
             print(f"spec: {out}")
-    told = {
-        "space": space,
-        "on_benchmark": on_benchmark,
-        "proxy": str(signed),
-        "max_params": limit,
-        "evaluations": evaluations,
-        "seed": seed,
-        "device": spread.device_kind,
-        "weights": weights,
-    }
-    console.write_result(json, result, optional_run(None, "design", told))
+    told = {"space": space, "on_benchmark": on_benchmark, "evaluations": evaluations}
+    console.write_result(json, result, Run(default_run_folder("design"), "design", told))
 
 
-def _show(result: Design | Picking) -> None:
+def show(result: Design | Picking) -> None:
+    """Print the architecture, or what selecting it on a benchmark amounts to."""
     from lmscout.discovery import Picking
 
     if isinstance(result, Picking):

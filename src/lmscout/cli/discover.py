@@ -19,6 +19,7 @@ from lmscout.cli.options import (
     WorkersOption,
 )
 from lmscout.errors import LmscoutError
+from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,69 +176,31 @@ def _discover_ranked(
     json: str | None,
 ) -> None:
     # Imported here, so that `--help` does not wait for PyTorch.
-    from lmscout import proxies
-    from lmscout.benchmarks import load
-    from lmscout.benchmarks.locate import cache_directory
+    from lmscout import api
     from lmscout.discovery.discover import Discovery, cache_name
-    from lmscout.discovery.discover import discover as search_space
-    from lmscout.discovery.saved_run import benchmark_digest, save_discovery
-    from lmscout.proxies.spelling import did_you_mean, shown
-    from lmscout.runs import default_run_folder, open_run
+    from lmscout.runs import Run, default_run_folder
 
-    if space not in proxies.SPACES:
-        known = (*proxies.SPACES, _DEEP)
-        raise LmscoutError(
-            f"unknown space {shown(space)}: expected one of {', '.join(known)}"
-            f"{did_you_mean(space, known)}"
-        )
-    in_ledger = benchmark.startswith(_LEDGER)
-    if "," in benchmark and not in_ledger and ":" not in benchmark:
+    if "," in benchmark and not benchmark.startswith(_LEDGER) and ":" not in benchmark:
         raise LmscoutError(f"{benchmark}: several at once are for --space {_DEEP}; give one")
-    if not in_ledger and (model or calibration):
-        raise LmscoutError(f"{benchmark}: --model and --calibration are for {_LEDGER}RUN")
-    (size,) = _sizes(search, 1)
-    chosen = proxies.space(space, tuple(name.strip() for name in aggregations.split(",")))
-    settings: dict[str, object] = {
-        "space": chosen.name,
-        "benchmark": benchmark,
-        "aggregations": chosen.aggregations,
-        "search": size,
-        "seed": seed,
-        "device": spread.device_kind,
-    }
-    if in_ledger:
-        settings |= {"model": model, "calibration": calibration}
-    else:
-        architectures = load(benchmark)
-        settings["benchmark_sha256"] = benchmark_digest(architectures)
-    label = f"discover-{cache_name(benchmark)}-{space}-{seed}"
-    run = open_run(out or default_run_folder(label), "discover", settings)
-    if run.finished:
-        result = run.load(Discovery)
-    else:
-        read, cache = None, cache_directory() / "statistics"
-        if in_ledger:
-            from lmscout.pruning.judging.ledger_benchmark import ledger_benchmark
-
-            folder = benchmark.removeprefix(_LEDGER)
-            ledger = ledger_benchmark(folder, cache, model=model, calibration=calibration)
-            architectures, read = ledger.benchmark, ledger.read
-        with console.progress_bars() as progress:
-            result = search_space(
-                architectures,
-                chosen,
-                search=size,
-                seed=seed,
-                cache=cache,
-                workers=spread,
-                progress=progress,
-                read=read,
-            )
-        save_discovery(run, result)
+    folder = out or default_run_folder(f"discover-{cache_name(benchmark)}-{space}-{seed}")
+    result = api.discover(
+        benchmark,
+        space=space,
+        aggregations=[name.strip() for name in aggregations.split(",")],
+        n_search=_sizes(search, 1),
+        seed=seed,
+        model=model,
+        calibration=calibration,
+        workers=spread.count,
+        backend=spread.backend,
+        device=spread.device,
+        out=folder,
+    )
+    assert isinstance(result, Discovery)
     if json != console.STDOUT:
         show(result)
-        print(f"run folder: {run.folder}")
-    console.write_result(json, result, run)
+        print(f"run folder: {folder}")
+    console.write_result(json, result, Run(folder, "discover"))
 
 
 def _refuse_device(benchmark: str, device: str) -> None:
@@ -295,7 +258,7 @@ def _discover_deep(
     if run.finished:
         result = run.load(DeepDiscovery)
     else:
-        with console.progress_bars() as progress:
+        with shown_progress() as progress:
             result = discover_deep(
                 benchmarks,
                 settings,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lmscout.cli import console
+from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
     import torch
@@ -48,10 +49,12 @@ def foretell(
     if reporting:
         fit_protocol(request.protocol, config)  # refuses windows that the model does not read
     dtype = getattr(torch, compute_dtype) if compute_dtype else memory_dtype(config, device)
-    with console.progress_bars() as progress:
-        progress("timing a block", 0, 1)
+    with shown_progress() as progress:
+        if progress:
+            progress("timing a block", 0, 1)
         found = estimate(config, request, dtype=dtype, device=device)
-        progress("timing a block", 1, 1)
+        if progress:
+            progress("timing a block", 1, 1)
     if json != console.STDOUT:
         table = Table()
         table.add_column("")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -108,10 +105,8 @@ def evaluate(
     score with its standard error and the examples given before a question.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
-    import torch
-
-    from lmscout import evaluation
-    from lmscout.runs import optional_run
+    from lmscout import api
+    from lmscout.runs import Run, default_run_folder
 
     console.check_json_target(json)
     if dtype not in DTYPES:
@@ -125,86 +120,37 @@ def evaluate(
     for_texts = {"--protocol": protocol or None, "--limit-tokens": limit_tokens}
     _refuse_idle({} if asked else for_tasks, "--tasks NAME,...")
     _refuse_idle({} if perplexity else for_texts, "--perplexity TEXT")
-    if asked:
-        evaluation.check_tasks(asked, task_data)
-    protocols = [evaluation.protocol_of(name) for name in protocol or ["llm-pruner"]]
-    start = time.perf_counter()
-    texts = [evaluation.read_text(source) for source in perplexity or []]
-    settings = {
-        "model": model,
-        "model_fingerprint": evaluation.model_fingerprint(model),
-        "perplexity": perplexity or [],
-        "text_sha256": [text.sha256 for text in texts],
-        "protocol": [one.name for one in protocols] if texts else [],
-        "limit_tokens": limit_tokens,
-        "batch_tokens": batch_tokens,
-        "tasks": asked,
-        "task_data": None if task_data is None else str(task_data),
-        "shots": shots,
-        "limit": limit,
-        "speed": speed,
-        "dtype": dtype,
-        "device": device,
-    }
-    run = optional_run(out, "eval", settings)
-    if run.finished:
-        _report(run.load(evaluation.Evaluation), run, json)
-        return
-    loaded = evaluation.load_model(model, getattr(torch, dtype), device)
-    # All of them before the first is measured: a slip in the last would cost the work of the rest.
-    for text, one in product(texts, protocols):
-        evaluation.checked_tokens(loaded.model, loaded.tokenizer, text, one, limit_tokens)
-    # Before the texts: it takes seconds, and what fails in it would cost their work.
-    timed = evaluation.measure_speed(loaded.model, *_SPEED) if speed else None
-    found: list[Perplexity] = []
-    scores: tuple[TaskScore, ...] = ()
-    with console.progress_bars() as progress:
-        for text, one in product(texts, protocols):
-            found.append(
-                evaluation.perplexity(
-                    loaded.model,
-                    loaded.tokenizer,
-                    text,
-                    one,
-                    batch_tokens=batch_tokens,
-                    limit_tokens=limit_tokens,
-                    progress=partial(progress, f"{_short(text.source)}, {one.name}"),
-                )
-            )
-        if asked:
-            scores = evaluation.score_tasks(
-                loaded,
-                asked,
-                shots=shots,
-                limit=limit,
-                batch=max(1, batch_tokens // _PROMPT),
-                data=task_data,
-                progress=partial(progress, "tasks"),
-            )
-    result = evaluation.Evaluation(
-        model=loaded.source,
-        parameters=evaluation.parameter_count(loaded.model),
-        bytes=evaluation.parameter_bytes(loaded.model),
-        multiply_adds=evaluation.multiply_adds(loaded.model),
+    result = api.evaluate(
+        model,
+        perplexity=perplexity or (),
+        tasks=asked,
+        protocol=protocol or "llm-pruner",
+        limit_tokens=limit_tokens,
+        batch_tokens=batch_tokens,
+        task_data=task_data,
+        shots=shots,
+        limit=limit,
+        speed=speed,
         dtype=dtype,
-        perplexities=tuple(found),
-        tasks=tuple(scores),
-        speed=timed,
-        seconds=round(time.perf_counter() - start, 3),
+        device=device,
+        out=out,
     )
-    if out is not None:
-        run.save(result)
-    _report(result, run, json)
+    _report(result, Run(out or default_run_folder("eval"), "eval"), json)
 
 
 def _report(result: Evaluation, run: Run, json: str | None) -> None:
     if json != console.STDOUT:
-        _show_cost(result)
-        if result.perplexities:
-            _show_perplexities(result.perplexities)
-        if result.tasks:
-            _show_scores(result.tasks)
+        show(result)
     console.write_result(json, result, run)
+
+
+def show(result: Evaluation) -> None:
+    """Print costs, perplexities and scores."""
+    _show_cost(result)
+    if result.perplexities:
+        _show_perplexities(result.perplexities)
+    if result.tasks:
+        _show_scores(result.tasks)
 
 
 def _refuse_idle(options: Mapping[str, object], needed: str) -> None:

@@ -73,47 +73,27 @@ def explain(
         _show_forms(context, proxy, latex=latex, torch=torch, json=json)
         return
     # Imported here, so that `--help` does not wait for PyTorch.
-    from lmscout.benchmarks import load
-    from lmscout.benchmarks.locate import cache_directory
-    from lmscout.discovery import Explanation
-    from lmscout.discovery import explain as take_apart
-    from lmscout.discovery.saved_run import benchmark_digest
-    from lmscout.proxies import resolve
-    from lmscout.runs import optional_run
-    from lmscout.statistics import Workers
+    from lmscout import api
+    from lmscout.discovery.explain import Forms
+    from lmscout.runs import Run, default_run_folder
 
-    spread = Workers(workers, backend, device)
-    resolve(proxy)  # a slip is told before anything is read
-    architectures = load(benchmark)
-    settings = {
-        "proxy": proxy,
-        "benchmark": architectures.name,
-        "benchmark_sha256": benchmark_digest(architectures),
-        "seed": seed,
-        "device": spread.device_kind,
-    }
-    run = optional_run(out, "explain", settings)
-    if run.finished:
-        result = run.load(Explanation)
-    else:
-        with console.progress_bars() as progress:
-            result = take_apart(
-                architectures,
-                proxy,
-                seed=seed,
-                cache=cache_directory() / "statistics",
-                workers=spread,
-                progress=progress,
-            )
-        if out is not None:
-            run.save(result)
+    result = api.explain(
+        proxy,
+        benchmark,
+        seed=seed,
+        workers=workers,
+        backend=backend,
+        device=device,
+        out=out,
+    )
+    assert not isinstance(result, Forms)
     if json != console.STDOUT:
-        _show(result)
+        show(result)
         if latex:
             _show_form(result.latex, "LaTeX")
         if torch:
             _show_form(result.torch, "PyTorch")
-    console.write_result(json, result, run)
+    console.write_result(json, result, Run(out or default_run_folder("explain"), "explain"))
 
 
 def _show_forms(
@@ -159,7 +139,8 @@ def _show_forms(
     console.write_values(json, found.to_json())
 
 
-def _show(result: Explanation) -> None:
+def show(result: Explanation) -> None:
+    """Print dead branches, sensitivities and the closest formula."""
     from lmscout.proxies import format_expression
 
     screen = console.table_console()

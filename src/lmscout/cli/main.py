@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-import lmscout
 from lmscout.cli import stopping
 from lmscout.cli.bench import app as bench_app
 from lmscout.cli.demo import demo
@@ -20,6 +19,7 @@ from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
 from lmscout.errors import LmscoutError, out_of_memory, without_passwords
 from lmscout.files import storage_problem
+from lmscout.version import __version__
 
 INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
 _LONGEST = 1000  # characters of an error
@@ -43,7 +43,7 @@ app.add_typer(bench_app, name="bench")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(lmscout.__version__)
+        typer.echo(__version__)
         raise typer.Exit
 
 

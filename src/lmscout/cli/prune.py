@@ -201,14 +201,13 @@ def prune(
     # Imported here, so that `--help` does not wait for PyTorch.
     import torch
 
-    from lmscout.evaluation import devices_of, load_config, load_model, memory_dtype, read_text
+    from lmscout import api
+    from lmscout.evaluation import devices_of, read_text
     from lmscout.pruning.calibration import CalibrationSettings
-    from lmscout.pruning.outcome import Pruning
     from lmscout.pruning.request import Request, check_request
-    from lmscout.pruning.saved_run import COMMAND, is_complete, open_pruning
+    from lmscout.pruning.saved_run import COMMAND
     from lmscout.pruning.storage import home_path
-    from lmscout.pruning.workflow import prune as run
-    from lmscout.runs import RESULT, Run
+    from lmscout.runs import Run
 
     console.check_json_target(json)
     out = home_path(out)
@@ -230,7 +229,7 @@ def prune(
         if calibration_windows is not None:
             raise LmscoutError("--calibration-windows and --calibration-tokens: give one of them")
         calibration_settings = calibration_settings.of_tokens(calibration_tokens)
-    first, *others = devices_of(device)
+    devices_of(device)
     request = Request(
         keep=_shares(keep),
         of=of,
@@ -243,7 +242,6 @@ def prune(
         calibration=calibration_settings,
         storage=storage,
         grain=grain,
-        devices=tuple(others),
         recovery=recovery_options.recovery_request(
             recover,
             elastic,
@@ -259,33 +257,29 @@ def prune(
         judge=judge,
         features=tuple(feature or ()),
     )
-    text = read_text(calibration)
-    report_on = read_text(report) if report is not None else None
-    recover_on = read_text(recover_text) if recover_text is not None else None
-    check_request(request, text, report_on, None if dry_run else out, recover_on)
     if dry_run:
-        foretell(model, request, compute_dtype, first, json, reporting=report is not None)
-        return
-    result = None
-    if (out / RESULT).is_file():
-        computed = compute_dtype or str(memory_dtype(load_config(model), first)).split(".")[-1]
-        opened = open_pruning(out, model, computed, request, text, report_on, recover_on)
-        if is_complete(opened, request):
-            result = opened.load(Pruning)
-    if result is None:
-        loaded = load_model(
-            model, None if compute_dtype is None else getattr(torch, compute_dtype), first
+        text = read_text(calibration)
+        others = [read_text(one) for one in (report, recover_text) if one is not None]
+        check_request(
+            request,
+            text,
+            others[0] if report is not None else None,
+            None,
+            others[-1] if recover_text is not None else None,
         )
-        with console.progress_bars() as progress:
-            result = run(
-                loaded,
-                text,
-                request,
-                out,
-                report_on=report_on,
-                recover_on=recover_on,
-                progress=progress,
-            )
+        foretell(model, request, compute_dtype, devices_of(device)[0], json,
+                 reporting=report is not None)  # fmt: skip
+        return
+    result = api.prune(
+        model,
+        calibration=calibration,
+        out=out,
+        report=report,
+        recovery_text=recover_text,
+        config=request,
+        device=device,
+        compute_dtype=compute_dtype,
+    )
     if json != console.STDOUT:
         show(result)
     console.write_result(json, result, Run(out, COMMAND))

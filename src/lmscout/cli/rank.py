@@ -47,49 +47,29 @@ def rank(
     says that the proxy ranks architectures the wrong way round.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
-    from lmscout.benchmarks import load
-    from lmscout.benchmarks.locate import cache_directory
-    from lmscout.discovery import Judgement, judge, signed_proxy
+    from lmscout import api
     from lmscout.discovery.discover import cache_name
-    from lmscout.discovery.saved_run import benchmark_digest, save_judgement
-    from lmscout.proxies import CATALOG
-    from lmscout.runs import default_run_folder, open_run
-    from lmscout.statistics import Workers
+    from lmscout.runs import Run, default_run_folder
 
     console.check_json_target(json)
-    spread = Workers(workers, backend, device)
-    # A slip is told before anything is read.
-    asked = [str(signed_proxy(name)) for name in proxy or [one.name for one in CATALOG]]
-    architectures = load(benchmark)
-    settings = {
-        "benchmark": architectures.name,
-        "benchmark_sha256": benchmark_digest(architectures),
-        "proxies": asked,
-        "seed": seed,
-        "device": spread.device_kind,
-    }
-    folder = out or default_run_folder(f"rank-{cache_name(architectures.name)}")
-    run = open_run(folder, "rank", settings)
-    if run.finished:
-        result = run.load(Judgement)
-    else:
-        with console.progress_bars() as progress:
-            result = judge(
-                architectures,
-                proxy or [],
-                seed=seed,
-                cache=cache_directory() / "statistics",
-                workers=spread,
-                progress=progress,
-            )
-        save_judgement(run, result, architectures)
+    folder = out or default_run_folder(f"rank-{cache_name(benchmark)}")
+    result = api.rank(
+        benchmark,
+        proxy or (),
+        seed=seed,
+        workers=workers,
+        backend=backend,
+        device=device,
+        out=folder,
+    )
     if json != console.STDOUT:
-        _show(result)
+        show(result)
         print(f"run folder: {folder}")
-    console.write_result(json, result, run)
+    console.write_result(json, result, Run(folder, "rank"))
 
 
-def _show(result: Judgement) -> None:
+def show(result: Judgement) -> None:
+    """Print the correlations of proxies and baselines."""
     screen = console.table_console()
     screen.print(
         f"[bold]{escape(result.benchmark)}[/bold]: {result.n_architectures} architectures; "

@@ -42,6 +42,17 @@ class Assessment:
     given_params: float
     recall_top_tenth: float
 
+    def row(self) -> dict[str, object]:
+        """The figures as columns of a table."""
+        found: dict[str, object] = {"name": self.name}
+        for name in ("spearman", "kendall"):
+            interval: Interval = getattr(self.agreement, name)
+            found |= {name: interval.value, f"{name}_low": interval.low}
+            found[f"{name}_high"] = interval.high
+        for name in ("within_cell", "given_params", "recall_top_tenth"):
+            found[name] = getattr(self, name)
+        return found
+
     def to_json(self) -> dict[str, object]:
         """The figures by name; null where one is not defined."""
         return {

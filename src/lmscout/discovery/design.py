@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
-from lmscout.architectures import ArchitectureSpec, spec_from_dict
+from lmscout.architectures import ArchitectureSpec, LanguageModel, spec_from_dict
 from lmscout.benchmarks.limit import limited
 from lmscout.benchmarks.space import Space
 from lmscout.discovery.ageing import POPULATION, SAMPLE, AgeingEvolution
@@ -24,7 +24,7 @@ READING = "reading"
 ASKED_AT_ONCE = 16  # whatever the workers, so that the result is theirs at any number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Design(Result):
     """What a search for an architecture found.
 
@@ -54,6 +54,18 @@ class Design(Result):
     n_undefined: int
     drawn_score: float | None
     seconds: dict[str, float]
+
+    def to_model(self, seed: int = 0) -> LanguageModel:
+        """The architecture as an untrained PyTorch model in eval mode.
+
+        Args:
+            seed: of its weights.
+        """
+        return self.spec.build(seed)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row: the architecture found."""
+        return [{name: value for name, value in self.to_json().items() if name != "seconds"}]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

@@ -66,7 +66,7 @@ def _space_read(saved: Mapping[str, Any]) -> Space:
     return space_called(saved["name"], tuple(saved["aggregations"]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Discovery(Finding, Result):
     """What a search over a space found.
 
@@ -90,6 +90,13 @@ class Discovery(Finding, Result):
     statistics: Path
     top: tuple[Leader, ...]
     ranking: Annotated[SpaceRanking | None, NotSaved] = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The best proxies, with ρ on the search and on the test split."""
+        return [
+            {"proxy": str(one.proxy), "search_spearman": one.search, "test_spearman": one.test}
+            for one in self.top
+        ]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

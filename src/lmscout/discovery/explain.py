@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +108,7 @@ def forms(proxy: str) -> Forms:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation(Result):
     """What a proxy says of the architectures of a benchmark.
 
@@ -158,6 +158,18 @@ class Explanation(Result):
     def seen(self) -> bool:
         """Whether the search that found it saw a part of the benchmark."""
         return has_seen(self.assessment.name, self.benchmark)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """ρ with the proxy itself and with quality, under each change of what it reads."""
+        changes = {
+            "other data": self.sensitivity.other_data,
+            "other initial weights": self.sensitivity.other_weights,
+            **{f"ones for {name}": one for name, one in self.sensitivity.inputs.items()},
+        }
+        return [
+            {"change": name, "spearman": one.spearman, "quality": one.quality}
+            for name, one in changes.items()
+        ]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

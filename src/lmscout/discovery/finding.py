@@ -50,6 +50,11 @@ class Finding:
     ahead: Interval
 
     @property
+    def best(self) -> str:
+        """The proxy, with a minus sign before it if lower scores are better."""
+        return self.test.name if self.sign > 0 else f"-{self.test.name}"
+
+    @property
     def beats_baselines(self) -> bool | None:
         """Whether the test ρ is above that of every configuration baseline, if one has any."""
         return beats(self.test, self.baselines)

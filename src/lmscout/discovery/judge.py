@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from lmscout.statistics.workers import worker_processes
 SCORES = "scores"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Judgement(Result):
     """Proxies and configuration baselines, judged on all architectures of a benchmark.
 
@@ -60,6 +60,11 @@ class Judgement(Result):
     def seen(self, name: str) -> bool:
         """Whether the search that found a proxy saw a part of this benchmark."""
         return has_seen(name.removeprefix(FALLING), self.benchmark)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per proxy and configuration baseline, with intervals."""
+        kinds = (("proxy", self.proxies), ("baseline", self.baselines))
+        return [{"kind": kind, **one.row()} for kind, some in kinds for one in some]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ class Pick:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Picking(Result):
     """A proxy's choice among drawn architectures of a benchmark, and the truth about it.
 
@@ -117,6 +117,11 @@ class Picking(Result):
     def seen(self) -> bool:
         """Whether the search that found the proxy saw a part of the benchmark."""
         return has_seen(self.proxy.name, self.benchmark)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per way to select: the proxy, the baselines, at random, the best drawn."""
+        ways = (self.pick, *self.baselines, self.at_random, self.best_drawn)
+        return [one.to_json() for one in ways]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

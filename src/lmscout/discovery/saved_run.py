@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import lmscout
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.discover import Discovery, cache_name
@@ -26,6 +25,7 @@ from lmscout.runs import (
     read_settings,
     same_settings,
 )
+from lmscout.version import __version__
 
 SCORES = "scores.parquet"
 
@@ -112,7 +112,7 @@ def begin_deep(
 def _of_this_version(settings: object) -> bool:
     """Whether a search was begun by this version, without which it would go on differently."""
     found = settings.get("environment") if isinstance(settings, dict) else None
-    return isinstance(found, dict) and found.get("lmscout") == lmscout.__version__
+    return isinstance(found, dict) and found.get("lmscout") == __version__
 
 
 def save_judgement(run: Run, result: Judgement, benchmark: Benchmark) -> None:

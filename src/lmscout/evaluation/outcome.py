@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from lmscout.evaluation.cost import Speed
 from lmscout.evaluation.perplexity import Perplexity
@@ -10,7 +11,7 @@ from lmscout.evaluation.tasks import TaskScore
 from lmscout.results import Result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Result):
     """What a model is worth, and what it costs.
 
@@ -35,6 +36,13 @@ class Evaluation(Result):
     tasks: tuple[TaskScore, ...]
     speed: Speed | None
     seconds: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per perplexity and task score."""
+        found: list[dict[str, Any]] = [
+            {"measure": "perplexity", **one.to_json()} for one in self.perplexities
+        ]
+        return found + [{"measure": "task", **one.to_json()} for one in self.tasks]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

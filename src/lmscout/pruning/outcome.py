@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from transformers import PreTrainedModel
 
-from lmscout.evaluation import Perplexity
+from lmscout.evaluation import Perplexity, load_model
 from lmscout.pruning.judging.judge import JudgeReport
 from lmscout.pruning.learning.narrowing import Shrink
 from lmscout.pruning.learning.predictor import PredictorReport
@@ -286,7 +288,7 @@ def standard_error(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pruning(Result):
     """What pruning found.
 
@@ -320,12 +322,41 @@ class Pruning(Result):
     held_out_tokens: int = 0
 
     @property
+    def plan(self) -> Plan:
+        """The selected plan; of several sizes, that of the first."""
+        return self.sizes[0].plan
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The saved model, loaded again; of several sizes, the first."""
+        return load_model(str(self.sizes[0].out)).model
+
+    @property
     def below_dense(self) -> str | None:
         """What to say of models that measure better than the dense one; None where none does."""
         rows = [row for size in self.sizes for row in size.reported]
         if self.dense_elastic is not None:
             rows.insert(0, self.dense_elastic)
         return below_dense(self.dense, rows)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per model: dense, uniform and found, with sizes and measurements."""
+        models = [("", self.dense)]
+        if self.dense_elastic is not None:
+            models.append(("", self.dense_elastic))
+        models += [(f"{size.keep:g}", one) for size in self.sizes for one in size.reported]
+        return [
+            {
+                "keep": float(keep) if keep else 1.0,
+                "model": one.name,
+                "params": one.params,
+                "kept_of_all": one.kept_of_all,
+                "kept": one.kept,
+                "loss_increase": one.loss_increase,
+                "perplexity": None if one.perplexity is None else one.perplexity.value,
+            }
+            for keep, one in models
+        ]
 
     def to_json(self) -> dict[str, object]:
         """As the command line prints it: of one size flat, of several as a list, `sizes`."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -35,7 +35,7 @@ FINALISTS = 4  # of each search, re-scored on full tensors
 TOP = 10  # formulas that are listed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DeepDiscovery(Result):
     """What a discovery in the deep space found.
 
@@ -84,6 +84,20 @@ class DeepDiscovery(Result):
     def asked(self) -> int:
         """Candidates proposed in all searches."""
         return sum(each.asked for each in self.evolutions)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The Pareto front of fitness and size, and the best of every search."""
+        kinds = (("front", self.front), ("best of a search", self.members))
+        return [
+            {
+                "kind": kind,
+                "proxy": format_expression(one.node),
+                "size": one.node.size,
+                "fitness": one.fitness,
+            }
+            for kind, some in kinds
+            for one in some
+        ]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it: flat where there is one benchmark."""
