@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import load
-from lmscout.benchmarks.locate import cache_directory
+from lmscout.benchmarks.download import cache_directory
 from lmscout.cli.options import parameter_count
 from lmscout.discovery import judge, signed_proxy
 from lmscout.discovery.assessment import baseline_scores
-from lmscout.discovery.picking import AT_RANDOM, BEST_DRAWN, Pick, chosen, rows_within, truth
+from lmscout.discovery.selection import AT_RANDOM, BEST_DRAWN, Pick, chosen, rows_within, truth
 from lmscout.statistics import Batch, Workers
 from supervised import numbers, predicted, table_of
 

@@ -23,15 +23,13 @@ import numpy as np
 import torch
 
 from lmscout.benchmarks import load
-from lmscout.benchmarks.locate import cache_directory
-from lmscout.discovery.deep.discovery import choose_deep
-from lmscout.discovery.deep.product import Product
-from lmscout.discovery.deep.settings import DeepSettings
-from lmscout.discovery.discover import cache_name
-from lmscout.discovery.finding import Finding, judge_choice
+from lmscout.benchmarks.download import cache_directory
+from lmscout.discovery.combination import Product
+from lmscout.discovery.discover import Finding, cache_name, judge_choice
 from lmscout.discovery.splits import split_benchmark
+from lmscout.discovery.symbolic_search import DeepSettings, choose_deep
+from lmscout.metrics import spearman, spearman_difference
 from lmscout.proxies import format_expression
-from lmscout.ranking import spearman, spearman_difference
 from lmscout.statistics import Batch, Workers, score_proxies
 from sketched import SketchedBenchmark, whole_sketches
 

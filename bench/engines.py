@@ -35,15 +35,14 @@ import torch
 from pymoo.indicators.hv import HV
 
 from lmscout.benchmarks import Benchmark, load
-from lmscout.discovery.deep.candidates import Candidate, front
-from lmscout.discovery.deep.engines import ENGINES, EXHAUSTIVE, engine_of
-from lmscout.discovery.deep.evolution import evolve
-from lmscout.discovery.deep.screen import Screen
-from lmscout.discovery.deep.settings import DeepSettings
+from lmscout.discovery.engines import ENGINES, EXHAUSTIVE, Candidate, engine_of, front
+from lmscout.discovery.filters import Screen
+from lmscout.discovery.search_record import evolve
 from lmscout.discovery.splits import split_benchmark
+from lmscout.discovery.symbolic_search import DeepSettings
+from lmscout.metrics import spearman
 from lmscout.proxies import LITERATURE, Expression
 from lmscout.proxies.rules import first_broken
-from lmscout.ranking import spearman
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.deep_values import DeepEvaluator
 from sketched import WholeSketches, whole_sketches

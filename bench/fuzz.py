@@ -285,7 +285,7 @@ def deep_expressions(home: Path) -> list[Example]:
 
 
 def _spec_examples() -> list[dict[str, Any]]:
-    from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
+    from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
 
     blocks = tuple(
         FlexibertBlock(mixer=mixer, heads=2, feed_forward=16, stack=2)
@@ -319,10 +319,10 @@ def _spec_examples() -> list[dict[str, Any]]:
 
 
 def _read_spec(folder: Path) -> None:
-    from lmscout.architectures import spec_from_dict
+    from lmscout.models import spec_from_dict
     from lmscout.reading import read_json
     from lmscout.statistics import Batch
-    from lmscout.statistics.batch import Batch as OneBatch
+    from lmscout.statistics.single_pass import Batch as OneBatch
 
     spec = spec_from_dict(read_json(folder / "spec.json"))
     spec.require_memory()
@@ -345,9 +345,8 @@ def specs(home: Path) -> list[Example]:
 def _read_space(folder: Path) -> None:
     import numpy as np
 
-    from lmscout.benchmarks.limit import limited
-    from lmscout.benchmarks.space import sample
-    from lmscout.benchmarks.space_file import load_space
+    from lmscout.benchmarks.mutation import limited
+    from lmscout.benchmarks.space import load_space, sample
 
     space = load_space(str(folder / "space.json"))
     sample(space, 3, 0)
@@ -569,8 +568,8 @@ def _mutate_study(content: bytes, rng: Random) -> bytes:
 
 
 def _read_study(folder: Path) -> None:
-    from lmscout.pruning.ledger import Ledger
-    from lmscout.pruning.recorded import begun_portions, read_recorded
+    from lmscout.pruning.study import Ledger
+    from lmscout.pruning.study_record import begun_portions, read_recorded
 
     recorded = read_recorded(folder)
     begun_portions(folder)
@@ -580,7 +579,7 @@ def _read_study(folder: Path) -> None:
 
 
 def _shape() -> Any:
-    from lmscout.pruning.subnetworks.plan import Shape
+    from lmscout.pruning.plan import Shape
 
     return Shape((2, 2), (8, 8), (10, 10), (3, 3))
 
@@ -590,9 +589,9 @@ def studies(home: Path) -> list[Example]:
     import torch
 
     from lmscout.pruning.calibration import CalibrationSettings
-    from lmscout.pruning.ledger import Ledger, Pair
-    from lmscout.pruning.recorded import record_origin
-    from lmscout.pruning.subnetworks.plan import Plan
+    from lmscout.pruning.plan import Plan
+    from lmscout.pruning.study import Ledger, Pair
+    from lmscout.pruning.study_record import record_origin
 
     settings = {"model": "abc", "text": "def", "tokens": 100, "seed": 0, "compensate": True}
     with Ledger(home / "study", _shape(), settings) as ledger:
@@ -606,15 +605,15 @@ def studies(home: Path) -> list[Example]:
 
 
 def _read_deep_run(folder: Path) -> None:
-    from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.saved_run import begin_deep
+    from lmscout.discovery.symbolic_search import DeepSettings
 
     begin_deep(folder, [], DeepSettings(), search=[10], seed=0)
 
 
 def _read_build(folder: Path) -> None:
     from lmscout.benchmarks.build import Built
-    from lmscout.benchmarks.table import read_rows
+    from lmscout.benchmarks.built import read_rows
     from lmscout.runs import open_run
 
     run = open_run(folder, "bench build", {"n": 3, "recipe": {"tokens": 100}})
@@ -626,8 +625,8 @@ def _read_build(folder: Path) -> None:
 def _read_saved(folder: Path) -> None:
     import torch
 
-    from lmscout.pruning.saving.finished import check_asked, check_plan
-    from lmscout.pruning.subnetworks.plan import Plan
+    from lmscout.pruning.export import check_asked, check_plan
+    from lmscout.pruning.plan import Plan
 
     check_asked(folder, "any", {"keep": 0.8})
     check_plan(folder, Plan((1, 2), (3, 4)), torch.float32)
@@ -636,7 +635,7 @@ def _read_saved(folder: Path) -> None:
 def _read_recovery(folder: Path) -> None:
     import torch
 
-    from lmscout.pruning.recovery.checkpoint import check_file, read_adapter, read_state
+    from lmscout.pruning.recovery.training import check_file, read_adapter, read_state
 
     file = folder / "state.safetensors"
     check_file(file, {"rank": 2})
@@ -649,11 +648,11 @@ def run_folders(home: Path) -> list[Example]:
     import torch
 
     from lmscout.benchmarks.build import Built
-    from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.saved_run import begin_deep
-    from lmscout.pruning.recovery.checkpoint import State, write_state
-    from lmscout.pruning.saving.export import CONFIG, RECORD
-    from lmscout.pruning.subnetworks.plan import Plan
+    from lmscout.discovery.symbolic_search import DeepSettings
+    from lmscout.pruning.export import CONFIG, RECORD
+    from lmscout.pruning.plan import Plan
+    from lmscout.pruning.recovery.training import State, write_state
     from lmscout.results import SCHEMA
 
     deep = begin_deep(home / "deep", [], DeepSettings(), search=[10], seed=0).folder

@@ -20,17 +20,16 @@ from pathlib import Path
 import torch
 
 from lmscout.evaluation import load_model, perplexity, read_text, tokenize_windows
+from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.cutting import cut
 from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
-from lmscout.pruning.judging.standing_in import judged, proxy_columns
-from lmscout.pruning.ledger import Ledger
-from lmscout.pruning.measuring import measure_rounds
-from lmscout.pruning.saving.cutting import cut
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.ranges import Ranges, uniform
-from lmscout.pruning.searching.space import AnySpace
-from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.measuring import judged, measure_rounds, proxy_columns
+from lmscout.pruning.plan import Plan
+from lmscout.pruning.ranges import Ranges, uniform
+from lmscout.pruning.sampler import Target
+from lmscout.pruning.space import AnySpace
+from lmscout.pruning.study import Ledger
 
 # Named before anything was measured.
 PROXIES = (

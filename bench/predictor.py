@@ -13,15 +13,14 @@ import time
 
 import numpy as np
 
-from lmscout.pruning.learning.features import ImportanceMass
-from lmscout.pruning.learning.predictor import fit_predictor
-from lmscout.pruning.learning.regressors import KINDS
-from lmscout.pruning.ledger import Pair
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.ranges import Ranges, fit
-from lmscout.pruning.searching.search import search
-from lmscout.pruning.subnetworks.plan import Shape
-from lmscout.pruning.subnetworks.plan_arrays import as_plans, dense_row
+from lmscout.pruning.budgets import keep_budget
+from lmscout.pruning.features import ImportanceMass
+from lmscout.pruning.plan import Shape, as_plans, dense_row
+from lmscout.pruning.predictor import fit_predictor
+from lmscout.pruning.ranges import Ranges, fit
+from lmscout.pruning.regressors import KINDS
+from lmscout.pruning.search import search
+from lmscout.pruning.study import Pair
 
 ROUNDS = 3
 SHAPE = Shape((10,) * 12, (864,) * 12, (40_960,) * 12, (960,) * 12)

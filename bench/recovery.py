@@ -34,20 +34,20 @@ from lmscout.evaluation import (
     read_text,
     tokenize_windows,
 )
+from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
+from lmscout.pruning.cutting import cut
 from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
-from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.measuring import measure_rounds
+from lmscout.pruning.plan import Plan
+from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.recovery.adapters import recover
+from lmscout.pruning.recovery.config import DISTILL, LORA, RecoverySettings
 from lmscout.pruning.recovery.elastic import drawn_plans, recover_all_plans, train_all_plans
-from lmscout.pruning.recovery.recover import recover
-from lmscout.pruning.recovery.settings import DISTILL, LORA, RecoverySettings
 from lmscout.pruning.recovery.training import Trained
-from lmscout.pruning.saving.cutting import cut
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.ranges import Ranges
-from lmscout.pruning.searching.space import AnySpace
-from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.sampler import Target
+from lmscout.pruning.space import AnySpace
+from lmscout.pruning.study import Ledger
 
 KEEP = 0.8
 RANDOM_PLANS = 10

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
-from lmscout.architectures.flexibert_mixers import MIXERS
+from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
+from lmscout.models.flexibert import MIXERS
 from lmscout.proxies import CATALOG
 from lmscout.proxies.primitives import UNARY
 from lmscout.statistics import INPUT_NAMES, OPERATIONS, Batch, Workers, collect, score_proxies

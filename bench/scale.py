@@ -30,20 +30,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmscout.evaluation import devices_of
 from lmscout.evaluation.cost import await_device
+from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
+from lmscout.pruning.config import Request
 from lmscout.pruning.estimate import estimate
+from lmscout.pruning.export import save
 from lmscout.pruning.families import family_of
-from lmscout.pruning.ledger import Ledger, Pair
+from lmscout.pruning.importance import importance
 from lmscout.pruning.measuring import Learnt, measure_rounds, tail_on
-from lmscout.pruning.request import Request
-from lmscout.pruning.saving.export import save
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.ranges import Ranges, fit
-from lmscout.pruning.searching.spaces import fast_grain, space_of
-from lmscout.pruning.subnetworks.importance import importance
-from lmscout.pruning.subnetworks.plan import Shape
-from lmscout.pruning.subnetworks.plan_arrays import Rows, as_plans, dense_row
+from lmscout.pruning.plan import Rows, Shape, as_plans, dense_row
+from lmscout.pruning.ranges import Ranges, fit
+from lmscout.pruning.sampler import Target
+from lmscout.pruning.study import Ledger, Pair
+from lmscout.pruning.uniform_space import fast_grain, space_of
 from provenance import commit
 
 SIZES = {

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.deep.evidence import Evidence, SplitBenchmark, draw_looks
 from lmscout.discovery.discover import cache_name
+from lmscout.discovery.filters import Evidence, SplitBenchmark, draw_looks
 from lmscout.discovery.splits import Split
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.sketches import Sketches, collect_sketches

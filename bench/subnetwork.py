@@ -18,17 +18,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmscout.evaluation import load_model, parameter_count, read_text, tokenize_windows
+from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationSettings, calibrate
-from lmscout.pruning.ledger import Ledger
+from lmscout.pruning.cutting import cut
 from lmscout.pruning.measuring import measure_rounds
-from lmscout.pruning.saving.cutting import cut
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.ranges import Ranges, fit
-from lmscout.pruning.searching.sharing import shared_share
-from lmscout.pruning.searching.space import AnySpace
-from lmscout.pruning.subnetworks.plan import Plan
-from lmscout.pruning.subnetworks.plan_arrays import as_plans, dense_row
+from lmscout.pruning.plan import Plan, as_plans, dense_row
+from lmscout.pruning.ranges import Ranges, fit
+from lmscout.pruning.sampler import Target, shared_share
+from lmscout.pruning.space import AnySpace
+from lmscout.pruning.study import Ledger
 
 ROUNDS = 9
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5)

@@ -23,10 +23,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from lmscout.architectures import ArchitectureSpec
 from lmscout.benchmarks import load
 from lmscout.discovery.splits import split_benchmark
-from lmscout.ranking import kendall, spearman
+from lmscout.metrics import kendall, spearman
+from lmscout.models import ArchitectureSpec
 from lmscout.statistics.sketches import spec_values
 
 Features = npt.NDArray[np.float64]

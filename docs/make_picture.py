@@ -19,15 +19,15 @@ from scipy.stats import kendalltau, rankdata, spearmanr
 
 from lmscout import proxies
 from lmscout.benchmarks import load
-from lmscout.benchmarks.locate import cache_directory
+from lmscout.benchmarks.download import cache_directory
 from lmscout.builtin import tiny_folder
 from lmscout.cli.demo import SEARCH, SEQUENCES, calibration_settings, calibration_text
 from lmscout.discovery import discover
 from lmscout.discovery.discover import proxy_scores
 from lmscout.evaluation import load_model, tokenize_windows
 from lmscout.pruning.calibration import calibrate
-from lmscout.pruning.learning.predictor import fit_predictor
-from lmscout.pruning.ledger import Ledger
+from lmscout.pruning.predictor import fit_predictor
+from lmscout.pruning.study import Ledger
 from lmscout.statistics import Batch, collect
 
 TARGET = Path(__file__).parent / "picture.svg"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lmscout import proxies
-from lmscout.discovery.deep.screen import VALUE_RULES
+from lmscout.discovery.filters import VALUE_RULES
 from lmscout.errors import LmscoutError
 from lmscout.proxies import CATALOG, Entry, format_expression, parser
 from lmscout.proxies.primitives import (

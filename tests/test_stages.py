@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from lmscout.stages import Stages
+from lmscout.progress import Stages
 
 
 def test_a_stage_that_is_entered_again_is_counted_in_all():

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lmscout.builtin.corpus import END_OF_DOCUMENT, side_documents
-from lmscout.builtin.tokenizer import PIECES
+from lmscout.builtin.tiny import PIECES
 
 SHIPPED = Path(__file__).parents[1] / "src" / "lmscout" / "builtin" / "tiny"
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         rank,
         register,
     )
-    from lmscout.discovery.deep.settings import DeepSettings as DeepSearchConfig
+    from lmscout.discovery.symbolic_search import DeepSettings as DeepSearchConfig
     from lmscout.pruning.calibration import CalibrationSettings as CalibrationConfig
+    from lmscout.pruning.config import Request as PruneConfig
     from lmscout.pruning.recovery.run import RecoveryRequest as RecoveryConfig
-    from lmscout.pruning.request import Request as PruneConfig
 
 _PUBLIC = {
     **dict.fromkeys(
@@ -52,8 +52,8 @@ _PUBLIC = {
 
 _CONFIGS = {
     "CalibrationConfig": ("pruning.calibration", "CalibrationSettings"),
-    "DeepSearchConfig": ("discovery.deep.settings", "DeepSettings"),
-    "PruneConfig": ("pruning.request", "Request"),
+    "DeepSearchConfig": ("discovery.symbolic_search", "DeepSettings"),
+    "PruneConfig": ("pruning.config", "Request"),
     "RecoveryConfig": ("pruning.recovery.run", "RecoveryRequest"),
 }
 

@@ -28,14 +28,13 @@ if TYPE_CHECKING:
     from lmscout.benchmarks.space import Space as ArchitectureSpace
     from lmscout.benchmarks.training import Recipe
     from lmscout.discovery import Design, Explanation, Judgement, Picking
-    from lmscout.discovery.deep.discovery import DeepDiscovery
-    from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.discover import Discovery
     from lmscout.discovery.explain import Forms
+    from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings
     from lmscout.evaluation import Evaluation, LoadedModel, Text
     from lmscout.proxies import Space
-    from lmscout.pruning.outcome import Pruning
-    from lmscout.pruning.request import Request
+    from lmscout.pruning.config import Request
+    from lmscout.pruning.results import Pruning
     from lmscout.runs import Run
 
 Path_ = str | os.PathLike[str]
@@ -214,7 +213,7 @@ def _discover_ranked(
         return run.load(Discovery)
     read, cache = None, _cache()
     if architectures is None:
-        from lmscout.pruning.judging.ledger_benchmark import ledger_benchmark
+        from lmscout.pruning.pairs_benchmark import ledger_benchmark
 
         folder = str(benchmark).removeprefix(STUDY)
         study = ledger_benchmark(folder, cache, model=model, calibration=calibration)
@@ -244,9 +243,8 @@ def _discover_deep(
     out: Path | None,
     progress: Progress,
 ) -> DeepDiscovery:
-    from lmscout.discovery.deep.discovery import DeepDiscovery, discover_deep
-    from lmscout.discovery.deep.settings import DeepSettings
     from lmscout.discovery.saved_run import begin_deep
+    from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings, discover_deep
 
     for one in benchmarks:
         if isinstance(one, str) and one.startswith(STUDY):
@@ -523,8 +521,8 @@ def prune(
     import torch
 
     from lmscout.evaluation import LoadedModel, devices_of, load_config, load_model, memory_dtype
-    from lmscout.pruning.outcome import Pruning
-    from lmscout.pruning.request import Request, check_request
+    from lmscout.pruning.config import Request, check_request
+    from lmscout.pruning.results import Pruning
     from lmscout.pruning.saved_run import is_complete, open_pruning
     from lmscout.pruning.storage import home_path
     from lmscout.pruning.workflow import prune as run
@@ -734,9 +732,8 @@ def build_benchmark(
         >>> lmscout.build_benchmark("nano", n=12, out="mine")  # doctest: +SKIP
     """
     from lmscout.benchmarks.build import build
-    from lmscout.benchmarks.space_file import load_space
-    from lmscout.benchmarks.token_data import builtin_tokens, stored_tokens, text_tokens
-    from lmscout.benchmarks.training import Recipe
+    from lmscout.benchmarks.space import load_space
+    from lmscout.benchmarks.training import Recipe, builtin_tokens, stored_tokens, text_tokens
 
     drawn_from: Any = load_space(space) if isinstance(space, str) else space
     if texts and corpus:
@@ -860,6 +857,6 @@ def _run(out: Path | None, command: str, settings: dict[str, Any]) -> Run | None
 
 
 def _cache() -> Path:
-    from lmscout.benchmarks.locate import cache_directory
+    from lmscout.benchmarks.download import cache_directory
 
     return cache_directory() / "statistics"

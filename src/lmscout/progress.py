@@ -1,12 +1,50 @@
-"""Progress of long work as a person sees it: a bar for each stage."""
+"""Stages of long work: the seconds of each, and how far it is.
+
+Progress of long work as a person sees it: a bar for each stage.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lmscout.stages import Progress
+Progress = Callable[[str, int, int], None]  # a stage, what is done of it, and its size
+StageProgress = Callable[[int, int], None]
+
+
+class Stages:
+    """``with stages("reading") as told: ...`` times a stage; ``told(done, total)`` tells of it.
+
+    Attributes:
+        seconds: of every stage that has ended; of one that was entered again, in all.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        """Tell a caller's progress, if there is one."""
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[StageProgress | None]:
+        """Time one stage; gives what its work tells its progress, None where nobody listens."""
+        start = time.perf_counter()
+        tell = self._progress
+        yield None if tell is None else lambda done, total: tell(name, done, total)
+        spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = round(spent, 3)
+
+
+def part_of(told: StageProgress | None, before: int, total: int) -> StageProgress | None:
+    """The progress of a part of some work as that of all of it.
+
+    Args:
+        told: of all of it, if anybody listens.
+        before: what was done before the part began.
+        total: the size of all of it.
+    """
+    return told and (lambda done, _: told(before + done, total))
 
 
 @contextmanager

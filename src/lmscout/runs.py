@@ -20,14 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from lmscout.errors import LmscoutError, brief, shown
-from lmscout.files import (
-    as_json,
-    atomic_folder,
-    check_folder,
-    encoded,
-    remove_drafts,
-    write_file,
-)
+from lmscout.files import as_json, atomic_folder, check_folder, encoded, remove_drafts, write_file
 from lmscout.reading import read_json_object
 from lmscout.results import FIELDS, SCHEMA
 from lmscout.version import __version__

@@ -1,8 +1,8 @@
 from hypothesis import strategies as st
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
-from lmscout.architectures.adaptive_softmax import AdaptiveLayout
-from lmscout.architectures.flexibert_mixers import MIXERS
+from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
+from lmscout.models.flexibert import MIXERS
+from lmscout.models.gpt2 import AdaptiveLayout
 
 sizes = st.integers(1, 9)
 

@@ -8,8 +8,8 @@ from architecture_strategies import layouts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmscout.architectures.adaptive_softmax import AdaptiveLayout, AdaptiveVocabulary
-from lmscout.architectures.layers import Projection, draw_weights
+from lmscout.models.gpt2 import AdaptiveLayout, AdaptiveVocabulary
+from lmscout.models.layers import Projection, draw_weights
 
 TINY = AdaptiveLayout(
     vocabulary=13,

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from torch import nn
 from torch.nn import functional
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec
-from lmscout.architectures.flexibert_mixers import MIXERS
 from lmscout.benchmarks import load
 from lmscout.errors import LmscoutError
+from lmscout.models import FlexibertBlock, FlexibertSpec
+from lmscout.models.flexibert import MIXERS
 
 
 def block(mixer="SDP", heads=2, feed_forward=6, stack=1):

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmscout.architectures.flexibert_mixers import MIXERS, build_mixer, mixer_parameters
-from lmscout.architectures.layers import draw_weights
+from lmscout.models.flexibert import MIXERS, build_mixer, mixer_parameters
+from lmscout.models.layers import draw_weights
 
 WIDTH = 8
 

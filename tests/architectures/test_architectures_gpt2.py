@@ -8,9 +8,9 @@ from architecture_strategies import gpt2_specs
 from hypothesis import given, settings
 from torch.nn import functional
 
-from lmscout.architectures import Gpt2Spec
 from lmscout.benchmarks import load
 from lmscout.errors import LmscoutError
+from lmscout.models import Gpt2Spec
 
 
 def tiny(**changes):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmscout.architectures.layers import (
+from lmscout.models.layers import (
     CausalAttention,
     Conv1d,
     Embedding,

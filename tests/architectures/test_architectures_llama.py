@@ -7,9 +7,9 @@ from architecture_strategies import llama_specs
 from hypothesis import given, settings
 from torch.nn import functional
 
-from lmscout.architectures import LlamaSpec
-from lmscout.architectures.layers import fuse_attention
 from lmscout.errors import LmscoutError
+from lmscout.models import LlamaSpec
+from lmscout.models.layers import fuse_attention
 
 
 def tiny(**changes):

@@ -2,7 +2,7 @@
 
 import json
 
-from lmscout.architectures import LlamaSpec
+from lmscout.models import LlamaSpec
 
 SETTINGS = {"recipe": {"tokens": 1234567}}
 

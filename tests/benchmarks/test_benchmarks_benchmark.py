@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from lmscout.architectures import Gpt2Spec
 from lmscout.benchmarks import Benchmark
 from lmscout.errors import LmscoutError
+from lmscout.models import Gpt2Spec
 
 
 def made(**changes):

@@ -16,7 +16,7 @@ from tiny_training import RECIPE, SPACE, N, text, without_seconds
 
 from lmscout.benchmarks.build import build, jobs
 from lmscout.benchmarks.space import PICO
-from lmscout.benchmarks.token_data import TokenData
+from lmscout.benchmarks.training import TokenData
 from lmscout.errors import LmscoutError
 
 HERE = Path(__file__).parent

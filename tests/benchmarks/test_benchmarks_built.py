@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from built_files import row, spec_of, write_built, write_rows
 
-from lmscout.architectures import Gpt2Spec, LlamaSpec
 from lmscout.benchmarks import load
 from lmscout.benchmarks.built import built_folder, replicates
 from lmscout.benchmarks.space import PICO, sample
 from lmscout.benchmarks.training import Recipe
 from lmscout.errors import LmscoutError
+from lmscout.models import Gpt2Spec, LlamaSpec
 
 
 def test_quality_is_the_negated_final_loss_averaged_over_seeds(tmp_path):

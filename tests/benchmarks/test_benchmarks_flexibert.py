@@ -3,9 +3,9 @@ import math
 import pytest
 from benchmark_files import encoders, write_json
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec
 from lmscout.benchmarks.flexibert import read_flexibert
 from lmscout.errors import LmscoutError
+from lmscout.models import FlexibertBlock, FlexibertSpec
 
 
 def test_a_row_becomes_what_was_trained(tmp_path):

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import SPACE
 
-from lmscout.benchmarks.limit import limited, smallest_of
-from lmscout.benchmarks.mutation import Form, allowed, form_of
+from lmscout.benchmarks.mutation import Form, allowed, form_of, limited, smallest_of
 from lmscout.benchmarks.space import NANO, PICO
 from lmscout.errors import LmscoutError
 

@@ -2,9 +2,9 @@ import pytest
 import yaml
 from benchmark_files import MODEL_CONFIG, write_folder
 
-from lmscout.architectures import Gpt2Spec
 from lmscout.benchmarks.lts import read_lts, read_yaml
 from lmscout.errors import LmscoutError
+from lmscout.models import Gpt2Spec
 
 
 def read(folder):

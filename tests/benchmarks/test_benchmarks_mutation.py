@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import SPACE
 
-from lmscout.architectures import Gpt2Spec, LlamaSpec
 from lmscout.benchmarks.mutation import form_of, mutate
 from lmscout.benchmarks.space import LLAMA, NANO, PICO, sample
+from lmscout.models import Gpt2Spec, LlamaSpec
 
 SPACES = {"tiny": SPACE, "nano": NANO, "pico": PICO, "whole": replace(SPACE, missing=(0.0,))}
 

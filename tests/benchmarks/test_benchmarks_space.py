@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import SPACE
 
-from lmscout.architectures import Gpt2Spec, LlamaSpec, spec_from_dict
 from lmscout.benchmarks.space import NANO, PICO, sample, space_of
 from lmscout.errors import LmscoutError
+from lmscout.models import Gpt2Spec, LlamaSpec, spec_from_dict
 
 
 @settings(max_examples=10, deadline=None)

@@ -4,8 +4,7 @@ from dataclasses import asdict
 import pytest
 
 from lmscout.benchmarks.loading import load_space_or_benchmark
-from lmscout.benchmarks.space import PICO, sample
-from lmscout.benchmarks.space_file import load_space, read_space
+from lmscout.benchmarks.space import PICO, load_space, read_space, sample
 from lmscout.errors import LmscoutError
 
 LEAST = {

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from lmscout.benchmarks.spreading import default_workers, devices_of, spread
+from lmscout.benchmarks.build import default_workers, devices_of, spread
 from lmscout.errors import LmscoutError
 
 

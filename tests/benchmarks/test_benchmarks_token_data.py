@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lmscout.benchmarks.token_data import TokenData, builtin_tokens, stored_tokens, text_tokens
+from lmscout.benchmarks.training import TokenData, builtin_tokens, stored_tokens, text_tokens
 from lmscout.builtin import encode, load_tokenizer
 from lmscout.errors import LmscoutError
 

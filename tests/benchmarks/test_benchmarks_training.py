@@ -7,10 +7,9 @@ from tiny_training import RECIPE, SPACE, text
 from torch.nn import functional
 
 from lmscout.benchmarks import training
+from lmscout.benchmarks.build import devices_of
 from lmscout.benchmarks.space import sample
-from lmscout.benchmarks.spreading import devices_of
-from lmscout.benchmarks.token_data import TokenData
-from lmscout.benchmarks.training import Recipe, train, validation_loss, window_starts
+from lmscout.benchmarks.training import Recipe, TokenData, train, validation_loss, window_starts
 from lmscout.errors import LmscoutError
 
 SPECS = sample(SPACE, 4, 0)

@@ -4,10 +4,9 @@ import json
 
 import torch
 
+from lmscout.benchmarks.built import TABLE
 from lmscout.benchmarks.space import GPT2, LLAMA, Space
-from lmscout.benchmarks.table import TABLE
-from lmscout.benchmarks.token_data import TokenData
-from lmscout.benchmarks.training import Recipe
+from lmscout.benchmarks.training import Recipe, TokenData
 
 SPACE = Space(
     name="tiny",

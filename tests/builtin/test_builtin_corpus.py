@@ -15,14 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscout.builtin import (
-    END_OF_DOCUMENT,
-    SIDES,
-    corpus_digest,
-    corpus_text,
-    documents,
-    side_of,
-)
+from lmscout.builtin import END_OF_DOCUMENT, SIDES, corpus_digest, corpus_text, documents, side_of
 
 SCRIPT = Path(__file__).with_name("corpus_process.py")
 SOURCE = SCRIPT.parents[2] / "src"

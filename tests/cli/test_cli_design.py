@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from lmscout.architectures import spec_from_dict
+from lmscout.models import spec_from_dict
 
 SEARCH = ("design", "nano", "--max-params", "200k", "--evaluations", 20, "--workers", 1)
 

@@ -2,10 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from lmscout.benchmarks.limit import limited
-from lmscout.benchmarks.mutation import form_of
+from lmscout.benchmarks.mutation import form_of, limited
 from lmscout.benchmarks.space import NANO, PICO
-from lmscout.discovery.ageing import AgeingEvolution
+from lmscout.discovery.design import AgeingEvolution
 
 LIMIT = 2_000_000
 

@@ -2,13 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lmscout.discovery.dead_branches import (
-    Cut,
-    DeadBranches,
-    cuts,
-    measured_cuts,
-    shortenings,
-)
+from lmscout.discovery.explain import Cut, DeadBranches, cuts, measured_cuts, shortenings
 from lmscout.proxies import format_expression, parse, walk
 
 DEPTH = np.arange(1.0, 41.0)

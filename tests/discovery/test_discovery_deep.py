@@ -15,13 +15,9 @@ from hypothesis import strategies as st
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.cli.discover import discover
-from lmscout.discovery.deep import evidence as evidences
-from lmscout.discovery.deep.discovery import DeepDiscovery, discover_deep
-from lmscout.discovery.deep.engines import GeneticProgramming, RandomSearch, engine_of
-from lmscout.discovery.deep.evidence import Evidence, draw_looks
-from lmscout.discovery.deep.evolution import BATCH, evolve
-from lmscout.discovery.deep.record import Record
-from lmscout.discovery.deep.screen import (
+from lmscout.discovery import filters as evidences
+from lmscout.discovery.engines import GeneticProgramming, RandomSearch, engine_of
+from lmscout.discovery.filters import (
     BLIND,
     CONSTANT,
     DUPLICATE,
@@ -29,10 +25,13 @@ from lmscout.discovery.deep.screen import (
     RACE,
     SEEN,
     UNDEFINED,
+    Evidence,
     Screen,
+    draw_looks,
 )
-from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.saved_run import begin_deep
+from lmscout.discovery.search_record import BATCH, Record, evolve
+from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings, discover_deep
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Expression, Grammar, canonical, format_expression, parse, walk
 from lmscout.proxies.genetic import subtree_mutation

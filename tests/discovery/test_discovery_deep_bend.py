@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import BayesianRidge
 
-from lmscout.discovery.deep.bend import FEWEST, bend
-from lmscout.discovery.deep.product import Product
+from lmscout.discovery.combination import FEWEST, Product, bend
+from lmscout.metrics import spearman
 from lmscout.proxies import Expression, format_expression, parse
 from lmscout.proxies.primitives import SPEC_LEAVES
-from lmscout.ranking import spearman
 from lmscout.statistics.deep_values import joined_score
 
 NODE = parse("sum(average(act)) * max(total(head))")

@@ -7,14 +7,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscout.discovery.deep.candidates import Candidate, fittest, front, to_beat
-from lmscout.discovery.deep.engines import (
+from lmscout.discovery.engines import (
+    Candidate,
     GeneticProgramming,
     RandomSearch,
     RegularizedEvolution,
+    fittest,
+    front,
     survivors,
+    to_beat,
 )
-from lmscout.discovery.deep.screen import RACE
+from lmscout.discovery.filters import RACE
 from lmscout.proxies import Grammar, canonical, parse, walk
 
 TREES = {

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscout.discovery.deep.candidates import OBJECTIVES, Candidate
-from lmscout.discovery.deep.product import Known, choose
+from lmscout.discovery.combination import Known, choose
+from lmscout.discovery.engines import OBJECTIVES, Candidate
+from lmscout.metrics import spearman
 from lmscout.proxies import format_expression, parse
-from lmscout.ranking import spearman
 from lmscout.statistics.deep_values import joined_score
 
 TEXTS = [

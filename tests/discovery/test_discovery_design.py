@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from designing_process import BATCH, EVALUATIONS, SPACE, design_tiny
 
-from lmscout.architectures import spec_from_dict
 from lmscout.benchmarks.mutation import form_of
 from lmscout.discovery import Design, design, signed_proxy
 from lmscout.discovery.design import ASKED_AT_ONCE
 from lmscout.errors import LmscoutError
+from lmscout.models import spec_from_dict
 from lmscout.statistics import Workers, score_proxies
 
 SCRIPT = Path(__file__).with_name("designing_process.py")

@@ -9,7 +9,7 @@ from tiny_benchmark import tiny_benchmark
 
 from lmscout.discovery import discover, judge
 from lmscout.discovery.discover import Discovery
-from lmscout.discovery.judge import Judgement
+from lmscout.discovery.rank import Judgement
 from lmscout.discovery.saved_run import save_discovery, save_judgement
 from lmscout.errors import LmscoutError
 from lmscout.proxies import CATALOG, as_published, evaluate, format_expression, parse, published

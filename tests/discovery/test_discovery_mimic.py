@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery.mimic import (
+from lmscout.discovery.surrogate_formula import (
     formula_scores,
     formula_text,
     formulas,

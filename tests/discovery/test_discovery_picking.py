@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.architectures import spec_from_dict
 from lmscout.discovery import Picking, pick, signed_proxy
-from lmscout.discovery.picking import chosen, truth
+from lmscout.discovery.selection import chosen, truth
 from lmscout.errors import LmscoutError
+from lmscout.models import spec_from_dict
 from lmscout.statistics import Batch, Workers, score_proxies
 
 BATCH = Batch(size=2, length=8)

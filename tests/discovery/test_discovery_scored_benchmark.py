@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery.scored_benchmark import ScoredBenchmark
+from lmscout.discovery.explain import ScoredBenchmark
+from lmscout.progress import Stages
 from lmscout.proxies import parse
-from lmscout.stages import Stages
 from lmscout.statistics import Batch, Workers, score_proxies
 
 BENCHMARK = tiny_benchmark(9)

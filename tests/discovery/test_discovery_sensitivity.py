@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lmscout.discovery.sensitivity import Change, Sensitivity, change, silenced, why_no_inputs
+from lmscout.discovery.explain import Change, Sensitivity, change, silenced, why_no_inputs
 from lmscout.proxies import CATALOG, as_expression, format_expression, parse, resolve
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec
 from lmscout.benchmarks import Benchmark
+from lmscout.models import FlexibertBlock, FlexibertSpec
 
 MIXERS = ("SDP", "WMA", "DFT", "DCT", "DSC5", "DSC9")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_transformer import TinyTransformer, batch, read
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec
 from lmscout.errors import LmscoutError
+from lmscout.models import FlexibertBlock, FlexibertSpec
 from lmscout.proxies import (
     CATALOG,
     CATALOG_ENTRY,

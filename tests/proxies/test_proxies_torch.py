@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec
 from lmscout.errors import LmscoutError
+from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec
 from lmscout.proxies import LITERATURE, Expression, Grammar, format_expression, parse, to_torch
 from lmscout.proxies.primitives import PRIMITIVES, SPEC_LEAVES, STACKS
 from lmscout.proxies.spaces import random_score

@@ -11,11 +11,10 @@ import torch
 from tiny_language_models import random_model, random_windows
 
 from lmscout.pruning.families import family_of
-from lmscout.pruning.recovery.elastic_adapter import ElasticAdapter
-from lmscout.pruning.recovery.losses import likelihood_loss
-from lmscout.pruning.recovery.settings import RecoverySettings
-from lmscout.pruning.recovery.training import train
-from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.plan import Plan
+from lmscout.pruning.recovery.config import RecoverySettings
+from lmscout.pruning.recovery.elastic import ElasticAdapter
+from lmscout.pruning.recovery.training import likelihood_loss, train
 
 SETTINGS = RecoverySettings("lora", rank=2, batch_tokens=32, steps=24, save_seconds=0.05)
 PLANS = Plan((2, 2, 2), (48, 48, 48)), Plan((1, 0, 2), (30, 48, 0))

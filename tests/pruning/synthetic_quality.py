@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from lmscout.pruning.learning.features import ImportanceMass
-from lmscout.pruning.ledger import Pair
-from lmscout.pruning.subnetworks.plan import Shape
-from lmscout.pruning.subnetworks.plan_arrays import as_plans, as_rows, dense_row, kept_shares
-from lmscout.pruning.subnetworks.subnetwork import Measurement
+from lmscout.pruning.evaluator import Measurement
+from lmscout.pruning.features import ImportanceMass
+from lmscout.pruning.plan import Shape, as_plans, as_rows, dense_row, kept_shares
+from lmscout.pruning.study import Pair
 
 PORTIONS = np.array([0.7, 1.0, 1.3])  # a text whose portions differ more than good plans do
 

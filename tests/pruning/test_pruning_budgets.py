@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.searching.budgets import (
+from lmscout.pruning.budgets import (
     TableBudget,
     keep_budget,
     latency_budget,
     memory_budget,
     multiply_adds_budget,
 )
-from lmscout.pruning.subnetworks.plan import Shape
-from lmscout.pruning.subnetworks.plan_arrays import as_plans
+from lmscout.pruning.plan import Shape, as_plans
 
 SHAPE = Shape((4, 2, 3), (7, 5, 6), (100, 120, 110), (9, 11, 10))
 ROWS = np.array([[4, 2, 3, 7, 5, 6], [1, 0, 3, 2, 5, 0], [0, 0, 0, 0, 0, 0]])

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscout.pruning.learning.cross_validation import folds, margin, same_size_kendall
-from lmscout.ranking import kendall
+from lmscout.metrics import kendall
+from lmscout.pruning.predictor import folds, margin, same_size_kendall
 
 
 def plainly(predicted, measured, sizes):

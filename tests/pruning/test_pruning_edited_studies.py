@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.ledger import SETTINGS as MEASURED
-from lmscout.pruning.ledger import Ledger
-from lmscout.pruning.recorded import begun_portions, read_recorded
-from lmscout.pruning.rounds import Rounds
+from lmscout.pruning.measuring import Rounds
 from lmscout.pruning.storage import FILE_NAME
+from lmscout.pruning.study import SETTINGS as MEASURED
+from lmscout.pruning.study import Ledger
+from lmscout.pruning.study_record import begun_portions, read_recorded
 
 ORIGIN = {"model": "m", "text": "t", "final_tokens": 100, "dtype": "float32"}
 KNOWN = {"window": 8, "importance": "taylor", "compensate": True, "quality": "nll"}

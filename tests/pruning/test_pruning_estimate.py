@@ -12,15 +12,13 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_bytes, parameter_count
 from lmscout.pruning import estimate as estimate_module
 from lmscout.pruning.calibration import CalibrationSettings
+from lmscout.pruning.config import Request
 from lmscout.pruning.estimate import estimate
+from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
-from lmscout.pruning.recovery.elastic import plan_loss
-from lmscout.pruning.recovery.elastic_adapter import ElasticAdapter
-from lmscout.pruning.recovery.foretelling import foretell_training
-from lmscout.pruning.recovery.run import RecoveryRequest
-from lmscout.pruning.recovery.settings import METHODS, RecoverySettings
-from lmscout.pruning.request import Request
-from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.pruning.recovery.config import METHODS, RecoverySettings
+from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
+from lmscout.pruning.recovery.run import RecoveryRequest, foretell_training
 
 CPU = torch.device("cpu")
 SEVEN_BILLION = LlamaConfig(

@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning.evaluator import SubnetworkEvaluator
+from lmscout.pruning.export import cut, is_uniform, save
 from lmscout.pruning.families import Affine, family_of
-from lmscout.pruning.saving.export import cut, is_uniform, save
-from lmscout.pruning.subnetworks.plan import Plan
-from lmscout.pruning.subnetworks.subnetwork import SubnetworkEvaluator
+from lmscout.pruning.plan import Plan
 from lmscout.testing import random_model
 from lmscout.testing.reference_models import masked_model
 

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.learning.features import ImportanceMass, PlanFeatures
-from lmscout.pruning.learning.targets import SCALES, TargetScale
-from lmscout.pruning.subnetworks.plan import Shape
+from lmscout.pruning.features import SCALES, ImportanceMass, PlanFeatures, TargetScale
+from lmscout.pruning.plan import Shape
 
 SHAPE = Shape((2, 4), (5, 3), (100, 110), (10, 12))
 SCORES = ([[3.0, 1.0], [4.0, 2.0, 1.0, 0.0]], [[5.0, 4.0, 3.0, 2.0, 1.0], [6.0, 3.0, 1.0]])

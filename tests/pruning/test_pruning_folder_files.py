@@ -21,11 +21,11 @@ from transformers import (
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model
+from lmscout.pruning.evaluator import shape_of
+from lmscout.pruning.export import cut, write
 from lmscout.pruning.families import family_of
-from lmscout.pruning.saving.export import cut, write
-from lmscout.pruning.saving.folder_files import check_agreement
-from lmscout.pruning.subnetworks.plan import Plan
-from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.pruning.folder_files import check_agreement
+from lmscout.pruning.plan import Plan
 
 THETA = {"rope_theta": 500000.0}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

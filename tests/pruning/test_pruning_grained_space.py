@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.ledger import Pair
-from lmscout.pruning.searching.budgets import keep_budget, latency_budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.grained_space import GrainedSpace
-from lmscout.pruning.searching.ranges import Ranges
-from lmscout.pruning.subnetworks.plan_arrays import as_rows
+from lmscout.pruning.budgets import keep_budget, latency_budget
+from lmscout.pruning.plan import as_rows
+from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.sampler import Target
+from lmscout.pruning.space import GrainedSpace
+from lmscout.pruning.study import Pair
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
 SHAPE = MODEL.shape

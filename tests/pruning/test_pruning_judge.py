@@ -7,11 +7,11 @@ from tiny_language_models import random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Reading, resolve
+from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
-from lmscout.pruning.judging.judge import asked_proxy, read_judges, size_agreement
-from lmscout.pruning.judging.reading import read_trained
-from lmscout.pruning.subnetworks.plan_arrays import dense_row
-from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.pruning.plan import dense_row
+from lmscout.pruning.prefix_tables import read_trained
+from lmscout.pruning.proxy_objective import asked_proxy, read_judges, size_agreement
 from lmscout.statistics import score
 
 STACKS = ("linear", "act", "hidden", "head", "softmax")

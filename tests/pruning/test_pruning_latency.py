@@ -9,12 +9,12 @@ import torch
 from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning.budgets import budget_of
+from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
 from lmscout.pruning.families.llama import Llama
-from lmscout.pruning.searching.latency import Curve, Latency, from_json, measure_latency, to_json
-from lmscout.pruning.searching.model_budgets import budget_of
-from lmscout.pruning.subnetworks.plan_arrays import dense_row
-from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.pruning.latency import Curve, Latency, from_json, measure_latency, to_json
+from lmscout.pruning.plan import dense_row
 
 MEASURED = Latency(
     attention=(Curve((0, 1, 2), (0.0, 0.125, 0.25)),) * 2,

@@ -15,10 +15,9 @@ import pytest
 from ledger_files import open_files, sees_open_files, stored, trials_of
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.ledger import Ledger, Pair
+from lmscout.pruning.plan import Plan, Shape, as_plans
 from lmscout.pruning.storage import FILE_NAME, storage_url
-from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.plan_arrays import as_plans
+from lmscout.pruning.study import Ledger, Pair
 
 SHAPE = Shape((4, 4, 4), (50, 50, 50), (100,) * 3, (10,) * 3)
 SETTINGS = {"model": "ab12", "tokens": 6000, "compensation": True, "seed": 0, "text": None}

@@ -13,20 +13,20 @@ from lmscout.discovery.discover import discover
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, read_text, tokenize_windows
 from lmscout.proxies import Branch, published, simplified
+from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationSettings, calibrate, model_digest
-from lmscout.pruning.judging.judge import asked_proxy, read_judges
-from lmscout.pruning.judging.ledger_benchmark import SubnetworkSpec, ledger_benchmark
-from lmscout.pruning.judging.tables import tabulate
-from lmscout.pruning.ledger import Ledger, Pair
-from lmscout.pruning.recorded import read_recorded, record_origin
-from lmscout.pruning.recovery.checkpoint import State, read_adapter, write_state
+from lmscout.pruning.cutting import cut
+from lmscout.pruning.pairs_benchmark import SubnetworkSpec, ledger_benchmark
+from lmscout.pruning.plan import as_plans, dense_row
+from lmscout.pruning.prefix_tables import tabulate
+from lmscout.pruning.proxy_objective import asked_proxy, read_judges
+from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import recover_all_plans
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
-from lmscout.pruning.recovery.settings import RecoverySettings
-from lmscout.pruning.saving.cutting import cut
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.space import AnySpace
-from lmscout.pruning.subnetworks.plan_arrays import as_plans, dense_row
+from lmscout.pruning.recovery.training import State, read_adapter, write_state
+from lmscout.pruning.space import AnySpace
+from lmscout.pruning.study import Ledger, Pair
+from lmscout.pruning.study_record import read_recorded, record_origin
 from lmscout.statistics import INPUT_NAMES
 
 TRUTH = "sum(std(weight) * square(act))"

@@ -11,9 +11,9 @@ import pytest
 from test_pruning_ledger import SETTINGS, SHAPE, pair, pairs_in, plans
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.ledger import Ledger
-from lmscout.pruning.ledger_writer import LedgerWriter
 from lmscout.pruning.storage import FILE_NAME, storage_url
+from lmscout.pruning.study import Ledger
+from lmscout.pruning.study_writer import LedgerWriter
 
 PAIRS = tuple(pair(plan, value=1 / (3 + place)) for place, plan in enumerate(plans(6)))
 

@@ -9,16 +9,20 @@ from tiny_language_models import random_model, random_windows
 from torch import nn
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
-from lmscout.pruning.judging.judge import asked_proxy, read_judges
-from lmscout.pruning.judging.reading import read_trained
-from lmscout.pruning.recovery.settings import RecoverySettings
+from lmscout.pruning.importance import (
+    gradients_by_block,
+    importance,
+    loss_scale,
+    lower_scale,
+    unit_sides,
+)
+from lmscout.pruning.plan import dense_row
+from lmscout.pruning.prefix_tables import read_trained
+from lmscout.pruning.proxy_objective import asked_proxy, read_judges
+from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.training import train
-from lmscout.pruning.subnetworks.gradients import gradients_by_block
-from lmscout.pruning.subnetworks.importance import importance, unit_sides
-from lmscout.pruning.subnetworks.loss_scale import loss_scale, lower_scale
-from lmscout.pruning.subnetworks.plan_arrays import dense_row
-from lmscout.pruning.subnetworks.subnetwork import shape_of
 
 CPU = torch.device("cpu")
 

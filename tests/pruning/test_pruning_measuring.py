@@ -7,23 +7,23 @@ import torch
 from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning import evaluator
 from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.compensation import Compensation
+from lmscout.pruning.devices import ParallelEvaluator, replica
+from lmscout.pruning.evaluator import SubnetworkEvaluator
 from lmscout.pruning.families import ATTENTION, KINDS, MLP, family_of
-from lmscout.pruning.subnetworks import subnetwork
-from lmscout.pruning.subnetworks.activations import moments_by_block
-from lmscout.pruning.subnetworks.compensation import Compensation
-from lmscout.pruning.subnetworks.gradients import gradients_by_block
-from lmscout.pruning.subnetworks.importance import (
+from lmscout.pruning.importance import (
     FROM_MOMENTS,
     METHODS,
+    gradients_by_block,
     importance,
     importance_from_moments,
+    sort_half,
     unit_sides,
 )
-from lmscout.pruning.subnetworks.order import sort_half
-from lmscout.pruning.subnetworks.parallel import ParallelEvaluator, replica
-from lmscout.pruning.subnetworks.plan import Plan
-from lmscout.pruning.subnetworks.subnetwork import SubnetworkEvaluator
+from lmscout.pruning.moments import moments_by_block
+from lmscout.pruning.plan import Plan
 
 
 @pytest.fixture(params=CONFIGS)
@@ -526,7 +526,7 @@ def test_keeping_fewer_hidden_states_changes_nothing(model, family, monkeypatch)
     ]
     expected = list(SubnetworkEvaluator(model, family, windows).measure(plans))
     for stride in (2, 4, 7):
-        monkeypatch.setattr(subnetwork, "_stride", lambda *_, stride=stride: stride)
+        monkeypatch.setattr(evaluator, "_stride", lambda *_, stride=stride: stride)
         assert list(SubnetworkEvaluator(model, family, windows).measure(plans)) == expected
 
 

@@ -7,15 +7,13 @@ from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import multiply_adds, parameter_bytes
+from lmscout.pruning.budgets import MEASURES, budget_of, keep_budget
+from lmscout.pruning.cutting import cut
+from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
-from lmscout.pruning.saving.cutting import cut
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.latency import Curve, Latency
-from lmscout.pruning.searching.model_budgets import MEASURES, budget_of
-from lmscout.pruning.searching.ranges import Ranges
-from lmscout.pruning.subnetworks.plan import Plan
-from lmscout.pruning.subnetworks.plan_arrays import as_rows
-from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.pruning.latency import Curve, Latency
+from lmscout.pruning.plan import Plan, as_rows
+from lmscout.pruning.ranges import Ranges
 
 WINDOW = 16
 

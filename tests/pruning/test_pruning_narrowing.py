@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from synthetic_quality import Synthetic
 
-from lmscout.pruning.learning.narrowing import BEARING, FREE, Shrink, narrow, partial_dependence
-from lmscout.pruning.learning.predictor import fit_predictor
-from lmscout.pruning.ledger import Pair
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.elite import best_pairs
-from lmscout.pruning.searching.ranges import Ranges, fit
-from lmscout.pruning.subnetworks.plan_arrays import as_rows, dense_row, kept_shares
+from lmscout.pruning.budgets import keep_budget
+from lmscout.pruning.narrowing import BEARING, FREE, Shrink, narrow, partial_dependence
+from lmscout.pruning.plan import as_rows, dense_row, kept_shares
+from lmscout.pruning.predictor import fit_predictor
+from lmscout.pruning.ranges import Ranges, best_pairs, fit
+from lmscout.pruning.study import Pair
 
 MODEL = Synthetic(depth=6)
 BUDGET = keep_budget(MODEL.shape, 0.75)

@@ -10,9 +10,8 @@ from rich.console import Console
 from lmscout.cli.prune import table
 from lmscout.evaluation import Perplexity, protocol_of
 from lmscout.pruning import Plan
-from lmscout.pruning.learning.cross_validation import Agreement
-from lmscout.pruning.learning.predictor import PredictorReport
-from lmscout.pruning.outcome import SHOWN, Finalist, Pruning, Reported, Size
+from lmscout.pruning.predictor import Agreement, PredictorReport
+from lmscout.pruning.results import SHOWN, Finalist, Pruning, Reported, Size
 
 PLAN = Plan((1,), (8,))
 

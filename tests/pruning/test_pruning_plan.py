@@ -1,7 +1,7 @@
 import pytest
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.plan import Plan, Shape
 
 
 def test_names_round_trip():

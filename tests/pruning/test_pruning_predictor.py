@@ -16,17 +16,21 @@ from synthetic_quality import Synthetic
 from threadpoolctl import threadpool_limits
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.learning.cross_validation import Agreement
-from lmscout.pruning.learning.features import PlanFeatures
-from lmscout.pruning.learning.gaussian_process import GaussianProcess, Kernel, Likelihood
-from lmscout.pruning.learning.linear_algebra import ridge
-from lmscout.pruning.learning.predictor import PredictorReport, fit_predictor
-from lmscout.pruning.learning.regressors import KINDS, regressor
-from lmscout.pruning.learning.tree_tables import TreeTables
-from lmscout.pruning.ledger import Pair
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.ranges import Ranges, fit
-from lmscout.pruning.subnetworks.plan_arrays import as_plans, dense_row
+from lmscout.pruning.budgets import keep_budget
+from lmscout.pruning.features import PlanFeatures
+from lmscout.pruning.plan import as_plans, dense_row
+from lmscout.pruning.predictor import Agreement, PredictorReport, fit_predictor
+from lmscout.pruning.ranges import Ranges, fit
+from lmscout.pruning.regressors import (
+    KINDS,
+    GaussianProcess,
+    Kernel,
+    Likelihood,
+    TreeTables,
+    regressor,
+    ridge,
+)
+from lmscout.pruning.study import Pair
 
 MODEL = Synthetic(depth=6)
 

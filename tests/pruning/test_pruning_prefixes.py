@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lmscout.proxies.primitives import UNARY, reduce
-from lmscout.pruning.judging.prefixes import prefix_means
+from lmscout.pruning.prefix_tables import prefix_means
 
 NAMES = [entry.name for entry in UNARY]
 # shape, axis that follows units, units: of two entries each, of one, and of a stack of them

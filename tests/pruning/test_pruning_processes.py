@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.processes import Beside
-from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.background import Beside
+from lmscout.pruning.plan import Plan, Shape
 
 linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc says what is running")
 

@@ -11,22 +11,21 @@ from hypothesis import strategies as st
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.learning.narrowing import narrow
-from lmscout.pruning.learning.predictor import fit_predictor
-from lmscout.pruning.ledger import Pair
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.proposals import propose
-from lmscout.pruning.searching.ranges import Ranges, meets, uniform
-from lmscout.pruning.searching.search import search
-from lmscout.pruning.searching.sharing import (
+from lmscout.pruning.budgets import keep_budget
+from lmscout.pruning.narrowing import narrow
+from lmscout.pruning.plan import Shape, as_plans, as_rows, dense_row
+from lmscout.pruning.predictor import fit_predictor
+from lmscout.pruning.ranges import Ranges, meets, uniform
+from lmscout.pruning.sampler import (
+    Target,
     families,
     order_for_prefix_sharing,
+    propose,
     share_prefixes,
     shared_share,
 )
-from lmscout.pruning.subnetworks.plan import Shape
-from lmscout.pruning.subnetworks.plan_arrays import as_plans, as_rows, dense_row
+from lmscout.pruning.search import search
+from lmscout.pruning.study import Pair
 
 MODEL = Synthetic(depth=6)
 SHAPE = MODEL.shape

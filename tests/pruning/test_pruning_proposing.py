@@ -6,11 +6,11 @@ import pytest
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.processes import Beside
-from lmscout.pruning.proposing import Question, Terms, asked_ahead, next_step
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.grained_space import GrainedSpace
-from lmscout.pruning.searching.ranges import Ranges
+from lmscout.pruning.background import Beside
+from lmscout.pruning.budgets import keep_budget
+from lmscout.pruning.measuring import Question, Terms, asked_ahead, next_step
+from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.space import GrainedSpace
 
 MODEL = Synthetic(depth=6)
 BUDGET = keep_budget(MODEL.shape, 0.7)

@@ -3,12 +3,12 @@
 import numpy as np
 from synthetic_quality import Synthetic
 
-from lmscout.pruning.ledger import Pair
-from lmscout.pruning.race import limits
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.ranges import Ranges, fit
-from lmscout.pruning.searching.space import AnySpace
-from lmscout.pruning.subnetworks.plan_arrays import as_plans, dense_row
+from lmscout.pruning.budgets import keep_budget
+from lmscout.pruning.measuring import limits
+from lmscout.pruning.plan import as_plans, dense_row
+from lmscout.pruning.ranges import Ranges, fit
+from lmscout.pruning.space import AnySpace
+from lmscout.pruning.study import Pair
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
 SPACE = AnySpace(MODEL.shape)

@@ -7,21 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.searching.budgets import (
-    keep_budget,
-    latency_budget,
-    least_steps,
-    multiply_adds_budget,
-)
-from lmscout.pruning.searching.ranges import Ranges, fit, guarded_blocks, meets, uniform
-from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.plan_arrays import (
+from lmscout.pruning.budgets import keep_budget, latency_budget, least_steps, multiply_adds_budget
+from lmscout.pruning.plan import (
+    Plan,
+    Shape,
     as_plans,
     as_rows,
     dense_row,
     kept_shares,
     unit_parameters,
 )
+from lmscout.pruning.ranges import Ranges, fit, guarded_blocks, meets, uniform
 
 SHAPE = Shape((10,) * 12, (864,) * 12, (40_960,) * 12, (960,) * 12)
 SMALL = Shape((4,) * 5, (172,) * 5, (3072,) * 5, (192,) * 5)  # that of stories260K

@@ -5,7 +5,7 @@ import torch
 from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.pruning.families import family_of
-from lmscout.pruning.judging.reading import read_trained
+from lmscout.pruning.prefix_tables import read_trained
 
 KINDS = [name for name in CONFIGS if name != "mistral"]  # which computes as llama does
 

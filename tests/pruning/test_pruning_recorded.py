@@ -3,9 +3,9 @@
 import pytest
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.ledger import Ledger, Pair
-from lmscout.pruning.recorded import begun_portions
-from lmscout.pruning.subnetworks.plan import Plan, Shape
+from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.study import Ledger, Pair
+from lmscout.pruning.study_record import begun_portions
 
 
 def test_portions_are_those_of_a_whole_pair(tmp_path):

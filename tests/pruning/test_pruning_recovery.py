@@ -13,10 +13,9 @@ from tiny_language_models import random_model, random_windows
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
 from lmscout.pruning import CalibrationSettings, Plan, Pruning, Request, cut, prune
-from lmscout.pruning.recovery.adapters import Adapted, linear_layers
-from lmscout.pruning.recovery.recover import recover
+from lmscout.pruning.recovery.adapters import Adapted, linear_layers, recover
+from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import RecoveryRequest, recovery_file
-from lmscout.pruning.recovery.settings import RecoverySettings
 
 PLAN = Plan((1, 0, 2), (30, 48, 0))
 SETTINGS = RecoverySettings(rank=4, batch_tokens=96, steps=20, learning_rate=1e-2)

@@ -5,14 +5,13 @@ import torch
 from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationSettings, calibrate
 from lmscout.pruning.families import family_of
-from lmscout.pruning.recovery.elastic import drawn_plans, recover_all_plans
-from lmscout.pruning.recovery.elastic_adapter import ElasticAdapter
-from lmscout.pruning.recovery.settings import RecoverySettings
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.space import AnySpace
-from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.plan import Plan
+from lmscout.pruning.recovery.config import RecoverySettings
+from lmscout.pruning.recovery.elastic import ElasticAdapter, drawn_plans, recover_all_plans
+from lmscout.pruning.space import AnySpace
 from lmscout.testing.reference_models import functional_logits
 
 PLAN = Plan((1, 0, 2), (30, 48, 0))

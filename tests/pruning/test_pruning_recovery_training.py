@@ -17,10 +17,15 @@ from recovering_process import SETTINGS, example
 from torch import nn
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.recovery.batches import apart_from, batch_of
-from lmscout.pruning.recovery.checkpoint import read_state, weights_digest
-from lmscout.pruning.recovery.settings import RecoverySettings
-from lmscout.pruning.recovery.training import schedule, train
+from lmscout.pruning.recovery.config import RecoverySettings
+from lmscout.pruning.recovery.training import (
+    apart_from,
+    batch_of,
+    read_state,
+    schedule,
+    train,
+    weights_digest,
+)
 
 CPU = torch.device("cpu")
 

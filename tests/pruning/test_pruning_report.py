@@ -5,10 +5,10 @@ import torch
 from lmscout.builtin.tiny import tiny_folder
 from lmscout.evaluation import Text, load_model, perplexity
 from lmscout.pruning import CalibrationSettings, Plan
+from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import calibrate
+from lmscout.pruning.cutting import cut
 from lmscout.pruning.report import ReportText, report
-from lmscout.pruning.saving.cutting import cut
-from lmscout.pruning.searching.budgets import keep_budget
 
 TEXT = Text("a text", "It was said that there was once more to see. " * 60, "0")
 PROTOCOL = "llm-pruner"

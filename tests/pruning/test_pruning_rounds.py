@@ -7,12 +7,12 @@ import pytest
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.ledger import Ledger
+from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.measuring import measure_rounds
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.ranges import Ranges
-from lmscout.pruning.searching.space import AnySpace
+from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.sampler import Target
+from lmscout.pruning.space import AnySpace
+from lmscout.pruning.study import Ledger
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
 

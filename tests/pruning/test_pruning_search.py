@@ -9,12 +9,19 @@ from pymoo.optimize import minimize
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.searching.breeding import Mixing, Moving, PlanProblem, moved
-from lmscout.pruning.searching.budgets import keep_budget, latency_budget
-from lmscout.pruning.searching.evolution import evolved
-from lmscout.pruning.searching.ranges import Ranges, fit, meets, uniform
-from lmscout.pruning.searching.search import apart, pareto, search
-from lmscout.pruning.subnetworks.plan_arrays import as_rows, dense_row, unit_parameters
+from lmscout.pruning.budgets import keep_budget, latency_budget
+from lmscout.pruning.plan import as_rows, dense_row, unit_parameters
+from lmscout.pruning.ranges import Ranges, fit, meets, uniform
+from lmscout.pruning.search import (
+    Mixing,
+    Moving,
+    PlanProblem,
+    apart,
+    evolved,
+    moved,
+    pareto,
+    search,
+)
 
 MODEL = Synthetic(depth=5, noise=0)
 SHAPE = MODEL.shape

@@ -7,19 +7,19 @@ from tiny_language_models import random_model
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text
+from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.config import Request, check_request
+from lmscout.pruning.features import PlanFeatures
 from lmscout.pruning.finalists import candidates_of, measure_finalists
-from lmscout.pruning.judging.standing_in import calibrated_judges, judged, proxy_columns
-from lmscout.pruning.learning.features import PlanFeatures
-from lmscout.pruning.learning.predictor import fit_predictor
-from lmscout.pruning.ledger import Pair
-from lmscout.pruning.request import Request, check_request
-from lmscout.pruning.searching.budgets import keep_budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.ranges import Ranges, fit, meets
-from lmscout.pruning.searching.space import AnySpace
-from lmscout.pruning.searching.uniform_space import UniformSpace
-from lmscout.pruning.subnetworks.plan_arrays import as_plans, as_rows, dense_row
+from lmscout.pruning.measuring import calibrated_judges, judged, proxy_columns
+from lmscout.pruning.plan import as_plans, as_rows, dense_row
+from lmscout.pruning.predictor import fit_predictor
+from lmscout.pruning.ranges import Ranges, fit, meets
+from lmscout.pruning.sampler import Target
+from lmscout.pruning.space import AnySpace
+from lmscout.pruning.study import Pair
+from lmscout.pruning.uniform_space import UniformSpace
 
 SNIP = "proxy:snip"
 

@@ -15,8 +15,6 @@ from ledger_files import stored
 from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
 
 from lmscout.errors import LmscoutError, without_passwords
-from lmscout.pruning.ledger import Ledger
-from lmscout.pruning.recorded import begun_portions, read_recorded
 from lmscout.pruning.storage import (
     FILE_NAME,
     asked_storage,
@@ -27,6 +25,8 @@ from lmscout.pruning.storage import (
     shown_url,
     storage_url,
 )
+from lmscout.pruning.study import Ledger
+from lmscout.pruning.study_record import begun_portions, read_recorded
 
 NAMES = [
     *("half?1", "a#b", "50%", "a%20b", "a b", "k=v&w", "größe", "{x}", "~mine", "a+b", "a@b:c"),

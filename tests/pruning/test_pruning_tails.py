@@ -11,8 +11,8 @@ import pytest
 from measuring_process import MODEL, TAIL, alike, measured
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning import processes
-from lmscout.pruning.searching.space import AnySpace
+from lmscout.pruning import background
+from lmscout.pruning.space import AnySpace
 
 EACH = {round_: 2 - round_ % 2 for round_ in range(12)} | {12: 1, 13: 1}  # of steps of three
 
@@ -91,12 +91,12 @@ def test_a_device_that_fails_is_told_of_and_the_run_goes_on_to_the_same_end(whol
 
 def test_where_the_process_that_proposes_is_killed_the_run_ends_with_a_line(tmp_path):
     def kill(done):
-        for one in processes._OPEN:
+        for one in background._OPEN:
             one._process.kill()
 
     with pytest.raises(LmscoutError, match="the process that proposes plans has ended"):
         measured(tmp_path, 2, pairs=60, size=20, another_process=True, watch=kill)
-    assert not processes._OPEN
+    assert not background._OPEN
 
 
 def test_more_pairs_and_other_sizes_go_on_where_a_run_ended(whole, tmp_path):

@@ -19,8 +19,8 @@ from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning import turns
-from lmscout.pruning.ledger import Ledger
 from lmscout.pruning.storage import FILE_NAME, quiet, storage_url
+from lmscout.pruning.study import Ledger
 from lmscout.pruning.turns import Holder, alone_in
 
 PATHS = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])

@@ -13,17 +13,15 @@ from tiny_language_models import CONFIGS, random_model
 from transformers import GPT2Config, LlamaConfig
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning.budgets import keep_budget, latency_budget, memory_budget
+from lmscout.pruning.cutting import cut, is_uniform
+from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
-from lmscout.pruning.ledger import Pair
-from lmscout.pruning.saving.cutting import cut, is_uniform
-from lmscout.pruning.searching.budgets import keep_budget, latency_budget, memory_budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.ranges import Ranges
-from lmscout.pruning.searching.sharing import order_for_prefix_sharing
-from lmscout.pruning.searching.uniform_space import UniformSpace
-from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.plan_arrays import as_plans, as_rows, dense_row
-from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.pruning.plan import Plan, Shape, as_plans, as_rows, dense_row
+from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.sampler import Target, order_for_prefix_sharing
+from lmscout.pruning.study import Pair
+from lmscout.pruning.uniform_space import UniformSpace
 
 
 def llama(depth):

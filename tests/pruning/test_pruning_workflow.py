@@ -20,10 +20,10 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, load_model, perplexity
 from lmscout.files import as_json
 from lmscout.pruning import CalibrationSettings, Plan, Request, calibration, prune
-from lmscout.pruning.recorded import read_recorded
+from lmscout.pruning.config import check_request, model_folders
+from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import RecoveryRequest, recovery_file
-from lmscout.pruning.recovery.settings import RecoverySettings
-from lmscout.pruning.request import check_request, model_folders
+from lmscout.pruning.study_record import read_recorded
 
 pytestmark = needs_the_real_model
 

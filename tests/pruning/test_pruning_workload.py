@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.subnetworks.plan import Plan
-from lmscout.pruning.subnetworks.subnetwork import Measurement
-from lmscout.pruning.subnetworks.workload import Runs, measured_by, measured_here
+from lmscout.pruning.devices import Runs, measured_by, measured_here
+from lmscout.pruning.evaluator import Measurement
+from lmscout.pruning.plan import Plan
 
 
 def task(number):

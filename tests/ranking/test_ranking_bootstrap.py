@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lmscout.ranking import agreement, spearman_difference, top_recall
-from lmscout.ranking.bootstrap import multiplicities
+from lmscout.metrics import agreement, spearman_difference, top_recall
+from lmscout.metrics.bootstrap import multiplicities
 
 
 def resampled(x, y, weights, coefficient):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lmscout.ranking import (
+from lmscout.metrics import (
     configuration_baselines,
     partial_spearman,
     top_recall,

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lmscout.ranking import kendall, kendall_many, midranks, spearman, spearman_many
+from lmscout.metrics import kendall, kendall_many, midranks, spearman, spearman_many
 
 COEFFICIENTS = {
     spearman_many: lambda x, y: scipy.stats.spearmanr(x, y).statistic,

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscout.ranking import log_pearson
+from lmscout.metrics import log_pearson
 
 VECTOR = st.lists(st.floats(-1e6, 1e6), min_size=12, max_size=12, unique_by=lambda x: round(x, 3))
 POSITIVE = st.lists(st.floats(1e-9, 1e9), min_size=12, max_size=12)

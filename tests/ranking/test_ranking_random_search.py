@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscout.ranking import equivalent_trials, expected_best_rank, true_ranks
+from lmscout.metrics import equivalent_trials, expected_best_rank, true_ranks
 
 QUALITIES = st.lists(st.integers(0, 6), min_size=1, max_size=9)
 

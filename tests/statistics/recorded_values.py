@@ -17,7 +17,7 @@ from tiny_specs import flexibert, gpt2, llama
 from lmscout.proxies import CATALOG
 from lmscout.proxies.primitives import UNARY
 from lmscout.statistics import Batch, Workers, collect, score_proxies
-from lmscout.statistics.provenance import FORMAT
+from lmscout.statistics.collect import FORMAT
 from lmscout.statistics.sketches import collect_sketches
 
 RECORD = Path(__file__).with_suffix(".json")

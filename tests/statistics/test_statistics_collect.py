@@ -22,9 +22,7 @@ from lmscout.statistics import (
     collect,
     read_model,
 )
-from lmscout.statistics.collect import fill, one_thread
-from lmscout.statistics.provenance import provenance
-from lmscout.statistics.store import RowStore
+from lmscout.statistics.collect import RowStore, fill, one_thread, provenance
 
 # Of depths one to three; the second and the last are equal.
 SPECS = [
@@ -130,7 +128,7 @@ def test_other_settings_are_collected_into_another_file(tmp_path, monkeypatch):
         "vocabulary": values(specs=[SPECS[0], replace(SPECS[1], vocabulary=49)]),
         "name": values(name="small"),
     }
-    module = importlib.import_module("lmscout.statistics.provenance")
+    module = importlib.import_module("lmscout.statistics.collect")
     monkeypatch.setattr(module, "FORMAT", 0)
     others["format"] = values()
     paths = {first.path, *(other.path for other in others.values())}

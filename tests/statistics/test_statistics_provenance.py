@@ -8,7 +8,7 @@ from recorded_values import RECORD, VALUES
 from tiny_specs import EVERY_KIND, flexibert, gpt2
 
 from lmscout.statistics import Batch
-from lmscout.statistics.provenance import FORMAT, provenance
+from lmscout.statistics.collect import FORMAT, provenance
 
 COLUMNS = ["abs", "abs|log"]
 

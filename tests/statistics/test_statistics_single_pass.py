@@ -6,8 +6,8 @@ import torch
 from tiny_specs import EVERY_KIND, gpt2
 from torch import nn
 
-from lmscout.architectures.flexibert_mixers import MIXERS, Transform
 from lmscout.errors import LmscoutError
+from lmscout.models.flexibert import MIXERS, Transform
 from lmscout.statistics import INPUT_NAMES, Batch, read_model, unary_means
 from lmscout.statistics.single_pass import run_pass
 

@@ -175,7 +175,7 @@ def test_a_save_that_breaks_off_leaves_what_was_saved_before(sketches, tmp_path,
     # What a full disk does, or a kill: there is a part, and the file is the old one.
     collecting = importlib.import_module("lmscout.statistics.collect")
     monkeypatch.setattr(collecting, "_SAVE_EVERY", -1.0)
-    store = importlib.import_module("lmscout.statistics.store")
+    store = importlib.import_module("lmscout.statistics.collect")
     saves = []
 
     def save(tensors, path, metadata):

@@ -12,8 +12,7 @@ from tiny_specs import flexibert, gpt2
 
 from lmscout.errors import LmscoutError
 from lmscout.statistics import Batch
-from lmscout.statistics.provenance import FORMAT, provenance
-from lmscout.statistics.store import RowStore, make_folder, read_provenance
+from lmscout.statistics.collect import FORMAT, RowStore, make_folder, provenance, read_provenance
 
 SPECS = [gpt2(), flexibert("SDP"), flexibert("DFT")]
 SHAPE = (2, 3)

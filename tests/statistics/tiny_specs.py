@@ -1,7 +1,7 @@
 """Architectures small enough to build and read in a millisecond, one of every kind."""
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
-from lmscout.architectures.flexibert_mixers import MIXERS
+from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
+from lmscout.models.flexibert import MIXERS
 
 
 def flexibert(*mixers, width=16, heads=2, feed_forward=24, stack=1):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmscout.discovery.deep.engines import (
+from lmscout.discovery.engines import (
     ENGINES,
     EXHAUSTIVE,
     GeneticProgramming,

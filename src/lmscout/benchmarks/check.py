@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lmscout.benchmarks.built import finished, mean_loss, replicates
 from lmscout.errors import LmscoutError
-from lmscout.ranking import (
+from lmscout.metrics import (
     Agreement,
     Interval,
     agreement,

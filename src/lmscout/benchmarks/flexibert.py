@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lmscout.architectures import FlexibertBlock, FlexibertSpec
-from lmscout.benchmarks.benchmark import Benchmark
-from lmscout.benchmarks.rows import Row, checked
+from lmscout.benchmarks.benchmark import Benchmark, Row, checked
 from lmscout.errors import LmscoutError, brief
+from lmscout.models import FlexibertBlock, FlexibertSpec
 from lmscout.reading import read_json_rows
 
 MIXER_NAMES: dict[tuple[str, str | int], str] = {

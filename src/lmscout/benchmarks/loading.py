@@ -4,11 +4,10 @@ import os
 
 from lmscout.benchmarks.benchmark import Benchmark
 from lmscout.benchmarks.built import OWN, PICO, read_built
+from lmscout.benchmarks.download import find_flexibert, find_lts
 from lmscout.benchmarks.flexibert import read_flexibert
-from lmscout.benchmarks.locate import find_flexibert, find_lts
 from lmscout.benchmarks.lts import METRIC, read_lts
-from lmscout.benchmarks.space import SPACES, Space
-from lmscout.benchmarks.space_file import SUFFIX, read_space
+from lmscout.benchmarks.space import SPACES, SUFFIX, Space, read_space
 from lmscout.errors import LmscoutError, brief
 from lmscout.reading import expanded
 

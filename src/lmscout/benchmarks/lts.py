@@ -16,11 +16,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from lmscout.architectures import Gpt2Spec
-from lmscout.architectures.spec import MOST_BLOCKS
-from lmscout.benchmarks.benchmark import Benchmark
-from lmscout.benchmarks.rows import Row, checked
+from lmscout.benchmarks.benchmark import Benchmark, Row, checked
 from lmscout.errors import LmscoutError
+from lmscout.models import Gpt2Spec
+from lmscout.models.spec import MOST_BLOCKS
 from lmscout.reading import read_yaml
 
 CONFIG_FILE = "model_config.yaml"

@@ -9,8 +9,7 @@ from lmscout.builtin.corpus import (
     documents,
     side_of,
 )
-from lmscout.builtin.tiny import tiny_folder
-from lmscout.builtin.tokenizer import encode, load_tokenizer
+from lmscout.builtin.tiny import encode, load_tokenizer, tiny_folder
 
 __all__ = [
     "END_OF_DOCUMENT",

@@ -87,7 +87,7 @@ def build(
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import api
-    from lmscout.benchmarks.space_file import load_space
+    from lmscout.benchmarks.space import load_space
     from lmscout.benchmarks.training import Recipe
 
     drawn_from = load_space(space)

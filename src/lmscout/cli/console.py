@@ -16,7 +16,7 @@ from lmscout.files import as_json, check_file, encoded, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
-    from lmscout.ranking import Agreement, Interval
+    from lmscout.metrics import Agreement, Interval
     from lmscout.runs import Reported, Run
 
 STDOUT = "-"

@@ -71,7 +71,7 @@ def demo(
 def _discover(workers: int) -> None:
     from lmscout import proxies
     from lmscout.benchmarks import load
-    from lmscout.benchmarks.locate import cache_directory
+    from lmscout.benchmarks.download import cache_directory
     from lmscout.discovery import discover, judge
     from lmscout.statistics import Batch, Workers
     from lmscout.statistics.workers import worker_processes

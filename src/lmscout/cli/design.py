@@ -23,9 +23,9 @@ from lmscout.cli.options import (
 from lmscout.files import as_json, check_file, write_file
 
 if TYPE_CHECKING:
-    from lmscout.architectures import ArchitectureSpec
     from lmscout.discovery import Design, Picking
-    from lmscout.discovery.picking import Pick
+    from lmscout.discovery.selection import Pick
+    from lmscout.models import ArchitectureSpec
 
 PICO = "pico"  # the space of which there is a benchmark
 

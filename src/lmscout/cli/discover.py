@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     from lmscout.discovery import Discovery
     from lmscout.discovery.assessment import Assessment
-    from lmscout.discovery.deep.discovery import DeepDiscovery
-    from lmscout.discovery.deep.settings import DeepSettings
-    from lmscout.discovery.finding import Finding
+    from lmscout.discovery.discover import Finding
+    from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings
     from lmscout.statistics import Workers
 
 _LEDGER, _DEEP = "ledger:", "deep"
@@ -134,8 +133,8 @@ def discover(
                 f"{benchmark}: the deep space reads architectures that are built anew; a ledger "
                 "has the spaces published and two-op"
             )
-        from lmscout.discovery.deep.engines import EXHAUSTIVE
-        from lmscout.discovery.deep.settings import DeepSettings
+        from lmscout.discovery.engines import EXHAUSTIVE
+        from lmscout.discovery.symbolic_search import DeepSettings
 
         settings = DeepSettings(
             engine=engine,
@@ -249,9 +248,9 @@ def _discover_deep(
     json: str | None,
 ) -> None:
     from lmscout.benchmarks import load
-    from lmscout.benchmarks.locate import cache_directory
-    from lmscout.discovery.deep.discovery import DeepDiscovery, discover_deep
+    from lmscout.benchmarks.download import cache_directory
     from lmscout.discovery.saved_run import begin_deep
+    from lmscout.discovery.symbolic_search import DeepDiscovery, discover_deep
 
     benchmarks = [load(name.strip()) for name in names]
     run = begin_deep(out, benchmarks, settings, search=search, seed=seed, device=spread.device)

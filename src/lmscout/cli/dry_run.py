@@ -12,7 +12,7 @@ from lmscout.progress import shown_progress
 if TYPE_CHECKING:
     import torch
 
-    from lmscout.pruning.request import Request
+    from lmscout.pruning.config import Request
 
 _GIB, _MIB = 2**30, 2**20
 

@@ -21,7 +21,7 @@ from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
     from lmscout.discovery import Explanation
-    from lmscout.discovery.sensitivity import Change
+    from lmscout.discovery.explain import Change
 
 
 def explain(
@@ -178,7 +178,7 @@ def _show_assessment(result: Explanation) -> None:
 
 
 def _show_dead_branches(result: Explanation) -> None:
-    from lmscout.discovery.dead_branches import DEAD
+    from lmscout.discovery.explain import DEAD
     from lmscout.proxies import format_expression
 
     screen, found = console.table_console(), result.dead_branches

@@ -16,7 +16,7 @@ from lmscout.cli.options import DTYPES, LAST_SEED, JsonOption
 from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
-    from lmscout.pruning.outcome import Pruning, Reported
+    from lmscout.pruning.results import Pruning, Reported
 
 _SHRINKS = 8  # that the table lists, those of most account
 _WIDE = 90  # characters, from which on the table has all its columns
@@ -204,7 +204,7 @@ def prune(
     from lmscout import api
     from lmscout.evaluation import devices_of, read_text
     from lmscout.pruning.calibration import CalibrationSettings
-    from lmscout.pruning.request import Request, check_request
+    from lmscout.pruning.config import Request, check_request
     from lmscout.pruning.saved_run import COMMAND
     from lmscout.pruning.storage import home_path
     from lmscout.runs import Run
@@ -314,7 +314,7 @@ def table(result: Pruning, *, wide: bool) -> Table:
         result: what was found.
         wide: whether there is room for perplexities over the dense model's.
     """
-    from lmscout.pruning.outcome import SHOWN
+    from lmscout.pruning.results import SHOWN
 
     dense = result.dense
     measured = dense.perplexity is not None

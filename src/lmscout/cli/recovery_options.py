@@ -107,8 +107,8 @@ def recovery_request(
     Raises:
         LmscoutError: there are options for a recovery that was not asked for.
     """
+    from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
     from lmscout.pruning.recovery.run import RecoveryRequest
-    from lmscout.pruning.recovery.settings import DISTILL, RecoverySettings
 
     given = {
         "--recover-text": text,

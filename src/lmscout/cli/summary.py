@@ -12,10 +12,10 @@ from lmscout.benchmarks.check import Check
 from lmscout.cli import bench, design, discover, explain, prune, rank
 from lmscout.cli import eval as evaluation_command
 from lmscout.discovery import Design, Explanation, Judgement, Picking
-from lmscout.discovery.deep.discovery import DeepDiscovery
 from lmscout.discovery.discover import Discovery
+from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.evaluation import Evaluation
-from lmscout.pruning.outcome import Pruning
+from lmscout.pruning.results import Pruning
 from lmscout.results import Result
 
 _SHOW: dict[type[Result], Callable[[Any], None]] = {

@@ -1,24 +1,152 @@
-"""Design: the architecture of a space that a proxy scores best, within a limit of parameters."""
+"""Ageing evolution over architectures: who is read next, told what the last ones scored.
+
+Regularized evolution (Real et al., arXiv 1802.01548): the best of a random sample of the
+population is mutated, the child joins, and the oldest goes, however good it was.
+
+
+A proxy's scores averaged over initial weights: what they owe to one draw is evened out.
+
+Design: the architecture of a space that a proxy scores best, within a limit of parameters.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lmscout.architectures import ArchitectureSpec, LanguageModel, spec_from_dict
-from lmscout.benchmarks.limit import limited
+from lmscout.benchmarks.mutation import LimitedSpace, limited
 from lmscout.benchmarks.space import Space
-from lmscout.discovery.ageing import POPULATION, SAMPLE, AgeingEvolution
-from lmscout.discovery.asked_proxy import SignedProxy
-from lmscout.discovery.mean_scores import mean_scores
+from lmscout.discovery.assessment import SignedProxy
 from lmscout.errors import LmscoutError
+from lmscout.models import ArchitectureSpec, LanguageModel, spec_from_dict
+from lmscout.progress import Progress, StageProgress, Stages, part_of
 from lmscout.results import Result, SavedAs
-from lmscout.stages import Progress, Stages, part_of
-from lmscout.statistics import Batch, Workers
+from lmscout.statistics import Batch, Workers, score_proxies
 from lmscout.statistics.workers import worker_processes
+
+POPULATION, SAMPLE = 50, 10
+_TRIES = 20  # mutations, and then draws, until one is new
+
+
+class AgeingEvolution:
+    """A source of architectures within a limit, no two alike."""
+
+    def __init__(
+        self, space: LimitedSpace, seed: int, *, population: int = POPULATION, sample: int = SAMPLE
+    ) -> None:
+        """Begin with nobody.
+
+        Args:
+            space: what is searched.
+            seed: of draws, samples and mutations.
+            population: how many live at once.
+            sample: of how many the best becomes a parent.
+        """
+        self._space, self._rng = space, np.random.default_rng(seed)
+        self._known: set[ArchitectureSpec] = set()
+        self._living: deque[tuple[float, ArchitectureSpec]] = deque(maxlen=population)
+        self._sample = sample
+        self._drawn = 0
+
+    @property
+    def drawn(self) -> int:
+        """Architectures asked before any was a mutation of another."""
+        return self._drawn
+
+    def ask(self, count: int) -> list[ArchitectureSpec]:
+        """Architectures to read: draws until the population is full, then children.
+
+        Fewer than `count` where hardly anything is left that was not asked before.
+        """
+        asked = []
+        for _ in range(count):
+            one = self._new()
+            if one is None:
+                break
+            self._known.add(one)
+            if len(self._living) < (self._living.maxlen or 0):
+                self._drawn += 1
+            asked.append(one)
+        return asked
+
+    def tell(self, asked: Sequence[ArchitectureSpec], scores: Sequence[float]) -> None:
+        """What became of them: those with a finite score, higher is better, join."""
+        for spec, score in zip(asked, scores, strict=True):
+            if np.isfinite(score):
+                self._living.append((score, spec))
+
+    def _new(self) -> ArchitectureSpec | None:
+        if len(self._living) == self._living.maxlen:
+            for _ in range(_TRIES):
+                child = self._space.mutate(self._parent(), self._rng)
+                if child not in self._known:
+                    return child
+        for _ in range(_TRIES):
+            drawn = self._space.draw(self._rng)
+            if drawn not in self._known:
+                return drawn
+        return None
+
+    def _parent(self) -> ArchitectureSpec:
+        places = self._rng.choice(len(self._living), self._sample, replace=False)
+        return max((self._living[place] for place in places), key=lambda one: one[0])[1]
+
+
+def mean_scores(
+    specs: Sequence[ArchitectureSpec],
+    proxy: str,
+    *,
+    weights: int,
+    name: str,
+    folder: Path,
+    batch: Batch | None = None,
+    workers: Workers | None = None,
+    progress: StageProgress | None = None,
+) -> npt.NDArray[np.float64]:
+    """Score architectures several times, each with other initial weights and other data.
+
+    Args:
+        specs: the architectures.
+        proxy: a catalog name or an expression.
+        weights: how many draws of them; the first is what `score_proxies` reads by itself.
+        name: of the files in which scores are kept.
+        folder: where these are.
+        batch: what the models read the first time.
+        workers: how the reading is spread over processes.
+        progress: told of every model that is read.
+
+    Returns:
+        [architectures] float64, the mean over the draws; not finite where one of them is not.
+
+    Raises:
+        LmscoutError: there is no draw, the proxy is unknown, or the folder cannot be written.
+    """
+    if weights < 1:
+        raise LmscoutError(f"{weights} draws of initial weights: there has to be one at least")
+    batch = batch or Batch()
+    draws = [
+        score_proxies(
+            specs,
+            [proxy],
+            name=name,
+            folder=folder,
+            seed=draw,
+            batch=replace(batch, seed=batch.seed + draw),
+            workers=workers,
+            progress=part_of(progress, draw * len(specs), weights * len(specs)),
+        )[proxy]
+        for draw in range(weights)
+    ]
+    with np.errstate(invalid="ignore"):  # of infinities of both signs
+        mean: npt.NDArray[np.float64] = np.mean(draws, axis=0)
+    return mean
+
 
 READING = "reading"
 ASKED_AT_ONCE = 16  # whatever the workers, so that the result is theirs at any number

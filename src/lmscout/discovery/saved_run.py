@@ -12,19 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.deep.settings import DeepSettings
 from lmscout.discovery.discover import Discovery, cache_name
-from lmscout.discovery.judge import Judgement
-from lmscout.discovery.scores_table import write_scores
+from lmscout.discovery.exhaustive import write_scores
+from lmscout.discovery.rank import Judgement
+from lmscout.discovery.symbolic_search import DeepSettings
 from lmscout.errors import LmscoutError
-from lmscout.runs import (
-    RESULT,
-    Run,
-    default_run_folder,
-    open_run,
-    read_settings,
-    same_settings,
-)
+from lmscout.runs import RESULT, Run, default_run_folder, open_run, read_settings, same_settings
 from lmscout.version import __version__
 
 SCORES = "scores.parquet"

@@ -8,7 +8,6 @@ from lmscout.evaluation.cost import (
     parameter_count,
     vocabulary_size,
 )
-from lmscout.evaluation.fingerprint import model_fingerprint
 from lmscout.evaluation.loading import (
     LoadedModel,
     devices_of,
@@ -17,8 +16,7 @@ from lmscout.evaluation.loading import (
     memory_dtype,
     unfilled_model,
 )
-from lmscout.evaluation.origin import Origin, read_origin
-from lmscout.evaluation.outcome import Evaluation
+from lmscout.evaluation.origin import Origin, model_fingerprint, read_origin
 from lmscout.evaluation.perplexity import Perplexity, checked_tokens, perplexity
 from lmscout.evaluation.protocols import (
     PROTOCOLS,
@@ -28,6 +26,7 @@ from lmscout.evaluation.protocols import (
     longest_window,
     protocol_of,
 )
+from lmscout.evaluation.results import Evaluation
 from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
 from lmscout.evaluation.text import Text, read_text, same_text, shared_lines
 from lmscout.evaluation.tokens import check_window, model_windows, tokenize, tokenize_windows

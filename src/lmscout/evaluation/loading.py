@@ -25,8 +25,14 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lmscout.errors import LmscoutError, out_of_memory
-from lmscout.evaluation.checkpoint import CONFIG, PLAIN_DTYPES, check_checkpoint, stored_dtype
-from lmscout.evaluation.config_sizes import check_memory, read_config
+from lmscout.evaluation.checkpoint import (
+    CONFIG,
+    PLAIN_DTYPES,
+    check_checkpoint,
+    check_memory,
+    read_config,
+    stored_dtype,
+)
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.hub import fetch_model
 from lmscout.evaluation.quiet import first_line, quiet

@@ -27,7 +27,7 @@ from lmscout.evaluation.tokens import (
     special_tokens,
     tokenize,
 )
-from lmscout.stages import StageProgress
+from lmscout.progress import StageProgress
 
 _LOGITS = 1 << 26  # elements of one forward's logits, 256 MiB in float32, unless a window has more
 _PIECE = 1 << 22  # elements of them that the loss works on at a time

@@ -22,7 +22,7 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation.loading import LoadedModel
 from lmscout.evaluation.quiet import first_line, quiet
 from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, write_tasks
-from lmscout.stages import StageProgress
+from lmscout.progress import StageProgress
 
 USUAL_SHOTS: Mapping[str, int] = MappingProxyType({"mmlu": 5})
 """Examples before each question, where it is usual to give any: MMLU's paper (arXiv 2009.03300)

@@ -1,7 +1,7 @@
 """Pruning: families, importance, plans, measuring, learning, searching, saving.
 
-The names below are imported when they are first asked for: transformers imports this package
-to load saved models, and those need nothing of LightGBM, Optuna or pymoo.
+The names below are imported on first use: the command line's help needs nothing of PyTorch,
+LightGBM, Optuna or pymoo.
 """
 
 from importlib import import_module
@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmscout.pruning.calibration import CalibrationSettings
-    from lmscout.pruning.ledger import Ledger, Pair
-    from lmscout.pruning.outcome import Pruning
-    from lmscout.pruning.request import Request
-    from lmscout.pruning.saving.cutting import cut
-    from lmscout.pruning.saving.export import save
-    from lmscout.pruning.subnetworks.plan import Plan, Shape
+    from lmscout.pruning.config import Request
+    from lmscout.pruning.cutting import cut
+    from lmscout.pruning.export import save
+    from lmscout.pruning.plan import Plan, Shape
+    from lmscout.pruning.results import Pruning
+    from lmscout.pruning.study import Ledger, Pair
     from lmscout.pruning.workflow import prune
 
 _WHERE = {
     "CalibrationSettings": "calibration",
-    "Ledger": "ledger",
-    "Pair": "ledger",
-    "Plan": "subnetworks.plan",
-    "Pruning": "outcome",
-    "Request": "request",
-    "Shape": "subnetworks.plan",
-    "cut": "saving.cutting",
+    "Ledger": "study",
+    "Pair": "study",
+    "Plan": "plan",
+    "Pruning": "results",
+    "Request": "config",
+    "Shape": "plan",
+    "cut": "cutting",
     "prune": "workflow",
-    "save": "saving.export",
+    "save": "export",
 }
 
 __all__ = [

@@ -13,21 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError, check_whole
 from lmscout.evaluation import attention_span, check_window
-from lmscout.pruning.families import KINDS, Affine, Family, family_of
-from lmscout.pruning.learning.features import ImportanceMass
-from lmscout.pruning.subnetworks.activations import Moments, Place, moments_by_block
-from lmscout.pruning.subnetworks.compensation import Compensation
-from lmscout.pruning.subnetworks.importance import (
-    FROM_MOMENTS,
-    METHODS,
-    UnitScores,
-    importance,
-    importance_from_moments,
-)
-from lmscout.pruning.subnetworks.order import sort_half
-from lmscout.pruning.subnetworks.parallel import ParallelEvaluator, replica
-from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.subnetwork import (
+from lmscout.progress import StageProgress
+from lmscout.pruning.compensation import Compensation
+from lmscout.pruning.devices import ParallelEvaluator, replica
+from lmscout.pruning.evaluator import (
     LIKELIHOOD,
     QUALITIES,
     Evaluator,
@@ -35,7 +24,18 @@ from lmscout.pruning.subnetworks.subnetwork import (
     SubnetworkEvaluator,
     shape_of,
 )
-from lmscout.stages import StageProgress
+from lmscout.pruning.families import KINDS, Affine, Family, family_of
+from lmscout.pruning.features import ImportanceMass
+from lmscout.pruning.importance import (
+    FROM_MOMENTS,
+    METHODS,
+    UnitScores,
+    importance,
+    importance_from_moments,
+    sort_half,
+)
+from lmscout.pruning.moments import Moments, Place, moments_by_block
+from lmscout.pruning.plan import Plan, Shape
 
 LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 WINDOW = 128  # tokens of a window, where a model attends over as many

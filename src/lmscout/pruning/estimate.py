@@ -16,21 +16,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lmscout.evaluation import (
-    parameter_bytes,
-    parameter_count,
-    unfilled_model,
-    vocabulary_size,
-)
+from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model, vocabulary_size
 from lmscout.memory import require_memory
 from lmscout.pruning.calibration import CalibrationSettings, portions_of
+from lmscout.pruning.config import Request
+from lmscout.pruning.evaluator import KEPT_SHARE
 from lmscout.pruning.families import Family, family_of, unit_maps
-from lmscout.pruning.recovery.foretelling import foretell_training
-from lmscout.pruning.request import Request
-from lmscout.pruning.searching.latency import Latency, measure_latency
-from lmscout.pruning.subnetworks.activations import BATCH_TOKENS
-from lmscout.pruning.subnetworks.importance import FROM_MOMENTS
-from lmscout.pruning.subnetworks.subnetwork import KEPT_SHARE
+from lmscout.pruning.importance import FROM_MOMENTS
+from lmscout.pruning.latency import Latency, measure_latency
+from lmscout.pruning.moments import BATCH_TOKENS
+from lmscout.pruning.recovery.run import foretell_training
 
 _FLOAT, _DOUBLE = 4, 8  # bytes
 _TIMED_TOKENS = 2048

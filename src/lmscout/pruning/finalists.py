@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from lmscout.progress import StageProgress
 from lmscout.pruning.calibration import Calibrated
-from lmscout.pruning.ledger import Ledger, Pair
 from lmscout.pruning.measuring import Learnt
-from lmscout.pruning.outcome import Finalist
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.sharing import order_for_prefix_sharing
-from lmscout.pruning.searching.space import PlanSpace
-from lmscout.pruning.subnetworks.plan import Plan
-from lmscout.pruning.subnetworks.plan_arrays import as_rows
-from lmscout.stages import StageProgress
+from lmscout.pruning.plan import Plan, as_rows
+from lmscout.pruning.results import Finalist
+from lmscout.pruning.sampler import Target, order_for_prefix_sharing
+from lmscout.pruning.space import PlanSpace
+from lmscout.pruning.study import Ledger, Pair
 
 STUDY = "lmscout-finalists"
 _MEASURED = 8  # the best measured plans of a size, and

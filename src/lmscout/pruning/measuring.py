@@ -1,8 +1,31 @@
-"""Fill a ledger step by step: propose, measure, learn, narrow.
+"""The race that plans run with the best of their size: far behind, they are dropped early.
+
+How steps of proposing are numbered in a ledger, whose pairs have rounds.
+
+Without a tail a step is a round, and knows all rounds before it.  With one it is two: its body, and
+its tail, whose pairs the next step does not know.  The first two steps then know nothing, and cover
+the space as the first does without a tail, which is twice as large: from what is known when the
+second is proposed, little would be learnt.
+
+Every pair of a round is measured before a step that knows the round is proposed.  So the pairs
+that a ledger holds tell which steps a run that was stopped had opened, and what these followed
+from.
+
+
+What is learnt from pairs, and which plans are measured next.
+
+All of it follows from what is handed over, so that it can be done in another process while
+devices measure, and again where a run was stopped.
+
+
+Fill a ledger step by step: propose, measure, learn, narrow.
 
 A processor measures a step to its end before it proposes the next.  Devices would wait meanwhile.
 So for them a step has a *tail*: the next one follows from all pairs but those of the tail, and is
 proposed while they measure it.
+
+
+Judges in a run: in the place of a predictor, and as what a predictor is told.
 """
 
 from __future__ import annotations
@@ -10,28 +33,327 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, TypeVar
 
+import joblib
+import numpy as np
 import torch
 
-from lmscout.pruning.judging.judge import Judge
-from lmscout.pruning.learning.features import Column, ImportanceMass
-from lmscout.pruning.learning.narrowing import Shrink
-from lmscout.pruning.learning.predictor import Predictor, check_enough
-from lmscout.pruning.ledger import Ledger, Pair
-from lmscout.pruning.ledger_writer import LedgerWriter
-from lmscout.pruning.proposing import Asks, Question, Terms, asked_ahead, asked_here, learn
-from lmscout.pruning.rounds import Rounds
-from lmscout.pruning.searching.covering import Proposal, Target
-from lmscout.pruning.searching.ranges import Ranges
-from lmscout.pruning.searching.space import PlanSpace
-from lmscout.pruning.subnetworks.parallel import ParallelEvaluator
-from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.subnetwork import Evaluator
-from lmscout.pruning.subnetworks.workload import Workload, measured_here
-from lmscout.stages import StageProgress
+from lmscout.errors import LmscoutError
+from lmscout.progress import StageProgress
+from lmscout.pruning.background import Beside
+from lmscout.pruning.budgets import Budget
+from lmscout.pruning.calibration import Calibrated
+from lmscout.pruning.devices import ParallelEvaluator, Workload, measured_here
+from lmscout.pruning.evaluator import Evaluator
+from lmscout.pruning.features import Column, ImportanceMass
+from lmscout.pruning.narrowing import Shrink, narrow
+from lmscout.pruning.plan import Floats, Plan, Rows, Shape, as_rows
+from lmscout.pruning.predictor import FEWEST_PAIRS, Predictor, check_enough, fit_predictor
+from lmscout.pruning.proxy_objective import Judge, asked_proxy, read_judges
+from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.sampler import Calls, Proposal, Target
+from lmscout.pruning.space import PlanSpace
+from lmscout.pruning.study import Ledger, Pair
+from lmscout.pruning.study_writer import LedgerWriter
+
+_HOPEFUL = 12  # a plan that is not among so many of its size, as far as measured, is dropped
+_ERRORS = 1.0  # standard errors of what a portion foretells of the whole, as room for a plan
+
+
+def limits(
+    plans: Sequence[Plan], pairs: Sequence[Pair], space: PlanSpace, budgets: Sequence[Budget]
+) -> list[tuple[float, ...]]:
+    """For each plan the rises, portion by portion, above which it is dropped.
+
+    Args:
+        plans: to be measured.
+        pairs: of which plans have to be among the best.
+        space: in which plans lie.
+        budgets: sizes that are sought; a plan races with pairs of the first that it meets.
+
+    Returns:
+        One a plan; empty where it meets none, or too few pairs do.
+    """
+    if not plans:
+        return []
+    rows = as_rows(plans)
+    of_size = [space.meets(rows, budget) for budget in budgets]
+    each = [_limits(pairs, space, budget) for budget in budgets]
+    return [
+        next((most for most, met in zip(each, of_size, strict=True) if met[place]), ())
+        for place in range(len(plans))
+    ]
+
+
+def _limits(pairs: Sequence[Pair], space: PlanSpace, budget: Budget) -> tuple[float, ...]:
+    """Rises, portion by portion, with which a plan is not among the best of its size so far.
+
+    A plan is compared with others on the text that both have seen, as portions differ more
+    than good plans do.  The first portions foretell the whole only so well, as the whole pairs
+    show, and near the end of a search all plans are alike: without room for that, chance would
+    drop most of them.
+    """
+    best = space.best_pairs(pairs, budget, 2 * _HOPEFUL)
+    if len(best) < 2 * _HOPEFUL:
+        return ()
+    courses = np.array([[rise for _, rise in pair.course] for pair in best])
+    places = np.sort(courses[:, :-1], axis=0)[_HOPEFUL - 1]
+    errors = (courses[:, :-1] - courses[:, -1:]).std(axis=0, ddof=1)
+    return tuple((places + _ERRORS * errors).tolist())
+
+
+_NOTE = "tail"
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Rounds of a ledger.
+
+    Attributes:
+        tail: share of a step, from 0 to below 1.
+    """
+
+    tail: float
+
+    @classmethod
+    def of(cls, ledger: Ledger, tail: float) -> Rounds:
+        """As a ledger was begun, so that it goes on to the same end; else as is asked.
+
+        Raises:
+            LmscoutError: the storage cannot be written, or what is noted there is no share.
+        """
+        noted = ledger.note(_NOTE)
+        if noted is None and tail and not len(ledger):
+            noted = ledger.note(_NOTE, repr(tail))
+        try:
+            share = float(noted or 0.0)
+        except ValueError:
+            share = math.nan
+        if not 0 <= share < 1:
+            raise LmscoutError(
+                f"study at {ledger.url}: attribute lmscout.{_NOTE} was edited or is damaged (got "
+                f"{noted!r}, expected a share from 0 to below 1); restore a copy, or use another "
+                "folder or storage"
+            )
+        return cls(share)
+
+    def first(self, step: int) -> int:
+        """The round in which a step begins."""
+        return 2 * step if self.tail else step
+
+    def known(self, step: int) -> int:
+        """The first round of which a step knows nothing."""
+        if not self.tail:
+            return step
+        return 2 * step - 1 if step > 1 else 0
+
+    def count(self, step: int, size: int) -> int:
+        """How many plans a step proposes, where later ones propose `size`."""
+        return 2 * size if step == 0 and not self.tail else size
+
+    def open(self, latest: int) -> int:
+        """The first round that may lack pairs in a ledger.
+
+        Those that a step was proposed from are complete, whatever they were proposed for.
+
+        Args:
+            latest: the last round of which the ledger holds a pair; -1 where it holds none.
+        """
+        return self.known(max(0, latest // 2 if self.tail else latest))
+
+    def dealt(self, step: int, items: Sequence[_Item]) -> list[tuple[int, list[_Item]]]:
+        """What a step measures, round by round."""
+        items = list(items)
+        if not self.tail:
+            return [(step, items)]
+        cut = max(1, len(items) - round(self.tail * len(items)))
+        return [(2 * step, items[:cut]), (2 * step + 1, items[cut:])]
+
+
+_DOING = "proposes plans"
+_MANY_CORES = 4  # with fewer there is none for a second search beside what measures
+_SECOND: list[Beside] = []  # in a process that proposes, its own second; it ends with the process
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds for all steps of a run.
+
+    Attributes:
+        shape: of the dense model.
+        mass: importance of what a plan cuts.
+        space: of plans.
+        budgets: the sizes that are sought.
+        seed: of proposals and predictors.
+        extra: columns that predictors are told beside their own.
+    """
+
+    shape: Shape
+    mass: ImportanceMass
+    space: PlanSpace
+    budgets: tuple[Budget, ...]
+    seed: int
+    extra: tuple[Column, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is known before a step.
+
+    Attributes:
+        pairs: from which the step follows.
+        ranges: of every size, as narrowed so far.
+        round: of the ledger, in which the step begins; 0 is the first.
+        count: of plans wanted; 0 to learn and propose nothing.
+        waiting: plans that are measured but of which this step is to know no more, or that are
+            being measured: not proposed again.
+    """
+
+    pairs: tuple[Pair, ...]
+    ranges: tuple[Ranges, ...]
+    round: int
+    count: int
+    waiting: tuple[Plan, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What follows from it.
+
+    Attributes:
+        proposals: plans to be measured, in order.
+        limits: of each, in the race with the best of its size.
+        ranges: of every size.
+        shrinks: by which they were narrowed.
+    """
+
+    proposals: tuple[Proposal, ...]
+    limits: tuple[tuple[float, ...], ...]
+    ranges: tuple[Ranges, ...]
+    shrinks: tuple[Shrink, ...]
+
+
+def learn(
+    terms: Terms, pairs: Sequence[Pair], ranges: Sequence[Ranges], *, repeats: int
+) -> tuple[Predictor | None, tuple[Ranges, ...], tuple[Shrink, ...]]:
+    """Fit a predictor, and narrow the ranges by it.
+
+    Args:
+        terms: of the run.
+        pairs: measured; where they are too few nothing is learnt.
+        ranges: so far.
+        repeats: of cross-validation.
+    """
+    if len(pairs) < FEWEST_PAIRS:
+        return None, tuple(ranges), ()
+    predictor = fit_predictor(
+        pairs, terms.shape, terms.mass, seed=terms.seed, repeats=repeats, extra=terms.extra
+    )
+    if not terms.space.narrows:
+        return predictor, tuple(ranges), ()
+    narrower: list[Ranges] = []
+    shrinks: list[Shrink] = []
+    for budget, one in zip(terms.budgets, ranges, strict=True):
+        narrowed, new = narrow(one, predictor, pairs, terms.shape, budget)
+        narrower.append(narrowed)
+        shrinks.extend(new)
+    return predictor, tuple(narrower), tuple(shrinks)
+
+
+def next_step(terms: Terms, question: Question, beside: Calls | None = None) -> Step:
+    """Learn, narrow, search, and say what is measured next.
+
+    Args:
+        terms: of the run.
+        question: what is known.
+        beside: does one of two searches while the other is done here.
+    """
+    predictor, ranges, shrinks = learn(terms, question.pairs, question.ranges, repeats=1)
+    if not question.count:
+        return Step((), (), ranges, shrinks)
+    proposals = terms.space.propose(
+        [Target(*both) for both in zip(terms.budgets, ranges, strict=True)],
+        count=question.count,
+        seed=terms.seed,
+        round_=question.round,
+        pairs=question.pairs,
+        predictor=predictor,
+        waiting=question.waiting,
+        beside=beside,
+    )
+    # Round 0 covers the space: what is bad there teaches as much as what is good.  Later limits
+    # follow from what the step follows from: so its plans may be measured in any order.
+    racing = question.pairs if question.round else ()
+    plans = [one.plan for one in proposals]
+    most = limits(plans, racing, terms.space, terms.budgets)
+    return Step(tuple(proposals), tuple(most), ranges, shrinks)
+
+
+class Asks(Protocol):
+    """What is asked for the next step."""
+
+    def __call__(self, question: Question) -> Future[Step]:
+        """The step, once it is there."""
+
+
+@contextmanager
+def asked_here(terms: Terms) -> Iterator[Asks]:
+    """Steps that are there when the question has been asked."""
+    yield lambda question: _there(next_step(terms, question))
+
+
+@contextmanager
+def asked_ahead(terms: Terms) -> Iterator[Asks]:
+    """Steps that come about while something else is done, in a process of its own.
+
+    Columns that a predictor is told may read the model, and cannot leave; with such, steps come
+    about in a thread, and hold up those that launch work.
+    """
+    with ExitStack() as stack:
+        calls: Calls
+        work: Callable[[Terms, Question], Step]
+        if terms.extra:
+            calls, work = stack.enter_context(ThreadPoolExecutor(1)), next_step
+        else:
+            calls, work = stack.enter_context(Beside(_DOING)), _next_step_there
+            calls.submit(_second)  # what it imports takes seconds, and nobody waits for it yet
+
+        def ask(question: Question) -> Future[Step]:
+            if len(question.pairs) < FEWEST_PAIRS:  # without a predictor there is little to do
+                return _there(next_step(terms, question))
+            return calls.submit(partial(work, terms, question))
+
+        yield ask
+
+
+def _there(step: Step) -> Future[Step]:
+    future: Future[Step] = Future()
+    future.set_result(step)
+    return future
+
+
+def _next_step_there(terms: Terms, question: Question) -> Step:
+    """What the process does."""
+    _second()
+    return next_step(terms, question, *_SECOND)
+
+
+def _second() -> None:
+    """Begin the process of this one that does one of two searches, where there are cores for it."""
+    if not _SECOND and joblib.cpu_count() >= _MANY_CORES:
+        _SECOND.append(Beside(_DOING))
+        _SECOND[0].submit(_second_is_there)
+
+
+def _second_is_there() -> None:
+    """Called, so that it has been imported."""
+
 
 STEP_SIZE = 20  # small, as every step learns from those before it; the first has twice as many
 _STEPS = 15  # more would cost more than they teach, where pairs are many
@@ -275,3 +597,46 @@ class _Run:
     def _tell(self) -> None:
         if self._progress:
             self._progress(len(self._ledger), self._wanted)
+
+
+def judged(text: str, calibrated: Calibrated, targets: Sequence[Target]) -> Learnt:
+    """What there is to search with where a proxy judges and nothing is measured.
+
+    Args:
+        text: "proxy:" and the proxy.
+        calibrated: the dense model and its text.
+        targets: the sizes, with their ranges as they are: nothing narrows them.
+
+    Raises:
+        LmscoutError: the proxy cannot judge, or its better side cannot be told.
+    """
+    (judge,) = calibrated_judges([text], calibrated)
+    return Learnt(None, tuple(targets), (), judge)
+
+
+def proxy_columns(texts: Sequence[str], calibrated: Calibrated) -> list[Column]:
+    """Scores of proxies as columns for a predictor; a plan without a score has 0.
+
+    Raises:
+        LmscoutError: a proxy cannot judge.
+    """
+    judges = calibrated_judges(texts, calibrated)
+    return [Column(f"proxy.{one.name}", partial(_finite, one)) for one in judges]
+
+
+def calibrated_judges(texts: Sequence[str], calibrated: Calibrated) -> list[Judge]:
+    """Judges by proxies, of which all read the model in one pass of the text of pairs."""
+    if not texts:
+        return []
+    return read_judges(
+        [asked_proxy(text) for text in texts],
+        calibrated.model,
+        calibrated.family,
+        calibrated.shape,
+        calibrated.measured,
+    )
+
+
+def _finite(judge: Judge, rows: Rows) -> Floats:
+    scores = judge.scores(rows)
+    return np.where(np.isfinite(scores), scores, 0.0)

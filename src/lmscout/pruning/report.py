@@ -12,19 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Perplexity, Text, checked_tokens, parameter_count, perplexity
+from lmscout.progress import StageProgress
+from lmscout.pruning.budgets import Budget
 from lmscout.pruning.calibration import Calibrated
-from lmscout.pruning.outcome import Reported
-from lmscout.pruning.recovery.batches import apart_from
-from lmscout.pruning.saving.cutting import cut, round_weights
-from lmscout.pruning.saving.reload_saved import check_logits
-from lmscout.pruning.searching.budgets import Budget
-from lmscout.pruning.searching.ranges import Ranges, uniform
-from lmscout.pruning.searching.sharing import order_for_prefix_sharing
-from lmscout.pruning.subnetworks.activations import BATCH_TOKENS
-from lmscout.pruning.subnetworks.plan import Plan
-from lmscout.pruning.subnetworks.plan_arrays import as_rows
-from lmscout.pruning.subnetworks.subnetwork import LIKELIHOOD
-from lmscout.stages import StageProgress
+from lmscout.pruning.cutting import cut, round_weights
+from lmscout.pruning.evaluator import LIKELIHOOD
+from lmscout.pruning.moments import BATCH_TOKENS
+from lmscout.pruning.plan import Plan, as_rows
+from lmscout.pruning.ranges import Ranges, uniform
+from lmscout.pruning.recovery.training import apart_from
+from lmscout.pruning.reload_saved import check_logits
+from lmscout.pruning.results import Reported
+from lmscout.pruning.sampler import order_for_prefix_sharing
 
 
 @dataclass(frozen=True)

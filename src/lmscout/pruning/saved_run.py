@@ -10,9 +10,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.evaluation import Text, model_fingerprint
 from lmscout.files import remove_drafts
-from lmscout.pruning.recovery.checkpoint import FOLDER as RECOVERY_FOLDER
-from lmscout.pruning.request import Request, model_folders
-from lmscout.pruning.saving.finished import is_finished
+from lmscout.pruning.config import Request, model_folders
+from lmscout.pruning.export import is_finished
+from lmscout.pruning.recovery.training import FOLDER as RECOVERY_FOLDER
 from lmscout.runs import Run, open_run
 
 COMMAND = "prune"

@@ -19,40 +19,41 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.evaluation import LoadedModel, Perplexity, Text, model_windows, read_origin
+from lmscout.progress import Progress, StageProgress, Stages
+from lmscout.pruning.budgets import Budget, budget_of
 from lmscout.pruning.calibration import Calibrated, calibrate
+from lmscout.pruning.config import Request, check_request, model_folders
+from lmscout.pruning.cutting import ShapeName, check_range
+from lmscout.pruning.evaluator import shape_of
+from lmscout.pruning.export import check_generation, check_plan, is_finished, save
 from lmscout.pruning.families import family_of
 from lmscout.pruning.finalists import STUDY as FINALS
 from lmscout.pruning.finalists import candidates_of, measure_finalists
-from lmscout.pruning.judging.standing_in import judged, proxy_columns
-from lmscout.pruning.ledger import STUDY as PAIRS
-from lmscout.pruning.ledger import Ledger
-from lmscout.pruning.measuring import Learnt, measure_rounds, tail_on
-from lmscout.pruning.outcome import Finalist, Pruning, Reported, Size
-from lmscout.pruning.recorded import begun_portions, record_origin
+from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
+from lmscout.pruning.measuring import Learnt, judged, measure_rounds, proxy_columns, tail_on
+from lmscout.pruning.model_card import Evidence, MeasuredModel
+from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.ranges import Ranges
 from lmscout.pruning.recovery.elastic import Elastic
-from lmscout.pruning.recovery.run import recover_plans
+from lmscout.pruning.recovery.run import (
+    WinnerRecovery,
+    recover_plans,
+    recover_winners,
+    remove_finished,
+)
 from lmscout.pruning.recovery.training import Trained
-from lmscout.pruning.recovery.winners import WinnerRecovery, recover_winners, remove_finished
 from lmscout.pruning.report import ReportText, held_out_tokens, report
-from lmscout.pruning.request import Request, check_request, model_folders
+from lmscout.pruning.results import Finalist, Pruning, Reported, Size
+from lmscout.pruning.sampler import Target
 from lmscout.pruning.saved_run import is_complete, open_pruning
-from lmscout.pruning.saving.cutting import ShapeName, check_range
-from lmscout.pruning.saving.export import check_generation, save
-from lmscout.pruning.saving.finished import check_plan, is_finished
-from lmscout.pruning.saving.model_card import Evidence, MeasuredModel
-from lmscout.pruning.searching.budgets import Budget
-from lmscout.pruning.searching.covering import Target
-from lmscout.pruning.searching.latency import Latency, from_json, measure_latency, to_json
-from lmscout.pruning.searching.model_budgets import budget_of
-from lmscout.pruning.searching.ranges import Ranges
-from lmscout.pruning.searching.space import PlanSpace
-from lmscout.pruning.searching.spaces import fast_grain, space_of
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.storage import asked_storage
-from lmscout.pruning.subnetworks.plan import Plan, Shape
-from lmscout.pruning.subnetworks.subnetwork import shape_of
+from lmscout.pruning.study import STUDY as PAIRS
+from lmscout.pruning.study import Ledger
+from lmscout.pruning.study_record import begun_portions, record_origin
 from lmscout.pruning.turns import alone_in
+from lmscout.pruning.uniform_space import fast_grain, space_of
 from lmscout.runs import Run
-from lmscout.stages import Progress, StageProgress, Stages
 
 _TIMED_WINDOWS = 8  # on which latency is measured
 

@@ -1,11 +1,10 @@
 """What a proxy reads: the pass over a model, the reductions, the store."""
 
-from lmscout.statistics.batch import Batch
 from lmscout.statistics.collect import Statistics, collect
 from lmscout.statistics.plain_walk import OPERATIONS
 from lmscout.statistics.reductions import chain_means, unary_means
 from lmscout.statistics.scoring import full_reading, score, score_proxies
-from lmscout.statistics.single_pass import INPUT_NAMES, read_model
+from lmscout.statistics.single_pass import INPUT_NAMES, Batch, read_model
 from lmscout.statistics.workers import Workers
 
 __all__ = [

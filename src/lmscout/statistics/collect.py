@@ -1,31 +1,208 @@
-"""Statistics of a whole benchmark: every architecture once, in parallel, kept on disk."""
+"""What a file of statistics depends on, so that it is never reused for anything else.
+
+Rows of numbers, one an architecture, in one safetensors file that survives interruption.
+
+Statistics of a whole benchmark: every architecture once, in parallel, kept on disk.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
-from lmscout.architectures import ArchitectureSpec, LanguageModel
 from lmscout.children import WORKER_ENDED
 from lmscout.errors import LmscoutError
-from lmscout.statistics.batch import Batch
-from lmscout.statistics.provenance import provenance
+from lmscout.files import check_folder, remove_drafts, write_file
+from lmscout.memory import require_memory
+from lmscout.models import ArchitectureSpec, LanguageModel
+from lmscout.reading import check_safetensors_header
 from lmscout.statistics.reductions import chain_means
-from lmscout.statistics.single_pass import INPUT_NAMES, read_model
-from lmscout.statistics.store import RowStore
+from lmscout.statistics.single_pass import INPUT_NAMES, Batch, read_model
 from lmscout.statistics.workers import Workers, worker_processes
+
+FORMAT = 1
+"""Version of the numbers.  Raise it with a change that moves any of them by more than rounding:
+files of another format are collected again.  A test compares recorded numbers
+(tests/statistics/recorded_values.py), and fails where they change and the version does not."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything that decides the numbers of one file.
+
+    Attributes:
+        what: the kind of numbers, such as "unary means".
+        columns: names of the numbers collected for each architecture.
+        seed: of the models' weights.
+        batch: what the models read.
+        architectures: the specs, in the order of the rows.
+        format: `FORMAT` of the code that computed the numbers.
+        torch: version of PyTorch that computed them.
+        device: kind of device that computed them.
+    """
+
+    what: str
+    columns: tuple[str, ...]
+    seed: int
+    batch: Batch
+    architectures: tuple[dict[str, Any], ...]
+    format: int
+    torch: str
+    device: str = "cpu"
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal provenances have equal text; "cpu" goes without saying."""
+        values = asdict(self)
+        if self.device == "cpu":
+            del values["device"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def provenance(
+    what: str,
+    columns: Sequence[str],
+    specs: Sequence[ArchitectureSpec],
+    seed: int,
+    batch: Batch,
+    *,
+    device: str = "cpu",
+) -> Provenance:
+    """Describe a collection that is about to be made by the running code.
+
+    Args:
+        what: the kind of numbers.
+        columns: their names.
+        specs: the architectures.
+        seed: of the models' weights.
+        batch: what the models read.
+        device: that computes them; its kind counts, not its number.
+    """
+    return Provenance(
+        what=what,
+        columns=tuple(columns),
+        seed=seed,
+        batch=batch,
+        architectures=tuple(spec.to_dict() for spec in specs),
+        format=FORMAT,
+        torch=torch.__version__,
+        device=torch.device(device).type,
+    )
+
+
+_PROVENANCE = "provenance"
+_REMEDY = "name another folder with LMSCOUT_CACHE"
+
+
+class RowStore:
+    """An array that is filled row by row and kept on disk with its provenance.
+
+    The file's name carries the digest of the provenance and its header the provenance in
+    full; a file whose header differs, or that cannot be read, is started anew.
+
+    Attributes:
+        path: the file.
+        rows: [n, ...] of the dtype given, NaN where a row is not done.
+        done: [n] bool.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        provenance: Provenance,
+        row_shape: tuple[int, ...],
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.path = folder / f"{name}-{provenance.digest()}.safetensors"
+        self._provenance = provenance.to_json()
+        n = len(provenance.architectures)
+        require_memory(
+            f"{n} rows of {' x '.join(map(str, row_shape))} numbers",
+            n * math.prod(row_shape) * np.dtype(dtype).itemsize,
+            "use a smaller benchmark",
+        )
+        self.rows: npt.NDArray[Any] = np.full((n, *row_shape), np.nan, dtype)
+        self.done: npt.NDArray[np.bool_] = np.zeros(n, bool)
+        make_folder(folder)
+        self._read()
+
+    def set_row(self, index: int, row: npt.NDArray[np.floating]) -> None:
+        """Take one architecture's numbers; `save` puts them on disk."""
+        with np.errstate(over="ignore"):  # beyond the dtype is infinity, and reported as such
+            self.rows[index] = row
+        self.done[index] = True
+
+    def save(self) -> None:
+        """Write the file whole: a reader sees the old one or the new one, never a part.
+
+        Raises:
+            LmscoutError: it cannot be written, for want of space or of permission.
+        """
+        tensors: dict[str, npt.NDArray[Any]] = {
+            "rows": self.rows,
+            "done": self.done.astype(np.uint8),
+        }
+        metadata = {_PROVENANCE: self._provenance}
+        write_file(
+            self.path,
+            lambda draft: save_file(tensors, draft, metadata=metadata),
+            name=f"cache file {self.path}",
+            remedy=_REMEDY,
+        )
+
+    def _read(self) -> None:
+        try:
+            check_safetensors_header(self.path)
+            with safe_open(self.path, framework="numpy") as stored:
+                metadata = stored.metadata() or {}
+                if metadata.get(_PROVENANCE) != self._provenance:
+                    return
+                rows, done = stored.get_tensor("rows"), stored.get_tensor("done")
+        except (OSError, SafetensorError, LmscoutError, TypeError, ValueError, AttributeError):
+            return  # absent, unreadable or damaged: collect again
+        expected = (self.rows.shape, self.rows.dtype, self.done.shape)
+        if (rows.shape, rows.dtype, done.shape) == expected:
+            self.rows, self.done = rows, done.astype(bool)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a cache folder and make sure that it can be written.
+
+    Raises:
+        LmscoutError: it cannot.
+    """
+    remove_drafts(folder)
+    check_folder(folder, f"cache folder {folder}", _REMEDY, make=True)
+
+
+def read_provenance(path: Path) -> dict[str, object]:
+    """Provenance that a file of statistics carries in its header."""
+    with safe_open(path, framework="numpy") as stored:
+        loaded: dict[str, object] = json.loads((stored.metadata() or {})[_PROVENANCE])
+    return loaded
+
 
 Progress = Callable[[int, int], None]
 Row = npt.NDArray[np.float64]

@@ -12,16 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmscout.architectures import ArchitectureSpec, LanguageModel
+from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.proxies import Entry, Expression, Reading, as_published, evaluate, resolve
-from lmscout.statistics.batch import Batch
-from lmscout.statistics.collect import Build, Progress, Row, fill
+from lmscout.statistics.collect import Build, Progress, Row, RowStore, fill, provenance
 from lmscout.statistics.deep_values import full_score
-from lmscout.statistics.provenance import provenance
 from lmscout.statistics.reductions import chain_means
-from lmscout.statistics.single_pass import INPUT_NAMES, run_pass
+from lmscout.statistics.single_pass import INPUT_NAMES, Batch, run_pass
 from lmscout.statistics.sketches import spec_values
-from lmscout.statistics.store import RowStore
 from lmscout.statistics.workers import Workers
 
 

@@ -1,4 +1,6 @@
-"""One forward and one backward through a model, reduced while it runs.
+"""The one batch that every architecture of a benchmark reads.
+
+One forward and one backward through a model, reduced while it runs.
 
 Hooks see every tensor that a proxy may read at the moment it exists, and what is kept of it
 is the caller's choice.  Forward tensors stay the pass's own; a weight's gradient is dropped
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,8 +20,42 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lmscout.architectures import LanguageModel, ProbePoints
+from lmscout.errors import LmscoutError
+from lmscout.models import ArchitectureSpec, LanguageModel, ProbePoints
 from lmscout.proxies.primitives import INPUTS
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Random tokens, uniform over the vocabulary: a proxy of this kind needs no text.
+
+    Attributes:
+        size: sequences.
+        length: tokens a sequence; cut to the longest that an architecture can read.
+        seed: of the draw.
+    """
+
+    size: int = 32
+    length: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 2 or self.length < 2:
+            raise LmscoutError(
+                f"batch of {self.size} x {self.length} tokens is too small: a batch has at "
+                "least 2 sequences of 2 tokens"
+            )
+
+    def other(self) -> Batch:
+        """A batch of the same size and other tokens."""
+        return replace(self, seed=self.seed + 1)
+
+    def tokens(self, spec: ArchitectureSpec) -> Tensor:
+        """Tokens for one architecture: [size, length] int64."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.size, min(self.length, spec.max_length))
+        return torch.randint(spec.vocabulary, shape, generator=generator)
+
 
 INPUT_NAMES = tuple(entry.name for entry in INPUTS)
 

@@ -29,14 +29,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmscout.architectures import ArchitectureSpec
 from lmscout.errors import LmscoutError
+from lmscout.models import ArchitectureSpec
 from lmscout.proxies.primitives import SPEC_LEAVES, STACKS
-from lmscout.statistics.batch import Batch
-from lmscout.statistics.collect import Build, Progress, Row, fill
-from lmscout.statistics.provenance import provenance
-from lmscout.statistics.single_pass import run_pass
-from lmscout.statistics.store import RowStore
+from lmscout.statistics.collect import Build, Progress, Row, RowStore, fill, provenance
+from lmscout.statistics.single_pass import Batch, run_pass
 from lmscout.statistics.workers import Workers
 
 ROWS, COLUMNS = 16, 16

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lmscout.discovery.deep.candidates import Candidate
-from lmscout.discovery.deep.engines import Engine
+from lmscout.discovery.engines import Candidate, Engine
 from lmscout.proxies import Expression, Grammar, parse
 
 MakeEngine = Callable[[Grammar, int, Sequence[Expression]], Engine]

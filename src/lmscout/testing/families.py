@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_count
+from lmscout.pruning.cutting import cut, is_uniform
+from lmscout.pruning.export import save, write
 from lmscout.pruning.families import Family, unit_maps, unit_parameters
-from lmscout.pruning.saving.cutting import cut, is_uniform
-from lmscout.pruning.saving.export import save, write
-from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.plan import Plan
 from lmscout.testing.reference_models import dense_plan, functional_logits, masked_model
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger

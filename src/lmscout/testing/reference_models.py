@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lmscout.pruning.families import Affine, Family
-from lmscout.pruning.subnetworks.plan import Plan
+from lmscout.pruning.plan import Plan
 
 
 @torch.no_grad()

@@ -1,22 +1,323 @@
-"""Train adapters within bounds; a training that is killed goes on to the same weights."""
+"""Which windows of a text each step reads: known from the seed and the step alone.
+
+What recovery minimises: the text's own next tokens, or the distance from the dense model.
+
+Logits are by far the widest tensor of a small batch.  They are computed from hidden states a
+piece at a time, in float32, and again when their gradient is wanted, so that those of a whole
+batch are never there at once.
+
+
+Adapters on disk with all that they depend on: whole or not there, refused where they differ.
+
+Train adapters within bounds; a training that is killed goes on to the same weights.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from lmscout.errors import LmscoutError
-from lmscout.pruning.recovery.batches import batch_of
-from lmscout.pruning.recovery.checkpoint import Identity, State, read_state, write_state
-from lmscout.pruning.recovery.settings import RecoverySettings
-from lmscout.pruning.subnetworks.loss_scale import loss_scale, lower_scale
-from lmscout.stages import StageProgress
+from lmscout.errors import LmscoutError, brief
+from lmscout.files import check_folder, write_file
+from lmscout.progress import StageProgress
+from lmscout.pruning.importance import loss_scale, lower_scale
+from lmscout.pruning.recovery.config import RecoverySettings
+from lmscout.reading import check_safetensors_header, parse_json
+
+
+def batch_of(windows: Tensor, size: int, step: int, seed: int) -> Tensor:
+    """The windows of one step.
+
+    The text is read in one random order after another, each a pass over all of it; so a training
+    that is continued reads what it would have read.
+
+    Args:
+        windows: [windows, T] int64.
+        size: windows a step.
+        step: from 0.
+        seed: of the orders.
+
+    Returns:
+        [size, T].
+    """
+    places = np.arange(step * size, (step + 1) * size)
+    passes, within = np.divmod(places, len(windows))
+    rows = [
+        _order(len(windows), seed, int(one))[place]
+        for one, place in zip(passes, within, strict=True)
+    ]
+    return windows[torch.tensor(rows)]
+
+
+def apart_from(windows: Tensor, *others: Tensor) -> Tensor:
+    """Windows [n, T] without those that occur in others [m, T]; the order stays."""
+    taken = {row.cpu().numpy().tobytes() for other in others for row in other}
+    kept = [row.cpu().numpy().tobytes() not in taken for row in windows]
+    return windows[torch.tensor(kept, dtype=torch.bool)]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, number: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, number]).permutation(count)
+
+
+Head = Callable[[Tensor], Tensor]  # hidden states [n, width] to logits [n, vocabulary]
+
+_PIECE = 1 << 24  # logits at a time: 64 MiB in float32
+
+
+def likelihood_loss(head: Head, hidden: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
+    """Mean negative log-likelihood of the next token, in nats.
+
+    Args:
+        head: of the model that learns.
+        hidden: [B, T, width], its last hidden state.
+        tokens: [B, T] int64.
+        vocabulary: how many logits a token has.
+    """
+    states, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+
+    def loss(states: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(head(states).float(), targets, reduction="sum")
+
+    return _in_pieces(loss, vocabulary, states, targets) / len(targets)
+
+
+def divergence_loss(
+    head: Head, hidden: Tensor, dense_head: Head, dense_hidden: Tensor, vocabulary: int
+) -> Tensor:
+    """Mean KL(dense || model) of the next token's distribution, in nats.
+
+    Args:
+        head: of the model that learns.
+        hidden: [B, T, width], its last hidden state.
+        dense_head: of the dense model.
+        dense_hidden: [B, T, width], the dense model's last hidden state, without gradient.
+        vocabulary: how many logits a token has.
+    """
+    states, theirs = hidden.flatten(0, 1), dense_hidden.flatten(0, 1)
+
+    def loss(states: Tensor, theirs: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = dense_head(theirs).float().log_softmax(-1)
+        ours = head(states).float().log_softmax(-1)
+        return functional.kl_div(ours, wanted, reduction="sum", log_target=True)
+
+    return _in_pieces(loss, vocabulary, states, theirs) / len(states)
+
+
+def _in_pieces(
+    loss: Callable[[Tensor, Tensor], Tensor], vocabulary: int, states: Tensor, others: Tensor
+) -> Tensor:
+    size = max(1, _PIECE // vocabulary)
+    if len(states) <= size:
+        return loss(states, others)
+    total = states.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(states), size):
+        pair = states[start : start + size], others[start : start + size]
+        total = total + checkpoint(loss, *pair, use_reentrant=False)
+    return total
+
+
+Identity = Mapping[str, str | int | float | None]
+
+FOLDER = "recovery"  # in a run folder; model files there would be taken for parts of the model
+_HEADER = "lmscout.recovery"
+
+
+@dataclass(frozen=True)
+class State:
+    """A training at one of its steps.
+
+    Attributes:
+        weights: of the adapters, by name.
+        optimizer: what the optimiser knows of each, by name and kind; empty once it has ended.
+        losses: of every step that was made.
+        seconds: that they took.
+        ended: whether a bound was met.
+    """
+
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    seconds: float = 0.0
+    ended: bool = False
+
+
+def write_state(path: Path, identity: Identity, state: State) -> None:
+    """Write a file whole: a reader sees the old one or the new one, never a part.
+
+    Raises:
+        LmscoutError: it cannot be written.
+    """
+    header = {
+        "identity": dict(identity),
+        "losses": state.losses,
+        "seconds": state.seconds,
+        "ended": state.ended,
+    }
+    tensors = {f"weights/{name}": one for name, one in state.weights.items()}
+    tensors |= {f"optimizer/{name}": one for name, one in state.optimizer.items()}
+    plain = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+    name = f"recovery {path}"
+    check_folder(path.parent, name, make=True)
+    metadata = {_HEADER: json.dumps(header)}
+    write_file(path, lambda draft: save_file(plain, draft, metadata=metadata), name=name)
+
+
+def read_state(path: Path, identity: Identity, shapes: Mapping[str, Tensor]) -> State | None:
+    """The training that a file holds.
+
+    Args:
+        path: the file.
+        identity: all that the wanted training depends on.
+        shapes: the adapters that the weights are for.
+
+    Returns:
+        The state, or None where there is no file.
+
+    Raises:
+        LmscoutError: it is damaged, or of another training, or its adapters do not fit.
+    """
+    if not path.exists():
+        return None
+    header, tensors = _read(path)
+    check_identity(path, header["identity"], identity, whole=True)
+    kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind not in kinds:
+            raise LmscoutError(
+                f"recovery {path}: holds {brief(name)}, which is neither a weight nor of the "
+                "optimizer; remove the file to train anew"
+            )
+        kinds[kind][rest] = tensor
+    weights = kinds["weights"]
+    for name in sorted(weights.keys() | shapes.keys()):
+        found, wanted = weights.get(name), shapes.get(name)
+        if found is None or wanted is None or found.shape != wanted.shape:
+            raise LmscoutError(
+                f"recovery {path}: its adapter does not fit: {name} is {_words(found)} in the "
+                f"file and {_words(wanted)} in this model; remove the file to train anew"
+            )
+    return State(
+        weights,
+        kinds["optimizer"],
+        tuple(header["losses"]),
+        header["seconds"],
+        header["ended"],
+    )
+
+
+def read_adapter(path: Path) -> tuple[Identity, Mapping[str, Tensor]]:
+    """All that a training depended on, and the weights that it has come to.
+
+    Args:
+        path: its file, whoever asks for it.
+
+    Raises:
+        LmscoutError: there is none, or it is damaged.
+    """
+    header, tensors = _read(path)
+    weights = {
+        name.removeprefix("weights/"): one
+        for name, one in tensors.items()
+        if name.startswith("weights/")
+    }
+    return header["identity"], weights
+
+
+def check_file(path: Path, identity: Identity) -> None:
+    """Refuse a file of other settings before any long work; no file is no error.
+
+    Args:
+        path: the file.
+        identity: of the wanted training, as far as it is known already.
+
+    Raises:
+        LmscoutError: it is damaged, or of other settings.
+    """
+    if path.exists():
+        check_identity(path, _read(path)[0]["identity"], identity, whole=False)
+
+
+def check_identity(path: Path, found: Identity, wanted: Identity, *, whole: bool) -> None:
+    """Refuse a file of other settings, naming the first that differs.
+
+    Args:
+        path: the file.
+        found: what it was trained with.
+        wanted: what is asked for.
+        whole: whether `wanted` is all; else what it does not name may be anything.
+
+    Raises:
+        LmscoutError: something differs.
+    """
+    for key in sorted(found.keys() | wanted.keys() if whole else wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise LmscoutError(
+                f"recovery {path}: was trained with {key} = {brief(found.get(key))}, this run has "
+                f"{wanted.get(key)}: its adapter does not fit; give the same settings, or remove "
+                "the file to train anew"
+            )
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A digest of adapters' weights."""
+    digest = hashlib.sha256()
+    for name, one in sorted(weights.items()):
+        digest.update(f"{name} {tuple(one.shape)} ".encode())
+        digest.update(one.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        check_safetensors_header(path)
+        with safe_open(path, framework="pt") as stored:
+            header = _checked(parse_json((stored.metadata() or {})[_HEADER], str(path)))
+            return header, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, LmscoutError, KeyError, ValueError) as error:
+        raise LmscoutError(
+            f"recovery {path}: is damaged, or was not written by lmscout; remove it to train anew"
+        ) from error
+
+
+def _checked(header: Any) -> dict[str, Any]:
+    """The header, once it is known to hold what `write_state` writes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not (isinstance(header, dict) and isinstance(header["losses"], list)):
+        raise ValueError("the header holds something else than a training")
+    numbers = [*header["losses"], header["seconds"]]
+    finite = all(isinstance(one, int | float) and abs(one) < math.inf for one in numbers)
+    if not (finite and isinstance(header["identity"], dict) and isinstance(header["ended"], bool)):
+        raise ValueError("the header holds something else than a training")
+    loaded: dict[str, Any] = header
+    return loaded
+
+
+def _words(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(list(tensor.shape))
+
 
 _WARM_UP = 0.05  # of all steps
 _LOWEST = 0.02  # of the learning rate, at the end

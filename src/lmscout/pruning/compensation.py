@@ -1,0 +1,118 @@
+"""Refit a cut block's output projection, so that what stays carries what was cut.
+
+Let x be the vector that enters the projection W and x_K its kept prefix.  The least-squares
+refit is W' = argmin E|W x - W' x_K|² = W G_{:K} G_{KK}⁻¹ with G = E[x xᵀ].  Because kept units
+are a prefix, G_KK is a leading block of G, and so is its Cholesky factor: with G = L Lᵀ,
+
+    W' = (W L)_{:,K} L_KK⁻¹.
+
+One factorisation and one product W L a projection serve every prefix length; a plan costs
+one triangular solve each.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from lmscout.errors import LmscoutError
+from lmscout.pruning.families import Affine
+from lmscout.pruning.moments import Moments, Place
+
+DAMPING = 1e-3  # of the mean diagonal: calibration text is finite, and so is its Gram's rank
+_KEPT_BYTES = 1 << 28
+
+
+class Compensation:
+    """Refitted output projections for any prefix of units.
+
+    The most recent solutions are kept, since the plans of one round share many lengths.
+    """
+
+    def __init__(
+        self,
+        outputs: Mapping[Place, Affine],
+        moments: Iterable[tuple[Place, Moments]],
+        damping: float = DAMPING,
+    ) -> None:
+        """Factor the Gram matrices.
+
+        Args:
+            outputs: (block, kind) -> the dense output projection, in final unit order.
+            moments: the moments of what enters each, in the same order, with Gram matrices;
+                each is asked for when those before it have been factored.
+            damping: added to the diagonal, as a share of its mean.
+
+        Raises:
+            LmscoutError: a Gram matrix is not finite.
+        """
+        self._dense = dict(outputs)
+        self._factors = {
+            place: _factor(place, outputs[place], one, damping) for place, one in moments
+        }
+        self._solved: OrderedDict[tuple[int, str, int], Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def copied(self, outputs: Mapping[Place, Affine], device: torch.device) -> Compensation:
+        """The same on another device.
+
+        Args:
+            outputs: the dense output projections of the model's copy there.
+            device: where to.
+        """
+        other = Compensation(outputs, ())
+        other._factors = {
+            place: (factor.to(device), product.to(device))
+            for place, (factor, product) in self._factors.items()
+        }
+        return other
+
+    def output(self, block: int, kind: str, entries: int) -> Affine:
+        """The refitted projection for the first entries of its input.
+
+        Args:
+            block: which block.
+            kind: "attention" or "mlp".
+            entries: kept entries of x.
+
+        Returns:
+            Weight [width, entries] in the model's dtype, and the dense bias.
+        """
+        dense = self._dense[block, kind]
+        if entries == dense.weight.shape[1]:
+            return dense
+        key = (block, kind, entries)
+        if key not in self._solved:
+            factor, product = self._factors[block, kind]
+            solved = torch.linalg.solve_triangular(
+                factor[:entries, :entries], product[:, :entries], upper=False, left=False
+            )
+            self._solved[key] = solved.to(dense.weight.dtype)
+            self._bytes += self._solved[key].nbytes
+            while self._bytes > _KEPT_BYTES and len(self._solved) > 1:
+                self._bytes -= self._solved.popitem(last=False)[1].nbytes
+        self._solved.move_to_end(key)
+        return Affine(self._solved[key], dense.bias)
+
+
+def _factor(
+    place: Place, output: Affine, moments: Moments, damping: float
+) -> tuple[Tensor, Tensor]:
+    """L and W L, in float32, from a factorisation in float64."""
+    if moments.gram is None:
+        raise ValueError(
+            f"moments of block {place[0]} {place[1]} were collected without a Gram matrix"
+        )
+    gram = moments.gram.to(torch.float64, copy=True)
+    if not torch.isfinite(gram).all():
+        raise LmscoutError(
+            f"activations of block {place[0]} {place[1]} are not finite on calibration text"
+        )
+    shift = damping * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    gram.diagonal().add_(shift)
+    factor = torch.linalg.cholesky(gram)
+    product = output.weight.double() @ factor
+    return factor.float(), product.float()

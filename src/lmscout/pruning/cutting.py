@@ -1,0 +1,281 @@
+"""Cut a plan out of a dense model: a model of its own, smaller, with copies of what is kept.
+
+Two shapes.  "any": every block at its own sizes, in the classes of `modeling_lmscout`.
+"uniform": one size for all blocks that are kept, which is a plain model of the family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Literal, cast, get_args
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import unfilled_model
+from lmscout.evaluation.modeling_lmscout import PRUNED
+from lmscout.pruning.evaluator import shape_of
+from lmscout.pruning.families import (
+    KINDS,
+    Affine,
+    AttentionParts,
+    Family,
+    MlpParts,
+    family_of,
+    unit_maps,
+)
+from lmscout.pruning.plan import Plan
+
+ShapeName = Literal["any", "uniform"]
+
+
+@torch.no_grad()
+def cut(
+    model: PreTrainedModel,
+    plan: Plan,
+    outputs: Mapping[tuple[int, str], Affine] | None = None,
+    *,
+    shape: ShapeName = "any",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> PreTrainedModel:
+    """A model that computes what the plan keeps of a dense one.
+
+    A block that keeps no groups has no attention, one that keeps no channels has no MLP
+    (their output biases go too), and one that keeps neither is left out.
+
+    Args:
+        model: the dense model, its units in final order.
+        plan: how many units each block keeps.
+        outputs: (block, "attention" or "mlp") -> an output projection that takes the place of
+            the one cut from the model; weight [width, kept columns].
+        shape: "any", or "uniform" for a plain model of the family.
+        dtype: of its weights; the dense model's if None.
+        device: where it is made, a matrix at a time; the dense model's if None.
+
+    Returns:
+        The model, in evaluation mode, sharing no storage with the dense one.
+
+    Raises:
+        LmscoutError: the plan does not fit the model, or is not uniform though it has to be,
+            or the family has no model of the wanted shape.
+    """
+    if shape not in get_args(ShapeName):
+        raise LmscoutError(f"unknown shape {shape!r}: expected any or uniform")
+    family = family_of(model.config)
+    blocks = family.blocks(model)
+    parts = family.all_parts(model)
+    shape_of(parts).check(plan)
+    kept = plan.kept
+    if not kept:
+        raise LmscoutError("the plan keeps no block at all: keep at least one")
+    if shape == "uniform":
+        model_class, config = type(model), uniform_config(model.config, plan)
+    else:
+        model_class, config = _any_classes(model.config)[1], any_config(model.config, plan)
+    make = partial(cast(Any, model_class)._from_config, config, dtype=dtype or model.dtype)
+    # on the processor first, where the dense model's buffers, too, were computed
+    pruned: Any = unfilled_model(make, "cpu")
+    pruned = pruned.to(device or model.device).eval()
+    _copy_uncut(model, pruned, family, kept)
+    for block, cut_block in zip(kept, family.blocks(pruned), strict=True):
+        cut_parts = family.parts(_with_both_halves(cut_block, blocks[block]))
+        for kind, units in zip(KINDS, (plan.attention[block], plan.mlp[block]), strict=True):
+            if units:
+                first = parts[block].halves[kind].first(units)
+                replaced = (outputs or {}).get((block, kind), first.output)
+                _copy_units(dataclasses.replace(first, output=replaced), cut_parts.halves[kind])
+    return cast(PreTrainedModel, pruned)
+
+
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give a model's weights another dtype, in place.
+
+    Buffers keep theirs: rotary frequencies are computed in float32, whatever the weights are.
+
+    Args:
+        model: the model.
+        dtype: of its weights from now on.
+    """
+    for one in model.parameters():
+        one.data = one.data.to(dtype)
+
+
+def check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Refuse a dtype that does not hold a model's weights.
+
+    Args:
+        model: the model.
+        dtype: that its weights would be saved in.
+
+    Raises:
+        LmscoutError: a weight is larger than the largest number of the dtype.
+    """
+    most = torch.finfo(dtype).max
+    for name, one in model.named_parameters():
+        largest = one.detach().abs().max().item() if one.numel() else 0.0
+        if largest > most:
+            raise LmscoutError(
+                f"dtype of the saved weights: {str(dtype).removeprefix('torch.')} holds numbers up "
+                f"to {most:.4g}, and {name} has one of {largest:.4g}: save as bfloat16 or float32"
+            )
+
+
+def is_uniform(plan: Plan, config: PreTrainedConfig) -> bool:
+    """Whether a plan can be saved as a plain model of its family.
+
+    It has one width for all blocks that it keeps, and the family has a configuration for it.
+
+    Args:
+        plan: the plan.
+        config: the dense model's configuration.
+    """
+    try:
+        uniform_config(config, plan)
+    except LmscoutError:
+        return False
+    return True
+
+
+def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
+    """The plain configuration of a uniform plan.
+
+    Args:
+        config: the dense model's configuration.
+        plan: the plan.
+
+    Raises:
+        LmscoutError: blocks differ, or the family has no such configuration.
+    """
+    kept = plan.kept
+    widths = {(plan.attention[block], plan.mlp[block]) for block in kept}
+    if len(widths) != 1 or 0 in next(iter(widths)):
+        raise LmscoutError(
+            "the plan is not uniform (one width for all blocks, or a block dropped whole): "
+            "save it with --shape any"
+        )
+    if plan.dropped and getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise LmscoutError(
+            "attention of this model is scaled by the number of its block, so a plain model "
+            "cannot leave blocks out: save it with --shape any"
+        )
+    groups, channels = widths.pop()
+    family = family_of(config)
+    plain = family.uniform_config(config, depth=len(kept), groups=groups, channels=channels)
+    _keep_layer_types(plain, config, kept)
+    try:
+        validated: PreTrainedConfig = type(plain).from_dict(plain.to_dict())
+    except (ValueError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        reason = reason.removeprefix("ValueError: ").rstrip(".")
+        raise LmscoutError(
+            f"{config.model_type} has no plain form with {groups} groups and {channels} channels "
+            f"({reason}): save it with --shape any"
+        ) from error
+    return validated
+
+
+def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
+    """The configuration of any plan: the dense model's, and the sizes of each kept block.
+
+    Args:
+        config: the dense model's configuration.
+        plan: the plan.
+
+    Raises:
+        LmscoutError: there is no pruned class for this type of model.
+    """
+    config_class, *_ = _any_classes(config)
+    kept = plan.kept
+    values = config.to_dict()
+    for name in ("model_type", "architectures", "auto_map", "transformers_version"):
+        values.pop(name, None)
+    pruned: Any = config_class.from_dict(values)
+    pruned.num_hidden_layers = len(kept)
+    pruned.attention_groups = [plan.attention[block] for block in kept]
+    pruned.mlp_channels = [plan.mlp[block] for block in kept]
+    pruned.block_numbers = list(kept)
+    if hasattr(config, "num_key_value_heads") and not getattr(pruned, "head_dim", None):
+        pruned.head_dim = pruned.hidden_size // pruned.num_attention_heads
+    _keep_layer_types(pruned, config, kept)
+    if getattr(pruned, "layer_types", None):
+        pruned.layer_types = _types_for_cache(pruned.layer_types, pruned.attention_groups)
+    return pruned  # type: ignore[no-any-return]
+
+
+def _any_classes(
+    config: PreTrainedConfig,
+) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    """Configuration and language model of pruned models of a type."""
+    if config.model_type not in PRUNED:
+        raise LmscoutError(
+            f"there is no class for models of type {config.model_type!r} with blocks of different "
+            "sizes: save it with --shape uniform"
+        )
+    config_class, _, causal_class = PRUNED[config.model_type]
+    return config_class, causal_class
+
+
+def _keep_layer_types(config: Any, dense: Any, kept: tuple[int, ...]) -> None:
+    """Full or sliding attention, as each kept block had it."""
+    types = getattr(dense, "layer_types", None)
+    if types:
+        config.layer_types = [types[block] for block in kept]
+
+
+def _types_for_cache(types: list[str], groups: list[int]) -> list[str]:
+    """Layer types in which a block without attention has that of the next block with it.
+
+    So the first block of each type has attention, as `cache_slots` needs.
+    """
+    chosen = list(types)
+    having = [index for index, number in enumerate(groups) if number]
+    for index, number in enumerate(groups):
+        if not number and having:
+            chosen[index] = types[next((one for one in having if one > index), having[-1])]
+    return chosen
+
+
+def _copy_uncut(
+    dense: PreTrainedModel, pruned: PreTrainedModel, family: Family, kept: tuple[int, ...]
+) -> None:
+    """Copy what units do not touch: embeddings, norms, output biases, the head."""
+    sources = dict(dense.named_parameters(remove_duplicate=False))
+    inside = {id(one) for block in family.blocks(pruned) for one in block.parameters()}
+    for name, target in pruned.named_parameters():
+        if id(target) not in inside:
+            target.copy_(sources[name])
+    for block, cut_block in zip(kept, family.blocks(pruned), strict=True):
+        whole = dict(family.blocks(dense)[block].named_parameters())
+        for name, target in cut_block.named_parameters():
+            if whole[name].shape == target.shape:
+                target.copy_(whole[name])
+
+
+def _with_both_halves(cut_block: nn.Module, dense_block: nn.Module) -> nn.Module:
+    """A cut block in which the dense one stands in for what is gone, for `Family.parts`."""
+    halves = {
+        name: child if any(True for _ in child.parameters()) else dense
+        for (name, child), dense in zip(
+            cut_block.named_children(), dense_block.children(), strict=True
+        )
+    }
+    return cast(nn.Module, SimpleNamespace(**halves))
+
+
+def _copy_units(source: AttentionParts | MlpParts, target: AttentionParts | MlpParts) -> None:
+    for read, write in zip(unit_maps(source), unit_maps(target), strict=True):
+        if write.weight.shape != read.weight.shape or (read.bias is None) != (write.bias is None):
+            raise ValueError(
+                f"a map of shape {tuple(read.weight.shape)} cannot take the place of one of "
+                f"shape {tuple(write.weight.shape)}, or only one of them has a bias"
+            )
+        write.weight.copy_(read.weight)
+        if read.bias is not None and write.bias is not None:
+            write.bias.copy_(read.bias)

@@ -1,0 +1,338 @@
+"""Save a pruned model, and believe it only after loading it again in a fresh process.
+
+Models that a run had saved when it was stopped: told from those of another run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from lmscout.children import run_script
+from lmscout.errors import LmscoutError, shown
+from lmscout.evaluation import parameter_count
+from lmscout.evaluation.modeling_lmscout import PRUNED
+from lmscout.files import as_json, atomic_folder, check_folder
+from lmscout.pruning import reload_saved
+from lmscout.pruning.cutting import ShapeName, cut, round_weights
+from lmscout.pruning.evaluator import shape_of
+from lmscout.pruning.families import Affine, family_of
+from lmscout.pruning.folder_files import CONFIG, check_agreement, check_code, clean_folder
+from lmscout.pruning.model_card import Evidence, model_card
+from lmscout.pruning.plan import Plan
+from lmscout.reading import read_json_object
+
+TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
+RECORD = "lmscout.json"
+_SAMPLE = "A sample of text, with numbers (1, 2, 3) and lines:\nsecond line."
+
+
+def save(
+    model: PreTrainedModel,
+    plan: Plan,
+    folder: Path,
+    *,
+    shape: ShapeName,
+    tokenizer: PreTrainedTokenizerBase | None,
+    outputs: Mapping[tuple[int, str], Affine] | None = None,
+    recovered: PreTrainedModel | None = None,
+    generation_config: GenerationConfig | None = None,
+    dtype: torch.dtype | None = None,
+    beside: Collection[str] = (),
+    note: Mapping[str, Any],
+    evidence: Evidence | None = None,
+) -> None:
+    """Cut a plan out of a dense model and save it as a folder that is whole or not there.
+
+    The folder is written under another name, loaded again in a fresh process that does not
+    import lmscout, and compared: every weight exactly, logits to `TOLERANCE`, the tokenizer
+    on a sample, every entry of `config.json` that describes weights with the stored weights.
+    Only then does it get its name.  The one file of code that is imported is lmscout's own
+    modelling file, for the model's class; nothing that names other code is saved.  In a folder
+    that holds something else already, `config.json` comes last: without it nothing takes a
+    folder for a model.
+
+    Args:
+        model: the dense model, its units in final order.
+        plan: how many units each block keeps.
+        folder: where to; must not exist, or hold nothing but what `beside` names.
+        shape: "any", or "uniform" for a folder that stock transformers loads.
+        tokenizer: saved along, or None.
+        outputs: output projections in place of the cut ones, as for `cut`.
+        recovered: the plan cut and trained, to be saved in place of one that is cut now.
+        generation_config: saved along; the model's own if None.
+        dtype: of the saved weights; the model's own if None.
+        beside: names of files that may be there; they stay.
+        note: what was asked for, to write down in the card and in `lmscout.json`; JSON.
+        evidence: what was measured, and where the dense model comes from, likewise.
+
+    Raises:
+        LmscoutError: the folder is not empty or cannot be written, the plan cannot be cut in
+            this shape, or what was loaded again is not what was saved.
+    """
+    _check_folder(folder, beside)
+    pruned: Any = recovered
+    if pruned is None:
+        # beside a dense model that fills an accelerator there may be no room for another
+        pruned = cut(model, plan, outputs, shape=shape, dtype=dtype, device="cpu")
+    else:
+        round_weights(pruned, dtype or model.dtype)
+        pruned = pruned.to("cpu")
+    chosen = generation_config if generation_config is not None else model.generation_config
+    pruned.generation_config = copy.deepcopy(chosen)
+    with atomic_folder(folder, last=CONFIG, name=f"output folder {folder}") as draft:
+        write(pruned, draft, tokenizer)
+        _write_record(model, pruned, plan, draft, shape, note, evidence)
+        _reload_and_compare(pruned, draft, tokenizer, trust_remote_code=shape == "any")
+
+
+def write(
+    pruned: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write a cut model's weights, configuration, modelling file, generation config, tokenizer.
+
+    Nothing that names code but lmscout's own modelling file is written.
+
+    Args:
+        pruned: from `cut`.
+        folder: an existing folder.
+        tokenizer: saved along, or None.
+
+    Raises:
+        LmscoutError: transformers refuses the generation configuration, or the tokenizer comes
+            with code.
+    """
+    for config_class, body_class, causal_class in PRUNED.values():
+        if isinstance(pruned, causal_class):
+            classes = {
+                "AutoConfig": config_class,
+                "AutoModel": body_class,
+                "AutoModelForCausalLM": causal_class,
+            }
+            # Saving names the classes of this model and of its configuration by itself, but
+            # not that of the bare decoder.
+            pruned.config.auto_map = {
+                auto: f"modeling_lmscout.{one.__name__}" for auto, one in classes.items()
+            }
+    with _without_progress_bars():
+        try:
+            pruned.save_pretrained(folder)
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise LmscoutError(f"the model cannot be saved: {reason}") from error
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    clean_folder(folder, pruned)
+
+
+def check_generation(model: PreTrainedModel) -> None:
+    """Refuse, before any work, a generation configuration that transformers does not save.
+
+    Raises:
+        LmscoutError: there is such a one.
+    """
+    settings: Any = model.generation_config
+    try:
+        if settings is not None:
+            settings.validate(strict=True)
+    except ValueError as error:
+        raise LmscoutError(
+            f"the model cannot be saved: its generation_config.json is refused by transformers "
+            f"({_reason(error)}); correct it, or remove it"
+        ) from error
+
+
+def _reason(error: ValueError) -> str:
+    """What transformers says is wrong: a list of faults follows its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])
+
+
+def _check_folder(folder: Path, beside: Collection[str]) -> None:
+    name = f"output folder {folder}"
+    if folder.exists() and not folder.is_dir():
+        raise LmscoutError(f"{name} is a file: name another")
+    check_folder(folder, name, make=False)
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - set(beside):
+        raise LmscoutError(f"{name} is not empty: name another")
+
+
+def _write_record(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    plan: Plan,
+    folder: Path,
+    shape: str,
+    note: Mapping[str, Any],
+    evidence: Evidence | None,
+) -> None:
+    """The plan and its size, for programs in `lmscout.json` and for people in the card."""
+    family = family_of(dense.config)
+    units = shape_of(family.all_parts(dense))
+    record = {
+        "shape": shape,
+        "plan": plan.as_dict(),
+        "kept": units.kept_share(plan),
+        "parameters": parameter_count(pruned),
+        "dense_parameters": parameter_count(dense),
+        "asked": dict(note),
+    }
+    if evidence is not None:
+        record |= {
+            "base_model": evidence.origin.name or evidence.origin.source,
+            "license": evidence.origin.license,
+            "measured": evidence.to_json(),
+        }
+    (folder / RECORD).write_text(as_json(record), "utf-8")
+    card = model_card(record, plan, units.dense, dense.config.model_type, evidence)
+    (folder / "README.md").write_text(card, "utf-8")
+
+
+def _reload_and_compare(
+    pruned: PreTrainedModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    trust_remote_code: bool,
+) -> None:
+    """Raise unless a fresh process loads what is in memory, and the files agree."""
+    check_code(folder)
+    check_agreement(folder)
+    ours = reload_saved.check_logits(pruned)
+    if not ours.isfinite().all():
+        raise LmscoutError("the pruned model's logits are not finite: not saved")
+    request = {
+        "threads": torch.get_num_threads(),
+        "trust_remote_code": trust_remote_code,
+        "text": None if tokenizer is None else _SAMPLE,
+    }
+    with tempfile.TemporaryDirectory() as exchange_name:
+        exchange = Path(exchange_name)
+        (exchange / "request.json").write_text(json.dumps(request), "utf-8")
+        process = run_script(
+            reload_saved.__file__,
+            [str(folder.resolve()), exchange_name],
+            {
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "HF_MODULES_CACHE": str(exchange / "modules"),  # not among the user's own
+                "TRANSFORMERS_VERBOSITY": "error",
+            },
+        )
+        if process.returncode < 0:
+            raise LmscoutError(
+                f"the process that loads the saved model again was ended by "
+                f"{signal.Signals(-process.returncode).name}, perhaps because memory ran out; "
+                "finished work is kept: run the same command again with more free memory"
+            )
+        if process.returncode:
+            lines = process.stderr.strip().splitlines() or ["no message"]
+            raise LmscoutError(f"the saved model cannot be loaded again: {lines[-1]}")
+        answer = json.loads((exchange / "answer.json").read_text("utf-8"))
+        logits = load_file(exchange / "logits.safetensors")["logits"]
+    weights = reload_saved.weight_digests(pruned)
+    different = sorted(dict(weights.items() ^ answer["weights"].items()))
+    if different:
+        raise LmscoutError(f"{different[0]} is not the same after saving and loading: not saved")
+    _compare_logits(ours, logits, pruned.dtype)
+    if tokenizer is not None and answer["token_ids"] != tokenizer(_SAMPLE)["input_ids"]:
+        raise LmscoutError(
+            "the tokenizer splits text differently after saving and loading: not saved"
+        )
+
+
+def _compare_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
+    """Weights are the same, so only the order of sums may differ, by the precision's steps."""
+    scale = max(1.0, ours.abs().max().item())
+    tolerance = max(TOLERANCE, 8 * torch.finfo(dtype).eps) * scale
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= tolerance:
+        raise LmscoutError(
+            f"logits differ by {difference:.3g} after saving and loading (at most {tolerance:.3g} "
+            "is due to rounding): not saved"
+        )
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    bars: Any = transformers_logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a whole model: its configuration is written last."""
+    return (folder / CONFIG).exists()
+
+
+def check_asked(folder: Path, shape: str, note: Mapping[str, Any]) -> None:
+    """Refuse a finished model that was asked for otherwise, as far as a request tells.
+
+    Args:
+        folder: of the model.
+        shape: that is wanted.
+        note: what its record is to say; what it says besides may be anything.
+
+    Raises:
+        LmscoutError: its record cannot be read, or differs.
+    """
+    record = _read(folder, RECORD)
+    asked = record.get("asked")
+    found = {"shape": record.get("shape"), **(asked if isinstance(asked, dict) else {})}
+    _compare(folder, found, {"shape": shape, **note})
+
+
+def check_plan(folder: Path, plan: Plan, dtype: torch.dtype) -> None:
+    """Refuse a finished model that is not the one that a run has found.
+
+    Args:
+        folder: of the model.
+        plan: that was found.
+        dtype: of the weights that would be saved.
+
+    Raises:
+        LmscoutError: its record cannot be read, or differs.
+    """
+    found = {
+        "plan": _read(folder, RECORD).get("plan"),
+        "dtype": _read(folder, CONFIG).get("dtype"),
+    }
+    saved = str(dtype).removeprefix("torch.")
+    _compare(folder, found, {"plan": plan.as_dict(), "dtype": saved})
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        return read_json_object(folder / name, lenient=True)
+    except LmscoutError as error:
+        raise LmscoutError(
+            f"output folder {folder} holds a model whose {name} cannot be read: name another"
+        ) from error
+
+
+def _compare(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            both = "" if key == "plan" else f" ({shown(found.get(key))}, in this run {value})"
+            raise LmscoutError(
+                f"output folder {folder} holds a finished model with another {key}{both}: name "
+                "another folder"
+            )

@@ -1,1 +1,0 @@
-"""Learning: what measured pairs say about plans that were not measured."""

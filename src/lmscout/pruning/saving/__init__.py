@@ -1,1 +1,0 @@
-"""Saving: a plan as a model of its own, in a folder that others load."""

@@ -1,1 +1,0 @@
-"""Searching: what plans cost, which are worth measuring, and the best that can be foretold."""
