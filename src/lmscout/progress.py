@@ -1,4 +1,6 @@
-"""Stages of long work: the seconds of each, and how far it is.
+"""Progress of long work: stages, their seconds, and a bar for each on a terminal.
+
+Stages of long work: the seconds of each, and how far it is.
 
 Progress of long work as a person sees it: a bar for each stage.
 """

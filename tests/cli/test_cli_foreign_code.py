@@ -1,6 +1,5 @@
 """A model whose every file names code of its own: no command runs it, no saved folder names it."""
 
-import importlib
 import json
 import os
 import shutil
@@ -16,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
+
+import lmscout
 
 SPRUNG = """
 import pathlib
@@ -187,7 +188,7 @@ def test_lmscout_loads_its_own_folder_without_the_code_in_it(ran, place):
     trap = place / "changed" / "sprung"
     file = folder / "modeling_lmscout.py"
     file.write_text(f"open({str(trap)!r}, 'w')\n{file.read_text()}")
-    importlib.import_module("lmscout")  # as a user would, which makes its classes known
+    lmscout.register()  # as a user would, which makes its classes known
     loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert type(loaded).__module__ == "lmscout.evaluation.modeling_lmscout"
     assert not trap.exists()

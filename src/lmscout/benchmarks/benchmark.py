@@ -1,4 +1,6 @@
-"""What a benchmark is: architectures whose trained quality is known.
+"""Benchmarks: architectures whose trained quality is known, and checked rows of files.
+
+What a benchmark is: architectures whose trained quality is known.
 
 Rows of files that people write: checked, or refused in one line.
 """

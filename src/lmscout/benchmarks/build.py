@@ -1,4 +1,6 @@
-"""Jobs spread over processes, each on a device of its own, that end when their parent does.
+"""Build a benchmark: draw architectures, train them on several devices, keep the rows.
+
+Jobs spread over processes, each on a device of its own, that end when their parent does.
 
 Build a benchmark: draw architectures, train each by one recipe, keep what they became.
 

@@ -1,9 +1,10 @@
-"""The files of a built benchmark: a row for each model that was trained, and the settings.
+"""Benchmarks that lmscout built: their files, and reading them.
+
+The files of a built benchmark: a row for each model that was trained, and the settings.
 
 - ``settings.json``: what decides the numbers: space, recipe, tokens, seeds.
 - ``rows/``: one file a trained model, while the benchmark is being built.
 - ``table.jsonl``: all rows, one a line, once the last of them is there.
-
 
 Benchmarks that lmscout built: a user's own, and `pico`, which is one of them.
 """

@@ -1,4 +1,6 @@
-"""Fetching published files: all of them and exactly as pinned, or nothing.
+"""Benchmark files: where they are, and their download, exactly as pinned.
+
+Fetching published files: all of them and exactly as pinned, or nothing.
 
 Where benchmark files are: the user's directories, then the cache, then upstream.
 """

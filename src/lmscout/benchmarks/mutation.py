@@ -1,4 +1,6 @@
-"""Small changes of an architecture that stay in its space, for a search that walks through it.
+"""Mutations of an architecture that stay in its space and below a limit of parameters.
+
+Small changes of an architecture that stay in its space, for a search that walks through it.
 
 A space under a limit of parameters: what is drawn from it, and changed, stays below.
 """

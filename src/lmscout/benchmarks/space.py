@@ -1,4 +1,6 @@
-"""Spaces of architectures to train, and how architectures are drawn from one.
+"""Spaces of architectures: drawing from them, and files that define them.
+
+Spaces of architectures to train, and how architectures are drawn from one.
 
 Spaces that people write: a JSON file with the fields of `Space`, checked.
 """

@@ -1,4 +1,6 @@
-"""The tokens on which a benchmark's architectures are trained and judged.
+"""The recipe by which a benchmark's architectures are trained, and its tokens.
+
+The tokens on which a benchmark's architectures are trained and judged.
 
 One recipe: how an architecture of a benchmark is trained, and what is measured on the way.
 

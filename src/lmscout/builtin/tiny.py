@@ -1,7 +1,8 @@
-"""The shipped tokenizer: byte-level BPE of 4,096 pieces, learnt from the built-in text.
+"""The model and the tokenizer that lmscout brings.
+
+The shipped tokenizer: byte-level BPE of 4,096 pieces, learnt from the built-in text.
 
 `training/tokenizer.py` makes it.
-
 
 Where lmscout-tiny is: a small LLaMA trained on the built-in text, shipped with lmscout.
 """

@@ -1,4 +1,6 @@
-"""How well scores rank a benchmark's architectures, with all that is reported beside it.
+"""Correlations of scores with quality beside the baselines, and proxies as a user names them.
+
+How well scores rank a benchmark's architectures, with all that is reported beside it.
 
 A proxy as a user asks for it: a name or an expression, and which side of it is better.
 """

@@ -1,4 +1,6 @@
-"""One proxy out of several searches: the product of the best that each found.
+"""One proxy out of several searches: their product, with a fitted correction.
+
+One proxy out of several searches: the product of the best that each found.
 
 What one search calls its best is the luckiest of thousands on few architectures.  The best of
 independent searches are lucky in different ways, and share what is true; their product (a mean,
@@ -12,7 +14,6 @@ and of six): FlexiBERT 0.898, 0.907, 0.908; LiteTransformerSearch 0.961, 0.969, 
 A formula may be fit on sketches and worthless on full tensors: sums of rare huge numbers are
 (`statistics.sketches`).  Such a member would spoil the product, so what is far behind the best on
 full tensors, by the search architectures, is no member.
-
 
 A product bent to the configuration: what a formula without numbers cannot follow.
 

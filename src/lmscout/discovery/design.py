@@ -1,8 +1,9 @@
-"""Ageing evolution over architectures: who is read next, told what the last ones scored.
+"""Design: regularized evolution of an architecture for a proxy's score within a limit.
+
+Ageing evolution over architectures: who is read next, told what the last ones scored.
 
 Regularized evolution (Real et al., arXiv 1802.01548): the best of a random sample of the
 population is mutated, the child joins, and the oldest goes, however good it was.
-
 
 A proxy's scores averaged over initial weights: what they owe to one draw is evened out.
 

@@ -1,4 +1,6 @@
-"""What every search ends with: one proxy, chosen on one split and judged on another.
+"""Discover: choose the best proxy of a space on search data, report it on test data.
+
+What every search ends with: one proxy, chosen on one split and judged on another.
 
 Discovery: choose the best proxy of a space on one split, report it on another.
 """

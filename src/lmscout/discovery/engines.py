@@ -1,4 +1,6 @@
-"""Candidates of a search in the deep space, and what they are worth on the search split.
+"""Engines of the symbolic search and its candidates: genetic, regularized, random, exhaustive.
+
+Candidates of a search in the deep space, and what they are worth on the search split.
 
 Engines: where candidates come from.  They are asked for trees and told what became of them.
 

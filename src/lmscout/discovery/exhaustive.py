@@ -1,11 +1,12 @@
-"""Rank every proxy of a space, from block values that were collected once.
+"""Rank every proxy of a space exhaustively, and write the table of all of them.
+
+Rank every proxy of a space, from block values that were collected once.
 
 A proxy of these spaces joins two block values, and a block value is one branch: an input
 under a chain of unary operations.  So all scores of a pair of inputs are a table of left
 branch by right branch, made by broadcasting, and branches that are equal on every
 architecture (mean and identity, l1 and abs, ...) are tabulated once.  Tables are made and
 ranked in pieces that stay in the cache; memory holds a float and a hash for each proxy.
-
 
 Every proxy of a ranked space as a Parquet table, written in pieces.
 """

@@ -1,4 +1,6 @@
-"""A benchmark that is scored again and again: by trees that differ a little, after changes.
+"""Explain a proxy: dead branches, sensitivity to what it reads, simpler formulas.
+
+A benchmark that is scored again and again: by trees that differ a little, after changes.
 
 Which parts of a deep proxy do not matter: without them architectures are ordered the same.
 
@@ -7,12 +9,10 @@ the word's place, or a word of one operand, where that takes its place if it is 
 What is cut off is dead where the shorter tree orders the architectures as the whole one does, or
 exactly the other way round.
 
-
 What a proxy's order of architectures owes to the data, to the weights and to each input.
 
 Each is one change, and two figures: how much of the proxy's order is left, and how well what is
 left goes with quality.
-
 
 What a proxy says, and whether anything simpler says the same.
 """

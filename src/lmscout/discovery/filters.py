@@ -1,4 +1,6 @@
-"""What a search is given of a benchmark: its search split, as sketches and as full tensors.
+"""Filters: what is discarded before it costs a full evaluation, and the search data they use.
+
+What a search is given of a benchmark: its search split, as sketches and as full tensors.
 
 What is discarded before it costs a full evaluation, and what the rest is worth.
 

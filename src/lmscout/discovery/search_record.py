@@ -1,8 +1,9 @@
-"""The record of searches: every candidate as Parquet, batch by batch, and the hall of fame.
+"""The loop of a symbolic search and its record, from which it continues.
+
+The record of searches: every candidate as Parquet, batch by batch, and the hall of fame.
 
 A search is deterministic given what it was told, so the record is its checkpoint: told again,
 engine and screen are where they were.
-
 
 The loop: an engine asks, the screen judges, the record keeps, until enough was evaluated.
 """

@@ -1,4 +1,6 @@
-"""How the deep space is searched: all that a user can choose, checked.
+"""Symbolic search of the deep space: settings, searches, and the proxy that is tested.
+
+How the deep space is searched: all that a user can choose, checked.
 
 Discovery in the deep space, from benchmarks to a proxy that no choice has seen tested.
 """

@@ -1,8 +1,9 @@
-"""A model's folder, checked file by file before any of it is loaded.
+"""A model's folder and the sizes in its config.json, checked before anything is loaded.
+
+A model's folder, checked file by file before any of it is loaded.
 
 What transformers would do with a folder that is not in order is too kind: it reads pickles,
 follows an adapter to another model, or reports fifty lines.  Here each case is one line.
-
 
 Sizes in a model's config.json, checked before anything of that size is made.
 """

@@ -1,4 +1,6 @@
-"""A cheap digest of a model's folder, by which a run knows its model again.
+"""Where a model comes from: its name on the Hub, its licence, a digest of its folder.
+
+A cheap digest of a model's folder, by which a run knows its model again.
 
 Where a model comes from: its name on the Hub, and its licence, as its own folder says.
 """

@@ -1,9 +1,10 @@
-"""Text in rows: one field of JSON lines or of a Parquet file, its rows joined by blank lines.
+"""Text to calibrate on and to report on: files, rows of files, and data sets of the Hub.
+
+Text in rows: one field of JSON lines or of a Parquet file, its rows joined by blank lines.
 
 A source is `FILE` or `FILE#FIELD`, as the address of a data set on the Hub ends.  The kind of a
 file is told by its suffix.  An empty row stays a row, so that a perplexity is that of the same
 rows on the Hub.
-
 
 Text to calibrate on and to report on: files, plain, gzip or in rows, and Hub data sets.
 """

@@ -1,9 +1,10 @@
-"""What a ranking is worth beyond the obvious: given size, within a cell, at the top.
+"""Correlation beyond size, configuration baselines, and equivalent random trials.
+
+What a ranking is worth beyond the obvious: given size, within a cell, at the top.
 
 Configuration baselines: what can be said of an architecture without building it.
 
 Any proxy that reads a model has to beat these, or it has only found a slow way to count.
-
 
 What trials at random are worth: the expected rank of the best of k, drawn without return.
 """

@@ -1,11 +1,12 @@
-"""Linear correlation of the logarithms of scores and quality.
+"""Rank correlations of many score vectors at once, and Pearson's r of logarithms.
+
+Linear correlation of the logarithms of scores and quality.
 
 Ranks say which of two architectures is better and not by how much.  Two that differ by less than
 training again would change them weigh in a rank correlation as much as two that are far apart, so
 on few architectures the best of many rank correlations is the luckiest.  Differences of quality
 are less easily met by chance.  Logarithms, since quality follows size by power laws (Kaplan et
 al., arXiv 2001.08361) and scores span many orders of magnitude.
-
 
 Rank correlation of many score vectors with one quality vector, all at once.
 

@@ -1,10 +1,11 @@
-"""The six token mixers of the FlexiBERT search space, with their parameter counts.
+"""FlexiBERT encoders and their six token mixers.
+
+The six token mixers of the FlexiBERT search space, with their parameter counts.
 
 The space is Tuli et al.'s (arXiv 2205.11656); the form of every mixer, down to what the
 Fourier and cosine mixers leave out, follows the PyTorch models with which Serianni and Kalita
 (arXiv 2305.18915) measured their benchmark.  ConvBERT's span-based mixing is Jiang et al.'s
 (arXiv 2008.02496).
-
 
 FlexiBERT encoders: the 500 architectures with GLUE scores of Serianni and Kalita.
 

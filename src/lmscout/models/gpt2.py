@@ -1,11 +1,12 @@
-"""Adaptive embedding and adaptive softmax over one shared set of tables.
+"""LiteTransformerSearch's GPT-2 with its adaptive embedding and softmax.
+
+Adaptive embedding and adaptive softmax over one shared set of tables.
 
 The vocabulary, most frequent tokens first, is cut into clusters.  Rarer clusters may have
 narrower embeddings (Baevski and Auli, arXiv 1809.10853), and the probability of their tokens is
 the probability of the cluster times that within the cluster (Grave et al., arXiv 1609.04309).
 Sizes, tying and scaling are those of Transformer-XL (arXiv 1901.02860), as
 LiteTransformerSearch uses them (github microsoft/archai, branch neurips-lts).
-
 
 LiteTransformerSearch's GPT-2: heads and MLP width of each block its own, or missing.
 

@@ -1,8 +1,9 @@
-"""Budgets: what a plan costs, and how much it may.
+"""Budgets: what a plan costs, and the limit that a share of the dense model sets.
+
+Budgets: what a plan costs, and how much it may.
 
 Parameters, multiply-adds, memory and measured latency are all sums over blocks of what the
 kept units of either kind cost, so each is a table a block and kind: cost by number of units.
-
 
 Budgets of a model: a share of what the dense one costs, by a measure that the user names.
 """

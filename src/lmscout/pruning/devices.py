@@ -1,8 +1,9 @@
-"""Plans measured on several devices at once, each with a copy of the model.
+"""Plans measured on several devices, and added while these work.
+
+Plans measured on several devices at once, each with a copy of the model.
 
 What a plan is worth does not depend on where it is measured, and what comes out does not
 depend on how many devices there are: limits are known before a list of plans is begun.
-
 
 Plans that are waiting to be measured, to which more are added while devices work.
 

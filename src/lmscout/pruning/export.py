@@ -1,4 +1,6 @@
-"""Save a pruned model, and believe it only after loading it again in a fresh process.
+"""Save a pruned model, load it again in a fresh process, and compare before it counts as saved.
+
+Save a pruned model, and believe it only after loading it again in a fresh process.
 
 Models that a run had saved when it was stopped: told from those of another run.
 """

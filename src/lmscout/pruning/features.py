@@ -1,9 +1,10 @@
-"""What an accuracy predictor is told about a plan.
+"""Features of a plan for the predictor, and the scale of its target.
+
+What an accuracy predictor is told about a plan.
 
 Three views of the same cut: the share of units removed from every block, the importance of
 what was removed (the units that go first matter least, so the importance removed grows
 slowly at first), and how much of the whole model is gone.
-
 
 The scale on which a rise of the loss is learnt.
 

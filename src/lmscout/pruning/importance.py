@@ -1,9 +1,10 @@
-"""By how much a loss is multiplied before its backward pass, so that 16 bits hold its gradients.
+"""Importance of units: gradients, the methods, and the order that follows from them.
+
+By how much a loss is multiplied before its backward pass, so that 16 bits hold its gradients.
 
 A mean over thousands of tokens leaves each of them a gradient that float16 rounds coarsely, or to
 zero.  Multiplied by a power of two it keeps its digits, and whoever reads it divides again, in
 float32.  Types with the range of float32, bfloat16 among them, need none of this: theirs is 1.
-
 
 Gradients of a dense model's units, block by block, the last block first.
 
@@ -12,7 +13,6 @@ its turn has come, over all of the text in batches, and its gradients are summed
 and freed.  So a model of any size needs room for the gradients of one block, and the sum is
 that of a backward pass over all of the text at once.  In float16 they are those of a multiple
 of the loss, which falls where a block's overflow.
-
 
 How much each unit matters: the methods, each a function from a model to unit scores.
 
@@ -24,7 +24,6 @@ How much each unit matters: the methods, each a function from a model to unit sc
   arXiv 2306.11695).
 - fluctuation: sum of w² times the variance of the input, over the unit's output columns (FLAP,
   arXiv 2312.11983).
-
 
 Sort a model's units by importance, once, in place: after that a plan is prefix lengths.
 """

@@ -1,4 +1,6 @@
-"""The race that plans run with the best of their size: far behind, they are dropped early.
+"""Fill a study step by step: propose, measure, learn, narrow, stop plans early.
+
+The race that plans run with the best of their size: far behind, they are dropped early.
 
 How steps of proposing are numbered in a ledger, whose pairs have rounds.
 
@@ -11,19 +13,16 @@ Every pair of a round is measured before a step that knows the round is proposed
 that a ledger holds tell which steps a run that was stopped had opened, and what these followed
 from.
 
-
 What is learnt from pairs, and which plans are measured next.
 
 All of it follows from what is handed over, so that it can be done in another process while
 devices measure, and again where a run was stopped.
-
 
 Fill a ledger step by step: propose, measure, learn, narrow.
 
 A processor measures a step to its end before it proposes the next.  Devices would wait meanwhile.
 So for them a step has a *tail*: the next one follows from all pairs but those of the tail, and is
 proposed while they measure it.
-
 
 Judges in a run: in the place of a predictor, and as what a predictor is told.
 """

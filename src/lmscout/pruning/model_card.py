@@ -30,8 +30,9 @@ model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype="auto", trust_remote_
 tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=False)
 ```
 
-The tokenizer comes without code. Where lmscout is installed, `import lmscout` makes
-`trust_remote_code` unnecessary.
+The tokenizer comes without code. With lmscout installed, `lmscout.load_model(FOLDER)`
+loads both and runs no code of the folder; after `lmscout.register()` the Auto classes need no
+`trust_remote_code`.
 """
 
 _UNIFORM = """

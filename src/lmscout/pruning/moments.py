@@ -1,4 +1,6 @@
-"""Work that is done in ever smaller batches as long as memory does not suffice.
+"""Moments of calibration activations, collected in chunks and in batches that fit memory.
+
+Work that is done in ever smaller batches as long as memory does not suffice.
 
 What flows into the output projections: moments of calibration activations, per unit.
 
@@ -7,7 +9,6 @@ matrix and the mean of the vectors that enter the output projection.  Importance
 diagonal, compensation reads all of it.  The pass goes block by block, all text at once, so
 that one Gram matrix at a time has to be there: those of a model of seven billion parameters
 are larger than the model.
-
 
 Calibration text in portions, and each in as many walks through the model as memory asks for.
 """

@@ -1,8 +1,9 @@
-"""Plans: how many units each block keeps, and what that is in parameters.
+"""Plans: the number of units that each block keeps, alone and as rows of one array.
+
+Plans: how many units each block keeps, and what that is in parameters.
 
 Units of a block are sorted by importance once, so that a plan needs no list of which units
 stay: it keeps the first ones.
-
 
 Plans as rows of one integer array, for whatever looks at many of them at once.
 

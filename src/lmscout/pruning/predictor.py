@@ -1,4 +1,6 @@
-"""Cross-validation of accuracy predictors: what each kind foretells of unseen pairs.
+"""The accuracy predictor: chosen by cross-validation, fitted on measured pairs.
+
+Cross-validation of accuracy predictors: what each kind foretells of unseen pairs.
 
 The accuracy predictor: fitted on measured pairs, asked about any number of plans.
 

@@ -1,9 +1,10 @@
-"""One forward and one backward through a trained model, shown tensor by tensor.
+"""Block values of any plan from one pass of the dense model: prefixes, tabulated.
+
+One forward and one backward through a trained model, shown tensor by tensor.
 
 What a proxy reads of an untrained architecture, here of the model whose units are sorted: each
 tensor comes with the axis along which it follows units, so that a prefix of it is what a plan
 keeps of it.
-
 
 Means of every prefix of a tensor's units, all at once.
 
@@ -11,7 +12,6 @@ What a plan keeps of a tensor is its first units.  A sum over elements is then a
 and one cumulative sum gives it for every plan; so with norms and deviations, which are sums of
 squares, with extremes, which accumulate, and with the two softmaxes, of which the mean needs the
 number of rows or the logarithm of a cumulative sum.  `proxies.primitives` has the definitions.
-
 
 Block values of subnetworks: one pass of the dense model, then look-ups for any number of plans.
 

@@ -1,4 +1,6 @@
-"""Ranges: the fewest and the most units that each block may keep, and fitting into them.
+"""Ranges of units that each block may keep, and the best measured plans within them.
+
+Ranges: the fewest and the most units that each block may keep, and fitting into them.
 
 The best measured plans of one size.
 """

@@ -1,4 +1,6 @@
-"""Linear algebra for predictors: on one thread, columns of one scale, ridge regression.
+"""The three kinds of accuracy predictor: boosted trees, ridge, Gaussian process.
+
+Linear algebra for predictors: on one thread, columns of one scale, ridge regression.
 
 Boosted trees as tables: what LightGBM predicts, for a few hundred rows in a quarter of the time.
 
@@ -6,13 +8,11 @@ LightGBM follows one row after the other through one tree after the other.  Smal
 asked everything at once: each of their few splits is a bit, and the bits are a place in a table
 of the leaves.
 
-
 A Gaussian process on a few hundred rows: the kernel's four numbers, and what it predicts.
 
 scikit-learn's does the same, but takes distances anew at every step of the search for those
 numbers and holds a matrix for each of their derivatives: on four hundred rows that is six
 times as long, and most of what it takes to learn from a ledger.
-
 
 The three kinds of accuracy predictor: boosted trees, ridge, Gaussian process.
 

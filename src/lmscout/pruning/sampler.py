@@ -1,8 +1,9 @@
-"""Plans that begin alike: the evaluator computes what they share once.
+"""Sampler: the plans of the first round, and those that later rounds measure.
+
+Plans that begin alike: the evaluator computes what they share once.
 
 A model is computed block by block, attention first, so two plans share the computation of
 all steps before the first at which they keep different numbers of units.
-
 
 Plans that cover the space, for the first round: before anything has been learnt.
 

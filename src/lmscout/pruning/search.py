@@ -1,10 +1,11 @@
-"""How plans breed in a search, and pymoo's problem and operators for rows of unit counts.
+"""Search for the plans of the lowest predicted loss increase under a budget.
+
+How plans breed in a search, and pymoo's problem and operators for rows of unit counts.
 
 A genetic algorithm over plans, a generation at a time as one array.
 
 Step by step what pymoo's `GA` does with the operators of `breeding`, draw by draw: it keeps an
 object for every plan, and that took half of a search.
-
 
 Search for plans that the predictor expects to lose least under a budget.
 

@@ -1,4 +1,6 @@
-"""Where plans come from: what rounds of measuring, and the search after them, ask.
+"""Spaces of plans: the interface, and MLP widths that are multiples of a number of channels.
+
+Where plans come from: what rounds of measuring, and the search after them, ask.
 
 Plans whose MLP widths are multiples of a grain.
 

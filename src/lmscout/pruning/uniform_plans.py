@@ -1,14 +1,14 @@
-"""Which blocks to drop: subsets of blocks, as rows of a boolean array.
+"""Uniform plans of one budget: subsets of blocks to drop, and one width for the others.
+
+Which blocks to drop: subsets of blocks, as rows of a boolean array.
 
 The first block and the last are load-bearing in nearly every model, so they are dropped
 rarely where subsets are drawn, and never left out where all are listed.
-
 
 Sizes of uniform plans: how many blocks are dropped, and one width for those that are kept.
 
 A uniform plan can be saved as a plain model of its family.  Under a budget, the number of
 dropped blocks and the groups leave one choice of channels: as many as the budget allows.
-
 
 The uniform plans of one budget: each size with each choice of blocks to drop.
 """

@@ -1,9 +1,10 @@
-"""Uniform plans: proposed for measuring, and searched, for models that are saved as plain ones.
+"""The space of uniform plans, and the choice of a space for a model.
+
+Uniform plans: proposed for measuring, and searched, for models that are saved as plain ones.
 
 What `proposals` and `search` do for blocks of any size.  There are few of these plans: where
 they can be listed, all are predicted; else many are drawn, and the best of them are improved
 step by step.
-
 
 In which set of plans a model is searched.
 """

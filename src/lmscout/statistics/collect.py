@@ -1,4 +1,6 @@
-"""What a file of statistics depends on, so that it is never reused for anything else.
+"""Statistics of a whole benchmark, in parallel, kept in a file that survives interruption.
+
+What a file of statistics depends on, so that it is never reused for anything else.
 
 Rows of numbers, one an architecture, in one safetensors file that survives interruption.
 

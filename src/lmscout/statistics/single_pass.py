@@ -1,4 +1,6 @@
-"""The one batch that every architecture of a benchmark reads.
+"""One forward and one backward pass on one batch, reduced while it runs.
+
+The one batch that every architecture of a benchmark reads.
 
 One forward and one backward through a model, reduced while it runs.
 

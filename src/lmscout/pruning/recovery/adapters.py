@@ -1,4 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) of peft on a model's blocks, and merged back.
+"""Low-rank adapters on a model's blocks, trained for one cut model and merged.
+
+Low-rank adapters (LoRA, arXiv 2106.09685) of peft on a model's blocks, and merged back.
 
 Recover one cut model: adapters trained on a text, against it or against the dense model.
 """

@@ -1,9 +1,10 @@
-"""One low-rank adapter for all plans of a dense model.
+"""Elastic recovery: one adapter for all plans.
+
+One low-rank adapter for all plans of a dense model.
 
 What an adapter adds to a matrix is B A.  Its first rows are those of B, its first columns those
 of A; so the adapter of a plan's prefix is a prefix of the adapter, and adding B A to the dense
 weights gives weights of which every prefix is adapted.
-
 
 Elastic recovery: one adapter for all plans, so that plans are ranked as they will be used.
 

@@ -1,8 +1,9 @@
-"""What a recovery would take: a step is made on models of one and of two blocks, and extended.
+"""Recovery within a run of pruning: what is requested, estimated, trained and kept.
+
+What a recovery would take: a step is made on models of one and of two blocks, and extended.
 
 It is a step of elastic recovery on all units: one on a plan, or on a winner that was cut, takes
 less.
-
 
 Recovery within a run of pruning: what is asked, refused and kept, and all plans at once.
 

@@ -1,11 +1,12 @@
-"""Which windows of a text each step reads: known from the seed and the step alone.
+"""Train adapters within bounds: windows of each step, losses, checkpoints.
+
+Which windows of a text each step reads: known from the seed and the step alone.
 
 What recovery minimises: the text's own next tokens, or the distance from the dense model.
 
 Logits are by far the widest tensor of a small batch.  They are computed from hidden states a
 piece at a time, in float32, and again when their gradient is wanted, so that those of a whole
 batch are never there at once.
-
 
 Adapters on disk with all that they depend on: whole or not there, refused where they differ.
 
