@@ -1,0 +1,76 @@
+"""Results: what every one of them offers, whatever was computed."""
+
+import json
+
+import pandas
+import pytest
+
+import lmscout
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMSCOUT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        quiet = {"progress": False, "workers": 1}
+        return {
+            "rank": lmscout.rank("pico", ["parameters"], progress=False),
+            "check": lmscout.check_benchmark("pico"),
+            "design": lmscout.design(
+                "nano", proxy="parameters", max_params=300_000, n_evaluations=4, **quiet
+            ),
+            "select": lmscout.design(
+                "pico", proxy="parameters", max_params=10**6, on_benchmark=True, **quiet
+            ),
+        }
+
+
+@pytest.mark.parametrize("name", ["rank", "check", "design", "select"])
+def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, name):
+    found = results[name]
+    frame = found.to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert len(frame) > 0
+    assert type(found).__name__ in repr(found)
+    assert "\n" not in repr(found)
+    assert len(repr(found)) < 300
+    assert "<table" in found._repr_html_()
+    assert len(found.summary().splitlines()) > 2
+    assert "\x1b" not in found.summary()
+    found.save(tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text())["schema"] == 1
+    again = type(found).load(tmp_path / "result.json")
+    assert again.to_dict() == found.to_dict()
+    assert again.summary() == found.summary()
+
+
+def test_a_design_is_a_model_within_the_limit(results):
+    model = results["design"].to_model(seed=1)
+    assert sum(one.numel() for one in model.parameters()) <= 300_000
+
+
+def test_a_run_folder_keeps_the_result_of_a_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path / "cache"))
+    first = lmscout.rank("pico", "parameters", out=tmp_path / "run", progress=False)
+    again = lmscout.rank("pico", "parameters", out=tmp_path / "run", progress=False)
+    assert again.to_dict() == first.to_dict()
+    with pytest.raises(lmscout.LmscoutError, match="holds a run with seed 0, not 1"):
+        lmscout.rank("pico", "parameters", seed=1, out=tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: lmscout.rank("pico", "nothing"), "nothing"),
+        (lambda: lmscout.discover("pico", space="nowhere"), "unknown space"),
+        (lambda: lmscout.discover(["pico", "pico"]), "several benchmarks"),
+        (lambda: lmscout.discover("pico", n_search=[1, 2]), "n_search gives 2 numbers for 1"),
+        (lambda: lmscout.discover("pico", config=lmscout.DeepSearchConfig()), "config is for"),
+        (lambda: lmscout.load_benchmark("nowhere"), "unknown benchmark"),
+        (lambda: lmscout.evaluate("nowhere"), "nothing to measure"),
+    ],
+)
+def test_wrong_arguments_are_one_line(call, message):
+    with pytest.raises(lmscout.LmscoutError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
