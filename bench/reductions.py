@@ -45,7 +45,7 @@ SHAPES = {
     "a small model's weight": (256, 256),
 }
 LIMIT, PLAIN_LIMIT = 1e-6, 1e-4  # largest relative error of a mean: float64's, float32's sums
-NOISY = ("invert", "log", "abslog")  # decided by the elements nearest to 0
+NOISY = ("invert", "log", "abslog", "minmax")  # decided by elements near 0, or near each other
 SCORE_LIMIT = 2e-3  # of a score: models are run in float32, in another order of sums
 
 

@@ -33,6 +33,7 @@ BackendOption = Annotated[
 DeviceOption = Annotated[
     str,
     typer.Option(
+        "--device",
         metavar="DEVICE",
         help="Where statistics are computed: cpu, or a GPU as cuda or cuda:1, on which one "
         "architecture follows the other.",
