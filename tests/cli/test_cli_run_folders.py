@@ -178,3 +178,15 @@ def test_json_to_standard_output_by_name_follows_the_table(flexibert_file, cache
     assert json.loads(brace + rest)["benchmark"] == "flexibert:büch.json"
     result = (tmp_path / "läuft" / "result.json").read_bytes().decode("utf-8")
     assert json.loads(result)["benchmark"] == "flexibert:büch.json"
+
+
+def test_json_never_takes_the_place_of_a_file_of_the_run(lmscout, tmp_path):
+    arguments = ["bench", "check", "pico", "--out", "here"]
+    assert lmscout(*arguments)[0] == 0
+    before = (tmp_path / "here" / "result.json").read_bytes()
+    for name in ("result.json", "settings.json", "config.json"):
+        code, _, err = lmscout(*arguments, "--json", f"here/{name}")
+        assert code == 2
+        assert err.startswith(f"lmscout: --json here/{name}: is a file of the run")
+        assert (tmp_path / "here" / "result.json").read_bytes() == before
+    assert lmscout(*arguments, "--json", "here/mine.json")[0] == 0

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from lmscout.runs import Reported, Run
 
 STDOUT = "-"
+_OF_RUN = (
+    *("settings.json", "result.json", "lmscout.json", "config.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", ".db", ".safetensors", ".parquet", ".py", ".md"),
+)
 _WIDE = 100  # characters, from which on an assessment is shown whole
 _WHERE_WIDE = (3, 4, 6)  # places among its figures of those that are shown then alone
 SEEN = " †"  # behind what a search found on a part of the benchmark
@@ -59,12 +63,25 @@ def write_result(target: str | None, result: Reported, run: Run) -> None:
     """
     from lmscout.runs import RESULT
 
+    if target not in (None, STDOUT) and _is_of_run(Path(str(target)), run.folder):
+        if not (run.folder / RESULT).is_file():
+            run.save(result)
+        raise LmscoutError(
+            f"--json {target}: is a file of the run: name another file; the result is in "
+            f"{run.folder / RESULT}"
+        )
     try:
         write_values(target, result.to_json())
     except LmscoutError as error:
         if not (run.folder / RESULT).is_file():
             run.save(result)
         raise LmscoutError(f"{error}; the result is in {run.folder / RESULT}") from error
+
+
+def _is_of_run(target: Path, folder: Path) -> bool:
+    """Whether a file would take the place of one that a run folder, or a model in it, needs."""
+    inside = target.resolve().is_relative_to(folder.resolve())
+    return inside and (target.name in _OF_RUN or target.suffix in _OF_RUN)
 
 
 def write_values(target: str | None, values: Mapping[str, object]) -> None:

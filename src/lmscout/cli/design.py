@@ -148,7 +148,7 @@ def _show_design(result: Design) -> None:
     drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"
     screen.print(f"{result.proxy}: score {result.score:.6g}{drawn}", highlight=False)
     _show_architecture(result.spec)
-    where = f"{PICO} --on-benchmark" if result.space == PICO else "BENCHMARK"
+    where = f"{PICO} --on-benchmark" if result.space == PICO else "BENCHMARK --on-benchmark"
     proxy = shlex.quote(str(result.proxy))
     print("Nothing was trained. What this proxy's choice is worth where quality was measured:")
     weights = f" --weights {result.weights}" if result.weights > 1 else ""

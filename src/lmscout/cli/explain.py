@@ -21,7 +21,7 @@ from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
     from lmscout.discovery import Explanation
-    from lmscout.discovery.explain import Change
+    from lmscout.discovery.explain import Change, Forms
 
 
 def explain(
@@ -39,7 +39,7 @@ def explain(
         typer.Argument(
             metavar="BENCHMARK",
             help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH; "
-            "without one, the formula's forms alone are printed.",
+            "without one, the formula alone is printed.",
             show_default=False,
         ),
     ] = None,
@@ -112,7 +112,6 @@ def _show_forms(
         LmscoutError: the proxy is none, or an option needs a benchmark.
     """
     from lmscout.discovery.explain import forms
-    from lmscout.proxies import format_expression
 
     for name in ("seed", "workers", "backend"):
         source = context.get_parameter_source(name)
@@ -124,10 +123,7 @@ def _show_forms(
     if json != console.STDOUT:
         screen = console.table_console()
         if not (latex or torch):
-            if found.definition:
-                screen.print(f"{found.name}: {found.definition}", highlight=False)
-            text = "no expression" if found.tree is None else format_expression(found.tree)
-            screen.print(text, soft_wrap=True, highlight=False, markup=False)
+            show_forms(found)
             screen.print(
                 "Give BENCHMARK to take it apart on, --latex or --torch for its other forms.",
                 highlight=False,
@@ -137,6 +133,17 @@ def _show_forms(
         if torch:
             _show_form(found.torch, "PyTorch")
     console.write_values(json, found.to_json())
+
+
+def show_forms(found: Forms) -> None:
+    """Print a proxy's definition and its expression."""
+    from lmscout.proxies import format_expression
+
+    screen = console.table_console()
+    if found.definition:
+        screen.print(f"{found.name}: {found.definition}", highlight=False)
+    text = "no expression" if found.tree is None else format_expression(found.tree)
+    screen.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def show(result: Explanation) -> None:

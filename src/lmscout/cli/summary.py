@@ -13,6 +13,7 @@ from lmscout.cli import bench, design, discover, explain, prune, rank
 from lmscout.cli import eval as evaluation_command
 from lmscout.discovery import Design, Explanation, Judgement, Picking
 from lmscout.discovery.discover import Discovery
+from lmscout.discovery.explain import Forms
 from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.evaluation import Evaluation
 from lmscout.pruning.results import Pruning
@@ -26,6 +27,7 @@ _SHOW: dict[type[Result], Callable[[Any], None]] = {
     Discovery: discover.show,
     Evaluation: evaluation_command.show,
     Explanation: explain.show,
+    Forms: explain.show_forms,
     Judgement: rank.show,
     Picking: design.show,
     Pruning: prune.show,

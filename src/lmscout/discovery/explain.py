@@ -352,8 +352,8 @@ FULL_WORDS = 60
 cost about as much as the one pass through each architecture that makes the sketches."""
 
 
-@dataclass(frozen=True)
-class Forms:
+@dataclass(frozen=True, repr=False)
+class Forms(Result):
     """What follows from a proxy's formula alone.
 
     Attributes:
@@ -366,9 +366,13 @@ class Forms:
 
     name: str
     definition: str | None
-    tree: Expression | None
+    tree: Annotated[Expression | None, SavedAs(format_expression, parse)]
     latex: str | None
     torch: str | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row: the proxy in every form."""
+        return [self.to_json()]
 
     def to_json(self) -> dict[str, object]:
         """As the command line prints it."""

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from lmscout.children import run_script
 from lmscout.errors import LmscoutError, shown
 from lmscout.evaluation import parameter_count
+from lmscout.evaluation.checkpoint import check_checkpoint
 from lmscout.evaluation.modeling_lmscout import PRUNED
 from lmscout.files import as_json, atomic_folder, check_folder
 from lmscout.pruning import reload_saved
@@ -282,7 +283,10 @@ def _without_progress_bars() -> Iterator[None]:
 
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds a whole model: its configuration is written last."""
-    return (folder / CONFIG).exists()
+    try:
+        return (folder / CONFIG).exists() and bool(check_checkpoint(folder))
+    except LmscoutError:
+        return False
 
 
 def check_asked(folder: Path, shape: str, note: Mapping[str, Any]) -> None:

@@ -74,11 +74,13 @@ class MeasuredModel:
         name: such as "dense", "uniform" or "found".
         parameters: of the whole model.
         perplexity: on the report text; None without one.
+        shown: the name in the card's table.
     """
 
     name: str
     parameters: int
     perplexity: Perplexity | None
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,14 @@ class Evidence:
         models: whose perplexity was measured, the dense one first.
         saved: name of the one that is saved.
         origin: of the dense model.
+        verdict: whether the saved model is better than uniform cuts, in sentences.
     """
 
     pairs: int
     models: tuple[MeasuredModel, ...]
     saved: str
     origin: Origin
+    verdict: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """As `lmscout.json` holds it."""
@@ -179,14 +183,16 @@ def _measured(evidence: Evidence) -> str:
     rows = ""
     for one in evidence.models:
         if one.perplexity is not None:
-            name = one.name.replace("_", ", ")
+            name = one.shown or one.name.replace("_", ", ")
             name = f"**{name} (this model)**" if one.name == evidence.saved else name
             rows += f"| {name} | {one.parameters:,} | {one.perplexity.value:.2f} |\n"
+    verdict = "".join(f"{one}.\n\n" for one in evidence.verdict)
     first = known[0]
     beginning = "no special token" if first.protocol.bos == "none" else "special tokens once"
     return (
         "\n## Perplexity\n\n| model | parameters | perplexity |\n|---|---:|---:|\n"
-        f"{rows}\nProtocol `{first.protocol.name}`: windows of {first.protocol.window} tokens, "
+        f"{rows}\n{verdict}"
+        f"Protocol `{first.protocol.name}`: windows of {first.protocol.window} tokens, "
         f"stride {first.protocol.stride}, {beginning}; {first.tokens:,} tokens scored of "
         f"`{_text_name(first)}`.\n"
     )

@@ -31,7 +31,10 @@ _FIRST_PATIENCE = 10  # the same, before there is any work that would be lost
 _BEGINNINGS = 40  # attempts to make tables that another process makes as well
 
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://|://")
-_SECRET = re.compile(r"pass(word|wd|phrase)?$|pwd|secret|token|api_?key|credential", re.IGNORECASE)
+_SECRET = re.compile(
+    r"pass(word|wd|phrase)?$|pwd|secret|token|api_?key|credential|^pw$|auth|odbc_connect",
+    re.IGNORECASE,
+)
 _SECRET_VALUE = re.compile(r"[?&;]([^=&;?]+)=([^&;]*)")
 _LONG = 6  # letters, from which on a secret is found inside other words as well
 _OPTIONS = {  # that the query of a SQLite URL may have

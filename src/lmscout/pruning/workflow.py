@@ -43,7 +43,7 @@ from lmscout.pruning.recovery.run import (
 )
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.report import ReportText, held_out_tokens, report
-from lmscout.pruning.results import Finalist, Pruning, Reported, Size
+from lmscout.pruning.results import SHOWN, Finalist, Pruning, Reported, Size
 from lmscout.pruning.sampler import Target
 from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.space import PlanSpace
@@ -167,7 +167,7 @@ def _pruning(
         for number, (keep, winner) in enumerate(zip(request.keep, winners, strict=True)):
             if not is_finished(folders[number]):
                 recovered = None if winner_of is None else winner_of(keep, winner)[0]
-                rows = (dense, dense_elastic, *reported[number])
+                size = Size(keep, reported[number], (), folders[number])
                 _save(
                     calibrated,
                     loaded.tokenizer,
@@ -176,7 +176,7 @@ def _pruning(
                     folders[number],
                     dtype,
                     note=request.note(keep),
-                    evidence=_evidence(loaded, found.pairs, rows),
+                    evidence=_evidence(loaded, found.pairs, (dense, dense_elastic), size),
                     shape=request.shape,
                 )
             if told:
@@ -379,12 +379,20 @@ def _save(
     )
 
 
-def _evidence(loaded: LoadedModel, pairs: int, rows: Sequence[Reported | None]) -> Evidence:
+def _evidence(
+    loaded: LoadedModel, pairs: int, dense: Sequence[Reported | None], size: Size
+) -> Evidence:
     """What the card of the model that is saved says of the run."""
+    rows = (*dense, *size.reported)
     names = [row.name for row in rows if row]
     return Evidence(
         pairs,
-        tuple(MeasuredModel(row.name, row.params, row.perplexity) for row in rows if row),
+        tuple(
+            MeasuredModel(row.name, row.params, row.perplexity, SHOWN[row.name])
+            for row in rows
+            if row
+        ),
         "found_recovered" if "found_recovered" in names else "found",
         read_origin(loaded.source, loaded.folder),
+        size.verdict,
     )
