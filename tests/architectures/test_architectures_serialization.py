@@ -86,6 +86,7 @@ def test_a_spec_survives_json(spec):
         ({**GPT2.to_dict(), "weight_std": "x"}, "weight_std must be a number above 0, not 'x'"),
         ({**GPT2.to_dict(), "weight_std": -0.1}, "weight_std must be a number above 0, not -0.1"),
         ({**GPT2.to_dict(), "projection_std": 0}, "projection_std must be a number above 0, not 0"),
+        ({**LLAMA.to_dict(), "rope_theta": 10**30}, "rope_theta is too large .*at most 1e\\+12"),
         ({**LLAMA.to_dict(), "rope_theta": -1}, "rope_theta must be a number above 0, not -1"),
         ({**LLAMA.to_dict(), "norm_epsilon": True}, "norm_epsilon must be a number above 0"),
         ({**LLAMA.to_dict(), "tied": [True]}, "tied must be true or false, not "),

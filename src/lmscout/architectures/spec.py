@@ -5,7 +5,6 @@ builds an untrained model from a seed.  The model names the modules at which the
 a proxy are read; it computes no statistic itself.
 """
 
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
@@ -20,6 +19,8 @@ MOST_VOCABULARY = 2**22
 MOST = {"width": 2**16, "embedding_width": 2**16, "vocabulary": MOST_VOCABULARY, "stack": 64}
 """The largest sizes, by field; of a field that is not named, `MOST_OTHER`."""
 MOST_OTHER = 2**20
+MOST_NUMBER = 1e12
+"""Of a standard deviation, an epsilon, or the base of rotary frequencies."""
 
 _FLOAT = 4  # bytes
 _PASS = 1024  # tokens of a batch, about
@@ -216,11 +217,15 @@ def require_at_most(owner: str, field: str, value: int) -> None:
 
 
 def require_numbers(owner: str, **values: object) -> None:
-    """Raise LmscoutError, naming the field, unless every value is a finite number above 0."""
+    """Raise LmscoutError, naming the field, unless every value is above 0, up to `MOST_NUMBER`."""
     for field, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise LmscoutError(f"{owner}: {field} must be a number above 0, not {brief(value)}")
+        if value > MOST_NUMBER:
+            raise LmscoutError(
+                f"{owner}: {field} is too large (got {brief(value)}, expected at most "
+                f"{MOST_NUMBER:g})"
+            )
 
 
 def require_tuples(owner: str, **values: object) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.fingerprint import TEMPLATES
 from lmscout.evaluation.quiet import first_line
 from lmscout.reading import (
     MIB,
@@ -62,6 +63,7 @@ def check_checkpoint(folder: Path) -> list[Path]:
         )
     if not (folder / CONFIG).is_file():
         raise LmscoutError(f"{folder}: has no {CONFIG}; give a folder written by save_pretrained")
+    _check_links(folder)
     config = read_json_object(folder / CONFIG, lenient=True)
     for file in folder.glob("*.json"):  # which transformers reads whole
         if (size := file.stat().st_size) > MOST_JSON:
@@ -72,6 +74,20 @@ def check_checkpoint(folder: Path) -> list[Path]:
     for file in files:
         _check_weights(file)
     return files
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links out of a folder: what they lead to would be read, and saved with the model."""
+    root = folder.resolve()
+    inside = [root]
+    if root.parent.name == "snapshots":  # the Hub's cache links to its own blobs
+        inside.append(root.parent.parent / "blobs")
+    folders = (folder, *(folder / name for name in TEMPLATES))
+    for path in (path for one in folders if one.is_dir() for path in one.iterdir()):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(one) for one in inside):
+            raise LmscoutError(
+                f"{path}: is a link to a file outside its folder; copy the file into the folder"
+            )
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
