@@ -254,7 +254,8 @@ def outcome(folder: Path) -> Outcome:
     result: dict[str, Any] = {}
     for name in ("result.json", "spec.json"):
         if (folder / name).exists():
-            result[name] = _steady(json.loads((folder / name).read_text()))
+            text = (folder / name).read_text().replace(str(folder), "")  # each run has its own
+            result[name] = _steady(json.loads(text))
     table = folder / "out" / "table.jsonl"
     if table.exists():
         result["table"] = [_steady(json.loads(line)) for line in table.read_text().splitlines()]
@@ -265,7 +266,9 @@ def outcome(folder: Path) -> Outcome:
         str(path.relative_to(folder))
         for path in sorted(folder.rglob("*"))
         if "tmp" not in path.relative_to(folder).parts[:1]
-        and (path.name.endswith((".part", ".tmp")) or path.name.startswith(".out"))
+        and (
+            path.name.endswith((".part", ".tmp", ".lmscout-draft")) or path.name.startswith(".out")
+        )
     ]
     return Outcome(result, _pairs(folder), tuple(drafts))
 
@@ -280,7 +283,7 @@ def _pairs(folder: Path) -> tuple[str, ...]:
             for trial in optuna.load_study(study_name=name, storage=storage).trials:
                 params = json.dumps(trial.params, sort_keys=True)
                 state = "" if trial.state.is_finished() else f" {trial.state.name}"
-                pairs.append(f"{params}{state}")
+                pairs.append(f"{name} {params}{state}")
     return tuple(pairs)
 
 

@@ -132,7 +132,8 @@ def evaluate(
     texts = [evaluation.read_text(source) for source in perplexity or []]
     settings = {
         "model": model,
-        "model_fingerprint": evaluation.model_fingerprint(model),
+        # It reads the whole folder, for which only a run that is kept has a use.
+        "model_fingerprint": None if out is None else evaluation.model_fingerprint(model),
         "perplexity": perplexity or [],
         "text_sha256": [text.sha256 for text in texts],
         "protocol": [one.name for one in protocols] if texts else [],

@@ -1,15 +1,21 @@
-"""A cheap digest of a model's folder, by which a run knows its model again."""
+"""The files of a model's folder, and their digest, by which a run knows its model again."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
-TEMPLATES = ("additional_chat_templates",)
-"""Folders within a model's folder that transformers reads."""
-
 _OF_A_RUN = ("settings.json", "result.json", "lmscout.json", "scores.parquet", "ledger.db")
+_TEMPLATES = "additional_chat_templates"  # the folder within a model's folder that is read
 _PIECE = 1 << 22  # bytes
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """What lies in a model's folder, and in the folder within it that transformers reads."""
+    yield from folder.iterdir()
+    if (folder / _TEMPLATES).is_dir():
+        yield from (folder / _TEMPLATES).iterdir()
 
 
 def model_fingerprint(source: str) -> str | None:
@@ -27,8 +33,7 @@ def model_fingerprint(source: str) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    folders = (folder, *(folder / name for name in TEMPLATES))
-    for path in sorted(path for one in folders if one.is_dir() for path in one.iterdir()):
+    for path in sorted(files_of(folder)):
         if not path.is_file() or path.name in _OF_A_RUN or path.suffix in (".md", ".part"):
             continue
         name = path.relative_to(folder)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
-
 from lmscout.evaluation import Text, model_fingerprint
 from lmscout.files import remove_drafts
 from lmscout.pruning.recovery.checkpoint import FOLDER as RECOVERY_FOLDER
 from lmscout.pruning.request import Request, model_folders
 from lmscout.pruning.saving.finished import is_finished
+from lmscout.pruning.storage import shown_url
 from lmscout.runs import Run, open_run
 
 COMMAND = "prune"
@@ -62,7 +60,7 @@ def open_pruning(
         "judge": request.judge,
         "features": request.features,
         "recovery": asdict(request.recovery),
-        "storage": None if request.storage is None else _without_password(request.storage),
+        "storage": None if request.storage is None else shown_url(request.storage),
     }
     for name, text in (
         ("calibration", calibration),
@@ -77,10 +75,3 @@ def open_pruning(
 def is_complete(run: Run, request: Request) -> bool:
     """Whether a run has finished, and all models that it saved are still there."""
     return run.finished and all(map(is_finished, model_folders(request.keep, run.folder)))
-
-
-def _without_password(url: str) -> str:
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return url
