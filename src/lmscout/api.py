@@ -624,7 +624,8 @@ def evaluate(
     source = model.source if isinstance(model, LoadedModel) else model
     settings = {
         "model": source,
-        "model_fingerprint": evaluation.model_fingerprint(source),
+        # The whole folder is read, which only a run that is kept has a use for.
+        "model_fingerprint": None if out is None else evaluation.model_fingerprint(source),
         "perplexity": texts,
         "text_sha256": [text.sha256 for text in read],
         "protocol": [one.name for one in protocols] if read else [],

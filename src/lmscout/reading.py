@@ -295,16 +295,20 @@ def named_file(folder: Path, name: object, where: str) -> Path:
     return path
 
 
-def check_inside(path: Path) -> None:
-    """Refuse a link to a file outside its folder; the Hub's cache links to its own blobs.
+def check_inside(path: Path, folder: Path | None = None) -> None:
+    """Refuse a link to a file outside a folder; the Hub's cache links to its own blobs.
+
+    Args:
+        path: the file, which need not be a link.
+        folder: that it must not lead out of; its own if None.
 
     Raises:
-        LmscoutError: it is one.
+        LmscoutError: it leads out of it, or nowhere.
     """
     if not path.is_symlink():
         return
     try:
-        target, folder = path.resolve(), path.parent.resolve()
+        target, folder = path.resolve(), (folder or path.parent).resolve()
     except (OSError, RuntimeError):
         raise LmscoutError(f"{path}: is a link that leads nowhere; fetch it again") from None
     cached = folder.parent.name == "snapshots" and target.is_relative_to(

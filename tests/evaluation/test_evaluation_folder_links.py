@@ -36,6 +36,12 @@ def test_a_link_out_of_the_folder_is_refused_before_it_is_read(folder, tmp_path,
         load_model(str(folder))
 
 
+def test_a_link_that_leads_nowhere_is_one_line(folder):
+    (folder / "chat_template.jinja").symlink_to(folder / "chat_template.jinja")
+    with pytest.raises(LmscoutError, match=r"jinja: is a link that leads nowhere"):
+        load_model(str(folder))
+
+
 def test_any_changed_byte_of_what_is_read_is_another_model(folder):
     first = model_fingerprint(str(folder))
     for name in ("settings.json", "result.json", "README.md"):  # of a run, or for people

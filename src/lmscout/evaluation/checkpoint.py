@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError, brief
 from lmscout.evaluation.cost import parameter_bytes
-from lmscout.evaluation.origin import TEMPLATES
+from lmscout.evaluation.origin import files_of
 from lmscout.evaluation.quiet import first_line
 from lmscout.memory import GIB, total_memory
 from lmscout.reading import (
@@ -87,16 +87,8 @@ def check_checkpoint(folder: Path) -> list[Path]:
 
 def _check_links(folder: Path) -> None:
     """Refuse links out of a folder: what they lead to would be read, and saved with the model."""
-    root = folder.resolve()
-    inside = [root]
-    if root.parent.name == "snapshots":  # the Hub's cache links to its own blobs
-        inside.append(root.parent.parent / "blobs")
-    folders = (folder, *(folder / name for name in TEMPLATES))
-    for path in (path for one in folders if one.is_dir() for path in one.iterdir()):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(one) for one in inside):
-            raise LmscoutError(
-                f"{path}: is a link to a file outside its folder; copy the file into the folder"
-            )
+    for path in files_of(folder):
+        check_inside(path, folder)
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
@@ -174,7 +166,6 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _check_weights(file: Path) -> None:
-    check_inside(file)
     check_safetensors_header(file)
     try:
         with safe_open(file, framework="pt"):  # reads the header and compares lengths

@@ -1,23 +1,24 @@
-"""Where a model comes from: its name on the Hub, its licence, a digest of its folder.
-
-A cheap digest of a model's folder, by which a run knows its model again.
-
-Where a model comes from: its name on the Hub, and its licence, as its own folder says.
-"""
+"""Where a model comes from: its name on the Hub, its licence, the digest of its files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-TEMPLATES = ("additional_chat_templates",)
-"""Folders within a model's folder that transformers reads."""
-
 _OF_A_RUN = ("settings.json", "result.json", "lmscout.json", "scores.parquet", "ledger.db")
+_TEMPLATES = "additional_chat_templates"  # the folder within a model's folder that is read
 _PIECE = 1 << 22  # bytes
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Yield the files of a model's folder, and of the folder in it that transformers reads."""
+    yield from folder.iterdir()
+    if (folder / _TEMPLATES).is_dir():
+        yield from (folder / _TEMPLATES).iterdir()
 
 
 def model_fingerprint(source: str) -> str | None:
@@ -35,8 +36,7 @@ def model_fingerprint(source: str) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    folders = (folder, *(folder / name for name in TEMPLATES))
-    for path in sorted(path for one in folders if one.is_dir() for path in one.iterdir()):
+    for path in sorted(files_of(folder)):
         if not path.is_file() or path.name in _OF_A_RUN or path.suffix in (".md", ".part"):
             continue
         name = path.relative_to(folder)
