@@ -207,7 +207,7 @@ def same_trees(pairs: list[tuple[str, str]], checkout: Path) -> list[bool]:
     """Whether a checkout reads two texts as one formula."""
     if not pairs:
         return []
-    told = subprocess.run(
+    update = subprocess.run(
         [sys.executable, "-c", _SAME],
         input=json.dumps([[old.removeprefix("-"), new.removeprefix("-")] for old, new in pairs]),
         env=_environment(checkout),
@@ -215,7 +215,7 @@ def same_trees(pairs: list[tuple[str, str]], checkout: Path) -> list[bool]:
         text=True,
         check=True,
     )
-    same: list[bool] = json.loads(told.stdout)
+    same: list[bool] = json.loads(update.stdout)
     return [
         one and old.startswith("-") == new.startswith("-")
         for one, (old, new) in zip(same, pairs, strict=True)

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from lmscout.benchmarks import load
 from lmscout.benchmarks.download import cache_directory
 from lmscout.cli.options import parameter_count
-from lmscout.discovery import judge, signed_proxy
+from lmscout.discovery import objective, signed_proxy
 from lmscout.discovery.assessment import baseline_scores
 from lmscout.discovery.selection import AT_RANDOM, BEST_DRAWN, Pick, chosen, rows_within, truth
 from lmscout.statistics import Batch, Workers
@@ -56,7 +56,7 @@ def main() -> None:
     names = [one.name for one in proxies]
     draws_of: dict[str, list[Scores]] = {str(one): [] for one in proxies}
     for seed in range(arguments.weights):
-        judged = judge(
+        judged = objective(
             benchmark,
             names,
             seed=seed,

@@ -25,7 +25,7 @@ import torch
 from lmscout.benchmarks import load
 from lmscout.benchmarks.download import cache_directory
 from lmscout.discovery.combination import Product
-from lmscout.discovery.discover import Finding, cache_name, judge_choice
+from lmscout.discovery.discover import Finding, assess_choice, cache_name
 from lmscout.discovery.splits import split_benchmark
 from lmscout.discovery.symbolic_search import DeepSettings, choose_deep
 from lmscout.metrics import spearman, spearman_difference
@@ -70,30 +70,30 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
     parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
+    update = parser.parse_args()
     settings = DeepSettings(
-        evaluations=told.evaluations,
-        searches=told.searches,
-        objective=told.objective,
-        spec_leaves=not told.no_spec_leaves,
+        evaluations=update.evaluations,
+        searches=update.searches,
+        objective=update.objective,
+        spec_leaves=not update.no_spec_leaves,
     )
-    benchmark, workers = load(told.benchmark), Workers(told.workers)
+    benchmark, workers = load(update.benchmark), Workers(update.workers)
     name = cache_name(benchmark.name)
-    whole_sketches(benchmark, told.cache, Batch(), workers)
-    study = Study(told.benchmark, told.search, told.cache, settings)
-    seeds = range(told.seeds)
-    with ProcessPoolExecutor(min(workers.threads, told.seeds)) as pool:
-        products = list(pool.map(chosen, [study] * told.seeds, seeds))
+    whole_sketches(benchmark, update.cache, Batch(), workers)
+    study = Study(update.benchmark, update.search, update.cache, settings)
+    seeds = range(update.seeds)
+    with ProcessPoolExecutor(min(workers.threads, update.seeds)) as pool:
+        products = list(pool.map(chosen, [study] * update.seeds, seeds))
     texts = [format_expression(one.node) for one in products]
-    asked = list(dict.fromkeys([*texts, *told.proxies]))
+    asked = list(dict.fromkeys([*texts, *update.proxies]))
     scores = score_proxies(
-        benchmark.specs, asked, name=name, folder=told.cache, batch=Batch(), workers=workers
+        benchmark.specs, asked, name=name, folder=update.cache, batch=Batch(), workers=workers
     )
     findings: list[Finding] = []
     for seed, product, text in zip(seeds, products, texts, strict=True):
-        split = split_benchmark(benchmark.specs, search=told.search, seed=seed)
+        split = split_benchmark(benchmark.specs, search=update.search, seed=seed)
         test, (searched,) = split.test, product.searched
-        finding = judge_choice(benchmark, split, text, searched, scores[text][test])
+        finding = assess_choice(benchmark, split, text, searched, scores[text][test])
         findings.append(finding)
         agreement, ahead = finding.test.agreement, finding.ahead
         rho, tau = agreement.spearman, agreement.kendall
@@ -103,7 +103,7 @@ def main() -> None:
             f"({ahead.low:+.3f} to {ahead.high:+.3f})"
         )
         quality = benchmark.quality[test]
-        for other in told.proxies:
+        for other in update.proxies:
             against = scores[other][test] * np.sign(spearman(scores[other], benchmark.quality))
             more = spearman_difference(finding.sign * scores[text][test], against, quality)
             print(f"    {other} {more.value:+.3f} ({more.low:+.3f} to {more.high:+.3f})")
@@ -114,9 +114,9 @@ def main() -> None:
         ("ahead of the best baseline", lambda one: one.ahead.value),
     ):
         print(f"median {label} {statistics.median(map(get, findings)):.3f}")
-    if told.json:
+    if update.json:
         rows = [{**one.benchmark_json(), **one.choice_json()} for one in findings]
-        told.json.write_text(json.dumps(rows, indent=1) + "\n")
+        update.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

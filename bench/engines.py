@@ -137,12 +137,12 @@ def searched(job: Job) -> Outcome:
     benchmark, whole = sketched(job.benchmark, job.folder)
     size = 100 if job.benchmark == "flexibert" else 40
     split = split_benchmark(benchmark.specs, search=size, seed=job.seed)
-    evidence = whole.evidence(benchmark, split, job.seed)
+    figures = whole.figures(benchmark, split, job.seed)
     settings = job.settings
     engine = engine_of(settings.engine, settings.grammar, job.seed, tuple(LITERATURE.values()))
     reached: list[tuple[int, float]] = []
     with closing(
-        Watched([evidence], objective=settings.objective, rules=settings.rules, race=settings.race)
+        Watched([figures], objective=settings.objective, rules=settings.rules, race=settings.race)
     ) as screen:
         found = evolve(
             engine,
@@ -172,9 +172,9 @@ class Watched(Screen):
 
     proxies: tuple[Candidate, ...] = ()
 
-    def judge(self, nodes: Sequence[Expression]) -> list[Candidate]:
+    def objective(self, nodes: Sequence[Expression]) -> list[Candidate]:
         """As a screen does, and look at what it gives."""
-        judged = super().judge(nodes)
+        judged = super().objective(nodes)
         unbroken = (one for one in judged if first_broken(one.node) is None)
         self.proxies = tuple(front([*self.proxies, *unbroken]))
         return judged

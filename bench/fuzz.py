@@ -568,14 +568,14 @@ def _mutate_study(content: bytes, rng: Random) -> bytes:
 
 
 def _read_study(folder: Path) -> None:
-    from lmscout.pruning.study import Ledger
-    from lmscout.pruning.study_record import begun_portions, read_recorded
+    from lmscout.pruning.study import PairStudy
+    from lmscout.pruning.study_record import begun_chunks, read_recorded
 
     recorded = read_recorded(folder)
-    begun_portions(folder)
-    with Ledger(folder, _shape(), recorded.settings) as ledger:
-        for pair in ledger.pairs():
-            ledger.find(pair.plan)
+    begun_chunks(folder)
+    with PairStudy(folder, _shape(), recorded.settings) as pair_study:
+        for pair in pair_study.pairs():
+            pair_study.find(pair.plan)
 
 
 def _shape() -> Any:
@@ -590,16 +590,16 @@ def studies(home: Path) -> list[Example]:
 
     from lmscout.pruning.calibration import CalibrationSettings
     from lmscout.pruning.plan import Plan
-    from lmscout.pruning.study import Ledger, Pair
+    from lmscout.pruning.study import Pair, PairStudy
     from lmscout.pruning.study_record import record_origin
 
     settings = {"model": "abc", "text": "def", "tokens": 100, "seed": 0, "compensate": True}
-    with Ledger(home / "study", _shape(), settings) as ledger:
-        record_origin(ledger, "model", "text", CalibrationSettings(), torch.float32)
+    with PairStudy(home / "study", _shape(), settings) as pair_study:
+        record_origin(pair_study, "model", "text", CalibrationSettings(), torch.float32)
         for units in range(4):
             plan = Plan((1, 2), (units, 8))
-            course = ((50, 0.2), (100, 0.1 * units))
-            ledger.add(Pair(plan, 0.1 * units, 100, origin="drawn", course=course))
+            trajectory = ((50, 0.2), (100, 0.1 * units))
+            pair_study.add(Pair(plan, 0.1 * units, 100, origin="drawn", trajectory=trajectory))
     (file,) = (home / "study").iterdir()
     return [Example({file.name: (file.read_bytes(), _mutate_study)}, _read_study)]
 

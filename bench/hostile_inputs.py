@@ -147,8 +147,8 @@ def mutate_safetensors(content: bytes, rng: Random) -> bytes:
     else:
         value = mutate_value(value, rng)
     header = json.dumps(value).encode()
-    told = rng.choice((len(header),) * 8 + (0, 1, 2**31, 2**63, len(content)))
-    return struct.pack("<Q", told) + header + content[8 + length :]
+    update = rng.choice((len(header),) * 8 + (0, 1, 2**31, 2**63, len(content)))
+    return struct.pack("<Q", update) + header + content[8 + length :]
 
 
 def mutate_yaml(content: bytes, rng: Random) -> bytes:

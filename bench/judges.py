@@ -1,11 +1,11 @@
 """What finds a better plan: proxies, the accuracy predictor, both, or measuring alone.
 
-    python bench/judges.py MODEL CALIBRATION REPORT --out FOLDER [--keep 0.8] [--feature PROXY]
+    python bench/objectives.py MODEL CALIBRATION REPORT --out FOLDER [--keep 0.8] [--feature PROXY]
         [--proxies PROXY ...] [--pairs 25 50 100 200] [--characters N] [--threads 1]
 
 One calibration serves every way.  A way is judged by the perplexity, on a text that none of them
 has seen, of the model it finds, compensated as it would be saved; and by what it cost: measured
-pairs, finalists, and seconds of processor time beyond the calibration.  What has been done is
+pairs, finalists, and seconds of CPU time beyond the calibration.  What has been done is
 kept in the folder, and the same command goes on.  Prints a table in Markdown.
 """
 
@@ -29,7 +29,7 @@ from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Ranges, uniform
 from lmscout.pruning.sampler import Target
 from lmscout.pruning.space import AnySpace
-from lmscout.pruning.study import Ledger
+from lmscout.pruning.study import PairStudy
 
 # Named before anything was measured.
 PROXIES = (
@@ -92,15 +92,18 @@ class Contest:
         everything = Ranges.above(shape, 0.0)
         yield "dense", lambda: (shape.dense, 0, 0)
         yield "uniform", lambda: (uniform(shape, everything, budget), 0, 0)
-        guarded = everything.guarded(shape)
-        yield "uniform, ends guarded", lambda: (uniform(shape, guarded, budget), 0, 0)
+        protected = everything.protected(shape)
+        yield (
+            "uniform, first and last sixth unpruned",
+            lambda: (uniform(shape, protected, budget), 0, 0),
+        )
         for text in self._arguments.proxies:
             yield f"judge `{text}`", lambda text=text: self._by_proxy(text)
         for pairs in self._arguments.pairs:
             yield f"predictor, {pairs} pairs", lambda pairs=pairs: self._by_predictor(pairs, ())
-            told = (self._arguments.feature,)
-            both = f"predictor told `{told[0]}`, {pairs} pairs"
-            yield both, lambda pairs=pairs, told=told: self._by_predictor(pairs, told)
+            update = (self._arguments.feature,)
+            both = f"predictor told `{update[0]}`, {pairs} pairs"
+            yield both, lambda pairs=pairs, update=update: self._by_predictor(pairs, update)
         most = max(self._arguments.pairs, default=0)
         if most:
             yield f"best of {most} measured", lambda: self._by_measuring(most)
@@ -112,7 +115,7 @@ class Contest:
         started = time.process_time()
         plan, pairs, finalists = find()
         seconds = time.process_time() - started
-        outputs = self._calibrated.refitted(plan)
+        outputs = self._calibrated.compensated(plan)
         model = cut(self._calibrated.model, plan, outputs, dtype=self._loaded.saved_dtype)
         model = model.to(self._calibrated.model.dtype)
         found = perplexity(model, self._loaded.tokenizer, self._report, "llm-pruner")
@@ -138,37 +141,37 @@ class Contest:
                 print(f"| {name} | {row['perplexity']:.2f} | " + " | ".join(map(str, cells)) + " |")
 
     def _by_proxy(self, text: str) -> tuple[Plan, int, int]:
-        learnt = judged(f"proxy:{text}", self._calibrated, [self._target])
-        (plan,) = candidates_of(None, learnt, self._space, self._target, SEED)
+        fitted = judged(f"proxy:{text}", self._calibrated, [self._target])
+        (plan,) = candidates_of(None, fitted, self._space, self._target, SEED)
         return plan, 0, 0
 
     def _by_predictor(self, pairs: int, features: tuple[str, ...]) -> tuple[Plan, int, int]:
         """As `lmscout prune` does; only a way that was not cut short is kept."""
-        told = "".join(f"-told-{index}" for index, _ in enumerate(features))
-        storage = self._arguments.out / f"predictor-{pairs}{told}-{time.time_ns()}"
+        update = "".join(f"-told-{index}" for index, _ in enumerate(features))
+        storage = self._arguments.out / f"predictor-{pairs}{update}-{time.time_ns()}"
         columns = proxy_columns([f"proxy:{one}" for one in features], self._calibrated)
-        settings = self._calibrated.ledger_settings
-        with Ledger(storage, self._shape, settings) as ledger:
-            learnt = self._measured(ledger, pairs, extra=columns)
-            (target,) = learnt.targets
-            plans = candidates_of(ledger, learnt, self._space, target, SEED)
-            with Ledger(storage, self._shape, settings, study=STUDY) as finals:
-                contest = measure_finalists(self._calibrated, ledger, finals, learnt, [plans])
+        settings = self._calibrated.study_settings
+        with PairStudy(storage, self._shape, settings) as pair_study:
+            fitted = self._measured(pair_study, pairs, extra=columns)
+            (target,) = fitted.targets
+            plans = candidates_of(pair_study, fitted, self._space, target, SEED)
+            with PairStudy(storage, self._shape, settings, study=STUDY) as finals:
+                contest = measure_finalists(self._calibrated, pair_study, finals, fitted, [plans])
         return contest[0][0].plan, pairs, len(plans)
 
     def _by_measuring(self, pairs: int) -> tuple[Plan, int, int]:
         """The best of plans that cover the space; nothing is learnt between them."""
         storage = self._arguments.out / f"measured-{pairs}-{time.time_ns()}"
-        with Ledger(storage, self._shape, self._calibrated.ledger_settings) as ledger:
-            self._measured(ledger, pairs, round_size=pairs)
-            (best,) = self._space.best_pairs(ledger.pairs(), self._budget, 1)
+        with PairStudy(storage, self._shape, self._calibrated.study_settings) as pair_study:
+            self._measured(pair_study, pairs, round_size=pairs)
+            (best,) = self._space.best_pairs(pair_study.pairs(), self._budget, 1)
         return best.plan, pairs, 0
 
-    def _measured(self, ledger: Ledger, pairs: int, **more):
+    def _measured(self, pair_study: PairStudy, pairs: int, **more):
         evaluator = self._calibrated.evaluator(self._calibrated.measured)
         mass, targets = self._calibrated.mass, [self._target]
         return measure_rounds(
-            ledger, evaluator, mass, self._space, targets, pairs=pairs, seed=SEED, **more
+            pair_study, evaluator, mass, self._space, targets, pairs=pairs, seed=SEED, **more
         )
 
 

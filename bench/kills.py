@@ -322,26 +322,26 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="names of commands, with commas between")
     parser.add_argument("--timeout", type=float, default=600, help="seconds of a command")
-    told = parser.parse_args()
-    drawn = random.Random(told.seed)
+    update = parser.parse_args()
+    drawn = random.Random(update.seed)
     base = Path(tempfile.mkdtemp(prefix="lmscout-kills-"))
     print(f"in {base}", flush=True)
     try:
-        table, failed = _all(base, told, drawn)
+        table, failed = _all(base, update, drawn)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     Console(width=160).print(table)
-    print(f"{told.kills} kills, {failed} failed")
+    print(f"{update.kills} kills, {failed} failed")
     return 1 if failed else 0
 
 
-def _all(base: Path, told: argparse.Namespace, drawn: random.Random) -> tuple[Table, int]:
+def _all(base: Path, update: argparse.Namespace, drawn: random.Random) -> tuple[Table, int]:
     inputs = base / "inputs"
     inputs.mkdir()
     make_inputs(inputs)
     known = commands(inputs)
-    names = told.only.split(",") if told.only else list(known)
-    order = [names[place % len(names)] for place in range(told.kills)]
+    names = update.only.split(",") if update.only else list(known)
+    order = [names[place % len(names)] for place in range(update.kills)]
     table = Table()
     for column in ("command", "signal", "to", "after", "of", "faults"):
         table.add_column(column, overflow="fold")
@@ -349,7 +349,7 @@ def _all(base: Path, told: argparse.Namespace, drawn: random.Random) -> tuple[Ta
     failed = 0
     for place, name in enumerate(order):
         if name not in wanted:
-            wanted[name] = _undisturbed(known[name], base / f"whole-{len(wanted)}", told.timeout)
+            wanted[name] = _undisturbed(known[name], base / f"whole-{len(wanted)}", update.timeout)
         whole, duration = wanted[name]
         number, group = drawn.choice(SIGNALS), drawn.random() < 0.5
         folder = base / f"kill-{place}"
@@ -362,7 +362,7 @@ def _all(base: Path, told: argparse.Namespace, drawn: random.Random) -> tuple[Ta
             duration = faults  # the machine was busier in the undisturbed run
             shutil.rmtree(folder)
         try:
-            code, said = run(known[name], folder, told.timeout)
+            code, said = run(known[name], folder, update.timeout)
             if code:
                 faults.append(f"continued: exit code {code}: {said.strip()[-200:]}")
             else:

@@ -33,11 +33,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     units, ranges, budget = dense_row(SHAPE), Ranges.above(SHAPE), keep_budget(SHAPE, 0.8)
-    weight, bend = rng.uniform(0.02, 0.4, 24), rng.uniform(1, 4, 24)
+    weight, correction = rng.uniform(0.02, 0.4, 24), rng.uniform(1, 4, 24)
 
-    def rise(rows):
+    def loss_increase(rows):
         removed = 1 - rows / units
-        alone = weight * np.expm1(bend * removed) / np.expm1(bend)
+        alone = weight * np.expm1(correction * removed) / np.expm1(correction)
         beside = 0.2 * removed * np.roll(removed, 1, axis=1)
         noise = np.exp(0.01 * rng.standard_normal(len(rows)))
         return (alone + beside).sum(axis=1) * noise
@@ -45,7 +45,7 @@ def main() -> None:
     rows = fit(rng.uniform(0.1, 1, (arguments.pairs, 24)) * units, ranges, budget)
     pairs = [
         Pair(plan, float(value), 6000)
-        for plan, value in zip(as_plans(rows), rise(rows), strict=True)
+        for plan, value in zip(as_plans(rows), loss_increase(rows), strict=True)
     ]
     scores = [
         cost * np.exp(-np.linspace(0, 2, many)) for cost, many in zip(weight, units, strict=True)
@@ -71,7 +71,7 @@ def main() -> None:
     started = time.perf_counter()
     found = search(predictor.cautious, SHAPE, ranges, budget, seed=0)
     print(
-        f"search: {time.perf_counter() - started:.1f} s; best {found[0].rise:.3f}, "
+        f"search: {time.perf_counter() - started:.1f} s; best {found[0].loss_increase:.3f}, "
         f"best of {len(wanted):,} draws {predictor.cautious(wanted).min():.3f}"
     )
 

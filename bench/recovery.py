@@ -9,7 +9,7 @@ rates.  The rate is chosen on the valid text, the chosen one's perplexity is on 
 (b) Elastic recovery, search on the recovered weights, and the found plan recovered; beside ten
 plans drawn at that size and recovered one by one.  Every training has the same number of tokens.
 
-Models train on --device; what is measured of pairs is measured on the processor.
+Models train on --device; what is measured of pairs is measured on the CPU.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from lmscout.pruning.recovery.elastic import drawn_plans, recover_all_plans, tra
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.sampler import Target
 from lmscout.pruning.space import AnySpace
-from lmscout.pruning.study import Ledger
+from lmscout.pruning.study import PairStudy
 
 KEEP = 0.8
 RANDOM_PLANS = 10
@@ -146,12 +146,12 @@ class Bench:
         space, target = AnySpace(shape), Target(keep_budget(shape, KEEP), Ranges.above(shape))
         with (
             tempfile.TemporaryDirectory() as folder,
-            Ledger(folder, shape, calibrated.ledger_settings) as ledger,
-            Ledger(folder, shape, calibrated.ledger_settings, study=STUDY) as finals,
+            PairStudy(folder, shape, calibrated.study_settings) as pair_study,
+            PairStudy(folder, shape, calibrated.study_settings, study=STUDY) as finals,
         ):
             evaluator = calibrated.evaluator(calibrated.measured)
-            learnt = measure_rounds(
-                ledger,
+            fitted = measure_rounds(
+                pair_study,
                 evaluator,
                 calibrated.mass,
                 space,
@@ -159,19 +159,19 @@ class Bench:
                 pairs=self.given.pairs,
                 seed=seed,
             )
-            (narrowed,) = learnt.targets
-            candidates = candidates_of(ledger, learnt, space, narrowed, seed)
-            (contest,) = measure_finalists(calibrated, ledger, finals, learnt, [candidates])
+            (narrowed,) = fitted.targets
+            candidates = candidates_of(pair_study, fitted, space, narrowed, seed)
+            (contest,) = measure_finalists(calibrated, pair_study, finals, fitted, [candidates])
         return contest[0].plan
 
     def cut(self, calibrated: Calibrated, plan: Plan) -> PreTrainedModel:
-        """A plan as a model, compensated, on the processor."""
-        return cut(calibrated.model, plan, calibrated.refitted(plan))
+        """A plan as a model, compensated, on the CPU."""
+        return cut(calibrated.model, plan, calibrated.compensated(plan))
 
     def recovered(
         self, calibrated: Calibrated, plan: Plan, settings: RecoverySettings
     ) -> tuple[PreTrainedModel, Trained]:
-        """Cut on the processor, trained on the device."""
+        """Cut on the CPU, trained on the device."""
         smaller = self.cut(calibrated, plan).to(self.given.device)
         dense = calibrated.model.to(self.given.device)
         with tempfile.TemporaryDirectory() as folder:

@@ -37,12 +37,12 @@ from lmscout.pruning.estimate import estimate
 from lmscout.pruning.export import save
 from lmscout.pruning.families import family_of
 from lmscout.pruning.importance import importance
-from lmscout.pruning.measuring import Learnt, measure_rounds, tail_on
+from lmscout.pruning.measuring import Fitted, measure_rounds, tail_on
 from lmscout.pruning.plan import Rows, Shape, as_plans, dense_row
 from lmscout.pruning.ranges import Ranges, fit
 from lmscout.pruning.sampler import Target
-from lmscout.pruning.study import Ledger, Pair
-from lmscout.pruning.uniform_space import fast_grain, space_of
+from lmscout.pruning.study import Pair, PairStudy
+from lmscout.pruning.uniform_space import fast_multiple, space_of
 from provenance import commit
 
 SIZES = {
@@ -91,8 +91,8 @@ class Stages:
         if cuda:
             row["peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         self.rows[name] = row
-        told = "".join(f", peak {row['peak_gib']:.1f} GiB" for _ in range(cuda))
-        print(f"{name}: {row['seconds']:.3f} s{told}", flush=True)
+        update = "".join(f", peak {row['peak_gib']:.1f} GiB" for _ in range(cuda))
+        print(f"{name}: {row['seconds']:.3f} s{update}", flush=True)
         return result
 
 
@@ -119,8 +119,8 @@ def main() -> None:
     tail = tail_on(first) if arguments.tail is None else arguments.tail
     if arguments.pairs_only:
         calibrated = stages("calibration", lambda: calibrate(model, windows, settings))
-        told = one_and_all(stages, calibrated, others, arguments.pairs, tail)
-        write(arguments, f"pairs-{arguments.size}-{1 + len(others)}", stages, told)
+        update = one_and_all(stages, calibrated, others, arguments.pairs, tail)
+        write(arguments, f"pairs-{arguments.size}-{1 + len(others)}", stages, update)
         return
     family = family_of(model.config)
     stages(
@@ -128,31 +128,31 @@ def main() -> None:
         lambda: importance("taylor", model, family, windows=windows[:32]),
         repeats=2,
     )
-    foretold = estimate(
+    predicted = estimate(
         model.config,
         Request(pairs=arguments.pairs, calibration=settings),
         dtype=model.dtype,
         device=first,
     )
-    print(f"foretold: {json.dumps(foretold.to_json())}", flush=True)
+    print(f"predicted: {json.dumps(predicted.to_json())}", flush=True)
     calibrated = stages("calibration", lambda: calibrate(model, windows, settings))
     ratio = a_pair_beside_the_dense_forward(stages, calibrated)
     with tempfile.TemporaryDirectory() as folder:
-        told = a_search(
+        update = a_search(
             stages, calibrated, others, arguments.pairs, tail, Path(folder), arguments.no_save
         )
     whole = time.perf_counter() - started
     print(f"the whole flow: {whole:.0f} s")
-    told = {
-        "foretold": foretold.to_json(),
+    update = {
+        "foretold": predicted.to_json(),
         "pair_by_kept_share_and_dense": ratio,
-        **told,
+        **update,
         "whole_flow_seconds": whole,
     }
-    write(arguments, f"scale-{arguments.size}-{1 + len(others)}", stages, told)
+    write(arguments, f"scale-{arguments.size}-{1 + len(others)}", stages, update)
 
 
-def write(arguments: argparse.Namespace, name: str, stages: Stages, told: dict) -> None:
+def write(arguments: argparse.Namespace, name: str, stages: Stages, update: dict) -> None:
     """A record of it, where one is asked for."""
     if not arguments.out:
         return
@@ -166,7 +166,7 @@ def write(arguments: argparse.Namespace, name: str, stages: Stages, told: dict) 
         "size": arguments.size,
         "tokens": arguments.tokens,
         "stages": stages.rows,
-        **told,
+        **update,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
@@ -174,9 +174,9 @@ def write(arguments: argparse.Namespace, name: str, stages: Stages, told: dict) 
 
 def a_pair_beside_the_dense_forward(stages: Stages, calibrated: Calibrated) -> float:
     """Plans that share no beginning; seconds over kept share times those of the dense model."""
-    model, shape, grain = calibrated.model, calibrated.shape, fast_grain(calibrated.model)
+    model, shape, multiple = calibrated.model, calibrated.shape, fast_multiple(calibrated.model)
     evaluator = stages("evaluator", lambda: calibrated.evaluator(calibrated.measured))
-    plans = iter(as_plans(random_rows(shape, REPEATS + 1, grain)))
+    plans = iter(as_plans(random_rows(shape, REPEATS + 1, multiple)))
     list(evaluator.measure([next(plans)]))
     stages("dense, transformers", lambda: forward(model, calibrated.measured), REPEATS)
     stages("a pair", lambda: list(evaluator.measure([next(plans)])), REPEATS)
@@ -189,7 +189,7 @@ def one_and_all(
     stages: Stages, calibrated: Calibrated, others: list[torch.device], wanted: int, tail: float
 ) -> dict[str, object]:
     """Pairs on the first device, and on all; whether they are the same, and how long they took."""
-    told: dict[str, object] = {}
+    update: dict[str, object] = {}
     found: list[dict] = []
     whole: list[float] = []
     every = (calibrated, stages("copies", lambda: calibrated.copied_to(others)))
@@ -197,21 +197,21 @@ def one_and_all(
         count = 1 + len(ready.copies)
         with tempfile.TemporaryDirectory() as folder:
             pairs, _, row = some_pairs(stages, ready, wanted, tail, Path(folder))
-        told[f"on_{count}"] = row
+        update[f"on_{count}"] = row
         found.append({pair.plan: pair.value for pair in pairs})
         whole.append(stages.rows[stage_of(wanted, count)]["seconds"])
         gc.collect()  # what the devices hold of the evaluator
     if others:
         one, all_ = found
         common = one.keys() & all_.keys()
-        told["same_plans"] = len(common)
-        told["largest_difference"] = max(abs(one[plan] - all_[plan]) for plan in common)
-        told["seconds_by_those_of_one"] = whole[1] / whole[0]
+        update["same_plans"] = len(common)
+        update["largest_difference"] = max(abs(one[plan] - all_[plan]) for plan in common)
+        update["seconds_by_those_of_one"] = whole[1] / whole[0]
         print(
-            f"{len(common)} of {wanted} plans are the same on {1 + len(others)}, rises differ by "
-            f"{told['largest_difference']:.1e} at most; {whole[1] / whole[0]:.3f} of the time of 1"
+            f"{len(common)} of {wanted} plans are the same on {1 + len(others)}, they differ by "
+            f"{update['largest_difference']:.1e} at most; {whole[1] / whole[0]:.3f} of its time"
         )
-    return told
+    return update
 
 
 def stage_of(wanted: int, count: int) -> str:
@@ -221,18 +221,18 @@ def stage_of(wanted: int, count: int) -> str:
 
 def some_pairs(
     stages: Stages, ready: Calibrated, wanted: int, tail: float, folder: Path
-) -> tuple[tuple[Pair, ...], Learnt, dict[str, float]]:
+) -> tuple[tuple[Pair, ...], Fitted, dict[str, float]]:
     """Pairs measured as `lmscout prune` does it, what was learnt, and where time went."""
-    shape, grain = ready.shape, fast_grain(ready.model)
-    space, budget = space_of("any", shape, ready.model, grain), keep_budget(shape, KEEP)
+    shape, multiple = ready.shape, fast_multiple(ready.model)
+    space, budget = space_of("any", shape, ready.model, multiple), keep_budget(shape, KEEP)
     evaluator = ready.evaluator(ready.measured)
     targets = [Target(budget, Ranges.above(shape))]
     name = stage_of(wanted, 1 + len(ready.copies))
-    with Ledger(folder / "ledger", shape, {"bench": "scale"}) as ledger:
-        learnt = stages(
+    with PairStudy(folder / "ledger", shape, {"bench": "scale"}) as pair_study:
+        fitted = stages(
             name,
             lambda: measure_rounds(
-                ledger,
+                pair_study,
                 evaluator,
                 ready.mass,
                 space,
@@ -242,10 +242,10 @@ def some_pairs(
                 tail=tail,
             ),
         )
-        pairs = ledger.pairs()
-    told = where_time_went(pairs, stages.rows[name]["seconds"], 1 + len(ready.copies), tail)
-    print(json.dumps(told), flush=True)
-    return pairs, learnt, told
+        pairs = pair_study.pairs()
+    update = where_time_went(pairs, stages.rows[name]["seconds"], 1 + len(ready.copies), tail)
+    print(json.dumps(update), flush=True)
+    return pairs, fitted, update
 
 
 def where_time_went(
@@ -258,7 +258,7 @@ def where_time_went(
         "pairs_measuring_seconds": measuring,
         "pairs_waiting_seconds": seconds - measuring,
         "pairs_dropped_early": sum(pair.partial for pair in pairs),
-        "portions": sum(len(pair.course) for pair in pairs),
+        "portions": sum(len(pair.trajectory) for pair in pairs),
         "best_rise": min(pair.value for pair in pairs if not pair.partial),
     }
 
@@ -273,17 +273,17 @@ def a_search(
     no_save: bool,
 ) -> dict[str, float]:
     """Pairs, their predictor, a search by it, and the model found, saved."""
-    shape, grain = calibrated.shape, fast_grain(calibrated.model)
-    space, budget = space_of("any", shape, calibrated.model, grain), keep_budget(shape, KEEP)
+    shape, multiple = calibrated.shape, fast_multiple(calibrated.model)
+    space, budget = space_of("any", shape, calibrated.model, multiple), keep_budget(shape, KEEP)
     ready = stages("copies", lambda: calibrated.copied_to(others))
-    pairs, learnt, told = some_pairs(stages, ready, wanted, tail, folder)
-    many = random_rows(shape, 10_000, grain)
-    stages("10,000 predicted plans", lambda: learnt.predictor.cautious(many))
+    pairs, fitted, update = some_pairs(stages, ready, wanted, tail, folder)
+    many = random_rows(shape, 10_000, multiple)
+    stages("10,000 predicted plans", lambda: fitted.predictor.cautious(many))
     begin = [pair.plan for pair in space.best_pairs(pairs, budget, 8)]
     found = stages(
         "search",
         lambda: space.search(
-            learnt.predictor.cautious, learnt.targets[0], seed=0, count=4, begin=begin
+            fitted.predictor.cautious, fitted.targets[0], seed=0, count=4, begin=begin
         ),
     )
     if not no_save:
@@ -292,15 +292,15 @@ def a_search(
             "saved model",
             lambda: save(model, plan, out, shape="any", tokenizer=None, note={}),
         )
-    return told
+    return update
 
 
-def random_rows(shape: Shape, count: int, grain: int) -> Rows:
+def random_rows(shape: Shape, count: int, multiple: int) -> Rows:
     """Plans of the size, their widths on the grain."""
     rng = np.random.default_rng(0)
     wanted = rng.uniform(0.5, 1, (count, 2 * shape.depth)) * dense_row(shape)
     rows = fit(wanted, Ranges.above(shape), keep_budget(shape, KEEP))
-    rows[:, shape.depth :] -= rows[:, shape.depth :] % grain
+    rows[:, shape.depth :] -= rows[:, shape.depth :] % multiple
     return rows
 
 
@@ -316,7 +316,7 @@ def random_model(config: LlamaConfig, device: torch.device) -> LlamaForCausalLM:
 
 @torch.inference_mode()
 def forward(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
-    """The loss of a model on windows, as plain transformers has it, a portion at a time."""
+    """The loss of a model on windows, as plain transformers has it, a chunk at a time."""
     total = 0.0
     for part in windows.to(model.device).split(8192 // WINDOW):
         logits = model(part, use_cache=False).logits[:, :-1].flatten(0, 1)

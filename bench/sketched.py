@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.discover import cache_name
-from lmscout.discovery.filters import Evidence, SplitBenchmark, draw_looks
+from lmscout.discovery.filters import CardFigures, SplitBenchmark, draw_rungs
 from lmscout.discovery.splits import Split
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.sketches import Sketches, collect_sketches
@@ -20,14 +20,14 @@ class WholeSketches:
     sketches: Sketches
     others: Sketches
 
-    def evidence(self, benchmark: Benchmark, split: Split, seed: int) -> Evidence:
+    def figures(self, benchmark: Benchmark, split: Split, seed: int) -> CardFigures:
         """As collected for the search architectures alone: a sketch depends on its own model."""
-        known, looks = split.search, draw_looks(len(split.search), seed)
-        return Evidence(
+        known, rungs = split.search, draw_rungs(len(split.search), seed)
+        return CardFigures(
             self.sketches.subset(known),
             benchmark.quality[known],
-            looks,
-            self.others.subset(known[looks[0]]),
+            rungs,
+            self.others.subset(known[rungs[0]]),
         )
 
 
@@ -37,9 +37,9 @@ class SketchedBenchmark(SplitBenchmark):
 
     whole: WholeSketches
 
-    def evidence(self, seed: int, progress: object = None) -> Evidence:
+    def figures(self, seed: int, progress: object = None) -> CardFigures:
         """Of the search architectures."""
-        return self.whole.evidence(self.benchmark, self.split, seed)
+        return self.whole.figures(self.benchmark, self.split, seed)
 
 
 def whole_sketches(

@@ -26,7 +26,7 @@ from lmscout.pruning.plan import Plan, as_plans, dense_row
 from lmscout.pruning.ranges import Ranges, fit
 from lmscout.pruning.sampler import Target, shared_share
 from lmscout.pruning.space import AnySpace
-from lmscout.pruning.study import Ledger
+from lmscout.pruning.study import PairStudy
 
 ROUNDS = 9
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -105,7 +105,7 @@ def one_plan(calibrated) -> None:
 
 @torch.inference_mode()
 def build_and_forward(calibrated, plan: Plan) -> None:
-    smaller = cut(calibrated.model, plan, calibrated.refitted(plan))
+    smaller = cut(calibrated.model, plan, calibrated.compensated(plan))
     for windows in calibrated.measured.chunk(4):
         logits = smaller(windows, use_cache=False).logits[:, :-1]
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
@@ -117,11 +117,11 @@ def a_whole_run(calibrated, pairs: int) -> None:
     shape = calibrated.shape
     with (
         tempfile.TemporaryDirectory() as folder,
-        Ledger(folder, shape, calibrated.ledger_settings) as ledger,
+        PairStudy(folder, shape, calibrated.study_settings) as pair_study,
     ):
         started = time.perf_counter()
-        learnt = measure_rounds(
-            ledger,
+        fitted = measure_rounds(
+            pair_study,
             calibrated.evaluator(calibrated.measured),
             calibrated.mass,
             AnySpace(shape),
@@ -130,7 +130,7 @@ def a_whole_run(calibrated, pairs: int) -> None:
             seed=0,
         )
         everything = time.perf_counter() - started
-        found = ledger.pairs()
+        found = pair_study.pairs()
     dense += [seconds_of(lambda: dense_forward(calibrated)) for _ in range(ROUNDS)]
     whole = min(dense)
     measuring = sum(pair.seconds for pair in found)
@@ -146,7 +146,7 @@ def a_whole_run(calibrated, pairs: int) -> None:
     print(
         f"{len(found)} pairs at keep 0.8: {measuring / len(found) / whole:.2f} x dense a pair; "
         f"learning and searching {everything - measuring:.0f} s of {everything:.0f} s; "
-        f"tau {learnt.predictor.report.chosen.kendall:.3f}"
+        f"tau {fitted.predictor.report.chosen.kendall:.3f}"
     )
 
 

@@ -27,7 +27,7 @@ from lmscout.discovery.discover import proxy_scores
 from lmscout.evaluation import load_model, tokenize_windows
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.predictor import fit_predictor
-from lmscout.pruning.study import Ledger
+from lmscout.pruning.study import PairStudy
 from lmscout.statistics import Batch, collect
 
 TARGET = Path(__file__).parent / "picture.svg"
@@ -80,16 +80,16 @@ def pairs(run: Path) -> tuple[str, str, str, str, np.ndarray, np.ndarray]:
     settings = calibration_settings()
     windows = tokenize_windows(loaded.tokenizer, calibration_text(), settings.window)
     calibrated = calibrate(loaded.model, windows, settings)
-    with Ledger(run, calibrated.shape, calibrated.ledger_settings) as ledger:
-        predictor = fit_predictor(ledger.pairs(), calibrated.shape, calibrated.mass, seed=0)
-    measured, foretold = predictor.cross_validated
-    tau = kendalltau(measured, foretold).statistic
+    with PairStudy(run, calibrated.shape, calibrated.study_settings) as pair_study:
+        predictor = fit_predictor(pair_study.pairs(), calibrated.shape, calibrated.mass, seed=0)
+    measured, predicted = predictor.cross_validated
+    tau = kendalltau(measured, predicted).statistic
     return (
         "Prune: foretold against measured",
         f"{len(measured)} plans of lmscout-tiny, cross-validated, τ {tau:.2f}",
         "foretold rise of the loss (nats)",
         "measured (nats)",
-        foretold,
+        predicted,
         measured,
     )
 

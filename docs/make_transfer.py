@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lmscout.benchmarks import load
 from lmscout.benchmarks.download import cache_directory
-from lmscout.discovery import Judgement, judge
+from lmscout.discovery import RankResult, judge
 from lmscout.discovery.assessment import Assessment
 from lmscout.statistics import Workers
 
@@ -27,15 +27,15 @@ def main() -> None:
     parser.add_argument("benchmarks", nargs="*", default=BENCHMARKS)
     parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
     parser.add_argument("--workers", type=int, default=-1)
-    told = parser.parse_args()
+    update = parser.parse_args()
     judged = [
-        judge(load(name), seed=0, cache=told.cache, workers=Workers(told.workers))
-        for name in told.benchmarks
+        judge(load(name), seed=0, cache=update.cache, workers=Workers(update.workers))
+        for name in update.benchmarks
     ]
     PAGE.write_text(page(judged), encoding="utf-8")
 
 
-def page(judged: list[Judgement]) -> str:
+def page(judged: list[RankResult]) -> str:
     """The whole page, from one judgement a benchmark."""
     heads = ["", *(f"{one.benchmark} ({one.n_architectures})" for one in judged)]
     names = [one.name for one in judged[0].proxies]

@@ -1,4 +1,4 @@
-"""Run folders: one run each, told apart by command and settings."""
+"""Run folders: one run each, distinguished by command and settings."""
 
 import json
 from dataclasses import dataclass

@@ -8,8 +8,8 @@ from lmscout.progress import Stages
 def test_a_stage_that_is_entered_again_is_counted_in_all():
     stages = Stages()
     for _ in range(3):
-        with stages("reading") as told:
-            assert told is None
+        with stages("reading") as update:
+            assert update is None
             time.sleep(0.02)
     with stages("other"):
         pass
@@ -21,8 +21,8 @@ def test_a_stage_that_is_entered_again_is_counted_in_all():
 def test_progress_is_told_by_stage():
     heard = []
     stages = Stages(lambda *one: heard.append(one))
-    with stages("reading") as told:
-        told(1, 2)
+    with stages("reading") as update:
+        update(1, 2)
     assert heard == [("reading", 1, 2)]
 
 

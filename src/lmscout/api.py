@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lmscout.benchmarks.check import Check
     from lmscout.benchmarks.space import Space as ArchitectureSpace
     from lmscout.benchmarks.training import Recipe
-    from lmscout.discovery import Design, Explanation, Judgement, Picking
+    from lmscout.discovery import Design, Explanation, RankResult, Selection
     from lmscout.discovery.discover import Discovery
     from lmscout.discovery.explain import Forms
     from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Path_ = str | os.PathLike[str]
 Progress = bool | Callable[[str, int, int], None] | None
-STUDY, DEEP = "ledger:", "deep"
+STUDY, DEEP = "study:", "deep"
 RANKED_ALONE, DEEP_ALONE = ("aggregations",), ("config",)
 
 
@@ -90,14 +90,14 @@ def discover(
 
     Args:
         benchmark: a benchmark or its name; of the deep space also several: fitness is then the
-            minimum over them. ``ledger:RUN`` for the pairs of a pruning run.
+            minimum over them. ``study:RUN`` for the pairs of a pruning run.
         space: ``published``, ``two-op``, ``deep``, or a space of proxies.
         aggregations: over blocks: any of mean, sum, max, min; not for the deep space.
         n_search: number of architectures that the choice may use; one per benchmark or for all.
         seed: of the split and, in the deep space, of the search.
         config: how the deep space is searched.
-        model: for ``ledger:RUN``, the dense model if it has moved.
-        calibration: for ``ledger:RUN``, the calibration text if it has moved.
+        model: for ``study:RUN``, the dense model if it has moved.
+        calibration: for ``study:RUN``, the calibration text if it has moved.
         workers: architectures computed at once; -1 for one per core.
         backend: of joblib.
         device: ``cpu``, or a CUDA device that computes the statistics.
@@ -213,10 +213,10 @@ def _discover_ranked(
         return run.load(Discovery)
     read, cache = None, _cache()
     if architectures is None:
-        from lmscout.pruning.pairs_benchmark import ledger_benchmark
+        from lmscout.pruning.pairs_benchmark import study_benchmark
 
         folder = str(benchmark).removeprefix(STUDY)
-        study = ledger_benchmark(folder, cache, model=model, calibration=calibration)
+        study = study_benchmark(folder, cache, model=model, calibration=calibration)
         architectures, read = study.benchmark, study.read
     with shown_progress(progress) as advance:
         result = search_space(
@@ -284,7 +284,7 @@ def rank(
     device: str = "cpu",
     out: Path_ | None = None,
     progress: Progress = True,
-) -> Judgement:
+) -> RankResult:
     """Rank given proxies by their correlation with quality on all architectures of a benchmark.
 
     Args:
@@ -309,8 +309,8 @@ def rank(
         >>> lmscout.rank("pico", ["parameters"], progress=False).proxies[0].name
         'parameters'
     """
-    from lmscout.discovery import Judgement, judge, signed_proxy
-    from lmscout.discovery.saved_run import benchmark_digest, save_judgement
+    from lmscout.discovery import RankResult, rank_proxies, signed_proxy
+    from lmscout.discovery.saved_run import benchmark_digest, save_rank
     from lmscout.proxies import CATALOG
     from lmscout.statistics import Workers
 
@@ -328,13 +328,13 @@ def rank(
     }
     run = _run(_path(out), "rank", settings)
     if run is not None and run.finished:
-        return run.load(Judgement)
+        return run.load(RankResult)
     with shown_progress(progress) as advance:
-        result = judge(
+        result = rank_proxies(
             architectures, names, seed=seed, cache=_cache(), workers=spread, progress=advance
         )
     if run is not None:
-        save_judgement(run, result, architectures)
+        save_rank(run, result, architectures)
     return result
 
 
@@ -417,7 +417,7 @@ def design(
     backend: str = "loky",
     device: str = "cpu",
     progress: Progress = True,
-) -> Design | Picking:
+) -> Design | Selection:
     """Find the architecture of a space that a proxy scores best, within a parameter limit.
 
     Args:
@@ -759,7 +759,7 @@ def build_benchmark(
 
 
 def check_benchmark(benchmark: str, *, seed: int = 0, out: Path_ | None = None) -> Check:
-    """Measure what a built benchmark can tell apart: its noise, and its configuration baselines.
+    """Measure what a built benchmark can distinguish: its noise, and its configuration baselines.
 
     Args:
         benchmark: folder that `build_benchmark` wrote, or ``pico``.

@@ -38,15 +38,15 @@ class Stages:
         self.seconds[name] = round(spent, 3)
 
 
-def part_of(told: StageProgress | None, before: int, total: int) -> StageProgress | None:
+def part_of(update: StageProgress | None, before: int, total: int) -> StageProgress | None:
     """The progress of a part of some work as that of all of it.
 
     Args:
-        told: of all of it, if anybody listens.
+        update: of all of it, if anybody listens.
         before: what was done before the part began.
         total: the size of all of it.
     """
-    return told and (lambda done, _: told(before + done, total))
+    return update and (lambda done, _: update(before + done, total))
 
 
 @contextmanager

@@ -88,9 +88,9 @@ def test_shares_of_pairs_told_apart_and_the_spread_within_cells(tmp_path):
     real = {
         (a, b): abs(values[a] - values[b]) > 1.96 * np.hypot(errors[a], errors[b]) for a, b in pairs
     }
-    assert found.told_apart == pytest.approx(np.mean(list(real.values())))
+    assert found.distinguishable == pytest.approx(np.mean(list(real.values())))
     inside = [real[a, b] for a, b in pairs if a % 6 == b % 6 == 0]
-    assert found.told_apart_in_cell == pytest.approx(np.mean(inside))
+    assert found.distinguishable_in_cell == pytest.approx(np.mean(inside))
     assert 0 < np.mean(inside) < 1
     cell = [values[n] for n in (0, 6, 12, 18)]
     assert found.spread_in_cell == pytest.approx(np.std(cell, ddof=1))
@@ -100,7 +100,7 @@ def test_what_is_all_noise_does_not_tell_proxies_apart(tmp_path):
     made(tmp_path, noise=0.3, spread=0.1)
     found = check(tmp_path)
     assert found.ceiling.kendall.value < 0.9
-    assert not found.tells_apart
+    assert not found.distinguishes
     assert not found.verdicts["noise leaves τ 0.9 to a perfect proxy"]
 
 
@@ -113,7 +113,7 @@ def test_what_the_size_says_already_leaves_nothing_to_tell(tmp_path):
     found = check(tmp_path)
     assert found.best_baseline in found.baselines
     assert not found.verdicts["a proxy can beat the best baseline"]
-    assert not found.tells_apart
+    assert not found.distinguishes
 
 
 def test_the_result_is_json_and_repeats(tmp_path):
@@ -143,4 +143,4 @@ def test_pico_tells_proxies_apart():
     assert found.ceiling.kendall.low > 0.93
     assert found.repeat.kendall.low > 0.9
     assert found.n_replicated == 24
-    assert found.tells_apart
+    assert found.distinguishes

@@ -27,9 +27,9 @@ def in_space(space, spec):
     assert sizes <= set(space.head_sizes)
     assert len(sizes) <= 2
     gated = 2 / 3 if isinstance(spec, LlamaSpec) else 1
-    grain = min(32, spec.width // 2)
+    multiple = min(32, spec.width // 2)
     possible = {
-        max(grain, round(spec.width * expansion * gated / grain) * grain)
+        max(multiple, round(spec.width * expansion * gated / multiple) * multiple)
         for expansion in space.expansions
     }
     assert set(spec.inner) - {0} <= possible

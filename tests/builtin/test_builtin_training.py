@@ -74,7 +74,7 @@ def test_it_learns_and_keeps_its_best_weights(undisturbed):
     found = record(undisturbed)
     losses = [one["validation_loss"] for one in found["history"]]
     assert len(losses) == SETTINGS.evaluations
-    # Half of the tokens can be foretold, half cannot.
+    # Half of the tokens can be predicted, half cannot.
     assert losses[0] > 2.6
     assert 0.5 * math.log(24) < min(losses) < 0.5 * math.log(24) + 0.5
     assert found["chosen"]["validation_loss"] == min(losses)

@@ -57,8 +57,8 @@ def lmscout(server, cache, tmp_path, tmp_path_factory):
     """Run the command in an empty folder: (exit code, stdout, stderr)."""
 
     def run(*arguments, **environment):
-        told = tmp_path_factory.mktemp("told")
-        out, err = told / "out", told / "err"
+        update = tmp_path_factory.mktemp("told")
+        out, err = update / "out", update / "err"
         environment = os.environ | {"LMSCOUT_CACHE": str(cache)} | environment
         code = server.run([*map(str, arguments)], tmp_path, environment, out, err, seconds=300)
         return code, out.read_text(), err.read_text()

@@ -201,7 +201,7 @@ def bad_lines(folder, flexibert_file):
         (["discover", good, "--aggregations", "mean,median"], "mean, sum, max, min"),
         (["discover", good, "--search", "many"], "--search"),
         (["discover", good, "--engine", "random"], "--engine is not for --space published"),
-        (["discover", good, "--no-bend"], "give --space deep"),
+        (["discover", good, "--no-correction"], "give --space deep"),
         (["discover", good, "--space", "deep", "--aggregations", "max"], "--aggregations"),
         (["discover", good, "--space", "deep", "--model", "here"], "published or two-op"),
         (["discover", good, "--seed", -1], "--seed"),

@@ -220,7 +220,7 @@ def test_a_corpus_of_what_are_no_tokens_is_refused(refused, tmp_path, change, sa
             ("prune", "model", "--calibration", "text", "--out", "o", "--recover", "lora", *given)
             for given in (
                 ("--pairs", 10**12),
-                ("--grain", 10**12),
+                ("--channel-multiple", 10**12),
                 ("--recover-steps", 10**30),
                 ("--recover-steps", "9" * 4000),
                 ("--recover-tokens", 10**400),

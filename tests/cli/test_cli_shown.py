@@ -61,16 +61,16 @@ def folders(tmp_path_factory):
 
 
 def pruned(lmscout, folders, model, *options, out="smaller"):
-    code, told, err = lmscout(
+    code, update, err = lmscout(
         *("prune", folders / model, "--calibration", folders / "text.txt", "--out", out),
         *(*JUDGED, *options, "--json", "result.json"),
     )
     assert (code, err) == (0, ""), err
-    return told
+    return update
 
 
 def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout, folders, tmp_path):
-    told = pruned(
+    update = pruned(
         *(lmscout, folders, "short", "--report", f"{folders / 'rows.jsonl'}#story"),
         *("--protocol", "sliding", "--report-tokens", 500),
     )
@@ -84,11 +84,11 @@ def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout,
     assert found["kept_of_all"] > found["kept"]
     assert found["protocol"]["limit_tokens"] == 500
     for row in (dense, found):
-        assert f"{row['kept']:.1%}" in told
-        assert f"{row['kept_of_all']:.1%}" in told
-        assert f"{row['loss_increase']:+.4f}" in told
+        assert f"{row['kept']:.1%}" in update
+        assert f"{row['kept_of_all']:.1%}" in update
+        assert f"{row['loss_increase']:+.4f}" in update
     for heading in ("of all", "prunable", "increase"):
-        assert heading in told
+        assert heading in update
     assert result["held_out_tokens"] % 63 == 0
     # Every baseline that is better is named, by every measure, and no other is.
     worse = {(one["baseline"], one["measure"]) for one in result["worse_than"]}
@@ -97,7 +97,7 @@ def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout,
             if baseline in result:
                 behind = found[measure] > result[baseline][measure] + 1e-3
                 assert ((baseline, measure) in worse) == behind, (baseline, measure)
-    said = " ".join(told.split())
+    said = " ".join(update.split())
     assert len(result["verdict"]) >= 1
     for sentence in result["verdict"]:
         assert sentence in said
@@ -106,17 +106,17 @@ def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout,
 def test_a_loss_increase_is_that_of_the_saved_model_on_the_held_out_windows(
     lmscout, folders, tmp_path
 ):
-    told = pruned(lmscout, folders, "sliding", "--window", 32, "--calibration-windows", 90)
+    update = pruned(lmscout, folders, "sliding", "--window", 32, "--calibration-windows", 90)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["found"]["perplexity"] is None
     assert result["held_out_tokens"] == 31 * round(90 * 15 / 74)
-    assert f"on {result['held_out_tokens']:,} held-out tokens of" in " ".join(told.split())
+    assert f"on {result['held_out_tokens']:,} held-out tokens of" in " ".join(update.split())
     increases = {
         name: result[name]["loss_increase"]
         for name in ("uniform", "uniform_compensated", "found", "found_plain")
     }
     assert len(set(increases.values())) == 4
-    below = "This is adaptation to the text" in " ".join(told.split())
+    below = "This is adaptation to the text" in " ".join(update.split())
     assert below == (min(increases.values()) < 0)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from lmscout.benchmarks.mutation import form_of, limited
 from lmscout.benchmarks.space import NANO, PICO
-from lmscout.discovery.design import AgeingEvolution
+from lmscout.discovery.design import RegularizedEvolution
 
 LIMIT = 2_000_000
 
@@ -25,7 +25,7 @@ def searched(engine, count, score=wide_and_shallow):
 
 
 def test_what_is_asked_is_new_and_within_space_and_limit():
-    found = searched(AgeingEvolution(limited(PICO, LIMIT), 0), 200)
+    found = searched(RegularizedEvolution(limited(PICO, LIMIT), 0), 200)
     specs = [spec for _, spec in found]
     assert len(set(specs)) == len(specs)
     for spec in specs:
@@ -37,7 +37,7 @@ def test_it_finds_more_than_as_many_draws():
     space = limited(PICO, LIMIT)
     evolved, drawn = (
         [
-            max(score for score, _ in searched(AgeingEvolution(space, seed, **settings), 192))
+            max(score for score, _ in searched(RegularizedEvolution(space, seed, **settings), 192))
             for seed in range(5)
         ]
         for settings in ({}, {"population": 10_000})
@@ -47,14 +47,14 @@ def test_it_finds_more_than_as_many_draws():
 
 def test_the_same_seed_asks_the_same():
     space = limited(PICO, LIMIT)
-    walks = [searched(AgeingEvolution(space, seed), 96) for seed in (3, 3, 4)]
+    walks = [searched(RegularizedEvolution(space, seed), 96) for seed in (3, 3, 4)]
     assert walks[0] == walks[1]
     assert walks[0] != walks[2]
 
 
 def test_the_oldest_dies_however_good_it_was():
     space = limited(PICO, LIMIT)
-    engine = AgeingEvolution(space, 0, population=5, sample=5)
+    engine = RegularizedEvolution(space, 0, population=5, sample=5)
     first = engine.ask(5)
     engine.tell(first, [100.0, 1.0, 2.0, 3.0, 4.0])
     (child,) = engine.ask(1)
@@ -64,14 +64,14 @@ def test_the_oldest_dies_however_good_it_was():
 
 
 def test_what_has_no_score_is_no_parent():
-    engine = AgeingEvolution(limited(PICO, LIMIT), 0, population=4, sample=2)
+    engine = RegularizedEvolution(limited(PICO, LIMIT), 0, population=4, sample=2)
     engine.tell(engine.ask(8), [np.nan, np.inf, 1.0, -np.inf, 2.0, np.nan, 3.0, np.nan])
     assert [score for score, _ in engine._living] == [1.0, 2.0, 3.0]
 
 
 def test_a_space_that_is_exhausted_gives_fewer():
     few = replace(NANO, families=("gpt2",), depths=(1,), widths=(16,), groups=(1,), missing=(0.0,))
-    engine = AgeingEvolution(limited(few, 1_000_000), 0, population=4, sample=2)
+    engine = RegularizedEvolution(limited(few, 1_000_000), 0, population=4, sample=2)
     asked = engine.ask(50)
     engine.tell(asked, [1.0] * len(asked))
     assert engine.ask(5) == []

@@ -30,6 +30,6 @@ def test_a_configuration_that_tells_nothing_apart_is_not_beaten():
     baselines, ahead = beside_baselines(BENCHMARK.quality, ALIKE)
     assert all(np.isnan(other.agreement.spearman.value) for other in baselines)
     assert beats(one, baselines) is None
-    told = lead_json(one, baselines, ahead)
-    assert told["beats_baselines"] is None
-    assert told["ahead_of_best_baseline"]["value"] is None
+    update = lead_json(one, baselines, ahead)
+    assert update["beats_baselines"] is None
+    assert update["ahead_of_best_baseline"]["value"] is None

@@ -25,9 +25,9 @@ from lmscout.discovery.filters import (
     RACE,
     SEEN,
     UNDEFINED,
-    Evidence,
-    Screen,
-    draw_looks,
+    FilterChain,
+    SearchData,
+    draw_rungs,
 )
 from lmscout.discovery.saved_run import begin_deep
 from lmscout.discovery.search_record import BATCH, Record, evolve
@@ -52,7 +52,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evidence(cache):
+def search_data(cache):
     benchmark = tiny_benchmark(40)
     sketches, others = (
         collect_sketches(
@@ -60,15 +60,15 @@ def evidence(cache):
         )
         for one in BATCHES
     )
-    looks = draw_looks(40, 0)
-    return Evidence(sketches, benchmark.quality, looks, others.subset(looks[0]))
+    rungs = draw_rungs(40, 0)
+    return SearchData(sketches, benchmark.quality, rungs, others.subset(rungs[0]))
 
 
-def judged(evidence, *texts, **switches):
-    several = evidence if isinstance(evidence, list) else [evidence]
-    screen = Screen(several, **switches)
-    found = screen.judge([parse(text) for text in texts])
-    screen.close()
+def evaluated(search_data, *texts, **switches):
+    several = search_data if isinstance(search_data, list) else [search_data]
+    filter_chain = FilterChain(several, **switches)
+    found = filter_chain.evaluate([parse(text) for text in texts])
+    filter_chain.close()
     return found
 
 
@@ -85,27 +85,29 @@ def judged(evidence, *texts, **switches):
         (["sum(total(frobenius(negate(grad))))"], "sign lost"),
     ],
 )
-def test_what_falls_to_which_rule(evidence, texts, rule):
-    *before, last = judged(evidence, *texts, race=False)
+def test_what_falls_to_which_rule(search_data, texts, rule):
+    *before, last = evaluated(search_data, *texts, race=False)
     assert (last.discarded, last.fitness) == (rule, None)
     assert all(one.fitness is not None for one in before)
 
 
-def test_rules_that_are_switched_off_discard_nothing_that_has_a_score(evidence):
+def test_rules_that_are_switched_off_discard_nothing_that_has_a_score(search_data):
     texts = ["sum(total(act))", "sum(total(act))", "sum(total(sigmoid(relu(log(softmax)))))"]
-    for one in judged(evidence, *texts, rules=False, race=False):
+    for one in evaluated(search_data, *texts, rules=False, race=False):
         assert one.fitness is not None
     constant = "max(average(relu(log(softmax))))"
-    (one,) = judged(evidence, constant, rules=False, race=False)
+    (one,) = evaluated(search_data, constant, rules=False, race=False)
     assert one.discarded == UNDEFINED  # it ranks nothing
-    assert judged(evidence, "sum(total(weight))", race=False)[0].discarded == ""  # claims no data
+    assert (
+        evaluated(search_data, "sum(total(weight))", race=False)[0].discarded == ""
+    )  # claims no data
 
 
-def test_fitness_is_the_coefficient_on_all_search_architectures(evidence):
+def test_fitness_is_the_coefficient_on_all_search_architectures(search_data):
     text = "sum(total(abs(mul(weight, grad))))"
-    scores = DeepEvaluator(evidence.sketches).scores(canonical(parse(text)))
-    quality = np.exp(evidence.quality)
-    evidence = dataclasses.replace(evidence, quality=quality)
+    scores = DeepEvaluator(search_data.sketches).scores(canonical(parse(text)))
+    quality = np.exp(search_data.quality)
+    search_data = dataclasses.replace(search_data, quality=quality)
     rho = scipy.stats.spearmanr(scores, quality).statistic
     r = scipy.stats.pearsonr(np.log(scores), np.log(quality)).statistic
     for objective, expected in (
@@ -113,7 +115,7 @@ def test_fitness_is_the_coefficient_on_all_search_architectures(evidence):
         ("spearman+pearson", (rho + r) / 2),
         ("kendall", scipy.stats.kendalltau(scores, quality).statistic),
     ):
-        (one,) = judged(evidence, text, objective=objective)
+        (one,) = evaluated(search_data, text, objective=objective)
         assert one.fitness == pytest.approx(abs(expected))
 
 
@@ -122,22 +124,22 @@ def trees(count, seed=0):
     return [random_score(Grammar(largest=10), rng) for _ in range(count)]
 
 
-def test_results_do_not_depend_on_workers(evidence):
+def test_results_do_not_depend_on_workers(search_data):
     found = []
     for workers in (1, 2, 3):
-        screen = Screen([evidence], workers=workers)
-        found.append([screen.judge(trees(150, seed)) for seed in range(3)])
-        screen.close()
+        filter_chain = FilterChain([search_data], workers=workers)
+        found.append([filter_chain.evaluate(trees(150, seed)) for seed in range(3)])
+        filter_chain.close()
     assert found[0] == found[1] == found[2]
 
 
-def test_the_race_never_drops_what_would_enter_the_front(evidence):
+def test_the_race_never_drops_what_would_enter_the_front(search_data):
     """It may, by chance; those that it drops are far behind as a rule."""
-    racing, patient = Screen([evidence]), Screen([evidence], race=False)
+    racing, patient = FilterChain([search_data]), FilterChain([search_data], race=False)
     dropped = entered = 0
     for seed in range(6):
         for fast, slow in zip(
-            racing.judge(trees(150, seed)), patient.judge(trees(150, seed)), strict=True
+            racing.evaluate(trees(150, seed)), patient.evaluate(trees(150, seed)), strict=True
         ):
             if fast.discarded == RACE and slow.fitness is not None:
                 dropped += 1
@@ -149,25 +151,25 @@ def test_the_race_never_drops_what_would_enter_the_front(evidence):
     patient.close()
 
 
-def test_a_candidate_falls_at_the_first_look_that_makes_it_unlikely(evidence):
+def test_a_candidate_falls_at_the_first_look_that_makes_it_unlikely(search_data):
     """The race, by its definition, on every tree: after each look, z and what it may yet rise."""
-    screen = Screen([evidence], objective="spearman")
-    screen.judge(trees(150, 0))
-    front = screen.best
+    filter_chain = FilterChain([search_data], objective="spearman")
+    filter_chain.evaluate(trees(150, 0))
+    front = filter_chain.best
     rng, grammar = np.random.default_rng(1), Grammar(largest=10)
     parents = [front[place].node for place in rng.integers(len(front), size=600)]
     new = [canonical(subtree_mutation(one, grammar, rng)) for one in parents]
-    judged = screen.judge(new)
-    screen.close()
-    every = DeepEvaluator(evidence.sketches)
-    order = np.concatenate(evidence.looks)
-    ends = np.cumsum([len(one) for one in evidence.looks])
+    evaluated = filter_chain.evaluate(new)
+    filter_chain.close()
+    every = DeepEvaluator(search_data.sketches)
+    order = np.concatenate(search_data.rungs)
+    ends = np.cumsum([len(one) for one in search_data.rungs])
     fell = Counter()
-    for node, one in zip(new, judged, strict=True):
+    for node, one in zip(new, evaluated, strict=True):
         if one.discarded not in ("", RACE):
             continue
         beat = max((o.fitness for o in front if o.node.size <= node.size), default=0.0)
-        scores, quality = every.scores(node)[order], evidence.quality[order]
+        scores, quality = every.scores(node)[order], search_data.quality[order]
         lost = [
             look
             for look, end in enumerate(ends[:-1])
@@ -197,28 +199,28 @@ def test_what_the_other_architectures_may_bring_has_the_size_that_is_assumed():
     assert np.std(differences) == pytest.approx(np.sqrt(1 / 21 - 1 / 37), rel=0.15)
 
 
-def test_a_shorter_tree_of_the_same_order_is_no_duplicate(evidence):
+def test_a_shorter_tree_of_the_same_order_is_no_duplicate(search_data):
     long, short = "sum(negate(total(act)))", "sum(total(act))"
-    first, second = judged(evidence, long, short, race=False)
+    first, second = evaluated(search_data, long, short, race=False)
     assert first.fitness == second.fitness
-    assert judged(evidence, short, long, race=False)[1].discarded == DUPLICATE
+    assert evaluated(search_data, short, long, race=False)[1].discarded == DUPLICATE
 
 
 @given(st.integers(1, 300), st.integers(0, 5))
 def test_every_architecture_is_looked_at_once(n, seed):
-    looks = draw_looks(n, seed)
-    assert sorted(np.concatenate(looks)) == list(range(n))
-    assert len(looks) == len(draw_looks(200, seed))  # benchmarks of any size race together
-    assert len(looks[0]) == min(n, evidences.PROBE)
-    assert all((np.diff(one) > 0).all() for one in looks)
+    rungs = draw_rungs(n, seed)
+    assert sorted(np.concatenate(rungs)) == list(range(n))
+    assert len(rungs) == len(draw_rungs(200, seed))  # benchmarks of any size race together
+    assert len(rungs[0]) == min(n, evidences.PROBE)
+    assert all((np.diff(one) > 0).all() for one in rungs)
 
 
-def test_a_screen_told_again_is_where_it_was(evidence):
-    first, second = Screen([evidence]), Screen([evidence])
-    batches = [first.judge(trees(100, seed)) for seed in range(3)]
+def test_a_screen_told_again_is_where_it_was(search_data):
+    first, second = FilterChain([search_data]), FilterChain([search_data])
+    batches = [first.evaluate(trees(100, seed)) for seed in range(3)]
     for batch in batches:
         second.recall(batch)
-    assert second.judge(trees(100, 9)) == first.judge(trees(100, 9))
+    assert second.evaluate(trees(100, 9)) == first.evaluate(trees(100, 9))
     assert second.best == first.best
     assert (second.evaluations, second.discarded) == (first.evaluations, first.discarded)
     first.close()
@@ -231,15 +233,15 @@ def test_every_rule_is_counted_by_a_name_of_its_own():
     assert evidences.PROBE < 40  # so that the fixtures race
 
 
-def evolved(evidence, folder, evaluations, engine="genetic", workers=1):
-    screen = Screen([evidence], workers=workers)
+def evolved(search_data, folder, evaluations, engine="genetic", workers=1):
+    filter_chain = FilterChain([search_data], workers=workers)
     result = evolve(
         engine_of(engine, Grammar(largest=10), 0),
-        screen,
+        filter_chain,
         evaluations=evaluations,
         record=Record(folder) if folder else None,
     )
-    screen.close()
+    filter_chain.close()
     return result
 
 
@@ -247,27 +249,27 @@ def evolved(evidence, folder, evaluations, engine="genetic", workers=1):
     "engine",
     ["genetic", *(pytest.param(one, marks=pytest.mark.slow) for one in ("regularized", "random"))],
 )
-def test_a_search_that_was_stopped_ends_as_one_that_was_not(evidence, tmp_path, engine):
-    whole = evolved(evidence, None, 80, engine)
-    evolved(evidence, tmp_path, 30, engine)
+def test_a_search_that_was_stopped_ends_as_one_that_was_not(search_data, tmp_path, engine):
+    whole = evolved(search_data, None, 80, engine)
+    evolved(search_data, tmp_path, 30, engine)
     for _ in range(2):  # the second time everything is told again, nothing judged
-        assert evolved(evidence, tmp_path, 80, engine, workers=2) == whole
+        assert evolved(search_data, tmp_path, 80, engine, workers=2) == whole
     batches = sorted((tmp_path / "evaluations").iterdir())
     batches[-1].write_bytes(b"")
     with pytest.raises(LmscoutError, match=r"cannot be read.*remove it and those after it"):
-        evolved(evidence, tmp_path, 80, engine)
+        evolved(search_data, tmp_path, 80, engine)
     batches[-1].unlink()
-    assert evolved(evidence, tmp_path, 80, engine) == whole
+    assert evolved(search_data, tmp_path, 80, engine) == whole
     hall = tmp_path / "hall_of_fame.csv"
     shown = hall.read_text()
     hall.write_text("of a batch before: it was killed when the last one was kept, not shown\n")
-    evolved(evidence, tmp_path, 80, engine)
+    evolved(search_data, tmp_path, 80, engine)
     assert hall.read_text() == shown
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_every_candidate_is_in_the_record(evidence, tmp_path):
-    result = evolved(evidence, tmp_path, 100)
+def test_every_candidate_is_in_the_record(search_data, tmp_path):
+    result = evolved(search_data, tmp_path, 100)
     rows = [
         row
         for path in sorted((tmp_path / "evaluations").iterdir())
@@ -283,14 +285,14 @@ def test_every_candidate_is_in_the_record(evidence, tmp_path):
     assert format_expression(best.node) in hall[1]
 
 
-def test_a_search_ends_where_everything_is_discarded(evidence):
+def test_a_search_ends_where_everything_is_discarded(search_data):
     class Stubborn(RandomSearch):
         def ask(self, count):
             return [parse("sum(average(softmax))")] * count
 
-    screen = Screen([evidence])
-    result = evolve(Stubborn(Grammar(), 0), screen, evaluations=3)
-    screen.close()
+    filter_chain = FilterChain([search_data])
+    result = evolve(Stubborn(Grammar(), 0), filter_chain, evaluations=3)
+    filter_chain.close()
     assert result.evaluations == 0
     assert result.asked >= 3
     assert result.asked % BATCH == 0
@@ -351,7 +353,7 @@ def test_the_proxy_is_the_product_of_the_best_of_every_search(found):
 def test_on_several_benchmarks_the_worst_counts(cache):
     """A tree's fitness is the least |ρ|, and 0 where it rises on one and falls on the other."""
     benchmarks = tiny_pair()
-    evidence = []
+    search_data = []
     for benchmark in benchmarks:
         first, second = (
             collect_sketches(
@@ -359,25 +361,25 @@ def test_on_several_benchmarks_the_worst_counts(cache):
             )
             for one in BATCHES
         )
-        looks = draw_looks(40, 1)
-        evidence.append(Evidence(first, benchmark.quality, looks, second.subset(looks[0])))
-    turned = dataclasses.replace(evidence[1], quality=-evidence[1].quality)
+        rungs = draw_rungs(40, 1)
+        search_data.append(SearchData(first, benchmark.quality, rungs, second.subset(rungs[0])))
+    turned = dataclasses.replace(search_data[1], quality=-search_data[1].quality)
     texts = [
         "sum(total(abs(mul(weight, grad))))",
         "depth - sum(total(frobenius(grad)))",
         "width * sum(average(abs(act)))",
     ]
     asked = {"race": False, "objective": "spearman"}
-    with_each = [judged([one], *texts, **asked) for one in evidence]
+    with_each = [evaluated([one], *texts, **asked) for one in search_data]
     screens = {
-        "both": judged(evidence, *texts, **asked),
-        "against": judged([evidence[0], turned], *texts, **asked),
+        "both": evaluated(search_data, *texts, **asked),
+        "against": evaluated([search_data[0], turned], *texts, **asked),
     }
     for place, text in enumerate(texts):
-        values = [DeepEvaluator(one.sketches).scores(canonical(parse(text))) for one in evidence]
+        values = [DeepEvaluator(one.sketches).scores(canonical(parse(text))) for one in search_data]
         rho = [
             scipy.stats.spearmanr(scores, one.quality).statistic
-            for scores, one in zip(values, evidence, strict=True)
+            for scores, one in zip(values, search_data, strict=True)
         ]
         assert [abs(one) for one in rho] == pytest.approx([w[place].fitness for w in with_each])
         alike = rho[0] * rho[1] > 0
@@ -400,9 +402,9 @@ def test_the_choice_does_not_see_the_test_split(found, cache):
 def test_it_is_bent_where_the_configuration_may_be_read_and_counts(found, found_on_both, cache):
     assert found.to_json()["bent"] is True
     assert not found_on_both.bent
-    for change in ({"bend": False}, {"spec_leaves": False}, {"objective": "beyond-size"}):
-        assert not dataclasses.replace(SMALL, **change).bends
-    plain = dataclasses.replace(SMALL, bend=False, evaluations=20, searches=1)
+    for change in ({"correction": False}, {"spec_leaves": False}, {"objective": "beyond-size"}):
+        assert not dataclasses.replace(SMALL, **change).corrections
+    plain = dataclasses.replace(SMALL, correction=False, evaluations=20, searches=1)
     result = discover_deep(
         [tiny_benchmark(40)], plain, search=[32], seed=3, cache=cache, **SETTINGS
     )

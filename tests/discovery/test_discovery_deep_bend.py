@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import BayesianRidge
 
-from lmscout.discovery.combination import FEWEST, Product, bend
+from lmscout.discovery.combination import FEWEST, Product, correction
 from lmscout.metrics import spearman
 from lmscout.proxies import Expression, format_expression, parse
 from lmscout.proxies.primitives import SPEC_LEAVES
@@ -48,8 +48,8 @@ def expected(scores, spec, quality, other_scores, other_spec):
         u, d, w, p = (
             (one - own.mean()) / own.std() for one, own in zip(columns, known, strict=True)
         )
-        bends = [d, w, p, d * d, d * w, d * p, w * w, w * p, p * p]
-        return np.stack([u, u * d, u * w, u * p, *bends], axis=1)
+        corrections = [d, w, p, d * d, d * w, d * p, w * w, w * p, p * p]
+        return np.stack([u, u * d, u * w, u * p, *corrections], axis=1)
 
     known = [np.log(np.abs(scores)), *(np.log(spec[leaf]) for leaf in SPEC_LEAVES)]
     ridge = BayesianRidge().fit(table(scores, spec), -np.log(-quality))
@@ -66,7 +66,7 @@ def test_it_is_the_regression_that_it_says(sign):
     spec, others = architectures(60), architectures(200, seed=5)
     scores, other_scores = sign * noisy(spec), sign * noisy(others, seed=6)
     quality = bent_quality(spec)
-    found = bend(product_of(scores), spec, quality)
+    found = correction(product_of(scores), spec, quality)
     assert found.bent
     wanted = expected(scores, spec, quality, other_scores, others)
     got = scored(found.node, other_scores, others)
@@ -77,7 +77,7 @@ def test_it_is_the_regression_that_it_says(sign):
 def test_it_ranks_unseen_architectures_better_where_quality_bends():
     spec, others = architectures(40), architectures(300, seed=7)
     scores, unseen = noisy(spec), noisy(others, seed=8)
-    found = bend(product_of(scores), spec, bent_quality(spec))
+    found = correction(product_of(scores), spec, bent_quality(spec))
     truth = bent_quality(others)
     reached = spearman(scored(found.node, unseen, others), truth)
     assert reached > 0.99
@@ -89,7 +89,7 @@ def test_where_there_is_nothing_but_the_product_the_order_hardly_changes():
     rng = np.random.default_rng(3)
     quality = np.exp(rng.normal(size=60))
     scores = quality * np.exp(0.05 * rng.normal(size=60))
-    found = bend(product_of(scores), spec, quality)
+    found = correction(product_of(scores), spec, quality)
     assert spearman(found.searched[0], quality) > 0.99
 
 
@@ -98,7 +98,7 @@ def test_where_there_is_nothing_but_the_product_the_order_hardly_changes():
 def test_its_text_is_the_formula_and_it_rises_with_quality(seed, n):
     spec = architectures(n, seed)
     quality = bent_quality(spec) * np.exp(0.02 * np.random.default_rng(seed).normal(size=n))
-    found = bend(product_of(noisy(spec, seed)), spec, quality)
+    found = correction(product_of(noisy(spec, seed)), spec, quality)
     assert parse(format_expression(found.node)) == found.node
     assert found.node.size <= NODE.size + 96
     assert spearman(found.searched[0], quality) > 0.8
@@ -106,7 +106,7 @@ def test_its_text_is_the_formula_and_it_rises_with_quality(seed, n):
 
 def test_what_does_not_vary_has_no_part_in_it():
     spec = {**architectures(40), "width": np.full(40, 256.0)}
-    found = bend(product_of(noisy(spec)), spec, bent_quality(spec))
+    found = correction(product_of(noisy(spec)), spec, bent_quality(spec))
     assert found.bent
     assert found.node.leaves == NODE.leaves | {"depth", "params"}
 
@@ -116,8 +116,8 @@ def test_what_cannot_be_bent_stays_as_it_is():
     quality = bent_quality(spec)
     few = product_of(noisy(spec)[: FEWEST - 1])
     cut = {leaf: values[: FEWEST - 1] for leaf, values in spec.items()}
-    assert bend(few, cut, quality[: FEWEST - 1]) is few
+    assert correction(few, cut, quality[: FEWEST - 1]) is few
     signs = product_of(noisy(spec) - np.median(noisy(spec)))
-    assert bend(signs, spec, quality) is signs
+    assert correction(signs, spec, quality) is signs
     long = dataclasses.replace(product_of(noisy(spec)), node=parse("+".join(["depth"] * 100)))
-    assert bend(long, spec, quality) is long
+    assert correction(long, spec, quality) is long

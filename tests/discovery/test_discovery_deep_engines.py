@@ -107,11 +107,11 @@ def test_what_the_race_dropped_is_worth_what_is_known_of_it():
 
 def test_the_best_of_an_island_come_to_the_next_one():
     engine = GeneticProgramming(Grammar(), 0, islands=2, population=3, migration=1, migrants=1)
-    judged = [Candidate(TREES[size], fitness) for size, fitness in ((3, 0.9), (4, 0.1))]
-    engine.tell(judged)
+    evaluated = [Candidate(TREES[size], fitness) for size, fitness in ((3, 0.9), (4, 0.1))]
+    engine.tell(evaluated)
     first, second = engine._islands
-    assert judged[0] in second
-    assert judged[1] in first
+    assert evaluated[0] in second
+    assert evaluated[1] in first
 
 
 def test_genetic_programming_climbs_where_chance_does_not():
@@ -126,9 +126,9 @@ def test_genetic_programming_climbs_where_chance_does_not():
         top = 0.0
         for _ in range(25):
             asked = engine.ask(80)
-            judged = [Candidate(node, fitness(node)) for node in asked]
-            top = max(top, *(one.fitness for one in judged))
-            engine.tell(judged)
+            evaluated = [Candidate(node, fitness(node)) for node in asked]
+            top = max(top, *(one.fitness for one in evaluated))
+            engine.tell(evaluated)
         return top
 
     grammar = Grammar(largest=12)
@@ -147,10 +147,10 @@ def asked_and_told(batches):
     for _ in range(batches):
         trees = engine.ask(12)
         luck = [(zlib.crc32(str(one).encode()) % 997) / 1e5 for one in trees]
-        judged = [Candidate(o, o.size / 100 + more) for o, more in zip(trees, luck, strict=True)]
+        evaluated = [Candidate(o, o.size / 100 + more) for o, more in zip(trees, luck, strict=True)]
         every.append((trees, best))
-        engine.tell(judged)
-        best = front([*best, *judged])
+        engine.tell(evaluated)
+        best = front([*best, *evaluated])
     return every
 
 

@@ -24,7 +24,7 @@ def found(tmp_path_factory):
     return design_tiny(tmp_path_factory.mktemp("design"))
 
 
-def told(result):
+def update(result):
     return {key: value for key, value in result.to_json().items() if key != "seconds"}
 
 
@@ -73,7 +73,7 @@ def test_with_several_weights_the_score_is_the_mean_over_them(found, tmp_path):
 
 
 def test_two_workers_find_the_same(found, tmp_path):
-    assert told(design_tiny(tmp_path, workers=2)) == told(found)
+    assert update(design_tiny(tmp_path, workers=2)) == update(found)
 
 
 def test_another_seed_searches_elsewhere(found, tmp_path):
@@ -94,7 +94,7 @@ def test_a_search_that_was_killed_goes_on_and_finds_the_same(found, tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr
     calls = []
     again = design_tiny(tmp_path, progress=lambda _, done, __: calls.append(done))
-    assert told(again) == told(found)
+    assert update(again) == update(found)
     # The first batch is read from the cache; the second, which the kill left unsaved, anew.
     assert calls[: ASKED_AT_ONCE + 2] == [
         ASKED_AT_ONCE,

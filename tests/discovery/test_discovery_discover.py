@@ -7,10 +7,10 @@ import pytest
 import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery import discover, judge
+from lmscout.discovery import discover, rank_proxies
 from lmscout.discovery.discover import Discovery
-from lmscout.discovery.rank import Judgement
-from lmscout.discovery.saved_run import save_discovery, save_judgement
+from lmscout.discovery.rank import RankResult
+from lmscout.discovery.saved_run import save_discovery, save_rank
 from lmscout.errors import LmscoutError
 from lmscout.proxies import CATALOG, as_published, evaluate, format_expression, parse, published
 from lmscout.runs import Run, default_run_folder, open_run
@@ -103,13 +103,13 @@ def test_the_ten_best_are_sorted_differ_in_order_and_are_judged_on_both_splits(f
     )
     every = [one.search for one in found.top]
     assert every == sorted(every, reverse=True)
-    judged = judge(
+    evaluated = rank_proxies(
         benchmark, [str(one.proxy) for one in found.top], seed=0, cache=cache, **SETTINGS
     )
     rows, quality = found.split.search, benchmark.quality
     orders = set()
     for one in found.top:
-        scores = judged.scores[str(one.proxy)]
+        scores = evaluated.scores[str(one.proxy)]
         assert scipy.stats.spearmanr(scores[rows], quality[rows]).statistic == pytest.approx(
             one.search, abs=1e-6
         )
@@ -183,7 +183,7 @@ def test_a_default_folder_has_a_plain_name():
 
 def test_judging_the_catalog(cache, tmp_path):
     benchmark = tiny_benchmark()
-    result = judge(benchmark, seed=0, cache=cache, **SETTINGS)
+    result = rank_proxies(benchmark, seed=0, cache=cache, **SETTINGS)
     assert [one.name for one in result.proxies] == [entry.name for entry in CATALOG]
     by_name = {one.name: one for one in result.proxies}
     counts = [spec.parameters() for spec in benchmark.specs]
@@ -192,8 +192,8 @@ def test_judging_the_catalog(cache, tmp_path):
     )
     assert math.isnan(by_name["parameters"].given_params)
     run = open_run(tmp_path / "run", "rank", {"seed": 0})
-    save_judgement(run, result, benchmark)
-    assert run.load(Judgement).to_json() == result.to_json()
+    save_rank(run, result, benchmark)
+    assert run.load(RankResult).to_json() == result.to_json()
     table = pq.read_table(tmp_path / "run" / "scores.parquet")
     assert table.column_names == ["architecture", "quality", *by_name]
     # kept as float32, like all that is collected
@@ -206,7 +206,7 @@ def test_judging_the_catalog(cache, tmp_path):
 def test_judging_an_expression_of_a_users_own(cache):
     benchmark = tiny_benchmark()
     text = "sum(std(exp(weight)) * abs(grad))"
-    result = judge(benchmark, [text, "snip"], seed=0, cache=cache, **SETTINGS)
+    result = rank_proxies(benchmark, [text, "snip"], seed=0, cache=cache, **SETTINGS)
     assert [one.name for one in result.proxies] == [text, "snip"]
     chains = (("exp", "std"), ("abs",))
     statistics = collect(benchmark.specs, chains, name="x", folder=cache, **SETTINGS)
@@ -217,5 +217,5 @@ def test_judging_an_expression_of_a_users_own(cache):
 def test_an_expression_of_single_operations_shares_the_statistics_of_discover(cache, found):
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     text = "sum(abslog(head) - sqrt(weight))"
-    judge(tiny_benchmark(), [text], seed=0, cache=cache, **SETTINGS)
+    rank_proxies(tiny_benchmark(), [text], seed=0, cache=cache, **SETTINGS)
     assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}

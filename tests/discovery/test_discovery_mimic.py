@@ -11,7 +11,7 @@ from lmscout.discovery.surrogate_formula import (
     formula_text,
     formulas,
     halves,
-    mimic,
+    surrogate,
 )
 
 BENCHMARK = tiny_benchmark(60)
@@ -65,7 +65,7 @@ def test_a_formula_as_text(exponents, text):
     ],
 )
 def test_a_formula_is_found_again(scores, formula):
-    found = mimic(BENCHMARK, scores, seed=0)
+    found = surrogate(BENCHMARK, scores, seed=0)
     assert found.formula == formula
     assert found.fitted == found.held_out == pytest.approx(1.0)
     assert found.says_as_much
@@ -76,7 +76,7 @@ def test_a_formula_is_found_again(scores, formula):
 
 def test_what_no_formula_says_is_not_mimicked():
     noise = np.random.default_rng(1).normal(size=60)
-    found = mimic(BENCHMARK, noise, seed=0)
+    found = surrogate(BENCHMARK, noise, seed=0)
     assert not found.says_as_much
     assert found.fitted > 0  # the formula rises with the proxy on the half that chose it
     assert found.fitted > abs(found.held_out)
@@ -84,7 +84,7 @@ def test_what_no_formula_says_is_not_mimicked():
 
 def test_the_choice_is_made_on_one_half_and_reported_on_the_other():
     scores = PARAMS + 2000 * np.random.default_rng(2).normal(size=60)
-    found = mimic(BENCHMARK, scores, seed=3)
+    found = surrogate(BENCHMARK, scores, seed=3)
     chosen, others = halves(BENCHMARK.specs, 3)
     row = formula_scores(found.exponents, BENCHMARK)
     assert found.fitted == pytest.approx(rho(row[chosen], scores[chosen]))
@@ -95,20 +95,20 @@ def test_the_choice_is_made_on_one_half_and_reported_on_the_other():
     # what the other half says has no part in the choice
     changed = scores.copy()
     changed[others] = changed[others][::-1]
-    assert mimic(BENCHMARK, changed, seed=3).exponents == found.exponents
-    assert mimic(BENCHMARK, scores, seed=3) == found
+    assert surrogate(BENCHMARK, changed, seed=3).exponents == found.exponents
+    assert surrogate(BENCHMARK, scores, seed=3) == found
 
 
 def test_formulas_that_order_a_benchmark_alike_are_one():
     narrow = BENCHMARK.subset(np.flatnonzero(WIDTH == 8))
-    found = mimic(narrow, np.array([spec.depth for spec in narrow.specs], float), seed=0)
+    found = surrogate(narrow, np.array([spec.depth for spec in narrow.specs], float), seed=0)
     assert found.formula == "depth"
-    assert found.tried < mimic(BENCHMARK, DEPTH, seed=0).tried < 145
+    assert found.tried < surrogate(BENCHMARK, DEPTH, seed=0).tried < 145
 
 
 def test_where_all_are_alike_there_is_no_formula():
     same = replace(BENCHMARK, specs=(BENCHMARK.specs[0],) * 60)
-    assert mimic(same, np.arange(60.0), seed=0) is None
+    assert surrogate(same, np.arange(60.0), seed=0) is None
 
 
 def test_halves_keep_equal_architectures_together():
@@ -122,7 +122,7 @@ def test_halves_keep_equal_architectures_together():
 
 
 def test_json_has_every_figure():
-    told = mimic(BENCHMARK, PARAMS, seed=0).to_json()
-    assert told["formula"] == "params"
-    assert told["exponents"] == {"depth": 0, "width": 0, "params": 1}
-    assert told["says_as_much"] is True
+    update = surrogate(BENCHMARK, PARAMS, seed=0).to_json()
+    assert update["formula"] == "params"
+    assert update["exponents"] == {"depth": 0, "width": 0, "params": 1}
+    assert update["says_as_much"] is True

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery import Picking, pick, signed_proxy
+from lmscout.discovery import Selection, pick, signed_proxy
 from lmscout.discovery.selection import chosen, truth
 from lmscout.errors import LmscoutError
 from lmscout.models import spec_from_dict
@@ -85,7 +85,7 @@ def test_the_report_on_a_benchmark_against_plain_loops(tmp_path):
         assert row == max(drawn, key=lambda one: sign * scores[one])
         assert (found.spec, found.quality) == (benchmark.specs[row], quality[row])
         assert spec_from_dict(found.to_json()["spec"]) == found.spec
-        assert Picking.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+        assert Selection.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     depths = np.array([spec.depth for spec in benchmark.specs], np.float64)
     by_depth = next(one for one in found.baselines if one.name == "depth")
     rank, regret, tied = plain_truth(depths, quality, within, drawn)

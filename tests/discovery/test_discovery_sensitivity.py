@@ -51,9 +51,9 @@ def test_a_proxy_without_room_for_ones_says_so():
 
 def test_json():
     one = Change(0.5, float("nan"))
-    told = Sensitivity(one, one, {"act": one}, "").to_json()
+    update = Sensitivity(one, one, {"act": one}, "").to_json()
     figures = {"spearman": 0.5, "quality": None}
-    assert told == {
+    assert update == {
         "other_data": figures,
         "other_weights": figures,
         "inputs": {"act": figures},

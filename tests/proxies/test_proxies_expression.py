@@ -140,7 +140,7 @@ def test_an_expression_from_another_process_is_the_same_key():
     script = "import pickle, sys; from lmscout.proxies import parse; "
     script += "sys.stdout.buffer.write(pickle.dumps(parse('sum(average(act)) * depth')))"
     environment = os.environ | {"PYTHONHASHSEED": "7"}
-    told = subprocess.run(
+    update = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, env=environment
     )
-    assert pickle.loads(told.stdout) in {parse("sum(average(act)) * depth")}
+    assert pickle.loads(update.stdout) in {parse("sum(average(act)) * depth")}

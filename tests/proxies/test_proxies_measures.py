@@ -19,7 +19,7 @@ def arrays(blocks):
 
 
 def layers(reading):
-    """(weight, gradient, in the mixer) of every linear layer, told apart by their order."""
+    """(weight, gradient, in the mixer) of every linear layer, distinguished by their order."""
     found = []
     for weights, gradients in zip(
         arrays(reading.inputs["weight"]), arrays(reading.inputs["grad"]), strict=True

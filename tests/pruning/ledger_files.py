@@ -26,7 +26,7 @@ def stored(url):
 
 
 def trials_of(url, study="lmscout"):
-    """The trials of the study of a ledger."""
+    """The trials of the study of a study."""
     with stored(url) as storage:
         return optuna.load_study(study_name=study, storage=storage).trials
 

@@ -2,7 +2,7 @@
 
 Usage: `measuring_process.py FOLDER DEVICES PAIRS SIZE [STOP]`
 
-With STOP pairs in the ledger the process kills itself.
+With STOP pairs in the study the process kills itself.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.ranges import Ranges
 from lmscout.pruning.sampler import Target
 from lmscout.pruning.space import AnySpace
-from lmscout.pruning.study import Ledger
+from lmscout.pruning.study import PairStudy
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
 TAIL = 0.4
@@ -71,17 +71,17 @@ def measured(
     another_process=False,
     fails_at=None,
 ):
-    """The pairs of a ledger after a run, what the run learnt, and the plans that it measured.
+    """The pairs of a study after a run, what the run learnt, and the plans that it measured.
 
     A column that says nothing keeps what is proposed in this process, and seconds low.
     """
     nothing = Column("nothing", lambda rows: np.zeros(len(rows)))
     each = [SlowDevice(number, fails_at=fails_at) for number in range(devices)]
     target = Target(keep_budget(MODEL.shape, keep), Ranges.above(MODEL.shape))
-    with Ledger(folder, MODEL.shape, {"model": "synthetic"}) as ledger:
+    with PairStudy(folder, MODEL.shape, {"model": "synthetic"}) as pair_study:
         try:
-            learnt = measure_rounds(
-                ledger,
+            fitted = measure_rounds(
+                pair_study,
                 ParallelEvaluator(each),
                 MODEL.mass,
                 space or TellingSpace(MODEL.shape),
@@ -94,14 +94,14 @@ def measured(
                 progress=None if watch is None else lambda done, _: watch(done),
             )
         except KeyboardInterrupt:
-            learnt = None
-        return ledger.pairs(), learnt, [plan for one in each for plan in one.measured]
+            fitted = None
+        return pair_study.pairs(), fitted, [plan for one in each for plan in one.measured]
 
 
 def alike(pairs):
     """Pairs but for their order and the seconds that they took."""
     return sorted(
-        (one.round, one.plan.attention, one.plan.mlp, one.value, one.origin, one.course)
+        (one.round, one.plan.attention, one.plan.mlp, one.value, one.origin, one.trajectory)
         for one in pairs
     )
 

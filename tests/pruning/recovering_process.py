@@ -20,7 +20,7 @@ SETTINGS = RecoverySettings("lora", rank=2, batch_tokens=32, steps=24, save_seco
 PLANS = Plan((2, 2, 2), (48, 48, 48)), Plan((1, 0, 2), (30, 48, 0))
 
 
-def example(folder, told=None, pause=0.0):
+def example(folder, update=None, pause=0.0):
     """Train two plans of a tiny model in turn; gives the weights and what they depend on.
 
     The second plan leaves some adapters without a gradient.
@@ -42,7 +42,7 @@ def example(folder, told=None, pause=0.0):
         Path(folder) / "x.safetensors",
         identity,
         device=model.device,
-        progress=None if told is None else lambda done, _: told(done),
+        progress=None if update is None else lambda done, _: update(done),
     )
     return adapter.weights, identity
 

@@ -7,13 +7,13 @@ from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.plan import Shape, as_plans, as_rows, dense_row, kept_shares
 from lmscout.pruning.study import Pair
 
-PORTIONS = np.array([0.7, 1.0, 1.3])  # a text whose portions differ more than good plans do
+PORTIONS = np.array([0.7, 1.0, 1.3])  # a text whose chunks differ more than good plans do
 
 
 class Synthetic:
     """Blocks that cost convexly more the more is cut, worse where neighbours are cut too.
 
-    The first block is load-bearing and the middle is cheap, as in real models; noise is a
+    The first block is sensitive and the middle is cheap, as in real models; noise is a
     function of the plan, one part in a hundred.
     """
 
@@ -26,7 +26,7 @@ class Synthetic:
         self.weight = rng.uniform(0.05, 0.3, 2 * depth)
         self.weight[depth] = 4.0  # the MLP of block 0
         self.weight[depth // 2] = 0.002  # attention in the middle
-        self.bend = rng.uniform(1, 4, 2 * depth)
+        self.correction = rng.uniform(1, 4, 2 * depth)
         self.together = rng.uniform(0, 0.3, 2 * depth)
         decay = rng.uniform(0.3, 3, 2 * depth)
         scores = [
@@ -35,28 +35,28 @@ class Synthetic:
         ]
         self.mass = ImportanceMass.of_scores(scores[:depth], scores[depth:])
 
-    def rise(self, rows):
+    def loss_increase(self, rows):
         """True rises of plans, [n, 2L] to [n]."""
         removed = 1 - rows / dense_row(self.shape)
-        alone = self.weight * np.expm1(self.bend * removed) / np.expm1(self.bend)
+        alone = self.weight * np.expm1(self.correction * removed) / np.expm1(self.correction)
         beside = self.together * removed * np.roll(removed, 1, axis=1)
         return (alone + beside).sum(axis=1) ** 1.2
 
     def measure(self, rows):
         """Rises as measured, with the noise that belongs to each plan."""
         noise = [np.random.default_rng(list(row)).standard_normal() for row in rows]
-        return self.rise(rows) * (1 + self.noise * np.array(noise))
+        return self.loss_increase(rows) * (1 + self.noise * np.array(noise))
 
     def in_portions(self, plan, limits):
-        """A plan measured portion by portion until a limit drops it, as the evaluator does it."""
-        (rise,) = self.measure(as_rows([plan]))
-        so_far = np.cumsum(PORTIONS * rise) / np.arange(1, 4)
-        course = []
+        """A plan measured chunk by chunk until a limit drops it, as the evaluator does it."""
+        (loss_increase,) = self.measure(as_rows([plan]))
+        so_far = np.cumsum(PORTIONS * loss_increase) / np.arange(1, 4)
+        trajectory = []
         for index, value in enumerate(so_far):
-            course.append((500 * (index + 1), float(value)))
+            trajectory.append((500 * (index + 1), float(value)))
             if index < len(limits) and value > limits[index]:
                 break
-        return Measurement(tuple(course), len(course) == 3)
+        return Measurement(tuple(trajectory), len(trajectory) == 3)
 
     def pairs(self, plans, round_=0):
         """Plans, or rows, as measured pairs."""

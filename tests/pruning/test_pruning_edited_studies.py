@@ -14,8 +14,8 @@ from lmscout.errors import LmscoutError
 from lmscout.pruning.measuring import Rounds
 from lmscout.pruning.storage import FILE_NAME
 from lmscout.pruning.study import SETTINGS as MEASURED
-from lmscout.pruning.study import Ledger
-from lmscout.pruning.study_record import begun_portions, read_recorded
+from lmscout.pruning.study import PairStudy
+from lmscout.pruning.study_record import begun_chunks, read_recorded
 
 ORIGIN = {"model": "m", "text": "t", "final_tokens": 100, "dtype": "float32"}
 KNOWN = {"window": 8, "importance": "taylor", "compensate": True, "quality": "nll"}
@@ -25,11 +25,11 @@ KNOWN = {"window": 8, "importance": "taylor", "compensate": True, "quality": "nl
 def kept(tmp_path_factory):
     """A study of six pairs with notes."""
     folder = tmp_path_factory.mktemp("kept")
-    with Ledger(folder, SHAPE, SETTINGS | KNOWN) as ledger:
+    with PairStudy(folder, SHAPE, SETTINGS | KNOWN) as pair_study:
         for plan in plans(6):
-            ledger.add(pair(plan))
-        ledger.note("origin", json.dumps(ORIGIN))
-        ledger.note("tail", "0.5")
+            pair_study.add(pair(plan))
+        pair_study.note("origin", json.dumps(ORIGIN))
+        pair_study.note("tail", "0.5")
     return folder / FILE_NAME
 
 
@@ -45,10 +45,10 @@ def edited(kept, folder, *statements):
 
 def read(folder):
     """What `prune` and `discover` read of a study: pairs, notes and settings."""
-    begun_portions(folder)
-    with Ledger(folder, SHAPE, SETTINGS | KNOWN) as ledger:
-        Rounds.of(ledger, 0.0)
-        return ledger.pairs(), read_recorded(folder)
+    begun_chunks(folder)
+    with PairStudy(folder, SHAPE, SETTINGS | KNOWN) as pair_study:
+        Rounds.of(pair_study, 0.0)
+        return pair_study.pairs(), read_recorded(folder)
 
 
 THIRD = "where trial_id = (select trial_id from trials where number = 3)"
@@ -94,7 +94,7 @@ EDITS = {
         (f"update trial_intermediate_values set step = -5 {THIRD} and step = 3000",),
         "trial 3 ",
     ),
-    "other portions": (
+    "other chunks": (
         (f"update trial_intermediate_values set step = 3001 {THIRD} and step = 3000",),
         "trial 3 .*3001",
     ),

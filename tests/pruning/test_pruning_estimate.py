@@ -18,7 +18,7 @@ from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
 from lmscout.pruning.recovery.config import METHODS, RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
-from lmscout.pruning.recovery.run import RecoveryRequest, foretell_training
+from lmscout.pruning.recovery.run import RecoveryRequest, estimate_training
 
 CPU = torch.device("cpu")
 SEVEN_BILLION = LlamaConfig(
@@ -45,11 +45,11 @@ def test_weights_are_counted_without_a_model(name):
 
 def test_what_compensation_takes_is_in_the_memory_and_a_judge_measures_no_pair():
     model = random_model("llama")
-    plain, refitted = (
+    plain, compensated = (
         estimate(
             model.config,
             Request(
-                judge="proxy:snip",
+                objective="proxy:snip",
                 calibration=CalibrationSettings(compensate=compensate, window=64),
             ),
             dtype=torch.float32,
@@ -60,9 +60,9 @@ def test_what_compensation_takes_is_in_the_memory_and_a_judge_measures_no_pair()
     parts = [*(layer.self_attn.o_proj for layer in model.model.layers)]
     parts += [layer.mlp.down_proj for layer in model.model.layers]
     factors = 4 * sum(one.in_features * (one.in_features + one.out_features) for one in parts)
-    assert refitted.measuring - plain.measuring == factors
-    assert refitted.pairs == 0
-    assert refitted.total == 0
+    assert compensated.measuring - plain.measuring == factors
+    assert compensated.pairs == 0
+    assert compensated.total == 0
 
 
 def test_a_window_longer_than_the_model_reads_is_refused_as_a_run_would():
@@ -114,7 +114,7 @@ def test_what_a_step_keeps_is_foretold_from_two_blocks(name, method):
         few.num_hidden_layers = count
         return AutoModelForCausalLM.from_config(few, dtype=torch.float32)
 
-    found = foretell_training(model, family, settings, 16, of_blocks)
+    found = estimate_training(model, family, settings, 16, of_blocks)
     adapter = ElasticAdapter(model, family, rank=3, seed=0)
     assert found.learning == 16 * sum(one.numel() for one in adapter.weights.values())
     own = [*model.parameters(), *adapter.weights.values()]
@@ -136,7 +136,7 @@ def test_what_a_step_keeps_is_foretold_from_two_blocks(name, method):
     assert loss.requires_grad
     assert found.activations == sum(kept.values()) > 0
     assert found.steps == 20
-    bounded = foretell_training(model, family, replace(settings, seconds=1e-6), 16, of_blocks)
+    bounded = estimate_training(model, family, replace(settings, seconds=1e-6), 16, of_blocks)
     assert bounded.seconds == 1e-6 < found.seconds
 
 

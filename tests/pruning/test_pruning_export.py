@@ -227,10 +227,10 @@ def tokenizer():
 def folders(tmp_path_factory, tokenizer):
     """A bfloat16 model of shape any, and a plain one in float32."""
     root = tmp_path_factory.mktemp("saved")
-    half = copy.deepcopy(DENSE["llama"]).to(torch.bfloat16)
+    sublayer = copy.deepcopy(DENSE["llama"]).to(torch.bfloat16)
     settings = GenerationConfig(do_sample=True, temperature=0.7, max_new_tokens=5)
     save(
-        half,
+        sublayer,
         HALVES,
         root / "any",
         shape="any",
@@ -244,8 +244,8 @@ def folders(tmp_path_factory, tokenizer):
 
 
 def test_a_saved_folder_holds_the_model_bit_by_bit_and_all_that_comes_with_it(folders, tokenizer):
-    half = copy.deepcopy(DENSE["llama"]).to(torch.bfloat16)
-    pruned = cut(half, HALVES)
+    sublayer = copy.deepcopy(DENSE["llama"]).to(torch.bfloat16)
+    pruned = cut(sublayer, HALVES)
     loaded = AutoModelForCausalLM.from_pretrained(folders / "any", dtype="auto")
     assert type(loaded) is type(pruned)
     for name, weight in loaded.state_dict().items():

@@ -11,7 +11,7 @@ from lmscout.pruning.budgets import keep_budget, latency_budget
 from lmscout.pruning.plan import as_rows
 from lmscout.pruning.ranges import Ranges
 from lmscout.pruning.sampler import Target
-from lmscout.pruning.space import GrainedSpace
+from lmscout.pruning.space import AlignedSpace
 from lmscout.pruning.study import Pair
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
@@ -20,7 +20,7 @@ CHANNEL = SHAPE.channel_parameters[0] / SHAPE.parameters
 
 
 class Foretelling:
-    """Foretells the synthetic model as it is; sees channels, not bundles, or fails."""
+    """Predicts the synthetic model as it is; sees channels, not bundles, or fails."""
 
     def cautious(self, rows):
         assert rows.max() > 60 // 8
@@ -29,23 +29,25 @@ class Foretelling:
     def spread(self, rows):
         return np.zeros(len(rows))
 
-    def error_near(self, rise):
+    def error_near(self, loss_increase):
         return 0.01
 
 
-def on_grid(plan, grain):
-    return all(kept % grain == 0 or kept == 60 for kept in plan.mlp)
+def on_grid(plan, multiple):
+    return all(kept % multiple == 0 or kept == 60 for kept in plan.mlp)
 
 
-@given(keep=st.floats(0.4, 0.9), grain=st.sampled_from([1, 3, 7, 8, 16]), seed=st.integers(0, 99))
-def test_what_covers_the_space_is_on_the_grid_and_of_the_size(keep, grain, seed):
-    space, target = GrainedSpace(SHAPE, grain), target_of(keep)
+@given(
+    keep=st.floats(0.4, 0.9), multiple=st.sampled_from([1, 3, 7, 8, 16]), seed=st.integers(0, 99)
+)
+def test_what_covers_the_space_is_on_the_grid_and_of_the_size(keep, multiple, seed):
+    space, target = AlignedSpace(SHAPE, multiple), target_of(keep)
     found = space.propose([target], count=12, seed=seed, round_=0, pairs=[], predictor=None)
     assert found
     for one in found:
         SHAPE.check(one.plan)
-        assert on_grid(one.plan, grain)
-        assert keep + 1e-4 >= SHAPE.kept_share(one.plan) >= keep - grain * CHANNEL - 1e-3
+        assert on_grid(one.plan, multiple)
+        assert keep + 1e-4 >= SHAPE.kept_share(one.plan) >= keep - multiple * CHANNEL - 1e-3
     assert space.meets(as_rows([one.plan for one in found]), target.budget).all()
 
 
@@ -54,7 +56,7 @@ def target_of(keep):
 
 
 def test_later_rounds_and_the_search_stay_on_the_grid_and_repeat_nothing():
-    space, target = GrainedSpace(SHAPE, 8), target_of(0.7)
+    space, target = AlignedSpace(SHAPE, 8), target_of(0.7)
     first = space.propose([target], count=20, seed=0, round_=0, pairs=[], predictor=None)
     pairs = [
         Pair(one.plan, float(MODEL.measure(as_rows([one.plan]))[0]), 100, round=0) for one in first
@@ -68,15 +70,15 @@ def test_later_rounds_and_the_search_stay_on_the_grid_and_repeat_nothing():
     assert [one.value for one in best] == sorted(pair.value for pair in pairs)[:3]
     found = space.search(MODEL.measure, target, seed=0, count=3, begin=[one.plan for one in best])
     assert all(on_grid(one.plan, 8) for one in [*later, *found])
-    assert found[0].rise <= best[0].value
-    assert found[0].rise == pytest.approx(MODEL.measure(as_rows([found[0].plan]))[0])
+    assert found[0].loss_increase <= best[0].value
+    assert found[0].loss_increase == pytest.approx(MODEL.measure(as_rows([found[0].plan]))[0])
 
 
 def test_pairs_off_the_grid_are_not_among_the_best():
-    space, budget = GrainedSpace(SHAPE, 8), keep_budget(SHAPE, 0.7)
+    space, budget = AlignedSpace(SHAPE, 8), keep_budget(SHAPE, 0.7)
     (plan, *_) = (
         one.plan
-        for one in GrainedSpace(SHAPE, 7).propose(
+        for one in AlignedSpace(SHAPE, 7).propose(
             [target_of(0.7)], count=4, seed=0, round_=0, pairs=[], predictor=None
         )
         if not on_grid(one.plan, 8)
@@ -86,7 +88,7 @@ def test_pairs_off_the_grid_are_not_among_the_best():
 
 def test_a_budget_that_no_plan_meets_is_refused_in_the_users_units():
     with pytest.raises(LmscoutError, match=r"budget of 0\.05 \(kept share\)"):
-        GrainedSpace(SHAPE, 8).require(keep_budget(SHAPE, 0.05))
+        AlignedSpace(SHAPE, 8).require(keep_budget(SHAPE, 0.05))
 
 
 def test_a_bundle_costs_what_its_channels_cost():
@@ -101,12 +103,12 @@ def test_a_bundle_costs_what_its_channels_cost():
     rows = rng.integers(0, [5] * 4 + [10] * 4, (50, 8))  # 60 channels are nine bundles at most
     channels = np.minimum(rows * ([1] * 4 + [7] * 4), [4] * 4 + [60] * 4)
     for budget in (measured, keep_budget(SHAPE, 0.7)):
-        bundled = GrainedSpace(SHAPE, 7)._target(Target(budget, Ranges.above(SHAPE))).budget
+        bundled = AlignedSpace(SHAPE, 7)._target(Target(budget, Ranges.above(SHAPE))).budget
         assert (bundled.cost(rows) == budget.cost(channels)).all()
 
 
 def test_what_is_being_measured_is_not_proposed_again():
-    space, target = GrainedSpace(SHAPE, 7), Target(keep_budget(SHAPE, 0.7), Ranges.above(SHAPE))
+    space, target = AlignedSpace(SHAPE, 7), Target(keep_budget(SHAPE, 0.7), Ranges.above(SHAPE))
     asked = {"count": 12, "seed": 0, "round_": 0, "pairs": [], "predictor": None}
     waiting = [one.plan for one in space.propose([target], **asked)]
     again = [one.plan for one in space.propose([target], waiting=waiting, **asked)]

@@ -11,7 +11,7 @@ from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
 from lmscout.pruning.plan import dense_row
 from lmscout.pruning.prefix_tables import read_trained
-from lmscout.pruning.proxy_objective import asked_proxy, read_judges, size_agreement
+from lmscout.pruning.proxy_objective import asked_proxy, compute_objectives, size_agreement
 from lmscout.statistics import score
 
 STACKS = ("linear", "act", "hidden", "head", "softmax")
@@ -54,9 +54,9 @@ def read(request):
     return model, family, shape, places
 
 
-def judges(read, *texts):
+def objectives(read, *texts):
     model, family, shape, _ = read
-    return read_judges(
+    return compute_objectives(
         [asked_proxy(text) for text in texts], model, family, shape, random_windows()
     )
 
@@ -119,23 +119,23 @@ def plans(shape):
 @pytest.mark.parametrize("text", PROXIES)
 def test_a_look_up_is_the_proxy_of_what_a_plan_keeps(read, text):
     rows = plans(read[2])
-    (judge,) = judges(read, f"proxy:+{text}")
+    (objective,) = objectives(read, f"proxy:+{text}")
     wanted = []
     for row in rows:
         reading, spec = restricted(read, row)
         wanted.append(score(resolve(text), reading, spec))
-    np.testing.assert_allclose(judge.scores(rows), wanted, rtol=2e-4)
+    np.testing.assert_allclose(objective.scores(rows), wanted, rtol=2e-4)
 
 
 def test_a_plan_has_one_score_in_whatever_company(read):
     rows = plans(read[2])
-    (judge,) = judges(read, "proxy:+sum(square(softmax(head)) + l1(act))")
-    assert [judge.scores(row[None])[0] for row in rows] == judge.scores(rows).tolist()
+    (objective,) = objectives(read, "proxy:+sum(square(softmax(head)) + l1(act))")
+    assert [objective.scores(row[None])[0] for row in rows] == objective.scores(rows).tolist()
 
 
 def test_the_side_that_rises_with_what_is_kept_is_better(read):
     shape = read[2]
-    up, down, asked = judges(
+    up, down, asked = objectives(
         read,
         "proxy:snip",
         "proxy:negate(sum(total(abs(mul(weight, grad)))))",
@@ -143,11 +143,11 @@ def test_the_side_that_rises_with_what_is_kept_is_better(read):
     )
     assert (up.sign, down.sign, asked.sign) == (1, -1, -1)
     rows = plans(shape)
-    for judge in (up, down):
-        scores = judge.scores(rows)
+    for objective in (up, down):
+        scores = objective.scores(rows)
         assert scores.argmax() == 0
-        assert judge.rises(rows).argmin() == 0
-        assert size_agreement(shape, judge.scores) > 0.9
+        assert objective.loss_increases(rows).argmin() == 0
+        assert size_agreement(shape, objective.scores) > 0.9
     assert asked.scores(rows).argmin() == 0
     assert "lower" in asked.report.words
 
@@ -155,14 +155,14 @@ def test_the_side_that_rises_with_what_is_kept_is_better(read):
 @pytest.mark.parametrize("sign", "+-")
 def test_a_plan_without_a_score_is_the_last(read, sign):
     # of what is left of the smaller plans this is finite, of the dense model it overflows
-    (judge,) = judges(read, f"proxy:{sign}sum(exp(total(abs(weight))))")
+    (objective,) = objectives(read, f"proxy:{sign}sum(exp(total(abs(weight))))")
     shape = read[2]
     rows = np.stack([dense_row(shape), np.ones(2 * shape.depth, np.int64), dense_row(shape) // 4])
-    scores, rises = judge.scores(rows), judge.rises(rows)
+    scores, loss_increases = objective.scores(rows), objective.loss_increases(rows)
     assert np.isnan(scores).tolist() == [True, False, False]
-    assert np.isfinite(rises).all()
-    assert rises[0] > rises[1:].max()
-    assert np.array_equal(rises[1:], -scores[1:])
+    assert np.isfinite(loss_increases).all()
+    assert loss_increases[0] > loss_increases[1:].max()
+    assert np.array_equal(loss_increases[1:], -scores[1:])
 
 
 @pytest.mark.parametrize(
@@ -184,14 +184,14 @@ def test_what_cannot_judge_is_one_line(text, says):
 
 def test_a_proxy_that_does_not_follow_size_needs_its_sign(read):
     with pytest.raises(LmscoutError, match="better side cannot be told"):
-        judges(read, "proxy:sum(normalize(jacob) + normalize(weight))")
-    (judge,) = judges(read, "proxy:+sum(normalize(jacob) + normalize(weight))")
-    assert judge.sign == 1
+        objectives(read, "proxy:sum(normalize(jacob) + normalize(weight))")
+    (objective,) = objectives(read, "proxy:+sum(normalize(jacob) + normalize(weight))")
+    assert objective.sign == 1
 
 
 def test_the_model_is_left_as_it_was_found(read):
     model = read[0]
     before = {name: one.clone() for name, one in model.state_dict().items()}
-    judges(read, "proxy:snip", "proxy:fisher")
+    objectives(read, "proxy:snip", "proxy:fisher")
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
     assert all(one.grad is None and one.requires_grad for one in model.parameters())

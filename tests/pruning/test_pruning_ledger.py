@@ -17,7 +17,7 @@ from ledger_files import open_files, sees_open_files, stored, trials_of
 from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Plan, Shape, as_plans
 from lmscout.pruning.storage import FILE_NAME, storage_url
-from lmscout.pruning.study import Ledger, Pair
+from lmscout.pruning.study import Pair, PairStudy
 
 SHAPE = Shape((4, 4, 4), (50, 50, 50), (100,) * 3, (10,) * 3)
 SETTINGS = {"model": "ab12", "tokens": 6000, "compensation": True, "seed": 0, "text": None}
@@ -39,7 +39,7 @@ def pair(plan, **changes):
     }
     settings |= changes
     last = (settings["tokens"], settings["value"])
-    return Pair(plan, **({"course": ((last[0] // 2, 0.5), last)} | settings))
+    return Pair(plan, **({"trajectory": ((last[0] // 2, 0.5), last)} | settings))
 
 
 def test_pairs_come_back_as_they_were_in_their_order(tmp_path):
@@ -47,10 +47,10 @@ def test_pairs_come_back_as_they_were_in_their_order(tmp_path):
         pair(plan, partial=place % 3 == 0, tokens=1500 if place % 3 == 0 else 6000, round=place % 2)
         for place, plan in enumerate(plans(12))
     ]
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
-        assert all(ledger.add(one) for one in wanted)
-        with Ledger(tmp_path, SHAPE, SETTINGS) as again:
-            assert again.pairs() == ledger.pairs() == tuple(wanted)
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
+        assert all(pair_study.add(one) for one in wanted)
+        with PairStudy(tmp_path, SHAPE, SETTINGS) as again:
+            assert again.pairs() == pair_study.pairs() == tuple(wanted)
     assert again.pairs(before_round=1) == tuple(one for one in wanted if one.round == 0)
     assert len(again) == len(wanted)
     assert again.find(wanted[5].plan) == wanted[5]
@@ -59,10 +59,10 @@ def test_pairs_come_back_as_they_were_in_their_order(tmp_path):
 
 def test_no_plan_is_there_twice(tmp_path):
     plan = plans(1)[0]
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
-        assert ledger.add(pair(plan))
-        assert not ledger.add(pair(plan, value=9.0))
-        with Ledger(tmp_path, SHAPE, SETTINGS) as again:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
+        assert pair_study.add(pair(plan))
+        assert not pair_study.add(pair(plan, value=9.0))
+        with PairStudy(tmp_path, SHAPE, SETTINGS) as again:
             assert not again.add(pair(plan, value=9.0, partial=True))
             assert again.pairs() == (pair(plan),)
 
@@ -70,11 +70,11 @@ def test_no_plan_is_there_twice(tmp_path):
 def test_a_ledger_is_a_study_that_optuna_reads(tmp_path):
     verbosity = optuna.logging.get_verbosity()
     first, second = plans(2)
-    with Ledger(tmp_path, SHAPE, SETTINGS, study="mine") as ledger:
-        ledger.add(pair(first))
-        ledger.add(pair(second, partial=True, tokens=1500))
+    with PairStudy(tmp_path, SHAPE, SETTINGS, study="mine") as pair_study:
+        pair_study.add(pair(first))
+        pair_study.add(pair(second, partial=True, tokens=1500))
     assert optuna.logging.get_verbosity() == verbosity
-    with stored(ledger.url) as storage:
+    with stored(pair_study.url) as storage:
         study = optuna.load_study(study_name="mine", storage=storage)
         assert study.direction == optuna.study.StudyDirection.MINIMIZE
         assert study.best_value == pair(first).value
@@ -95,14 +95,17 @@ def test_reading_does_not_wait_for_each_trial(tmp_path):
     from sqlalchemy import event
 
     asked = []
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger, Ledger(tmp_path, SHAPE, SETTINGS) as other:
+    with (
+        PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study,
+        PairStudy(tmp_path, SHAPE, SETTINGS) as other,
+    ):
         for plan in plans(20):
-            ledger.add(pair(plan))
+            pair_study.add(pair(plan))
         event.listen(
             other._storage.engine, "before_cursor_execute", lambda *seen: asked.append(seen)
         )
         other.refresh()
-    assert len(other) == len(ledger)
+    assert len(other) == len(pair_study)
     assert 0 < len(asked) < 12  # a few for all trials, none for each
 
 
@@ -114,52 +117,52 @@ def test_reading_does_not_wait_for_each_trial(tmp_path):
     ],
 )
 def test_pairs_measured_otherwise_are_not_mixed_in(tmp_path, change, words):
-    Ledger(tmp_path, SHAPE, SETTINGS).close()
+    PairStudy(tmp_path, SHAPE, SETTINGS).close()
     with pytest.raises(LmscoutError, match=words) as caught:
-        Ledger(tmp_path, SHAPE, SETTINGS | change)
+        PairStudy(tmp_path, SHAPE, SETTINGS | change)
     assert "\n" not in str(caught.value)
-    Ledger(tmp_path, SHAPE, SETTINGS | change, study="another").close()
+    PairStudy(tmp_path, SHAPE, SETTINGS | change, study="another").close()
 
 
 def test_a_ledger_of_another_shape_is_refused(tmp_path):
-    Ledger(tmp_path, SHAPE, SETTINGS).close()
+    PairStudy(tmp_path, SHAPE, SETTINGS).close()
     with pytest.raises(LmscoutError, match="channels = 50 50 50, this run has 60 60 60"):
-        Ledger(tmp_path, Shape((4,) * 3, (60,) * 3, (100,) * 3, (10,) * 3), SETTINGS)
+        PairStudy(tmp_path, Shape((4,) * 3, (60,) * 3, (100,) * 3, (10,) * 3), SETTINGS)
 
 
 def test_a_study_of_others_is_refused(tmp_path):
     with stored(storage_url(tmp_path)) as storage:
         study = optuna.create_study(storage=storage, study_name="theirs")
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    with pytest.raises(LmscoutError, match="not a ledger"):
-        Ledger(tmp_path, SHAPE, SETTINGS, study="theirs")
+    with pytest.raises(LmscoutError, match="not a study"):
+        PairStudy(tmp_path, SHAPE, SETTINGS, study="theirs")
 
 
 @pytest.mark.parametrize("url", ["foo://x", "mysql://a/b", "sqlite:////no/such/folder/x.db"])
 def test_a_storage_that_cannot_be_opened_is_one_line(url):
     with pytest.raises(LmscoutError, match=f"^study at {url}: ") as caught:
-        Ledger(url, SHAPE, SETTINGS)
+        PairStudy(url, SHAPE, SETTINGS)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_a_database_in_memory_is_refused(url):
     with pytest.raises(LmscoutError, match="in memory"):
-        Ledger(url, SHAPE, SETTINGS)
+        PairStudy(url, SHAPE, SETTINGS)
 
 
 def test_a_file_that_is_no_ledger_is_one_line(tmp_path):
     (tmp_path / FILE_NAME).write_text("words" * 1000)
     with pytest.raises(LmscoutError, match="file is not a database"):
-        Ledger(tmp_path, SHAPE, SETTINGS)
+        PairStudy(tmp_path, SHAPE, SETTINGS)
     with pytest.raises(LmscoutError, match="cannot be made a folder"):
-        Ledger(tmp_path / FILE_NAME, SHAPE, SETTINGS)
+        PairStudy(tmp_path / FILE_NAME, SHAPE, SETTINGS)
 
 
 def interrupted(folder):
-    with Ledger(folder, SHAPE, SETTINGS) as ledger:
+    with PairStudy(folder, SHAPE, SETTINGS) as pair_study:
         assert FILE_NAME in open_files(folder)
-        ledger.add(pair(plans(1)[0]))
+        pair_study.add(pair(plans(1)[0]))
         raise KeyboardInterrupt
 
 
@@ -169,13 +172,13 @@ def test_nothing_is_left_open_by_what_fails(tmp_path):
         interrupted(tmp_path)
     assert open_files(tmp_path) == []
     with pytest.raises(LmscoutError, match="seed = 0, this run has 1") as settings:
-        Ledger(tmp_path, SHAPE, SETTINGS | {"seed": 1})
+        PairStudy(tmp_path, SHAPE, SETTINGS | {"seed": 1})
     assert open_files(tmp_path) == []
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
-        assert ledger.pairs() == (pair(plans(1)[0]),)
-        ledger.study.add_trial(optuna.create_trial(value=1.0))
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
+        assert pair_study.pairs() == (pair(plans(1)[0]),)
+        pair_study.study.add_trial(optuna.create_trial(value=1.0))
     with pytest.raises(LmscoutError, match="trial 1 was not written by lmscout") as trial:
-        Ledger(tmp_path, SHAPE, SETTINGS)
+        PairStudy(tmp_path, SHAPE, SETTINGS)
     assert open_files(tmp_path) == []
     # Their tracebacks hold what was opened, so that the garbage collector has not closed it.
     assert all(one.tb for one in (interruption, settings, trial))
@@ -183,23 +186,23 @@ def test_nothing_is_left_open_by_what_fails(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_refused(tmp_path, value):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
         with pytest.raises(LmscoutError, match="not finite"):
-            ledger.add(pair(plans(1)[0], value=value))
-        assert len(ledger) == 0
+            pair_study.add(pair(plans(1)[0], value=value))
+        assert len(pair_study) == 0
 
 
 WRITER = """
     import sys
     from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
-    from lmscout.pruning.ledger import Ledger
+    from lmscout.pruning.study import Study
 
     print(0, flush=True)
-    with Ledger(sys.argv[1], SHAPE, SETTINGS) as ledger:
+    with Study(sys.argv[1], SHAPE, SETTINGS) as ledger:
         for plan in plans(20):
-            if ledger.find(plan) is None:
-                ledger.add(pair(plan))
-                print(len(ledger), flush=True)
+            if study.find(plan) is None:
+                study.add(pair(plan))
+                print(len(study), flush=True)
 """
 
 
@@ -213,8 +216,8 @@ def writer(folder):
 
 
 def pairs_in(folder):
-    with Ledger(folder, SHAPE, SETTINGS) as ledger:
-        return ledger.pairs()
+    with PairStudy(folder, SHAPE, SETTINGS) as pair_study:
+        return pair_study.pairs()
 
 
 def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
@@ -250,14 +253,14 @@ def test_killed_while_it_begins_it_begins_again(tmp_path):
 
 
 def test_others_read_while_one_writes(tmp_path):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
         process = writer(tmp_path)
         seen = 0
         while process.poll() is None:
-            ledger.refresh()
-            assert len(ledger) >= seen
-            seen = len(ledger)
+            pair_study.refresh()
+            assert len(pair_study) >= seen
+            seen = len(pair_study)
             time.sleep(0.05)
         process.communicate()
-        ledger.refresh()
-    assert ledger.pairs() == tuple(pair(plan) for plan in plans(20))
+        pair_study.refresh()
+    assert pair_study.pairs() == tuple(pair(plan) for plan in plans(20))

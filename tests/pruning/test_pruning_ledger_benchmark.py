@@ -16,16 +16,16 @@ from lmscout.proxies import Branch, published, simplified
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationSettings, calibrate, model_digest
 from lmscout.pruning.cutting import cut
-from lmscout.pruning.pairs_benchmark import SubnetworkSpec, ledger_benchmark
+from lmscout.pruning.pairs_benchmark import SubnetworkSpec, study_benchmark
 from lmscout.pruning.plan import as_plans, dense_row
 from lmscout.pruning.prefix_tables import tabulate
-from lmscout.pruning.proxy_objective import asked_proxy, read_judges
+from lmscout.pruning.proxy_objective import asked_proxy, compute_objectives
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import recover_all_plans
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
 from lmscout.pruning.recovery.training import State, read_adapter, write_state
 from lmscout.pruning.space import AnySpace
-from lmscout.pruning.study import Ledger, Pair
+from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_record import read_recorded, record_origin
 from lmscout.statistics import INPUT_NAMES
 
@@ -50,7 +50,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, text):
-    """A ledger of 41 plans whose quality is what a proxy of the published space says."""
+    """A study of 41 plans whose quality is what a proxy of the published space says."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     loaded = load_model(str(tiny_folder()))
     windows = tokenize_windows(loaded.tokenizer, read_text(str(text)), SETTINGS.window)
@@ -59,17 +59,19 @@ def run(tmp_path_factory, text):
     rng = np.random.default_rng(0)
     rows = rng.integers(1, dense_row(shape) + 1, (41, 2 * shape.depth))
     rows[0, [1, shape.depth + 1]] = 0  # the second block dropped
-    (judge,) = read_judges(
+    (objective,) = compute_objectives(
         [asked_proxy(f"proxy:+{TRUTH}")],
         calibrated.model,
         calibrated.family,
         shape,
         calibrated.measured,
     )
-    with Ledger(folder, shape, calibrated.ledger_settings) as ledger:
-        record_origin(ledger, str(tiny_folder()), str(text), SETTINGS, torch.float32)
-        for index, (plan, score) in enumerate(zip(as_plans(rows), judge.scores(rows), strict=True)):
-            ledger.add(Pair(plan, -float(score), 600, partial=index == 40))
+    with PairStudy(folder, shape, calibrated.study_settings) as pair_study:
+        record_origin(pair_study, str(tiny_folder()), str(text), SETTINGS, torch.float32)
+        for index, (plan, score) in enumerate(
+            zip(as_plans(rows), objective.scores(rows), strict=True)
+        ):
+            pair_study.add(Pair(plan, -float(score), 600, partial=index == 40))
     return folder, rows
 
 
@@ -88,7 +90,7 @@ def test_the_ledger_says_what_it_is_of(run, text):
 
 def test_architectures_are_the_plans_of_whole_pairs(run, tmp_path):
     folder, rows = run
-    benchmark = ledger_benchmark(str(folder), tmp_path).benchmark
+    benchmark = study_benchmark(str(folder), tmp_path).benchmark
     assert len(benchmark) == 40
     plans = as_plans(rows[:40])
     assert [(one.attention, one.mlp) for one in benchmark.specs] == [
@@ -108,28 +110,30 @@ def test_architectures_are_the_plans_of_whole_pairs(run, tmp_path):
 
 def test_discovery_finds_what_orders_the_pairs_and_reads_them_once(run, cache):
     folder, _ = run
-    ledger = ledger_benchmark(str(folder), cache / "statistics")
+    pair_study = study_benchmark(str(folder), cache / "statistics")
     space = published(("sum",))
-    found = discover(ledger.benchmark, space, search=20, seed=0, cache=cache, read=ledger.read)
+    found = discover(
+        pair_study.benchmark, space, search=20, seed=0, cache=cache, read=pair_study.read
+    )
     assert found.test.agreement.spearman.value == pytest.approx(1.0)
     assert abs(found.search[0]) == pytest.approx(1.0)
     assert found.sign == 1
-    statistics = ledger.read(space.chains)
-    assert statistics.values.shape == (40, 6, 20, ledger.shape.depth)
-    assert statistics.depth[0] == ledger.shape.depth - 1
+    statistics = pair_study.read(space.chains)
+    assert statistics.values.shape == (40, 6, 20, pair_study.shape.depth)
+    assert statistics.depth[0] == pair_study.shape.depth - 1
     assert np.isnan(statistics.values[0, :, :, -1]).all()
     assert np.isfinite(statistics.values[1:]).all()
     # From the file: the text is not looked at again.
-    again = ledger_benchmark(str(folder), cache / "statistics", calibration="nowhere.txt")
+    again = study_benchmark(str(folder), cache / "statistics", calibration="nowhere.txt")
     assert np.array_equal(again.read(space.chains).values, statistics.values, equal_nan=True)
 
 
 def test_another_text_or_model_is_told(run, tmp_path, text):
     other = tmp_path / "other.txt"
     other.write_text(text.read_text()[3_000:])
-    ledger = ledger_benchmark(str(run[0]), tmp_path, calibration=str(other))
+    pair_study = study_benchmark(str(run[0]), tmp_path, calibration=str(other))
     with pytest.raises(LmscoutError, match="not the text on which"):
-        ledger.read((("abs",),))
+        pair_study.read((("abs",),))
 
 
 @pytest.mark.parametrize(
@@ -147,27 +151,27 @@ def test_pairs_of_16_bits_are_known_by_their_model_and_read_in_float32(
         SETTINGS,
     )
     plans = as_plans(run[1][:8])
-    with Ledger(folder, calibrated.shape, calibrated.ledger_settings) as ledger:
+    with PairStudy(folder, calibrated.shape, calibrated.study_settings) as pair_study:
         origin = str(tiny_folder()), str(text)
         if said:
-            record_origin(ledger, *origin, SETTINGS, dtype)
+            record_origin(pair_study, *origin, SETTINGS, dtype)
         else:  # as before it was written down
-            ledger.note("origin", json.dumps(dict(zip(("model", "text"), origin, strict=True))))
+            pair_study.note("origin", json.dumps(dict(zip(("model", "text"), origin, strict=True))))
         for number, plan in enumerate(plans):
-            ledger.add(Pair(plan, float(number), 600))
-    found = ledger_benchmark(str(folder), tmp_path / "cache")
+            pair_study.add(Pair(plan, float(number), 600))
+    found = study_benchmark(str(folder), tmp_path / "cache")
     assert found.recorded.dtype == (dtype if said else None)
     assert found.loaded.model.dtype == torch.float32
     values = found.read((("abs",),)).values
     if dtype == torch.float16:  # as it is saved: nothing was rounded
-        plain = ledger_benchmark(str(run[0]), tmp_path / "cache").read((("abs",),)).values
+        plain = study_benchmark(str(run[0]), tmp_path / "cache").read((("abs",),)).values
         assert np.array_equal(values, plain[:8], equal_nan=True)
     assert np.isfinite(values[1:]).all()
 
 
 @pytest.fixture(scope="module")
 def elastic(tmp_path_factory, text):
-    """A ledger of two pairs measured after elastic recovery, and what they were measured by."""
+    """A study of two pairs measured after elastic recovery, and what they were measured by."""
     folder = tmp_path_factory.mktemp("runs") / "elastic"
     loaded = load_model(str(tiny_folder()))
     windows = tokenize_windows(loaded.tokenizer, read_text(str(text)), SETTINGS.window)
@@ -181,16 +185,16 @@ def elastic(tmp_path_factory, text):
         recovery_file(folder, ELASTIC),
     )
     rows = np.array([dense_row(recovered.shape), dense_row(recovered.shape) - 1])
-    with Ledger(folder, recovered.shape, recovered.ledger_settings) as ledger:
-        record_origin(ledger, str(tiny_folder()), str(text), SETTINGS, torch.float32)
+    with PairStudy(folder, recovered.shape, recovered.study_settings) as pair_study:
+        record_origin(pair_study, str(tiny_folder()), str(text), SETTINGS, torch.float32)
         for plan in as_plans(rows):
-            ledger.add(Pair(plan, 1.0, 600))
+            pair_study.add(Pair(plan, 1.0, 600))
     return folder, recovered, rows
 
 
 def test_pairs_after_elastic_recovery_are_read_in_the_recovered_model(elastic, tmp_path):
     folder, recovered, rows = elastic
-    found = ledger_benchmark(str(folder), tmp_path).read((("abs",),)).values
+    found = study_benchmark(str(folder), tmp_path).read((("abs",),)).values
     nodes = [simplified(Branch(name, ("abs",)).expression()) for name in INPUT_NAMES]
     tables = tabulate(
         recovered.model,
@@ -211,17 +215,19 @@ def test_without_the_adapter_of_its_pairs_a_run_is_refused(elastic, tmp_path, te
     identity, weights = read_adapter(adapter)
     write_state(adapter, identity, State({name: one * 2 for name, one in weights.items()}))
     with pytest.raises(LmscoutError, match="is not the adapter with which"):
-        ledger_benchmark(str(run), tmp_path).read((("abs",),))
+        study_benchmark(str(run), tmp_path).read((("abs",),))
     adapter.unlink()
     with pytest.raises(LmscoutError, match=r"elastic\.safetensors is not there"):
-        ledger_benchmark(str(run), tmp_path)
-    half = tmp_path / "half"
-    shutil.copytree(folder / "recovery", half / "recovery")
+        study_benchmark(str(run), tmp_path)
+    sublayer = tmp_path / "half"
+    shutil.copytree(folder / "recovery", sublayer / "recovery")
     digest = model_digest(load_model(str(tiny_folder()), torch.bfloat16).model)
-    with Ledger(half, recovered.shape, {**recovered.ledger_settings, "model": digest}) as ledger:
-        record_origin(ledger, str(tiny_folder()), str(text), SETTINGS, torch.bfloat16)
+    with PairStudy(
+        sublayer, recovered.shape, {**recovered.study_settings, "model": digest}
+    ) as pair_study:
+        record_origin(pair_study, str(tiny_folder()), str(text), SETTINGS, torch.bfloat16)
     with pytest.raises(LmscoutError, match="after elastic recovery in bfloat16"):
-        ledger_benchmark(str(half), tmp_path)
+        study_benchmark(str(sublayer), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +242,8 @@ def test_without_the_adapter_of_its_pairs_a_run_is_refused(elastic, tmp_path, te
 def test_bad_input_is_one_line(run, tmp_path, arguments, says, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path / "cache"))
-    told = [one.format(run=run[0], empty=tmp_path) for one in arguments]
-    monkeypatch.setattr("sys.argv", ["lmscout", *told])
+    update = [one.format(run=run[0], empty=tmp_path) for one in arguments]
+    monkeypatch.setattr("sys.argv", ["lmscout", *update])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
@@ -248,9 +254,9 @@ def test_bad_input_is_one_line(run, tmp_path, arguments, says, monkeypatch, caps
 
 def test_the_command_prints_what_it_found(run, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LMSCOUT_CACHE", str(cache))
-    told = ["discover", f"ledger:{run[0]}", "--search", "20", "--aggregations", "sum"]
+    update = ["discover", f"ledger:{run[0]}", "--search", "20", "--aggregations", "sum"]
     monkeypatch.setattr(
-        "sys.argv", ["lmscout", *told, "--out", str(tmp_path / "out"), "--json", "-"]
+        "sys.argv", ["lmscout", *update, "--out", str(tmp_path / "out"), "--json", "-"]
     )
     with pytest.raises(SystemExit) as stopped:
         cli.main()

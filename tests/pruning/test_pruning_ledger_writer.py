@@ -12,27 +12,27 @@ from test_pruning_ledger import SETTINGS, SHAPE, pair, pairs_in, plans
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.storage import FILE_NAME, storage_url
-from lmscout.pruning.study import Ledger
-from lmscout.pruning.study_writer import LedgerWriter
+from lmscout.pruning.study import PairStudy
+from lmscout.pruning.study_writer import StudyWriter
 
 PAIRS = tuple(pair(plan, value=1 / (3 + place)) for place, plan in enumerate(plans(6)))
 
 
 def test_what_is_handed_over_is_what_the_ledger_and_others_find(tmp_path):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
-        with LedgerWriter(ledger) as writer:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
+        with StudyWriter(pair_study) as writer:
             for place, one in enumerate(PAIRS):
                 writer.add(one)
-                assert len(ledger) == place  # one behind
+                assert len(pair_study) == place  # one behind
             writer.settle()
-            assert ledger.pairs() == PAIRS
-        ledger.refresh()
-        assert ledger.pairs() == PAIRS
+            assert pair_study.pairs() == PAIRS
+        pair_study.refresh()
+        assert pair_study.pairs() == PAIRS
     assert pairs_in(tmp_path) == PAIRS
 
 
 def test_handing_over_does_not_wait_for_the_storage(tmp_path):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger, LedgerWriter(ledger) as writer:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, StudyWriter(pair_study) as writer:
         writer.add(PAIRS[0])
         writer.settle()
         with sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None) as other:
@@ -40,15 +40,15 @@ def test_handing_over_does_not_wait_for_the_storage(tmp_path):
             started = time.monotonic()
             writer.add(PAIRS[1])
             assert time.monotonic() - started < 5
-            assert len(ledger) == 1
+            assert len(pair_study) == 1
             other.execute("ROLLBACK")
         other.close()
         writer.settle()
-        assert ledger.pairs() == PAIRS[:2]
+        assert pair_study.pairs() == PAIRS[:2]
 
 
 def test_nothing_begins_without_a_pair_and_a_bad_one_is_refused_at_once(tmp_path):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger, LedgerWriter(ledger) as writer:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, StudyWriter(pair_study) as writer:
         writer.settle()
         with pytest.raises(LmscoutError, match="not finite"):
             writer.add(pair(plans(1)[0], value=float("nan")))
@@ -56,7 +56,7 @@ def test_nothing_begins_without_a_pair_and_a_bad_one_is_refused_at_once(tmp_path
 
 
 def test_what_cannot_be_written_is_one_line_at_the_next_pair(tmp_path):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger, LedgerWriter(ledger) as writer:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, StudyWriter(pair_study) as writer:
         writer.add(PAIRS[0])
         writer.settle()
         with sqlite3.connect(tmp_path / FILE_NAME) as other:
@@ -65,11 +65,11 @@ def test_what_cannot_be_written_is_one_line_at_the_next_pair(tmp_path):
         writer.add(PAIRS[1])
         with pytest.raises(LmscoutError, match=f"^study at {storage_url(tmp_path)}: .*trial_par"):
             writer.add(PAIRS[2])
-        assert len(ledger) == 1
+        assert len(pair_study) == 1
 
 
 def test_a_writer_that_was_killed_is_told_of(tmp_path):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger, LedgerWriter(ledger) as writer:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, StudyWriter(pair_study) as writer:
         writer.add(PAIRS[0])
         writer.settle()
         writer._process.kill()
@@ -79,27 +79,27 @@ def test_a_writer_that_was_killed_is_told_of(tmp_path):
             writer.settle()
 
 
-def interrupted(ledger):
-    with LedgerWriter(ledger) as writer:
+def interrupted(pair_study):
+    with StudyWriter(pair_study) as writer:
         writer.add(PAIRS[0])
         raise KeyboardInterrupt
 
 
 def test_what_was_measured_is_kept_where_measuring_ends_in_an_error(tmp_path):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
         with pytest.raises(KeyboardInterrupt):
-            interrupted(ledger)
-        assert ledger.pairs() == PAIRS[:1]
+            interrupted(pair_study)
+        assert pair_study.pairs() == PAIRS[:1]
 
 
 KILLED = """
     import os, signal, sys
     from test_pruning_ledger_writer import PAIRS
     from test_pruning_ledger import SETTINGS, SHAPE
-    from lmscout.pruning.ledger import Ledger
+    from lmscout.pruning.study import Study
     from lmscout.pruning.ledger_writer import LedgerWriter
 
-    with Ledger(sys.argv[1], SHAPE, SETTINGS) as ledger, LedgerWriter(ledger) as writer:
+    with Study(sys.argv[1], SHAPE, SETTINGS) as study, LedgerWriter(study) as writer:
         for one in PAIRS:
             writer.add(one)
         print(writer._process.pid, flush=True)

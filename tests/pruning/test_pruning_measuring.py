@@ -19,7 +19,7 @@ from lmscout.pruning.importance import (
     gradients_by_block,
     importance,
     importance_from_moments,
-    sort_half,
+    sort_sublayer,
     unit_sides,
 )
 from lmscout.pruning.moments import moments_by_block
@@ -40,13 +40,13 @@ def all_parts(model, family):
     return [
         ((index, kind), part)
         for index, block in enumerate(family.blocks(model))
-        for kind, part in family.parts(block).halves.items()
+        for kind, part in family.parts(block).sublayers.items()
     ]
 
 
 def sorted_by(model, family, scores):
     """Sort every half, and give the orders of what enters the output projections."""
-    return {place: sort_half(part, scores[place]) for place, part in all_parts(model, family)}
+    return {place: sort_sublayer(part, scores[place]) for place, part in all_parts(model, family)}
 
 
 def outputs(model, family):
@@ -88,7 +88,7 @@ def test_a_plan_computes_what_the_masked_model_computes(model, family):
     with torch.no_grad():
         reference = masked(model, family, plan)(windows, labels=windows)
     torch.testing.assert_close(got, reference.logits, atol=1e-4, rtol=1e-4)
-    assert measured.rise == pytest.approx(reference.loss.item() - dense, abs=1e-5)
+    assert measured.loss_increase == pytest.approx(reference.loss.item() - dense, abs=1e-5)
     assert measured.complete
     assert measured.tokens == windows[:, 1:].numel()
 
@@ -112,7 +112,7 @@ def test_sharing_beginnings_changes_no_result_and_spares_steps(model, family, mo
     ]
     plans += [Plan(one.attention, (*one.mlp[:2], 5)) for one in plans[:6]]
     alone = [
-        next(SubnetworkEvaluator(model, family, random_windows()).measure([one])).rise
+        next(SubnetworkEvaluator(model, family, random_windows()).measure([one])).loss_increase
         for one in plans
     ]
     order = sorted(
@@ -127,32 +127,32 @@ def test_sharing_beginnings_changes_no_result_and_spares_steps(model, family, mo
         lambda self, step, *rest: (steps.append(step), update(self, step, *rest))[1],
     )
     shared = list(evaluator.measure([plans[index] for index in order]))
-    assert [one.rise for one in shared] == [alone[index] for index in order]
+    assert [one.loss_increase for one in shared] == [alone[index] for index in order]
     assert len(steps) < 0.95 * 4 * 6 * len(plans)
 
 
 def test_a_plan_that_is_far_behind_is_dropped_early(model, family):
     windows = random_windows(8)
-    evaluator = SubnetworkEvaluator(model, family, windows, portions=4)
+    evaluator = SubnetworkEvaluator(model, family, windows, chunks=4)
     shape = evaluator.shape
     bad = Plan((0, 0, 0), (1, 1, 1))
     on_the_first = next(SubnetworkEvaluator(model, family, windows[:2]).measure([bad]))
-    (dropped,) = evaluator.measure([bad], [(on_the_first.rise - 1e-3,)])
+    (dropped,) = evaluator.measure([bad], [(on_the_first.loss_increase - 1e-3,)])
     assert not dropped.complete
     assert dropped.tokens == windows[:2, 1:].numel()
-    assert dropped.rise == pytest.approx(on_the_first.rise, abs=1e-5)
-    first, second = evaluator.measure([bad, bad], [(10.0, dropped.rise - 1), (10.0, 10.0)])
-    assert (len(first.course), len(second.course)) == (2, 4)
-    assert first.course == second.course[:2]
+    assert dropped.loss_increase == pytest.approx(on_the_first.loss_increase, abs=1e-5)
+    first, second = evaluator.measure([bad, bad], [(10.0, dropped.loss_increase - 1), (10.0, 10.0)])
+    assert (len(first.trajectory), len(second.trajectory)) == (2, 4)
+    assert first.trajectory == second.trajectory[:2]
     alone = [
-        next(SubnetworkEvaluator(model, family, windows[start:stop]).measure([bad])).rise
+        next(SubnetworkEvaluator(model, family, windows[start:stop]).measure([bad])).loss_increase
         for start, stop in ((0, 2), (2, 4))
     ]
-    assert first.rise == pytest.approx(sum(alone) / 2, abs=1e-5)
+    assert first.loss_increase == pytest.approx(sum(alone) / 2, abs=1e-5)
     (kept,) = evaluator.measure([shape.dense], [(1e-3,) * 3])
     assert kept.complete
-    assert [tokens for tokens, _ in kept.course] == [30, 60, 90, 120]
-    assert kept.rise == pytest.approx(0.0, abs=1e-6)
+    assert [tokens for tokens, _ in kept.trajectory] == [30, 60, 90, 120]
+    assert kept.loss_increase == pytest.approx(0.0, abs=1e-6)
 
 
 def test_divergence_is_that_of_the_full_distributions_where_the_top_is_everything(model, family):
@@ -167,8 +167,10 @@ def test_divergence_is_that_of_the_full_distributions_where_the_top_is_everythin
     rest_dense = 1 - dense.exp().gather(-1, top).sum(-1)
     rest_cut = 1 - cut.exp().gather(-1, top).sum(-1)
     expected = (listed + rest_dense * (rest_dense / rest_cut).log()).mean().item()
-    assert next(evaluator.measure([plan])).rise == pytest.approx(expected, rel=1e-4)
-    assert next(evaluator.measure([evaluator.shape.dense])).rise == pytest.approx(0, abs=1e-6)
+    assert next(evaluator.measure([plan])).loss_increase == pytest.approx(expected, rel=1e-4)
+    assert next(evaluator.measure([evaluator.shape.dense])).loss_increase == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_a_plan_that_does_not_fit_is_refused(model, family):
@@ -239,7 +241,7 @@ def test_a_random_order_is_of_the_units_and_not_of_where_they_stand(model, famil
     assert every.mean() == pytest.approx(0.5, abs=5 * (12 * len(every)) ** -0.5)
     for place, part in parts.items():
         turned = torch.arange(part.units).roll(1).double()  # as a score: some order
-        sort_half(part, turned)
+        sort_sublayer(part, turned)
         order = turned.argsort(descending=True)
         again = importance("random", model, family, windows=windows, seed=3)[place]
         assert torch.equal(again, scores[place][order])
@@ -251,9 +253,9 @@ def test_gradients_do_not_depend_on_how_text_is_batched(model, family):
     assert list(whole) == [2, 1, 0]
     for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=1):
         assert scale == 1
-        for kind, part in parts.halves.items():
+        for kind, part in parts.sublayers.items():
             for one, other in zip(
-                unit_sides(part), unit_sides(whole[index].halves[kind]), strict=True
+                unit_sides(part), unit_sides(whole[index].sublayers[kind]), strict=True
             ):
                 torch.testing.assert_close(one.view.grad, other.view.grad, rtol=1e-4, atol=1e-7)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -364,13 +366,13 @@ def test_importance_from_moments_is_summed_over_a_units_output_columns(model, fa
 
 def test_moments_are_those_of_what_enters_the_output_projections(model, family):
     windows = random_windows()
-    told = []
+    update = []
     moments = dict(
         moments_by_block(
-            model, family, windows, batch_tokens=25, progress=lambda *one: told.append(one)
+            model, family, windows, batch_tokens=25, progress=lambda *one: update.append(one)
         )
     )
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert update == [(1, 3), (2, 3), (3, 3)]
     for place, x in hooked_inputs(model, family, windows).items():
         one = moments[place]
         torch.testing.assert_close(one.gram.double(), x.T @ x, rtol=1e-4, atol=1e-4)
@@ -392,8 +394,8 @@ def test_moments_are_as_wide_as_the_model_and_float32_at_least(dtype):
     for one in moments.values():
         wide = torch.promote_types(dtype, torch.float32)
         assert {one.total.dtype, one.squares.dtype, one.gram.dtype} == {wide}
-    refit = Compensation(outputs(model, family), moments.items())
-    assert refit.output(0, MLP, 7).weight.dtype == dtype
+    compensated = Compensation(outputs(model, family), moments.items())
+    assert compensated.output(0, MLP, 7).weight.dtype == dtype
 
 
 def test_compensation_is_the_least_squares_refit(model, family):
@@ -401,13 +403,13 @@ def test_compensation_is_the_least_squares_refit(model, family):
     scores = importance("magnitude", model, family, windows=windows)
     sorted_by(model, family, scores)
     moments = moments_by_block(model, family, windows)
-    refit = Compensation(outputs(model, family), moments, damping=1e-9)
+    compensated = Compensation(outputs(model, family), moments, damping=1e-9)
     inputs = hooked_inputs(model, family, windows)
     for place, part in all_parts(model, family):
         x, weight = inputs[place], part.output.weight.double()
         for kept in (1, 5, weight.shape[1] - 1):
             solution = torch.linalg.lstsq(x[:, :kept], x @ weight.T, driver="gelsd").solution
-            got = refit.output(*place, kept)
+            got = compensated.output(*place, kept)
             error = (x[:, :kept] @ got.weight.double().T - x @ weight.T).square().mean()
             best = (x[:, :kept] @ solution - x @ weight.T).square().mean()
             plain = (x[:, :kept] @ weight[:, :kept].T - x @ weight.T).square().mean()
@@ -415,7 +417,7 @@ def test_compensation_is_the_least_squares_refit(model, family):
             assert error <= plain
             assert (got.bias is None) == (part.output.bias is None)
             assert got.bias is None or torch.equal(got.bias, part.output.bias)
-        whole = refit.output(*place, weight.shape[1]).weight
+        whole = compensated.output(*place, weight.shape[1]).weight
         assert whole.data_ptr() == part.output.weight.data_ptr()  # the dense view itself
 
 
@@ -438,7 +440,7 @@ def test_units_sorted_during_the_pass_are_as_sorted_after_it(model, family):
     sorted_by(other, family, scores)
     after = dict(moments_by_block(other, family, windows))
     for place, one in moments_by_block(model, family, windows):
-        order = sort_half(dict(all_parts(model, family))[place], scores[place])
+        order = sort_sublayer(dict(all_parts(model, family))[place], scores[place])
         got = one.reordered(order)
         torch.testing.assert_close(got.gram, after[place].gram, rtol=1e-4, atol=1e-3)
     with torch.no_grad():
@@ -489,14 +491,16 @@ class Crowded:
 def test_out_of_memory_halves_the_batch_and_goes_on(model, family, quality):
     windows = random_windows(20)
     crowded = Crowded(family, 3)
-    evaluator = SubnetworkEvaluator(model, crowded, windows, quality=quality, portions=2)
-    plain = SubnetworkEvaluator(model, family, windows, quality=quality, portions=2)
+    evaluator = SubnetworkEvaluator(model, crowded, windows, quality=quality, chunks=2)
+    plain = SubnetworkEvaluator(model, family, windows, quality=quality, chunks=2)
     plans = [plain.shape.dense, Plan((2, 1, 2), (9, 20, 5)), Plan((2, 1, 2), (9, 20, 11))]
     expected = list(plain.measure(plans))
     for got, one in zip(evaluator.measure(plans), expected, strict=True):
-        assert [tokens for tokens, _ in got.course] == [tokens for tokens, _ in one.course]
-        rises = [rise for _, rise in got.course]
-        assert rises == pytest.approx([rise for _, rise in one.course], abs=2e-5)
+        assert [tokens for tokens, _ in got.trajectory] == [tokens for tokens, _ in one.trajectory]
+        loss_increases = [loss_increase for _, loss_increase in got.trajectory]
+        assert loss_increases == pytest.approx(
+            [loss_increase for _, loss_increase in one.trajectory], abs=2e-5
+        )
     assert crowded.seen[:3] == [10, 5, 2]
     with pytest.raises(LmscoutError, match="out of memory with a single window"):
         SubnetworkEvaluator(model, Crowded(family, 0), windows)
@@ -608,7 +612,7 @@ def test_copies_of_what_was_calibrated_measure_the_same(model):
     )
     calibrated = calibrate(model, random_windows(30), settings)
     shared = calibrated.copied_to([torch.device("cpu")])
-    (copied, refit), *_ = shared.copies
+    (copied, compensated), *_ = shared.copies
     assert copied is not model
     plans = [Plan((2, 1, 2), (9, 20, kept)) for kept in (5, 11, 20)]
     expected = list(calibrated.evaluator(calibrated.measured).measure(plans))
@@ -617,9 +621,9 @@ def test_copies_of_what_was_calibrated_measure_the_same(model):
     evaluator = shared.evaluator(shared.measured)
     assert not seen, "the copy is told what the dense model's loss is"
     assert list(evaluator.measure(plans)) == expected
-    for place, half in all_parts(copied, calibrated.family):
-        entries = half.output.weight.shape[1] - 1
+    for place, sublayer in all_parts(copied, calibrated.family):
+        entries = sublayer.output.weight.shape[1] - 1
         ours = calibrated.compensation.output(*place, entries).weight
-        theirs = refit.output(*place, entries).weight
+        theirs = compensated.output(*place, entries).weight
         assert torch.equal(ours, theirs)
         assert ours.data_ptr() != theirs.data_ptr()

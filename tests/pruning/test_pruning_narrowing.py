@@ -5,7 +5,7 @@ import pytest
 from synthetic_quality import Synthetic
 
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.narrowing import BEARING, FREE, Shrink, narrow, partial_dependence
+from lmscout.pruning.narrowing import BEARING, FREE, NarrowingStep, narrow, partial_dependence
 from lmscout.pruning.plan import as_rows, dense_row, kept_shares
 from lmscout.pruning.predictor import fit_predictor
 from lmscout.pruning.ranges import Ranges, best_pairs, fit
@@ -23,9 +23,9 @@ class Knowing:
         self.model, self.error = model, error
 
     def predict(self, rows):
-        return self.model.rise(rows)
+        return self.model.loss_increase(rows)
 
-    def error_near(self, rise):
+    def error_near(self, loss_increase):
         return self.error
 
     def contributions(self, rows):
@@ -53,53 +53,53 @@ def test_dependence_is_measured_at_one_size_within_what_was_measured(pairs):
     low[:, column] = high[:, column] = wanted[:, column]
     rows = fit(wanted, (low, high), BUDGET)
     assert kept_shares(MODEL.shape, rows) == pytest.approx(0.75, abs=0.001)
-    assert curves[column].rise[place] == pytest.approx(MODEL.rise(rows).mean())
+    assert curves[column].loss_increase[place] == pytest.approx(MODEL.loss_increase(rows).mean())
 
 
 def test_the_load_bearing_and_the_free_are_told_apart(pairs):
-    ranges, shrinks = narrow(WHOLE, Knowing(), pairs, MODEL.shape, BUDGET)
+    ranges, narrowing_steps = narrow(WHOLE, Knowing(), pairs, MODEL.shape, BUDGET)
     assert ranges.low.mlp[0] > 400  # was 87
-    assert shrinks[0].verdict == BEARING
-    assert (shrinks[0].kind, shrinks[0].blocks[0]) == ("mlp", 0)
-    assert shrinks[0].cost > 0.2
-    assert all(one.cost > 0.03 for one in shrinks if one.verdict == BEARING)
-    assert all(one.cost < 0.03 for one in shrinks if one.verdict == FREE)
-    assert {one.verdict for one in shrinks} == {FREE, BEARING}
+    assert narrowing_steps[0].verdict == BEARING
+    assert (narrowing_steps[0].kind, narrowing_steps[0].blocks[0]) == ("mlp", 0)
+    assert narrowing_steps[0].cost > 0.2
+    assert all(one.cost > 0.03 for one in narrowing_steps if one.verdict == BEARING)
+    assert all(one.cost < 0.03 for one in narrowing_steps if one.verdict == FREE)
+    assert {one.verdict for one in narrowing_steps} == {FREE, BEARING}
     # Attention of block 3 costs nothing, and nobody says that it bears anything.
     assert not [
         one
-        for one in shrinks
+        for one in narrowing_steps
         if one.kind == "attention"
         and one.blocks[0] <= 3 <= one.blocks[1]
         and one.verdict == BEARING
     ]
-    assert list(shrinks) == sorted(shrinks, key=lambda one: -one.cost)
+    assert list(narrowing_steps) == sorted(narrowing_steps, key=lambda one: -one.cost)
 
 
 def test_numbers_in_words_are_those_of_the_dependence(pairs):
-    _, shrinks = narrow(WHOLE, Knowing(), pairs, MODEL.shape, BUDGET)
+    _, narrowing_steps = narrow(WHOLE, Knowing(), pairs, MODEL.shape, BUDGET)
     around = as_rows([pair.plan for pair in best_pairs(pairs, WHOLE, BUDGET, 12)])
     measured = as_rows([pair.plan for pair in pairs])
     curves = partial_dependence(Knowing(), MODEL.shape, WHOLE, BUDGET, around, measured)
-    single = [one for one in shrinks if one.blocks[0] == one.blocks[1]]
+    single = [one for one in narrowing_steps if one.blocks[0] == one.blocks[1]]
     assert single
     for one in single:
         column = one.blocks[0] + (MODEL.depth if one.kind == "mlp" else 0)
         shares = curves[column].units / dense_row(MODEL.shape)[column]
-        rise = dict(zip(shares, curves[column].rise, strict=True))
-        assert one.cost == pytest.approx(rise[one.keeping] - rise[one.instead_of])
+        loss_increase = dict(zip(shares, curves[column].loss_increase, strict=True))
+        assert one.cost == pytest.approx(loss_increase[one.keeping] - loss_increase[one.instead_of])
 
 
 def test_words_read_well():
-    assert Shrink("mlp", (4, 4), FREE, 0.6, 1.0, 0.004, None).words == (
-        "block 4 mlp is nearly free: keeping 60% instead of 100%, at the same size, "
+    assert NarrowingStep("mlp", (4, 4), FREE, 0.6, 1.0, 0.004, None).words == (
+        "block 4 mlp is insensitive: keeping 60% instead of 100%, at the same size, "
         "costs 0.004 nats"
     )
-    assert Shrink("attention", (0, 1), BEARING, 0.8, 1.0, 0.31, None).words == (
-        "blocks 0-1 attention is load-bearing: keeping 80% instead of 100%, at the same size, "
+    assert NarrowingStep("attention", (0, 1), BEARING, 0.8, 1.0, 0.31, None).words == (
+        "blocks 0-1 attention is sensitive: keeping 80% instead of 100%, at the same size, "
         "costs 0.310 nats"
     )
-    assert "saves 0.020 nats" in Shrink("mlp", (4, 4), FREE, 0.6, 1.0, -0.02, None).words
+    assert "saves 0.020 nats" in NarrowingStep("mlp", (4, 4), FREE, 0.6, 1.0, -0.02, None).words
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -130,9 +130,9 @@ def test_nothing_is_narrowed_where_nothing_fits(pairs):
 
 def test_trees_give_contributions_with_their_shrinks(pairs):
     predictor = fit_predictor(pairs, MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=["lightgbm"])
-    _, shrinks = narrow(WHOLE, predictor, pairs, MODEL.shape, BUDGET, margin=0.5)
-    assert shrinks
-    assert all(one.contribution > 0 for one in shrinks)
+    _, narrowing_steps = narrow(WHOLE, predictor, pairs, MODEL.shape, BUDGET, margin=0.5)
+    assert narrowing_steps
+    assert all(one.contribution > 0 for one in narrowing_steps)
 
 
 def test_the_best_are_whole_within_and_of_the_size(pairs):
@@ -142,6 +142,6 @@ def test_the_best_are_whole_within_and_of_the_size(pairs):
     dropped = Pair(first.plan, first.value, 100, partial=True)
     others = [one for one in pairs if one is not first]
     assert best_pairs([dropped, *others], WHOLE, BUDGET, 1)[0] == best[1]
-    guarded = WHOLE.guarded(MODEL.shape)
-    assert best_pairs(pairs, guarded, BUDGET, 5) == []
+    protected = WHOLE.protected(MODEL.shape)
+    assert best_pairs(pairs, protected, BUDGET, 5) == []
     assert best_pairs(pairs[::-1], WHOLE, BUDGET, 5) == best

@@ -30,7 +30,7 @@ def size(*rows):
 
 def pruning(*rows, **more):
     dense = row("dense", 0.0, 10.0)
-    return Pruning("parameters", dense, (size(*rows),), None, (), 0, "ledger", {}, **more)
+    return Pruning("parameters", dense, (size(*rows),), None, (), 0, "study", {}, **more)
 
 
 def test_a_found_model_that_is_worse_is_said_to_be_worse_and_by_how_much():
@@ -83,9 +83,9 @@ def test_a_loss_that_is_not_finite_is_worse_and_null_in_json():
         "keep 0.8: found is worse than uniform: no finite loss, against a loss increase of "
         "+0.9000 nats/token",
     )
-    told = one.to_json()
-    assert told["found"]["loss_increase"] is None
-    assert told["worse_than"][0]["value"] is None
+    update = one.to_json()
+    assert update["found"]["loss_increase"] is None
+    assert update["worse_than"][0]["value"] is None
 
 
 def test_what_recovery_was_trained_on_is_compared_by_perplexity_alone():
@@ -122,8 +122,8 @@ def test_a_predictor_no_better_than_the_mean_is_said_to_be_so(kendall, r2, beats
     report = PredictorReport(Agreement("ridge", "log", kendall, kendall, r2, 0.1), (), 40, 0.0, 0.0)
     assert report.beats_mean is beats
     assert ("no better than predicting the mean" in report.words) is not beats
-    told = replace(pruning(row("found", 0.1)), predictor=report).to_json()
-    assert told["predictor"]["beats_mean"] is beats
+    update = replace(pruning(row("found", 0.1)), predictor=report).to_json()
+    assert update["predictor"]["beats_mean"] is beats
 
 
 def test_the_table_of_a_large_model_is_whole_at_80_columns():

@@ -139,26 +139,28 @@ def test_partial_pairs_count_less(rows):
         fitted = fit_predictor(
             [*pairs, *extra], MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=["ridge"]
         )
-        errors.append(np.abs(fitted.predict(rows[200:400]) - MODEL.rise(rows[200:400])).mean())
+        errors.append(
+            np.abs(fitted.predict(rows[200:400]) - MODEL.loss_increase(rows[200:400])).mean()
+        )
     assert errors[0] < 0.5 * errors[1]
 
 
 def test_partial_pairs_are_brought_to_the_level_of_the_whole_text(rows):
-    """On its first portion a plan rises by a half or so of what it does in all."""
+    """On its first chunk a plan rises by a half or so of what it does in all."""
     rng = np.random.default_rng(0)
     shares = rng.uniform(0.4, 0.6, 40)
     plans = as_plans(rows[:60])
-    values = MODEL.rise(rows[:60])
+    values = MODEL.loss_increase(rows[:60])
     whole = [
-        Pair(plan, value, 6000, course=((1500, share * value), (6000, value)))
+        Pair(plan, value, 6000, trajectory=((1500, share * value), (6000, value)))
         for plan, value, share in zip(plans[:40], values[:40], shares, strict=True)
     ]
     partial = [
-        Pair(plan, 0.5 * value, 1500, partial=True, course=((1500, 0.5 * value),))
+        Pair(plan, 0.5 * value, 1500, partial=True, trajectory=((1500, 0.5 * value),))
         for plan, value in zip(plans[40:59], values[40:59], strict=True)
     ]
     # nothing whole says how much of a rise shows on so few tokens
-    unknown = [Pair(plans[59], 0.3, 60, partial=True, course=((60, 0.3),))]
+    unknown = [Pair(plans[59], 0.3, 60, partial=True, trajectory=((60, 0.3),))]
     fitted = fit_predictor(
         [*whole, *partial, *unknown], MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=["ridge"]
     )
@@ -216,7 +218,7 @@ def test_the_order_of_pairs_changes_nothing(rows):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_number_of_threads_changes_nothing(rows, kind):
-    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.rise(rows)
+    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.loss_increase(rows)
     results = []
     for threads in (1, 2):
         with threadpool_limits(threads):
@@ -297,7 +299,7 @@ def test_ridge_is_scikit_learns(count):
 
 @pytest.mark.parametrize("rounds", [1, 50, 300])
 def test_tables_answer_as_lightgbm_does_to_the_bit(rows, rounds):
-    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.rise(rows)
+    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.loss_increase(rows)
     settings = {"num_leaves": 4, "min_data_in_leaf": 4, "verbosity": -1, "num_threads": 1}
     data = lightgbm.Dataset(features[:40], target[:40], params=settings)
     booster = lightgbm.train(settings, data, num_boost_round=rounds)  # in the end, single leaves
@@ -308,7 +310,7 @@ def test_tables_answer_as_lightgbm_does_to_the_bit(rows, rounds):
 
 
 def test_trees_asked_twice_answer_the_same(rows):
-    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.rise(rows)
+    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.loss_increase(rows)
     trees = regressor("lightgbm", MODEL.depth, 0)
     trees.fit(features[:100], target[:100], np.ones(100))
     first, again = trees.predict(features), trees.predict(features)
@@ -316,7 +318,7 @@ def test_trees_asked_twice_answer_the_same(rows):
 
 
 def test_trees_that_are_too_large_for_tables_are_refused(rows):
-    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.rise(rows)
+    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.loss_increase(rows)
     settings = {"num_leaves": 8, "min_data_in_leaf": 4, "verbosity": -1, "num_threads": 1}
     booster = lightgbm.train(settings, lightgbm.Dataset(features, target), num_boost_round=1)
     with pytest.raises(ValueError, match="7 splits"):
@@ -353,7 +355,7 @@ def test_real_shapes_with_two_hundred_pairs():
     fitted = fit_predictor(
         model.pairs(rows[:200]), model.shape, model.mass, seed=0, repeats=1, kinds=["ridge"]
     )
-    tau = kendalltau(fitted.predict(rows[200:]), model.rise(rows[200:]))[0]
+    tau = kendalltau(fitted.predict(rows[200:]), model.loss_increase(rows[200:]))[0]
     print(fitted.report.words, tau)
     assert fitted.report.chosen.kendall > 0.8
     assert tau > 0.8

@@ -70,12 +70,12 @@ def test_the_first_round_covers_the_space():
     assert meets(rows, BUDGET).all()
     assert WHOLE.holds(rows).all()
     origins = Counter(one.origin for one in found)
-    assert origins["uniform"] == origins["guarded"] == 1
+    assert origins["uniform"] == origins["protected"] == 1
     assert origins["tied"] >= 25
     assert origins["free"] >= 25
     by_origin = {one.origin: one.plan for one in found}
     assert by_origin["uniform"] == uniform(SHAPE, WHOLE, BUDGET)
-    assert by_origin["guarded"] == uniform(SHAPE, WHOLE.guarded(SHAPE), BUDGET)
+    assert by_origin["protected"] == uniform(SHAPE, WHOLE.protected(SHAPE), BUDGET)
     # Nearly every block is cut somewhere, and left whole somewhere.
     shares = rows / dense_row(SHAPE)
     assert (shares.min(axis=0) < 0.8).all()
@@ -121,8 +121,8 @@ def test_proposals_follow_from_earlier_rounds_alone(pairs, predictor):
     settings_ = {"count": 12, "seed": 5, "round_": 1, "predictor": predictor, "generations": 10}
     found = propose(SHAPE, [TARGET], pairs=pairs, **settings_)
     # The run was killed when it had measured half of the round.
-    half = MODEL.pairs([one.plan for one in found[:6]], round_=1)
-    assert propose(SHAPE, [TARGET], pairs=[*pairs, *half], **settings_) == found
+    sublayer = MODEL.pairs([one.plan for one in found[:6]], round_=1)
+    assert propose(SHAPE, [TARGET], pairs=[*pairs, *sublayer], **settings_) == found
     assert propose(SHAPE, [TARGET], pairs=pairs[::-1], **settings_) == found
     other = propose(SHAPE, [TARGET], pairs=pairs, **(settings_ | {"seed": 6}))
     assert other != found
@@ -235,8 +235,10 @@ def test_rounds_come_near_to_the_best_there_is():
             generations=25,
         )
         known += model.pairs([one.plan for one in found], round_=number)
-    best = search(model.rise, model.shape, WHOLE, target.budget, seed=0, generations=60)[0].rise
-    even = model.rise(as_rows([uniform(model.shape, WHOLE, target.budget)]))[0]
+    best = search(model.loss_increase, model.shape, WHOLE, target.budget, seed=0, generations=60)[
+        0
+    ].loss_increase
+    even = model.loss_increase(as_rows([uniform(model.shape, WHOLE, target.budget)]))[0]
     winner = min(known, key=lambda pair: pair.value)
     assert best < winner.value < best + 0.25 * (even - best)
 
@@ -250,7 +252,7 @@ class Foretelling:
     def spread(self, rows):
         return np.ones(len(rows))
 
-    def error_near(self, rise):
+    def error_near(self, loss_increase):
         return 0.1
 
 

@@ -10,18 +10,18 @@ from lmscout.pruning.background import Beside
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.measuring import Question, Terms, asked_ahead, next_step
 from lmscout.pruning.ranges import Ranges
-from lmscout.pruning.space import GrainedSpace
+from lmscout.pruning.space import AlignedSpace
 
 MODEL = Synthetic(depth=6)
 BUDGET = keep_budget(MODEL.shape, 0.7)
-TERMS = Terms(MODEL.shape, MODEL.mass, GrainedSpace(MODEL.shape, 8), (BUDGET,), 5)
+TERMS = Terms(MODEL.shape, MODEL.mass, AlignedSpace(MODEL.shape, 8), (BUDGET,), 5)
 WHOLE = Ranges.above(MODEL.shape)
 
 
 def question(count):
     first = next_step(TERMS, Question((), (WHOLE,), 0, 40))
     pairs = MODEL.pairs([one.plan for one in first.proposals])
-    pairs = [replace(one, course=((3000, one.value), (6000, one.value))) for one in pairs]
+    pairs = [replace(one, trajectory=((3000, one.value), (6000, one.value))) for one in pairs]
     return Question(tuple(pairs[:30]), (WHOLE,), 4, count, tuple(one.plan for one in pairs[30:]))
 
 
@@ -31,9 +31,9 @@ def test_other_processes_propose_what_this_one_does():
     assert len(alone.proposals) == len(alone.limits) == 6
     assert all(len(limits) == 1 for limits in alone.limits)
     assert not {one.plan for one in alone.proposals} & {*asked.waiting}
-    learnt = next_step(TERMS, replace(asked, count=0))
-    assert (learnt.proposals, learnt.limits) == ((), ())
-    assert (learnt.ranges, learnt.shrinks) == (alone.ranges, alone.shrinks)
+    fitted = next_step(TERMS, replace(asked, count=0))
+    assert (fitted.proposals, fitted.limits) == ((), ())
+    assert (fitted.ranges, fitted.narrowing_steps) == (alone.ranges, alone.narrowing_steps)
     with Beside("proposes plans") as there:
         assert there.submit(next_step, TERMS, asked).result() == alone
         assert next_step(TERMS, asked, there) == alone  # one of two searches is done there

@@ -22,10 +22,15 @@ def plans(budget, count):
 
 
 def pairs(budget, count):
-    courses = RNG.uniform(1, 2, (count, 3))
+    trajectories = RNG.uniform(1, 2, (count, 3))
     return [
-        Pair(plan, course[-1], 300, course=tuple(zip((100, 200, 300), course, strict=True)))
-        for plan, course in zip(plans(budget, count), courses.tolist(), strict=True)
+        Pair(
+            plan,
+            trajectory[-1],
+            300,
+            trajectory=tuple(zip((100, 200, 300), trajectory, strict=True)),
+        )
+        for plan, trajectory in zip(plans(budget, count), trajectories.tolist(), strict=True)
     ]
 
 
@@ -34,10 +39,16 @@ def test_a_plan_races_with_the_best_of_its_own_size():
     asked = [*plans(LARGE, 2), *plans(SMALL, 1), MODEL.shape.dense]
     found = limits(asked, [*small, *large], SPACE, [LARGE, SMALL])
     best = sorted(large, key=lambda one: one.value)[:24]
-    for portion in (0, 1):
-        rises = [one.course[portion][1] for one in best]
-        error = np.std([rise - one.value for rise, one in zip(rises, best, strict=True)], ddof=1)
-        assert np.isclose(found[0][portion], sorted(rises)[11] + error)
+    for chunk in (0, 1):
+        loss_increases = [one.trajectory[chunk][1] for one in best]
+        error = np.std(
+            [
+                loss_increase - one.value
+                for loss_increase, one in zip(loss_increases, best, strict=True)
+            ],
+            ddof=1,
+        )
+        assert np.isclose(found[0][chunk], sorted(loss_increases)[11] + error)
     assert found[0] == found[1] != found[2] == limits(asked[2:3], small, SPACE, [SMALL])[0]
     assert found[3] == ()  # of neither size
 

@@ -17,7 +17,7 @@ from lmscout.pruning.plan import (
     kept_shares,
     unit_parameters,
 )
-from lmscout.pruning.ranges import Ranges, fit, guarded_blocks, meets, uniform
+from lmscout.pruning.ranges import Ranges, fit, meets, protected_blocks, uniform
 
 SHAPE = Shape((10,) * 12, (864,) * 12, (40_960,) * 12, (960,) * 12)
 SMALL = Shape((4,) * 5, (172,) * 5, (3072,) * 5, (192,) * 5)  # that of stories260K
@@ -106,10 +106,10 @@ def test_the_uniform_plan_is_uniform(keep):
 
 
 def test_guarded_blocks_are_whole_and_the_others_alike():
-    assert guarded_blocks(12) == (True,) * 2 + (False,) * 8 + (True,) * 2
-    assert guarded_blocks(3) == (True, False, True)
-    guarded = Ranges.above(SHAPE).guarded(SHAPE)
-    plan = uniform(SHAPE, guarded, keep_budget(SHAPE, 0.8))
+    assert protected_blocks(12) == (True,) * 2 + (False,) * 8 + (True,) * 2
+    assert protected_blocks(3) == (True, False, True)
+    protected = Ranges.above(SHAPE).protected(SHAPE)
+    plan = uniform(SHAPE, protected, keep_budget(SHAPE, 0.8))
     assert plan.attention[:2] == plan.attention[-2:] == (10, 10)
     assert plan.mlp[:2] == plan.mlp[-2:] == (864, 864)
     assert np.ptp(plan.mlp[2:-2]) <= 1
@@ -156,7 +156,7 @@ def test_groups_that_channels_cannot_pay_for_stay_out(depth, group_seconds, shar
     budget = latency_budget(shape, 2.0 + share * depth * units, **seconds, fixed=2.0)
     ranges = Ranges.above(shape)
     if ends_whole:
-        ranges = ranges.guarded(shape)
+        ranges = ranges.protected(shape)
     assume(ranges.can_meet(budget))
     wishes = np.linspace(0.0, 1.0, 7)[:, None] * dense_row(shape)
     assert (budget.cost(fit(wishes, ranges, budget)) <= budget.limit).all()

@@ -65,13 +65,13 @@ def test_tensors_are_those_of_the_models_own_pass(name):
         read_norms = [round(one.double().norm().item(), 6) for one in of(places, index, "grad")]
         if name == "gpt2":  # query, key and value are thirds of one matrix
             whole = block.attn.c_attn.weight.grad.double().norm().item()
-            halves = [one for one in of(places, index, "grad") if one.shape == (32, 32)]
-            assert len(halves) == 4
+            sublayers = [one for one in of(places, index, "grad") if one.shape == (32, 32)]
+            assert len(sublayers) == 4
             assert len(read_norms) == 6
             thirds = [
                 torch.equal(one, third.T) or torch.allclose(one, third.T, atol=1e-6)
                 for third in block.attn.c_attn.weight.grad.chunk(3, dim=1)
-                for one in halves
+                for one in sublayers
             ]
             assert sum(thirds) == 3
             assert whole > 0

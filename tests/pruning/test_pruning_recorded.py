@@ -1,24 +1,26 @@
-"""What is read off a ledger before it is opened; looking makes no file."""
+"""What is read off a study before it is opened; looking makes no file."""
 
 import pytest
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.study import Ledger, Pair
-from lmscout.pruning.study_record import begun_portions
+from lmscout.pruning.study import Pair, PairStudy
+from lmscout.pruning.study_record import begun_chunks
 
 
 def test_portions_are_those_of_a_whole_pair(tmp_path):
     url = f"sqlite:///{tmp_path / 'elsewhere.db'}"
     for storage in (tmp_path, url):
-        assert begun_portions(storage) is None
+        assert begun_chunks(storage) is None
     assert list(tmp_path.iterdir()) == []
-    with Ledger(url, Shape((2,), (4,), (1,), (1,)), {}) as ledger:
-        assert begun_portions(url) is None
-        ledger.add(Pair(Plan((1,), (1,)), 2.0, 10, partial=True, course=((10, 2.0),)))
-        ledger.add(Pair(Plan((1,), (2,)), 1.0, 30, course=((10, 2.0), (20, 1.5), (30, 1.0))))
-    assert begun_portions(url) == 3
-    assert begun_portions(url, "another") is None
+    with PairStudy(url, Shape((2,), (4,), (1,), (1,)), {}) as pair_study:
+        assert begun_chunks(url) is None
+        pair_study.add(Pair(Plan((1,), (1,)), 2.0, 10, partial=True, trajectory=((10, 2.0),)))
+        pair_study.add(
+            Pair(Plan((1,), (2,)), 1.0, 30, trajectory=((10, 2.0), (20, 1.5), (30, 1.0)))
+        )
+    assert begun_chunks(url) == 3
+    assert begun_chunks(url, "another") is None
 
 
 def test_what_is_no_storage_is_told(tmp_path):
@@ -30,4 +32,4 @@ def test_what_is_no_storage_is_told(tmp_path):
         ("://", "study at ://: Could not parse"),
     ):
         with pytest.raises(LmscoutError, match=message):
-            begun_portions(url)
+            begun_chunks(url)

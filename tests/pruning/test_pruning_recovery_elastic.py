@@ -117,14 +117,14 @@ def test_rises_stay_those_over_the_dense_model_as_it_was(recovered):
     targets = after.measured[:, 1:, None]
     if after.settings.quality == "nll":
         expected = (before - changed)[:, :-1].gather(-1, targets).mean().item()
-    else:  # the 32 likeliest of 64 tokens are told apart, the others are one outcome
+    else:  # the 32 likeliest of 64 tokens are distinguished, the others are one outcome
         order = before.argsort(-1, descending=True)
         one, two = (x.gather(-1, order)[:, :-1].exp() for x in (before, changed))
         one, two = (torch.cat([x[..., :32], x[..., 32:].sum(-1, True)], -1) for x in (one, two))
         expected = (one * (one / two).log()).sum(-1).mean().item()
     (dense,) = after.evaluator(after.measured).measure([after.shape.dense])
-    assert abs(dense.rise) > 1e-4
-    assert dense.rise == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert abs(dense.loss_increase) > 1e-4
+    assert dense.loss_increase == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_plans_are_measured_in_the_portions_in_which_a_ledger_was_begun(tmp_path):
@@ -135,17 +135,17 @@ def test_plans_are_measured_in_the_portions_in_which_a_ledger_was_begun(tmp_path
     file = tmp_path / "elastic.safetensors"
     space = AnySpace(calibrated.shape)
     after, _ = recover_all_plans(begun, windows, space, sizes, settings, file)
-    for text, portions in ((after.measured, 2), (after.final, 3)):
+    for text, chunks in ((after.measured, 2), (after.final, 3)):
         (measured,) = after.evaluator(text).measure([PLAN])
-        assert len(measured.course) == portions
+        assert len(measured.trajectory) == chunks
 
 
 def test_pairs_of_other_weights_are_told_apart(recovered):
     calibrated, after, _ = recovered
-    assert "adapter" in after.ledger_settings["elastic"]
-    assert "elastic" not in calibrated.ledger_settings
-    plain = {k: v for k, v in after.ledger_settings.items() if k != "elastic"}
-    assert plain == calibrated.ledger_settings
+    assert "adapter" in after.study_settings["elastic"]
+    assert "elastic" not in calibrated.study_settings
+    plain = {k: v for k, v in after.study_settings.items() if k != "elastic"}
+    assert plain == calibrated.study_settings
 
 
 def test_a_text_that_is_only_measured_on_is_refused(tmp_path):

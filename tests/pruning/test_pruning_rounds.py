@@ -12,13 +12,13 @@ from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.ranges import Ranges
 from lmscout.pruning.sampler import Target
 from lmscout.pruning.space import AnySpace
-from lmscout.pruning.study import Ledger
+from lmscout.pruning.study import PairStudy
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
 
 
 class SyntheticEvaluator:
-    """Measures the synthetic model portion by portion, as the real evaluator does."""
+    """Measures the synthetic model chunk by chunk, as the real evaluator does."""
 
     def __init__(self):
         self.shape = MODEL.shape
@@ -27,7 +27,7 @@ class SyntheticEvaluator:
     def measure(self, plans, limits=None):
         for plan, most in zip(plans, limits or itertools.repeat(()), strict=False):
             measurement = MODEL.in_portions(plan, most)
-            self.measured.append((plan, len(measurement.course)))
+            self.measured.append((plan, len(measurement.trajectory)))
             yield measurement
 
 
@@ -39,10 +39,10 @@ def rounds(folder, pairs=60, keep=(0.7,), stop_after=None):
         if stop_after is not None and len(evaluator.measured) >= stop_after:
             raise KeyboardInterrupt
 
-    with Ledger(folder, MODEL.shape, {"model": "synthetic"}) as ledger:
+    with PairStudy(folder, MODEL.shape, {"model": "synthetic"}) as pair_study:
         try:
-            learnt = measure_rounds(
-                ledger,
+            fitted = measure_rounds(
+                pair_study,
                 evaluator,
                 MODEL.mass,
                 AnySpace(MODEL.shape),
@@ -52,8 +52,8 @@ def rounds(folder, pairs=60, keep=(0.7,), stop_after=None):
                 progress=watch,
             )
         except KeyboardInterrupt:
-            learnt = None
-    return ledger.pairs(), evaluator.measured, learnt
+            fitted = None
+    return pair_study.pairs(), evaluator.measured, fitted
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_run_stopped_anywhere_measures_what_an_undisturbed_one_does(tmp_path, 
         pairs, some, _ = rounds(tmp_path, stop_after=stop)
         measured += [plan for plan, _ in some]
     plain, expected = (
-        [(one.plan, one.value, one.partial, one.round, one.course) for one in some]
+        [(one.plan, one.value, one.partial, one.round, one.trajectory) for one in some]
         for some in (pairs, whole[0][:60])
     )
     assert plain == expected
@@ -81,28 +81,28 @@ def test_only_plans_behind_the_best_on_the_same_text_are_dropped(whole):
     assert 0 < sum(pair.partial for pair in pairs) < 40
     for place, pair in enumerate(pairs):
         if pair.partial:
-            tokens, rise = pair.course[-1]
+            tokens, loss_increase = pair.trajectory[-1]
             before = [one for one in pairs[:place] if not one.partial]
-            assert sum(dict(one.course)[tokens] < rise for one in before) >= 12
-    assert [length for _, length in measured] == [len(pair.course) for pair in pairs]
+            assert sum(dict(one.trajectory)[tokens] < loss_increase for one in before) >= 12
+    assert [length for _, length in measured] == [len(pair.trajectory) for pair in pairs]
 
 
 def test_later_rounds_are_better_than_the_first(whole):
-    pairs, _, learnt = whole
+    pairs, _, fitted = whole
     first = [pair.value for pair in pairs if pair.round == 0]
     last = [pair.value for pair in pairs if pair.round == 1 and not pair.partial]
     assert np.median(last) < min(first)
-    assert learnt.predictor.report.chosen.kendall > 0.5
-    assert learnt.shrinks
+    assert fitted.predictor.report.chosen.kendall > 0.5
+    assert fitted.narrowing_steps
 
 
 def test_every_size_gets_its_part_and_a_new_one_measures_nothing(tmp_path):
     pairs, _, _ = rounds(tmp_path, pairs=40, keep=(0.8, 0.6))
     kept = np.array([pair.kept for pair in pairs])
     assert (np.abs(kept - 0.8) < 0.01).sum() == (np.abs(kept - 0.6) < 0.01).sum() == 20
-    again, measured, learnt = rounds(tmp_path, pairs=40, keep=(0.7,))
+    again, measured, fitted = rounds(tmp_path, pairs=40, keep=(0.7,))
     assert (again, measured) == (pairs, [])
-    assert learnt.targets[0].budget.limit == pytest.approx(0.7, abs=1e-4)
+    assert fitted.targets[0].budget.limit == pytest.approx(0.7, abs=1e-4)
 
 
 def test_more_pairs_go_on_where_fewer_ended(tmp_path):

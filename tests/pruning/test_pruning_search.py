@@ -37,14 +37,14 @@ def draws(budget, count=20_000):
 @pytest.mark.parametrize("keep", [0.5, 0.8])
 def test_it_beats_twenty_thousand_draws(keep):
     budget = keep_budget(SHAPE, keep)
-    found = search(MODEL.rise, SHAPE, RANGES, budget, seed=0, **SHORT)
+    found = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=0, **SHORT)
     rows = as_rows([one.plan for one in found])
-    assert MODEL.rise(rows)[0] < MODEL.rise(draws(budget)).min()
+    assert MODEL.loss_increase(rows)[0] < MODEL.loss_increase(draws(budget)).min()
     assert meets(rows, budget).all()
     assert RANGES.holds(rows).all()
-    assert [one.rise for one in found] == pytest.approx(list(MODEL.rise(rows)))
+    assert [one.loss_increase for one in found] == pytest.approx(list(MODEL.loss_increase(rows)))
     assert [one.cost for one in found] == pytest.approx(list(budget.cost(rows)))
-    assert [one.rise for one in found] == sorted(one.rise for one in found)
+    assert [one.loss_increase for one in found] == sorted(one.loss_increase for one in found)
 
 
 def test_it_comes_to_the_known_optimum():
@@ -61,13 +61,15 @@ def test_it_comes_to_the_known_optimum():
     found = search(quality, SHAPE, RANGES, keep_budget(SHAPE, 0.85), seed=1, generations=80)[0]
     best = (weight * removed**2).sum()
     assert removed.max() < 0.9  # within the ranges
-    assert found.rise == pytest.approx(best, rel=0.05)  # groups are tenths
+    assert found.loss_increase == pytest.approx(best, rel=0.05)  # groups are tenths
     assert 1 - as_rows([found.plan])[0, 5:] / units[5:] == pytest.approx(removed[5:], abs=0.05)
 
 
 def test_results_differ_as_much_as_asked_for():
     budget = keep_budget(SHAPE, 0.8)
-    found = search(MODEL.rise, SHAPE, RANGES, budget, seed=0, count=8, distance=0.03, **SHORT)
+    found = search(
+        MODEL.loss_increase, SHAPE, RANGES, budget, seed=0, count=8, distance=0.03, **SHORT
+    )
     shares = as_rows([one.plan for one in found]) / dense_row(SHAPE)
     apart_by = np.abs(shares[:, None] - shares).mean(axis=2)[np.triu_indices(len(found), 1)]
     assert len(found) == 8
@@ -83,48 +85,65 @@ def test_apart_keeps_the_first_of_those_that_are_close():
 def test_the_same_seed_finds_the_same():
     budget = keep_budget(SHAPE, 0.7)
     begin = [uniform(SHAPE, RANGES, budget)]
-    first = search(MODEL.rise, SHAPE, RANGES, budget, seed=3, begin=begin, **SHORT)
-    assert search(MODEL.rise, SHAPE, RANGES, budget, seed=3, begin=begin, **SHORT) == first
-    assert search(MODEL.rise, SHAPE, RANGES, budget, seed=4, begin=begin, **SHORT) != first
+    first = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=3, begin=begin, **SHORT)
+    assert search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=3, begin=begin, **SHORT) == first
+    assert search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=4, begin=begin, **SHORT) != first
 
 
 def test_what_it_begins_with_is_never_beaten_by_what_it_ends_with():
     budget = keep_budget(SHAPE, 0.7)
-    good = search(MODEL.rise, SHAPE, RANGES, budget, seed=3, **SHORT)[0]
+    good = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=3, **SHORT)[0]
     after = search(
-        MODEL.rise, SHAPE, RANGES, budget, seed=9, begin=[good.plan], population=10, generations=2
+        MODEL.loss_increase,
+        SHAPE,
+        RANGES,
+        budget,
+        seed=9,
+        begin=[good.plan],
+        population=10,
+        generations=2,
     )
-    assert after[0].rise <= good.rise
+    assert after[0].loss_increase <= good.loss_increase
 
 
 def test_latency_is_a_budget_too():
     attention, mlp = np.arange(11) * 3e-4, np.ceil(np.arange(865) / 32) * 32e-6
     budget = latency_budget(SHAPE, 0.012, attention=[attention], mlp=[mlp], fixed=1e-3)
-    found = search(MODEL.rise, SHAPE, RANGES, budget, seed=0, **SHORT)
+    found = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=0, **SHORT)
     for one in found:
         seconds = 1e-3 + sum(attention[kept] for kept in one.plan.attention)
         seconds += sum(mlp[kept] for kept in one.plan.mlp)
         assert one.cost == pytest.approx(seconds)
         assert seconds <= 0.012
-    assert found[0].rise < MODEL.rise(draws(budget, 2000)).min()
+    assert found[0].loss_increase < MODEL.loss_increase(draws(budget, 2000)).min()
 
 
 def test_a_front_is_as_good_as_single_searches():
     budgets = [keep_budget(SHAPE, keep) for keep in (0.5, 0.6, 0.7, 0.8, 0.9)]
-    front = pareto(MODEL.rise, SHAPE, RANGES, budgets, seed=0, population=100, generations=60)
-    costs, rises = (np.array([getattr(one, name) for one in front]) for name in ("cost", "rise"))
+    front = pareto(
+        MODEL.loss_increase, SHAPE, RANGES, budgets, seed=0, population=100, generations=60
+    )
+    costs, loss_increases = (
+        np.array([getattr(one, name) for one in front]) for name in ("cost", "loss_increase")
+    )
     assert (np.diff(costs) > 0).all()
-    assert (np.diff(rises) < 0).all()
-    assert list(MODEL.rise(as_rows([one.plan for one in front]))) == pytest.approx(list(rises))
+    assert (np.diff(loss_increases) < 0).all()
+    assert list(MODEL.loss_increase(as_rows([one.plan for one in front]))) == pytest.approx(
+        list(loss_increases)
+    )
     assert costs.min() > 0.49
     assert costs.max() <= 0.9001
     for budget in budgets:
-        best = rises[costs <= budget.limit + 1e-9].min()
-        assert best < MODEL.rise(draws(budget, 5000)).min()
-        alone = search(MODEL.rise, SHAPE, RANGES, budget, seed=0, **SHORT)[0].rise
+        best = loss_increases[costs <= budget.limit + 1e-9].min()
+        assert best < MODEL.loss_increase(draws(budget, 5000)).min()
+        alone = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=0, **SHORT)[0].loss_increase
         assert best < 1.15 * alone + 0.01
-    again = pareto(MODEL.rise, SHAPE, RANGES, budgets, seed=0, population=20, generations=5)
-    assert again == pareto(MODEL.rise, SHAPE, RANGES, budgets, seed=0, population=20, generations=5)
+    again = pareto(
+        MODEL.loss_increase, SHAPE, RANGES, budgets, seed=0, population=20, generations=5
+    )
+    assert again == pareto(
+        MODEL.loss_increase, SHAPE, RANGES, budgets, seed=0, population=20, generations=5
+    )
 
 
 def test_moves_keep_the_size_within_a_unit_each():
@@ -140,15 +159,19 @@ def test_moves_keep_the_size_within_a_unit_each():
 def test_tiny_models_are_searched_whole():
     tiny = Synthetic(depth=1, groups=2, channels=3, noise=0)
     ranges, budget = Ranges.above(tiny.shape, 0), keep_budget(tiny.shape, 0.52)
-    found = search(tiny.rise, tiny.shape, ranges, budget, seed=0, population=10, generations=5)
+    found = search(
+        tiny.loss_increase, tiny.shape, ranges, budget, seed=0, population=10, generations=5
+    )
     assert [one.plan.attention for one in found] == [(1,)]
 
 
 def test_a_budget_that_no_plan_meets_is_refused():
     with pytest.raises(LmscoutError, match=r"nearest that can be met is 0\.1"):
-        search(MODEL.rise, SHAPE, RANGES, keep_budget(SHAPE, 0.05), seed=0)
+        search(MODEL.loss_increase, SHAPE, RANGES, keep_budget(SHAPE, 0.05), seed=0)
     with pytest.raises(LmscoutError, match="nearest that can be met"):
-        pareto(MODEL.rise, SHAPE, RANGES, [keep_budget(SHAPE, k) for k in (0.05, 0.5)], seed=0)
+        pareto(
+            MODEL.loss_increase, SHAPE, RANGES, [keep_budget(SHAPE, k) for k in (0.05, 0.5)], seed=0
+        )
 
 
 class Fitting(Repair):
@@ -194,7 +217,7 @@ def test_generations_are_pymoos_draw_by_draw(model, population, generations, dig
     first = fit(wish, ranges, budget)
 
     def predict(rows):
-        return np.round(model.rise(rows), digits)
+        return np.round(model.loss_increase(rows), digits)
 
     problem = PlanProblem(predict, model.shape, ())
     algorithm = GA(
@@ -205,7 +228,7 @@ def test_generations_are_pymoos_draw_by_draw(model, population, generations, dig
         repair=Fitting(ranges, budget),
     )
     minimize(problem, algorithm, Stalling(generations), seed=seed)
-    rows, rises = evolved(
+    rows, loss_increases = evolved(
         predict,
         first,
         model.shape,
@@ -215,8 +238,10 @@ def test_generations_are_pymoos_draw_by_draw(model, population, generations, dig
         generations=generations,
         seed=seed,
     )
-    expected = {tuple(row): rise for row, rise in zip(*problem.seen(), strict=True)}
-    assert dict(zip(map(tuple, rows), rises, strict=True)) == expected
+    expected = {
+        tuple(row): loss_increase for row, loss_increase in zip(*problem.seen(), strict=True)
+    }
+    assert dict(zip(map(tuple, rows), loss_increases, strict=True)) == expected
     assert len(rows) == len(expected)
 
 
@@ -224,9 +249,9 @@ def test_plans_that_are_equally_good_come_in_an_order_of_their_own():
     budget = keep_budget(SHAPE, 0.7)
 
     def coarse(rows):
-        return np.round(MODEL.rise(rows), 1)
+        return np.round(MODEL.loss_increase(rows), 1)
 
     found = search(coarse, SHAPE, RANGES, budget, seed=0, count=200, distance=0.0, **SHORT)
-    keys = [(one.rise, *(one.plan.attention + one.plan.mlp)[::-1]) for one in found]
+    keys = [(one.loss_increase, *(one.plan.attention + one.plan.mlp)[::-1]) for one in found]
     assert keys == sorted(keys)
-    assert len({one.rise for one in found}) < 50
+    assert len({one.loss_increase for one in found}) < 50

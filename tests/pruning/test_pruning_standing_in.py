@@ -12,7 +12,7 @@ from lmscout.pruning.calibration import CalibrationSettings, calibrate
 from lmscout.pruning.config import Request, check_request
 from lmscout.pruning.features import PlanFeatures
 from lmscout.pruning.finalists import candidates_of, measure_finalists
-from lmscout.pruning.measuring import calibrated_judges, judged, proxy_columns
+from lmscout.pruning.measuring import calibrated_objectives, judged, proxy_columns
 from lmscout.pruning.plan import as_plans, as_rows, dense_row
 from lmscout.pruning.predictor import fit_predictor
 from lmscout.pruning.ranges import Ranges, fit, meets
@@ -44,13 +44,13 @@ def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_meas
     shape = calibrated.shape
     budget = keep_budget(shape, 0.7)
     target = Target(budget, Ranges.above(shape))
-    learnt = judged(SNIP, calibrated, [target])
-    plans = candidates_of(None, learnt, AnySpace(shape), target, seed=0)
+    fitted = judged(SNIP, calibrated, [target])
+    plans = candidates_of(None, fitted, AnySpace(shape), target, seed=0)
     assert len(plans) == 1
-    scores = learnt.judge.scores
+    scores = fitted.objective.scores
     assert scores(as_rows(plans))[0] >= scores(drawn(shape, budget, 500)).max()
     assert meets(as_rows(plans), budget).all()
-    ((winner,),) = measure_finalists(calibrated, None, None, learnt, [plans])
+    ((winner,),) = measure_finalists(calibrated, None, None, fitted, [plans])
     assert winner.plan == plans[0]
     assert (winner.predicted, winner.measured, winner.final) == (None, None, None)
 
@@ -60,22 +60,22 @@ def test_uniform_plans_are_judged_too(calibrated):
     space = UniformSpace(shape, calibrated.model.config)
     budget = keep_budget(shape, 0.6)
     target = Target(budget, Ranges.above(shape))
-    learnt = judged(SNIP, calibrated, [target])
-    (plan,) = candidates_of(None, learnt, space, target, seed=0)
+    fitted = judged(SNIP, calibrated, [target])
+    (plan,) = candidates_of(None, fitted, space, target, seed=0)
     assert space.meets(as_rows([plan]), budget).all()
 
 
 def test_a_column_is_the_judges_score_and_predictors_use_it(calibrated):
     shape = calibrated.shape
     (column,) = proxy_columns([SNIP], calibrated)
-    (judge,) = calibrated_judges([SNIP], calibrated)
+    (objective,) = calibrated_objectives([SNIP], calibrated)
     rows = drawn(shape, keep_budget(shape, 0.7), 400)
-    assert (column.values(rows) == judge.scores(rows)).all()
+    assert (column.values(rows) == objective.scores(rows)).all()
     features = PlanFeatures(shape, calibrated.mass, [column])
     assert features.names[-1] == "proxy.snip"
-    assert (features(rows)[:, -1] == judge.scores(rows)).all()
+    assert (features(rows)[:, -1] == objective.scores(rows)).all()
     # Quality that bends with the column, which sums of the other columns do not say so well.
-    scores = judge.scores(rows)
+    scores = objective.scores(rows)
     values = 0.1 + (scores.max() - scores) ** 2
     pairs = [
         Pair(plan, float(value), 100)
@@ -95,10 +95,10 @@ def test_no_features_cost_no_pass(calibrated):
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        (Request(judge="proxy:snipp"), "did you mean 'snip'"),
-        (Request(judge="sum(abs(weight))"), "write proxy:"),
+        (Request(objective="proxy:snipp"), "did you mean 'snip'"),
+        (Request(objective="sum(abs(weight))"), "write proxy:"),
         (Request(features=("proxy:grasp",)), "runs the model again"),
-        (Request(judge=SNIP, features=(SNIP,)), "leave out --judge or --feature"),
+        (Request(objective=SNIP, features=(SNIP,)), "leave out --objective or --feature"),
     ],
 )
 def test_bad_judges_are_refused_before_any_work(request_, says, tmp_path):

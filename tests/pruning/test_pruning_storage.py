@@ -1,4 +1,4 @@
-"""Where a ledger is kept: what cannot be opened is one line, and leaves no file open."""
+"""Where a study is kept: what cannot be opened is one line, and leaves no file open."""
 
 import sqlite3
 

@@ -26,8 +26,8 @@ from lmscout.pruning.storage import (
     shown_url,
     storage_url,
 )
-from lmscout.pruning.study import Ledger
-from lmscout.pruning.study_record import begun_portions, read_recorded
+from lmscout.pruning.study import PairStudy
+from lmscout.pruning.study_record import begun_chunks, read_recorded
 
 NAMES = [
     *("half?1", "a#b", "50%", "a%20b", "a b", "k=v&w", "größe", "{x}", "~mine", "a+b", "a@b:c"),
@@ -42,15 +42,15 @@ def files_in(folder):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_folder_of_any_name_holds_its_study(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with Ledger(Path(name), SHAPE, SETTINGS) as ledger:
-        ledger.add(pair(plans(1)[0]))
+    with PairStudy(Path(name), SHAPE, SETTINGS) as pair_study:
+        pair_study.add(pair(plans(1)[0]))
     assert files_in(tmp_path) == [f"{name}/{FILE_NAME}"]
-    assert begun_portions(Path(name)) == 2
+    assert begun_chunks(Path(name)) == 2
     for again in (name, f"{name}/{FILE_NAME}", str(tmp_path / name)):
-        with Ledger(kept_storage(again), SHAPE, SETTINGS, begin=False) as kept:
+        with PairStudy(kept_storage(again), SHAPE, SETTINGS, begin=False) as kept:
             assert len(kept) == 1
     monkeypatch.chdir("/")
-    with stored(ledger.url) as storage:  # what is shown is what Optuna's tools open
+    with stored(pair_study.url) as storage:  # what is shown is what Optuna's tools open
         assert len(optuna.load_study(study_name="lmscout", storage=storage).trials) == 1
     assert files_in(tmp_path) == [f"{name}/{FILE_NAME}"]
 
@@ -59,9 +59,9 @@ def test_a_run_folder_of_any_name_holds_its_study(tmp_path, monkeypatch, name):
 def test_a_storage_without_a_scheme_is_the_file_that_it_says(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for asked in (name, str(tmp_path / name)):
-        with Ledger(asked_storage(asked), SHAPE, SETTINGS) as ledger:
-            ledger.add(pair(plans(1)[0]))
-            assert len(ledger) == 1
+        with PairStudy(asked_storage(asked), SHAPE, SETTINGS) as pair_study:
+            pair_study.add(pair(plans(1)[0]))
+            assert len(pair_study) == 1
     assert files_in(tmp_path) == [name]
 
 
@@ -82,11 +82,11 @@ def test_a_storage_without_a_scheme_is_the_file_that_it_says(tmp_path, monkeypat
 def test_sqlite_urls_relative_and_absolute(tmp_path, monkeypatch, url, file):
     monkeypatch.chdir(tmp_path)
     url = asked_storage(url.replace("HERE", str(tmp_path)))
-    with Ledger(url, SHAPE, SETTINGS) as ledger:
-        ledger.add(pair(plans(1)[0]))
+    with PairStudy(url, SHAPE, SETTINGS) as pair_study:
+        pair_study.add(pair(plans(1)[0]))
     assert files_in(tmp_path) == [file]
     monkeypatch.chdir("/")
-    with Ledger(kept_storage(ledger.url), SHAPE, SETTINGS, begin=False) as kept:
+    with PairStudy(kept_storage(pair_study.url), SHAPE, SETTINGS, begin=False) as kept:
         assert len(kept) == 1
 
 
@@ -132,17 +132,17 @@ URLS = [
 @pytest.mark.parametrize("url", URLS)
 def test_a_password_is_in_no_message_and_no_traceback(url, tmp_path):
     for opens in (
-        lambda: Ledger(url, SHAPE, SETTINGS),
+        lambda: PairStudy(url, SHAPE, SETTINGS),
         lambda: asked_storage(url) and open_storage(url),
         lambda: read_recorded(url),
-        lambda: begun_portions(url),
+        lambda: begun_chunks(url),
     ):
         with pytest.raises(LmscoutError) as caught:
             opens()
         assert "\n" not in str(caught.value)
-        told = "".join(traceback.format_exception(caught.value))
+        update = "".join(traceback.format_exception(caught.value))
         for secret in (SECRET, QUOTED, "S3cr"):
-            assert secret not in told, told
+            assert secret not in update, update
     assert "S3cr" not in shown_url(url)
 
 
@@ -172,9 +172,9 @@ def test_what_a_driver_says_is_masked_however_it_spells_the_secret():
 
 
 def made(folder):
-    with Ledger(folder, SHAPE, SETTINGS) as ledger:
+    with PairStudy(folder, SHAPE, SETTINGS) as pair_study:
         for plan in plans(12):
-            ledger.add(pair(plan))
+            pair_study.add(pair(plan))
     return folder / FILE_NAME
 
 
@@ -239,7 +239,7 @@ def test_what_is_wrong_with_a_file_is_told_apart_in_one_line(tmp_path, happened,
         made(tmp_path)
         return
     with pytest.raises(LmscoutError, match=written) as caught:
-        Ledger(tmp_path, SHAPE, SETTINGS)
+        PairStudy(tmp_path, SHAPE, SETTINGS)
     assert "; " in str(caught.value)
     assert content == (file.read_bytes() if file.is_file() else None)
 
@@ -249,7 +249,7 @@ def test_a_locked_study_is_said_to_be_locked(tmp_path, monkeypatch):
     file = made(tmp_path)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("begin exclusive")
-        for opens in (read_recorded, begun_portions, lambda at: Ledger(at, SHAPE, SETTINGS)):
+        for opens in (read_recorded, begun_chunks, lambda at: PairStudy(at, SHAPE, SETTINGS)):
             with pytest.raises(LmscoutError, match="is locked by another process; wait") as caught:
                 opens(tmp_path)
             assert "\n" not in str(caught.value)
@@ -258,8 +258,8 @@ def test_a_locked_study_is_said_to_be_locked(tmp_path, monkeypatch):
 
 
 def made_pairs(folder):
-    with Ledger(folder, SHAPE, SETTINGS, begin=False) as ledger:
-        return ledger.pairs()
+    with PairStudy(folder, SHAPE, SETTINGS, begin=False) as pair_study:
+        return pair_study.pairs()
 
 
 UNPRIVILEGED = """
@@ -308,7 +308,7 @@ def test_a_study_on_a_read_only_medium_is_read(tmp_path):
     file = made(tmp_path)
     url = f"sqlite:///file:{file}?mode=ro&uri=true"
     check_storage(url, begin=False)
-    with Ledger(url, SHAPE, SETTINGS, begin=False) as ledger:
-        assert len(ledger) == 12
+    with PairStudy(url, SHAPE, SETTINGS, begin=False) as pair_study:
+        assert len(pair_study) == 12
         with pytest.raises(LmscoutError, match="is read-only; make"):
-            ledger.add(pair(SHAPE.dense))
+            pair_study.add(pair(SHAPE.dense))

@@ -32,18 +32,18 @@ def whole(tmp_path_factory):
 
 
 def test_every_step_has_a_body_and_a_tail(whole):
-    pairs, learnt, plans = whole
+    pairs, fitted, plans = whole
     assert Counter(pair.round for pair in pairs) == EACH
     assert len(plans) == len({*plans}) == 20
-    assert learnt.predictor.report.pairs == 20
+    assert fitted.predictor.report.pairs == 20
 
 
 def test_the_end_is_the_same_on_two_devices(whole, tmp_path):
-    pairs, learnt, plans = measured(tmp_path, 2)
+    pairs, fitted, plans = measured(tmp_path, 2)
     assert alike(pairs) == alike(whole[0])
-    assert learnt.shrinks == whole[1].shrinks
-    assert learnt.targets[0].ranges == whole[1].targets[0].ranges
-    assert learnt.predictor.report == whole[1].predictor.report
+    assert fitted.narrowing_steps == whole[1].narrowing_steps
+    assert fitted.targets[0].ranges == whole[1].targets[0].ranges
+    assert fitted.predictor.report == whole[1].predictor.report
     assert len(plans) == 20
 
 
@@ -105,9 +105,9 @@ def test_more_pairs_and_other_sizes_go_on_where_a_run_ended(whole, tmp_path):
     assert alike(some) == alike(whole[0])
     assert {*alike(some)} < {*alike(more)}
     assert (len(more), len(plans)) == (29, 9)
-    again, learnt, plans = measured(tmp_path, 1, pairs=29, keep=0.8)
+    again, fitted, plans = measured(tmp_path, 1, pairs=29, keep=0.8)
     assert (alike(again), plans) == (alike(more), [])
-    assert learnt.targets[0].budget.limit == pytest.approx(0.8, abs=1e-4)
+    assert fitted.targets[0].budget.limit == pytest.approx(0.8, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -127,20 +127,20 @@ def test_all_plans_there_are_may_be_fewer_than_are_wanted(tmp_path):
             every = AnySpace.propose(self, targets, pairs=(), **asked | {"count": 9, "round_": 0})
             return [one for one in every if one.plan not in taken]
 
-    pairs, learnt, _ = measured(tmp_path, 2, space=Few(MODEL.shape))
+    pairs, fitted, _ = measured(tmp_path, 2, space=Few(MODEL.shape))
     assert len(pairs) == 9
-    assert learnt.predictor is None
+    assert fitted.predictor is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_with_a_predictor_in_another_process_the_end_is_the_same(tmp_path, devices):
     asked = {"pairs": 80, "size": 12, "space": AnySpace(MODEL.shape), "another_process": True}
-    whole, learnt, _ = measured(tmp_path / "whole", 1, **asked)
+    whole, fitted, _ = measured(tmp_path / "whole", 1, **asked)
     for stop in (30, 55, None):
         watch = None if stop is None else interrupted(stop)
         pairs, again, _ = measured(tmp_path / "stopped", devices, watch=watch, **asked)
     assert alike(pairs) == alike(whole)
     assert {"found", "near", "unsure"} <= {pair.origin for pair in pairs}
-    assert again.shrinks == learnt.shrinks
-    assert again.predictor.report == learnt.predictor.report
+    assert again.narrowing_steps == fitted.narrowing_steps
+    assert again.predictor.report == fitted.predictor.report

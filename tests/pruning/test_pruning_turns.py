@@ -20,7 +20,7 @@ from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
 from lmscout.errors import LmscoutError
 from lmscout.pruning import turns
 from lmscout.pruning.storage import FILE_NAME, quiet, storage_url
-from lmscout.pruning.study import Ledger
+from lmscout.pruning.study import PairStudy
 from lmscout.pruning.turns import Holder, alone_in
 
 PATHS = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
@@ -100,15 +100,15 @@ OPENER = """
     import sys
     from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
     from lmscout.errors import LmscoutError
-    from lmscout.pruning.ledger import Ledger
+    from lmscout.pruning.study import Study
 
     print("there", flush=True)
     sys.stdin.readline()
     try:
-        with Ledger(sys.argv[1], SHAPE, SETTINGS | {"seed": int(sys.argv[2])}) as ledger:
-            print(ledger.note("tail", sys.argv[2]))
+        with Study(sys.argv[1], SHAPE, SETTINGS | {"seed": int(sys.argv[2])}) as ledger:
+            print(study.note("tail", sys.argv[2]))
             for plan in plans(4):
-                ledger.add(pair(plan))
+                study.add(pair(plan))
     except LmscoutError as error:
         print(error)
 """
@@ -140,8 +140,8 @@ def opened_at_once(folder, *seeds):
 def test_a_study_may_be_made_by_several_at_once(tmp_path):
     assert opened_at_once(tmp_path, 0, 0, 0, 0) == ["0"] * 4
     assert studies(tmp_path) == ["lmscout"]
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
-        assert {one.plan for one in ledger.pairs()} == set(plans(4))
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
+        assert {one.plan for one in pair_study.pairs()} == set(plans(4))
 
 
 def test_of_several_settings_at_once_one_is_kept_and_the_others_hear_of_it(tmp_path):
@@ -150,12 +150,12 @@ def test_of_several_settings_at_once_one_is_kept_and_the_others_hear_of_it(tmp_p
     others = [one for one in said if len(one) > 1]
     assert len(others) == 2
     assert all(f"were measured with seed = {kept}, this run has" in one for one in others)
-    with Ledger(tmp_path, SHAPE, SETTINGS | {"seed": int(kept)}) as ledger:
-        assert ledger.note("tail") == kept
+    with PairStudy(tmp_path, SHAPE, SETTINGS | {"seed": int(kept)}) as pair_study:
+        assert pair_study.note("tail") == kept
 
 
 def test_what_another_process_added_is_not_added_again(tmp_path):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as one, Ledger(tmp_path, SHAPE, SETTINGS) as other:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as one, PairStudy(tmp_path, SHAPE, SETTINGS) as other:
         for plan in plans(5):
             assert one.add(pair(plan))
             assert not other.add(pair(plan, value=9.0))
@@ -163,11 +163,11 @@ def test_what_another_process_added_is_not_added_again(tmp_path):
     assert len(params_of(tmp_path)) == 5
 
 
-def held_elsewhere(ledger, node="elsewhere"):
+def held_elsewhere(pair_study, node="elsewhere"):
     """A turn of a process on another machine: its study's number."""
     holder = Holder("lmscout", node, "another", 7, "1", "token")
     with quiet():
-        study = optuna.create_study(storage=ledger._storage, study_name=holder.name)
+        study = optuna.create_study(storage=pair_study._storage, study_name=holder.name)
     study.set_user_attr("sign", 0)
     return study
 
@@ -176,8 +176,8 @@ def test_a_process_of_another_machine_is_waited_for_while_it_gives_signs(
     tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(turns, "EXPIRY", 1.5)
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger:
-        other = held_elsewhere(ledger)
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
+        other = held_elsewhere(pair_study)
         stops = time.monotonic() + 3
 
         def give_signs():
@@ -189,7 +189,7 @@ def test_a_process_of_another_machine_is_waited_for_while_it_gives_signs(
 
         signs = threading.Thread(target=give_signs)
         signs.start()
-        with ledger.alone():
+        with pair_study.alone():
             assert time.monotonic() > stops + 1  # and then it was taken over
             assert not any("elsewhere" in name for name in studies(tmp_path))
         signs.join()
@@ -199,19 +199,19 @@ def test_a_process_of_another_machine_is_waited_for_while_it_gives_signs(
 
 def test_a_process_whose_turn_was_taken_measures_no_more(tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "SIGN", 0.05)
-    with Ledger(tmp_path, SHAPE, SETTINGS) as ledger, ledger.alone():
-        ledger.add(pair(plans(1)[0]))
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, pair_study.alone():
+        pair_study.add(pair(plans(1)[0]))
         with closing(sqlite3.connect(tmp_path / FILE_NAME)) as tables, tables:
             tables.execute("delete from studies where study_name like '%|turn|%'")
         until = time.monotonic() + 30
         with pytest.raises(LmscoutError, match="another run took over"):  # noqa: PT012
             while time.monotonic() < until:
-                ledger.check(pair(plans(1)[0]))
+                pair_study.check(pair(plans(1)[0]))
                 time.sleep(0.05)
 
 
 def test_control_c_while_waiting_leaves_nothing(tmp_path):
-    with Ledger(tmp_path, SHAPE, SETTINGS) as one, Ledger(tmp_path, SHAPE, SETTINGS) as other:
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as one, PairStudy(tmp_path, SHAPE, SETTINGS) as other:
 
         def interrupt(_):
             raise KeyboardInterrupt

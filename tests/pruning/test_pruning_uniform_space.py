@@ -90,8 +90,8 @@ class Additive:
     def spread(self, rows):
         return np.abs(np.sin(rows @ np.arange(1, rows.shape[1] + 1)))
 
-    def error_near(self, rise):
-        return 0.1 * rise
+    def error_near(self, loss_increase):
+        return 0.1 * loss_increase
 
     def pairs(self, plans, round_=0, **changes):
         values = self.cautious(as_rows(plans))
@@ -214,13 +214,13 @@ def test_a_budget_that_no_uniform_plan_meets_names_the_nearest_that_one_meets(
     try:
         space.require(budget(keep))
     except LmscoutError as error:
-        told = (
+        update = (
             float(re.search(r"can be met is .*?([\d.]+) (\(kept|of the dense)", str(error))[1])
             if not memory
             else float(re.search(r"can be met is .*\(([\d.]+) of", str(error))[1])
         )
-        space.require(budget(told))
-        assert told != keep
+        space.require(budget(update))
+        assert update != keep
 
 
 def test_a_channel_in_every_block_may_be_more_than_the_slack():
@@ -247,13 +247,13 @@ def test_a_channel_in_every_block_may_be_more_than_the_slack():
 def test_only_uniform_plans_of_the_size_meet_a_budget():
     budget = keep_budget(SIX, 0.7)
     found = as_rows(plans_of(SMALL.propose([target(0.7)], count=9, seed=0, round_=0)))
-    less, uneven, half = found.copy(), found.copy(), found.copy()
+    less, uneven, sublayer = found.copy(), found.copy(), found.copy()
     less[:, 6:] -= less[:, 6:] > 0
     kept = (found[:, 6:] > 0).argmax(axis=1)
     uneven[np.arange(len(found)), 6 + kept] -= 1
-    half[np.arange(len(found)), 6 + kept] = 0
+    sublayer[np.arange(len(found)), 6 + kept] = 0
     assert SMALL.meets(found, budget).all()
-    for changed in (less, uneven, half, np.zeros((1, 12), int), dense_row(SIX)[None]):
+    for changed in (less, uneven, sublayer, np.zeros((1, 12), int), dense_row(SIX)[None]):
         assert not SMALL.meets(changed, budget).any()
 
 
@@ -321,10 +321,10 @@ def test_later_rounds_measure_the_best_the_near_and_the_unsure():
         if one.origin == "near":
             assert min(step(one.plan, pair.plan) for pair in parents) <= 2
     rows = as_rows(every)
-    hopeful = TRUTH.cautious(rows) - 2 * TRUTH.spread(rows)
+    promising = TRUTH.cautious(rows) - 2 * TRUTH.spread(rows)
     unsure = as_rows([one.plan for one in found if one.origin == "unsure"])
     worst = (TRUTH.cautious(unsure) - 2 * TRUTH.spread(unsure)).max()
-    assert (hopeful < worst).sum() <= 20  # only what was taken before is more hopeful
+    assert (promising < worst).sum() <= 20  # only what was taken before is more hopeful
 
 
 def test_proposals_follow_from_seed_and_earlier_rounds_alone():
@@ -334,8 +334,8 @@ def test_proposals_follow_from_seed_and_earlier_rounds_alone():
     pairs = TRUTH.pairs(plans_of(first))
     asked = {"count": 12, "seed": 0, "round_": 1, "predictor": TRUTH}
     found = SMALL.propose([target(0.5)], pairs=pairs, **asked)
-    half = TRUTH.pairs(plans_of(found[:6]), 1)
-    assert SMALL.propose([target(0.5)], pairs=[*half, *pairs[::-1]], **asked) == found
+    sublayer = TRUTH.pairs(plans_of(found[:6]), 1)
+    assert SMALL.propose([target(0.5)], pairs=[*sublayer, *pairs[::-1]], **asked) == found
 
 
 def test_several_sizes_are_served_alike():
@@ -352,9 +352,9 @@ def test_several_sizes_are_served_alike():
 
 def test_search_lists_all_where_it_can():
     every = all_uniform(SIX, llama(6), keep_budget(SIX, 0.5))
-    rises = sorted(TRUTH.cautious(as_rows([plan]))[0] for plan in every)
+    loss_increases = sorted(TRUTH.cautious(as_rows([plan]))[0] for plan in every)
     found = SMALL.search(TRUTH.cautious, target(0.5), seed=0, count=12)
-    assert [one.rise for one in found] == pytest.approx(rises[:12])
+    assert [one.loss_increase for one in found] == pytest.approx(loss_increases[:12])
     assert set(plans_of(found)) <= every
     assert len(set(plans_of(found))) == 12
     assert [one.cost for one in found] == pytest.approx([SIX.kept_share(one.plan) for one in found])
@@ -376,13 +376,13 @@ def test_search_finds_the_best_where_it_cannot_list_all(seed):
         best = min(best, kept.sum() + np.sort(extra)[: one.dropped].sum())
     truth.asked = 0
     found = space.search(truth.cautious, target(0.55, deep), seed=seed)
-    assert found[0].rise == pytest.approx(best)
+    assert found[0].loss_increase == pytest.approx(best)
     assert truth.asked < 200_000
     assert space.search(truth.cautious, target(0.55, deep), seed=seed) == found
     # And it never ends with less than it began with.
     begin = [found[0].plan]
     again = space.search(truth.cautious, target(0.55, deep), seed=9, begin=begin, count=1)
-    assert again[0].rise <= found[0].rise
+    assert again[0].loss_increase <= found[0].loss_increase
 
 
 def test_what_was_best_at_one_size_is_begun_with_at_another():

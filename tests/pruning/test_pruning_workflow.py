@@ -75,12 +75,12 @@ def test_the_ledger_says_what_it_is_of(run):
 
 @pytest.mark.slow
 def test_a_judge_finds_a_model_without_a_pair(tmp_path):
-    result = pruned(tmp_path / "run", replace(REQUEST, judge="proxy:snip"))
-    told = result.to_json()
-    assert told["judge"] == {"proxy": "snip", "sign": 1}
-    assert (result.pairs, result.predictor, result.shrinks) == (0, None, ())
-    assert told["finalists"][0]["final"] is None
-    assert "no measurement chose it" in told["words"]
+    result = pruned(tmp_path / "run", replace(REQUEST, objective="proxy:snip"))
+    update = result.to_json()
+    assert update["objective"] == {"proxy": "snip", "sign": 1}
+    assert (result.pairs, result.predictor, result.narrowing_steps) == (0, None, ())
+    assert update["finalists"][0]["final"] is None
+    assert "no measurement chose it" in update["words"]
     by_name = {one.name: one for one in result.sizes[0].reported}
     assert by_name["found"].plan != by_name["uniform"].plan
     assert by_name["found"].kept == pytest.approx(0.8, abs=0.002)
@@ -182,7 +182,7 @@ def test_the_json_says_it_all_and_is_plain(run):
     plain = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert set(plain) >= {
         *("dense", "uniform", "uniform_compensated", "uniform_guarded", "found", "found_plain"),
-        *("predictor", "plan", "finalists", "seconds", "out", "ledger"),
+        *("predictor", "plan", "finalists", "seconds", "out", "study"),
     }
     assert plain["found"]["protocol"]["protocol"]["window"] == 128
     assert plain["predictor"]["pairs"] == 40
@@ -194,7 +194,7 @@ def test_the_json_says_it_all_and_is_plain(run):
 
 def test_the_ledger_holds_every_pair_once_for_optunas_own_tools(run):
     result, _ = run
-    trials = trials_of(result.ledger)
+    trials = trials_of(result.pair_study)
     plans = [tuple(trial.params.values()) for trial in trials]
     assert len(plans) == len(set(plans)) == result.pairs == 40
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
@@ -220,11 +220,11 @@ def test_a_finished_run_is_not_overwritten(run):
 def interrupted(at, after):
     """A progress that stops a run in a stage, when so much of it is done."""
 
-    def told(stage, done, _):
+    def update(stage, done, _):
         if (stage, done) == (at, after):
             raise KeyboardInterrupt
 
-    return told
+    return update
 
 
 def test_stopped_between_two_models_a_run_goes_on_with_the_second(tmp_path):
@@ -254,24 +254,24 @@ def test_stopped_between_two_models_a_run_goes_on_with_the_second(tmp_path):
 
 
 def test_a_ledger_goes_on_in_the_portions_in_which_it_was_begun(tmp_path, monkeypatch):
-    """As one that is begun on an accelerator and continued on a processor."""
+    """As one that is begun on an accelerator and continued on a CPU."""
     settings = replace(SETTINGS, measured_tokens=3000)
     begun = replace(REQUEST, pairs=44, calibration=settings)
-    monkeypatch.setattr(calibration, "_PORTION", 300)
+    monkeypatch.setattr(calibration, "_CHUNK", 300)
     loaded, (text, _), out = load_model(str(STORIES)), two_texts(), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         prune(loaded, text, begun, out, progress=interrupted("measuring finalists", 3))
-    monkeypatch.setattr(calibration, "_PORTION", 1500)
+    monkeypatch.setattr(calibration, "_CHUNK", 1500)
     result = pruned(out, replace(begun, pairs=60))
-    for study, portions in (("lmscout", 8), ("lmscout-finalists", 7)):
-        trials = trials_of(result.ledger, study)
+    for study, chunks in (("lmscout", 8), ("lmscout-finalists", 7)):
+        trials = trials_of(result.pair_study, study)
         whole = [one for one in trials if one.state.name == "COMPLETE"]
-        assert {len(one.intermediate_values) for one in whole} == {portions}
+        assert {len(one.intermediate_values) for one in whole} == {chunks}
     assert "nats/token over the dense model, the next of" in result.sizes[0].words
 
 
 def test_a_finished_model_that_was_asked_for_otherwise_is_told_before_any_work(tmp_path):
-    """Without a ledger in the folder: it may be kept elsewhere."""
+    """Without a study in the folder: it may be kept elsewhere."""
     request = replace(REQUEST, keep=(0.9, 0.7))
     folder = tmp_path / "keep-0.9"
     folder.mkdir()
@@ -303,8 +303,8 @@ def test_several_sizes_share_one_ledger(tmp_path):
         assert sum(p.numel() for p in saved.parameters()) == found.params
     assert len(result.to_json()["sizes"]) == 2
 
-    # A third size on the same ledger measures no pair anew.
-    third = replace(REQUEST, keep=(0.8,), storage=result.ledger)
+    # A third size on the same study measures no pair anew.
+    third = replace(REQUEST, keep=(0.8,), storage=result.pair_study)
     again = pruned(tmp_path / "third", third)
     assert again.pairs == 40
     assert again.sizes[0].reported[-1].kept == pytest.approx(0.8, abs=0.002)
@@ -388,7 +388,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"protocol": "none"}, "none"),
         ({"seed": -1}, "seed of -1 is too small: give 0 or more"),
         ({"seed": 2**63}, "seed of 9223372036854775808 is too large: give 9223372036854775807"),
-        ({"grain": 0}, "grain of 0 is too small: give 1 or more"),
+        ({"multiple": 0}, "grain of 0 is too small: give 1 or more"),
         ({"pairs": 19}, "19 pairs are too few for a predictor: measure at least 20"),
         ({"report_tokens": 0}, "report_tokens of 0 is too small: give 1 or more"),
         (
@@ -398,7 +398,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
     ):
         with pytest.raises(LmscoutError, match=message):
             check_request(replace(REQUEST, **wrong), calibration, report_on, out)
-    check_request(replace(REQUEST, judge="proxy:snip", pairs=0), calibration, report_on, out)
+    check_request(replace(REQUEST, objective="proxy:snip", pairs=0), calibration, report_on, out)
     with pytest.raises(LmscoutError, match="are the same"):
         check_request(REQUEST, calibration, Text("again", calibration.content, "c"), out)
     again = Text("again", report_on.content, "c")
@@ -498,7 +498,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path):
     assert got["finalists"] == expected["finalists"]
     assert got["predictor"] == expected["predictor"]
     trials = [
-        [(trial.params, trial.value, trial.state) for trial in trials_of(one["ledger"])]
+        [(trial.params, trial.value, trial.state) for trial in trials_of(one["study"])]
         for one in (expected, got)
     ]
     assert trials[0] == trials[1]

@@ -54,7 +54,7 @@ def here(device):
 
 
 def taken(work, count):
-    return {done.place: done.measured.rise for done in (work.take() for _ in range(count))}
+    return {done.place: done.measured.loss_increase for done in (work.take() for _ in range(count))}
 
 
 @pytest.mark.parametrize("begin", [here, workload])

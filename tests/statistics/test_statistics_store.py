@@ -18,12 +18,12 @@ SPECS = [gpt2(), flexibert("SDP"), flexibert("DFT")]
 SHAPE = (2, 3)
 
 
-def told(seed=0, specs=SPECS):
+def update(seed=0, specs=SPECS):
     return provenance("test", ["a", "b"], specs, seed, Batch())
 
 
 def opened(folder, name="tiny", **how):
-    return RowStore(folder, name, told(**how), SHAPE)
+    return RowStore(folder, name, update(**how), SHAPE)
 
 
 def half_done(folder):
@@ -78,10 +78,10 @@ def test_infinities_nans_and_what_is_beyond_float32(tmp_path):
 
 
 def test_a_float64_store_keeps_float64(tmp_path):
-    store = RowStore(tmp_path, "wide", told(), (2,), np.float64)
+    store = RowStore(tmp_path, "wide", update(), (2,), np.float64)
     store.set_row(0, np.array([1e300, np.pi]))
     store.save()
-    again = RowStore(tmp_path, "wide", told(), (2,), np.float64)
+    again = RowStore(tmp_path, "wide", update(), (2,), np.float64)
     assert again.rows[0].tolist() == [1e300, np.pi]
 
 
@@ -94,9 +94,9 @@ def test_the_header_tells_what_the_file_depends_on(tmp_path):
         "batch": {"size": 32, "length": 32, "seed": 0},
         "architectures": [spec.to_dict() for spec in SPECS],
         "format": FORMAT,
-        "torch": told().torch,
+        "torch": update().torch,
     }
-    assert path.name == f"tiny-{told().digest()}.safetensors"
+    assert path.name == f"tiny-{update().digest()}.safetensors"
 
 
 def test_a_store_of_other_settings_is_another_file(tmp_path):

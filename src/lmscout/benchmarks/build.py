@@ -148,8 +148,8 @@ def _raise_failure(worker: _Worker) -> None:
         worker.process.join()
         raise LmscoutError(WORKER_ENDED.format(f"exit code {worker.process.exitcode}")) from None
     if failure is not None:
-        told, text = failure
-        raise LmscoutError(text) if told else RuntimeError(text)
+        update, text = failure
+        raise LmscoutError(text) if update else RuntimeError(text)
 
 
 def _work(task: Task, device: str, pipe: Connection[Any, Any]) -> None:

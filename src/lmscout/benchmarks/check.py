@@ -1,4 +1,4 @@
-"""What a built benchmark is good for: its noise, its baselines, and what can be told apart.
+"""What a built benchmark is good for: its noise, its baselines, and what can be distinguished.
 
 The quality of an architecture is known up to the noise of its training.  Architectures that
 were trained with several seeds say how large it is, and from that follow the highest
@@ -35,7 +35,7 @@ REPEATS = 200
 LEVEL = 0.95
 REAL = 1.96  # standard errors by which a difference exceeds noise
 LEAST_CEILING = 0.9  # Kendall's τ
-LEAST_TOLD_APART = 0.5  # of the pairs within a cell
+MIN_DISTINGUISHABLE = 0.5  # of the pairs within a cell
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,9 +54,9 @@ class Check(Result):
             would reach.  Mean and central 95 % over simulated measurings.
         repeat: correlation of one measuring with another.
         baselines: the configuration baselines, by name.
-        told_apart: share of the pairs of architectures whose qualities differ by more than
+        distinguishable: share of the pairs of architectures whose qualities differ by more than
             1.96 standard errors of the difference.
-        told_apart_in_cell: the same among pairs of one depth and one width; NaN without any.
+        distinguishable_in_cell: the same among pairs of one depth and one width; NaN without any.
         spread_in_cell: root of the mean variance of quality within such cells.
     """
 
@@ -69,8 +69,8 @@ class Check(Result):
     ceiling: Agreement
     repeat: Agreement
     baselines: dict[str, Agreement]
-    told_apart: float
-    told_apart_in_cell: float
+    distinguishable: float
+    distinguishable_in_cell: float
     spread_in_cell: float
 
     @property
@@ -88,12 +88,12 @@ class Check(Result):
             ),
             "a proxy can beat the best baseline": best.high < self.ceiling.spearman.low,
             "half of the pairs of one depth and width differ by more than noise": (
-                self.told_apart_in_cell >= LEAST_TOLD_APART
+                self.distinguishable_in_cell >= MIN_DISTINGUISHABLE
             ),
         }
 
     @property
-    def tells_apart(self) -> bool:
+    def distinguishes(self) -> bool:
         """Whether all of that holds."""
         return all(self.verdicts.values())
 
@@ -123,10 +123,10 @@ class Check(Result):
             "ceiling": _agreement(self.ceiling),
             "repeat": _agreement(self.repeat),
             "baselines": {name: _agreement(one) for name, one in self.baselines.items()},
-            "told_apart": self.told_apart,
-            "told_apart_in_cell": _number(self.told_apart_in_cell),
+            "distinguishable": self.distinguishable,
+            "distinguishable_in_cell": _number(self.distinguishable_in_cell),
             "verdicts": self.verdicts,
-            "tells_apart": self.tells_apart,
+            "distinguishes": self.distinguishes,
         }
 
 
@@ -172,8 +172,8 @@ def check(folder: Path, *, seed: int = 0) -> Check:
         ceiling=ceiling,
         repeat=repeat,
         baselines={name: agreement(values, quality) for name, values in scores.items()},
-        told_apart=float(real.mean()),
-        told_apart_in_cell=float(real[same].mean()) if same.any() else float("nan"),
+        distinguishable=float(real.mean()),
+        distinguishable_in_cell=float(real[same].mean()) if same.any() else float("nan"),
         spread_in_cell=_spread_within(quality, cells),
     )
 

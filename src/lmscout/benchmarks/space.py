@@ -24,7 +24,7 @@ GPT2, LLAMA = "gpt2", "llama"
 
 PER_CELL = 8  # architectures of one depth and width, so that they can be compared within it
 FEWEST_CELLS = 5
-GRAIN = 32  # widths of MLPs are multiples of it, where the model is wide enough
+MULTIPLE = 32  # widths of MLPs are multiples of it, where the model is wide enough
 GATED = 2 / 3  # a gated MLP has three matrices where a plain one has two
 ATTEMPTS = 100  # to draw from a cell what was not drawn before
 
@@ -214,8 +214,8 @@ def head_sizes(space: Space, width: int) -> list[int]:
 def mlp_width(width: int, expansion: float, family: str) -> int:
     """Width of the MLP that an expansion means at a width."""
     wanted = width * expansion * (GATED if family == LLAMA else 1.0)
-    grain = min(GRAIN, max(1, width // 2))
-    return max(grain, round(wanted / grain) * grain)
+    multiple = min(MULTIPLE, max(1, width // 2))
+    return max(multiple, round(wanted / multiple) * multiple)
 
 
 def _shared(heads: int, group: int) -> int:

@@ -136,7 +136,7 @@ def check(
     """Say what a built benchmark is good for.
 
     How much of a quality is noise, what the configuration alone says, and whether proxies can
-    be told apart on it.
+    be distinguished on it.
     """
     # Imported here, so that `--help` does not wait for NumPy.
     from lmscout import api
@@ -150,7 +150,7 @@ def check(
 
 
 def show_check(result: Check) -> None:
-    """Print what a benchmark can tell apart."""
+    """Print what a benchmark can distinguish."""
     screen = console.table_console()
     left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
     screen.print(
@@ -176,11 +176,11 @@ def show_check(result: Check) -> None:
         table.add_row(name, *console.agreement_cells(found), style="dim")
     screen.print(table)
     screen.print(
-        f"pairs of architectures that differ by more than noise: {result.told_apart:.1%}; "
-        f"of one depth and width: {result.told_apart_in_cell:.1%}",
+        f"pairs of architectures that differ by more than noise: {result.distinguishable:.1%}; "
+        f"of one depth and width: {result.distinguishable_in_cell:.1%}",
         highlight=False,
     )
     for condition, holds in result.verdicts.items():
         screen.print(f"  {'yes' if holds else 'no '}  {condition}", highlight=False)
-    can = "can" if result.tells_apart else "cannot"
+    can = "can" if result.distinguishes else "cannot"
     screen.print(f"This benchmark {can} tell proxies apart.", highlight=False)

@@ -59,7 +59,7 @@ def demo(
     """
     started = time.perf_counter()
     screen = console.table_console()
-    screen.print(Rule("1. Discover: which formula foretells a trained model's quality?"))
+    screen.print(Rule("1. Discover: which formula predicts a trained model's quality?"))
     _discover(workers)
     screen.print(Rule("2. Prune: the best fifth of a trained model to leave out"))
     with tempfile.TemporaryDirectory(prefix="lmscout-") as folder:
@@ -72,7 +72,7 @@ def _discover(workers: int) -> None:
     from lmscout import proxies
     from lmscout.benchmarks import load
     from lmscout.benchmarks.download import cache_directory
-    from lmscout.discovery import discover, judge
+    from lmscout.discovery import discover, rank_proxies
     from lmscout.statistics import Batch, Workers
     from lmscout.statistics.workers import worker_processes
 
@@ -90,7 +90,7 @@ def _discover(workers: int) -> None:
             workers=Workers(workers),
             progress=progress,
         )
-        rivals = judge(
+        rivals = rank_proxies(
             benchmark.subset(found.split.test),
             DESIGNED,
             seed=0,

@@ -23,7 +23,7 @@ from lmscout.cli.options import (
 from lmscout.files import as_json, check_file, write_file
 
 if TYPE_CHECKING:
-    from lmscout.discovery import Design, Picking
+    from lmscout.discovery import Design, Selection
     from lmscout.discovery.selection import Pick
     from lmscout.models import ArchitectureSpec
 
@@ -93,7 +93,7 @@ def design(
 ) -> None:
     """Find the architecture that a proxy scores best, untrained.
 
-    In a space, ageing evolution draws and changes architectures within the limit, and each is
+    In a space, regularized evolution draws and changes architectures within the limit, and each is
     built and read in one pass; the same command continues a search that was stopped.  On a
     benchmark, the proxy chooses among architectures whose quality is known, and the report
     says how good its choice is, beside those of the configuration baselines and of chance.
@@ -124,16 +124,16 @@ def design(
         show(result)
         if out is not None:
             print(f"spec: {out}")
-    told = {"space": space, "on_benchmark": on_benchmark, "evaluations": evaluations}
-    console.write_result(json, result, Run(default_run_folder("design"), "design", told))
+    update = {"space": space, "on_benchmark": on_benchmark, "evaluations": evaluations}
+    console.write_result(json, result, Run(default_run_folder("design"), "design", update))
 
 
-def show(result: Design | Picking) -> None:
+def show(result: Design | Selection) -> None:
     """Print the architecture, or what selecting it on a benchmark amounts to."""
-    from lmscout.discovery import Picking
+    from lmscout.discovery import Selection
 
-    if isinstance(result, Picking):
-        _show_picking(result)
+    if isinstance(result, Selection):
+        _show_selection(result)
     else:
         _show_design(result)
 
@@ -155,7 +155,7 @@ def _show_design(result: Design) -> None:
     print(f"  lmscout design {where} --proxy {proxy} --max-params {result.limit}{weights}")
 
 
-def _show_picking(result: Picking) -> None:
+def _show_selection(result: Selection) -> None:
     screen = console.table_console()
     screen.print(
         f"[bold]{escape(result.benchmark)}[/bold] within {result.limit:,} parameters: "
@@ -164,7 +164,7 @@ def _show_picking(result: Picking) -> None:
         highlight=False,
     )
     table = Table(
-        caption="tied: that it cannot tell apart, over which the figures are means\n"
+        caption="tied: that it cannot distinguish, over which the figures are means\n"
         "random trials: the fewest trained at random whose best is expected to be as good"
     )
     table.add_column("chosen by")
@@ -193,11 +193,11 @@ def _show_picking(result: Picking) -> None:
     _show_architecture(result.spec)
 
 
-def _several(result: Design | Picking) -> str:
+def _several(result: Design | Selection) -> str:
     return f" with {result.weights} draws of weights" if result.weights > 1 else ""
 
 
-def _without_score(result: Design | Picking) -> str:
+def _without_score(result: Design | Selection) -> str:
     return f", {result.n_undefined} of them without a score" if result.n_undefined else ""
 
 

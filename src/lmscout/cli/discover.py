@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings
     from lmscout.statistics import Workers
 
-_LEDGER, _DEEP = "ledger:", "deep"
+_STUDY, _DEEP = "study:", "deep"
+_EARLIER = "ledger:"  # how runs were named in version 0.1; scripts use it
 
 # Options that mean nothing to the other kind of space.
-_OF_DEEP = ("engine", "evaluations", "searches", "objective", "spec_leaves", "bend")
+_OF_DEEP = ("engine", "evaluations", "searches", "objective", "spec_leaves", "correction")
 _OF_RANKED = ("aggregations", "model", "calibration")
 
 
@@ -44,7 +45,7 @@ def discover(
         typer.Argument(
             metavar="BENCHMARK",
             help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH; "
-            "or ledger:RUN, the folder of a prune run.",
+            "or study:RUN, the folder of a prune run.",
             show_default=False,
         ),
     ],
@@ -85,7 +86,7 @@ def discover(
     spec_leaves: Annotated[
         bool, typer.Option(help="Of the deep space: may it read depth, width and size?")
     ] = True,
-    bend: Annotated[
+    correction: Annotated[
         bool,
         typer.Option(help="Of the deep space: may numbers fit it to depth, width and size?"),
     ] = True,
@@ -93,7 +94,7 @@ def discover(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Of ledger:RUN: the dense model, if it has moved since.",
+            help="Of study:RUN: the dense model, if it has moved since.",
             show_default=False,
         ),
     ] = None,
@@ -101,7 +102,7 @@ def discover(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Of ledger:RUN: the calibration text, if it has moved since.",
+            help="Of study:RUN: the calibration text, if it has moved since.",
             show_default=False,
         ),
     ] = None,
@@ -117,20 +118,22 @@ def discover(
     same command continues a search that was stopped, in its run folder.  In the deep space
     BENCHMARK may be several, as pico,flexibert: a proxy is then worth what it is worth on the
     one that it ranks worst.  The best proxy is chosen on a search split and reported on a test
-    split that no choice has seen, beside what the configuration alone can say.  ledger:RUN is
+    split that no choice has seen, beside what the configuration alone can say.  study:RUN is
     the folder of a prune run: the architectures are its plans, read in the trained model.
     """
     # Imported here and below, so that `--help` does not wait for PyTorch.
     from lmscout.statistics import Workers
 
+    if benchmark.startswith(_EARLIER):
+        benchmark = _STUDY + benchmark.removeprefix(_EARLIER)
     _refuse_given(context, _OF_RANKED if space == _DEEP else _OF_DEEP, space)
     _refuse_device(benchmark, device)
     console.check_json_target(json)
     spread = Workers(workers, backend, device)
     if space == _DEEP:
-        if _LEDGER in benchmark:
+        if _STUDY in benchmark:
             raise LmscoutError(
-                f"{benchmark}: the deep space reads architectures that are built anew; a ledger "
+                f"{benchmark}: the deep space reads architectures that are built anew; a study "
                 "has the spaces published and two-op"
             )
         from lmscout.discovery.engines import EXHAUSTIVE
@@ -142,7 +145,7 @@ def discover(
             searches=searches or (1 if engine == EXHAUSTIVE else DeepSettings.searches),
             objective=objective,
             spec_leaves=spec_leaves,
-            bend=bend,
+            correction=correction,
         )
         names = benchmark.split(",")
         sizes = _sizes(search, len(names))
@@ -179,7 +182,7 @@ def _discover_ranked(
     from lmscout.discovery.discover import Discovery, cache_name
     from lmscout.runs import Run, default_run_folder
 
-    if "," in benchmark and not benchmark.startswith(_LEDGER) and ":" not in benchmark:
+    if "," in benchmark and not benchmark.startswith(_STUDY) and ":" not in benchmark:
         raise LmscoutError(f"{benchmark}: several at once are for --space {_DEEP}; give one")
     folder = out or default_run_folder(f"discover-{cache_name(benchmark)}-{space}-{seed}")
     result = api.discover(
@@ -203,9 +206,9 @@ def _discover_ranked(
 
 
 def _refuse_device(benchmark: str, device: str) -> None:
-    if benchmark.startswith(_LEDGER) and device != "cpu":
+    if benchmark.startswith(_STUDY) and device != "cpu":
         raise LmscoutError(
-            f"--device {device}: not for {_LEDGER}RUN, whose statistics are computed on the CPU; "
+            f"--device {device}: not for {_STUDY}RUN, whose statistics are computed on the CPU; "
             "leave --device out"
         )
 

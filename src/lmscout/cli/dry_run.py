@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _GIB, _MIB = 2**30, 2**20
 
 
-def foretell(
+def estimate_training_cost(
     model: str,
     request: Request,
     compute_dtype: str | None,

@@ -213,7 +213,7 @@ def _show_dead_branches(result: Explanation) -> None:
 
 
 def _show_sensitivity(result: Explanation) -> None:
-    screen, told = console.table_console(), result.sensitivity
+    screen, update = console.table_console(), result.sensitivity
     table = Table()
     for column in ("what is changed", "ρ with itself", "ρ with quality"):
         table.add_column(column, justify="left" if column[0] == "w" else "right")
@@ -221,19 +221,19 @@ def _show_sensitivity(result: Explanation) -> None:
     def row(name: str, one: Change) -> None:
         table.add_row(name, console.number(one.spearman), console.number(one.quality))
 
-    row("other data", told.other_data)
-    row("other initial weights", told.other_weights)
-    for name, one in told.inputs.items():
+    row("other data", update.other_data)
+    row("other initial weights", update.other_weights)
+    for name, one in update.inputs.items():
         row(f"ones for {name}", one)
     screen.print(table)
-    if told.left_out:
-        screen.print(f"Inputs cannot be replaced by ones: {told.left_out}.")
+    if update.left_out:
+        screen.print(f"Inputs cannot be replaced by ones: {update.left_out}.")
     else:
         screen.print("Ones for an input: what is left where it tells nothing but its size.")
 
 
 def _show_configuration(result: Explanation) -> None:
-    screen, nearest = console.table_console(), result.mimic
+    screen, nearest = console.table_console(), result.surrogate
     screen.print(
         "Its ρ with "
         + ", ".join(f"{name} {console.number(rho)}" for name, rho in result.configuration.items())

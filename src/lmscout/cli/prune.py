@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from lmscout.cli import console, recovery_options
-from lmscout.cli.dry_run import foretell
+from lmscout.cli.dry_run import estimate_training_cost
 from lmscout.cli.options import DTYPES, LAST_SEED, JsonOption
 from lmscout.errors import LmscoutError
 
@@ -43,12 +43,12 @@ def prune(
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for the ledger and the saved model; a stopped run in it goes on.",
+            help="Folder for the study and the saved model; a stopped run in it goes on.",
             show_default=False,
         ),
     ],
     keep: Annotated[
-        str, typer.Option(help="Share to keep, or several: 0.9,0.8,0.7, served by one ledger.")
+        str, typer.Option(help="Share to keep, or several: 0.9,0.8,0.7, served by one study.")
     ] = "0.8",
     of: Annotated[
         str,
@@ -106,7 +106,9 @@ def prune(
     ] = "taylor",
     compensation: Annotated[
         str,
-        typer.Option(help="least-squares, or none: whether what stays is refitted for what goes."),
+        typer.Option(
+            help="least-squares, or none: whether what stays is compensated for what goes."
+        ),
     ] = "least-squares",
     quality: Annotated[
         str, typer.Option(help="nll, or kl (divergence from the dense model): what is measured.")
@@ -133,11 +135,11 @@ def prune(
         str | None,
         typer.Option(
             help="Of the weights in memory: " + ", ".join(DTYPES) + "; by default float32 on a "
-            "processor, as MODEL is saved elsewhere.",
+            "CPU, as MODEL is saved elsewhere.",
             show_default=False,
         ),
     ] = None,
-    grain: Annotated[
+    channel_multiple: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -167,7 +169,8 @@ def prune(
     recover_rank: recovery_options.RankOption = None,
     recover_rate: recovery_options.RateOption = None,
     recover_batch: recovery_options.BatchOption = None,
-    judge: Annotated[
+    judge: Annotated[str | None, typer.Option(hidden=True)] = None,
+    objective: Annotated[
         str | None,
         typer.Option(
             metavar="proxy:PROXY",
@@ -241,7 +244,7 @@ def prune(
         dtype=None if dtype is None else getattr(torch, dtype),
         calibration=calibration_settings,
         storage=storage,
-        grain=grain,
+        channel_multiple=channel_multiple,
         recovery=recovery_options.recovery_request(
             recover,
             elastic,
@@ -254,7 +257,7 @@ def prune(
             rate=recover_rate,
             batch=recover_batch,
         ),
-        judge=judge,
+        objective=objective or judge,  # `--judge` is its name in version 0.1
         features=tuple(feature or ()),
     )
     if dry_run:
@@ -267,7 +270,7 @@ def prune(
             None,
             others[-1] if recover_text is not None else None,
         )
-        foretell(model, request, compute_dtype, devices_of(device)[0], json,
+        estimate_training_cost(model, request, compute_dtype, devices_of(device)[0], json,
                  reporting=report is not None)  # fmt: skip
         return
     result = api.prune(
@@ -302,7 +305,7 @@ def show(result: Pruning) -> None:
     for note in _notes(result):
         screen.print(note, highlight=False, style="dim")
     _tell(result)
-    print(f"ledger: {result.ledger}")
+    print(f"study: {result.pair_study}")
     for size in result.sizes:
         print(f"saved model: {size.out}")
 
@@ -372,12 +375,12 @@ def _tell(result: Pruning) -> None:
     """Predictor, narrowings, sizes, recovery and seconds, in sentences."""
     screen = console.table_console()
     words = result.predictor.words if result.predictor else "none: all plans were measured"
-    who = "predictor" if result.judge is None else "judge"
-    words = words if result.judge is None else result.judge.words
+    who = "predictor" if result.objective is None else "objective"
+    words = words if result.objective is None else result.objective.words
     screen.print(f"{who}: {words}", highlight=False)
-    telling = sorted(result.shrinks, key=lambda shrink: -abs(shrink.cost))
-    for shrink in telling[:_SHRINKS]:
-        screen.print(f"  {shrink.words}", highlight=False)
+    telling = sorted(result.narrowing_steps, key=lambda narrowing_step: -abs(narrowing_step.cost))
+    for narrowing_step in telling[:_SHRINKS]:
+        screen.print(f"  {narrowing_step.words}", highlight=False)
     if len(telling) > _SHRINKS:
         screen.print(f"  and {len(telling) - _SHRINKS} more narrowings, see --json")
     for size in result.sizes:

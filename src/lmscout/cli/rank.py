@@ -19,7 +19,7 @@ from lmscout.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from lmscout.discovery import Judgement
+    from lmscout.discovery import RankResult
 
 
 def rank(
@@ -68,7 +68,7 @@ def rank(
     console.write_result(json, result, Run(folder, "rank"))
 
 
-def show(result: Judgement) -> None:
+def show(result: RankResult) -> None:
     """Print the correlations of proxies and baselines."""
     screen = console.table_console()
     screen.print(

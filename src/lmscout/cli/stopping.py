@@ -47,8 +47,8 @@ class _State:
         self.resent = 0  # signals that come from here, and that `_hear` has not heard yet
         self.said = False  # whether the line has been printed
         self.ending = threading.Lock()
-        self.heard, self.told = socket.socketpair()
-        self.told.setblocking(False)
+        self.heard, self.update = socket.socketpair()
+        self.update.setblocking(False)
 
     def is_second(self) -> bool:
         return time.monotonic() - self.first > _TOGETHER
@@ -68,7 +68,7 @@ def listen() -> Callable[[], None]:
     handlers = {
         one: signal.getsignal(one) for one in STOPPING if signal.getsignal(one) != signal.SIG_IGN
     }
-    wakeup = signal.set_wakeup_fd(state.told.fileno(), warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(state.update.fileno(), warn_on_full_buffer=False)
     for one in handlers:
         signal.signal(one, _handle)
     # Semaphores that are left where the process ends at once are removed by a process of joblib's,
@@ -86,7 +86,7 @@ def listen() -> Callable[[], None]:
             signal.signal(one, handler)
         signal.set_wakeup_fd(wakeup)
         sys.unraisablehook, threading.excepthook = unraisable, in_thread
-        state.told.close()
+        state.update.close()
         thread.join(1.0)  # which ends as its end of the pair is closed
         state.heard.close()
         del os.environ["PYTHONWARNINGS"]

@@ -11,7 +11,7 @@ from lmscout.benchmarks.build import Built
 from lmscout.benchmarks.check import Check
 from lmscout.cli import bench, design, discover, explain, prune, rank
 from lmscout.cli import eval as evaluation_command
-from lmscout.discovery import Design, Explanation, Judgement, Picking
+from lmscout.discovery import Design, Explanation, RankResult, Selection
 from lmscout.discovery.discover import Discovery
 from lmscout.discovery.explain import Forms
 from lmscout.discovery.symbolic_search import DeepDiscovery
@@ -28,8 +28,8 @@ _SHOW: dict[type[Result], Callable[[Any], None]] = {
     Evaluation: evaluation_command.show,
     Explanation: explain.show,
     Forms: explain.show_forms,
-    Judgement: rank.show,
-    Picking: design.show,
+    RankResult: rank.show,
+    Selection: design.show,
     Pruning: prune.show,
 }
 

@@ -11,8 +11,8 @@ from lmscout.discovery.design import Design, design
 from lmscout.discovery.discover import Discovery, discover
 from lmscout.discovery.exhaustive import SpaceRanking, rank_space
 from lmscout.discovery.explain import Explanation, explain
-from lmscout.discovery.rank import Judgement, judge
-from lmscout.discovery.selection import Picking, pick
+from lmscout.discovery.rank import RankResult, rank_proxies
+from lmscout.discovery.selection import Selection, pick
 from lmscout.discovery.splits import Split, split_benchmark
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "Design",
     "Discovery",
     "Explanation",
-    "Judgement",
-    "Picking",
+    "RankResult",
+    "Selection",
     "SignedProxy",
     "SpaceRanking",
     "Split",
@@ -30,8 +30,8 @@ __all__ = [
     "design",
     "discover",
     "explain",
-    "judge",
     "pick",
+    "rank_proxies",
     "rank_space",
     "signed_proxy",
     "split_benchmark",

@@ -80,7 +80,7 @@ class Product:
         members: with their fitness on full tensors.
         node: the product, or the only member; it rises with quality.
         searched: its scores on each benchmark: [search architectures].
-        bent: whether numbers were fitted to it, see `bend`.
+        bent: whether numbers were fitted to it, see `correction`.
     """
 
     members: tuple[Candidate, ...]
@@ -171,7 +171,7 @@ _FLAT = 1e-9  # of a standard deviation: nothing can be learnt from what does no
 Term = tuple[int, ...]  # places of the quantities that are multiplied; that of the product is 0
 
 
-def bend(product: Product, spec: Mapping[str, Values], quality: Values) -> Product:
+def correction(product: Product, spec: Mapping[str, Values], quality: Values) -> Product:
     """Fit the configuration's bends to a product.
 
     Args:

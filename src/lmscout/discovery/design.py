@@ -1,6 +1,6 @@
 """Design: regularized evolution of an architecture for a proxy's score within a limit.
 
-Ageing evolution over architectures: who is read next, told what the last ones scored.
+Regularized evolution over architectures: who is read next, told what the last ones scored.
 
 Regularized evolution (Real et al., arXiv 1802.01548): the best of a random sample of the
 population is mutated, the child joins, and the oldest goes, however good it was.
@@ -35,7 +35,7 @@ POPULATION, SAMPLE = 50, 10
 _TRIES = 20  # mutations, and then draws, until one is new
 
 
-class AgeingEvolution:
+class RegularizedEvolution:
     """A source of architectures within a limit, no two alike."""
 
     def __init__(
@@ -258,10 +258,10 @@ def design(
     """
     # A quarter of few readings is still enough to choose parents from.
     population = min(POPULATION, max(SAMPLE, evaluations // 4))
-    engine = AgeingEvolution(limited(space, limit), seed, population=population)
+    engine = RegularizedEvolution(limited(space, limit), seed, population=population)
     found: dict[ArchitectureSpec, float] = {}
     stages = Stages(progress)
-    with stages(READING) as told:
+    with stages(READING) as update:
         while len(found) < evaluations:
             asked = engine.ask(min(ASKED_AT_ONCE, evaluations - len(found)))
             if not asked:
@@ -274,7 +274,7 @@ def design(
                 folder=cache,
                 batch=batch,
                 workers=workers,
-                progress=part_of(told, len(found) * weights, evaluations * weights),
+                progress=part_of(update, len(found) * weights, evaluations * weights),
             )
             signed = (proxy.sign * scores).tolist()
             engine.tell(asked, signed)

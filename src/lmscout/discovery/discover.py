@@ -119,7 +119,7 @@ class Finding:
         }
 
 
-def judge_choice(
+def assess_choice(
     benchmark: Benchmark, split: Split, text: str, searched: Scores, unseen: Scores
 ) -> Finding:
     """Fix a chosen proxy's sign on the search split, and judge it on the test split.
@@ -270,9 +270,9 @@ def discover(
     """
     split = split_benchmark(benchmark.specs, search=search, seed=seed)
     stages = Stages(progress)
-    with stages(STATISTICS) as told:
+    with stages(STATISTICS) as update:
         if read is not None:
-            statistics = read(space.chains, told)
+            statistics = read(space.chains, update)
         else:
             statistics = collect(
                 benchmark.specs,
@@ -281,16 +281,16 @@ def discover(
                 folder=cache,
                 batch=batch,
                 workers=workers,
-                progress=told,
+                progress=update,
             )
-    with stages(RANKING) as told:
+    with stages(RANKING) as update:
         rows = split.search
         ranking = rank_space(
             space,
             lambda name, chain: statistics.branch(name, chain)[rows],
             statistics.depth[rows],
             benchmark.quality[rows],
-            progress=told,
+            progress=update,
         )
     try:
         proxy = space.proxy(ranking.best())
@@ -299,7 +299,7 @@ def discover(
             f"{benchmark.name}: {error}; is the quality the same for all of them?"
         ) from error
     scores = proxy_scores(proxy, statistics)
-    finding = judge_choice(
+    finding = assess_choice(
         benchmark, split, format_expression(proxy), scores[split.search], scores[split.test]
     )
     return Discovery(

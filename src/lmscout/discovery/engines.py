@@ -122,10 +122,10 @@ def front(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def fittest(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
     """The fittest candidates, the shorter of two that are alike first."""
-    return sorted(_evaluated(candidates), key=by_worth)[:count]
+    return sorted(_evaluated(candidates), key=by_fitness)[:count]
 
 
-def by_worth(one: Candidate) -> tuple[float, int]:
+def by_fitness(one: Candidate) -> tuple[float, int]:
     """Sorts what is worth most first, the shorter of two that are alike; for what has a worth."""
     return -(one.worth or 0.0), one.node.size
 
@@ -164,7 +164,7 @@ class Engine(Protocol):
     def ask(self, count: int) -> list[Expression]:
         """Trees to judge; fewer where there are no more."""
 
-    def tell(self, judged: Sequence[Candidate]) -> None:
+    def tell(self, evaluated: Sequence[Candidate]) -> None:
         """What became of the trees asked last, in their order."""
 
 
@@ -179,7 +179,7 @@ class ExhaustiveSearch:
         """The next trees."""
         return list(islice(self._trees, count))
 
-    def tell(self, judged: Sequence[Candidate]) -> None:
+    def tell(self, evaluated: Sequence[Candidate]) -> None:
         """Nothing is learnt."""
 
 
@@ -195,12 +195,12 @@ class RandomSearch:
         """The given trees first, then random ones."""
         return _begun(self._seeds, self._grammar, count, self._rng)
 
-    def tell(self, judged: Sequence[Candidate]) -> None:
+    def tell(self, evaluated: Sequence[Candidate]) -> None:
         """Nothing is learnt."""
 
 
 class RegularizedEvolution:
-    """Ageing evolution (Real et al., arXiv 1802.01548), as AutoML-Zero runs it (2003.03384).
+    """Regularized evolution (Real et al., arXiv 1802.01548), as AutoML-Zero runs it (2003.03384).
 
     The fittest of a random sample is mutated; the child joins, and the oldest goes.
     """
@@ -226,13 +226,13 @@ class RegularizedEvolution:
             return _begun(self._seeds, self._grammar, count, self._rng)
         return [self._child() for _ in range(count)]
 
-    def tell(self, judged: Sequence[Candidate]) -> None:
+    def tell(self, evaluated: Sequence[Candidate]) -> None:
         """Those that raced join, whether they arrived or not; others have nothing to compare."""
-        self._population.extend(one for one in judged if one.worth is not None)
+        self._population.extend(one for one in evaluated if one.worth is not None)
 
     def _child(self) -> Expression:
         places = self._rng.integers(len(self._population), size=self._sample)
-        parent = min((self._population[place] for place in places), key=by_worth).node
+        parent = min((self._population[place] for place in places), key=by_fitness).node
         return _mutant(parent, self._grammar, self._rng)
 
 
@@ -284,15 +284,15 @@ class GeneticProgramming:
             return begun
         return [self._new(self._islands[place % len(self._islands)]) for place in range(count)]
 
-    def tell(self, judged: Sequence[Candidate]) -> None:
+    def tell(self, evaluated: Sequence[Candidate]) -> None:
         """Offspring join their parents' island, of which as many survive as there is room."""
-        for place, one in enumerate(judged):
+        for place, one in enumerate(evaluated):
             if one.worth is not None:
                 self._islands[place % len(self._islands)].append(one)
-        self._front = front([*self._front, *judged])
+        self._front = front([*self._front, *evaluated])
         self._generation += 1
         if self._generation % self._migration == 0:
-            best = [sorted(island, key=by_worth)[: self._migrants] for island in self._islands]
+            best = [sorted(island, key=by_fitness)[: self._migrants] for island in self._islands]
             for place, island in enumerate(self._islands):
                 known = {one.node for one in island}
                 island.extend(one for one in best[place - 1] if one.node not in known)
@@ -333,7 +333,7 @@ class GeneticProgramming:
         if self._rng.random() < _SHORTER:
             longest = some[0].node.size
             some = [one for one in some if one.node.size <= longest]
-        return min(some, key=by_worth).node
+        return min(some, key=by_fitness).node
 
 
 def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

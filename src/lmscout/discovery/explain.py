@@ -40,7 +40,7 @@ from lmscout.discovery.assessment import (
     proxy_name,
 )
 from lmscout.discovery.discover import cache_name
-from lmscout.discovery.surrogate_formula import Mimic, mimic
+from lmscout.discovery.surrogate_formula import SurrogateFormula, surrogate
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval, spearman
 from lmscout.progress import Progress, Stages
@@ -120,8 +120,10 @@ class ScoredBenchmark:
         """Scores on full tensors: name or expression -> [n]."""
         wanted = list(dict.fromkeys(names))
         if unread := [name for name in wanted if name not in self._known]:
-            with self._stages(SCORES) as told:
-                self._known |= self._read(unread, seed=self._seed, batch=self._batch, progress=told)
+            with self._stages(SCORES) as update:
+                self._known |= self._read(
+                    unread, seed=self._seed, batch=self._batch, progress=update
+                )
         return {name: self._known[name] for name in wanted}
 
     def tree_scores(self, trees: Sequence[Expression]) -> dict[Expression, Scores]:
@@ -132,25 +134,25 @@ class ScoredBenchmark:
     def with_other_data(self, name: str) -> Scores:
         """Scores of one proxy where the models read other tokens: [n]."""
         other = self._batch.other()
-        with self._stages(OTHER_DATA) as told:
-            return self._read([name], seed=self._seed, batch=other, progress=told)[name]
+        with self._stages(OTHER_DATA) as update:
+            return self._read([name], seed=self._seed, batch=other, progress=update)[name]
 
     def with_other_weights(self, name: str) -> Scores:
         """Scores of one proxy where the models' weights are of another seed: [n]."""
-        with self._stages(OTHER_WEIGHTS) as told:
-            return self._read([name], seed=self._seed + 1, batch=self._batch, progress=told)[name]
+        with self._stages(OTHER_WEIGHTS) as update:
+            return self._read([name], seed=self._seed + 1, batch=self._batch, progress=update)[name]
 
     def with_ones(self, name: str, read: str) -> Scores:
         """Scores of one proxy that is given ones for the tensors of an input: [n]."""
-        with self._stages(f"ones for {read}") as told:
-            return self._read([name], seed=self._seed, batch=self._batch, ones=read, progress=told)[
-                name
-            ]
+        with self._stages(f"ones for {read}") as update:
+            return self._read(
+                [name], seed=self._seed, batch=self._batch, ones=read, progress=update
+            )[name]
 
     def evaluator(self) -> DeepEvaluator:
         """What scores trees on sketches of all architectures."""
-        with self._stages(SKETCHES) as told:
-            return DeepEvaluator(self._sketch(progress=told))
+        with self._stages(SKETCHES) as update:
+            return DeepEvaluator(self._sketch(progress=update))
 
 
 Scored = Callable[[Sequence[Expression]], Mapping[Expression, Scores]]  # trees to their scores
@@ -420,7 +422,7 @@ class Explanation(Result):
         dead_branches: what could be left out of it; None where it is no tree.
         sensitivity: how it takes changes of data, weights and inputs.
         configuration: "depth", "width", "params" -> its Spearman's ρ with it.
-        mimic: the formula of the configuration that is most like it; None where there is none.
+        surrogate: the formula of the configuration that is most like it; None where there is none.
         latex: the proxy in LaTeX, or None where the language cannot say it.
         torch: the source of a module that computes it; None likewise.
         seconds: by stage.
@@ -436,7 +438,7 @@ class Explanation(Result):
     dead_branches: DeadBranches | None
     sensitivity: Sensitivity
     configuration: dict[str, float]
-    mimic: Mimic | None
+    surrogate: SurrogateFormula | None
     latex: str | None
     torch: str | None
     seconds: dict[str, float]
@@ -482,7 +484,7 @@ class Explanation(Result):
             "dead_branches": None if self.dead_branches is None else self.dead_branches.to_json(),
             "sensitivity": self.sensitivity.to_json(),
             "configuration": {name: number_json(rho) for name, rho in self.configuration.items()},
-            "mimic": None if self.mimic is None else self.mimic.to_json(),
+            "surrogate": None if self.surrogate is None else self.surrogate.to_json(),
             "latex": self.latex,
             "torch": self.torch,
             "seconds": self.seconds,
@@ -508,7 +510,7 @@ def explain(
     Args:
         benchmark: architectures with measured quality.
         proxy: a catalog name or an expression.
-        seed: of the models' weights, and of the half that chooses the mimic.
+        seed: of the models' weights, and of the half that chooses the surrogate formula.
         cache: where scores are kept.
         batch: what the models read.
         workers: how the work is spread over processes.
@@ -539,8 +541,8 @@ def explain(
     _require_order(name, own, benchmark)
     quality = benchmark.quality
     if tree is not None:
-        told = scored.tree_scores(list(instead.values()))
-        inputs = {leaf: change(told[one], own, quality) for leaf, one in instead.items()}
+        update = scored.tree_scores(list(instead.values()))
+        inputs = {leaf: change(update[one], own, quality) for leaf, one in instead.items()}
     else:
         inputs = {
             read: change(scored.with_ones(name, read), own, quality)
@@ -564,7 +566,7 @@ def explain(
         dead_branches=dead,
         sensitivity=sensitivity,
         configuration=_with_configuration(own, benchmark),
-        mimic=mimic(benchmark, own, seed=seed),
+        surrogate=surrogate(benchmark, own, seed=seed),
         latex=form.latex,
         torch=form.torch,
         seconds=stages.seconds,

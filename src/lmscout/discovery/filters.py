@@ -50,30 +50,30 @@ from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import Sketches, collect_sketches
 
 PROBE = 24  # architectures that are looked at first
-_LOOKS = 3  # after it, each at half of the architectures that are left, the last at all
+_RUNGS = 3  # after it, each at half of the architectures that are left, the last at all
 
 Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class SearchData:
     """What candidates are judged by: a benchmark's search split and nothing else.
 
     Attributes:
         sketches: of the search architectures.
         quality: [n], higher is better.
-        looks: rows of the architectures, in the order in which values are looked at; those of
+        rungs: rows of the architectures, in the order in which values are looked at; those of
             the first are the probe.
         other_data: of the probe, read with another batch.
     """
 
     sketches: Sketches
     quality: Scores
-    looks: tuple[npt.NDArray[np.int64], ...]
+    rungs: tuple[npt.NDArray[np.int64], ...]
     other_data: Sketches
 
 
-def draw_looks(n: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
+def draw_rungs(n: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
     """In which order n search architectures are looked at: `PROBE` of them first, or all.
 
     Returns:
@@ -81,7 +81,7 @@ def draw_looks(n: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
     """
     order = np.random.default_rng(seed).permutation(n)
     ends = [min(PROBE, n)]
-    for _ in range(_LOOKS - 1):
+    for _ in range(_RUNGS - 1):
         ends.append(ends[-1] + (n - ends[-1]) // 2)
     return tuple(np.sort(one) for one in np.split(order, ends))
 
@@ -104,10 +104,10 @@ class SplitBenchmark:
     batch: Batch
     workers: Workers
 
-    def evidence(self, seed: int, progress: StageProgress | None = None) -> Evidence:
+    def search_data(self, seed: int, progress: StageProgress | None = None) -> SearchData:
         """Sketch the search architectures, and their probe with other data."""
         known = self.benchmark.subset(self.split.search)
-        looks = draw_looks(len(known), seed)
+        rungs = draw_rungs(len(known), seed)
         sketches, other_data = (
             collect_sketches(
                 one.specs,
@@ -119,10 +119,10 @@ class SplitBenchmark:
             )
             for one, batch in (
                 (known, self.batch),
-                (known.subset(looks[0]), self.batch.other()),
+                (known.subset(rungs[0]), self.batch.other()),
             )
         )
-        return Evidence(sketches, known.quality, looks, other_data)
+        return SearchData(sketches, known.quality, rungs, other_data)
 
     def scores(
         self, rows: npt.NDArray[np.int64], texts: Sequence[str], progress: StageProgress | None
@@ -157,7 +157,7 @@ VALUE_RULES: Mapping[str, str] = MappingProxyType(
 NAMES = (*(rule.name for rule in RULES), *VALUE_RULES)
 
 
-class Screen:
+class FilterChain:
     """Judges candidates in batches; what it decides depends on the batches before alone.
 
     Attributes:
@@ -168,7 +168,7 @@ class Screen:
 
     def __init__(
         self,
-        evidence: Sequence[Evidence],
+        search_data: Sequence[SearchData],
         *,
         objective: str = DEFAULT_OBJECTIVE,
         rules: bool = True,
@@ -178,7 +178,7 @@ class Screen:
         """Begin with nothing seen.
 
         Args:
-            evidence: of the search split of each benchmark.
+            search_data: of the search split of each benchmark.
             objective: one of `OBJECTIVES`.
             rules: whether rules discard; a score that is not finite always does.
             race: whether the race discards.
@@ -191,12 +191,12 @@ class Screen:
         self._race = race
         self._coefficient = OBJECTIVES[objective]
         self._pool = ThreadPoolExecutor(workers)
-        self._benches = [_Bench.of(one) for one in evidence]
-        self._looks = max(len(one.looks) for one in evidence)
+        self._benches = [_Bench.of(one) for one in search_data]
+        self._rungs = max(len(one.rungs) for one in search_data)
         self._trees: set[Expression] = set()
         self._shortest: dict[int, int] = {}  # by the order that a tree makes, its words
 
-    def judge(self, nodes: Sequence[Expression]) -> list[Candidate]:
+    def evaluate(self, nodes: Sequence[Expression]) -> list[Candidate]:
         """Discard or evaluate a batch; one candidate a tree, in the order given."""
         fell: dict[int, Candidate] = {}
         waiting: dict[int, Expression] = {}
@@ -219,7 +219,7 @@ class Screen:
                 racing[place] = racer
             if not fallen or fallen.discarded == RACE:
                 self._remember(racer.order, racer.node)
-        for look in range(1, self._looks):
+        for look in range(1, self._rungs):
             seen = self._pool.map(partial(self._seen, look=look), racing.values())
             racing = dict(zip(racing, seen, strict=True))
             for place, racer in list(racing.items()):
@@ -228,28 +228,28 @@ class Screen:
                     fell[place] = fallen
         for place, racer in racing.items():
             fell[place] = self._arrived(racer)
-        judged = [fell[place] for place in range(len(nodes))]
-        self._count(judged)
-        return judged
+        evaluated = [fell[place] for place in range(len(nodes))]
+        self._count(evaluated)
+        return evaluated
 
-    def recall(self, judged: Sequence[Candidate]) -> None:
+    def recall(self, evaluated: Sequence[Candidate]) -> None:
         """Take a batch that was judged before, as if it were judged now."""
         by_tree = {rule.name for rule in RULES}
-        for one in judged:
+        for one in evaluated:
             if one.discarded not in by_tree:
                 self._trees.add(one.node)
             if one.order:
                 self._remember(one.order, one.node)
-        self._count(judged)
+        self._count(evaluated)
 
     def close(self) -> None:
         """Let the workers go."""
         self._pool.shutdown()
 
-    def _count(self, judged: Sequence[Candidate]) -> None:
-        self.discarded.update(one.discarded for one in judged if one.discarded)
-        self.evaluations += sum(one.fitness is not None for one in judged)
-        self.best = front([*self.best, *judged])
+    def _count(self, evaluated: Sequence[Candidate]) -> None:
+        self.discarded.update(one.discarded for one in evaluated if one.discarded)
+        self.evaluations += sum(one.fitness is not None for one in evaluated)
+        self.best = front([*self.best, *evaluated])
 
     def _probed(self, node: Expression) -> tuple[str, _Racer]:
         """A rule that a tree falls to by its values on the probe, and how it stands there."""
@@ -344,16 +344,16 @@ class _Bench:
     params: Values
 
     @classmethod
-    def of(cls, evidence: Evidence) -> _Bench:
-        order = np.concatenate(evidence.looks)
+    def of(cls, search_data: SearchData) -> _Bench:
+        order = np.concatenate(search_data.rungs)
         return cls(
             tuple(
-                DeepEvaluator(evidence.sketches.subset(rows)) if len(rows) else None
-                for rows in evidence.looks
+                DeepEvaluator(search_data.sketches.subset(rows)) if len(rows) else None
+                for rows in search_data.rungs
             ),
-            DeepEvaluator(evidence.other_data),
-            evidence.quality[order],
-            evidence.sketches.spec["params"][order],
+            DeepEvaluator(search_data.other_data),
+            search_data.quality[order],
+            search_data.sketches.spec["params"][order],
         )
 
     def scores(self, node: Expression, look: int) -> Values:

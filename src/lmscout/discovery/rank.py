@@ -31,7 +31,7 @@ SCORES = "scores"
 
 
 @dataclass(frozen=True, repr=False)
-class Judgement(Result):
+class RankResult(Result):
     """Proxies and configuration baselines, judged on all architectures of a benchmark.
 
     A proxy whose search saw a part of the benchmark is flattered by its figures here, and is
@@ -81,7 +81,7 @@ class Judgement(Result):
 
 
 @worker_processes()
-def judge(
+def rank_proxies(
     benchmark: Benchmark,
     proxies: Sequence[str] = (),
     *,
@@ -90,7 +90,7 @@ def judge(
     batch: Batch | None = None,
     workers: Workers | None = None,
     progress: Progress | None = None,
-) -> Judgement:
+) -> RankResult:
     """Score every architecture of a benchmark by each proxy and correlate with quality.
 
     No choice is made here, so all architectures are reported on, and a proxy keeps the sign
@@ -127,7 +127,7 @@ def judge(
     scores: dict[str, npt.NDArray[np.float64]] = {}
     stages = Stages(progress)
     if collected:
-        with stages(STATISTICS) as told:
+        with stages(STATISTICS) as update:
             statistics = collect(
                 benchmark.specs,
                 published().chains,
@@ -136,12 +136,12 @@ def judge(
                 seed=seed,
                 batch=batch,
                 workers=workers,
-                progress=told,
+                progress=update,
             )
         for name, expression in collected.items():
             scores[name] = evaluate(expression, statistics.branch, statistics.depth)
     if others:
-        with stages(SCORES) as told:
+        with stages(SCORES) as update:
             scores |= score_proxies(
                 benchmark.specs,
                 others,
@@ -150,10 +150,10 @@ def judge(
                 seed=seed,
                 batch=batch,
                 workers=workers,
-                progress=told,
+                progress=update,
             )
     signed = {str(one): one.sign * scores[one.name] for one in asked}
-    return Judgement(
+    return RankResult(
         benchmark=benchmark.name,
         metric=benchmark.metric,
         n_architectures=len(benchmark),

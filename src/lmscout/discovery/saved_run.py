@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.discover import Discovery, cache_name
 from lmscout.discovery.exhaustive import write_scores
-from lmscout.discovery.rank import Judgement
+from lmscout.discovery.rank import RankResult
 from lmscout.discovery.symbolic_search import DeepSettings
 from lmscout.errors import LmscoutError
 from lmscout.runs import RESULT, Run, default_run_folder, open_run, read_settings, same_settings
@@ -73,7 +73,7 @@ def begin_deep(
         LmscoutError: the folder holds something else, or a search with other settings or of
             another version; or it cannot be written.
     """
-    told = {
+    update = {
         "space": "deep",
         "benchmarks": [one.name for one in benchmarks],
         "benchmarks_sha256": list(map(benchmark_digest, benchmarks)),
@@ -87,11 +87,11 @@ def begin_deep(
         fresh = default_run_folder(f"discover-{label}-deep-{seed}")
         every = ((one, read_settings(one)) for one in fresh.parent.glob("discover-*"))
         begun = [
-            one for one, there in every if _of_this_version(there) and same_settings(there, told)
+            one for one, there in every if _of_this_version(there) and same_settings(there, update)
         ]
         unfinished = [one for one in begun if not (one / RESULT).exists()]
         folder = max(unfinished, key=lambda one: one.stat().st_mtime, default=fresh)
-    run = open_run(folder, "discover", told)
+    run = open_run(folder, "discover", update)
     if run.begun and not run.finished and not _of_this_version(read_settings(folder)):
         raise LmscoutError(
             f"{run.name} holds an unfinished search of another version of lmscout: name another "
@@ -108,7 +108,7 @@ def _of_this_version(settings: object) -> bool:
     return isinstance(found, dict) and found.get("lmscout") == __version__
 
 
-def save_judgement(run: Run, result: Judgement, benchmark: Benchmark) -> None:
+def save_rank(run: Run, result: RankResult, benchmark: Benchmark) -> None:
     """Write the folder of a judgement atomically.
 
     Raises:

@@ -5,7 +5,7 @@ The record of searches: every candidate as Parquet, batch by batch, and the hall
 A search is deterministic given what it was told, so the record is its checkpoint: told again,
 engine and screen are where they were.
 
-The loop: an engine asks, the screen judges, the record keeps, until enough was evaluated.
+The loop: an engine asks, the screen objectives, the record keeps, until enough was evaluated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmscout.discovery.engines import Candidate, Engine, fittest
-from lmscout.discovery.filters import Screen
+from lmscout.discovery.filters import FilterChain
 from lmscout.errors import LmscoutError
 from lmscout.files import check_folder, write_file
 from lmscout.proxies import format_expression, parse
@@ -84,15 +84,15 @@ class Record:
             ]
             number += 1
 
-    def add(self, number: int, judged: Sequence[Candidate]) -> None:
+    def add(self, number: int, evaluated: Sequence[Candidate]) -> None:
         """Keep a batch."""
         columns = {
-            "proxy": [format_expression(one.node) for one in judged],
-            "size": [one.node.size for one in judged],
-            "fitness": [one.fitness for one in judged],
-            "discarded": [one.discarded for one in judged],
-            "order": [one.order for one in judged],
-            "estimate": [one.estimate for one in judged],
+            "proxy": [format_expression(one.node) for one in evaluated],
+            "size": [one.node.size for one in evaluated],
+            "fitness": [one.fitness for one in evaluated],
+            "discarded": [one.discarded for one in evaluated],
+            "order": [one.order for one in evaluated],
+            "estimate": [one.estimate for one in evaluated],
         }
         table = pa.table(columns, schema=_SCHEMA)
         sink = io.BytesIO()
@@ -140,7 +140,7 @@ class Evolution:
 
 def evolve(
     engine: Engine,
-    screen: Screen,
+    filter_chain: FilterChain,
     *,
     evaluations: int,
     record: Record | None = None,
@@ -150,7 +150,7 @@ def evolve(
 
     Args:
         engine: proposes candidates.
-        screen: judges them.
+        filter_chain: objectives them.
         evaluations: when to stop, after the batch that reaches it; sooner where nearly
             everything that is asked is discarded.
         record: of a search that this one continues, and adds to.
@@ -162,33 +162,37 @@ def evolve(
     hall: list[Candidate] = []
     asked = number = 0
 
-    def learn(judged: list[Candidate]) -> None:
+    def learn(evaluated: list[Candidate]) -> None:
         nonlocal hall, asked, number
-        engine.tell(judged)
+        engine.tell(evaluated)
         known = {one.node for one in hall}
-        hall = fittest([*hall, *(one for one in judged if one.node not in known)], HALL)
-        asked += len(judged)
+        hall = fittest([*hall, *(one for one in evaluated if one.node not in known)], HALL)
+        asked += len(evaluated)
         number += 1
         if progress:
-            progress(min(screen.evaluations, evaluations), evaluations)
+            progress(min(filter_chain.evaluations, evaluations), evaluations)
 
     def going_on() -> bool:
-        return screen.evaluations < evaluations and asked < _PATIENCE * evaluations
+        return filter_chain.evaluations < evaluations and asked < _PATIENCE * evaluations
 
-    for judged in record.batches() if record else ():
+    for evaluated in record.batches() if record else ():
         if not going_on():
             break
         engine.ask(BATCH)  # so that its chance goes on from where it was
-        screen.recall(judged)
-        learn(judged)
+        filter_chain.recall(evaluated)
+        learn(evaluated)
     if record and hall:  # what was stopped may have kept a batch without showing it
         record.show(hall)
     while going_on() and (trees := engine.ask(BATCH)):
-        judged = screen.judge(trees)
+        evaluated = filter_chain.evaluate(trees)
         if record:
-            record.add(number, judged)
-            record.show(fittest([*hall, *judged], HALL))
-        learn(judged)
+            record.add(number, evaluated)
+            record.show(fittest([*hall, *evaluated], HALL))
+        learn(evaluated)
     return Evolution(
-        tuple(hall), tuple(screen.best), screen.evaluations, asked, dict(screen.discarded)
+        tuple(hall),
+        tuple(filter_chain.best),
+        filter_chain.evaluations,
+        asked,
+        dict(filter_chain.discarded),
     )

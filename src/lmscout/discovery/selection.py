@@ -37,10 +37,10 @@ class Pick:
     Attributes:
         name: of the way.
         rank: true rank of what it chooses, 1 is the best; the mean over those that it cannot
-            tell apart.
+            distinguish.
         top: that rank as a share of the architectures within the limit.
         regret: the best quality less that of what it chooses, likewise.
-        n_tied: how many it cannot tell apart.
+        n_tied: how many it cannot distinguish.
         trials: the fewest architectures trained at random whose best is expected to be as good.
     """
 
@@ -64,7 +64,7 @@ class Pick:
 
 
 @dataclass(frozen=True, repr=False)
-class Picking(Result):
+class Selection(Result):
     """A proxy's choice among drawn architectures of a benchmark, and the truth about it.
 
     Attributes:
@@ -164,7 +164,7 @@ def pick(
     batch: Batch | None = None,
     workers: Workers | None = None,
     progress: Progress | None = None,
-) -> Picking:
+) -> Selection:
     """Let a proxy choose among architectures of known quality, and say what the choice is worth.
 
     Args:
@@ -188,7 +188,7 @@ def pick(
     drawn = np.random.default_rng(seed).permutation(within)[:evaluations]
     in_order = np.sort(drawn)  # so that all of them are one file of the cache at any seed
     stages = Stages(progress)
-    with stages(READING) as told:
+    with stages(READING) as update:
         read = mean_scores(
             [benchmark.specs[row] for row in in_order],
             proxy.name,
@@ -197,7 +197,7 @@ def pick(
             folder=cache,
             batch=batch,
             workers=workers,
-            progress=told,
+            progress=update,
         )
     scores = np.full(len(benchmark), np.nan)
     scores[in_order] = proxy.sign * read
@@ -208,7 +208,7 @@ def pick(
             "try another proxy"
         )
     row, quality = int(tied[0]), benchmark.quality
-    return Picking(
+    return Selection(
         benchmark=benchmark.name,
         metric=benchmark.metric,
         proxy=proxy,

@@ -24,14 +24,14 @@ Exponents = tuple[int, int, int]
 
 EXPONENTS = (0, 1, 2, 3, -1, -2, -3)
 NAMES = ("depth", "width", "params")
-MIMICS = 0.99
+SURROGATE_FORMULAS = 0.99
 """The ρ on held-out architectures from which on a proxy says little that the formula does not."""
 
 _SAME = 1 - 1e-9  # |ρ| of formulas that order the architectures of a benchmark alike
 
 
 @dataclass(frozen=True)
-class Mimic:
+class SurrogateFormula:
     """A formula chosen on half of the architectures, and how it does on the others.
 
     Attributes:
@@ -69,7 +69,7 @@ class Mimic:
     @property
     def says_as_much(self) -> bool:
         """Whether the proxy says little that the formula does not."""
-        return abs(self.held_out) >= MIMICS
+        return abs(self.held_out) >= SURROGATE_FORMULAS
 
 
 def formulas() -> tuple[Exponents, ...]:
@@ -89,7 +89,7 @@ def formula_scores(exponents: Exponents, benchmark: Benchmark) -> Scores:
     return scores
 
 
-def mimic(benchmark: Benchmark, scores: Scores, *, seed: int) -> Mimic | None:
+def surrogate(benchmark: Benchmark, scores: Scores, *, seed: int) -> SurrogateFormula | None:
     """The formula of the highest |ρ| with a proxy, of several the shortest.
 
     Args:
@@ -118,7 +118,7 @@ def mimic(benchmark: Benchmark, scores: Scores, *, seed: int) -> Mimic | None:
         return None
     best = int(np.nanargmax(np.abs(fitted)))
     sign = 1 if fitted[best] >= 0 else -1
-    return Mimic(
+    return SurrogateFormula(
         _signed(distinct[best], sign),
         sign * float(fitted[best]),
         sign * spearman(kept[best][others], scores[others]),

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.combination import Known, Product, bend, choose
-from lmscout.discovery.discover import Finding, judge_choice
+from lmscout.discovery.combination import Known, Product, choose, correction
+from lmscout.discovery.discover import Finding, assess_choice
 from lmscout.discovery.engines import (
     DEFAULT_OBJECTIVE,
     ENGINES,
@@ -29,7 +29,7 @@ from lmscout.discovery.engines import (
     fittest,
     front,
 )
-from lmscout.discovery.filters import Evidence, Screen, SplitBenchmark
+from lmscout.discovery.filters import FilterChain, SearchData, SplitBenchmark
 from lmscout.discovery.search_record import Evolution, Record, evolve
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError, check_whole
@@ -55,7 +55,7 @@ class DeepSettings:
         rules: whether rules discard candidates.
         race: whether the race does.
         catalog: whether a search begins with the proxies of the literature.
-        bend: whether numbers are fitted to the product, see `bends`.
+        correction: whether numbers are fitted to the product, see `corrections`.
 
     Raises:
         LmscoutError: a name is unknown, or a number is none or too small.
@@ -70,7 +70,7 @@ class DeepSettings:
     rules: bool = True
     race: bool = True
     catalog: bool = True
-    bend: bool = True
+    correction: bool = True
 
     def __post_init__(self) -> None:
         for name, given, known in (
@@ -87,9 +87,9 @@ class DeepSettings:
             )
 
     @property
-    def bends(self) -> bool:
+    def corrections(self) -> bool:
         """Whether the product is bent to the configuration: where that may be read, and counts."""
-        return self.bend and self.spec_leaves and self.objective != "beyond-size"
+        return self.correction and self.spec_leaves and self.objective != "beyond-size"
 
     @property
     def grammar(self) -> Grammar:
@@ -168,7 +168,7 @@ class DeepDiscovery(Result):
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it: flat where there is one benchmark."""
-        judged = [{**one.benchmark_json(), **one.choice_json()} for one in self.findings]
+        evaluated = [{**one.benchmark_json(), **one.choice_json()} for one in self.findings]
         return {
             "space": "deep",
             "engine": self.settings.engine,
@@ -180,7 +180,7 @@ class DeepDiscovery(Result):
             "members": list(map(_candidate, self.members)),
             "top": list(map(_candidate, self.top)),
             "bent": self.bent,
-            **(judged[0] if len(judged) == 1 else {"benchmarks": judged}),
+            **(evaluated[0] if len(evaluated) == 1 else {"benchmarks": evaluated}),
             "seconds": self.seconds,
         }
 
@@ -251,14 +251,14 @@ def discover_deep(
     )
     chosen = choose_deep(grounds, settings, seed, folder, stages)
     text = format_expression(chosen.product.node)
-    with stages(JUDGING) as told:
+    with stages(JUDGING) as update:
         findings = [
-            judge_choice(
+            assess_choice(
                 one.benchmark,
                 one.split,
                 text,
                 searched,
-                one.scores(one.split.test, [text], told)[text],
+                one.scores(one.split.test, [text], update)[text],
             )
             for one, searched in zip(grounds, chosen.product.searched, strict=True)
         ]
@@ -293,11 +293,11 @@ def choose_deep(
         LmscoutError: the cache cannot be written, or no proxy was found.
     """
     stages = stages or Stages()
-    with stages(SKETCHES) as told:
-        evidence = [one.evidence(seed, told) for one in grounds]
-    with stages(SEARCHING) as told:
+    with stages(SKETCHES) as update:
+        search_data = [one.search_data(seed, update) for one in grounds]
+    with stages(SEARCHING) as update:
         threads = grounds[0].workers.threads
-        evolutions = _searches(settings, evidence, seed, folder, threads, told)
+        evolutions = _searches(settings, search_data, seed, folder, threads, update)
     # The fittest of a few sizes: the fittest of all are alike, and fail together.
     finalists = [each.front[-FINALISTS:] for each in evolutions]
     nodes = {format_expression(one.node): one.node for each in finalists for one in each}
@@ -306,26 +306,26 @@ def choose_deep(
             f"{', '.join(one.benchmark.name for one in grounds)}: no proxy ranks the search split; "
             "is the quality the same for all?"
         )
-    with stages(RESCORING) as told:
-        rescored = [one.scores(one.split.search, list(nodes), told) for one in grounds]
+    with stages(RESCORING) as update:
+        rescored = [one.scores(one.split.search, list(nodes), update) for one in grounds]
     known = [
         Known(
             {node: scores[text] for text, node in nodes.items()},
             one.quality,
             one.sketches.spec["params"],
         )
-        for scores, one in zip(rescored, evidence, strict=True)
+        for scores, one in zip(rescored, search_data, strict=True)
     ]
     product = choose(finalists, known, OBJECTIVES[settings.objective])
-    if settings.bends and len(evidence) == 1:  # quality of several is on scales of its own
-        (own,) = evidence
-        product = bend(product, own.sketches.spec, own.quality)
+    if settings.corrections and len(search_data) == 1:  # quality of several is on scales of its own
+        (own,) = search_data
+        product = correction(product, own.sketches.spec, own.quality)
     return Choice(grounds, evolutions, product)
 
 
 def _searches(
     settings: DeepSettings,
-    evidence: Sequence[Evidence],
+    search_data: Sequence[SearchData],
     seed: int,
     folder: Path | None,
     threads: int,
@@ -342,18 +342,18 @@ def _searches(
             tuple(LITERATURE.values()) if settings.catalog else (),
         )
         hall = [one for each in found for one in each.hall]
-        screen = Screen(
-            evidence,
+        filter_chain = FilterChain(
+            search_data,
             objective=settings.objective,
             rules=settings.rules,
             race=settings.race,
             workers=threads,
         )
-        with closing(screen):
+        with closing(filter_chain):
             found.append(
                 evolve(
                     engine,
-                    screen,
+                    filter_chain,
                     evaluations=share,
                     record=Record(folder, number, hall) if folder else None,
                     progress=part_of(progress, number * share, settings.searches * share),

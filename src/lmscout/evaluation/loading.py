@@ -86,7 +86,7 @@ def load_model(
 
     Args:
         source: a folder that `save_pretrained` wrote, or a name on the Hub.
-        dtype: of the weights in memory, whatever it is on disk; if None, float32 on a processor,
+        dtype: of the weights in memory, whatever it is on disk; if None, float32 on a CPU,
             which is slow at anything else, and as on disk elsewhere.
         device: as PyTorch names it.
 

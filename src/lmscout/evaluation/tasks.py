@@ -173,8 +173,8 @@ def _answering(loaded: LoadedModel, batch: int, progress: StageProgress | None) 
 
     class Answering(HFLM):  # type: ignore[misc]
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
-            told = _Told(len(requests), progress)
-            self.set_cache_hook(told)
+            update = _ProgressHook(len(requests), progress)
+            self.set_cache_hook(update)
             return super().loglikelihood(requests, disable_tqdm=True)
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
@@ -188,7 +188,7 @@ def _answering(loaded: LoadedModel, batch: int, progress: StageProgress | None) 
     )
 
 
-class _Told:
+class _ProgressHook:
     """What lm-eval tells each answer to, as it would its cache."""
 
     def __init__(self, total: int, progress: StageProgress | None) -> None:

@@ -377,19 +377,19 @@ def _requiring_grad(parameters: list[nn.Parameter]) -> Iterator[None]:
 def _norms_as_identity(module: nn.Module) -> Iterator[None]:
     """Every norm passes its input through; what a caller had put in its place comes back."""
     norms = [one for one in module.modules() if isinstance(one, _NORMS)]
-    with _standing_in(norms, _unchanged):
+    with _replacing(norms, _unchanged):
         yield
 
 
 @contextmanager
 def _gates_open(gates: Sequence[nn.Module]) -> Iterator[None]:
     """Every gate is 1, whatever enters it."""
-    with _standing_in(gates, torch.ones_like):
+    with _replacing(gates, torch.ones_like):
         yield
 
 
 @contextmanager
-def _standing_in(
+def _replacing(
     modules: Sequence[nn.Module], replacement: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     before = [vars(module).get("forward") for module in modules]

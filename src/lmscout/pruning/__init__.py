@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from lmscout.pruning.export import save
     from lmscout.pruning.plan import Plan, Shape
     from lmscout.pruning.results import Pruning
-    from lmscout.pruning.study import Ledger, Pair
+    from lmscout.pruning.study import Pair, PairStudy
     from lmscout.pruning.workflow import prune
 
 _WHERE = {
     "CalibrationSettings": "calibration",
-    "Ledger": "study",
+    "PairStudy": "study",
     "Pair": "study",
     "Plan": "plan",
     "Pruning": "results",
@@ -32,8 +32,8 @@ _WHERE = {
 
 __all__ = [
     "CalibrationSettings",
-    "Ledger",
     "Pair",
+    "PairStudy",
     "Plan",
     "Pruning",
     "Request",

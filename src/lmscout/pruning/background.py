@@ -118,11 +118,11 @@ class Beside:
         arguments: tuple[object, ...],
         named: dict[str, object],
     ) -> _Result:
-        told = pickle.dumps((function, arguments, named), pickle.HIGHEST_PROTOCOL)
+        update = pickle.dumps((function, arguments, named), pickle.HIGHEST_PROTOCOL)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError, ValueError):  # it has ended, or is to: there is no answer
-            _write(self._process.stdin, told)
+            _write(self._process.stdin, update)
         answer = _read(self._process.stdout)
         if answer is None:
             raise LmscoutError(
@@ -146,8 +146,8 @@ def serve() -> None:
     asked: SimpleQueue[bytes] = SimpleQueue()
 
     def listen() -> None:
-        while (told := _read(sys.stdin.buffer)) is not None:
-            asked.put(told)
+        while (update := _read(sys.stdin.buffer)) is not None:
+            asked.put(update)
         for one in tuple(_OPEN):
             one.close()
         os._exit(0)  # nobody is there any more, whatever is under way
@@ -157,10 +157,10 @@ def serve() -> None:
         _write(answers, _answered(asked.get()))
 
 
-def _answered(told: bytes) -> bytes:
+def _answered(update: bytes) -> bytes:
     """Whether a call came to an end, and what came of it."""
     try:
-        function, arguments, named = pickle.loads(told)
+        function, arguments, named = pickle.loads(update)
         return pickle.dumps((True, function(*arguments, **named)), pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # whatever it is, who asks has to hear of it
         if not isinstance(error, LmscoutError):

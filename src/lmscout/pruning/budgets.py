@@ -307,7 +307,9 @@ def _linear(shape: Shape, each: Floats) -> tuple[Floats, ...]:
 
 MEASURES = ("parameters", "multiply-adds", "memory", "latency")
 
-_SHARE_ROUNDING = 1e-9  # of a limit, so that plans of one cost are not told apart by float rounding
+_SHARE_ROUNDING = (
+    1e-9  # of a limit, so that plans of one cost are not distinguished by float rounding
+)
 
 
 def budget_of(

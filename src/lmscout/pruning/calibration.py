@@ -32,7 +32,7 @@ from lmscout.pruning.importance import (
     UnitScores,
     importance,
     importance_from_moments,
-    sort_half,
+    sort_sublayer,
 )
 from lmscout.pruning.moments import Moments, Place, moments_by_block
 from lmscout.pruning.plan import Plan, Shape
@@ -40,8 +40,8 @@ from lmscout.pruning.plan import Plan, Shape
 LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 WINDOW = 128  # tokens of a window, where a model attends over as many
 _FEWEST_WINDOWS = 12
-_PORTION = 1_500  # tokens of a portion, on which a hopeless plan can be told
-_ACCELERATED_PORTION = 8_192  # the same, where fewer tokens keep nothing busy
+_CHUNK = 1_500  # tokens of a chunk, on which a hopeless plan can be told
+_ACCELERATED_CHUNK = 8_192  # the same, where fewer tokens keep nothing busy
 _PIECE = 1 << 22  # numbers of a tensor that a fingerprint reads at a time
 
 
@@ -51,7 +51,7 @@ class CalibrationSettings:
 
     Attributes:
         importance: the method that orders units.
-        compensate: whether plans are measured, and saved, with refitted output projections.
+        compensate: whether plans are measured, and saved, with compensated output projections.
         quality: what is measured: "nll" or "kl".
         window: tokens a window; None for 128, or for what the model attends over if that is less.
         measured_tokens: on which every plan is measured.
@@ -153,7 +153,7 @@ class Calibrated:
         copies: of the model, with what refits them, on further devices.
         references: by digest of the windows, the dense model's predictions to which plans are
             compared, where they are not those of the weights that are there now.
-        portions: by digest of the windows, in how many portions plans were measured on them
+        chunks: by digest of the windows, in how many chunks plans were measured on them
             before, wherever that was.
     """
 
@@ -169,15 +169,15 @@ class Calibrated:
     digests: Mapping[str, str]
     copies: tuple[tuple[PreTrainedModel, Compensation | None], ...] = ()
     references: Mapping[str, tuple[Reference, ...]] = field(default_factory=dict)
-    portions: Mapping[str, int] = field(default_factory=dict)
+    chunks: Mapping[str, int] = field(default_factory=dict)
 
     def evaluator(self, windows: Tensor) -> Evaluator:
-        """Measures plans on [windows, T] tokens, in portions, as they will be saved.
+        """Measures plans on [windows, T] tokens, in chunks, as they will be saved.
 
         The dense model is measured once, on its own device; copies of it are given what came out.
         """
         digest = text_digest(windows)
-        portions = self.portions.get(digest) or portions_of(windows.numel(), self.model.device)
+        chunks = self.chunks.get(digest) or chunks_of(windows.numel(), self.model.device)
         references = self.references.get(digest)
         evaluators: list[SubnetworkEvaluator] = []
         for model, compensation in ((self.model, self.compensation), *self.copies):
@@ -187,7 +187,7 @@ class Calibrated:
                 windows,
                 compensation=compensation,
                 quality=self.settings.quality,
-                portions=portions,
+                chunks=chunks,
                 references=references,
             )
             references = one.references
@@ -206,14 +206,14 @@ class Calibrated:
         return replace(self, copies=tuple(copies))
 
     def as_begun(self, measured: int | None, final: int | None) -> Calibrated:
-        """The same, to go on in as many portions of each text as plans were measured in before.
+        """The same, to go on in as many chunks of each text as plans were measured in before.
 
         Args:
-            measured: portions of the text of all pairs; None where the device is to say.
+            measured: chunks of the text of all pairs; None where the device is to say.
             final: of that of the last few.
         """
         both = ((self.measured, measured), (self.final, final))
-        return replace(self, portions={text_digest(one): count for one, count in both if count})
+        return replace(self, chunks={text_digest(one): count for one, count in both if count})
 
     def checked(self) -> Calibrated:
         """The same, with the dense model measured on the text of the last few plans as well.
@@ -227,20 +227,20 @@ class Calibrated:
         known = self.evaluator(self.final).references
         return replace(self, references={**self.references, digest: known})
 
-    def refitted(self, plan: Plan) -> dict[tuple[int, str], Affine]:
-        """The refitted output projections of a plan, for `cut`; none where plans stay as cut."""
+    def compensated(self, plan: Plan) -> dict[tuple[int, str], Affine]:
+        """The compensated output projections of a plan, for `cut`; none where plans stay as cut."""
         if self.compensation is None:
             return {}
         outputs = {}
-        halves = self.family.all_halves(self.model)
-        for ((block, kind), part), units in zip(halves.items(), plan.steps, strict=True):
+        sublayers = self.family.all_sublayers(self.model)
+        for ((block, kind), part), units in zip(sublayers.items(), plan.steps, strict=True):
             if units:
                 entries = part.first(units).output.weight.shape[1]
                 outputs[block, kind] = self.compensation.output(block, kind, entries)
         return outputs
 
     @property
-    def ledger_settings(self) -> dict[str, str | int | bool]:
+    def study_settings(self) -> dict[str, str | int | bool]:
         """All on which a measured value depends."""
         settings = asdict(self.settings)
         del settings["final_tokens"], settings["windows"]
@@ -252,10 +252,10 @@ class Calibrated:
         return self.settings.seed or 0
 
 
-def portions_of(tokens: int, device: torch.device) -> int:
-    """In how many portions so many tokens are measured, where nobody has begun."""
-    portion = _PORTION if device.type == "cpu" else _ACCELERATED_PORTION
-    return max(4, tokens // portion)
+def chunks_of(tokens: int, device: torch.device) -> int:
+    """In how many chunks so many tokens are measured, where nobody has begun."""
+    chunk = _CHUNK if device.type == "cpu" else _ACCELERATED_CHUNK
+    return max(4, tokens // chunk)
 
 
 def calibrate(
@@ -296,7 +296,7 @@ def calibrate(
     if settings.importance not in FROM_MOMENTS:
         gradient_windows = for_moments[: settings.gradient_windows]
         scores = importance(settings.importance, model, family, windows=gradient_windows, seed=seed)
-    halves = family.all_halves(model)
+    sublayers = family.all_sublayers(model)
 
     def in_order() -> Iterator[tuple[Place, Moments]]:
         """Moments with the units sorted, each half as soon as what it needs is known."""
@@ -305,9 +305,9 @@ def calibrate(
         ):
             if place not in scores:
                 scores[place] = importance_from_moments(
-                    settings.importance, place, halves[place], moments
+                    settings.importance, place, sublayers[place], moments
                 )
-            yield place, moments.reordered(sort_half(halves[place], scores[place]))
+            yield place, moments.reordered(sort_sublayer(sublayers[place], scores[place]))
 
     compensation = None
     if settings.compensate:
@@ -315,8 +315,8 @@ def calibrate(
     elif settings.importance in FROM_MOMENTS:
         deque(in_order(), maxlen=0)
     else:  # nobody asks for moments
-        for place, half in halves.items():
-            sort_half(half, scores[place])
+        for place, sublayer in sublayers.items():
+            sort_sublayer(sublayer, scores[place])
     falling = {
         place: values.sort(descending=True).values.numpy() for place, values in scores.items()
     }
@@ -339,7 +339,7 @@ def calibrate(
 
 def _outputs(model: PreTrainedModel, family: Family) -> dict[Place, Affine]:
     """The output projection of every half."""
-    return {place: half.output for place, half in family.all_halves(model).items()}
+    return {place: sublayer.output for place, sublayer in family.all_sublayers(model).items()}
 
 
 def calibrate_again(

@@ -71,7 +71,7 @@ class Compensation:
         return other
 
     def output(self, block: int, kind: str, entries: int) -> Affine:
-        """The refitted projection for the first entries of its input.
+        """The compensated projection for the first entries of its input.
 
         Args:
             block: which block.

@@ -40,10 +40,10 @@ class Request:
         calibration: how calibration text is used.
         storage: where the study is kept: URL of an Optuna storage, a SQLite file, or a folder that
             exists, for ``ledger.db`` in it; the run folder if None.
-        grain: MLP widths are multiples of it; if None, what the model's device runs fast.
+        channel_multiple: MLP widths are multiples of it; None: what the model's device runs fast.
         devices: further devices that share the measuring, each with a copy of the model.
         recovery: what is trained again, and how.
-        judge: "proxy:..." to search by a proxy alone, with no pair and no finalist measured;
+        objective: "proxy:..." to search by a proxy alone, with no pair and no finalist measured;
             `pairs` is then not looked at.
         features: proxies, written alike, whose scores the predictor is told.
     """
@@ -58,10 +58,10 @@ class Request:
     dtype: torch.dtype | None = None
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     storage: str | None = None
-    grain: int | None = None
+    channel_multiple: int | None = None
     devices: tuple[torch.device, ...] = ()
     recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
-    judge: str | None = None
+    objective: str | None = None
     features: tuple[str, ...] = ()
 
     def note(self, keep: float) -> dict[str, object]:
@@ -69,8 +69,8 @@ class Request:
         return {
             "keep": keep,
             "of": self.of,
-            "pairs": 0 if self.judge is not None else self.pairs,
-            **({} if self.judge is None else {"judge": self.judge}),
+            "pairs": 0 if self.objective is not None else self.pairs,
+            **({} if self.objective is None else {"objective": self.objective}),
             "seed": self.seed,
             "importance": self.calibration.importance,
             **({"features": list(self.features)} if self.features else {}),
@@ -141,21 +141,27 @@ def _check_names(request: Request) -> None:
         if given not in known:
             raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
     protocol_of(request.protocol)
-    for text in (*([request.judge] if request.judge is not None else []), *request.features):
+    for text in (
+        *([request.objective] if request.objective is not None else []),
+        *request.features,
+    ):
         asked_proxy(text)
-    if request.judge is not None and request.features:
+    if request.objective is not None and request.features:
         raise LmscoutError(
             "a judge measures no pairs, so there is no predictor to tell a feature: leave out "
-            "--judge or --feature"
+            "--objective or --feature"
         )
 
 
 def _check_numbers(request: Request) -> None:
     check_whole("seed", request.seed, 0, LAST_SEED)
-    for name, given in (("grain", request.grain), ("report_tokens", request.report_tokens)):
+    for name, given in (
+        ("channel_multiple", request.channel_multiple),
+        ("report_tokens", request.report_tokens),
+    ):
         if given is not None:
             check_whole(name, given, 1)
-    if request.judge is None:
+    if request.objective is None:
         check_enough(request.pairs)
 
 
@@ -167,7 +173,7 @@ def _check_folder(request: Request, out: Path) -> None:
         finished = [folder for folder in folders if is_finished(folder)]
         known = (out / SETTINGS).is_file()
         begun = known or (out / FILE_NAME).is_file() or (out / RECOVERY_FOLDER).is_dir()
-        if not (begun or finished):  # a ledger may be elsewhere
+        if not (begun or finished):  # a study may be elsewhere
             raise LmscoutError(
                 f"output folder {out} is not empty, and holds no run to continue: name another"
             )

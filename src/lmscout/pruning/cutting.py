@@ -80,17 +80,17 @@ def cut(
     else:
         model_class, config = _any_classes(model.config)[1], any_config(model.config, plan)
     make = partial(cast(Any, model_class)._from_config, config, dtype=dtype or model.dtype)
-    # on the processor first, where the dense model's buffers, too, were computed
+    # on the CPU first, where the dense model's buffers, too, were computed
     pruned: Any = unfilled_model(make, "cpu")
     pruned = pruned.to(device or model.device).eval()
     _copy_uncut(model, pruned, family, kept)
     for block, cut_block in zip(kept, family.blocks(pruned), strict=True):
-        cut_parts = family.parts(_with_both_halves(cut_block, blocks[block]))
+        cut_parts = family.parts(_with_both_sublayers(cut_block, blocks[block]))
         for kind, units in zip(KINDS, (plan.attention[block], plan.mlp[block]), strict=True):
             if units:
-                first = parts[block].halves[kind].first(units)
+                first = parts[block].sublayers[kind].first(units)
                 replaced = (outputs or {}).get((block, kind), first.output)
-                _copy_units(dataclasses.replace(first, output=replaced), cut_parts.halves[kind])
+                _copy_units(dataclasses.replace(first, output=replaced), cut_parts.sublayers[kind])
     return cast(PreTrainedModel, pruned)
 
 
@@ -258,15 +258,15 @@ def _copy_uncut(
                 target.copy_(whole[name])
 
 
-def _with_both_halves(cut_block: nn.Module, dense_block: nn.Module) -> nn.Module:
+def _with_both_sublayers(cut_block: nn.Module, dense_block: nn.Module) -> nn.Module:
     """A cut block in which the dense one stands in for what is gone, for `Family.parts`."""
-    halves = {
+    sublayers = {
         name: child if any(True for _ in child.parameters()) else dense
         for (name, child), dense in zip(
             cut_block.named_children(), dense_block.children(), strict=True
         )
     }
-    return cast(nn.Module, SimpleNamespace(**halves))
+    return cast(nn.Module, SimpleNamespace(**sublayers))
 
 
 def _copy_units(source: AttentionParts | MlpParts, target: AttentionParts | MlpParts) -> None:

@@ -7,7 +7,7 @@ depend on how many devices there are: limits are known before a list of plans is
 
 Plans that are waiting to be measured, to which more are added while devices work.
 
-Where the processor measures, whoever asks for the next measurement does it.  Devices have a thread
+Where the CPU measures, whoever asks for the next measurement does it.  Devices have a thread
 each, and take plans by themselves.
 """
 
@@ -66,7 +66,7 @@ class ParallelEvaluator:
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """What plans are compared to, portion by portion."""
+        """What plans are compared to, chunk by chunk."""
         return self._evaluators[0].references
 
     def measure(

@@ -18,14 +18,14 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model, vocabulary_size
 from lmscout.memory import require_memory
-from lmscout.pruning.calibration import CalibrationSettings, portions_of
+from lmscout.pruning.calibration import CalibrationSettings, chunks_of
 from lmscout.pruning.config import Request
 from lmscout.pruning.evaluator import KEPT_SHARE
 from lmscout.pruning.families import Family, family_of, unit_maps
 from lmscout.pruning.importance import FROM_MOMENTS
 from lmscout.pruning.latency import Latency, measure_latency
 from lmscout.pruning.moments import BATCH_TOKENS
-from lmscout.pruning.recovery.run import foretell_training
+from lmscout.pruning.recovery.run import estimate_training
 
 _FLOAT, _DOUBLE = 4, 8  # bytes
 _TIMED_TOKENS = 2048
@@ -119,7 +119,7 @@ def estimate(
         keep: _seconds(latency, keep, sizes.depth) * calibration.measured_tokens
         for keep in request.keep
     }
-    pairs = 0 if request.judge is not None else request.pairs
+    pairs = 0 if request.objective is not None else request.pairs
     return Estimate(
         str(device),
         parameter_count(sizes.model),
@@ -149,7 +149,7 @@ def _recovering(
         ("winners", asked.winners, len(request.keep), sizes.weights),
     ):
         if settings is not None:
-            one = foretell_training(
+            one = estimate_training(
                 sizes.model,
                 family_of(config),
                 settings,
@@ -167,9 +167,9 @@ class _Sizes:
         self, model: PreTrainedModel, family: Family, settings: CalibrationSettings
     ) -> None:
         self.model, self._settings = model, settings
-        self._halves = list(family.all_halves(model).values())
-        self.depth = len(self._halves) // 2
-        self._width = self._halves[0].output.weight.shape[0]
+        self._sublayers = list(family.all_sublayers(model).values())
+        self.depth = len(self._sublayers) // 2
+        self._width = self._sublayers[0].output.weight.shape[0]
         self._vocabulary = vocabulary_size(model)
         self._each = model.dtype.itemsize
         self.weights = parameter_bytes(model)
@@ -179,7 +179,9 @@ class _Sizes:
         settings = self._settings
         if settings.importance in FROM_MOMENTS:
             return self.calibrating()
-        largest = max(one.weight.numel() for half in self._halves for one in unit_maps(half))
+        largest = max(
+            one.weight.numel() for sublayer in self._sublayers for one in unit_maps(sublayer)
+        )
         if settings.importance != "taylor":
             return self.weights + 2 * _DOUBLE * largest
         tokens = settings.gradient_windows * settings.length
@@ -195,18 +197,18 @@ class _Sizes:
         working = self._working(BATCH_TOKENS)
         if not settings.compensate:
             return self.weights + states + working
-        gram = max(half.output.weight.shape[1] for half in self._halves) ** 2
+        gram = max(sublayer.output.weight.shape[1] for sublayer in self._sublayers) ** 2
         return self.weights + states + self._factors() + gram * (_FLOAT + 2 * _DOUBLE) + working
 
     def measuring(self, device: torch.device) -> int:
-        """Hidden states after every step, as far as there is room, and logits of a portion."""
+        """Hidden states after every step, as far as there is room, and logits of a chunk."""
         tokens = self._settings.measured_tokens
         held = self.held
         states = tokens * self._width * self._each * (2 * self.depth + 1)
         if device.type == "cuda":
             states = min(states, int(KEPT_SHARE * (torch.cuda.mem_get_info(device)[1] - held)))
-        portion = tokens // portions_of(tokens, device)
-        return held + max(states, 0) + self._working(portion)
+        chunk = tokens // chunks_of(tokens, device)
+        return held + max(states, 0) + self._working(chunk)
 
     @property
     def held(self) -> int:
@@ -218,19 +220,23 @@ class _Sizes:
         if not self._settings.compensate:
             return 0
         return sum(
-            _FLOAT * half.output.weight.shape[1] * sum(half.output.weight.shape)
-            for half in self._halves
+            _FLOAT * sublayer.output.weight.shape[1] * sum(sublayer.output.weight.shape)
+            for sublayer in self._sublayers
         )
 
     def _block(self) -> int:
         """Numbers in the largest block."""
-        each = [sum(one.weight.numel() for one in unit_maps(half)) for half in self._halves]
+        each = [
+            sum(one.weight.numel() for one in unit_maps(sublayer)) for sublayer in self._sublayers
+        ]
         return max(map(sum, zip(each[::2], each[1::2], strict=True)))
 
     def _working(self, tokens: int) -> int:
         """Logits in two precisions with their probabilities, or what a block computes."""
         logits = tokens * self._vocabulary * (self._each + 2 * _FLOAT)
-        widest = max(sum(one.weight.shape[0] for one in half.inputs) for half in self._halves)
+        widest = max(
+            sum(one.weight.shape[0] for one in sublayer.inputs) for sublayer in self._sublayers
+        )
         return max(logits, 2 * tokens * widest * self._each)
 
 

@@ -3,7 +3,7 @@
 A subnetwork is prefixes of the dense model's sorted weights, as views.  Tokens are walked
 through it in steps, two a block (attention, MLP), and the hidden state after every step is
 kept: a plan that begins like the one before it starts where they part.  Text is measured in
-portions, and a plan that is far behind after the first ones is dropped.
+chunks, and a plan that is far behind after the first ones is dropped.
 
 On an accelerator text goes in batches of many tokens, and what does not fit is halved until it
 does.  Kept hidden states may take half of the memory that is free; where all of them are more,
@@ -27,13 +27,13 @@ from transformers import PreTrainedModel
 from lmscout.errors import LmscoutError
 from lmscout.pruning.compensation import Compensation
 from lmscout.pruning.families import KINDS, Affine, BlockParts, Family, unit_parameters
-from lmscout.pruning.moments import Portion, Top, Walk, halving, inner_activation
+from lmscout.pruning.moments import Chunk, Top, Walk, inner_activation, retrying
 from lmscout.pruning.plan import Plan, Shape
 
 LIKELIHOOD, DIVERGENCE = "nll", "kl"
 QUALITIES = (LIKELIHOOD, DIVERGENCE)
 _Result = TypeVar("_Result")
-Reference = tuple[float, Top | None]  # a portion's dense loss, and its likeliest tokens if needed
+Reference = tuple[float, Top | None]  # a chunk's dense loss, and its likeliest tokens if needed
 
 KEPT_SHARE = 0.5  # of the memory that is free, for hidden states
 
@@ -45,24 +45,24 @@ class Measurement:
     """How much worse a plan is than the dense model.
 
     Attributes:
-        course: for each portion measured, the predicted tokens so far and on them the rise of
+        trajectory: for each chunk measured, the predicted tokens so far and on them the rise of
             the negative log-likelihood over the dense model's (or divergence from it), in
             nats a token.
-        complete: whether all portions were; False for a plan that was dropped early.
+        complete: whether all chunks were; False for a plan that was dropped early.
     """
 
-    course: tuple[tuple[int, float], ...]
+    trajectory: tuple[tuple[int, float], ...]
     complete: bool
 
     @property
-    def rise(self) -> float:
+    def loss_increase(self) -> float:
         """On all tokens measured."""
-        return self.course[-1][1]
+        return self.trajectory[-1][1]
 
     @property
     def tokens(self) -> int:
         """Predicted tokens measured."""
-        return self.course[-1][0]
+        return self.trajectory[-1][0]
 
 
 class Evaluator(Protocol):
@@ -74,7 +74,7 @@ class Evaluator(Protocol):
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """What plans are compared to, portion by portion."""
+        """What plans are compared to, chunk by chunk."""
 
     @property
     def tokens(self) -> int:
@@ -101,7 +101,7 @@ class SubnetworkEvaluator:
         *,
         compensation: Compensation | None = None,
         quality: str = LIKELIHOOD,
-        portions: int = 4,
+        chunks: int = 4,
         references: Sequence[Reference] | None = None,
     ) -> None:
         """Measure the dense model, to which plans are compared.
@@ -113,7 +113,7 @@ class SubnetworkEvaluator:
             compensation: refits output projections, or None to leave them as cut.
             quality: "nll" (rise of the negative log-likelihood) or "kl" (divergence from the
                 dense model's top 32 tokens and the rest).
-            portions: in how many parts the text is measured.
+            chunks: in how many parts the text is measured.
             references: of another evaluator on the same windows, whose model plans are compared
                 to; by default this model is.
 
@@ -129,33 +129,31 @@ class SubnetworkEvaluator:
         self._quality = quality
         self.shape = shape_of(self._parts)
         device = model.device
-        self._portions = [
-            Portion(part) for part in windows.to(device).chunk(min(portions, len(windows)))
-        ]
+        self._chunks = [Chunk(part) for part in windows.to(device).chunk(min(chunks, len(windows)))]
         self._stride = _stride(self.shape, model, windows.numel())
         if references is None:
-            for portion in self._portions:
-                self._in_memory(portion, partial(self._measure_dense, portion))
+            for chunk in self._chunks:
+                self._in_memory(chunk, partial(self._measure_dense, chunk))
         else:
-            for portion, known in zip(self._portions, references, strict=True):
-                portion.dense_nll = known[0]
-                portion.top = known[1] and known[1].to(device)
+            for chunk, known in zip(self._chunks, references, strict=True):
+                chunk.dense_nll = known[0]
+                chunk.top = known[1] and known[1].to(device)
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """What plans are compared to, portion by portion."""
-        return tuple((portion.dense_nll, portion.top) for portion in self._portions)
+        """What plans are compared to, chunk by chunk."""
+        return tuple((chunk.dense_nll, chunk.top) for chunk in self._chunks)
 
     @property
     def dense_nll(self) -> float:
         """Negative log-likelihood of the dense model, in nats a token."""
-        total = sum(portion.dense_nll * portion.tokens for portion in self._portions)
+        total = sum(chunk.dense_nll * chunk.tokens for chunk in self._chunks)
         return total / self.tokens
 
     @property
     def tokens(self) -> int:
         """Predicted tokens of a complete measurement."""
-        return sum(portion.tokens for portion in self._portions)
+        return sum(chunk.tokens for chunk in self._chunks)
 
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None
@@ -164,9 +162,9 @@ class SubnetworkEvaluator:
 
         Args:
             plans: the plans, in an order that puts alike ones together.
-            limits: for each plan, the rise over the first portion, the first two, and so on,
+            limits: for each plan, the rise over the first chunk, the first two, and so on,
                 above which it is dropped; a plan may have fewer limits than there are
-                portions.  They are asked for when the plan's turn has come.
+                chunks.  They are asked for when the plan's turn has come.
 
         Yields:
             One measurement a plan.
@@ -176,17 +174,17 @@ class SubnetworkEvaluator:
         """
         for plan, most in zip(plans, repeat(()) if limits is None else limits, strict=False):
             self.shape.check(plan)
-            course: list[tuple[int, float]] = []
+            trajectory: list[tuple[int, float]] = []
             total = 0.0
-            for index, portion in enumerate(self._portions):
-                rise = self._in_memory(portion, partial(self._rise, plan, portion))
-                total += rise * portion.tokens
-                tokens = portion.tokens + (course[-1][0] if course else 0)
-                course.append((tokens, total / tokens))
+            for index, chunk in enumerate(self._chunks):
+                loss_increase = self._in_memory(chunk, partial(self._loss_increase, plan, chunk))
+                total += loss_increase * chunk.tokens
+                tokens = chunk.tokens + (trajectory[-1][0] if trajectory else 0)
+                trajectory.append((tokens, total / tokens))
                 # written so that a rise that is no number is dropped, too
                 if index < len(most) and not total / tokens <= most[index]:
                     break
-            yield Measurement(tuple(course), len(course) == len(self._portions))
+            yield Measurement(tuple(trajectory), len(trajectory) == len(self._chunks))
 
     @torch.no_grad()
     def logits(self, plan: Plan, tokens: Tensor) -> Tensor:
@@ -196,7 +194,7 @@ class SubnetworkEvaluator:
 
     def output(self, block: int, kind: str, kept: int) -> Affine:
         """The output projection of a block that keeps so many units, as it is measured."""
-        cut = self._parts[block].halves[kind].first(kept).output
+        cut = self._parts[block].sublayers[kind].first(kept).output
         if self._compensation is None:
             return cut
         return self._compensation.output(block, kind, cut.weight.shape[1])
@@ -227,57 +225,57 @@ class SubnetworkEvaluator:
     def _update(self, step: int, kept: int, hidden: Tensor, context: object) -> Tensor:
         """What one step adds to the hidden state."""
         index, kind = step // len(KINDS), KINDS[step % len(KINDS)]
-        first = self._parts[index].halves[kind].first(kept)
+        first = self._parts[index].sublayers[kind].first(kept)
         inner = inner_activation(self._family, self._blocks[index], first, hidden, context)
         return self.output(index, kind, kept).apply(inner)
 
     @torch.no_grad()
-    def _measure_dense(self, portion: Portion) -> None:
+    def _measure_dense(self, chunk: Chunk) -> None:
         dense, tops = 0.0, []
-        for walk in portion.walks:
+        for walk in chunk.walks:
             logits = self._predictions(self.shape.dense, walk)
             dense += _nll(logits, walk.targets)
             if self._quality == DIVERGENCE:
                 log_probabilities = logits.float().log_softmax(-1)
                 tops.append(log_probabilities.topk(min(_TOP, logits.shape[-1]), dim=-1))
-        portion.dense_nll = dense / portion.tokens
-        if not math.isfinite(portion.dense_nll):
+        chunk.dense_nll = dense / chunk.tokens
+        if not math.isfinite(chunk.dense_nll):
             raise LmscoutError(
-                f"the dense model's loss on calibration text is {portion.dense_nll}: nothing can "
+                f"the dense model's loss on calibration text is {chunk.dense_nll}: nothing can "
                 "be compared with it"
             )
         if tops:
-            portion.top = Top(
+            chunk.top = Top(
                 torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops])
             )
 
     @torch.no_grad()
-    def _rise(self, plan: Plan, portion: Portion) -> float:
+    def _loss_increase(self, plan: Plan, chunk: Chunk) -> float:
         total = 0.0
-        for walk in portion.walks:
+        for walk in chunk.walks:
             logits = self._predictions(plan, walk)
             if self._quality == LIKELIHOOD:
                 total += _nll(logits, walk.targets)
             else:
-                assert portion.top is not None
-                total += _divergence(logits, portion.top.of(walk))
-        mean = total / portion.tokens
-        return mean - portion.dense_nll if self._quality == LIKELIHOOD else mean
+                assert chunk.top is not None
+                total += _divergence(logits, chunk.top.of(walk))
+        mean = total / chunk.tokens
+        return mean - chunk.dense_nll if self._quality == LIKELIHOOD else mean
 
     def _predictions(self, plan: Plan, walk: Walk) -> Tensor:
         """Logits of every next token: [windows * (T - 1), vocabulary]."""
         hidden = self._hidden(plan, walk)[:, :-1]
         return self._family.logits(self._model, hidden).flatten(0, 1)
 
-    def _in_memory(self, portion: Portion, work: Callable[[], _Result]) -> _Result:
-        """Do work on a portion, in ever smaller batches as long as memory does not suffice."""
+    def _in_memory(self, chunk: Chunk, work: Callable[[], _Result]) -> _Result:
+        """Do work on a chunk, in ever smaller batches as long as memory does not suffice."""
 
-        def halve() -> bool:
-            for other in self._portions:
+        def with_half_batch() -> bool:
+            for other in self._chunks:
                 other.forget()
-            return portion.halve()
+            return chunk.with_half_batch()
 
-        return halving(work, halve, self._model.device)
+        return retrying(work, with_half_batch, self._model.device)
 
 
 def shape_of(parts: Sequence[BlockParts]) -> Shape:

@@ -34,7 +34,7 @@ from lmscout.pruning.cutting import ShapeName, cut, round_weights
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.folder_files import CONFIG, check_agreement, check_code, clean_folder
-from lmscout.pruning.model_card import Evidence, model_card
+from lmscout.pruning.model_card import CardFigures, model_card
 from lmscout.pruning.plan import Plan
 from lmscout.reading import read_json_object
 
@@ -56,7 +56,7 @@ def save(
     dtype: torch.dtype | None = None,
     beside: Collection[str] = (),
     note: Mapping[str, Any],
-    evidence: Evidence | None = None,
+    figures: CardFigures | None = None,
 ) -> None:
     """Cut a plan out of a dense model and save it as a folder that is whole or not there.
 
@@ -80,7 +80,7 @@ def save(
         dtype: of the saved weights; the model's own if None.
         beside: names of files that may be there; they stay.
         note: what was asked for, to write down in the card and in `lmscout.json`; JSON.
-        evidence: what was measured, and where the dense model comes from, likewise.
+        figures: what was measured, and where the dense model comes from, likewise.
 
     Raises:
         LmscoutError: the folder is not empty or cannot be written, the plan cannot be cut in
@@ -98,7 +98,7 @@ def save(
     pruned.generation_config = copy.deepcopy(chosen)
     with atomic_folder(folder, last=CONFIG, name=f"output folder {folder}") as draft:
         write(pruned, draft, tokenizer)
-        _write_record(model, pruned, plan, draft, shape, note, evidence)
+        _write_record(model, pruned, plan, draft, shape, note, figures)
         _reload_and_compare(pruned, draft, tokenizer, trust_remote_code=shape == "any")
 
 
@@ -180,7 +180,7 @@ def _write_record(
     folder: Path,
     shape: str,
     note: Mapping[str, Any],
-    evidence: Evidence | None,
+    figures: CardFigures | None,
 ) -> None:
     """The plan and its size, for programs in `lmscout.json` and for people in the card."""
     family = family_of(dense.config)
@@ -193,14 +193,14 @@ def _write_record(
         "dense_parameters": parameter_count(dense),
         "asked": dict(note),
     }
-    if evidence is not None:
+    if figures is not None:
         record |= {
-            "base_model": evidence.origin.name or evidence.origin.source,
-            "license": evidence.origin.license,
-            "measured": evidence.to_json(),
+            "base_model": figures.origin.name or figures.origin.source,
+            "license": figures.origin.license,
+            "measured": figures.to_json(),
         }
     (folder / RECORD).write_text(as_json(record), "utf-8")
-    card = model_card(record, plan, units.dense, dense.config.model_type, evidence)
+    card = model_card(record, plan, units.dense, dense.config.model_type, figures)
     (folder / "README.md").write_text(card, "utf-8")
 
 

@@ -7,47 +7,47 @@ from collections.abc import Sequence
 
 from lmscout.progress import StageProgress
 from lmscout.pruning.calibration import Calibrated
-from lmscout.pruning.measuring import Learnt
+from lmscout.pruning.measuring import Fitted
 from lmscout.pruning.plan import Plan, as_rows
 from lmscout.pruning.results import Finalist
 from lmscout.pruning.sampler import Target, order_for_prefix_sharing
 from lmscout.pruning.space import PlanSpace
-from lmscout.pruning.study import Ledger, Pair
+from lmscout.pruning.study import Pair, PairStudy
 
 STUDY = "lmscout-finalists"
 _MEASURED = 8  # the best measured plans of a size, and
-_PREDICTED = 4  # the best that a search foretells beyond them
+_PREDICTED = 4  # the best that a search predicts beyond them
 
 
 def candidates_of(
-    ledger: Ledger, learnt: Learnt, space: PlanSpace, target: Target, seed: int
+    pair_study: PairStudy, fitted: Fitted, space: PlanSpace, target: Target, seed: int
 ) -> list[Plan]:
-    """The best measured plans of a size, and the best foretold beyond them.
+    """The best measured plans of a size, and the best predicted beyond them.
 
-    Where a proxy judges, its best plan alone: it has won.
+    Where a proxy objectives, its best plan alone: it has won.
     """
-    if learnt.judge is not None:
-        judged = space.search(learnt.judge.rises, target, seed=seed, count=1, begin=[])
+    if fitted.objective is not None:
+        judged = space.search(fitted.objective.loss_increases, target, seed=seed, count=1, begin=[])
         return [one.plan for one in judged]
-    best = [pair.plan for pair in space.best_pairs(ledger.pairs(), target.budget, _MEASURED)]
-    if learnt.predictor is None:
+    best = [pair.plan for pair in space.best_pairs(pair_study.pairs(), target.budget, _MEASURED)]
+    if fitted.predictor is None:
         return best
     found = space.search(
-        learnt.predictor.cautious,
+        fitted.predictor.cautious,
         target,
         seed=seed,
         count=_MEASURED + _PREDICTED,
         begin=best,
     )
-    fresh = [one.plan for one in found if ledger.find(one.plan) is None]
+    fresh = [one.plan for one in found if pair_study.find(one.plan) is None]
     return [*best, *fresh[:_PREDICTED]]
 
 
 def measure_finalists(
     calibrated: Calibrated,
-    ledger: Ledger,
-    finals: Ledger,
-    learnt: Learnt,
+    pair_study: PairStudy,
+    finals: PairStudy,
+    fitted: Fitted,
     candidates: Sequence[Sequence[Plan]],
     progress: StageProgress | None = None,
 ) -> list[list[Finalist]]:
@@ -55,28 +55,28 @@ def measure_finalists(
 
     Args:
         calibrated: the dense model and the text.
-        ledger: of the pairs.
+        pair_study: of the pairs.
         finals: of the finalists; what it holds is not measured again.
-        learnt: from the pairs.
+        fitted: from the pairs.
         candidates: plans, for every size.
         progress: called with plans measured and in all.
 
     Returns:
-        For every size its finalists, best first.  Where a proxy judges, nothing is measured.
+        For every size its finalists, best first.  Where a proxy objectives, nothing is measured.
     """
-    if learnt.judge is not None:
+    if fitted.objective is not None:
         return [[Finalist(plan, None, None, None, ()) for plan in plans] for plans in candidates]
     everything = list(dict.fromkeys(plan for plans in candidates for plan in plans))
     with finals.alone():  # what another process measured is not measured again
         _measure_missing(calibrated, finals, everything, progress)
     contests = []
     for plans in candidates:
-        foretold: list[float | None] = [None] * len(plans)
-        if learnt.predictor is not None:
-            foretold = learnt.predictor.predict(as_rows(plans)).tolist()
+        predicted: list[float | None] = [None] * len(plans)
+        if fitted.predictor is not None:
+            predicted = fitted.predictor.predict(as_rows(plans)).tolist()
         contest = [
-            _finalist(plan, rise, ledger.find(plan), finals.find(plan))
-            for plan, rise in zip(plans, foretold, strict=True)
+            _finalist(plan, loss_increase, pair_study.find(plan), finals.find(plan))
+            for plan, loss_increase in zip(plans, predicted, strict=True)
         ]
         contests.append(sorted(contest, key=lambda one: one.final or 0.0))
     return contests
@@ -84,7 +84,7 @@ def measure_finalists(
 
 def _measure_missing(
     calibrated: Calibrated,
-    finals: Ledger,
+    finals: PairStudy,
     everything: Sequence[Plan],
     progress: StageProgress | None,
 ) -> None:
@@ -99,12 +99,12 @@ def _measure_missing(
             finals.add(
                 Pair(
                     plan,
-                    measured.rise,
+                    measured.loss_increase,
                     measured.tokens,
                     kept=calibrated.shape.kept_share(plan),
                     seconds=now - started,
                     origin="finalist",
-                    course=measured.course,
+                    trajectory=measured.trajectory,
                 )
             )
             started = now
@@ -117,9 +117,9 @@ def _finalist(
     plan: Plan, predicted: float | None, pair: Pair | None, final: Pair | None
 ) -> Finalist:
     assert final is not None  # measured just now, or before
-    portions, tokens, total = [], 0, 0.0
-    for so_far, rise in final.course:
-        portions.append((rise * so_far - total) / (so_far - tokens))
-        tokens, total = so_far, rise * so_far
+    chunks, tokens, total = [], 0, 0.0
+    for so_far, loss_increase in final.trajectory:
+        chunks.append((loss_increase * so_far - total) / (so_far - tokens))
+        tokens, total = so_far, loss_increase * so_far
     measured = None if pair is None else pair.value
-    return Finalist(plan, predicted, measured, final.value, tuple(portions))
+    return Finalist(plan, predicted, measured, final.value, tuple(chunks))

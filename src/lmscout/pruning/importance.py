@@ -42,8 +42,8 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import Affine, AttentionParts, BlockParts, Family, MlpParts, unit_maps
-from lmscout.pruning.moments import BATCH_TOKENS, Moments, Place, half_step, halving_from, parts_of
-from lmscout.statistics.single_pass import only_these_learn
+from lmscout.pruning.moments import BATCH_TOKENS, Moments, Place, half_step, parts_of, retrying_from
+from lmscout.statistics.single_pass import train_only
 
 _BELOW_TOKENS = 4  # so that not even tokens that all pull one way come near the largest number
 _MOST = 1 << 10
@@ -90,7 +90,7 @@ def gradients_by_block(
         LmscoutError: the loss is not finite.
     """
     batches = parts_of(windows.to(model.device), batch_tokens // windows.shape[1])
-    with only_these_learn(model, ()):
+    with train_only(model, ()):
         entering = [_entering(model, family, batch) for batch in batches]
         predicted = windows.shape[0] * (windows.shape[1] - 1)
         scale = loss_scale(model.dtype, predicted)
@@ -131,7 +131,7 @@ def run_block(
     family: Family, block: nn.Module, parts: BlockParts, hidden: Tensor, context: object
 ) -> Tensor:
     """A whole block with the matrices given: [B, T, width] to the same."""
-    for part in parts.halves.values():
+    for part in parts.sublayers.values():
         hidden = half_step(family, block, part, hidden, context)
     return hidden
 
@@ -155,7 +155,7 @@ def _backward(
 
 
 def _gradients(parts: BlockParts) -> Iterator[Tensor]:
-    for part in parts.halves.values():
+    for part in parts.sublayers.values():
         for affine in unit_maps(part):
             for one in (affine.weight, affine.bias):
                 if one is not None and one.grad is not None:
@@ -257,11 +257,11 @@ def importance(
     """
     if method == "taylor":
         taylor = partial(_taylor, model, family, windows)
-        scores = halving_from(taylor, BATCH_TOKENS // windows.shape[1], model.device)
+        scores = retrying_from(taylor, BATCH_TOKENS // windows.shape[1], model.device)
     elif method in ("random", "magnitude"):
         scores = {
             place: _drawn(place, part, seed) if method == "random" else _sum_of_squares(part)
-            for place, part in family.all_halves(model).items()
+            for place, part in family.all_sublayers(model).items()
         }
     else:
         raise LmscoutError(f"unknown importance {method!r}: expected one of {', '.join(METHODS)}")
@@ -334,7 +334,7 @@ def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) 
     scores: UnitScores = {}
     tokens = size * windows.shape[1]
     for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=tokens):
-        for kind, part in parts.halves.items():
+        for kind, part in parts.sublayers.items():
             folded = []
             for side in unit_sides(part):
                 gradient = side.view.grad
@@ -346,7 +346,7 @@ def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) 
 
 
 @torch.no_grad()
-def sort_half(part: AttentionParts | MlpParts, scores: Tensor) -> Tensor:
+def sort_sublayer(part: AttentionParts | MlpParts, scores: Tensor) -> Tensor:
     """Reorder the units of a block's attention or MLP by falling importance, in place.
 
     The model computes the same.  Ties keep the order in which the units stood.

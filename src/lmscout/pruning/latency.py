@@ -95,7 +95,7 @@ def measure_latency(
     }
     places = []
     for block, whole in blocks:
-        for kind, part in whole.halves.items():
+        for kind, part in whole.sublayers.items():
             form = (kind, *_form(part))
             places.append((form, counts := _spread(part.units, points)))
             for kept in counts[1:]:

@@ -2,7 +2,7 @@
 
 The race that plans run with the best of their size: far behind, they are dropped early.
 
-How steps of proposing are numbered in a ledger, whose pairs have rounds.
+How steps of proposing are numbered in a study, whose pairs have rounds.
 
 Without a tail a step is a round, and knows all rounds before it.  With one it is two: its body, and
 its tail, whose pairs the next step does not know.  The first two steps then know nothing, and cover
@@ -10,7 +10,7 @@ the space as the first does without a tail, which is twice as large: from what i
 second is proposed, little would be learnt.
 
 Every pair of a round is measured before a step that knows the round is proposed.  So the pairs
-that a ledger holds tell which steps a run that was stopped had opened, and what these followed
+that a study holds tell which steps a run that was stopped had opened, and what these followed
 from.
 
 What is learnt from pairs, and which plans are measured next.
@@ -18,9 +18,9 @@ What is learnt from pairs, and which plans are measured next.
 All of it follows from what is handed over, so that it can be done in another process while
 devices measure, and again where a run was stopped.
 
-Fill a ledger step by step: propose, measure, learn, narrow.
+Fill a study step by step: propose, measure, learn, narrow.
 
-A processor measures a step to its end before it proposes the next.  Devices would wait meanwhile.
+A CPU measures a step to its end before it proposes the next.  Devices would wait meanwhile.
 So for them a step has a *tail*: the next one follows from all pairs but those of the tail, and is
 proposed while they measure it.
 
@@ -50,24 +50,24 @@ from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.devices import ParallelEvaluator, Workload, measured_here
 from lmscout.pruning.evaluator import Evaluator
 from lmscout.pruning.features import Column, ImportanceMass
-from lmscout.pruning.narrowing import Shrink, narrow
+from lmscout.pruning.narrowing import NarrowingStep, narrow
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape, as_rows
 from lmscout.pruning.predictor import FEWEST_PAIRS, Predictor, check_enough, fit_predictor
-from lmscout.pruning.proxy_objective import Judge, asked_proxy, read_judges
+from lmscout.pruning.proxy_objective import ProxyObjective, asked_proxy, compute_objectives
 from lmscout.pruning.ranges import Ranges
 from lmscout.pruning.sampler import Calls, Proposal, Target
 from lmscout.pruning.space import PlanSpace
-from lmscout.pruning.study import Ledger, Pair
-from lmscout.pruning.study_writer import LedgerWriter
+from lmscout.pruning.study import Pair, PairStudy
+from lmscout.pruning.study_writer import StudyWriter
 
-_HOPEFUL = 12  # a plan that is not among so many of its size, as far as measured, is dropped
-_ERRORS = 1.0  # standard errors of what a portion foretells of the whole, as room for a plan
+_PROMISING = 12  # a plan that is not among so many of its size, as far as measured, is dropped
+_ERRORS = 1.0  # standard errors of what a chunk predicts of the whole, as room for a plan
 
 
 def limits(
     plans: Sequence[Plan], pairs: Sequence[Pair], space: PlanSpace, budgets: Sequence[Budget]
 ) -> list[tuple[float, ...]]:
-    """For each plan the rises, portion by portion, above which it is dropped.
+    """For each plan the rises, chunk by chunk, above which it is dropped.
 
     Args:
         plans: to be measured.
@@ -90,19 +90,21 @@ def limits(
 
 
 def _limits(pairs: Sequence[Pair], space: PlanSpace, budget: Budget) -> tuple[float, ...]:
-    """Rises, portion by portion, with which a plan is not among the best of its size so far.
+    """Rises, chunk by chunk, with which a plan is not among the best of its size so far.
 
-    A plan is compared with others on the text that both have seen, as portions differ more
-    than good plans do.  The first portions foretell the whole only so well, as the whole pairs
+    A plan is compared with others on the text that both have seen, as chunks differ more
+    than good plans do.  The first chunks predict the whole only so well, as the whole pairs
     show, and near the end of a search all plans are alike: without room for that, chance would
     drop most of them.
     """
-    best = space.best_pairs(pairs, budget, 2 * _HOPEFUL)
-    if len(best) < 2 * _HOPEFUL:
+    best = space.best_pairs(pairs, budget, 2 * _PROMISING)
+    if len(best) < 2 * _PROMISING:
         return ()
-    courses = np.array([[rise for _, rise in pair.course] for pair in best])
-    places = np.sort(courses[:, :-1], axis=0)[_HOPEFUL - 1]
-    errors = (courses[:, :-1] - courses[:, -1:]).std(axis=0, ddof=1)
+    trajectories = np.array(
+        [[loss_increase for _, loss_increase in pair.trajectory] for pair in best]
+    )
+    places = np.sort(trajectories[:, :-1], axis=0)[_PROMISING - 1]
+    errors = (trajectories[:, :-1] - trajectories[:, -1:]).std(axis=0, ddof=1)
     return tuple((places + _ERRORS * errors).tolist())
 
 
@@ -112,7 +114,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rounds of a ledger.
+    """Rounds of a study.
 
     Attributes:
         tail: share of a step, from 0 to below 1.
@@ -121,24 +123,24 @@ class Rounds:
     tail: float
 
     @classmethod
-    def of(cls, ledger: Ledger, tail: float) -> Rounds:
-        """As a ledger was begun, so that it goes on to the same end; else as is asked.
+    def of(cls, pair_study: PairStudy, tail: float) -> Rounds:
+        """As a study was begun, so that it goes on to the same end; else as is asked.
 
         Raises:
             LmscoutError: the storage cannot be written, or what is noted there is no share.
         """
-        noted = ledger.note(_NOTE)
-        if noted is None and tail and not len(ledger):
-            noted = ledger.note(_NOTE, repr(tail))
+        noted = pair_study.note(_NOTE)
+        if noted is None and tail and not len(pair_study):
+            noted = pair_study.note(_NOTE, repr(tail))
         try:
             share = float(noted or 0.0)
         except ValueError:
             share = math.nan
         if not 0 <= share < 1:
             raise LmscoutError(
-                f"study at {ledger.url}: attribute lmscout.{_NOTE} was edited or is damaged (got "
-                f"{noted!r}, expected a share from 0 to below 1); restore a copy, or use another "
-                "folder or storage"
+                f"study at {pair_study.url}: attribute lmscout.{_NOTE} was edited or is damaged "
+                f"(got {noted!r}, expected a share from 0 to below 1); restore a copy, or use "
+                "another folder or storage"
             )
         return cls(share)
 
@@ -157,12 +159,12 @@ class Rounds:
         return 2 * size if step == 0 and not self.tail else size
 
     def open(self, latest: int) -> int:
-        """The first round that may lack pairs in a ledger.
+        """The first round that may lack pairs in a study.
 
         Those that a step was proposed from are complete, whatever they were proposed for.
 
         Args:
-            latest: the last round of which the ledger holds a pair; -1 where it holds none.
+            latest: the last round of which the study holds a pair; -1 where it holds none.
         """
         return self.known(max(0, latest // 2 if self.tail else latest))
 
@@ -208,7 +210,7 @@ class Question:
     Attributes:
         pairs: from which the step follows.
         ranges: of every size, as narrowed so far.
-        round: of the ledger, in which the step begins; 0 is the first.
+        round: of the study, in which the step begins; 0 is the first.
         count: of plans wanted; 0 to learn and propose nothing.
         waiting: plans that are measured but of which this step is to know no more, or that are
             being measured: not proposed again.
@@ -229,18 +231,18 @@ class Step:
         proposals: plans to be measured, in order.
         limits: of each, in the race with the best of its size.
         ranges: of every size.
-        shrinks: by which they were narrowed.
+        narrowing_steps: by which they were narrowed.
     """
 
     proposals: tuple[Proposal, ...]
     limits: tuple[tuple[float, ...], ...]
     ranges: tuple[Ranges, ...]
-    shrinks: tuple[Shrink, ...]
+    narrowing_steps: tuple[NarrowingStep, ...]
 
 
 def learn(
     terms: Terms, pairs: Sequence[Pair], ranges: Sequence[Ranges], *, repeats: int
-) -> tuple[Predictor | None, tuple[Ranges, ...], tuple[Shrink, ...]]:
+) -> tuple[Predictor | None, tuple[Ranges, ...], tuple[NarrowingStep, ...]]:
     """Fit a predictor, and narrow the ranges by it.
 
     Args:
@@ -257,12 +259,12 @@ def learn(
     if not terms.space.narrows:
         return predictor, tuple(ranges), ()
     narrower: list[Ranges] = []
-    shrinks: list[Shrink] = []
+    narrowing_steps: list[NarrowingStep] = []
     for budget, one in zip(terms.budgets, ranges, strict=True):
         narrowed, new = narrow(one, predictor, pairs, terms.shape, budget)
         narrower.append(narrowed)
-        shrinks.extend(new)
-    return predictor, tuple(narrower), tuple(shrinks)
+        narrowing_steps.extend(new)
+    return predictor, tuple(narrower), tuple(narrowing_steps)
 
 
 def next_step(terms: Terms, question: Question, beside: Calls | None = None) -> Step:
@@ -273,9 +275,9 @@ def next_step(terms: Terms, question: Question, beside: Calls | None = None) -> 
         question: what is known.
         beside: does one of two searches while the other is done here.
     """
-    predictor, ranges, shrinks = learn(terms, question.pairs, question.ranges, repeats=1)
+    predictor, ranges, narrowing_steps = learn(terms, question.pairs, question.ranges, repeats=1)
     if not question.count:
-        return Step((), (), ranges, shrinks)
+        return Step((), (), ranges, narrowing_steps)
     proposals = terms.space.propose(
         [Target(*both) for both in zip(terms.budgets, ranges, strict=True)],
         count=question.count,
@@ -291,7 +293,7 @@ def next_step(terms: Terms, question: Question, beside: Calls | None = None) -> 
     racing = question.pairs if question.round else ()
     plans = [one.plan for one in proposals]
     most = limits(plans, racing, terms.space, terms.budgets)
-    return Step(tuple(proposals), tuple(most), ranges, shrinks)
+    return Step(tuple(proposals), tuple(most), ranges, narrowing_steps)
 
 
 class Asks(Protocol):
@@ -361,21 +363,21 @@ _TAIL = 0.75  # so long that two GPUs measure it while a step is proposed
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """What a ledger has taught.
+class Fitted:
+    """What a study has taught.
 
     Attributes:
         predictor: fitted on every pair; None where there are too few plans to learn from, all
             of them measured.
         targets: the sizes searched for, with their ranges as narrowed.
-        shrinks: every narrowing, in words and numbers.
-        judge: what stands in for a predictor where nothing is measured.
+        narrowing_steps: every narrowing, in words and numbers.
+        objective: what stands in for a predictor where nothing is measured.
     """
 
     predictor: Predictor | None
     targets: tuple[Target, ...]
-    shrinks: tuple[Shrink, ...]
-    judge: Judge | None = None
+    narrowing_steps: tuple[NarrowingStep, ...]
+    objective: ProxyObjective | None = None
 
 
 def tail_on(device: torch.device) -> float:
@@ -387,7 +389,7 @@ def tail_on(device: torch.device) -> float:
 
 
 def measure_rounds(
-    ledger: Ledger,
+    pair_study: PairStudy,
     evaluator: Evaluator,
     mass: ImportanceMass,
     space: PlanSpace,
@@ -399,25 +401,25 @@ def measure_rounds(
     tail: float = 0.0,
     extra: Sequence[Column] = (),
     progress: StageProgress | None = None,
-) -> Learnt:
-    """Measure proposed plans until a ledger holds so many pairs.
+) -> Fitted:
+    """Measure proposed plans until a study holds so many pairs.
 
     What a step proposes, and what of it is dropped early, follows from the seed and the pairs of
     earlier rounds, so that a run that was stopped anywhere goes on to the same end, and several
     devices may share the work.  What a later step was proposed from is not measured again,
-    whatever it was proposed for: so sizes can be added to a ledger without measuring anew.
+    whatever it was proposed for: so sizes can be added to a study without measuring anew.
 
     Of several processes that would measure for one study one does at a time; the others wait, and
     go on with its pairs.
 
     Args:
-        ledger: where pairs are kept; those that it holds are not measured again.  It goes on as
+        pair_study: where pairs are kept; those that it holds are not measured again.  It goes on as
             it was begun, with a tail or without.
         evaluator: measures plans.
         mass: importance of what a plan cuts.
         space: proposes plans.
-        targets: sizes that the ledger is to serve; each gets an equal part of every step.
-        pairs: how many the ledger is to hold in the end.
+        targets: sizes that the study is to serve; each gets an equal part of every step.
+        pairs: how many the study is to hold in the end.
         seed: of proposals and predictors.
         round_size: how many plans a step proposes; the first proposes twice as many.  20 by
             default, and more where pairs are many.
@@ -428,12 +430,12 @@ def measure_rounds(
 
     Raises:
         LmscoutError: the pairs are too few for a predictor, the loss of a plan is not finite,
-            the ledger cannot be written, or the process that proposes has ended.
+            the study cannot be written, or the process that proposes has ended.
     """
     check_enough(pairs)
-    with ledger.alone(progress and (lambda there: progress(min(there, pairs), pairs))):
+    with pair_study.alone(progress and (lambda there: progress(min(there, pairs), pairs))):
         return _measure_alone(
-            ledger,
+            pair_study,
             evaluator,
             Terms(
                 evaluator.shape,
@@ -452,7 +454,7 @@ def measure_rounds(
 
 
 def _measure_alone(
-    ledger: Ledger,
+    pair_study: PairStudy,
     evaluator: Evaluator,
     terms: Terms,
     ranges: tuple[Ranges, ...],
@@ -460,16 +462,16 @@ def _measure_alone(
     round_size: int | None,
     tail: float,
     progress: StageProgress | None,
-) -> Learnt:
-    rounds = Rounds.of(ledger, tail)
+) -> Fitted:
+    rounds = Rounds.of(pair_study, tail)
     if progress:
-        progress(len(ledger), pairs)
+        progress(len(pair_study), pairs)
     with (
-        LedgerWriter(ledger) as writer,
+        StudyWriter(pair_study) as writer,
         (asked_ahead if rounds.tail else asked_here)(terms) as ask,
         _workload(evaluator, by_itself=rounds.tail > 0) as work,
     ):
-        run = _Run(ledger, evaluator.shape, writer, work, ask, rounds, pairs, progress)
+        run = _Run(pair_study, evaluator.shape, writer, work, ask, rounds, pairs, progress)
         size = round_size or max(STEP_SIZE, pairs // (_SHORT_STEPS if rounds.tail else _STEPS))
         return run.to_the_end(terms, ranges, size)
 
@@ -488,39 +490,39 @@ def _workload(evaluator: Evaluator, by_itself: bool) -> Iterator[Workload]:
 
 
 class _Run:
-    """Plans under way, and the ledger that their pairs go into."""
+    """Plans under way, and the study that their pairs go into."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        pair_study: PairStudy,
         shape: Shape,
-        writer: LedgerWriter,
+        writer: StudyWriter,
         work: Workload,
         ask: Asks,
         rounds: Rounds,
         wanted: int,
         progress: StageProgress | None,
     ) -> None:
-        self._ledger, self._writer, self._work = ledger, writer, work
+        self._pair_study, self._writer, self._work = pair_study, writer, work
         self._ask, self._rounds = ask, rounds
         self._wanted, self._progress = wanted, progress
         self._shape = shape
         self._added = 0
         self._under_way: dict[int, tuple[Proposal, int]] = {}  # with its round, by its place
 
-    def to_the_end(self, terms: Terms, ranges: tuple[Ranges, ...], size: int) -> Learnt:
+    def to_the_end(self, terms: Terms, ranges: tuple[Ranges, ...], size: int) -> Fitted:
         """Step by step, from the first on, until there are as many pairs as are wanted."""
-        shrinks: list[Shrink] = []
+        narrowing_steps: list[NarrowingStep] = []
         repeats = 3
         for step in itertools.count():
             first, known = self._rounds.first(step), self._rounds.known(step)
-            planned = len(self._ledger.pairs(before_round=first)) + len(self._under_way)
+            planned = len(self._pair_study.pairs(before_round=first)) + len(self._under_way)
             if planned >= self._wanted:
                 break
             self._measure_until(partial(self._complete, before=known))
-            pairs = self._ledger.pairs(before_round=known)
+            pairs = self._pair_study.pairs(before_round=known)
             count = min(self._rounds.count(step, size), self._wanted - planned)
-            room = self._wanted - len(self._ledger) - len(self._under_way)
+            room = self._wanted - len(self._pair_study) - len(self._under_way)
             wanted = count if room > 0 and self._rounds.first(step + 1) > self._open() else 0
             coming = self._ask(Question(pairs, ranges, first, wanted, self._waiting(known, first)))
             coming.add_done_callback(lambda _: self._work.wake())
@@ -529,20 +531,20 @@ class _Run:
             if wanted and not found.proposals:  # every plan has been measured, or soon will be
                 repeats = 1
                 break
-            ranges, shrinks = found.ranges, [*shrinks, *found.shrinks]
+            ranges, narrowing_steps = found.ranges, [*narrowing_steps, *found.narrowing_steps]
             for round_, some in self._rounds.dealt(
                 step, list(zip(found.proposals, found.limits, strict=True))
             ):
                 self._add(round_, some)
         self._measure_until(self._complete)
-        pairs = self._ledger.pairs(before_round=first)
+        pairs = self._pair_study.pairs(before_round=first)
         predictor, ranges, new = learn(terms, pairs, ranges, repeats=repeats)
         targets = tuple(Target(*both) for both in zip(terms.budgets, ranges, strict=True))
-        return Learnt(predictor, targets, (*shrinks, *new))
+        return Fitted(predictor, targets, (*narrowing_steps, *new))
 
     def _open(self) -> int:
         """The first round to which plans may be added."""
-        latest = max((pair.round for pair in self._ledger.pairs()), default=-1)
+        latest = max((pair.round for pair in self._pair_study.pairs()), default=-1)
         return self._rounds.open(latest)
 
     def _complete(self, before: float = math.inf) -> bool:
@@ -551,18 +553,18 @@ class _Run:
 
     def _waiting(self, known: int, first: int) -> tuple[Plan, ...]:
         """Plans of earlier steps that a step is to know nothing of but that they are taken."""
-        measured = self._ledger.pairs(before_round=first)
+        measured = self._pair_study.pairs(before_round=first)
         return (
             *(pair.plan for pair in measured if pair.round >= known),
             *(proposal.plan for proposal, _ in self._under_way.values()),
         )
 
     def _add(self, round_: int, some: Sequence[tuple[Proposal, tuple[float, ...]]]) -> None:
-        """Have plans measured that the ledger does not hold, as many as are wanted at most."""
+        """Have plans measured that the study does not hold, as many as are wanted at most."""
         if round_ < self._open():
             return
-        room = self._wanted - len(self._ledger) - len(self._under_way)
-        todo = [one for one in some if self._ledger.find(one[0].plan) is None][:room]
+        room = self._wanted - len(self._pair_study) - len(self._under_way)
+        todo = [one for one in some if self._pair_study.find(one[0].plan) is None][:room]
         for proposal, _ in todo:
             self._under_way[self._added] = proposal, round_
             self._added += 1
@@ -579,14 +581,14 @@ class _Run:
             self._writer.add(
                 Pair(
                     proposal.plan,
-                    measured.rise,
+                    measured.loss_increase,
                     measured.tokens,
                     partial=not measured.complete,
                     round=round_,
                     kept=self._shape.kept_share(proposal.plan),
                     seconds=done.seconds,
                     origin=proposal.origin,
-                    course=measured.course,
+                    trajectory=measured.trajectory,
                 )
             )
             self._tell()
@@ -595,11 +597,11 @@ class _Run:
 
     def _tell(self) -> None:
         if self._progress:
-            self._progress(len(self._ledger), self._wanted)
+            self._progress(len(self._pair_study), self._wanted)
 
 
-def judged(text: str, calibrated: Calibrated, targets: Sequence[Target]) -> Learnt:
-    """What there is to search with where a proxy judges and nothing is measured.
+def judged(text: str, calibrated: Calibrated, targets: Sequence[Target]) -> Fitted:
+    """What there is to search with where a proxy objectives and nothing is measured.
 
     Args:
         text: "proxy:" and the proxy.
@@ -609,8 +611,8 @@ def judged(text: str, calibrated: Calibrated, targets: Sequence[Target]) -> Lear
     Raises:
         LmscoutError: the proxy cannot judge, or its better side cannot be told.
     """
-    (judge,) = calibrated_judges([text], calibrated)
-    return Learnt(None, tuple(targets), (), judge)
+    (objective,) = calibrated_objectives([text], calibrated)
+    return Fitted(None, tuple(targets), (), objective)
 
 
 def proxy_columns(texts: Sequence[str], calibrated: Calibrated) -> list[Column]:
@@ -619,15 +621,15 @@ def proxy_columns(texts: Sequence[str], calibrated: Calibrated) -> list[Column]:
     Raises:
         LmscoutError: a proxy cannot judge.
     """
-    judges = calibrated_judges(texts, calibrated)
-    return [Column(f"proxy.{one.name}", partial(_finite, one)) for one in judges]
+    objectives = calibrated_objectives(texts, calibrated)
+    return [Column(f"proxy.{one.name}", partial(_finite, one)) for one in objectives]
 
 
-def calibrated_judges(texts: Sequence[str], calibrated: Calibrated) -> list[Judge]:
+def calibrated_objectives(texts: Sequence[str], calibrated: Calibrated) -> list[ProxyObjective]:
     """Judges by proxies, of which all read the model in one pass of the text of pairs."""
     if not texts:
         return []
-    return read_judges(
+    return compute_objectives(
         [asked_proxy(text) for text in texts],
         calibrated.model,
         calibrated.family,
@@ -636,6 +638,6 @@ def calibrated_judges(texts: Sequence[str], calibrated: Calibrated) -> list[Judg
     )
 
 
-def _finite(judge: Judge, rows: Rows) -> Floats:
-    scores = judge.scores(rows)
+def _finite(objective: ProxyObjective, rows: Rows) -> Floats:
+    scores = objective.scores(rows)
     return np.where(np.isfinite(scores), scores, 0.0)

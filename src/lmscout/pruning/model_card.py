@@ -84,7 +84,7 @@ class MeasuredModel:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CardFigures:
     """What a run measured, for the card and the record of a model that it saves.
 
     Attributes:
@@ -125,7 +125,7 @@ def model_card(
     plan: Plan,
     dense: Plan,
     model_type: str,
-    evidence: Evidence | None = None,
+    figures: CardFigures | None = None,
 ) -> str:
     """Write the card.
 
@@ -134,7 +134,7 @@ def model_card(
         plan: the plan that was cut.
         dense: the plan that keeps everything.
         model_type: of the dense model.
-        evidence: what was measured; None if it is not known.
+        figures: what was measured; None if it is not known.
 
     Returns:
         Markdown with the front matter that the Hub reads.
@@ -146,7 +146,7 @@ def model_card(
             zip(plan.attention, dense.attention, plan.mlp, dense.mlp, strict=True)
         )
     )
-    origin = None if evidence is None else evidence.origin
+    origin = None if figures is None else figures.origin
     numbers = {name: record[name] for name in ("kept", "parameters", "dense_parameters")}
     head = _HEAD.format(
         model_type=model_type,
@@ -154,9 +154,9 @@ def model_card(
         total=numbers["parameters"] / numbers["dense_parameters"],
         **numbers,
     )
-    parts = [_front(origin), head, "" if evidence is None else _measured(evidence)]
-    parts += [load.format(model_type=model_type), _PLAN, rows, _asked(record, evidence), _CITATION]
-    if {"judge", "features"} & set(record["asked"]):
+    parts = [_front(origin), head, "" if figures is None else _measured(figures)]
+    parts += [load.format(model_type=model_type), _PLAN, rows, _asked(record, figures), _CITATION]
+    if {"objective", "features"} & set(record["asked"]):
         parts.append(_PROXIES)
     return "".join(parts)
 
@@ -175,18 +175,18 @@ def _front(origin: Origin | None) -> str:
     return f"---\n{''.join(lines)}tags:\n- lmscout\n- pruned\n---\n"
 
 
-def _measured(evidence: Evidence) -> str:
+def _measured(figures: CardFigures) -> str:
     """Perplexities as a table, with the protocol that all of them have."""
-    known = [one.perplexity for one in evidence.models if one.perplexity is not None]
+    known = [one.perplexity for one in figures.models if one.perplexity is not None]
     if not known:
         return ""
     rows = ""
-    for one in evidence.models:
+    for one in figures.models:
         if one.perplexity is not None:
             name = one.shown or one.name.replace("_", ", ")
-            name = f"**{name} (this model)**" if one.name == evidence.saved else name
+            name = f"**{name} (this model)**" if one.name == figures.saved else name
             rows += f"| {name} | {one.parameters:,} | {one.perplexity.value:.2f} |\n"
-    verdict = "".join(f"{one}.\n\n" for one in evidence.verdict)
+    verdict = "".join(f"{one}.\n\n" for one in figures.verdict)
     first = known[0]
     beginning = "no special token" if first.protocol.bos == "none" else "special tokens once"
     return (
@@ -198,14 +198,14 @@ def _measured(evidence: Evidence) -> str:
     )
 
 
-def _asked(record: Mapping[str, Any], evidence: Evidence | None) -> str:
+def _asked(record: Mapping[str, Any], figures: CardFigures | None) -> str:
     """What was asked for, and how many pairs were measured for it."""
     asked = record["asked"]
     if not asked:
         return ""
     measured = ""
-    if evidence is not None:
-        pairs = evidence.pairs
+    if figures is not None:
+        pairs = figures.pairs
         verb = "pair was" if pairs == 1 else "pairs were"
         measured = f"{pairs:,} architecture-accuracy {verb} measured"
         limit = asked.get("pairs")

@@ -10,7 +10,7 @@ diagonal, compensation reads all of it.  The pass goes block by block, all text 
 that one Gram matrix at a time has to be there: those of a model of seven billion parameters
 are larger than the model.
 
-Calibration text in portions, and each in as many walks through the model as memory asks for.
+Calibration text in chunks, and each in as many walks through the model as memory asks for.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from lmscout.pruning.families import AttentionParts, Family, MlpParts
 _Result = TypeVar("_Result")
 
 
-def halving(
-    work: Callable[[], _Result], halve: Callable[[], bool], device: torch.device
+def retrying(
+    work: Callable[[], _Result], with_half_batch: Callable[[], bool], device: torch.device
 ) -> _Result:
     """Do work, again and again until memory suffices.
 
     Args:
         work: to be done from its beginning each time.
-        halve: makes batches half as large; False where they are single windows already.
+        with_half_batch: makes batches half as large; False where they are single windows already.
         device: on which memory is short.
 
     Raises:
@@ -53,7 +53,7 @@ def halving(
                 raise
             reason = first_line(error)
         # only now, as the error held on to what the work had allocated
-        if not halve():
+        if not with_half_batch():
             raise LmscoutError(
                 f"{device} is out of memory with a single window ({reason}): use a larger one, "
                 "shorter windows, or --compensation none; --dry-run says what a run takes"
@@ -62,20 +62,20 @@ def halving(
             torch.cuda.empty_cache()
 
 
-def halving_from(work: Callable[[int], _Result], size: int, device: torch.device) -> _Result:
+def retrying_from(work: Callable[[int], _Result], size: int, device: torch.device) -> _Result:
     """The same for work that is told how many windows to take at once, `size` at first."""
     sizes = [max(1, size)]
 
-    def halve() -> bool:
+    def with_half_batch() -> bool:
         sizes.append(max(1, sizes[-1] // 2))
         return sizes[-1] < sizes[-2]
 
-    return halving(lambda: work(sizes[-1]), halve, device)
+    return retrying(lambda: work(sizes[-1]), with_half_batch, device)
 
 
 Place = tuple[int, str]  # a block, and "attention" or "mlp"
 
-BATCH_TOKENS = 2048  # read at once: enough to keep a processor busy, and little memory
+BATCH_TOKENS = 2048  # read at once: enough to keep a CPU busy, and little memory
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def moments_by_block(
     hidden = torch.cat([family.embed(model, batch) for batch in parts_of(windows, size)])
     blocks = family.blocks(model)
     for index, block in enumerate(blocks):
-        for kind, part in family.parts(block).halves.items():
+        for kind, part in family.parts(block).sublayers.items():
             through = partial(_through, model, family, block, part, hidden, grams)
-            moments, hidden = halving_from(through, size, model.device)
+            moments, hidden = retrying_from(through, size, model.device)
             yield (index, kind), moments
         if progress:
             progress(index + 1, len(blocks))
@@ -227,7 +227,7 @@ class Walk:
     """Windows that go through the model together, with what the last plan made of them."""
 
     def __init__(self, first: int, windows: Tensor) -> None:
-        self.first = first  # predicted tokens of the portion before these windows
+        self.first = first  # predicted tokens of the chunk before these windows
         self.windows = windows
         self.targets = windows[:, 1:].flatten()
         self.forget()
@@ -251,12 +251,12 @@ class Top:
         return Top(self.log_probabilities.to(device), self.tokens.to(device))
 
     def of(self, walk: Walk) -> Top:
-        """Those of a part of the portion."""
+        """Those of a part of the chunk."""
         part = slice(walk.first, walk.first + walk.targets.numel())
         return Top(self.log_probabilities[part], self.tokens[part])
 
 
-class Portion:
+class Chunk:
     """One part of the text, in as many walks as memory asks for."""
 
     def __init__(self, windows: Tensor) -> None:
@@ -266,7 +266,7 @@ class Portion:
         self.top: Top | None = None
         self._split(len(windows))
 
-    def halve(self) -> bool:
+    def with_half_batch(self) -> bool:
         """Half as many windows at once, from now on; False where it is a single one already."""
         largest = max(len(walk.windows) for walk in self.walks)
         if largest > 1:

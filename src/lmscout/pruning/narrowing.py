@@ -20,7 +20,7 @@ from lmscout.pruning.plan import Floats, Rows, Shape, as_plans, as_rows, dense_r
 from lmscout.pruning.ranges import Ranges, best_pairs, fit, meets
 from lmscout.pruning.study import Pair
 
-FREE, BEARING = "nearly free", "load-bearing"
+FREE, BEARING = "insensitive", "load-bearing"
 
 _ELITE = 12  # best measured plans, around which the dependence is taken
 _POINTS = 13  # numbers of units tried in a range
@@ -29,13 +29,13 @@ _MOST_AT_ONCE = 0.5  # of a range: no more is given up in one narrowing
 _MARGIN = 3.0  # errors of the predictor by which a part of a range must be worse to go
 
 
-class Learnt(Protocol):
+class Fitted(Protocol):
     """What narrowing asks of a predictor."""
 
     def predict(self, rows: Rows) -> Floats:
         """Predicted rises, plans [n, 2L] to [n]."""
 
-    def error_near(self, rise: float) -> float:
+    def error_near(self, loss_increase: float) -> float:
         """Typical error in nats of a prediction about a rise."""
 
     def contributions(self, rows: Rows) -> Floats | None:
@@ -43,13 +43,13 @@ class Learnt(Protocol):
 
 
 @dataclass(frozen=True)
-class Shrink:
+class NarrowingStep:
     """One narrowing of adjacent blocks, and why.
 
     Attributes:
         kind: "attention" or "mlp".
         blocks: first and last block.
-        verdict: "nearly free", where the range lost its upper end, or "load-bearing", where
+        verdict: "insensitive", where the range lost its upper end, or "sensitive", where
             it lost its lower.
         keeping: share of units, of which `cost` speaks.
         instead_of: share of units that it is compared to.
@@ -85,15 +85,15 @@ class Dependence:
 
     Attributes:
         units: [points] ascending numbers of units kept.
-        rise: [points] mean over plans, in nats a token.
+        loss_increase: [points] mean over plans, in nats a token.
     """
 
     units: Rows
-    rise: Floats
+    loss_increase: Floats
 
 
 def partial_dependence(
-    predictor: Learnt, shape: Shape, ranges: Ranges, budget: Budget, around: Rows, measured: Rows
+    predictor: Fitted, shape: Shape, ranges: Ranges, budget: Budget, around: Rows, measured: Rows
 ) -> tuple[Dependence, ...]:
     """How the predicted rise depends on each column of a row, at one size.
 
@@ -128,27 +128,27 @@ def partial_dependence(
     rows = fit(wanted, (lows, highs), budget)
     ends = np.cumsum(counts)[:-1]
     curves = []
-    for points, rises, met in zip(
+    for points, loss_increases, met in zip(
         every,
         np.split(predictor.predict(rows), ends),
         np.split(meets(rows, budget), ends),
         strict=True,
     ):
-        rise = rises.reshape(len(around), len(points))
-        possible = met.reshape(rise.shape).all(axis=0)
-        curves.append(Dependence(points[possible], rise.mean(axis=0)[possible]))
+        loss_increase = loss_increases.reshape(len(around), len(points))
+        possible = met.reshape(loss_increase.shape).all(axis=0)
+        curves.append(Dependence(points[possible], loss_increase.mean(axis=0)[possible]))
     return tuple(curves)
 
 
 def narrow(
     ranges: Ranges,
-    predictor: Learnt,
+    predictor: Fitted,
     pairs: Sequence[Pair],
     shape: Shape,
     budget: Budget,
     *,
     margin: float = _MARGIN,
-) -> tuple[Ranges, tuple[Shrink, ...]]:
+) -> tuple[Ranges, tuple[NarrowingStep, ...]]:
     """Shrink ranges by what the predictor learnt.
 
     An end of a range goes where the dependence there is above its minimum by more than
@@ -165,7 +165,7 @@ def narrow(
         margin: in typical errors.
 
     Returns:
-        The ranges, and one `Shrink` for every run of adjacent blocks that shrank alike,
+        The ranges, and one `NarrowingStep` for every run of adjacent blocks that shrank alike,
         costliest first.
     """
     best = best_pairs(pairs, ranges, budget, _ELITE)
@@ -180,7 +180,7 @@ def narrow(
     for column, (curve, units) in enumerate(zip(curves, dense_row(shape), strict=True)):
         if len(curve.units) < 2:
             continue
-        good = curve.rise <= curve.rise.min() + tolerance
+        good = curve.loss_increase <= curve.loss_increase.min() + tolerance
         # An end of the range that was not measured stays if the measuring ended well.
         least = low[column] if good[0] else curve.units[good].min()
         most = high[column] if good[-1] else curve.units[good].max()
@@ -217,9 +217,9 @@ def _explained(
     curves: Sequence[Dependence],
     tolerance: float,
     contributions: Floats | None,
-) -> tuple[Shrink, ...]:
+) -> tuple[NarrowingStep, ...]:
     """Shrinks of single columns, joined where adjacent blocks shrank alike."""
-    shrinks: list[Shrink] = []
+    narrowing_steps: list[NarrowingStep] = []
     units = dense_row(shape)
     for column, curve in enumerate(curves):
         lost_low, lost_high = new[0][column] - old[0][column], old[1][column] - new[1][column]
@@ -229,50 +229,52 @@ def _explained(
         if verdict == FREE:
             # The fewest units that are no worse than all of them.
             other = len(curve.units) - 1
-            place = int(np.flatnonzero(curve.rise <= curve.rise[other] + tolerance)[0])
+            place = int(
+                np.flatnonzero(curve.loss_increase <= curve.loss_increase[other] + tolerance)[0]
+            )
         else:
             # The most of what is given up, beside what does best.
-            other = int(np.argmin(curve.rise))
+            other = int(np.argmin(curve.loss_increase))
             place = max(int(np.searchsorted(curve.units, new[0][column])) - 1, 0)
         kind = "attention" if column < shape.depth else "mlp"
         block = column % shape.depth
-        shrink = Shrink(
+        narrowing_step = NarrowingStep(
             kind,
             (block, block),
             verdict,
             float(curve.units[place] / units[column]),
             float(curve.units[other] / units[column]),
-            float(curve.rise[place] - curve.rise[other]),
+            float(curve.loss_increase[place] - curve.loss_increase[other]),
             None if contributions is None else float(contributions[column]),
         )
-        before = shrinks[-1] if shrinks else None
+        before = narrowing_steps[-1] if narrowing_steps else None
         if (
             before is not None
             and (before.kind, before.verdict) == (kind, verdict)
             and before.blocks[1] == block - 1
-            and abs(before.cost - shrink.cost) <= max(tolerance, 0.5 * abs(before.cost))
+            and abs(before.cost - narrowing_step.cost) <= max(tolerance, 0.5 * abs(before.cost))
         ):
-            shrinks[-1] = _joined(before, shrink)
+            narrowing_steps[-1] = _joined(before, narrowing_step)
         else:
-            shrinks.append(shrink)
-    return tuple(sorted(shrinks, key=lambda one: -one.cost))
+            narrowing_steps.append(narrowing_step)
+    return tuple(sorted(narrowing_steps, key=lambda one: -one.cost))
 
 
-def _joined(run: Shrink, shrink: Shrink) -> Shrink:
+def _joined(run: NarrowingStep, narrowing_step: NarrowingStep) -> NarrowingStep:
     """A run of blocks with one block more; numbers are means over blocks."""
     count = run.blocks[1] - run.blocks[0] + 1
 
     def mean(so_far: float, more: float) -> float:
         return (so_far * count + more) / (count + 1)
 
-    return Shrink(
+    return NarrowingStep(
         run.kind,
-        (run.blocks[0], shrink.blocks[1]),
+        (run.blocks[0], narrowing_step.blocks[1]),
         run.verdict,
-        mean(run.keeping, shrink.keeping),
-        mean(run.instead_of, shrink.instead_of),
-        mean(run.cost, shrink.cost),
+        mean(run.keeping, narrowing_step.keeping),
+        mean(run.instead_of, narrowing_step.instead_of),
+        mean(run.cost, narrowing_step.cost),
         None
-        if run.contribution is None or shrink.contribution is None
-        else mean(run.contribution, shrink.contribution),
+        if run.contribution is None or narrowing_step.contribution is None
+        else mean(run.contribution, narrowing_step.contribution),
     )

@@ -29,12 +29,12 @@ from lmscout.pruning.proxy_objective import WINDOWS
 from lmscout.pruning.recovery.elastic import SETTING, merge_trained
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
 from lmscout.pruning.storage import kept_storage, shown_url, sqlite_file
-from lmscout.pruning.study import Ledger, Pair
+from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_record import Recorded, read_recorded
 from lmscout.statistics import INPUT_NAMES, Batch, Statistics
 from lmscout.statistics.collect import RowStore, provenance
 
-LEDGER = "ledger:"
+PREFIX = "study:"
 METRIC = "negated rise of the loss over the dense model's, nats a token"
 
 
@@ -85,12 +85,12 @@ class SubnetworkSpec(ArchitectureSpec):
 
 
 @dataclass(frozen=True, eq=False)
-class LedgerBenchmark:
-    """A ledger's pairs, and how their statistics are read.
+class StudyBenchmark:
+    """A study's pairs, and how their statistics are read.
 
     Attributes:
         benchmark: one architecture a whole pair, in the order of measuring.
-        recorded: what the ledger says of itself.
+        recorded: what the study says of itself.
         loaded: the dense model; its units are put in order when statistics are read.
         text: source of the calibration text.
         shape: units of the model.
@@ -123,7 +123,7 @@ class LedgerBenchmark:
         """
         depth = np.array([spec.depth for spec in self.benchmark.specs])
         settings = self.recorded.calibration
-        told = provenance(
+        update = provenance(
             f"subnetwork means, {sorted(self.recorded.settings.items())}",
             ["|".join(chain) for chain in chains],
             self.benchmark.specs,
@@ -131,7 +131,7 @@ class LedgerBenchmark:
             Batch(WINDOWS, settings.length, settings.seed or 0),
         )
         shape = len(INPUT_NAMES), len(chains), int(depth.max())
-        store = RowStore(self.cache, "ledger", told, shape)
+        store = RowStore(self.cache, "ledger", update, shape)
         if not store.done.all():
             values = self._values(chains)
             for index, row in enumerate(values):
@@ -146,7 +146,7 @@ class LedgerBenchmark:
         windows = tokenize_windows(
             self.loaded.tokenizer, read_text(self.text), self.recorded.calibration.length
         )
-        # Statistics need the order of units, and no refitted projection.
+        # Statistics need the order of units, and no compensated projection.
         settings = replace(self.recorded.calibration, compensate=False)
         calibrated = calibrate(self.loaded.model, windows, settings)
         if calibrated.digests["calibration"] != self.recorded.settings.get("calibration"):
@@ -179,9 +179,9 @@ class LedgerBenchmark:
         return np.take_along_axis(packed, np.broadcast_to(order, packed.shape), axis=-1)
 
 
-def ledger_benchmark(
+def study_benchmark(
     run: str, cache: Path, *, model: str | None = None, calibration: str | None = None
-) -> LedgerBenchmark:
+) -> StudyBenchmark:
     """The pairs of a prune run as a benchmark.
 
     Pairs that were dropped early, on a part of the text, are left out.
@@ -193,7 +193,7 @@ def ledger_benchmark(
         calibration: the calibration text, likewise.
 
     Raises:
-        LmscoutError: there is no ledger, the run does not say what it is of, the model is
+        LmscoutError: there is no study, the run does not say what it is of, the model is
             another one than the run's, or what elastic recovery made of it cannot be had.
     """
     recorded, url = read_recorded(run), kept_storage(run)
@@ -203,29 +203,29 @@ def ledger_benchmark(
         ("--calibration", calibration, recorded.text),
     ):
         if not (given or said):
-            raise LmscoutError(f"{LEDGER}{run}: the run does not say of what it is; give {option}")
+            raise LmscoutError(f"{PREFIX}{run}: the run does not say of what it is; give {option}")
     loaded, digest = _dense(model or str(recorded.model), recorded)
     if digest != recorded.settings.get("model"):
         raise LmscoutError(
-            f"{loaded.source}: is not the model whose plans {LEDGER}{run} holds; name that one "
+            f"{loaded.source}: is not the model whose plans {PREFIX}{run} holds; name that one "
             "with --model"
         )
     adapter = _adapter(run, url, recorded, loaded.model.dtype)
     dense: Any = loaded.model
-    dense.to(torch.float32)  # a processor is slow at anything else
+    dense.to(torch.float32)  # a CPU is slow at anything else
     family = family_of(loaded.model.config)
     shape = shape_of(family.all_parts(loaded.model))
-    with Ledger(url, shape, recorded.settings, begin=False) as ledger:
-        pairs = [pair for pair in ledger.pairs() if not pair.partial]
+    with PairStudy(url, shape, recorded.settings, begin=False) as pair_study:
+        pairs = [pair for pair in pair_study.pairs() if not pair.partial]
     benchmark = Benchmark(
-        f"{LEDGER}{run}",
+        f"{PREFIX}{run}",
         tuple(_specs(pairs, loaded, shape, digest, str(recorded.settings.get("calibration")))),
         np.array([-pair.value for pair in pairs]),
         METRIC,
         tuple(f"pair{number}" for number in range(len(pairs))),
         shown_url(url),
     )
-    return LedgerBenchmark(
+    return StudyBenchmark(
         benchmark,
         recorded,
         loaded,
@@ -242,7 +242,7 @@ def _dense(source: str, recorded: Recorded) -> tuple[LoadedModel, str]:
     loaded = load_model(source, recorded.dtype)
     digest = model_digest(loaded.model)
     if recorded.dtype is None and digest != recorded.settings.get("model"):
-        # An older ledger does not say; what an accelerator measured was as it is saved.
+        # An older study does not say; what an accelerator measured was as it is saved.
         loaded = load_model(source, loaded.saved_dtype)
         digest = model_digest(loaded.model)
     return loaded, digest
@@ -260,13 +260,13 @@ def _adapter(run: str, url: str, recorded: Recorded, dtype: torch.dtype) -> Path
     file = recovery_file(Path(run) if beside is None else beside.parent, ELASTIC)
     if not file.is_file():
         raise LmscoutError(
-            f"{LEDGER}{run}: its pairs were measured after elastic recovery, and {file} is not "
+            f"{PREFIX}{run}: its pairs were measured after elastic recovery, and {file} is not "
             "there; name a run folder that holds both, or a run without --elastic"
         )
     if dtype != torch.float32:
         # An adapter belongs to units in their order, which rounding decides for many of them.
         raise LmscoutError(
-            f"{LEDGER}{run}: its pairs were measured after elastic recovery in "
+            f"{PREFIX}{run}: its pairs were measured after elastic recovery in "
             f"{str(dtype).removeprefix('torch.')}, which cannot be made again exactly; "
             "name a run of --compute-dtype float32, or one without --elastic"
         )

@@ -1,6 +1,6 @@
 """The accuracy predictor: chosen by cross-validation, fitted on measured pairs.
 
-Cross-validation of accuracy predictors: what each kind foretells of unseen pairs.
+Cross-validation of accuracy predictors: what each kind predicts of unseen pairs.
 
 The accuracy predictor: fitted on measured pairs, asked about any number of plans.
 
@@ -52,7 +52,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well one kind of model foretold pairs that it had not seen.
+    """How well one kind of model predicted pairs that it had not seen.
 
     Attributes:
         kind: one of `KINDS`.
@@ -326,19 +326,19 @@ class Predictor:
         high = -np.partition(-above, outside - 1, axis=1)[:, outside - 1]
         return self._scale.backward(low), self._scale.backward(high)
 
-    def error_near(self, rise: float) -> float:
+    def error_near(self, loss_increase: float) -> float:
         """Median error on unseen plans, in nats, about a given rise.
 
         On the logarithm or the root an error grows with the rise, so it is said where.
         """
         residual = float(np.median(self._residuals))
-        centre = self._scale.forward(np.array([rise]))
+        centre = self._scale.forward(np.array([loss_increase]))
         ends = self._scale.backward(np.concatenate([centre - residual, centre + residual]))
         return float(ends[1] - ends[0]) / 2
 
     @property
     def cross_validated(self) -> tuple[Floats, Floats]:
-        """Measured rises of the pairs, and what was foretold of each by models without it, [n]."""
+        """Measured rises of the pairs, and what was predicted of each by models without it, [n]."""
         return self._examples.values, self._scale.backward(self._unseen.numbers)
 
     def contributions(self, rows: Rows) -> Floats | None:
@@ -377,7 +377,7 @@ def fit_predictor(
     The result depends on neither the order of the pairs nor the number of threads.
 
     Args:
-        pairs: measured pairs; of several sizes, if the ledger serves several.
+        pairs: measured pairs; of several sizes, if the study serves several.
         shape: of the dense model.
         mass: importance of what a plan cuts.
         seed: of the folds and of LightGBM.
@@ -433,7 +433,7 @@ def _fitted(
 def _contests(
     kinds: Sequence[str], examples: Examples, parts: Sequence[tuple[Indices, ...]], seed: int
 ) -> dict[str, tuple[TargetScale, list[HeldOut]]]:
-    """For each kind its best scale on the first repeat, and what it foretells on every repeat."""
+    """For each kind its best scale on the first repeat, and what it predicts on every repeat."""
     scales = [TargetScale.of(name, examples.values) for name in SCALES]
     # Most of the time is spent outside of Python, so threads are enough.
     with on_one_thread(), Parallel(n_jobs=-1, prefer="threads") as parallel:
@@ -482,13 +482,17 @@ def _examples(pairs: Sequence[Pair], shape: Shape, features: PlanFeatures) -> Ex
 def _levelled(pairs: Sequence[Pair]) -> Floats:
     """Rises, those of partial pairs brought to the level of the whole text, [n].
 
-    Portions of a text differ in difficulty.  The whole pairs say by how much: what they rose
+    Chunks of a text differ in difficulty.  The whole pairs say by how much: what they rose
     in all, by what they rose on the tokens that a partial pair has seen.
     """
-    whole = [(dict(pair.course), pair.value) for pair in pairs if not pair.partial]
+    whole = [(dict(pair.trajectory), pair.value) for pair in pairs if not pair.partial]
 
     def level(tokens: int) -> float:
-        ratios = [value / course[tokens] for course, value in whole if course.get(tokens, 0.0) > 0]
+        ratios = [
+            value / trajectory[tokens]
+            for trajectory, value in whole
+            if trajectory.get(tokens, 0.0) > 0
+        ]
         return float(np.median(ratios)) if ratios else 1.0
 
     levels = {tokens: level(tokens) for tokens in {pair.tokens for pair in pairs if pair.partial}}

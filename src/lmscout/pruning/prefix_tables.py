@@ -42,7 +42,7 @@ from lmscout.pruning.families import ATTENTION, KINDS, MLP, Affine, AttentionPar
 from lmscout.pruning.importance import loss_scale
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row
 from lmscout.statistics.deep_values import full_tensor, reduced
-from lmscout.statistics.single_pass import only_these_learn
+from lmscout.statistics.single_pass import train_only
 
 BLOCK = "block"  # of a tensor that follows no units: it stays while anything of its block does
 
@@ -126,7 +126,7 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
     """
     tokens = tokens.to(model.device)
     gradients = _Gradients(loss_scale(model.dtype, tokens[:, 1:].numel()))
-    with only_these_learn(model, ()), torch.enable_grad():
+    with train_only(model, ()), torch.enable_grad():
         hidden = family.embed(model, tokens).detach().requires_grad_()
         context = family.context(model, hidden)
         for index, block in enumerate(family.blocks(model)):
@@ -337,9 +337,9 @@ class BlockTable:
                 self._define(place, 1) if values is None else float(values[1])
             )
             return
-        half = KINDS.index(place.kind)
-        self._counts[half, place.block] += 1
-        column = half * self._depth + place.block
+        sublayer = KINDS.index(place.kind)
+        self._counts[sublayer, place.block] += 1
+        column = sublayer * self._depth + place.block
         here = slice(self._starts[column], self._starts[column] + place.units + 1)
         if values is not None:
             self._values[here] += values

@@ -86,7 +86,7 @@ def asked_proxy(text: str) -> Asked:
 
 
 @dataclass(frozen=True)
-class JudgeReport:
+class ProxyReport:
     """What judged.
 
     Attributes:
@@ -99,17 +99,17 @@ class JudgeReport:
 
     @property
     def words(self) -> str:
-        """What judges, and which side of it is better."""
+        """What objectives, and which side of it is better."""
         side = "higher" if self.sign > 0 else "lower"
         return f"{self.name}, {side} is better"
 
     def to_json(self) -> dict[str, object]:
-        """What judges, and its sign."""
+        """What objectives, and its sign."""
         return {"proxy": self.name, "sign": self.sign}
 
 
-class Judge:
-    """Scores plans of one model; made by `read_judges`."""
+class ProxyObjective:
+    """Scores plans of one model; made by `compute_objectives`."""
 
     def __init__(self, asked: Asked, shape: Shape, score: Callable[[Rows], Floats]) -> None:
         """Find out which side is better, unless that was said.
@@ -126,27 +126,27 @@ class Judge:
         self.sign = asked.sign or _sign(asked.name, shape, score)
 
     @property
-    def report(self) -> JudgeReport:
-        """What judges, as it is reported."""
-        return JudgeReport(self.name, self.sign)
+    def report(self) -> ProxyReport:
+        """What objectives, as it is reported."""
+        return ProxyReport(self.name, self.sign)
 
     def scores(self, rows: Rows) -> Floats:
         """Scores of plans [n, 2L], higher is better, [n]; NaN where a plan has none."""
         return self.sign * self._score(rows)
 
-    def rises(self, rows: Rows) -> Floats:
+    def loss_increases(self, rows: Rows) -> Floats:
         """What a search takes for rises, [n]: lower is better, the unit is the proxy's own."""
         scores = self.scores(rows)
         return np.where(np.isfinite(scores), -scores, _NOWHERE)
 
 
-def read_judges(
+def compute_objectives(
     asked: Sequence[Asked],
     model: PreTrainedModel,
     family: Family,
     shape: Shape,
     tokens: Tensor,
-) -> list[Judge]:
+) -> list[ProxyObjective]:
     """Read a model once, and judge its plans by proxies.
 
     Args:
@@ -168,14 +168,14 @@ def read_judges(
     if reductions:
         tables = tabulate(model, family, shape, tokens, reductions)
     configuration = _Configuration(model, family, shape)
-    judges = []
+    objectives = []
     for one in asked:
         if isinstance(one.proxy, Expression):
             score = partial(_scores, one.proxy, tables, configuration)
         else:
             score = partial(_summed, _function_table(one.proxy, model, family, shape, tokens))
-        judges.append(Judge(one, shape, score))
-    return judges
+        objectives.append(ProxyObjective(one, shape, score))
+    return objectives
 
 
 def size_agreement(shape: Shape, score: Callable[[Rows], Floats]) -> float:

@@ -20,7 +20,7 @@ from lmscout.pruning.study import Pair
 
 _HALVINGS = 26  # of the interval [-1, 1] in which the common shift is sought
 _PLACES = 1 << _HALVINGS  # in it
-# Trials of the shift that costs foretell, and how many units beside it.
+# Trials of the shift that costs predict, and how many units beside it.
 _GUESSES = dict(enumerate((-3.0, 3.0, -3.0, 3.0), start=1))
 _ROUNDING = 1e-9  # of a cost: more than sums of floats are off by
 _NEARLY = 0.999  # of a budget that need not be used up, as far as fitting goes
@@ -50,9 +50,9 @@ class Ranges:
         fewest = np.ceil(least * units - 1e-9).astype(np.int64)
         return cls(*as_plans(np.stack([fewest, units])))
 
-    def guarded(self, shape: Shape, share: int = 6) -> Ranges:
+    def protected(self, shape: Shape, share: int = 6) -> Ranges:
         """The same, but the first and the last `1 / share` of the blocks stay whole."""
-        whole = np.tile(guarded_blocks(shape.depth, share), 2)
+        whole = np.tile(protected_blocks(shape.depth, share), 2)
         rows = np.where(whole, dense_row(shape), as_rows([self.low, self.high]))
         return Ranges(*as_plans(rows))
 
@@ -84,7 +84,7 @@ class Ranges:
         )
 
 
-def guarded_blocks(depth: int, share: int = 6) -> tuple[bool, ...]:
+def protected_blocks(depth: int, share: int = 6) -> tuple[bool, ...]:
     """Which blocks are among the first or the last `1 / share`, rounded, one at least."""
     count = max(1, round(depth / share))
     return tuple(block < count or block >= depth - count for block in range(depth))

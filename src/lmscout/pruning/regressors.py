@@ -12,7 +12,7 @@ A Gaussian process on a few hundred rows: the kernel's four numbers, and what it
 
 scikit-learn's does the same, but takes distances anew at every step of the search for those
 numbers and holds a matrix for each of their derivatives: on four hundred rows that is six
-times as long, and most of what it takes to learn from a ledger.
+times as long, and most of what it takes to learn from a study.
 
 The three kinds of accuracy predictor: boosted trees, ridge, Gaussian process.
 
@@ -263,11 +263,11 @@ class Likelihood:
             + len(self._target) * np.log(2 * np.pi)
         )
         inverse, _ = dpotri(factor, lower=1, overwrite_c=1)  # its lower half, zeros above
-        bent = smooth * self._distances
+        corrected = smooth * self._distances
         derivatives = np.array(
             [
                 kernel.smooth * self._slope(smooth, inverse, solved),
-                kernel.smooth / kernel.length**2 * self._slope(bent, inverse, solved),
+                kernel.smooth / kernel.length**2 * self._slope(corrected, inverse, solved),
                 kernel.linear * self._slope(self._trend, inverse, solved),
                 kernel.noise * (solved @ solved - np.trace(inverse)),
             ]
@@ -309,8 +309,8 @@ class Likelihood:
     def _slope(changes: Floats, inverse: Floats, solved: Floats) -> float:
         """Of a symmetric D: a' D a - trace(K^-1 D), by the inverse's lower half alone."""
         # The inverse is in columns, so its transpose, of the upper half, lies as D does.
-        half = float(np.vdot(changes, inverse.T))
-        whole = 2 * half - float(np.diagonal(changes) @ np.diagonal(inverse))
+        sublayer = float(np.vdot(changes, inverse.T))
+        whole = 2 * sublayer - float(np.diagonal(changes) @ np.diagonal(inverse))
         return float(solved @ (changes @ solved)) - whole
 
 

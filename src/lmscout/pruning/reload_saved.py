@@ -39,7 +39,7 @@ def check_tokens(model: PreTrainedModel) -> Tensor:
 
 @torch.inference_mode()
 def check_logits(model: PreTrainedModel) -> Tensor:
-    """Logits [2, T, vocabulary] of `check_tokens`, on the processor, as float32."""
+    """Logits [2, T, vocabulary] of `check_tokens`, on the CPU, as float32."""
     logits: Tensor = model(input_ids=check_tokens(model).to(model.device)).logits
     return logits.float().cpu().contiguous()
 

@@ -135,16 +135,16 @@ def report(
     known: dict[tuple[Plan, bool], tuple[int, Perplexity | None]] = {}
     if dense is not None:
         known[units.dense, False] = parameter_count(calibrated.model), dense
-    for plan, refit in wanted:
-        if (plan, refit) in known:
+    for plan, compensated in wanted:
+        if (plan, compensated) in known:
             continue
-        smaller = cut(calibrated.model, plan, calibrated.refitted(plan) if refit else None)
-        known[plan, refit] = parameter_count(smaller), on.perplexity(smaller)
+        smaller = cut(calibrated.model, plan, calibrated.compensated(plan) if compensated else None)
+        known[plan, compensated] = parameter_count(smaller), on.perplexity(smaller)
         if progress:
             progress(len(known), len(wanted))
 
-    def row(name: str, plan: Plan, refit: bool, budget: Budget | None = None) -> Reported:
-        params, found = known[plan, refit]
+    def row(name: str, plan: Plan, compensated: bool, budget: Budget | None = None) -> Reported:
+        params, found = known[plan, compensated]
         cost = 1.0
         if budget is not None:
             kept, dense = budget.cost(as_rows([plan, units.dense]))
@@ -158,7 +158,7 @@ def report(
             cost,
             found,
             kept_of_all=params / all_params,
-            loss_increase=increases[plan, refit],
+            loss_increase=increases[plan, compensated],
         )
 
     return row("dense", units.dense, False), [
@@ -205,33 +205,35 @@ def _loss_increases(
 
     Args:
         calibrated: the dense model and the text.
-        models: plans, and whether output projections are refitted.
+        models: plans, and whether output projections are compensated.
     """
     whole = replace(calibrated, settings=replace(calibrated.settings, quality=LIKELIHOOD))
     plain = replace(
         whole, compensation=None, copies=tuple((model, None) for model, _ in whole.copies)
     )
     found = {}
-    for refit, one in ((False, plain), (True, whole)):
-        plans = order_for_prefix_sharing([plan for plan, own in models if own == refit])
+    for compensated, one in ((False, plain), (True, whole)):
+        plans = order_for_prefix_sharing([plan for plan, own in models if own == compensated])
         if plans:
             measured = one.evaluator(calibrated.final).measure(plans)
             for plan, each in zip(plans, measured, strict=True):
-                found[plan, refit] = each.rise if math.isfinite(each.rise) else math.inf
+                found[plan, compensated] = (
+                    each.loss_increase if math.isfinite(each.loss_increase) else math.inf
+                )
     return found
 
 
 def _rows(calibrated: Calibrated, budget: Budget, winner: Plan) -> list[tuple[str, Plan, bool]]:
-    """Names, plans, and whether output projections are refitted."""
+    """Names, plans, and whether output projections are compensated."""
     units = calibrated.shape
     level = uniform(units, Ranges.above(units, 0.0), budget)
     compensate = calibrated.settings.compensate
     rows = [("uniform", level, False)]
     if compensate:
         rows.append(("uniform_compensated", level, True))
-    guarded = Ranges.above(units, 0.0).guarded(units)
-    if guarded.can_meet(budget):
-        rows.append(("uniform_guarded", uniform(units, guarded, budget), False))
+    protected = Ranges.above(units, 0.0).protected(units)
+    if protected.can_meet(budget):
+        rows.append(("uniform_guarded", uniform(units, protected, budget), False))
     rows.append(("found", winner, compensate))
     if compensate:
         rows.append(("found_plain", winner, False))

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from lmscout.evaluation import Perplexity, load_model
-from lmscout.pruning.narrowing import Shrink
+from lmscout.pruning.narrowing import NarrowingStep
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.predictor import PredictorReport
-from lmscout.pruning.proxy_objective import JudgeReport
+from lmscout.pruning.proxy_objective import ProxyReport
 from lmscout.pruning.recovery.elastic import Elastic
 from lmscout.pruning.recovery.training import Trained
 from lmscout.results import Result
@@ -171,14 +171,14 @@ class Finalist:
         measured: on the text of all pairs; None where it is not among them.
         final: on the text kept for finalists; None for the plan of a judge, which is measured
             nowhere.
-        portions: on each portion of that text.
+        chunks: on each chunk of that text.
     """
 
     plan: Plan
     predicted: float | None
     measured: float | None
     final: float | None
-    portions: tuple[float, ...]
+    chunks: tuple[float, ...]
 
     def to_json(self) -> dict[str, object]:
         """The three rises and the plan."""
@@ -220,7 +220,7 @@ class Size:
             return f"keep {self.keep:g}: the plan of the best score; no measurement chose it"
         if len(self.finalists) < 2:
             return f"keep {self.keep:g}: there was one finalist"
-        first, second = (np.array(one.portions) for one in self.finalists[:2])
+        first, second = (np.array(one.chunks) for one in self.finalists[:2])
         ahead, error = standard_error(second - first)
         noise = ": within the noise" if ahead < 2 * error else ""
         return (
@@ -298,13 +298,13 @@ class Pruning(Result):
         sizes: one for each share asked for.
         predictor: how good the predictor is on pairs that it has not seen; None where plans were
             so few that all were measured.
-        shrinks: every narrowing, in words and numbers.
-        pairs: held by the ledger.
-        ledger: its URL.
+        narrowing_steps: every narrowing, in words and numbers.
+        pairs: held by the study.
+        pair_study: its URL.
         seconds: by stage.
         elastic: the training of all plans; None without.
         dense_elastic: the dense model with it; None without.
-        judge: that searched in place of a predictor, without a pair.
+        objective: that searched in place of a predictor, without a pair.
         held_out_tokens: predicted tokens of calibration text on which loss increases are reported.
     """
 
@@ -312,13 +312,13 @@ class Pruning(Result):
     dense: Reported
     sizes: tuple[Size, ...]
     predictor: PredictorReport | None
-    shrinks: tuple[Shrink, ...]
+    narrowing_steps: tuple[NarrowingStep, ...]
     pairs: int
-    ledger: str
+    pair_study: str
     seconds: Mapping[str, float]
     elastic: Elastic | None = None
     dense_elastic: Reported | None = None
-    judge: JudgeReport | None = None
+    objective: ProxyReport | None = None
     held_out_tokens: int = 0
 
     @property
@@ -379,10 +379,10 @@ class Pruning(Result):
             "dense": self.dense.to_json(),
             **(sizes[0] if len(sizes) == 1 else {"sizes": sizes}),
             "predictor": predictor,
-            **({} if self.judge is None else {"judge": self.judge.to_json()}),
-            "narrowing": [shrink.words for shrink in self.shrinks],
+            **({} if self.objective is None else {"objective": self.objective.to_json()}),
+            "narrowing": [narrowing_step.words for narrowing_step in self.narrowing_steps],
             "elastic": self._elastic_json(),
-            "ledger": self.ledger,
+            "study": self.pair_study,
             "seconds": dict(self.seconds),
         }
 

@@ -14,7 +14,7 @@ Later rounds measure what a search on the predictor found, what one near the bes
 plans found, and plans that look good but about which the predictor is unsure.
 
 Proposals depend on the seed, the round and the pairs of earlier rounds alone, so that a run
-that was killed proposes the same again, and skips what the ledger has.
+that was killed proposes the same again, and skips what the study has.
 """
 
 from __future__ import annotations
@@ -143,19 +143,19 @@ def share_prefixes(
     if len(plans) < 2 or shape.depth < 2:
         return list(plans)
     rows = as_rows(plans)
-    rises = predict(rows)
+    loss_increases = predict(rows)
     units, depth = dense_row(shape), shape.depth
     low, high = as_rows([ranges.low, ranges.high])
     others = as_rows([*plans, *taken])
     lengths = np.arange(depth // 2, 0, -1)
     kept = rows[:1]
-    for row, rise in zip(rows[1:], rises[1:], strict=True):
+    for row, loss_increase in zip(rows[1:], loss_increases[1:], strict=True):
         donors = np.repeat(np.arange(len(kept)), len(lengths))
         length = np.tile(lengths, len(kept))
         begun = np.tile(np.arange(depth) < length[:, None], 2)
         wanted = np.where(begun, kept[donors], row)
         grafts = fit(wanted, (np.where(begun, wanted, low), np.where(begun, wanted, high)), budget)
-        good = (predict(grafts) <= rise + tolerance) & meets(grafts, budget)
+        good = (predict(grafts) <= loss_increase + tolerance) & meets(grafts, budget)
         chosen = row
         for place in np.flatnonzero(good)[np.argsort(-length[good], kind="stable")]:
             graft = grafts[place]
@@ -228,10 +228,10 @@ def covering(
     """The uniform plans, then tied and free ones in turn, half of them guarded."""
     chosen = Chosen(known)
     ranges, budget = target.ranges, target.budget
-    guarded = ranges.guarded(shape)
-    if not guarded.can_meet(budget):
-        guarded = ranges
-    for origin, within in (("uniform", ranges), ("guarded", guarded)):
+    protected = ranges.protected(shape)
+    if not protected.can_meet(budget):
+        protected = ranges
+    for origin, within in (("uniform", ranges), ("protected", protected)):
         left = count - len(chosen.proposals)
         chosen.take(as_rows([uniform(shape, within, budget)]), origin, min(left, 1))
     for _ in range(_ATTEMPTS):
@@ -240,8 +240,8 @@ def covering(
             break
         each = -(-missing // 4)
         for tied, within in (
-            (True, guarded),
-            (False, guarded),
+            (True, protected),
+            (False, protected),
             (True, ranges),
             (False, ranges),
         ):
@@ -272,7 +272,7 @@ PARENTS = 5  # of the best measured, near which it is sought
 _WIDTH = 0.1  # of a block's units, beyond what parents keep
 UNSURE = 0.15  # share of a later round
 _POOL = 1000  # mutations, and draws, among which the best predicted are taken
-HOPE = 2.0  # spreads by which an unsure plan is taken to be better than predicted
+PROMISING = 2.0  # spreads by which an unsure plan is taken to be better than predicted
 _SHARING = 0.5  # typical errors that a plan may lose in prediction to begin like another
 
 
@@ -287,7 +287,7 @@ class Calls(Protocol):
         """Have a function called."""
 
 
-class Foretells(Protocol):
+class PredictsLoss(Protocol):
     """What proposals ask of a predictor."""
 
     def cautious(self, rows: Rows) -> Floats:
@@ -296,7 +296,7 @@ class Foretells(Protocol):
     def spread(self, rows: Rows) -> Floats:
         """Standard deviation of predictions, in nats."""
 
-    def error_near(self, rise: float) -> float:
+    def error_near(self, loss_increase: float) -> float:
         """Typical error in nats of a prediction about a rise."""
 
 
@@ -308,7 +308,7 @@ def propose(
     seed: int,
     round_: int,
     pairs: Sequence[Pair] = (),
-    predictor: Foretells | None = None,
+    predictor: PredictsLoss | None = None,
     waiting: Collection[Plan] = (),
     beside: Calls | None = None,
     generations: int = GENERATIONS,
@@ -318,11 +318,11 @@ def propose(
 
     Args:
         shape: of the dense model.
-        targets: sizes that the ledger is to serve; each gets an equal part of the round.
+        targets: sizes that the study is to serve; each gets an equal part of the round.
         count: of proposals; fewer come back where there are no more plans.
         seed: of the run.
         round_: from 0.
-        pairs: the ledger's; those of this round and later ones are not looked at.
+        pairs: the study's; those of this round and later ones are not looked at.
         predictor: fitted on the pairs of earlier rounds; needed after round 0.
         waiting: plans that are being measured, and not proposed again.
         beside: does one of two searches while the other is done here; what is found is the same.
@@ -378,7 +378,7 @@ def _promising(
     known: Iterable[Plan],
     rng: np.random.Generator,
     earlier: Sequence[Pair],
-    predictor: Foretells,
+    predictor: PredictsLoss,
     elsewhere: Sequence[Plan],
     generations: int,
     share: bool,
@@ -424,8 +424,8 @@ def _promising(
     far = np.concatenate([parents, found])
     far = moved(far[rng.integers(0, len(far), _POOL)], shape, rng, most=8)
     far = np.concatenate([fit(far, ranges, budget), fit(drawn(ranges, _POOL, rng), ranges, budget)])
-    hopeful = predictor.cautious(far) - HOPE * predictor.spread(far)
-    order = np.argsort(hopeful, kind="stable")
+    promising = predictor.cautious(far) - PROMISING * predictor.spread(far)
+    order = np.argsort(promising, kind="stable")
     far = far[order[meets(far[order], budget)]]
     chosen.take(far[apart(far, units, 2 * unsure, DISTANCE)], "unsure", unsure)
 
@@ -440,7 +440,8 @@ def _promising(
         predictor,
         shape,
         target,
-        tolerance=_SHARING * predictor.error_near(best[0].value if best else candidates[0].rise),
+        tolerance=_SHARING
+        * predictor.error_near(best[0].value if best else candidates[0].loss_increase),
         known=known,
     )
 
@@ -473,7 +474,7 @@ def _around(parents: Rows, ranges: Ranges, units: Rows) -> Ranges:
 
 def _alike(
     proposals: Sequence[Proposal],
-    predictor: Foretells,
+    predictor: PredictsLoss,
     shape: Shape,
     target: Target,
     *,

@@ -27,7 +27,7 @@ def open_pruning(
 ) -> Run:
     """Look at the folder of a run before any work, see `lmscout.runs.open_run`.
 
-    An unfinished run may go on with other settings, as far as its ledger allows.
+    An unfinished run may go on with other settings, as far as its study allows.
 
     Args:
         out: the folder.
@@ -51,13 +51,13 @@ def open_pruning(
         "keep": request.keep,
         "of": request.of,
         "shape": request.shape,
-        "pairs": 0 if request.judge is not None else request.pairs,
+        "pairs": 0 if request.objective is not None else request.pairs,
         "seed": request.seed,
         "protocol": request.protocol,
         "dtype": None if request.dtype is None else str(request.dtype).removeprefix("torch."),
         **used,
-        "grain": request.grain,
-        "judge": request.judge,
+        "channel_multiple": request.channel_multiple,
+        "objective": request.objective,
         "features": request.features,
         "recovery": asdict(request.recovery),
         "storage": None if request.storage is None else shown_url(request.storage),

@@ -55,19 +55,21 @@ class PlanProblem(Problem):  # type: ignore[misc]
         super().__init__(n_var=len(units), n_obj=1 + len(costs), xl=0, xu=units, vtype=int)
         self._predict, self._costs = predict, costs
         self._rows: list[Rows] = []
-        self._rises: list[Floats] = []
+        self._loss_increases: list[Floats] = []
 
     def _evaluate(self, x: Rows, out: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         rows = x.astype(np.int64)
-        rises = self._predict(rows)
+        loss_increases = self._predict(rows)
         self._rows.append(rows)
-        self._rises.append(rises)
-        out["F"] = np.stack([rises, *(budget.cost(rows) for budget in self._costs)], axis=1)
+        self._loss_increases.append(loss_increases)
+        out["F"] = np.stack(
+            [loss_increases, *(budget.cost(rows) for budget in self._costs)], axis=1
+        )
 
     def seen(self) -> tuple[Rows, Floats]:
         """Distinct plans and their predicted rises."""
         rows, first = np.unique(np.concatenate(self._rows), axis=0, return_index=True)
-        return rows, np.concatenate(self._rises)[first]
+        return rows, np.concatenate(self._loss_increases)[first]
 
 
 class Mixing(Crossover):  # type: ignore[misc]
@@ -207,11 +209,11 @@ def evolved(
     rng = np.random.default_rng(seed)
     rows = fit(first, ranges, budget)
     rows = rows[unseen(rows, set())]
-    rises = predict(rows)
-    asked, answers = [rows], [rises]
+    loss_increases = predict(rows)
+    asked, answers = [rows], [loss_increases]
     best, since = np.inf, 0
     for generation in range(1, generations + 1):
-        lowest = float(rises.min())
+        lowest = float(loss_increases.min())
         if not lowest > best - _GAIN * abs(lowest):
             best, since = lowest, generation
         if generation == generations or generation - since >= _PATIENCE:
@@ -222,7 +224,7 @@ def evolved(
             wanted = population - len(children)
             if not wanted:
                 break
-            parents = _parents(rises, -(-wanted // 2), rng)
+            parents = _parents(loss_increases, -(-wanted // 2), rng)
             young = _moved(_children(rows[parents], rng), shape, rng)
             fitted = fit(young, ranges, budget)
             new = unseen(fitted, known)[:wanted]
@@ -231,20 +233,25 @@ def evolved(
             break
         asked.append(children)
         answers.append(predict(children))
-        rows, rises = np.concatenate([rows, children]), np.concatenate([rises, answers[-1]])
-        living = np.argsort(rises, kind="stable")[:population]
-        rows, rises = rows[living], rises[living]
+        rows, loss_increases = (
+            np.concatenate([rows, children]),
+            np.concatenate([loss_increases, answers[-1]]),
+        )
+        living = np.argsort(loss_increases, kind="stable")[:population]
+        rows, loss_increases = rows[living], loss_increases[living]
     every = np.concatenate(asked)
     distinct = unseen(every, set())
     return every[distinct], np.concatenate(answers)[distinct]
 
 
-def _parents(rises: Floats, matings: int, rng: np.random.Generator) -> Rows:
+def _parents(loss_increases: Floats, matings: int, rng: np.random.Generator) -> Rows:
     """Two for each mating, each the better of two that are drawn, [matings, 2]."""
     count = 4 * matings
-    draws = np.concatenate([rng.permutation(len(rises)) for _ in range(-(-count // len(rises)))])
+    draws = np.concatenate(
+        [rng.permutation(len(loss_increases)) for _ in range(-(-count // len(loss_increases)))]
+    )
     pairs = draws[:count].reshape(-1, 2)
-    one, other = rises[pairs].T
+    one, other = loss_increases[pairs].T
     chosen = np.where(one < other, pairs[:, 0], pairs[:, 1])
     for place in np.flatnonzero(one == other):
         chosen[place] = rng.choice(pairs[place])
@@ -278,12 +285,12 @@ class Candidate:
 
     Attributes:
         plan: the plan.
-        rise: predicted, in nats a token.
+        loss_increase: predicted, in nats a token.
         cost: by the search's budget.
     """
 
     plan: Plan
-    rise: float
+    loss_increase: float
     cost: float
 
 
@@ -323,7 +330,7 @@ def search(
     ranges.require(budget)
     rng = np.random.default_rng([seed, 1])
     first = _first_rows(shape, ranges, budget, begin, population, rng)
-    rows, rises = evolved(
+    rows, loss_increases = evolved(
         predict,
         first,
         shape,
@@ -334,11 +341,11 @@ def search(
         seed=_drawing_seed(seed),
     )
     costs = budget.cost(rows)
-    order = _best_first(rows, rises)
+    order = _best_first(rows, loss_increases)
     order = order[meets(rows[order], budget)]
     chosen = apart(rows[order], dense_row(shape), count, distance)
     return [
-        Candidate(plan, float(rises[index]), float(costs[index]))
+        Candidate(plan, float(loss_increases[index]), float(costs[index]))
         for index, plan in zip(order[chosen], as_plans(rows[order[chosen]]), strict=True)
     ]
 
@@ -393,14 +400,14 @@ def pareto(
         ("n_gen", generations),
         seed=_drawing_seed(seed),
     )
-    rows, rises = problem.seen()
+    rows, loss_increases = problem.seen()
     costs = budgets[0].cost(rows)
     # Sorting by cost first leaves a front of those whose rise is the lowest so far.
-    order = np.lexsort((*rows.T, rises, costs))
-    best = np.minimum.accumulate(np.append(np.inf, rises[order][:-1]))
-    front = order[rises[order] < best]
+    order = np.lexsort((*rows.T, loss_increases, costs))
+    best = np.minimum.accumulate(np.append(np.inf, loss_increases[order][:-1]))
+    front = order[loss_increases[order] < best]
     return [
-        Candidate(plan, float(rises[index]), float(costs[index]))
+        Candidate(plan, float(loss_increases[index]), float(costs[index]))
         for index, plan in zip(front, as_plans(rows[front]), strict=True)
     ]
 
@@ -433,13 +440,13 @@ def apart(rows: Rows, units: Rows, count: int, distance: float) -> list[int]:
     return taken
 
 
-def _best_first(rows: Rows, rises: Floats) -> Rows:
+def _best_first(rows: Rows, loss_increases: Floats) -> Rows:
     """Places of rows by their rises, and of equal rises by the rows, from their last column."""
-    order = np.argsort(rises, kind="stable")
-    equal = np.append(False, np.diff(rises[order]) == 0)
+    order = np.argsort(loss_increases, kind="stable")
+    equal = np.append(False, np.diff(loss_increases[order]) == 0)
     tied = np.flatnonzero(equal | np.append(equal[1:], False))
     among = order[tied]
-    order[tied] = among[np.lexsort((*rows[among].T, rises[among]))]
+    order[tied] = among[np.lexsort((*rows[among].T, loss_increases[among]))]
     return order
 
 

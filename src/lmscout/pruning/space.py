@@ -23,7 +23,7 @@ import numpy.typing as npt
 from lmscout.pruning.budgets import Budget, TableBudget, least_steps
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape, as_plans, as_rows, dense_row
 from lmscout.pruning.ranges import Ranges, best_pairs, meets
-from lmscout.pruning.sampler import Calls, Foretells, Proposal, Target, propose
+from lmscout.pruning.sampler import Calls, PredictsLoss, Proposal, Target, propose
 from lmscout.pruning.search import Candidate, Predict, search
 from lmscout.pruning.study import Pair
 
@@ -50,7 +50,7 @@ class PlanSpace(Protocol):
         seed: int,
         round_: int,
         pairs: Sequence[Pair],
-        predictor: Foretells | None,
+        predictor: PredictsLoss | None,
         waiting: Collection[Plan] = (),
         beside: Calls | None = None,
     ) -> list[Proposal]:
@@ -94,7 +94,7 @@ class AnySpace:
         seed: int,
         round_: int,
         pairs: Sequence[Pair],
-        predictor: Foretells | None,
+        predictor: PredictsLoss | None,
         waiting: Collection[Plan] = (),
         beside: Calls | None = None,
     ) -> list[Proposal]:
@@ -120,19 +120,19 @@ class AnySpace:
         )
 
 
-class GrainedSpace:
+class AlignedSpace:
     """Plans whose blocks have each a size of their own, a multiple of the grain."""
 
     narrows: ClassVar[bool] = True
 
-    def __init__(self, shape: Shape, grain: int) -> None:
+    def __init__(self, shape: Shape, multiple: int) -> None:
         """Bundle channels.
 
         Args:
             shape: of the dense model.
-            grain: channels a bundle.
+            multiple: channels a bundle.
         """
-        self._grid = _Grid(shape, grain)
+        self._grid = _Grid(shape, multiple)
         self._coarse = AnySpace(self._grid.coarse)
 
     def require(self, budget: Budget) -> None:
@@ -158,7 +158,7 @@ class GrainedSpace:
         seed: int,
         round_: int,
         pairs: Sequence[Pair],
-        predictor: Foretells | None,
+        predictor: PredictsLoss | None,
         waiting: Collection[Plan] = (),
         beside: Calls | None = None,
     ) -> list[Proposal]:
@@ -169,7 +169,7 @@ class GrainedSpace:
             seed=seed,
             round_=round_,
             pairs=self._pairs(pairs),
-            predictor=None if predictor is None else _Foretelling(self._grid, predictor),
+            predictor=None if predictor is None else _Prediction(self._grid, predictor),
             waiting=[self._grid.bundles(plan) for plan in waiting],
             beside=beside,
         )
@@ -208,13 +208,13 @@ class GrainedSpace:
 class _Grid:
     """Plans in channels, and in bundles of them."""
 
-    def __init__(self, shape: Shape, grain: int) -> None:
+    def __init__(self, shape: Shape, multiple: int) -> None:
         self._units = dense_row(shape)
-        self._each = np.array([1] * shape.depth + [grain] * shape.depth, np.int64)
+        self._each = np.array([1] * shape.depth + [multiple] * shape.depth, np.int64)
         self.coarse = replace(
             shape,
-            channels=tuple(-(-channels // grain) for channels in shape.channels),
-            channel_parameters=tuple(each * grain for each in shape.channel_parameters),
+            channels=tuple(-(-channels // multiple) for channels in shape.channels),
+            channel_parameters=tuple(each * multiple for each in shape.channel_parameters),
         )
 
     def unbundled(self, rows: Rows) -> Rows:
@@ -300,11 +300,11 @@ class _Bundled:
 
 
 @dataclass(frozen=True)
-class _Foretelling:
+class _Prediction:
     """What a predictor says of plans in bundles."""
 
     grid: _Grid
-    predictor: Foretells
+    predictor: PredictsLoss
 
     def cautious(self, rows: Rows) -> Floats:
         """Rises that are not hoped for."""
@@ -314,6 +314,6 @@ class _Foretelling:
         """Standard deviation of predictions."""
         return self.predictor.spread(self.grid.unbundled(rows))
 
-    def error_near(self, rise: float) -> float:
+    def error_near(self, loss_increase: float) -> float:
         """Typical error of a prediction about a rise."""
-        return self.predictor.error_near(rise)
+        return self.predictor.error_near(loss_increase)

@@ -195,7 +195,7 @@ def is_there(storage: str | Path) -> bool:
 def check_storage(url: str, *, begin: bool = True) -> None:
     """Refuse a SQLite file that holds no study, or in which none can be kept.
 
-    Missing, unreadable, locked, damaged and foreign files are told apart.  Of a storage on a
+    Missing, unreadable, locked, damaged and foreign files are distinguished.  Of a storage on a
     server opening it says what is wrong.
 
     Args:
@@ -408,6 +408,6 @@ def _reason(error: BaseException, url: str) -> str:
         # What SQLAlchemy and drivers say after the first line is for programmers.
         return f"{said}; check the storage's URL, and that it can be reached"
     # What SQLite calls it, or what it says where it gave no name.
-    told = f"{getattr(causes[-1], 'sqlite_errorname', '')} {said}".lower()
-    known = (words for pattern, words in _KNOWN if re.search(pattern, told))
+    update = f"{getattr(causes[-1], 'sqlite_errorname', '')} {said}".lower()
+    known = (words for pattern, words in _KNOWN if re.search(pattern, update))
     return next(known, f"{{}}; {_REMEDY}").format(said)

@@ -2,7 +2,7 @@
 
 One trial a pair, written in one transaction after it was measured, so that a run killed at
 any moment has lost at most the pair that it was measuring.  Parameters are named by block
-as `Plan.as_dict` names them; whatever reads Optuna studies reads a ledger.
+as `Plan.as_dict` names them; whatever reads Optuna studies reads a study.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy import column, select, table
 from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.storage import Storage, open_storage, reported, shown_url, storage_url
-from lmscout.pruning.turns import Turn, turn
+from lmscout.pruning.turns import StudyLock, study_lock
 
 Setting = str | int | float | bool | None
 
@@ -48,7 +48,7 @@ class Pair:
         kept: share of the parameters in units that the plan keeps.
         seconds: that measuring took.
         origin: how it was proposed.
-        course: tokens so far and the rise on them, portion by portion; the last is `tokens`
+        trajectory: tokens so far and the rise on them, chunk by chunk; the last is `tokens`
             and `value`.
     """
 
@@ -60,10 +60,10 @@ class Pair:
     kept: float = 0.0
     seconds: float = 0.0
     origin: str = ""
-    course: tuple[tuple[int, float], ...] = ()
+    trajectory: tuple[tuple[int, float], ...] = ()
 
 
-class Ledger:
+class PairStudy:
     """Pairs of one model under one way of measuring; no plan twice.
 
     One process at a time measures, within `alone`; others may read meanwhile, each seeing what was
@@ -112,7 +112,7 @@ class Ledger:
         self._pairs: list[Pair] = []
         self._by_plan: dict[Plan, Pair] = {}
         self._read = 0  # trials that were looked at
-        self._turn: Turn | None = None
+        self._lock: StudyLock | None = None
         self._storage = open_storage(self._url, begin=begin)
         try:
             self._study = self._begin(
@@ -124,7 +124,7 @@ class Ledger:
                 begin,
             )
             self.refresh()
-        except BaseException:  # nobody has this ledger, to close it
+        except BaseException:  # nobody has this study, to close it
             self.close()
             raise
 
@@ -145,9 +145,11 @@ class Ledger:
         return shown_url(self._url)
 
     @property
-    def portions(self) -> int | None:
-        """In how many portions whole pairs were measured; None where there are none yet."""
-        return next((len(pair.course) or None for pair in self._pairs if not pair.partial), None)
+    def chunks(self) -> int | None:
+        """In how many chunks whole pairs were measured; None where there are none yet."""
+        return next(
+            (len(pair.trajectory) or None for pair in self._pairs if not pair.partial), None
+        )
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -170,7 +172,7 @@ class Ledger:
         """Write a pair, at once and for good.
 
         Returns:
-            False where the plan is there already; the ledger is then as it was.
+            False where the plan is there already; the study is then as it was.
 
         Raises:
             LmscoutError: the value is not finite, or the storage cannot be written.
@@ -184,7 +186,7 @@ class Ledger:
             value=pair.value,
             params=pair.plan.as_dict(),
             distributions=self._distributions,
-            intermediate_values=dict(pair.course) or {pair.tokens: pair.value},
+            intermediate_values=dict(pair.trajectory) or {pair.tokens: pair.value},
             user_attrs={
                 "tokens": pair.tokens,
                 "round": pair.round,
@@ -207,8 +209,8 @@ class Ledger:
         Raises:
             LmscoutError: the value is not finite, or another process has taken over.
         """
-        if self._turn is not None:
-            self._turn.check()
+        if self._lock is not None:
+            self._lock.check()
         if not math.isfinite(pair.value):
             raise LmscoutError(
                 f"the loss of a plan is not finite ({pair.value}): check the model's weights and "
@@ -234,7 +236,7 @@ class Ledger:
         key = f"lmscout.{name}"
         found = self._attributes().get(key)
         if found is None and value is not None:
-            with turn(self._storage, self._url, f"{self._name}.notes"):
+            with study_lock(self._storage, self._url, f"{self._name}.notes"):
                 found = self._attributes().get(key)
                 if found is None:
                     with reported(self._url):
@@ -254,7 +256,7 @@ class Ledger:
         Raises:
             LmscoutError: the storage cannot be read or written.
         """
-        if self._turn is not None:
+        if self._lock is not None:
             yield
             return
 
@@ -263,13 +265,13 @@ class Ledger:
                 self.refresh()
                 waiting(len(self))
 
-        with turn(self._storage, self._url, self._name, waiting=look) as held:
-            self._turn = held
+        with study_lock(self._storage, self._url, self._name, waiting=look) as held:
+            self._lock = held
             try:
                 self.refresh()
                 yield
             finally:
-                self._turn = None
+                self._lock = None
 
     def refresh(self) -> None:
         """Read what other processes have added.
@@ -323,7 +325,7 @@ class Ledger:
         with reported(self._url):
             new = begin and found is None and not _trial_numbers(study, self._storage)
         if new:  # or its maker was killed before it came to this line
-            with turn(self._storage, self._url, f"{self._name}.notes"):
+            with study_lock(self._storage, self._url, f"{self._name}.notes"):
                 found = attributes_of(study, self._storage, self._url).get(SETTINGS)
                 if found is None:
                     with reported(self._url):
@@ -331,7 +333,7 @@ class Ledger:
                     found = wanted
         if found is None:
             raise LmscoutError(
-                f"study at {self.url}: {self._name!r} is a study of something else, not a ledger "
+                f"study at {self.url}: {self._name!r} is a study of something else, not a study "
                 "of lmscout; name another study or storage"
             )
         if not isinstance(found, Mapping):
@@ -415,9 +417,9 @@ class Ledger:
                     f"has a value of {shown_value(value)} after {shown_value(tokens)} tokens "
                     "(expected a finite number after 1 or more)",
                 )
-        course = tuple(sorted(trial.intermediate_values.items()))
-        if not course or course[-1][0] != attributes["tokens"]:
-            last = course[-1][0] if course else "an intermediate value"
+        trajectory = tuple(sorted(trial.intermediate_values.items()))
+        if not trajectory or trajectory[-1][0] != attributes["tokens"]:
+            last = trajectory[-1][0] if trajectory else "an intermediate value"
             self._refuse(trial, f"has tokens = {attributes['tokens']} (expected {last})")
         return Pair(
             plan=self._plan(trial),
@@ -428,7 +430,7 @@ class Ledger:
             kept=float(attributes.get("kept", 0.0)),
             seconds=float(attributes.get("seconds", 0.0)),
             origin=attributes.get("origin", ""),
-            course=course,
+            trajectory=trajectory,
         )
 
     def _plan(self, trial: FrozenTrial) -> Plan:
@@ -487,7 +489,7 @@ def _trial_numbers(study: optuna.Study, storage: Storage) -> list[tuple[object, 
 
 def marks_of(pair: Pair) -> tuple[int, ...]:
     """Numbers of tokens after which a pair's value was noted."""
-    return tuple(tokens for tokens, _ in pair.course)
+    return tuple(tokens for tokens, _ in pair.trajectory)
 
 
 def is_number(value: object, whole: bool = False) -> bool:

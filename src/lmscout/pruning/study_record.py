@@ -1,4 +1,4 @@
-"""What a ledger says of itself: of which model and text its pairs are, and how they were measured.
+"""What a study says of itself: of which model and text its pairs are, and how they were measured.
 
 A prune run writes it down, so that its pairs can be read again without being told.
 """
@@ -29,7 +29,7 @@ from lmscout.pruning.storage import (
     shown_url,
     storage_url,
 )
-from lmscout.pruning.study import SETTINGS, STUDY, Ledger, attributes_of, is_number, shown_value
+from lmscout.pruning.study import SETTINGS, STUDY, PairStudy, attributes_of, is_number, shown_value
 
 _ORIGIN = "origin"
 _ORIGIN_KEY = f"lmscout.{_ORIGIN}"
@@ -43,10 +43,10 @@ _MOST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Recorded:
-    """How the pairs of a ledger came about.
+    """How the pairs of a study came about.
 
     Attributes:
-        settings: all on which their values depend, as `Calibrated.ledger_settings`.
+        settings: all on which their values depend, as `Calibrated.study_settings`.
         model: folder or Hub name of the dense model; None where nobody wrote it down.
         text: source of the calibration text, likewise.
         calibration: how it was used.
@@ -62,12 +62,12 @@ class Recorded:
 
 
 def record_origin(
-    ledger: Ledger, model: str, text: str, settings: CalibrationSettings, dtype: torch.dtype
+    pair_study: PairStudy, model: str, text: str, settings: CalibrationSettings, dtype: torch.dtype
 ) -> None:
     """Write down what a run's pairs are of; what is there already stays.
 
     Args:
-        ledger: of the run.
+        pair_study: of the run.
         model: folder or Hub name of the dense model.
         text: source of the calibration text.
         settings: of the calibration.
@@ -79,7 +79,7 @@ def record_origin(
         "final_tokens": settings.final_tokens,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    ledger.note(_ORIGIN, json.dumps(origin))
+    pair_study.note(_ORIGIN, json.dumps(origin))
 
 
 def read_recorded(storage: str | Path) -> Recorded:
@@ -136,10 +136,10 @@ def read_recorded(storage: str | Path) -> Recorded:
     )
 
 
-def begun_portions(storage: str | Path, study: str = STUDY) -> int | None:
-    """In how many portions the plans of a study were measured; None where it holds none yet.
+def begun_chunks(storage: str | Path, study: str = STUDY) -> int | None:
+    """In how many chunks the plans of a study were measured; None where it holds none yet.
 
-    The race compares plans portion by portion, and how many a device takes by itself depends on
+    The race compares plans chunk by chunk, and how many a device takes by itself depends on
     its kind.  So a study goes on as it was begun, wherever that is.  Where there is no study
     nothing is made.
 

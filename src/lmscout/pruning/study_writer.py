@@ -17,17 +17,17 @@ from lmscout.errors import LmscoutError
 from lmscout.pruning.background import begin_process
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.storage import masked, shown_url
-from lmscout.pruning.study import Ledger, Pair
+from lmscout.pruning.study import Pair, PairStudy
 
 _WRITTEN = "written"
 
 
-class LedgerWriter:
-    """Adds pairs to a ledger that is open here, one behind: to be used in a ``with`` block."""
+class StudyWriter:
+    """Adds pairs to a study that is open here, one behind: to be used in a ``with`` block."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        """Take the ledger; the process begins with the first pair."""
-        self._ledger = ledger
+    def __init__(self, pair_study: PairStudy) -> None:
+        """Take the study; the process begins with the first pair."""
+        self._pair_study = pair_study
         self._process: subprocess.Popen[str] | None = None
         self._pending: Pair | None = None
 
@@ -51,7 +51,7 @@ class LedgerWriter:
         Raises:
             LmscoutError: the pair's value is not finite, or the pair before could not be written.
         """
-        self._ledger.check(pair)
+        self._pair_study.check(pair)
         self.settle()
         if self._process is None:
             self._begin()
@@ -75,12 +75,12 @@ class LedgerWriter:
                 "the process that writes it has ended; pairs written before are kept: run the same "
                 "command again"
             )
-            raise LmscoutError(f"study at {self._ledger.url}: {reason}")
-        self._ledger.remember(pair)
+            raise LmscoutError(f"study at {self._pair_study.url}: {reason}")
+        self._pair_study.remember(pair)
 
     def _begin(self) -> None:
         self._process = begin_process(__name__, text=True, finishes=True)
-        self._tell(self._ledger.opening)
+        self._tell(self._pair_study.opening)
 
     def _tell(self, what: object) -> None:
         assert self._process is not None
@@ -91,12 +91,12 @@ class LedgerWriter:
 
 
 def serve() -> None:
-    """Add to a ledger what standard input says, a line a pair, until it ends."""
+    """Add to a study what standard input says, a line a pair, until it ends."""
     opening = json.loads(sys.stdin.readline())
     try:
-        with Ledger(**opening | {"shape": Shape(*map(tuple, opening["shape"]))}) as ledger:
+        with PairStudy(**opening | {"shape": Shape(*map(tuple, opening["shape"]))}) as pair_study:
             for line in sys.stdin:
-                ledger.add(_pair(json.loads(line)))
+                pair_study.add(_pair(json.loads(line)))
                 print(_WRITTEN, flush=True)
     except Exception as error:  # whatever it is, who measures has to hear of it
         url = str(opening["storage"])
@@ -104,8 +104,8 @@ def serve() -> None:
         print(words.removeprefix(f"study at {shown_url(url)}: "), flush=True)
 
 
-def _pair(told: dict[str, Any]) -> Pair:
+def _pair(update: dict[str, Any]) -> Pair:
     """The pair of which `asdict` gave this."""
-    plan = Plan(tuple(told["plan"]["attention"]), tuple(told["plan"]["mlp"]))
-    course = tuple((tokens, rise) for tokens, rise in told["course"])
-    return Pair(**told | {"plan": plan, "course": course})
+    plan = Plan(tuple(update["plan"]["attention"]), tuple(update["plan"]["mlp"]))
+    trajectory = tuple((tokens, loss_increase) for tokens, loss_increase in update["trajectory"])
+    return Pair(**update | {"plan": plan, "trajectory": trajectory})

@@ -112,7 +112,7 @@ class Holder:
         return None  # another process may have its number
 
 
-class Turn:
+class StudyLock:
     """A turn that this process has; others wait until it is given back."""
 
     def __init__(self, url: str, holder: Holder) -> None:
@@ -162,13 +162,13 @@ class Turn:
 
 
 @contextmanager
-def turn(
+def study_lock(
     storage: Storage,
     url: str,
     study: str,
     *,
     waiting: Callable[[], None] | None = None,
-) -> Iterator[Turn]:
+) -> Iterator[StudyLock]:
     """Have the turn at a study within a ``with`` block.
 
     Args:
@@ -186,7 +186,7 @@ def turn(
     try:
         with reported(url):
             _take(storage, engine, mine, url, waiting)
-        held = Turn(url, mine)
+        held = StudyLock(url, mine)
     except BaseException:
         with suppress(*ERRORS):
             _remove(engine, mine.name)
@@ -215,10 +215,10 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise LmscoutError(f"{folder}: cannot be made a folder ({error.strerror})") from error
     try:
-        told = False
+        update = False
         while not _locked(opened):
-            if not told:
-                told = True
+            if not update:
+                update = True
                 _log.warning("lmscout: waiting for another run that writes to %s", folder)
             time.sleep(_LOOK)
         yield
@@ -245,7 +245,7 @@ def _take(
     waiting: Callable[[], None] | None,
 ) -> None:
     seen: dict[str, tuple[str, float]] = {}  # the last sign of others, and since when it is so
-    told = False
+    update = False
     began = time.monotonic()
     while True:
         others = _others(engine, mine, seen)
@@ -259,8 +259,8 @@ def _take(
             _remove(engine, mine.name)
         if waiting:
             waiting()
-        if waiting and not told and time.monotonic() - began > 3 * _LOOK:
-            told = True
+        if waiting and not update and time.monotonic() - began > 3 * _LOOK:
+            update = True
             first = others[0]
             _log.warning(
                 "lmscout: waiting for process %d on %s, which measures for study %r at %s",

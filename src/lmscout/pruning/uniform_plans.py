@@ -2,7 +2,7 @@
 
 Which blocks to drop: subsets of blocks, as rows of a boolean array.
 
-The first block and the last are load-bearing in nearly every model, so they are dropped
+The first block and the last are sensitive in nearly every model, so they are dropped
 rarely where subsets are drawn, and never left out where all are listed.
 
 Sizes of uniform plans: how many blocks are dropped, and one width for those that are kept.
@@ -238,10 +238,10 @@ class UniformChoices:
         above = budget.cost(self._rows(grid, np.minimum(channels + 1, self.channels)))
         costs = np.concatenate([below, above[channels < self.channels]])
         nearest = float(costs[np.argmin(np.abs(costs - budget.limit))])
-        told = budget.words(nearest, nearer=1 if nearest > budget.limit else -1)
+        update = budget.words(nearest, nearer=1 if nearest > budget.limit else -1)
         return (
             f"no uniform plan meets the budget of {budget.words(budget.limit)}: the nearest that "
-            f"can be met is {told}"
+            f"can be met is {update}"
         )
 
 

@@ -23,19 +23,19 @@ from lmscout.pruning.plan import Floats, Plan, Rows, Shape, as_plans, as_rows, u
 from lmscout.pruning.ranges import best_of
 from lmscout.pruning.sampler import (
     ELITE,
-    HOPE,
     NEAR,
     PARENTS,
+    PROMISING,
     UNSURE,
     Calls,
     Chosen,
-    Foretells,
+    PredictsLoss,
     Proposal,
     Target,
     sharing_order,
 )
 from lmscout.pruning.search import Candidate, Predict
-from lmscout.pruning.space import AnySpace, GrainedSpace, PlanSpace
+from lmscout.pruning.space import AlignedSpace, AnySpace, PlanSpace
 from lmscout.pruning.study import Pair
 from lmscout.pruning.uniform_plans import UniformChoices, UniformPlans, UniformSize
 
@@ -99,7 +99,7 @@ class UniformSpace:
         seed: int,
         round_: int,
         pairs: Sequence[Pair] = (),
-        predictor: Foretells | None = None,
+        predictor: PredictsLoss | None = None,
         waiting: Collection[Plan] = (),
         beside: Calls | None = None,
     ) -> list[Proposal]:
@@ -110,12 +110,12 @@ class UniformSpace:
         from the best measured, and hopeful ones about which the predictor is unsure.
 
         Args:
-            targets: sizes that the ledger is to serve; each gets an equal part of the round.
+            targets: sizes that the study is to serve; each gets an equal part of the round.
                 Their ranges are not looked at.
             count: of proposals; fewer come back where there are no more plans.
             seed: of the run.
             round_: from 0.
-            pairs: the ledger's; those of this round and later ones are not looked at.
+            pairs: the study's; those of this round and later ones are not looked at.
             predictor: fitted on the pairs of earlier rounds.
             waiting: plans that are being measured, and not proposed again.
             beside: not asked; so few plans are quickly searched.
@@ -177,12 +177,12 @@ class UniformSpace:
         """
         plans = self._plans(target.budget)
         rng = np.random.default_rng([seed, 4])
-        rows, rises = _predicted(plans, plans.moved(begin), predict, rng)
-        rows, rises = rows[:count], rises[:count]
+        rows, loss_increases = _predicted(plans, plans.moved(begin), predict, rng)
+        rows, loss_increases = rows[:count], loss_increases[:count]
         costs = target.budget.cost(rows)
         return [
-            Candidate(plan, float(rise), float(cost))
-            for plan, rise, cost in zip(as_plans(rows), rises, costs, strict=True)
+            Candidate(plan, float(loss_increase), float(cost))
+            for plan, loss_increase, cost in zip(as_plans(rows), loss_increases, costs, strict=True)
         ]
 
     def _plans(self, budget: Budget) -> UniformPlans:
@@ -213,21 +213,21 @@ def _promising(
     count: int,
     known: set[Plan],
     rng: np.random.Generator,
-    predictor: Foretells,
+    predictor: PredictsLoss,
     begin: Sequence[Plan],
 ) -> list[Proposal]:
     """The best predicted, those a step away from the best measured, and the unsure."""
     chosen = Chosen(known)
     start = plans.moved(begin)
-    rows, rises = _predicted(plans, start, predictor.cautious, rng)
+    rows, loss_increases = _predicted(plans, start, predictor.cautious, rng)
     unsure, near = round(UNSURE * count), round(NEAR * count)
     chosen.take(rows, "found", count - unsure - near)
     beside = plans.near(start[:PARENTS] if len(start) else rows[:PARENTS])
     if len(beside):
         beside = beside[np.argsort(predictor.cautious(beside), kind="stable")]
     chosen.take(beside, "near", near)
-    hopeful = rises - HOPE * predictor.spread(rows)
-    chosen.take(rows[np.argsort(hopeful, kind="stable")], "unsure", unsure)
+    promising = loss_increases - PROMISING * predictor.spread(rows)
+    chosen.take(rows[np.argsort(promising, kind="stable")], "unsure", unsure)
     chosen.take(rows, "found", count - len(chosen.proposals))
     return chosen.proposals
 
@@ -246,24 +246,24 @@ def _predicted(
     seen: set[bytes] = set()
     rows = np.concatenate([start, plans.drawn(_LISTED, rng)])
     rows = rows[unseen(rows, seen)]
-    rows, rises = _best_first(rows, predict(rows))
+    rows, loss_increases = _best_first(rows, predict(rows))
     for _ in range(_CLIMBS):
         best = rows[:_CLIMBERS]
         near = plans.near(best)
         new = near[unseen(near, seen)]
         if not len(new):
             break
-        rows, rises = _best_first(
-            np.concatenate([rows, new]), np.concatenate([rises, predict(new)])
+        rows, loss_increases = _best_first(
+            np.concatenate([rows, new]), np.concatenate([loss_increases, predict(new)])
         )
         if (rows[:_CLIMBERS] == best).all():
             break
-    return rows, rises
+    return rows, loss_increases
 
 
-def _best_first(rows: Rows, rises: Floats) -> tuple[Rows, Floats]:
-    order = np.argsort(rises, kind="stable")
-    return rows[order], rises[order]
+def _best_first(rows: Rows, loss_increases: Floats) -> tuple[Rows, Floats]:
+    order = np.argsort(loss_increases, kind="stable")
+    return rows[order], loss_increases[order]
 
 
 def _in_turn(*sequences: Sequence[T]) -> Iterator[T]:
@@ -272,14 +272,14 @@ def _in_turn(*sequences: Sequence[T]) -> Iterator[T]:
         yield from (one[turn] for one in sequences if turn < len(one))
 
 
-def space_of(shape: str, units: Shape, model: PreTrainedModel, grain: int = 1) -> PlanSpace:
+def space_of(shape: str, units: Shape, model: PreTrainedModel, multiple: int = 1) -> PlanSpace:
     """The plans that may be proposed; the grain is of those whose blocks have any size."""
     if shape == "uniform":
         return UniformSpace(units, model.config)
-    return AnySpace(units) if grain == 1 else GrainedSpace(units, grain)
+    return AnySpace(units) if multiple == 1 else AlignedSpace(units, multiple)
 
 
-def fast_grain(model: PreTrainedModel) -> int:
+def fast_multiple(model: PreTrainedModel) -> int:
     """Of what MLP widths are to be multiples, so that a model's device runs them fast.
 
     Tensor cores take rows of 16 bytes; other rows go three times as slowly.

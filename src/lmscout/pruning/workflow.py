@@ -30,8 +30,8 @@ from lmscout.pruning.families import family_of
 from lmscout.pruning.finalists import STUDY as FINALS
 from lmscout.pruning.finalists import candidates_of, measure_finalists
 from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
-from lmscout.pruning.measuring import Learnt, judged, measure_rounds, proxy_columns, tail_on
-from lmscout.pruning.model_card import Evidence, MeasuredModel
+from lmscout.pruning.measuring import Fitted, judged, measure_rounds, proxy_columns, tail_on
+from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.ranges import Ranges
 from lmscout.pruning.recovery.elastic import Elastic
@@ -49,10 +49,10 @@ from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.storage import asked_storage
 from lmscout.pruning.study import STUDY as PAIRS
-from lmscout.pruning.study import Ledger
-from lmscout.pruning.study_record import begun_portions, record_origin
+from lmscout.pruning.study import PairStudy
+from lmscout.pruning.study_record import begun_chunks, record_origin
 from lmscout.pruning.turns import alone_in
-from lmscout.pruning.uniform_space import fast_grain, space_of
+from lmscout.pruning.uniform_space import fast_multiple, space_of
 from lmscout.runs import Run
 
 _TIMED_WINDOWS = 8  # on which latency is measured
@@ -78,7 +78,7 @@ def prune(
             recovery changes its weights.
         calibration: text on which plans are measured.
         request: what is wanted.
-        out: folder of the run: the ledger and the saved model; where several sizes are
+        out: folder of the run: the study and the saved model; where several sizes are
             wanted, each model in a folder of its own in it, such as ``keep-0.8``.
         report_on: text on which perplexities are reported; never the calibration text.
         recover_on: text that recovery trains on; the calibration text if None.
@@ -121,7 +121,7 @@ def _pruning(
     request.recovery.check(None, window, request.keep, request.of)
     family = family_of(model.config)
     units = shape_of(family.all_parts(model))
-    space = space_of(request.shape, units, model, request.grain or fast_grain(model))
+    space = space_of(request.shape, units, model, request.channel_multiple or fast_multiple(model))
     if request.of != "latency":  # else it takes measuring first
         for budget in _budgets(request, model, units, None):
             space.require(budget)
@@ -130,14 +130,14 @@ def _pruning(
     on = ReportText(
         loaded.tokenizer, report_on, request.protocol, dtype, limit_tokens=request.report_tokens
     )
-    begun = [begun_portions(storage, study) for study in (PAIRS, FINALS)]
-    with stages("calibrating") as told:
+    begun = [begun_chunks(storage, study) for study in (PAIRS, FINALS)]
+    with stages("calibrating") as update:
         windows = model_windows(model, loaded.tokenizer, calibration, window)
         training = windows
         if recover_on is not None:
             training = model_windows(model, loaded.tokenizer, recover_on, window)
         on.check(model)
-        calibrated = calibrate(model, windows, settings, progress=told).as_begun(*begun)
+        calibrated = calibrate(model, windows, settings, progress=update).as_begun(*begun)
     elastic = None
     if request.recovery.elastic is not None:
         _begin(run, held)
@@ -153,8 +153,10 @@ def _pruning(
     found = _found(calibrated, space, request, storage, origin, stages)
     winners = [contest[0].plan for contest in found.contests]
     folders = _checked_folders(request.keep, out, winners, dtype)
-    with stages("reporting") as told:
-        dense, reported = report(calibrated, found.budgets, winners, on, dense=known, progress=told)
+    with stages("reporting") as update:
+        dense, reported = report(
+            calibrated, found.budgets, winners, on, dense=known, progress=update
+        )
     dense, dense_elastic = _dense_rows(dense, elastic)
     winner_of = None
     trained: Sequence[Trained | None] = [None] * len(winners)
@@ -163,7 +165,7 @@ def _pruning(
             calibrated, training, request.recovery.winners, request.shape, out
         )
         reported, trained = recover_winners(winner_of, request.keep, winners, reported, on, stages)
-    with stages("saving") as told:
+    with stages("saving") as update:
         for number, (keep, winner) in enumerate(zip(request.keep, winners, strict=True)):
             if not is_finished(folders[number]):
                 recovered = None if winner_of is None else winner_of(keep, winner)[0]
@@ -176,12 +178,12 @@ def _pruning(
                     folders[number],
                     dtype,
                     note=request.note(keep),
-                    evidence=_evidence(loaded, found.pairs, (dense, dense_elastic), size),
+                    figures=_card_figures(loaded, found.pairs, (dense, dense_elastic), size),
                     shape=request.shape,
                 )
-            if told:
-                told(number + 1, len(folders))
-    learnt = found.learnt
+            if update:
+                update(number + 1, len(folders))
+    fitted = found.fitted
     return Pruning(
         request.of,
         dense,
@@ -191,14 +193,14 @@ def _pruning(
                 request.keep, found.contests, reported, folders, trained, strict=True
             )
         ),
-        learnt.predictor.report if learnt.predictor else None,
-        learnt.shrinks,
+        fitted.predictor.report if fitted.predictor else None,
+        fitted.narrowing_steps,
         found.pairs,
-        found.ledger,
+        found.pair_study,
         stages.seconds,
         elastic,
         dense_elastic,
-        None if learnt.judge is None else learnt.judge.report,
+        None if fitted.objective is None else fitted.objective.report,
         held_out_tokens(calibrated),
     )
 
@@ -209,9 +211,9 @@ class _Found:
 
     budgets: Sequence[Budget]
     contests: Sequence[Sequence[Finalist]]
-    learnt: Learnt
+    fitted: Fitted
     pairs: int
-    ledger: str
+    pair_study: str
 
 
 def _found(
@@ -224,30 +226,30 @@ def _found(
 ) -> _Found:
     """Measure, learn and search, or let a proxy judge, and measure the finalists."""
     units, settings = calibrated.shape, calibrated.settings
-    final_settings = {**calibrated.ledger_settings, "final_tokens": settings.final_tokens}
+    final_settings = {**calibrated.study_settings, "final_tokens": settings.final_tokens}
     with (
-        Ledger(storage, units, calibrated.ledger_settings) as ledger,
-        Ledger(storage, units, final_settings, study=FINALS) as finals,
+        PairStudy(storage, units, calibrated.study_settings) as pair_study,
+        PairStudy(storage, units, final_settings, study=FINALS) as finals,
     ):
-        record_origin(ledger, *origin, settings, calibrated.model.dtype)
-        latency = _latency(ledger, calibrated) if request.of == "latency" else None
+        record_origin(pair_study, *origin, settings, calibrated.model.dtype)
+        latency = _latency(pair_study, calibrated) if request.of == "latency" else None
         budgets = _budgets(request, calibrated.model, units, latency)
         for budget in budgets:
             space.require(budget)
         targets = [Target(budget, Ranges.above(units)) for budget in budgets]
-        if request.judge is not None:
+        if request.objective is not None:
             with stages("judging"):
-                learnt = judged(request.judge, calibrated, targets)
+                fitted = judged(request.objective, calibrated, targets)
         else:
             with (
-                stages("measuring pairs") as told,
-                ledger.alone(told and partial(_tell_of_others, told, request.pairs)),
+                stages("measuring pairs") as update,
+                pair_study.alone(update and partial(_report_other_studies, update, request.pairs)),
             ):
                 # Another run may have begun the study since this one looked at it.
                 if not calibrated.references:
-                    calibrated = calibrated.as_begun(ledger.portions, finals.portions)
-                learnt = measure_rounds(
-                    ledger,
+                    calibrated = calibrated.as_begun(pair_study.chunks, finals.chunks)
+                fitted = measure_rounds(
+                    pair_study,
                     calibrated.evaluator(calibrated.measured),
                     calibrated.mass,
                     space,
@@ -256,22 +258,22 @@ def _found(
                     seed=request.seed,
                     tail=tail_on(calibrated.model.device),
                     extra=proxy_columns(request.features, calibrated),
-                    progress=told,
+                    progress=update,
                 )
-        with stages("searching") as told:
+        with stages("searching") as update:
             candidates = []
-            for number, target in enumerate(learnt.targets):
-                candidates.append(candidates_of(ledger, learnt, space, target, request.seed))
-                if told:
-                    told(number + 1, len(budgets))
-        with stages("measuring finalists") as told:
-            contests = measure_finalists(calibrated, ledger, finals, learnt, candidates, told)
-        return _Found(budgets, contests, learnt, len(ledger), ledger.url)
+            for number, target in enumerate(fitted.targets):
+                candidates.append(candidates_of(pair_study, fitted, space, target, request.seed))
+                if update:
+                    update(number + 1, len(budgets))
+        with stages("measuring finalists") as update:
+            contests = measure_finalists(calibrated, pair_study, finals, fitted, candidates, update)
+        return _Found(budgets, contests, fitted, len(pair_study), pair_study.url)
 
 
-def _tell_of_others(told: StageProgress, wanted: int, there: int) -> None:
+def _report_other_studies(update: StageProgress, wanted: int, there: int) -> None:
     """Tell how far another run is, for which this one waits."""
-    told(min(there, wanted), wanted)
+    update(min(there, wanted), wanted)
 
 
 def _budgets(
@@ -287,13 +289,13 @@ def _budgets(
     ]
 
 
-def _latency(ledger: Ledger, calibrated: Calibrated) -> Latency:
+def _latency(pair_study: PairStudy, calibrated: Calibrated) -> Latency:
     """Measured once a run, since times differ from run to run and plans must not."""
-    noted = ledger.note("latency")
+    noted = pair_study.note("latency")
     if noted is None:
         windows = calibrated.measured[:_TIMED_WINDOWS]
         measured = measure_latency(calibrated.model, calibrated.family, windows)
-        noted = ledger.note("latency", json.dumps(to_json(measured)))
+        noted = pair_study.note("latency", json.dumps(to_json(measured)))
     assert noted is not None
     return from_json(json.loads(noted))
 
@@ -321,7 +323,7 @@ def _dense_measured(
     if elastic is None:
         with stages("reporting"):
             known = on.dense_perplexity(calibrated)
-    if request.judge is None:
+    if request.objective is None:
         with stages("calibrating"):
             calibrated = calibrated.checked()
     return calibrated, known
@@ -361,7 +363,7 @@ def _save(
     dtype: torch.dtype,
     *,
     note: Mapping[str, object],
-    evidence: Evidence,
+    figures: CardFigures,
     shape: str,
 ) -> None:
     save(
@@ -370,22 +372,22 @@ def _save(
         folder,
         shape=cast(ShapeName, shape),
         tokenizer=tokenizer,
-        outputs=calibrated.refitted(plan) if recovered is None else None,
+        outputs=calibrated.compensated(plan) if recovered is None else None,
         recovered=recovered,
         dtype=dtype,
         beside=[path.name for path in folder.iterdir()] if folder.is_dir() else (),
         note=note,
-        evidence=evidence,
+        figures=figures,
     )
 
 
-def _evidence(
+def _card_figures(
     loaded: LoadedModel, pairs: int, dense: Sequence[Reported | None], size: Size
-) -> Evidence:
+) -> CardFigures:
     """What the card of the model that is saved says of the run."""
     rows = (*dense, *size.reported)
     names = [row.name for row in rows if row]
-    return Evidence(
+    return CardFigures(
         pairs,
         tuple(
             MeasuredModel(row.name, row.params, row.perplexity, SHOWN[row.name])

@@ -56,9 +56,9 @@ def score_proxies(
     """
     batch, workers = batch or Batch(), workers or Workers()
     kind = f"scores with ones for {ones}" if ones else "scores"
-    told = provenance(kind, names, specs, seed, batch, device=workers.device)
+    update = provenance(kind, names, specs, seed, batch, device=workers.device)
     # SynFlow multiplies from layer to layer: a deep model's is beyond float32.
-    store = RowStore(folder, f"{name}-proxies", told, (len(names),), np.float64)
+    store = RowStore(folder, f"{name}-proxies", update, (len(names),), np.float64)
     proxies = tuple(map(resolve, names))
     build = Build(seed, batch, workers.device)
     measure = partial(_score, proxies=proxies, build=build, ones=ones)

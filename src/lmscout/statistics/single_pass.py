@@ -111,7 +111,7 @@ def run_pass(
     with ExitStack() as stack:
         points = model.probe_points()
         weights = {layer.weight for point in points for layer in point.linear}
-        stack.enter_context(only_these_learn(model, weights))
+        stack.enter_context(train_only(model, weights))
         for block, point in enumerate(points):
             for name, modules in (("act", point.act), ("head", point.head)):
                 for place, module in enumerate(modules):
@@ -129,7 +129,7 @@ def run_pass(
 
 
 @contextmanager
-def only_these_learn(model: nn.Module, chosen: Collection[Tensor]) -> Iterator[None]:
+def train_only(model: nn.Module, chosen: Collection[Tensor]) -> Iterator[None]:
     """Let only chosen parameters of a model require gradients, for a while.
 
     Args:

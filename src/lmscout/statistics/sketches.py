@@ -161,18 +161,18 @@ def collect_sketches(
     batch, workers = batch or Batch(), workers or Workers()
     slots = ROOM * max(spec.depth for spec in specs)
     columns = [*_HEADER, f"{size[0]} x {size[1]} elements"]
-    told = provenance("sketches", columns, specs, seed, batch, device=workers.device)
+    update = provenance("sketches", columns, specs, seed, batch, device=workers.device)
     shape = (slots, len(_HEADER) + size[0] * size[1])
-    store = RowStore(folder, f"{name}-sketches", told, shape)
+    store = RowStore(folder, f"{name}-sketches", update, shape)
     build = Build(seed, batch, workers.device)
     measure = partial(_measure, build=build, slots=slots, size=size)
     fill(store, specs, measure, workers, progress)
-    told_by_specs = list(map(spec_values, specs))
+    known_from_specs = list(map(spec_values, specs))
     return Sketches(
         MappingProxyType({stack: _stack(stack, store.rows, size) for stack in OWN_STACKS}),
         np.array([spec.depth for spec in specs], np.int64),
         MappingProxyType(
-            {leaf: np.array([one[leaf] for one in told_by_specs]) for leaf in SPEC_LEAVES}
+            {leaf: np.array([one[leaf] for one in known_from_specs]) for leaf in SPEC_LEAVES}
         ),
     )
 

@@ -34,36 +34,36 @@ def check_engine(make: MakeEngine, *, chance: bool = True) -> None:
     Raises:
         AssertionError: it does not, with what is wrong.
     """
-    first = _course(make(_GRAMMAR, 0, _SEEDS), _by_size)
+    first = _trajectory(make(_GRAMMAR, 0, _SEEDS), _by_size)
     asked = [node for batch in first for node in batch]
     assert all(len(batch) == _COUNT for batch in first), "it gave fewer or more than asked"
     outside = [node for node in asked if not _GRAMMAR.holds(node)]
     assert not outside, f"it gave a tree that is not of its grammar: {outside[0]}"
     assert set(_SEEDS) <= set(first[0]), "it did not begin with the trees that it was given"
-    assert first == _course(make(_GRAMMAR, 0, _SEEDS), _by_size), "one seed gave two courses"
-    another = _course(make(_GRAMMAR, 1, _SEEDS), _by_size)
+    assert first == _trajectory(make(_GRAMMAR, 0, _SEEDS), _by_size), "one seed gave two courses"
+    another = _trajectory(make(_GRAMMAR, 1, _SEEDS), _by_size)
     if chance:
         assert first != another, "two seeds gave one course"
     else:
         assert first == another, "it draws by chance, and was said not to"
-    nothing = _course(make(_GRAMMAR, 0, ()), lambda _: None)
+    nothing = _trajectory(make(_GRAMMAR, 0, ()), lambda _: None)
     assert len({node for batch in nothing for node in batch}) > _COUNT, (
         "it asks the same again where all was discarded"
     )
 
 
-def _course(
+def _trajectory(
     engine: Engine, fitness: Callable[[Expression], float | None]
 ) -> list[list[Expression]]:
     """What an engine asks, told a fitness each time."""
     batches = []
     for _ in range(_ROUNDS):
         batches.append(engine.ask(_COUNT))
-        engine.tell([_judged(node, fitness(node)) for node in batches[-1]])
+        engine.tell([_evaluated(node, fitness(node)) for node in batches[-1]])
     return batches
 
 
-def _judged(node: Expression, fitness: float | None) -> Candidate:
+def _evaluated(node: Expression, fitness: float | None) -> Candidate:
     return Candidate(node, fitness, "" if fitness is not None else "discarded")
 
 

@@ -77,7 +77,7 @@ def check_family(
     if fresh_process:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "saved"
-            save(model, _plans(dense)["halves"], out, shape="any", tokenizer=None, note={})
+            save(model, _plans(dense)["sublayers"], out, shape="any", tokenizer=None, note={})
 
 
 def _plans(dense: Plan) -> dict[str, Plan]:
@@ -90,17 +90,17 @@ def _plans(dense: Plan) -> dict[str, Plan]:
             attention[block], mlp[block] = one, other
         return Plan(tuple(attention), tuple(mlp))
 
-    half = tuple(number // 2 for number in channels)
+    sublayer = tuple(number // 2 for number in channels)
     return {
         "dense": dense,
-        "uneven": with_blocks((1, channels[0] - 1), (groups[1], half[1])),
-        "halves": with_blocks((0, half[0]), (1, 0)),
-        "dropped block": with_blocks((groups[0], half[0]), (0, 0)),
+        "uneven": with_blocks((1, channels[0] - 1), (groups[1], sublayer[1])),
+        "sublayers": with_blocks((0, sublayer[0]), (1, 0)),
+        "dropped block": with_blocks((groups[0], sublayer[0]), (0, 0)),
         "one MLP width": Plan(
             tuple(0 if block == 1 else number for block, number in enumerate(groups)),
-            tuple(0 if block == 1 else number for block, number in enumerate(half)),
+            tuple(0 if block == 1 else number for block, number in enumerate(sublayer)),
         ),
-        "one width": Plan(tuple(number - 1 for number in groups), half),
+        "one width": Plan(tuple(number - 1 for number in groups), sublayer),
     }
 
 
@@ -135,7 +135,7 @@ def _check_parts(family: Family, model: PreTrainedModel) -> None:
     storages = {one.untyped_storage().data_ptr() for one in model.parameters()}
     for index, block in enumerate(family.blocks(model)):
         parts = family.parts(block)
-        for kind, part in parts.halves.items():
+        for kind, part in parts.sublayers.items():
             for one in unit_maps(part):
                 for tensor in (one.weight, one.bias):
                     assert tensor is None or tensor.untyped_storage().data_ptr() in storages, (
@@ -212,12 +212,12 @@ def _check_parameters(
             continue
         parts = family.parts(block)
         units_kept = plan.attention[index], plan.mlp[index]
-        halves = tuple(zip(parts.halves.values(), units_kept, strict=True))
-        for part, units in halves:
+        sublayers = tuple(zip(parts.sublayers.values(), units_kept, strict=True))
+        for part, units in sublayers:
             removed = unit_parameters(part) - unit_parameters(part.first(units))
             least, most = least - removed, most - removed
-        whole = parameter_count(block) - sum(unit_parameters(part) for part, _ in halves)
-        if not all(units for _, units in halves):
+        whole = parameter_count(block) - sum(unit_parameters(part) for part, _ in sublayers)
+        if not all(units for _, units in sublayers):
             least, most = least - whole + 1, most - 1
     number = parameter_count(pruned)
     assert least <= number <= most, (
@@ -228,10 +228,10 @@ def _check_parameters(
 
 def _check_cache(pruned: Any, tokens: Tensor, expected: Tensor, name: str) -> None:
     """Text in two parts, the second with the first one's cache, is the same as at once."""
-    half = tokens.shape[1] // 2
+    sublayer = tokens.shape[1] // 2
     with torch.no_grad():
-        first = pruned(input_ids=tokens[:, :half], use_cache=True)
-        second = pruned(input_ids=tokens[:, half:], past_key_values=first.past_key_values)
+        first = pruned(input_ids=tokens[:, :sublayer], use_cache=True)
+        second = pruned(input_ids=tokens[:, sublayer:], past_key_values=first.past_key_values)
     parts = torch.cat([first.logits, second.logits], dim=1)
     _assert_same(parts, expected, f"{name}: text in two parts with the cache")
 
@@ -277,7 +277,7 @@ def _permuted(family: Family, model: PreTrainedModel, kind: str) -> PreTrainedMo
 
 def _sides(family: Family, block: Any, kind: str) -> Iterator[tuple[Tensor, int, int]]:
     """Every tensor side that follows the units: the tensor, the axis, how many units."""
-    part = family.parts(block).halves[kind]
+    part = family.parts(block).sublayers[kind]
     for one in part.inputs:
         yield one.weight, 0, part.units
         if one.bias is not None:

@@ -1,1 +1,1 @@
-"""Discovery in the deep space: engines that ask, a screen that judges, a run that records."""
+"""Discovery in the deep space: engines that ask, a screen that objectives, a run that records."""

@@ -179,7 +179,7 @@ class BlockParts:
     mlp: MlpParts
 
     @property
-    def halves(self) -> dict[str, AttentionParts | MlpParts]:
+    def sublayers(self) -> dict[str, AttentionParts | MlpParts]:
         """Attention and MLP by kind, in the order of `KINDS`."""
         return {ATTENTION: self.attention, MLP: self.mlp}
 
@@ -205,14 +205,14 @@ class Family(ABC):
         """The matrices of every block, in order."""
         return [self.parts(block) for block in self.blocks(model)]
 
-    def all_halves(
+    def all_sublayers(
         self, model: PreTrainedModel
     ) -> dict[tuple[int, str], AttentionParts | MlpParts]:
         """Attention and MLP of every block by its number and kind, as a model computes them."""
         return {
-            (index, kind): half
+            (index, kind): sublayer
             for index, parts in enumerate(self.all_parts(model))
-            for kind, half in parts.halves.items()
+            for kind, sublayer in parts.sublayers.items()
         }
 
     @abstractmethod

@@ -48,7 +48,7 @@ from lmscout.pruning.recovery.training import (
 )
 from lmscout.pruning.sampler import Target, order_for_prefix_sharing
 from lmscout.pruning.space import PlanSpace
-from lmscout.statistics.single_pass import only_these_learn
+from lmscout.statistics.single_pass import train_only
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class ElasticAdapter:
         self._model, self._family = model, family
         self.vocabulary: int = model.config.vocab_size
         self._blocks = list(family.blocks(model))
-        self._halves = family.all_halves(model)
+        self._sublayers = family.all_sublayers(model)
         self.weights: dict[str, nn.Parameter] = {}
         generator = torch.Generator().manual_seed(seed)
-        for (index, kind), part in self._halves.items():
+        for (index, kind), part in self._sublayers.items():
             for number, one in enumerate(unit_maps(part)):
                 out, entries = one.weight.shape
                 wide = torch.promote_types(one.weight.dtype, torch.float32)
@@ -118,7 +118,7 @@ class ElasticAdapter:
     @torch.no_grad()
     def dense_hidden(self, tokens: Tensor) -> Tensor:
         """That of the dense model as it is."""
-        return self._walk([part.units for part in self._halves.values()], tokens, adapted=False)
+        return self._walk([part.units for part in self._sublayers.values()], tokens, adapted=False)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Last hidden states to logits."""
@@ -127,7 +127,7 @@ class ElasticAdapter:
     @torch.no_grad()
     def merge(self) -> None:
         """Add the adapters to the dense weights, in place, one matrix at a time."""
-        for (index, kind), part in self._halves.items():
+        for (index, kind), part in self._sublayers.items():
             for number, one in enumerate(unit_maps(part)):
                 down, up = self._pair(index, kind, number)
                 one.weight.copy_(one.weight.to(down.dtype) + up @ down)
@@ -135,7 +135,7 @@ class ElasticAdapter:
     def _walk(self, steps: Sequence[int], tokens: Tensor, *, adapted: bool) -> Tensor:
         hidden = self._family.embed(self._model, tokens)
         context = self._family.context(self._model, hidden)
-        for ((index, kind), whole), units in zip(self._halves.items(), steps, strict=True):
+        for ((index, kind), whole), units in zip(self._sublayers.items(), steps, strict=True):
             if units:
                 part = self._adapted(index, kind, whole) if adapted else whole
                 block = self._blocks[index]
@@ -156,7 +156,7 @@ class ElasticAdapter:
         return self.weights[f"{name}.down"], self.weights[f"{name}.up"]
 
 
-SETTING = "elastic"  # of a ledger whose pairs were measured afterwards
+SETTING = "elastic"  # of a study whose pairs were measured afterwards
 _DRAWN = 256  # plans that are trained in turn
 _DENSE_EVERY = 8  # steps, of which one trains the whole
 _JUDGED = 24  # plans of a size, by which its order before and after is compared
@@ -258,7 +258,7 @@ def recover_all_plans(
         text_digest(calibrated.measured): evaluator.references,
         text_digest(calibrated.final): calibrated.evaluator(calibrated.final).references,
     }
-    before = [_rises(evaluator, plans) for plans in judged]
+    before = [_loss_increases(evaluator, plans) for plans in judged]
     adapter, trained = train_all_plans(
         calibrated, windows, space, sizes, settings, checkpoint, progress=progress
     )
@@ -266,7 +266,7 @@ def recover_all_plans(
     words = f"{settings.words(windows.shape[1])}, {_adapter_words(adapter.weights)}"
     recovered = calibrate_again(calibrated, references, {SETTING: words})
     evaluator = recovered.evaluator(recovered.measured)
-    after = [_rises(evaluator, plans) for plans in judged]
+    after = [_loss_increases(evaluator, plans) for plans in judged]
     orders = tuple(
         OrderChange(keep, kendall(two, one), tuple(one), tuple(two))
         for keep, one, two in zip(sizes, before, after, strict=True)
@@ -280,7 +280,7 @@ def merge_trained(calibrated: Calibrated, checkpoint: Path, words: str) -> None:
     Args:
         calibrated: the dense model as it was before, calibrated as it was then.
         checkpoint: the run's file.
-        words: what the settings of its ledger say of the adapter.
+        words: what the settings of its study say of the adapter.
 
     Raises:
         LmscoutError: the file is not there, or damaged, or holds another adapter.
@@ -288,7 +288,7 @@ def merge_trained(calibrated: Calibrated, checkpoint: Path, words: str) -> None:
     identity, weights = read_adapter(checkpoint)
     if not words.endswith(_adapter_words(weights)):
         raise LmscoutError(
-            f"recovery {checkpoint}: is not the adapter with which the ledger's pairs were "
+            f"recovery {checkpoint}: is not the adapter with which the study's pairs were "
             "measured; put that one in its place"
         )
     rank, seed = (int(identity[name] or 0) for name in ("rank", "seed"))
@@ -358,13 +358,13 @@ def train_all_plans(
         return plan_loss(adapter, plan, tokens, settings.method)
 
     identity = {
-        **calibrated.ledger_settings,
+        **calibrated.study_settings,
         **settings.identity(),
         "text": text_digest(windows),
         "sizes": ", ".join(repr(float(keep)) for keep in sizes),
         "plans": f"{type(space).__name__}, {len(plans)} drawn",
     }
-    with only_these_learn(model, ()):
+    with train_only(model, ()):
         trained = train(
             adapter.weights,
             loss_of,
@@ -410,5 +410,5 @@ def _adapter_words(weights: Mapping[str, Tensor]) -> str:
     return f"adapter {weights_digest(weights)}"
 
 
-def _rises(evaluator: Evaluator, plans: Sequence[Plan]) -> list[float]:
-    return [one.rise for one in evaluator.measure(plans)]
+def _loss_increases(evaluator: Evaluator, plans: Sequence[Plan]) -> list[float]:
+    return [one.loss_increase for one in evaluator.measure(plans)]

@@ -40,7 +40,7 @@ from lmscout.pruning.recovery.training import FOLDER, Trained, check_file
 from lmscout.pruning.report import ReportText, held_out_increase
 from lmscout.pruning.results import Reported
 from lmscout.pruning.space import PlanSpace
-from lmscout.statistics.single_pass import only_these_learn
+from lmscout.statistics.single_pass import train_only
 
 _REPEATS = 3  # after one that is not counted
 _LEARNING = 16  # bytes of a number that learns: itself, its gradient, and two moments of that
@@ -63,7 +63,7 @@ class Training:
     activations: int
 
 
-def foretell_training(
+def estimate_training(
     whole: PreTrainedModel,
     family: Family,
     settings: RecoverySettings,
@@ -86,10 +86,10 @@ def foretell_training(
     (first, first_bytes), (both, both_bytes) = (
         _step(of_blocks(count), family, settings, window) for count in (1, 2)
     )
-    halves = list(family.all_halves(whole).values())
-    more = len(halves) // 2 - 1
+    sublayers = list(family.all_sublayers(whole).values())
+    more = len(sublayers) // 2 - 1
     seconds = steps * (first + more * max(0.0, both - first))
-    numbers = settings.rank * sum(sum(one.weight.shape) for h in halves for one in unit_maps(h))
+    numbers = settings.rank * sum(sum(one.weight.shape) for h in sublayers for one in unit_maps(h))
     return Training(
         steps,
         min(seconds, settings.seconds or seconds),
@@ -119,7 +119,7 @@ def _step(
         return tensor
 
     seconds = []
-    with only_these_learn(model, ()):
+    with train_only(model, ()):
         for repeat in range(1 + _REPEATS):
             await_device(model.device)
             start = time.perf_counter()
@@ -228,10 +228,10 @@ def recover_plans(
     """
     with stages("reporting"):
         as_given = on.dense_perplexity(calibrated)
-    with stages("recovering all plans") as told:
+    with stages("recovering all plans") as update:
         checkpoint = recovery_file(out, ELASTIC)
         recovered, elastic = recover_all_plans(
-            calibrated, windows, space, sizes, settings, checkpoint, progress=told
+            calibrated, windows, space, sizes, settings, checkpoint, progress=update
         )
     return recovered, replace(elastic, as_given=as_given)
 
@@ -277,7 +277,7 @@ class WinnerRecovery:
         """
         calibrated = self.calibrated
         identity = {
-            **calibrated.ledger_settings,
+            **calibrated.study_settings,
             "text": text_digest(self.windows),
             "plan": " ".join(map(str, plan.as_dict().values())),
             "shape": self.shape,
@@ -286,7 +286,7 @@ class WinnerRecovery:
             cut(
                 calibrated.model,
                 plan,
-                calibrated.refitted(plan),
+                calibrated.compensated(plan),
                 shape=cast(ShapeName, self.shape),
             ),
             calibrated.model,
@@ -325,9 +325,9 @@ def recover_winners(
         LmscoutError: as a `WinnerRecovery`.
     """
     wider, trained = [], []
-    with stages("recovering") as told:
+    with stages("recovering") as update:
         for number, (share, plan, rows) in enumerate(zip(keep, winners, reported, strict=True)):
-            part = part_of(told, number * winner_of.steps, len(winners) * winner_of.steps)
+            part = part_of(update, number * winner_of.steps, len(winners) * winner_of.steps)
             found, increase, done = _measured(winner_of, share, plan, on, part)
             wider.append(_with_recovered(rows, found, increase))
             trained.append(done)
@@ -335,9 +335,9 @@ def recover_winners(
 
 
 def _measured(
-    winner_of: WinnerRecovery, keep: float, plan: Plan, on: ReportText, told: StageProgress | None
+    winner_of: WinnerRecovery, keep: float, plan: Plan, on: ReportText, update: StageProgress | None
 ) -> tuple[Perplexity | None, float | None, Trained]:
-    model, done = winner_of(keep, plan, progress=told)
+    model, done = winner_of(keep, plan, progress=update)
     increase = held_out_increase(model, winner_of.calibrated, winner_of.windows)
     return on.perplexity(model), increase, done
 

@@ -511,6 +511,6 @@ def _restore(
         one.copy_(state.weights[name])
     for key, value in state.optimizer.items():
         name, _, kind = key.rpartition("/")
-        # the count of steps stays on the processor, as the optimiser keeps it
+        # the count of steps stays on the CPU, as the optimiser keeps it
         place = value if kind == "step" else value.to(adapters[name].device)
         optimizer.state[adapters[name]][kind] = place

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery import explain, judge, pick, signed_proxy
+from lmscout.discovery import explain, pick, rank_proxies, signed_proxy
 from lmscout.statistics import Batch, Workers
 
 SETTINGS = {"seed": 0, "batch": Batch(4, 16), "workers": Workers(1)}
@@ -14,28 +14,28 @@ BENCHMARK = replace(tiny_benchmark(), name="flexibert")  # which champion-encode
 
 def test_a_minus_sign_turns_scores_and_figures_round(tmp_path):
     names = ["-snip", "snip", "-mean(frobenius(act))"]
-    judged = judge(BENCHMARK, names, cache=tmp_path, **SETTINGS)
-    assert [one.name for one in judged.proxies] == names
-    falling, rising, _ = judged.proxies
-    np.testing.assert_array_equal(judged.scores["-snip"], -judged.scores["snip"])
+    evaluated = rank_proxies(BENCHMARK, names, cache=tmp_path, **SETTINGS)
+    assert [one.name for one in evaluated.proxies] == names
+    falling, rising, _ = evaluated.proxies
+    np.testing.assert_array_equal(evaluated.scores["-snip"], -evaluated.scores["snip"])
     assert falling.agreement.spearman.value == -rising.agreement.spearman.value
-    plain = judge(BENCHMARK, ["mean(frobenius(act))"], cache=tmp_path, **SETTINGS)
+    plain = rank_proxies(BENCHMARK, ["mean(frobenius(act))"], cache=tmp_path, **SETTINGS)
     np.testing.assert_array_equal(
-        judged.scores["-mean(frobenius(act))"], -plain.scores["mean(frobenius(act))"]
+        evaluated.scores["-mean(frobenius(act))"], -plain.scores["mean(frobenius(act))"]
     )
 
 
 def test_what_a_search_found_on_a_part_of_the_benchmark_is_marked(tmp_path):
     names = ["champion-encoder", "-champion", "champion-decoder", "snip"]
-    told = judge(BENCHMARK, names, cache=tmp_path, **SETTINGS).to_json()["proxies"]
-    assert {one["proxy"]: one["seen"] for one in told} == {
+    update = rank_proxies(BENCHMARK, names, cache=tmp_path, **SETTINGS).to_json()["proxies"]
+    assert {one["proxy"]: one["seen"] for one in update} == {
         "champion-encoder": True,
         "-champion": True,
         "champion-decoder": False,
         "snip": False,
     }
     elsewhere = replace(BENCHMARK, name="another")
-    (other,) = judge(elsewhere, names[:1], cache=tmp_path, **SETTINGS).to_json()["proxies"]
+    (other,) = rank_proxies(elsewhere, names[:1], cache=tmp_path, **SETTINGS).to_json()["proxies"]
     assert other["seen"] is False
 
 
