@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_is_refused(tmp_path, value):
 WRITER = """
     import sys
     from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
-    from lmscout.pruning.ledger import Ledger
+    from lmscout.pruning.study import Ledger
 
     print(0, flush=True)
     with Ledger(sys.argv[1], SHAPE, SETTINGS) as ledger:

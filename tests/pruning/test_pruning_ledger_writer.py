@@ -96,8 +96,8 @@ KILLED = """
     import os, signal, sys
     from test_pruning_ledger_writer import PAIRS
     from test_pruning_ledger import SETTINGS, SHAPE
-    from lmscout.pruning.ledger import Ledger
-    from lmscout.pruning.ledger_writer import LedgerWriter
+    from lmscout.pruning.study import Ledger
+    from lmscout.pruning.study_writer import LedgerWriter
 
     with Ledger(sys.argv[1], SHAPE, SETTINGS) as ledger, LedgerWriter(ledger) as writer:
         for one in PAIRS:

@@ -100,7 +100,7 @@ OPENER = """
     import sys
     from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
     from lmscout.errors import LmscoutError
-    from lmscout.pruning.ledger import Ledger
+    from lmscout.pruning.study import Ledger
 
     print("there", flush=True)
     sys.stdin.readline()
