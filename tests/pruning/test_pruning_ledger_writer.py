@@ -97,7 +97,7 @@ KILLED = """
     from test_pruning_ledger_writer import PAIRS
     from test_pruning_ledger import SETTINGS, SHAPE
     from lmscout.pruning.study import Study
-    from lmscout.pruning.ledger_writer import LedgerWriter
+    from lmscout.pruning.study_writer import LedgerWriter
 
     with Study(sys.argv[1], SHAPE, SETTINGS) as study, LedgerWriter(study) as writer:
         for one in PAIRS:

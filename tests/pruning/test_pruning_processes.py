@@ -63,11 +63,11 @@ def test_one_that_was_killed_is_told_of():
 BEGUN = """
     import os, signal, time
     from operator import truediv
-    from lmscout.pruning import processes
+    from lmscout.pruning import background as processes
 
 
     first = processes.Beside("counts")
-    first.submit(exec, "import builtins; from lmscout.pruning import processes;"
+    first.submit(exec, "import builtins; from lmscout.pruning import background as processes;"
                        "builtins.second = processes.Beside('counts')").result()
     second = first.submit(eval, "second.submit(__import__('os').getpid).result()").result()
     print(first.submit(os.getpid).result(), second, flush=True)

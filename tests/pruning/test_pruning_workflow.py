@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,8 +275,7 @@ def test_a_finished_model_that_was_asked_for_otherwise_is_told_before_any_work(t
     """Without a study in the folder: it may be kept elsewhere."""
     request = replace(REQUEST, keep=(0.9, 0.7))
     folder = tmp_path / "keep-0.9"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    shutil.copytree(STORIES, folder)
     record = folder / "lmscout.json"
     record.write_text(json.dumps({"shape": "any", "asked": request.note(0.9)}))
     check_request(request, two_texts()[0], None, tmp_path)
