@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from lmscout.pruning.proxy_objective import asked_proxy, compute_objectives
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import recover_all_plans
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
-from lmscout.pruning.recovery.training import State, read_adapter, write_state
+from lmscout.pruning.recovery.training import read_state, write_state
 from lmscout.pruning.space import AnySpace
 from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_record import read_recorded, record_origin
@@ -212,8 +213,9 @@ def test_without_the_adapter_of_its_pairs_a_run_is_refused(elastic, tmp_path, te
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     adapter = recovery_file(run, ELASTIC)
-    identity, weights = read_adapter(adapter)
-    write_state(adapter, identity, State({name: one * 2 for name, one in weights.items()}))
+    state = read_state(adapter)
+    doubled = {name: one * 2 for name, one in state.weights.items()}
+    write_state(adapter, replace(state, weights=doubled))
     with pytest.raises(LmscoutError, match="is not the adapter with which"):
         study_benchmark(str(run), tmp_path).read((("abs",),))
     adapter.unlink()

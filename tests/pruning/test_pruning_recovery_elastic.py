@@ -109,7 +109,7 @@ def test_plans_are_better_after_than_before(recovered):
     assert -1 <= order.kendall <= 1
 
 
-def test_rises_stay_those_over_the_dense_model_as_it_was(recovered):
+def test_loss_increases_stay_those_over_the_dense_model_as_it_was(recovered):
     calibrated, after, _ = recovered
     given, _ = calibrated_example(calibrated.settings.quality)
     assert torch.equal(given.measured, after.measured)
@@ -127,9 +127,9 @@ def test_rises_stay_those_over_the_dense_model_as_it_was(recovered):
     assert dense.loss_increase == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
-def test_plans_are_measured_in_the_portions_in_which_a_ledger_was_begun(tmp_path):
+def test_plans_are_measured_in_the_chunks_of_an_earlier_run(tmp_path):
     calibrated, windows = calibrated_example()
-    begun = calibrated.as_begun(2, 3)  # four each, if nobody had
+    begun = calibrated.with_chunks(2, 3)  # four each in a new run
     settings = RecoverySettings(rank=2, batch_tokens=128, steps=1)
     sizes = {0.7: keep_budget(calibrated.shape, 0.7)}
     file = tmp_path / "elastic.safetensors"

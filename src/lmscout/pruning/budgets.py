@@ -375,10 +375,10 @@ def _multiply_adds(
         shape,
         0.0,
         window=window,
-        group_width=attention.output_columns,
+        group_width=attention.output.weight.shape[1] // attention.units,
         fixed=float(cast(Any, model).get_output_embeddings().weight.numel()),
-        group_biases=_biases(attention.inputs) // attention.groups,
-        channel_biases=_biases(parts.mlp.inputs) // parts.mlp.channels,
+        group_biases=_biases(attention.inputs) // attention.units,
+        channel_biases=_biases(parts.mlp.inputs) // parts.mlp.units,
     )
 
 

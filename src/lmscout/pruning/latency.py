@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.cost import await_device
-from lmscout.pruning.families import ATTENTION, MLP, AttentionParts, Family, MlpParts
-from lmscout.pruning.moments import half_step
+from lmscout.pruning.families import ATTENTION, MLP, Family, Sublayer
 from lmscout.pruning.plan import Floats
 
 
@@ -88,20 +87,16 @@ def measure_latency(
     windows = windows.to(model.device)
     hidden = family.embed(model, windows)
     context = family.context(model, hidden)
-    blocks = [(block, family.parts(block)) for block in family.blocks(model)]
 
     parts: dict[tuple[object, ...], Callable[[], object]] = {
         _FIXED: lambda: family.logits(model, family.embed(model, windows))
     }
     places = []
-    for block, whole in blocks:
-        for kind, part in whole.sublayers.items():
-            form = (kind, *_form(part))
-            places.append((form, counts := _spread(part.units, points)))
-            for kept in counts[1:]:
-                first = part.first(kept)
-                step = partial(half_step, family, block, first, hidden, context)
-                parts.setdefault((form, kept), step)
+    for (_, kind), part in family.all_sublayers(model).items():
+        form = (kind, *_form(part))
+        places.append((form, counts := _spread(part.units, points)))
+        for kept in counts[1:]:
+            parts.setdefault((form, kept), partial(part.first(kept).step, hidden, context))
     seconds = _medians(parts, repeats, model.device)
     curves = [
         Curve(counts, _rising([0.0, *(seconds[form, kept] for kept in counts[1:])]))
@@ -165,11 +160,9 @@ def _medians(
     return {key: statistics.median(each[1:]) for key, each in seconds.items()}
 
 
-def _form(part: AttentionParts | MlpParts) -> tuple[object, ...]:
-    """What the time of attention or MLP depends on."""
-    if isinstance(part, AttentionParts):
-        return (part.groups, part.group_size, part.head_size, part.output.weight.shape[0])
-    return (part.channels, len(part.expand), part.output.weight.shape[0])
+def _form(part: Sublayer) -> tuple[object, ...]:
+    """What the time of a sublayer depends on."""
+    return (part.units, *(one.weight.shape for one in part.maps))
 
 
 def _spread(most: int, points: int) -> tuple[int, ...]:

@@ -137,7 +137,7 @@ def _pruning(
         if recover_on is not None:
             training = model_windows(model, loaded.tokenizer, recover_on, window)
         on.check(model)
-        calibrated = calibrate(model, windows, settings, progress=update).as_begun(*begun)
+        calibrated = calibrate(model, windows, settings, progress=update).with_chunks(*begun)
     elastic = None
     if request.recovery.elastic is not None:
         _begin(run, held)
@@ -247,7 +247,7 @@ def _found(
             ):
                 # Another run may have begun the study since this one looked at it.
                 if not calibrated.references:
-                    calibrated = calibrated.as_begun(pair_study.chunks, finals.chunks)
+                    calibrated = calibrated.with_chunks(pair_study.chunks, finals.chunks)
                 fitted = measure_rounds(
                     pair_study,
                     calibrated.evaluator(calibrated.measured),
