@@ -46,7 +46,7 @@ _PIECE = 1 << 22  # numbers of a tensor that a fingerprint reads at a time
 
 
 @dataclass(frozen=True)
-class CalibrationSettings:
+class CalibrationConfig:
     """How much text is used for what, and how units are ordered.
 
     Attributes:
@@ -99,7 +99,7 @@ class CalibrationSettings:
         """Tokens of the text that are used in all, where there are so many."""
         return self.measured_tokens + self.final_tokens + self.moment_tokens
 
-    def of_tokens(self, tokens: int) -> CalibrationSettings:
+    def of_tokens(self, tokens: int) -> CalibrationConfig:
         """The same with so many tokens of text in all, divided as they are now.
 
         Args:
@@ -116,7 +116,7 @@ class CalibrationSettings:
         )
         return replace(self, measured_tokens=measured, final_tokens=final, moment_tokens=moment)
 
-    def fitted(self, config: PreTrainedConfig, seed: int) -> CalibrationSettings:
+    def fitted(self, config: PreTrainedConfig, seed: int) -> CalibrationConfig:
         """The same with what was left open: a window that fits a model, and a seed.
 
         Args:
@@ -160,7 +160,7 @@ class Calibrated:
     model: PreTrainedModel
     family: Family
     shape: Shape
-    settings: CalibrationSettings
+    settings: CalibrationConfig
     measured: Tensor
     final: Tensor
     moments: Tensor
@@ -261,7 +261,7 @@ def chunks_of(tokens: int, device: torch.device) -> int:
 def calibrate(
     model: PreTrainedModel,
     windows: Tensor,
-    settings: CalibrationSettings,
+    settings: CalibrationConfig,
     *,
     progress: StageProgress | None = None,
 ) -> Calibrated:

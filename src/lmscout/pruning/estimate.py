@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model, vocabulary_size
 from lmscout.memory import require_memory
-from lmscout.pruning.calibration import CalibrationSettings, chunks_of
-from lmscout.pruning.config import Request
+from lmscout.pruning.calibration import CalibrationConfig, chunks_of
+from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE
 from lmscout.pruning.families import Family, family_of, unit_maps
 from lmscout.pruning.importance import FROM_MOMENTS
@@ -94,7 +94,7 @@ class Estimate:
 
 def estimate(
     config: PreTrainedConfig,
-    request: Request,
+    request: PruneConfig,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -136,7 +136,7 @@ def estimate(
 
 def _recovering(
     config: PreTrainedConfig,
-    request: Request,
+    request: PruneConfig,
     window: int,
     sizes: _Sizes,
     dtype: torch.dtype,
@@ -163,9 +163,7 @@ def _recovering(
 class _Sizes:
     """Bytes that the stages of a run hold at once."""
 
-    def __init__(
-        self, model: PreTrainedModel, family: Family, settings: CalibrationSettings
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family, settings: CalibrationConfig) -> None:
         self.model, self._settings = model, settings
         self._sublayers = list(family.all_sublayers(model).values())
         self.depth = len(self._sublayers) // 2

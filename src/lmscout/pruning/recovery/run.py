@@ -140,7 +140,7 @@ ELASTIC = "elastic"
 
 
 @dataclass(frozen=True)
-class RecoveryRequest:
+class RecoveryConfig:
     """What is to be recovered.
 
     Attributes:
