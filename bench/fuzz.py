@@ -588,14 +588,14 @@ def studies(home: Path) -> list[Example]:
     """The study of a pruning run."""
     import torch
 
-    from lmscout.pruning.calibration import CalibrationSettings
+    from lmscout.pruning.calibration import CalibrationConfig
     from lmscout.pruning.plan import Plan
     from lmscout.pruning.study import Pair, PairStudy
     from lmscout.pruning.study_record import record_origin
 
     settings = {"model": "abc", "text": "def", "tokens": 100, "seed": 0, "compensate": True}
     with PairStudy(home / "study", _shape(), settings) as pair_study:
-        record_origin(pair_study, "model", "text", CalibrationSettings(), torch.float32)
+        record_origin(pair_study, "model", "text", CalibrationConfig(), torch.float32)
         for units in range(4):
             plan = Plan((1, 2), (units, 8))
             trajectory = ((50, 0.2), (100, 0.1 * units))

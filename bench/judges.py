@@ -21,7 +21,7 @@ import torch
 
 from lmscout.evaluation import load_model, perplexity, read_text, tokenize_windows
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
 from lmscout.pruning.measuring import judged, measure_rounds, proxy_columns
@@ -75,7 +75,7 @@ class Contest:
         self._loaded = load_model(arguments.model)
         report = read_text(arguments.report)
         self._report = replace(report, content=report.content[: arguments.characters])
-        settings = CalibrationSettings(seed=SEED)
+        settings = CalibrationConfig(seed=SEED)
         started = time.process_time()
         text = read_text(arguments.calibration)
         windows = tokenize_windows(self._loaded.tokenizer, text, settings.length)

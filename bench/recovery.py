@@ -35,7 +35,7 @@ from lmscout.evaluation import (
     tokenize_windows,
 )
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
+from lmscout.pruning.calibration import Calibrated, CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
 from lmscout.pruning.measuring import measure_rounds
@@ -95,7 +95,7 @@ class Bench:
         self.settings = RecoverySettings(
             steps=given.steps, batch_tokens=given.batch_tokens, rank=given.rank
         )
-        self.calibrated = calibrate(self.loaded.model, self.windows, CalibrationSettings())
+        self.calibrated = calibrate(self.loaded.model, self.windows, CalibrationConfig())
         self.rows: list[Row] = []
         dense = self.loaded.model.to(given.device)
         self.tell("dense", dense)

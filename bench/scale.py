@@ -31,8 +31,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lmscout.evaluation import devices_of
 from lmscout.evaluation.cost import await_device
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
-from lmscout.pruning.config import Request
+from lmscout.pruning.calibration import Calibrated, CalibrationConfig, calibrate
+from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.estimate import estimate
 from lmscout.pruning.export import save
 from lmscout.pruning.families import family_of
@@ -113,7 +113,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = stages("model", lambda: random_model(SIZES[arguments.size], first))
     windows = torch.randint(model.config.vocab_size, (4 * arguments.tokens // WINDOW, WINDOW))
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         compensate=False, measured_tokens=arguments.tokens, final_tokens=arguments.tokens
     )
     tail = tail_on(first) if arguments.tail is None else arguments.tail
@@ -130,7 +130,7 @@ def main() -> None:
     )
     predicted = estimate(
         model.config,
-        Request(pairs=arguments.pairs, calibration=settings),
+        PruneConfig(pairs=arguments.pairs, calibration=settings),
         dtype=model.dtype,
         device=first,
     )

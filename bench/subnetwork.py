@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmscout.evaluation import load_model, parameter_count, read_text, tokenize_windows
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.plan import Plan, as_plans, dense_row
@@ -57,7 +57,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**CONFIG)).eval()
         windows = torch.randint(CONFIG["vocab_size"], (600, 128))
-    calibrated = calibrate(model, windows, CalibrationSettings())
+    calibrated = calibrate(model, windows, CalibrationConfig())
     if not arguments.whole_run_alone:
         one_plan(calibrated)
     if arguments.model:

@@ -15,7 +15,7 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, read_text, tokenize_windows
 from lmscout.proxies import Branch, published, simplified
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate, model_digest
+from lmscout.pruning.calibration import CalibrationConfig, calibrate, model_digest
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.pairs_benchmark import SubnetworkSpec, study_benchmark
 from lmscout.pruning.plan import as_plans, dense_row
@@ -31,7 +31,7 @@ from lmscout.pruning.study_record import read_recorded, record_origin
 from lmscout.statistics import INPUT_NAMES
 
 TRUTH = "sum(std(weight) * square(act))"
-SETTINGS = CalibrationSettings(
+SETTINGS = CalibrationConfig(
     window=32,
     measured_tokens=640,
     final_tokens=640,

@@ -9,7 +9,7 @@ from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning import evaluator
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.compensation import Compensation
 from lmscout.pruning.devices import ParallelEvaluator, replica
 from lmscout.pruning.evaluator import SubnetworkEvaluator
@@ -589,7 +589,7 @@ def test_each_device_keeps_its_thread_from_one_list_of_plans_to_the_next(model, 
 
 @pytest.mark.parametrize("count", [14, 60])  # as few as there may be, and more than are taken
 def test_no_text_is_for_two_things(count):
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         window=12, measured_tokens=96, final_tokens=96, moment_tokens=120, gradient_windows=2
     )
     windows = torch.arange(count * 12).view(count, 12) % 64
@@ -609,7 +609,7 @@ def test_no_text_is_for_two_things(count):
 
 
 def test_copies_of_what_was_calibrated_measure_the_same(model):
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         window=12, measured_tokens=48, final_tokens=48, moment_tokens=200, gradient_windows=4
     )
     calibrated = calibrate(model, random_windows(30), settings)

@@ -12,10 +12,10 @@ from tiny_language_models import random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
-from lmscout.pruning import CalibrationSettings, Plan, Pruning, Request, cut, prune
+from lmscout.pruning import CalibrationConfig, Plan, Pruning, PruneConfig, cut, prune
 from lmscout.pruning.recovery.adapters import add_adapters, recover
 from lmscout.pruning.recovery.config import RecoverySettings
-from lmscout.pruning.recovery.run import RecoveryRequest, recovery_file
+from lmscout.pruning.recovery.run import RecoveryConfig, recovery_file
 
 PLAN = Plan((1, 0, 2), (30, 48, 0))
 SETTINGS = RecoverySettings(rank=4, batch_tokens=96, steps=20, learning_rate=1e-2)
@@ -84,24 +84,24 @@ def test_a_seed_makes_adapters_and_leaves_the_generator_alone():
 
 def test_without_peft_the_extra_is_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    request = RecoveryRequest(winners=SETTINGS)
+    request = RecoveryConfig(winners=SETTINGS)
     with pytest.raises(LmscoutError, match=r"pip install 'lmscout\[recover\]'"):
         request.check(tmp_path, 128, (0.8,), "parameters")
-    RecoveryRequest(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "parameters")  # needs none
+    RecoveryConfig(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "parameters")  # needs none
 
 
 def test_elastic_recovery_needs_a_size_that_is_counted(tmp_path):
     with pytest.raises(LmscoutError, match="latency"):
-        RecoveryRequest(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "latency")
+        RecoveryConfig(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "latency")
 
 
-CALIBRATION = CalibrationSettings(
+CALIBRATION = CalibrationConfig(
     measured_tokens=1500, final_tokens=1500, moment_tokens=2000, gradient_windows=4
 )
-REQUEST = Request(
+REQUEST = PruneConfig(
     pairs=20,
     calibration=CALIBRATION,
-    recovery=RecoveryRequest(
+    recovery=RecoveryConfig(
         replace(SETTINGS, method="lora", steps=6, batch_tokens=512),
         replace(SETTINGS, steps=6, batch_tokens=512),
     ),

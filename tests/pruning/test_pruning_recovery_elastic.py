@@ -6,7 +6,7 @@ from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.families import family_of
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.recovery.config import RecoverySettings
@@ -78,7 +78,7 @@ def test_a_half_precision_model_has_wide_adapters_and_keeps_its_dtype():
 
 def calibrated_example(quality="nll"):
     windows = random_windows(count=40)
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         quality=quality,
         window=16,
         measured_tokens=128,

@@ -8,8 +8,8 @@ from tiny_language_models import random_model
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
-from lmscout.pruning.config import Request, check_request
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
+from lmscout.pruning.config import PruneConfig, check_request
 from lmscout.pruning.features import PlanFeatures
 from lmscout.pruning.finalists import candidates_of, measure_finalists
 from lmscout.pruning.measuring import calibrated_objectives, judged, proxy_columns
@@ -27,7 +27,7 @@ SNIP = "proxy:snip"
 @pytest.fixture(scope="module")
 def calibrated():
     windows = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         measured_tokens=160, final_tokens=160, moment_tokens=160, gradient_windows=4
     )
     return calibrate(random_model("llama"), windows, settings)
@@ -95,10 +95,10 @@ def test_no_features_cost_no_pass(calibrated):
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        (Request(objective="proxy:snipp"), "did you mean 'snip'"),
-        (Request(objective="sum(abs(weight))"), "write proxy:"),
-        (Request(features=("proxy:grasp",)), "runs the model again"),
-        (Request(objective=SNIP, features=(SNIP,)), "leave out --objective or --feature"),
+        (PruneConfig(objective="proxy:snipp"), "did you mean 'snip'"),
+        (PruneConfig(objective="sum(abs(weight))"), "write proxy:"),
+        (PruneConfig(features=("proxy:grasp",)), "runs the model again"),
+        (PruneConfig(objective=SNIP, features=(SNIP,)), "leave out --objective or --feature"),
     ],
 )
 def test_bad_judges_are_refused_before_any_work(request_, says, tmp_path):

@@ -46,7 +46,7 @@ _DIGEST_PIECE = 1 << 22  # numbers of a tensor that are converted at a time
 
 
 @dataclass(frozen=True)
-class CalibrationSettings:
+class CalibrationConfig:
     """How much text is used for what, and how units are ordered.
 
     Attributes:
@@ -99,7 +99,7 @@ class CalibrationSettings:
         """Tokens of text that are used in all, if there are as many."""
         return self.measured_tokens + self.final_tokens + self.moment_tokens
 
-    def of_tokens(self, tokens: int) -> CalibrationSettings:
+    def of_tokens(self, tokens: int) -> CalibrationConfig:
         """The same with so many tokens of text in all, in the same proportions.
 
         Raises:
@@ -112,7 +112,7 @@ class CalibrationSettings:
         )
         return replace(self, measured_tokens=measured, final_tokens=final, moment_tokens=moment)
 
-    def fitted(self, config: PreTrainedConfig, seed: int) -> CalibrationSettings:
+    def fitted(self, config: PreTrainedConfig, seed: int) -> CalibrationConfig:
         """The same with a window that fits the dense model, and the seed of the run if none.
 
         Raises:
@@ -151,7 +151,7 @@ class Calibrated:
     model: PreTrainedModel
     family: Family
     shape: Shape
-    settings: CalibrationSettings
+    settings: CalibrationConfig
     measured: Tensor
     final: Tensor
     moments: Tensor
@@ -259,7 +259,7 @@ def chunks_of(tokens: int, device: torch.device) -> int:
 def calibrate(
     model: PreTrainedModel,
     windows: Tensor,
-    settings: CalibrationSettings,
+    settings: CalibrationConfig,
     *,
     progress: StageProgress | None = None,
 ) -> Calibrated:
@@ -307,7 +307,7 @@ def _sort_units(
     model: PreTrainedModel,
     family: Family,
     windows: Tensor,
-    settings: CalibrationSettings,
+    settings: CalibrationConfig,
     progress: StageProgress | None,
 ) -> tuple[UnitScores, Compensation | None]:
     """Sort all units in place, and factor the Gram matrices in the final order."""

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model, vocabulary_size
 from lmscout.evaluation.cost import await_device
 from lmscout.memory import require_memory
-from lmscout.pruning.calibration import CalibrationSettings, chunks_of
-from lmscout.pruning.config import Request
+from lmscout.pruning.calibration import CalibrationConfig, chunks_of
+from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
 from lmscout.pruning.families import Family, family_of
 from lmscout.pruning.importance import FROM_MOMENTS
@@ -98,7 +98,7 @@ class Estimate:
 
 
 def estimate(
-    config: PreTrainedConfig, request: Request, *, dtype: torch.dtype, device: torch.device
+    config: PreTrainedConfig, request: PruneConfig, *, dtype: torch.dtype, device: torch.device
 ) -> Estimate:
     """Estimate memory and time of a run.
 
@@ -157,9 +157,7 @@ def estimate(
 class _Sizes:
     """Bytes that the stages of a run hold at once."""
 
-    def __init__(
-        self, model: PreTrainedModel, family: Family, settings: CalibrationSettings
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family, settings: CalibrationConfig) -> None:
         self._settings = settings
         self._sublayers = list(family.all_sublayers(model).values())
         self._width = self._sublayers[0].output.weight.shape[0]

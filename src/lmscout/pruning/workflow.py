@@ -22,7 +22,7 @@ from lmscout.evaluation import LoadedModel, Perplexity, Text, model_windows, rea
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.pruning.budgets import Budget, budget_of
 from lmscout.pruning.calibration import Calibrated, calibrate
-from lmscout.pruning.config import Request, check_request, model_folders
+from lmscout.pruning.config import PruneConfig, check_request, model_folders
 from lmscout.pruning.cutting import ShapeName, check_range
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import check_generation, check_plan, is_finished, save
@@ -61,7 +61,7 @@ _TIMED_WINDOWS = 8  # on which latency is measured
 def prune(
     loaded: LoadedModel,
     calibration: Text,
-    request: Request,
+    request: PruneConfig,
     out: Path,
     *,
     report_on: Text | None = None,
@@ -107,7 +107,7 @@ def prune(
 def _pruning(
     loaded: LoadedModel,
     calibration: Text,
-    request: Request,
+    request: PruneConfig,
     run: Run,
     report_on: Text | None,
     recover_on: Text | None,
@@ -219,7 +219,7 @@ class _Found:
 def _found(
     calibrated: Calibrated,
     space: PlanSpace,
-    request: Request,
+    request: PruneConfig,
     storage: str | Path,
     origin: tuple[str, str],
     stages: Stages,
@@ -277,7 +277,7 @@ def _report_other_studies(update: StageProgress, wanted: int, there: int) -> Non
 
 
 def _budgets(
-    request: Request,
+    request: PruneConfig,
     model: PreTrainedModel,
     units: Shape,
     latency: Latency | None,
@@ -303,7 +303,7 @@ def _latency(pair_study: PairStudy, calibrated: Calibrated) -> Latency:
 def _dense_measured(
     calibrated: Calibrated,
     on: ReportText,
-    request: Request,
+    request: PruneConfig,
     elastic: Elastic | None,
     stages: Stages,
 ) -> tuple[Calibrated, Perplexity | None]:

@@ -28,7 +28,7 @@ ELASTIC = "elastic"
 
 
 @dataclass(frozen=True)
-class RecoveryRequest:
+class RecoveryConfig:
     """What a run of pruning recovers.
 
     Attributes:
