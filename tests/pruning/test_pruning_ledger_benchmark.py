@@ -25,7 +25,7 @@ from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import recover_all_plans
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
 from lmscout.pruning.recovery.training import read_state, write_state
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_record import read_recorded, record_origin
 from lmscout.statistics import INPUT_NAMES
@@ -180,7 +180,7 @@ def elastic(tmp_path_factory, text):
     recovered, _ = recover_all_plans(
         calibrated,
         windows,
-        AnySpace(calibrated.shape),
+        PlanSpace(calibrated.shape),
         {0.8: keep_budget(calibrated.shape, 0.8)},
         RecoverySettings(steps=4, learning_rate=1e-2, batch_tokens=64, rank=3, seed=3),
         recovery_file(folder, ELASTIC),

@@ -12,7 +12,7 @@ from tiny_language_models import random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
-from lmscout.pruning import CalibrationConfig, Plan, Pruning, PruneConfig, cut, prune
+from lmscout.pruning import CalibrationConfig, Plan, PruneConfig, Pruning, cut, prune
 from lmscout.pruning.recovery.adapters import add_adapters, recover
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import RecoveryConfig, recovery_file

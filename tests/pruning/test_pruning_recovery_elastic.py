@@ -11,7 +11,7 @@ from lmscout.pruning.families import family_of
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, drawn_plans, recover_all_plans
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.space import PlanSpace
 from lmscout.testing.reference_models import functional_logits
 
 PLAN = Plan((1, 0, 2), (30, 48, 0))
@@ -96,7 +96,7 @@ def recovered(request, tmp_path_factory):
     settings = RecoverySettings(request.param, 4, 1e-2, batch_tokens=128, steps=48)
     sizes = {0.7: keep_budget(calibrated.shape, 0.7)}
     file = tmp_path_factory.mktemp("run") / "elastic.safetensors"
-    space = AnySpace(calibrated.shape)
+    space = PlanSpace(calibrated.shape)
     after, done = recover_all_plans(calibrated, windows, space, sizes, settings, file)
     return calibrated, after, done
 
@@ -133,7 +133,7 @@ def test_plans_are_measured_in_the_chunks_of_an_earlier_run(tmp_path):
     settings = RecoverySettings(rank=2, batch_tokens=128, steps=1)
     sizes = {0.7: keep_budget(calibrated.shape, 0.7)}
     file = tmp_path / "elastic.safetensors"
-    space = AnySpace(calibrated.shape)
+    space = PlanSpace(calibrated.shape)
     after, _ = recover_all_plans(begun, windows, space, sizes, settings, file)
     for text, chunks in ((after.measured, 2), (after.final, 3)):
         (measured,) = after.evaluator(text).measure([PLAN])
@@ -154,16 +154,16 @@ def test_a_text_that_is_only_measured_on_is_refused(tmp_path):
     text = torch.cat([calibrated.measured, calibrated.final])
     with pytest.raises(LmscoutError, match="give a longer one"):
         recover_all_plans(
-            calibrated, text, AnySpace(calibrated.shape), sizes, SETTINGS, tmp_path / "x"
+            calibrated, text, PlanSpace(calibrated.shape), sizes, SETTINGS, tmp_path / "x"
         )
 
 
 def test_plans_are_of_the_sizes_asked_for():
     calibrated, _ = calibrated_example()
     budgets = [keep_budget(calibrated.shape, keep) for keep in (0.8, 0.6)]
-    plans = drawn_plans(calibrated, AnySpace(calibrated.shape), budgets, 40, 1)
+    plans = drawn_plans(calibrated, PlanSpace(calibrated.shape), budgets, 40, 1)
     shares = [calibrated.shape.kept_share(plan) for plan in plans]
     assert len(set(plans)) == 40
     assert sum(share > 0.7 for share in shares) == 20
-    others = drawn_plans(calibrated, AnySpace(calibrated.shape), budgets, 40, 2)
+    others = drawn_plans(calibrated, PlanSpace(calibrated.shape), budgets, 40, 2)
     assert len(set(plans) & set(others)) < 10

@@ -15,11 +15,10 @@ from lmscout.pruning.finalists import candidates_of, measure_finalists
 from lmscout.pruning.measuring import calibrated_objectives, judged, proxy_columns
 from lmscout.pruning.plan import as_plans, as_rows, dense_row
 from lmscout.pruning.predictor import fit_predictor
-from lmscout.pruning.ranges import Ranges, fit, meets
-from lmscout.pruning.sampler import Target
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.ranges import Ranges, Target, fit
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
-from lmscout.pruning.uniform_space import UniformSpace
+from lmscout.pruning.uniform_plans import UniformChoices
 
 SNIP = "proxy:snip"
 
@@ -37,7 +36,7 @@ def drawn(shape, budget, count, seed=0):
     rng = np.random.default_rng(seed)
     wanted = rng.uniform(0.1, 1, (count, 2 * shape.depth)) * dense_row(shape)
     rows = fit(wanted, Ranges.above(shape), budget)
-    return np.unique(rows[meets(rows, budget)], axis=0)
+    return np.unique(rows[budget.meets(rows)], axis=0)
 
 
 def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_measured(calibrated):
@@ -45,11 +44,11 @@ def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_meas
     budget = keep_budget(shape, 0.7)
     target = Target(budget, Ranges.above(shape))
     fitted = judged(SNIP, calibrated, [target])
-    plans = candidates_of(None, fitted, AnySpace(shape), target, seed=0)
+    plans = candidates_of(None, fitted, PlanSpace(shape), target, seed=0)
     assert len(plans) == 1
     scores = fitted.objective.scores
     assert scores(as_rows(plans))[0] >= scores(drawn(shape, budget, 500)).max()
-    assert meets(as_rows(plans), budget).all()
+    assert budget.meets(as_rows(plans)).all()
     ((winner,),) = measure_finalists(calibrated, None, None, fitted, [plans])
     assert winner.plan == plans[0]
     assert (winner.predicted, winner.measured, winner.final) == (None, None, None)
@@ -57,7 +56,7 @@ def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_meas
 
 def test_uniform_plans_are_judged_too(calibrated):
     shape = calibrated.shape
-    space = UniformSpace(shape, calibrated.model.config)
+    space = PlanSpace(shape, uniform=UniformChoices.of(shape, calibrated.model.config))
     budget = keep_budget(shape, 0.6)
     target = Target(budget, Ranges.above(shape))
     fitted = judged(SNIP, calibrated, [target])

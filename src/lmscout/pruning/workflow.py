@@ -33,7 +33,7 @@ from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
 from lmscout.pruning.measuring import Fitted, judged, measure_rounds, proxy_columns, tail_on
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.recovery.elastic import Elastic
 from lmscout.pruning.recovery.run import (
     WinnerRecovery,
@@ -44,15 +44,13 @@ from lmscout.pruning.recovery.run import (
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.report import ReportText, held_out_tokens, report
 from lmscout.pruning.results import SHOWN, Finalist, Pruning, Reported, Size
-from lmscout.pruning.sampler import Target
 from lmscout.pruning.saved_run import is_complete, open_pruning
-from lmscout.pruning.space import PlanSpace
+from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
 from lmscout.pruning.storage import asked_storage
 from lmscout.pruning.study import STUDY as PAIRS
 from lmscout.pruning.study import PairStudy
 from lmscout.pruning.study_record import begun_chunks, record_origin
 from lmscout.pruning.turns import alone_in
-from lmscout.pruning.uniform_space import fast_multiple, space_of
 from lmscout.runs import Run
 
 _TIMED_WINDOWS = 8  # on which latency is measured

@@ -28,7 +28,7 @@ from lmscout.pruning.calibration import Calibrated, text_digest
 from lmscout.pruning.evaluator import Evaluator
 from lmscout.pruning.families import Affine, Family, Place
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
 from lmscout.pruning.recovery.training import (
     Trained,
@@ -39,7 +39,7 @@ from lmscout.pruning.recovery.training import (
     train,
     weights_digest,
 )
-from lmscout.pruning.sampler import Target, order_for_prefix_sharing
+from lmscout.pruning.sampler import order_for_prefix_sharing, propose
 from lmscout.pruning.space import PlanSpace
 from lmscout.statistics.single_pass import train_only
 
@@ -273,7 +273,8 @@ def drawn_plans(
 
     There are fewer than `count` if the space has no more.
     """
-    proposals = space.propose(
+    proposals = propose(
+        space,
         [Target(budget, Ranges.above(calibrated.shape)) for budget in budgets],
         count=count,
         seed=calibrated.seed + (number << 32),
@@ -312,7 +313,7 @@ def train_all_plans(
         **settings.identity(),
         "text": text_digest(windows),
         "sizes": ", ".join(repr(float(keep)) for keep in sizes),
-        "plans": f"{type(space).__name__}, {len(plans)} drawn",
+        "plans": f"{space.name}, {len(plans)} drawn",
     }
     with train_only(model, ()):
         trained = train(
