@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings
     from lmscout.evaluation import Evaluation, LoadedModel, Text
     from lmscout.proxies import Space
-    from lmscout.pruning.config import Request
+    from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.results import Pruning
     from lmscout.runs import Run
 
@@ -485,7 +485,7 @@ def prune(
     keep: float | Sequence[float] | None = None,
     report: str | Text | None = None,
     recovery_text: str | Text | None = None,
-    config: Request | None = None,
+    config: PruneConfig | None = None,
     device: str = "cpu",
     compute_dtype: str | None = None,
     progress: Progress = True,
@@ -521,7 +521,7 @@ def prune(
     import torch
 
     from lmscout.evaluation import LoadedModel, devices_of, load_config, load_model, memory_dtype
-    from lmscout.pruning.config import Request, check_request
+    from lmscout.pruning.config import PruneConfig, check_request
     from lmscout.pruning.results import Pruning
     from lmscout.pruning.saved_run import is_complete, open_pruning
     from lmscout.pruning.storage import home_path
@@ -530,7 +530,7 @@ def prune(
 
     folder = home_path(Path(out))
     first, *others = devices_of(device)
-    request = config or Request()
+    request = config or PruneConfig()
     if keep is not None:
         shares = (keep,) if isinstance(keep, int | float) else tuple(keep)
         request = replace(request, keep=shares)

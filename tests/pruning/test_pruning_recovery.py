@@ -12,10 +12,10 @@ from tiny_language_models import random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
-from lmscout.pruning import CalibrationSettings, Plan, Pruning, Request, cut, prune
-from lmscout.pruning.recovery.adapters import Adapted, linear_layers, recover
+from lmscout.pruning import CalibrationConfig, Plan, PruneConfig, Pruning, cut, prune
+from lmscout.pruning.recovery.adapters import add_adapters, recover
 from lmscout.pruning.recovery.config import RecoverySettings
-from lmscout.pruning.recovery.run import RecoveryRequest, recovery_file
+from lmscout.pruning.recovery.run import RecoveryConfig, recovery_file
 
 PLAN = Plan((1, 0, 2), (30, 48, 0))
 SETTINGS = RecoverySettings(rank=4, batch_tokens=96, steps=20, learning_rate=1e-2)
@@ -55,18 +55,16 @@ def test_a_cut_model_is_better_on_its_text_and_plain_again(tmp_path, name, metho
 
 def test_adapters_are_on_every_matrix_of_the_blocks_and_on_nothing_else():
     small = cut(random_model("llama-bias"), PLAN)
-    assert len(linear_layers(small)) == 2 * 4 + 2 * 3
-    adapted = Adapted(small, rank=2, seed=0)
-    assert len(adapted.adapters) == 2 * 14
-    assert not any("lm_head" in name or "embed" in name for name in adapted.adapters)
+    _, adapters = add_adapters(small, rank=2, seed=0)
+    assert len(adapters) == 2 * (2 * 4 + 2 * 3)
+    assert not any("lm_head" in name or "embed" in name for name in adapters)
 
 
 def test_half_precision_keeps_its_dtype_with_wide_adapters(tmp_path):
     dense = random_model("llama").to(torch.bfloat16)
     small = cut(dense, PLAN)
-    assert {one.dtype for one in Adapted(cut(dense, PLAN), 2, 0).adapters.values()} == {
-        torch.float32
-    }
+    _, adapters = add_adapters(cut(dense, PLAN), 2, 0)
+    assert {one.dtype for one in adapters.values()} == {torch.float32}
     tokens = random_windows()
     recovered, done = recover(small, dense, tokens, replace(SETTINGS, steps=4), tmp_path / "x", {})
     assert {one.dtype for one in recovered.parameters()} == {torch.bfloat16}
@@ -76,7 +74,7 @@ def test_half_precision_keeps_its_dtype_with_wide_adapters(tmp_path):
 def test_a_seed_makes_adapters_and_leaves_the_generator_alone():
     before = torch.random.get_rng_state()
     one, same, other = (
-        Adapted(cut(random_model("llama"), PLAN), 2, seed).adapters for seed in (0, 0, 1)
+        add_adapters(cut(random_model("llama"), PLAN), 2, seed)[1] for seed in (0, 0, 1)
     )
     torch.random.set_rng_state(before)
     first = next(iter(one))
@@ -86,24 +84,24 @@ def test_a_seed_makes_adapters_and_leaves_the_generator_alone():
 
 def test_without_peft_the_extra_is_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    request = RecoveryRequest(winners=SETTINGS)
+    request = RecoveryConfig(winners=SETTINGS)
     with pytest.raises(LmscoutError, match=r"pip install 'lmscout\[recover\]'"):
         request.check(tmp_path, 128, (0.8,), "parameters")
-    RecoveryRequest(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "parameters")  # needs none
+    RecoveryConfig(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "parameters")  # needs none
 
 
 def test_elastic_recovery_needs_a_size_that_is_counted(tmp_path):
     with pytest.raises(LmscoutError, match="latency"):
-        RecoveryRequest(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "latency")
+        RecoveryConfig(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "latency")
 
 
-CALIBRATION = CalibrationSettings(
+CALIBRATION = CalibrationConfig(
     measured_tokens=1500, final_tokens=1500, moment_tokens=2000, gradient_windows=4
 )
-REQUEST = Request(
+REQUEST = PruneConfig(
     pairs=20,
     calibration=CALIBRATION,
-    recovery=RecoveryRequest(
+    recovery=RecoveryConfig(
         replace(SETTINGS, method="lora", steps=6, batch_tokens=512),
         replace(SETTINGS, steps=6, batch_tokens=512),
     ),

@@ -19,7 +19,7 @@ from lmscout.progress import shown_progress
 if TYPE_CHECKING:
     from lmscout.discovery import Discovery
     from lmscout.evaluation import Text
-    from lmscout.pruning import CalibrationSettings
+    from lmscout.pruning import CalibrationConfig
 
 SEARCH = 40  # architectures that the choice may see
 SEQUENCES = 16  # that every architecture reads: half of what discover takes, half the wait
@@ -105,9 +105,9 @@ def _discover(workers: int) -> None:
 def _prune(out: Path) -> None:
     from lmscout.builtin import tiny_folder
     from lmscout.evaluation import load_model
-    from lmscout.pruning import Request, prune
+    from lmscout.pruning import PruneConfig, prune
 
-    request = Request(keep=(KEEP,), pairs=PAIRS, calibration=calibration_settings())
+    request = PruneConfig(keep=(KEEP,), pairs=PAIRS, calibration=calibration_settings())
     with shown_progress() as progress:
         result = prune(
             load_model(str(tiny_folder())),
@@ -122,11 +122,11 @@ def _prune(out: Path) -> None:
     print(_completed(out))
 
 
-def calibration_settings() -> CalibrationSettings:
+def calibration_settings() -> CalibrationConfig:
     """Less text than by default: the model is small, and so should be the wait."""
-    from lmscout.pruning import CalibrationSettings
+    from lmscout.pruning import CalibrationConfig
 
-    return CalibrationSettings(measured_tokens=4_500, final_tokens=4_500, moment_tokens=20_000)
+    return CalibrationConfig(measured_tokens=4_500, final_tokens=4_500, moment_tokens=20_000)
 
 
 def calibration_text() -> Text:

@@ -12,14 +12,14 @@ from lmscout.progress import shown_progress
 if TYPE_CHECKING:
     import torch
 
-    from lmscout.pruning.config import Request
+    from lmscout.pruning.config import PruneConfig
 
 _GIB, _MIB = 2**30, 2**20
 
 
 def estimate_training_cost(
     model: str,
-    request: Request,
+    request: PruneConfig,
     compute_dtype: str | None,
     device: torch.device,
     json: str | None,

@@ -206,8 +206,8 @@ def prune(
 
     from lmscout import api
     from lmscout.evaluation import devices_of, read_text
-    from lmscout.pruning.calibration import CalibrationSettings
-    from lmscout.pruning.config import Request, check_request
+    from lmscout.pruning.calibration import CalibrationConfig
+    from lmscout.pruning.config import PruneConfig, check_request
     from lmscout.pruning.saved_run import COMMAND
     from lmscout.pruning.storage import home_path
     from lmscout.runs import Run
@@ -221,7 +221,7 @@ def prune(
             raise LmscoutError(f"{option} {name}: is none of {', '.join(DTYPES)}")
     if report_tokens is not None and report is None:
         raise LmscoutError("--report-tokens has nothing to apply to: give --report TEXT")
-    calibration_settings = CalibrationSettings(
+    calibration_settings = CalibrationConfig(
         importance=importance,
         compensate=compensation != "none",
         quality=quality,
@@ -233,7 +233,7 @@ def prune(
             raise LmscoutError("--calibration-windows and --calibration-tokens: give one of them")
         calibration_settings = calibration_settings.of_tokens(calibration_tokens)
     devices_of(device)
-    request = Request(
+    request = PruneConfig(
         keep=_shares(keep),
         of=of,
         shape=shape,

@@ -9,7 +9,7 @@ import typer
 from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
-    from lmscout.pruning.recovery.run import RecoveryRequest
+    from lmscout.pruning.recovery.run import RecoveryConfig
 
 MethodOption = Annotated[
     str | None,
@@ -101,14 +101,14 @@ def recovery_request(
     rank: int | None = None,
     rate: float | None = None,
     batch: int | None = None,
-) -> RecoveryRequest:
+) -> RecoveryConfig:
     """What the options ask for.
 
     Raises:
         LmscoutError: there are options for a recovery that was not asked for.
     """
     from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
-    from lmscout.pruning.recovery.run import RecoveryRequest
+    from lmscout.pruning.recovery.run import RecoveryConfig
 
     given = {
         "--recover-text": text,
@@ -123,7 +123,7 @@ def recovery_request(
         for name, value in given.items():
             if value is not None:
                 raise LmscoutError(f"{name} is for --recover lora, --recover distill or --elastic")
-        return RecoveryRequest()
+        return RecoveryConfig()
     settings = RecoverySettings(
         method=DISTILL if method is None else method,
         steps=RecoverySettings.steps if steps is None and tokens is None else steps,
@@ -135,6 +135,6 @@ def recovery_request(
         batch_tokens=RecoverySettings.batch_tokens if batch is None else batch,
     )
     settings.check()
-    return RecoveryRequest(
+    return RecoveryConfig(
         winners=None if method is None else settings, elastic=settings if elastic else None
     )

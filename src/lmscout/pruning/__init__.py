@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmscout.pruning.calibration import CalibrationSettings
-    from lmscout.pruning.config import Request
+    from lmscout.pruning.calibration import CalibrationConfig
+    from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.cutting import cut
     from lmscout.pruning.export import save
     from lmscout.pruning.plan import Plan, Shape
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from lmscout.pruning.workflow import prune
 
 _WHERE = {
-    "CalibrationSettings": "calibration",
+    "CalibrationConfig": "calibration",
     "PairStudy": "study",
     "Pair": "study",
     "Plan": "plan",
     "Pruning": "results",
-    "Request": "config",
+    "PruneConfig": "config",
     "Shape": "plan",
     "cut": "cutting",
     "prune": "workflow",
@@ -31,12 +31,12 @@ _WHERE = {
 }
 
 __all__ = [
-    "CalibrationSettings",
+    "CalibrationConfig",
     "Pair",
     "PairStudy",
     "Plan",
+    "PruneConfig",
     "Pruning",
-    "Request",
     "Shape",
     "cut",
     "prune",

@@ -12,19 +12,19 @@ import torch
 from lmscout.errors import LmscoutError, check_whole
 from lmscout.evaluation import Text, protocol_of, same_text
 from lmscout.pruning.budgets import MEASURES
-from lmscout.pruning.calibration import LAST_SEED, CalibrationSettings
+from lmscout.pruning.calibration import LAST_SEED, CalibrationConfig
 from lmscout.pruning.cutting import ShapeName
 from lmscout.pruning.export import check_asked, is_finished
 from lmscout.pruning.predictor import check_enough
 from lmscout.pruning.proxy_objective import asked_proxy
-from lmscout.pruning.recovery.run import RecoveryRequest, share_folder
+from lmscout.pruning.recovery.run import RecoveryConfig, share_folder
 from lmscout.pruning.recovery.training import FOLDER as RECOVERY_FOLDER
 from lmscout.pruning.storage import FILE_NAME, asked_storage, check_storage, storage_url
 from lmscout.runs import RESULT, SETTINGS
 
 
 @dataclass(frozen=True)
-class Request:
+class PruneConfig:
     """What is asked of a run.
 
     Attributes:
@@ -56,11 +56,11 @@ class Request:
     protocol: str = "llm-pruner"
     report_tokens: int | None = None
     dtype: torch.dtype | None = None
-    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     storage: str | None = None
     channel_multiple: int | None = None
     devices: tuple[torch.device, ...] = ()
-    recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     objective: str | None = None
     features: tuple[str, ...] = ()
 
@@ -80,7 +80,7 @@ class Request:
 
 
 def check_request(
-    request: Request,
+    request: PruneConfig,
     calibration: Text,
     report: Text | None,
     out: Path | None,
@@ -133,7 +133,7 @@ def _check_shares(keep: Sequence[float]) -> None:
         raise LmscoutError("keep: give one or several shares, each once")
 
 
-def _check_names(request: Request) -> None:
+def _check_names(request: PruneConfig) -> None:
     for name, given, known in (
         ("shape", request.shape, get_args(ShapeName)),
         ("measure", request.of, MEASURES),
@@ -153,7 +153,7 @@ def _check_names(request: Request) -> None:
         )
 
 
-def _check_numbers(request: Request) -> None:
+def _check_numbers(request: PruneConfig) -> None:
     check_whole("seed", request.seed, 0, LAST_SEED)
     for name, given in (
         ("channel_multiple", request.channel_multiple),
@@ -165,7 +165,7 @@ def _check_numbers(request: Request) -> None:
         check_enough(request.pairs)
 
 
-def _check_folder(request: Request, out: Path) -> None:
+def _check_folder(request: PruneConfig, out: Path) -> None:
     if (out / SETTINGS).is_file() and (out / RESULT).is_file():
         return  # opening the run compares all settings
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -38,7 +38,7 @@ from transformers import PreTrainedModel
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Expression
 from lmscout.proxies.primitives import ELEMENTWISE, STACKS, TENSOR_JOINS, UNARY_OPERATION
-from lmscout.pruning.families import ATTENTION, KINDS, MLP, Affine, AttentionParts, Family, MlpParts
+from lmscout.pruning.families import ATTENTION, KINDS, MLP, Affine, Family, Sublayer
 from lmscout.pruning.importance import loss_scale
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row
 from lmscout.statistics.deep_values import full_tensor, reduced
@@ -129,26 +129,24 @@ def read_trained(model: PreTrainedModel, family: Family, tokens: Tensor, see: Se
     with train_only(model, ()), torch.enable_grad():
         hidden = family.embed(model, tokens).detach().requires_grad_()
         context = family.context(model, hidden)
-        for index, block in enumerate(family.blocks(model)):
-            parts = family.parts(block)
+        for index, parts in enumerate(family.all_parts(model)):
             _watch(hidden, partial(_see_hidden, see, gradients, index))
             attention = parts.attention.with_maps(
                 _learning_maps(see, gradients, index, ATTENTION, parts.attention)
             )
-            normed = family.attention_norm(block, hidden)
-            inner = family.attend(block, attention, normed, context)
-            hidden = hidden + attention.output.apply(inner)
+            normed = attention.norm(hidden)
+            hidden = hidden + attention.output.apply(attention.inner(normed, context))
             with torch.no_grad():
                 for one in parts.attention.inputs:
                     head = {"head": one.apply(normed)}
                     see(Place(index, ATTENTION, "head", head, 2, parts.attention.units))
-                attended = family.probabilities(block, parts.attention, normed, context)
-                softmax = {"softmax": attended}
+                softmax = {"softmax": parts.attention.probabilities(normed, context)}
                 see(Place(index, ATTENTION, "softmax", softmax, 1, parts.attention.units))
             mlp = parts.mlp.with_maps(_learning_maps(see, gradients, index, MLP, parts.mlp))
-            act, inner = family.activated(block, mlp, family.mlp_norm(block, hidden))
+            normed = mlp.norm(hidden)
+            act = mlp.activated(normed)
             _watch(act, partial(_see_activation, see, gradients, index, act.detach()))
-            hidden = hidden + mlp.output.apply(inner)
+            hidden = hidden + mlp.output.apply(mlp.gated(act, normed))
         logits = family.logits(model, hidden)[:, :-1].flatten(0, 1)
         loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten())
         if not torch.isfinite(loss):
@@ -179,9 +177,9 @@ def _see_activation(
 
 
 def _learning_maps(
-    see: See, gradients: _Gradients, block: int, kind: str, part: AttentionParts | MlpParts
+    see: See, gradients: _Gradients, block: int, kind: str, part: Sublayer
 ) -> list[Affine]:
-    """The maps of attention or MLP, in the order of `unit_maps`."""
+    """The maps of attention or MLP, in the order of `Sublayer.maps`."""
     rows = partial(_learning, see, gradients, block, kind, 0, part.units)
     columns = partial(_learning, see, gradients, block, kind, 1, part.units)
     return [*map(rows, part.inputs), columns(part.output)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmscout.evaluation import Text, model_fingerprint
 from lmscout.files import remove_drafts
-from lmscout.pruning.config import Request, model_folders
+from lmscout.pruning.config import PruneConfig, model_folders
 from lmscout.pruning.export import is_finished
 from lmscout.pruning.recovery.training import FOLDER as RECOVERY_FOLDER
 from lmscout.pruning.storage import shown_url
@@ -20,7 +20,7 @@ def open_pruning(
     out: Path,
     model: str,
     compute_dtype: str,
-    request: Request,
+    request: PruneConfig,
     calibration: Text,
     report_on: Text | None,
     recover_on: Text | None,
@@ -72,6 +72,6 @@ def open_pruning(
     return open_run(out, COMMAND, settings, foreign=True, continues=True)
 
 
-def is_complete(run: Run, request: Request) -> bool:
+def is_complete(run: Run, request: PruneConfig) -> bool:
     """Whether a run has finished, and all models that it saved are still there."""
     return run.finished and all(map(is_finished, model_folders(request.keep, run.folder)))

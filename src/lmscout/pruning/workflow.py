@@ -22,7 +22,7 @@ from lmscout.evaluation import LoadedModel, Perplexity, Text, model_windows, rea
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.pruning.budgets import Budget, budget_of
 from lmscout.pruning.calibration import Calibrated, calibrate
-from lmscout.pruning.config import Request, check_request, model_folders
+from lmscout.pruning.config import PruneConfig, check_request, model_folders
 from lmscout.pruning.cutting import ShapeName, check_range
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import check_generation, check_plan, is_finished, save
@@ -33,7 +33,7 @@ from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
 from lmscout.pruning.measuring import Fitted, judged, measure_rounds, proxy_columns, tail_on
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.recovery.elastic import Elastic
 from lmscout.pruning.recovery.run import (
     WinnerRecovery,
@@ -44,15 +44,13 @@ from lmscout.pruning.recovery.run import (
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.report import ReportText, held_out_tokens, report
 from lmscout.pruning.results import SHOWN, Finalist, Pruning, Reported, Size
-from lmscout.pruning.sampler import Target
 from lmscout.pruning.saved_run import is_complete, open_pruning
-from lmscout.pruning.space import PlanSpace
+from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
 from lmscout.pruning.storage import asked_storage
 from lmscout.pruning.study import STUDY as PAIRS
 from lmscout.pruning.study import PairStudy
 from lmscout.pruning.study_record import begun_chunks, record_origin
 from lmscout.pruning.turns import alone_in
-from lmscout.pruning.uniform_space import fast_multiple, space_of
 from lmscout.runs import Run
 
 _TIMED_WINDOWS = 8  # on which latency is measured
@@ -61,7 +59,7 @@ _TIMED_WINDOWS = 8  # on which latency is measured
 def prune(
     loaded: LoadedModel,
     calibration: Text,
-    request: Request,
+    request: PruneConfig,
     out: Path,
     *,
     report_on: Text | None = None,
@@ -107,7 +105,7 @@ def prune(
 def _pruning(
     loaded: LoadedModel,
     calibration: Text,
-    request: Request,
+    request: PruneConfig,
     run: Run,
     report_on: Text | None,
     recover_on: Text | None,
@@ -137,7 +135,7 @@ def _pruning(
         if recover_on is not None:
             training = model_windows(model, loaded.tokenizer, recover_on, window)
         on.check(model)
-        calibrated = calibrate(model, windows, settings, progress=update).as_begun(*begun)
+        calibrated = calibrate(model, windows, settings, progress=update).with_chunks(*begun)
     elastic = None
     if request.recovery.elastic is not None:
         _begin(run, held)
@@ -219,7 +217,7 @@ class _Found:
 def _found(
     calibrated: Calibrated,
     space: PlanSpace,
-    request: Request,
+    request: PruneConfig,
     storage: str | Path,
     origin: tuple[str, str],
     stages: Stages,
@@ -247,7 +245,7 @@ def _found(
             ):
                 # Another run may have begun the study since this one looked at it.
                 if not calibrated.references:
-                    calibrated = calibrated.as_begun(pair_study.chunks, finals.chunks)
+                    calibrated = calibrated.with_chunks(pair_study.chunks, finals.chunks)
                 fitted = measure_rounds(
                     pair_study,
                     calibrated.evaluator(calibrated.measured),
@@ -277,7 +275,7 @@ def _report_other_studies(update: StageProgress, wanted: int, there: int) -> Non
 
 
 def _budgets(
-    request: Request,
+    request: PruneConfig,
     model: PreTrainedModel,
     units: Shape,
     latency: Latency | None,
@@ -303,7 +301,7 @@ def _latency(pair_study: PairStudy, calibrated: Calibrated) -> Latency:
 def _dense_measured(
     calibrated: Calibrated,
     on: ReportText,
-    request: Request,
+    request: PruneConfig,
     elastic: Elastic | None,
     stages: Stages,
 ) -> tuple[Calibrated, Perplexity | None]:
