@@ -136,7 +136,7 @@ def test_the_best_are_whole_within_and_of_the_size(pairs):
     first = best[0]
     dropped = Pair(first.plan, first.value, 100, partial=True)
     others = [one for one in pairs if one is not first]
-    assert best_pairs([dropped, *others], WHOLE, BUDGET, 1)[0] == best[1]
+    assert best_pairs([dropped, *others], Target(BUDGET, WHOLE).holds, 1)[0] == best[1]
     protected = WHOLE.protected(MODEL.shape)
     assert best_pairs(pairs, Target(BUDGET, protected).holds, 5) == []
     assert best_pairs(pairs[::-1], Target(BUDGET, WHOLE).holds, 5) == best

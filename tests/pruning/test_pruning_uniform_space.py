@@ -177,7 +177,7 @@ def test_a_budget_that_need_not_be_used_up_leaves_no_room_for_more(limit, steppe
         with pytest.raises(LmscoutError, match=r"no uniform plan .* ms \(0\.\d+ of the"):
             SMALL.require(budget)
         return
-    sizes = SMALL.sizes(budget)
+    sizes = SMALL.uniform.sizes(budget)
     allowed = (1, 2, 3, 4, 6, 8, 12)
     for one in sizes:
         assert seconds(one.dropped, one.groups, one.channels) <= budget.limit

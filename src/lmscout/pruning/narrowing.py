@@ -191,7 +191,7 @@ def _steps(
     """Narrowings of single columns, joined where adjacent blocks narrowed alike."""
     steps: list[NarrowingStep] = []
     lost_low, lost_high = np.abs(new.rows - old.rows)
-    for column in np.flatnonzero(lost_low + lost_high):
+    for column in np.flatnonzero(lost_low + lost_high).tolist():
         units, loss_increase = curves[column]
         verdict = INSENSITIVE if lost_high[column] >= lost_low[column] else SENSITIVE
         if verdict == INSENSITIVE:  # the fewest units that are no worse than all of them
@@ -200,7 +200,7 @@ def _steps(
         else:  # the most of the units given up, against the best
             other = int(np.argmin(loss_increase))
             place = max(int(np.searchsorted(units, new.rows[0, column])) - 1, 0)
-        block = int(column % shape.depth)
+        block = column % shape.depth
         dense = dense_row(shape)[column]
         step = NarrowingStep(
             "attention" if column < shape.depth else "mlp",
@@ -226,8 +226,6 @@ def _steps(
 def _joined(run: NarrowingStep, step: NarrowingStep) -> NarrowingStep:
     """A run of blocks with one block more."""
     count = run.blocks[1] - run.blocks[0] + 1
-    weights = np.array([count, 1]) / (count + 1)
-    pair = [(one.keeping, one.instead_of, one.cost) for one in (run, step)]
-    return NarrowingStep(
-        run.kind, (run.blocks[0], step.blocks[1]), run.verdict, *(weights @ pair).tolist()
-    )
+    so_far, more = (np.array([one.keeping, one.instead_of, one.cost]) for one in (run, step))
+    means = (so_far * count + more) / (count + 1)
+    return NarrowingStep(run.kind, (run.blocks[0], step.blocks[1]), run.verdict, *means.tolist())

@@ -150,6 +150,7 @@ class _Selection:
         self.proposals: list[Proposal] = []
         self._space, self._budget, self._target = space, target.budget, space.in_steps(target)
         self._count, self._rng = count, rng
+        self._near, self._unsure = round(_NEAR * count), round(_UNSURE * count)
         self._known = set(known)
 
     @property
@@ -171,6 +172,16 @@ class _Selection:
         """Plans near to wanted ones [n, 2L]; only those that meet the target."""
         rows = fit(wanted, self._target.ranges, self._target.budget)
         return rows[self._target.budget.meets(rows)]
+
+    def _sorted(self, rows: Rows, predictor: Predictor, spreads: float = 0.0) -> Rows:
+        """Rows by prediction less some of its spreads, lowest first."""
+        if not len(rows):
+            return rows
+        units = self._space.to_units(rows)
+        bound = predictor.cautious(units)
+        if spreads:
+            bound = bound - spreads * predictor.spread(units)
+        return rows[np.argsort(bound, kind="stable")]
 
     def cover(self) -> None:
         """Take plans that cover the space."""
@@ -227,7 +238,6 @@ class _Selection:
         if self._space.uniform is not None:
             self._exploit_uniform(predictor, [*elite, *others])
             return
-        unsure, near = round(_UNSURE * self._count), round(_NEAR * self._count)
         shape, rng = self._space.steps, self._rng
 
         def searching(
@@ -247,7 +257,7 @@ class _Selection:
         anywhere = searching(self._target.ranges, 2 * self._count, [*elite, *others])
         if elite:
             parents = self._rows(elite)
-            nearby = searching(self._around(parents), 2 * near, elite)
+            nearby = searching(self._around(parents), 2 * self._near, elite)
             future = executor.submit(nearby) if executor else None
             candidates = anywhere()
             relatives = future.result() if future else nearby()
@@ -257,19 +267,19 @@ class _Selection:
             if not len(parents):  # so few plans are of this size that the search finds none
                 self.cover()
                 return
-            relatives = searching(self._around(parents), 2 * near, elite)()
+            relatives = searching(self._around(parents), 2 * self._near, elite)()
         found = self._rows([one.plan for one in candidates])
-        self._take(found, "found", self._count - unsure - near)
-        self._take(self._rows([one.plan for one in relatives]), "near", near)
+        self._take(found, "found", self._count - self._unsure - self._near)
+        self._take(self._rows([one.plan for one in relatives]), "near", self._near)
 
         pool = np.concatenate([parents, found])
         pool = mutate(pool[rng.integers(0, len(pool), _POOL)], shape, rng, most=8)
         draws = uniform_draws(self._target.ranges, _POOL, rng)
         pool = np.concatenate([self._fitted(pool), self._fitted(draws)])
-        units = self._space.to_units(pool)
-        bound = predictor.cautious(units) - _SPREADS * predictor.spread(units)
-        pool = pool[np.argsort(bound, kind="stable")]
-        self._take(pool[apart(pool, dense_row(shape), 2 * unsure, DISTANCE)], "unsure", unsure)
+        pool = self._sorted(pool, predictor, spreads=_SPREADS)
+        self._take(
+            pool[apart(pool, dense_row(shape), 2 * self._unsure, DISTANCE)], "unsure", self._unsure
+        )
         if self._missing:
             draws = uniform_draws(self._target.ranges, 4 * self._missing, rng)
             self._take(self._fitted(draws), "free", self._missing)
@@ -277,17 +287,14 @@ class _Selection:
         self._share_prefixes(predictor, _TOLERANCE * predictor.error_near(lowest))
 
     def _exploit_uniform(self, predictor: Predictor, initial: Sequence[Plan]) -> None:
-        unsure, near = round(_UNSURE * self._count), round(_NEAR * self._count)
         plans = self._space.plans(self._budget)
         start = plans.projected(initial)
         rows, loss_increases = rank_uniform(plans, start, predictor.cautious, self._rng)
-        self._take(rows, "found", self._count - unsure - near)
+        self._take(rows, "found", self._count - self._unsure - self._near)
         relatives = plans.neighbours(start[:_PARENTS] if len(start) else rows[:_PARENTS])
-        if len(relatives):
-            relatives = relatives[np.argsort(predictor.cautious(relatives), kind="stable")]
-        self._take(relatives, "near", near)
+        self._take(self._sorted(relatives, predictor), "near", self._near)
         bound = loss_increases - _SPREADS * predictor.spread(rows)
-        self._take(rows[np.argsort(bound, kind="stable")], "unsure", unsure)
+        self._take(rows[np.argsort(bound, kind="stable")], "unsure", self._unsure)
         self._take(rows, "found", self._missing)
 
     def _rows(self, plans: Sequence[Plan]) -> Rows:

@@ -6,7 +6,7 @@ dropped blocks and of groups leaves one choice of channels: as many as the budge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -202,43 +202,38 @@ class UniformChoices:
         )
 
 
+@dataclass(frozen=True)
 class UniformPlans:
-    """The uniform plans of one budget: each size with each choice of blocks to drop."""
+    """The uniform plans of one budget: each size with each choice of blocks to drop.
 
-    def __init__(self, depth: int, sizes: Sequence[UniformSize]) -> None:
-        """Make the set.
+    Attributes:
+        depth: blocks of the dense model.
+        sizes: that meet the budget.
+    """
 
-        Args:
-            depth: blocks of the dense model.
-            sizes: that meet the budget; one for each number of dropped blocks and of groups.
-        """
-        self.sizes = tuple(sizes)
-        self._depth = depth
-        self._channels = {(one.dropped, one.groups): one.channels for one in sizes}
+    depth: int
+    sizes: tuple[UniformSize, ...]
 
     @property
     def count(self) -> int:
         """Number of plans."""
-        return sum(comb(self._depth, one.dropped) for one in self.sizes)
+        return sum(comb(self.depth, one.dropped) for one in self.sizes)
 
     def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Whether plans [n, 2L] are of the set, [n]."""
-        groups, channels = rows[:, : self._depth], rows[:, self._depth :]
+        groups, channels = rows[:, : self.depth], rows[:, self.depth :]
         width = np.stack([groups.max(axis=1), channels.max(axis=1)], axis=1)
         kept = (groups > 0) | (channels > 0)
         even = (groups == kept * width[:, :1]).all(axis=1)
         even &= (channels == kept * width[:, 1:]).all(axis=1)
-        dropped = self._depth - kept.sum(axis=1)
-        known = [
-            self._channels.get((gone, number)) == most
-            for gone, (number, most) in zip(dropped.tolist(), width.tolist(), strict=True)
-        ]
-        return np.asarray(even & np.array(known, np.bool_))
+        dropped = self.depth - kept.sum(axis=1)
+        sizes = np.column_stack([dropped, width])
+        return np.asarray(even & (sizes[:, None] == np.array(self.sizes)).all(axis=2).any(axis=1))
 
     def every(self) -> Rows:
         """All plans, [count, 2L]."""
         return np.concatenate(
-            [self._rows(every_subset(self._depth, one.dropped), one) for one in self.sizes]
+            [self._rows(every_subset(self.depth, one.dropped), one) for one in self.sizes]
         )
 
     def drawn(self, count: int, rng: np.random.Generator) -> Rows:
@@ -254,8 +249,8 @@ class UniformPlans:
         Returns:
             [m, 2L] and [n, 2L]; all plans of the size if there are no more than `count`.
         """
-        adjacent = in_random_order(runs(self._depth, size.dropped), rng)
-        others = drawn_subsets(self._depth, size.dropped, count, rng)
+        adjacent = in_random_order(runs(self.depth, size.dropped), rng)
+        others = drawn_subsets(self.depth, size.dropped, count, rng)
         return self._rows(adjacent, size), self._rows(others[~are_runs(others)], size)
 
     def neighbours(self, rows: Rows) -> Rows:
@@ -267,8 +262,8 @@ class UniformPlans:
         """
         steps = [rows[:0]]
         for row in rows:
-            subset = row[: self._depth] == 0
-            gone, groups = int(subset.sum()), int(row[: self._depth].max())
+            subset = row[: self.depth] == 0
+            gone, groups = int(subset.sum()), int(row[: self.depth].max())
             for size in self.sizes:
                 if size.dropped == gone:
                     others = swapped(subset) if size.groups == groups else subset[None]
@@ -284,14 +279,14 @@ class UniformPlans:
         Groups change as little as that allows; a plan is left out if it is not uniform, or if
         no size of the set drops as many blocks.
         """
-        rows = [np.zeros((0, 2 * self._depth), np.int64)]
+        rows = [np.zeros((0, 2 * self.depth), np.int64)]
         for plan in plans:
             widths = {(plan.attention[block], plan.mlp[block]) for block in plan.kept}
             if len(widths) == 1:
                 ((groups, _),) = widths
                 size = self._nearest(len(plan.dropped), groups)
                 if size is not None:
-                    subset = np.isin(np.arange(self._depth), plan.dropped)
+                    subset = np.isin(np.arange(self.depth), plan.dropped)
                     rows.append(self._rows(subset[None], size))
         return np.concatenate(rows)
 
