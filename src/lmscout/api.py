@@ -625,7 +625,7 @@ def evaluate(
     settings = {
         "model": source,
         # The whole folder is read, which only a run that is kept has a use for.
-        "model_fingerprint": None if out is None else evaluation.model_fingerprint(source),
+        "model_fingerprint": None if out is None else evaluation.model_fingerprint(model),
         "perplexity": texts,
         "text_sha256": [text.sha256 for text in read],
         "protocol": [one.name for one in protocols] if read else [],
@@ -633,6 +633,11 @@ def evaluate(
         "batch_tokens": batch_tokens,
         "tasks": asked,
         "task_data": None if task_data is None else str(task_data),
+        "task_data_sha256": (
+            evaluation.questions_sha256(Path(task_data), asked)
+            if task_data is not None and asked and out is not None
+            else None
+        ),
         "shots": shots,
         "limit": limit,
         "speed": speed,
