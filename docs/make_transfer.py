@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lmscout.benchmarks import load
 from lmscout.benchmarks.download import cache_directory
-from lmscout.discovery import RankResult, judge
+from lmscout.discovery import RankResult, rank_proxies
 from lmscout.discovery.assessment import Assessment
 from lmscout.statistics import Workers
 
@@ -28,24 +28,24 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
     parser.add_argument("--workers", type=int, default=-1)
     update = parser.parse_args()
-    judged = [
-        judge(load(name), seed=0, cache=update.cache, workers=Workers(update.workers))
+    ranked = [
+        rank_proxies(load(name), seed=0, cache=update.cache, workers=Workers(update.workers))
         for name in update.benchmarks
     ]
-    PAGE.write_text(page(judged), encoding="utf-8")
+    PAGE.write_text(page(ranked), encoding="utf-8")
 
 
-def page(judged: list[RankResult]) -> str:
+def page(ranked: list[RankResult]) -> str:
     """The whole page, from one judgement a benchmark."""
-    heads = ["", *(f"{one.benchmark} ({one.n_architectures})" for one in judged)]
-    names = [one.name for one in judged[0].proxies]
-    baselines = [one.name for one in judged[0].baselines]
+    heads = ["", *(f"{one.benchmark} ({one.n_architectures})" for one in ranked)]
+    names = [one.name for one in ranked[0].proxies]
+    baselines = [one.name for one in ranked[0].baselines]
     lines = [_INTRODUCTION, _row(heads), _row(["---"] * len(heads))]
     for place, name in enumerate(names):
-        cells = [_cell(one.proxies[place], one.seen(name)) for one in judged]
+        cells = [_cell(one.proxies[place], one.seen(name)) for one in ranked]
         lines.append(_row([f"`{name}`", *cells]))
     for place, name in enumerate(baselines):
-        lines.append(_row([name, *(_cell(one.baselines[place], False) for one in judged)]))
+        lines.append(_row([name, *(_cell(one.baselines[place], False) for one in ranked)]))
     return "\n".join(lines) + "\n"
 
 

@@ -142,7 +142,7 @@ def _show_design(result: Design) -> None:
     screen = console.table_console()
     screen.print(
         f"[bold]{escape(result.space)}[/bold] within {result.limit:,} parameters: "
-        f"{result.n_read} architectures read{_several(result)}{_without_score(result)}",
+        f"{result.n_scored} architectures scored{_several(result)}{_without_score(result)}",
         highlight=False,
     )
     drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"

@@ -179,7 +179,8 @@ def _discover_ranked(
 ) -> None:
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import api
-    from lmscout.discovery.discover import Discovery, cache_name
+    from lmscout.discovery.discover import Discovery
+    from lmscout.discovery.scorer import cache_name
     from lmscout.runs import Run, default_run_folder
 
     if "," in benchmark and not benchmark.startswith(_STUDY) and ":" not in benchmark:
@@ -286,7 +287,7 @@ def show_deep(result: DeepDiscovery) -> None:
     for one in result.findings:
         _show_benchmark(one)
     screen.print(
-        f"{result.asked:,} proxies asked of the {settings.engine} engine in "
+        f"{result.proposed:,} proxies proposed by the {settings.engine} engine in "
         f"{settings.searches} searches, {result.evaluations:,} evaluated; discarded before: "
         + ", ".join(f"{count:,} {name}" for name, count in result.discarded.most_common()),
         highlight=False,
