@@ -1,4 +1,4 @@
-"""A model that is not there: a shape, importance of units, and a quality for every plan."""
+"""A synthetic model: a shape, importance of units, and a loss increase for every plan."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Synthetic:
         self.weight = rng.uniform(0.05, 0.3, 2 * depth)
         self.weight[depth] = 4.0  # the MLP of block 0
         self.weight[depth // 2] = 0.002  # attention in the middle
-        self.correction = rng.uniform(1, 4, 2 * depth)
+        self.slope = rng.uniform(1, 4, 2 * depth)
         self.together = rng.uniform(0, 0.3, 2 * depth)
         decay = rng.uniform(0.3, 3, 2 * depth)
         scores = [
@@ -36,14 +36,14 @@ class Synthetic:
         self.mass = ImportanceMass.of_scores(scores[:depth], scores[depth:])
 
     def loss_increase(self, rows):
-        """True rises of plans, [n, 2L] to [n]."""
+        """True loss increases of plans, [n, 2L] to [n]."""
         removed = 1 - rows / dense_row(self.shape)
-        alone = self.weight * np.expm1(self.correction * removed) / np.expm1(self.correction)
-        beside = self.together * removed * np.roll(removed, 1, axis=1)
-        return (alone + beside).sum(axis=1) ** 1.2
+        alone = self.weight * np.expm1(self.slope * removed) / np.expm1(self.slope)
+        neighbours = self.together * removed * np.roll(removed, 1, axis=1)
+        return (alone + neighbours).sum(axis=1) ** 1.2
 
     def measure(self, rows):
-        """Rises as measured, with the noise that belongs to each plan."""
+        """Loss increases as measured, with the noise that belongs to each plan."""
         noise = [np.random.default_rng(list(row)).standard_normal() for row in rows]
         return self.loss_increase(rows) * (1 + self.noise * np.array(noise))
 

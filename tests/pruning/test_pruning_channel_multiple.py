@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_quality import Synthetic
 
@@ -38,6 +38,7 @@ def on_grid(plan, multiple):
     return all(kept % multiple == 0 or kept == 60 for kept in plan.mlp)
 
 
+@settings(max_examples=40)
 @given(
     keep=st.floats(0.4, 0.9), multiple=st.sampled_from([1, 3, 7, 8, 16]), seed=st.integers(0, 99)
 )
@@ -62,13 +63,28 @@ def test_later_rounds_and_the_search_stay_on_the_grid_and_repeat_nothing():
     pairs = [
         Pair(one.plan, float(MODEL.measure(as_rows([one.plan]))[0]), 100, round=0) for one in first
     ]
-    later = propose(space, [target], count=10, seed=0, round_=1, pairs=pairs, predictor=Knowing())
+    later = propose(
+        space,
+        [target],
+        count=10,
+        seed=0,
+        round_=1,
+        pairs=pairs,
+        predictor=Knowing(),
+        generations=20,
+    )
     assert len(later) == 10
     assert not {one.plan for one in first} & {one.plan for one in later}
     best = space.best_pairs(pairs, target.budget, 3)
     assert [one.value for one in best] == sorted(pair.value for pair in pairs)[:3]
     found = search(
-        space, MODEL.measure, target, seed=0, count=3, initial=[one.plan for one in best]
+        space,
+        MODEL.measure,
+        target,
+        seed=0,
+        count=3,
+        generations=20,
+        initial=[one.plan for one in best],
     )
     assert all(on_grid(one.plan, 8) for one in [*later, *found])
     assert found[0].loss_increase <= best[0].value

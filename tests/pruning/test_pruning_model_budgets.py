@@ -125,18 +125,18 @@ def test_a_budget_is_a_share_of_the_dense_model(measure):
 def test_messages_tell_what_a_person_asked_for():
     model = random_model("llama")
     _, shape = parts_of(model)
-    update = {}
+    messages = {}
     for measure in MEASURES:
         with pytest.raises(LmscoutError) as caught:
             Ranges.above(shape, 0.25).require(budget_for(model, measure, 0.125))
-        update[measure] = str(caught.value)
-    begin = "no plan meets the budget of "
+        messages[measure] = str(caught.value)
+    start = "no plan meets the budget of "
     between = ": the nearest that can be met is "
     # By hand: 2 groups a block, of 16 + 8 + 8 + 16 rows 32 wide; 48 channels of 3 rows.
     # A quarter of the units is one group and 12 channels a block.
     units, fewest = 3 * (2 * 1536 + 48 * 96), 3 * (1536 + 12 * 96)
     share = np.ceil(fewest / units * 1e4) / 1e4
-    assert update["parameters"] == (f"{begin}0.125 (kept share){between}{share:.4g} (kept share)")
+    assert messages["parameters"] == (f"{start}0.125 (kept share){between}{share:.4g} (kept share)")
     for measure, unit in (
         ("multiply-adds", "million multiply-adds a token"),
         ("memory", "MB"),
@@ -147,8 +147,8 @@ def test_messages_tell_what_a_person_asked_for():
         dense = budget.cost(as_rows([shape.dense]))[0]
         scale = {"multiply-adds": 1e6, "memory": 1e6, "latency": 1e-3}[measure]
         share = np.ceil(least / dense * 1e4) / 1e4
-        assert update[measure] == (
-            f"{begin}{dense / 8 / scale:.3g} {unit} (0.125 of the dense model){between}"
+        assert messages[measure] == (
+            f"{start}{dense / 8 / scale:.3g} {unit} (0.125 of the dense model){between}"
             f"{least / scale:.3g} {unit} ({share:.4g} of the dense model)"
         )
 

@@ -128,8 +128,8 @@ def test_proposals_follow_from_earlier_rounds_alone(pairs, predictor):
     settings_ = {"count": 12, "seed": 5, "round_": 1, "predictor": predictor, "generations": 10}
     found = propose(SPACE, [TARGET], pairs=pairs, **settings_)
     # The run was killed when it had measured half of the round.
-    sublayer = MODEL.pairs([one.plan for one in found[:6]], round_=1)
-    assert propose(SPACE, [TARGET], pairs=[*pairs, *sublayer], **settings_) == found
+    first_half = MODEL.pairs([one.plan for one in found[:6]], round_=1)
+    assert propose(SPACE, [TARGET], pairs=[*pairs, *first_half], **settings_) == found
     assert propose(SPACE, [TARGET], pairs=pairs[::-1], **settings_) == found
     other = propose(SPACE, [TARGET], pairs=pairs, **(settings_ | {"seed": 6}))
     assert other != found
@@ -195,8 +195,8 @@ def test_families_share_the_first_half():
     assert BUDGET.meets(rows).all()
     for place in range(10):
         first = rows[place // 4 * 4]
-        begun = np.concatenate([rows[place, :3], rows[place, 6:9]])
-        assert (begun == np.concatenate([first[:3], first[6:9]])).all()
+        prefix = np.concatenate([rows[place, :3], rows[place, 6:9]])
+        assert (prefix == np.concatenate([first[:3], first[6:9]])).all()
     assert len(np.unique(rows, axis=0)) == 10
 
 

@@ -224,13 +224,13 @@ def test_a_budget_that_no_uniform_plan_meets_names_the_nearest_that_one_meets(
     try:
         space.require(budget(keep))
     except LmscoutError as error:
-        update = (
+        nearest = (
             float(re.search(r"can be met is .*?([\d.]+) (\(kept|of the dense)", str(error))[1])
             if not memory
             else float(re.search(r"can be met is .*\(([\d.]+) of", str(error))[1])
         )
-        space.require(budget(update))
-        assert update != keep
+        space.require(budget(nearest))
+        assert nearest != keep
 
 
 def test_a_channel_in_every_block_may_be_more_than_the_slack():
@@ -257,13 +257,13 @@ def test_a_channel_in_every_block_may_be_more_than_the_slack():
 def test_only_uniform_plans_of_the_size_meet_a_budget():
     budget = keep_budget(SIX, 0.7)
     found = as_rows(plans_of(propose(SMALL, [target(0.7)], count=9, seed=0, round_=0)))
-    less, uneven, sublayer = found.copy(), found.copy(), found.copy()
+    less, uneven, no_mlp = found.copy(), found.copy(), found.copy()
     less[:, 6:] -= less[:, 6:] > 0
     kept = (found[:, 6:] > 0).argmax(axis=1)
     uneven[np.arange(len(found)), 6 + kept] -= 1
-    sublayer[np.arange(len(found)), 6 + kept] = 0
+    no_mlp[np.arange(len(found)), 6 + kept] = 0
     assert SMALL.meets(found, budget).all()
-    for changed in (less, uneven, sublayer, np.zeros((1, 12), int), dense_row(SIX)[None]):
+    for changed in (less, uneven, no_mlp, np.zeros((1, 12), int), dense_row(SIX)[None]):
         assert not SMALL.meets(changed, budget).any()
 
 
@@ -285,7 +285,7 @@ def test_the_first_round_covers_sizes_and_seldom_drops_the_ends():
         if one.origin != "uniform" and len(gaps):
             assert (one.origin == "tied") == (gaps == 1).all()
     origins = Counter(one.origin for one in found if len(one.plan.dropped) > 1)
-    assert abs(origins["tied"] - origins["free"]) <= 6  # of 184: sizes begin with either in turn
+    assert abs(origins["tied"] - origins["free"]) <= 6  # of 184: sizes start with either in turn
     dropping = np.array([[block in plan.dropped for block in range(24)] for plan in plans])
     assert dropping.sum(axis=0)[1:-1].min() > 3 * dropping[:, [0, -1]].mean(axis=1).sum()
 
@@ -344,8 +344,8 @@ def test_proposals_follow_from_seed_and_earlier_rounds_alone():
     pairs = TRUTH.pairs(plans_of(first))
     asked = {"count": 12, "seed": 0, "round_": 1, "predictor": TRUTH}
     found = propose(SMALL, [target(0.5)], pairs=pairs, **asked)
-    sublayer = TRUTH.pairs(plans_of(found[:6]), 1)
-    assert propose(SMALL, [target(0.5)], pairs=[*sublayer, *pairs[::-1]], **asked) == found
+    first_half = TRUTH.pairs(plans_of(found[:6]), 1)
+    assert propose(SMALL, [target(0.5)], pairs=[*first_half, *pairs[::-1]], **asked) == found
 
 
 def test_several_sizes_are_served_alike():

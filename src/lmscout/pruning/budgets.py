@@ -131,12 +131,8 @@ def keep_budget(shape: Shape, keep: float) -> Budget:
 
     Plans may stay a thousandth below it, or a channel in models so small that it is more.
 
-    Args:
-        shape: of the dense model.
-        keep: above 0 and at most 1.
-
     Raises:
-        LmscoutError: `keep` is no such share.
+        LmscoutError: `keep` is not above 0 and at most 1.
     """
     _require_share(keep)
     # Sums of shares are exact to a few 1e-16; a thousandth of a unit is far above that and
@@ -239,7 +235,7 @@ def budget_of(
         family: its family.
         shape: its units.
         window: tokens.
-        latency: seconds measured; needed for "latency".
+        latency: measured seconds, for "latency".
 
     Raises:
         LmscoutError: there is no such measure, `keep` is no such share, or the seconds were

@@ -81,11 +81,10 @@ def partial_dependence(
     Args:
         predictor: of loss increases.
         shape: of the dense model.
-        ranges: within which columns are varied and the others make up.
+        ranges: of all columns.
         budget: that all plans meet.
         around: [n, 2L] plans to vary.
-        measured: [m, 2L] all plans measured; columns vary between the fewest and the most units
-            that one of them keeps.
+        measured: [m, 2L] plans between whose units columns vary.
 
     Returns:
         One per column, without numbers of units at which the others cannot meet the budget.
@@ -139,13 +138,12 @@ def narrow(
     Args:
         ranges: so far.
         predictor: fitted on the pairs.
-        pairs: measured; those that meet the budget and lie within ranges count as best.
+        pairs: measured.
         shape: of the dense model.
         budget: the size for which ranges are narrowed.
 
     Returns:
-        The ranges, and one step for every run of adjacent blocks that narrowed alike, costliest
-        first.
+        The ranges, and a step for every run of adjacent blocks narrowed alike, costliest first.
     """
     best = best_pairs(pairs, Target(budget, ranges).holds, _ELITE)
     if not best:

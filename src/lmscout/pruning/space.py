@@ -21,8 +21,8 @@ from lmscout.pruning.uniform_plans import UniformChoices, UniformPlans
 class PlanSpace:
     """The plans that are proposed and searched.
 
-    Blocks that vary change in *steps*: groups, and `multiple` channels, the last of
-    which is smaller if the width is no multiple.  A matrix product whose inner size is no multiple
+    Blocks that vary change in *steps* of one group or of `multiple` channels; the last step of a
+    width is smaller if the width is no multiple.  A matrix product whose inner size is no multiple
     of eight numbers takes three times as long on a GPU with tensor cores.
 
     Attributes:
@@ -43,7 +43,7 @@ class PlanSpace:
 
     @property
     def name(self) -> str:
-        """Which plans it holds, for records."""
+        """The kind of plans, for records."""
         return "uniform" if self.uniform else f"widths in steps of {self.multiple}"
 
     @cached_property
@@ -86,10 +86,7 @@ class PlanSpace:
     def require(self, budget: Budget, ranges: Ranges | None = None) -> None:
         """Refuse a budget that no plan of the space meets.
 
-        Args:
-            budget: to be met.
-            ranges: within which plans of blocks that vary lie; a tenth of every block and more by
-                default.
+        Blocks that vary lie within ranges, by default from a tenth of their units on.
 
         Raises:
             LmscoutError: it names the nearest that can be met.
@@ -118,11 +115,7 @@ class PlanSpace:
     ) -> list[Pair]:
         """The best complete pairs whose plans are of this space and meet a budget, best first.
 
-        Args:
-            pairs: measured.
-            budget: that they meet.
-            count: at most.
-            ranges: within which blocks that vary lie; a tenth of every block and more by default.
+        Blocks that vary lie within ranges, by default from a tenth of their units on.
         """
         within = self.in_steps(Target(budget, ranges or Ranges.above(self.shape))).ranges
 
@@ -150,13 +143,7 @@ class PlanSpace:
 
 
 def space_of(kind: str, shape: Shape, model: PreTrainedModel, multiple: int = 1) -> PlanSpace:
-    """The space of a ``--shape``.
-
-    Args:
-        kind: "uniform" or "any".
-        shape: of the dense model.
-        model: the dense model.
-        multiple: channels per step of an MLP width, where blocks vary.
+    """The space of a ``--shape``, "uniform" or "any".
 
     Raises:
         LmscoutError: the space is uniform, and the model has no plain form.
@@ -167,8 +154,5 @@ def space_of(kind: str, shape: Shape, model: PreTrainedModel, multiple: int = 1)
 
 
 def fast_multiple(model: PreTrainedModel) -> int:
-    """Of which number of channels MLP widths are to be multiples to run fast on a device.
-
-    Tensor cores take rows of 16 bytes.
-    """
+    """The channel multiple with which a model runs fast: tensor cores take rows of 16 bytes."""
     return 16 // model.dtype.itemsize if model.device.type == "cuda" else 1
