@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -27,7 +27,6 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import Perplexity
 from lmscout.evaluation.cost import await_device, vocabulary_size
 from lmscout.progress import StageProgress, Stages, part_of
-from lmscout.pruning.budgets import Budget
 from lmscout.pruning.calibration import Calibrated, text_digest
 from lmscout.pruning.cutting import ShapeName, cut
 from lmscout.pruning.evaluator import shape_of
@@ -35,11 +34,10 @@ from lmscout.pruning.families import Family, unit_maps
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.recovery.adapters import check_peft, recover
 from lmscout.pruning.recovery.config import RecoverySettings
-from lmscout.pruning.recovery.elastic import Elastic, ElasticAdapter, plan_loss, recover_all_plans
+from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
 from lmscout.pruning.recovery.training import FOLDER, Trained, check_file
 from lmscout.pruning.report import ReportText, held_out_increase
 from lmscout.pruning.results import Reported
-from lmscout.pruning.space import PlanSpace
 from lmscout.statistics.single_pass import train_only
 
 _REPEATS = 3  # after one that is not counted
@@ -196,44 +194,6 @@ def recovery_file(out: Path, name: str | float) -> Path:
 def share_folder(keep: float) -> str:
     """The name of what a run keeps of one size: another one for every share, however close."""
     return f"keep-{float(keep)!r}"
-
-
-def recover_plans(
-    calibrated: Calibrated,
-    windows: Tensor,
-    space: PlanSpace,
-    sizes: Mapping[float, Budget],
-    settings: RecoverySettings,
-    out: Path,
-    on: ReportText,
-    stages: Stages,
-) -> tuple[Calibrated, Elastic]:
-    """Elastic recovery, after the dense model's perplexity was taken.
-
-    Args:
-        calibrated: the dense model, which is changed in place.
-        windows: [windows, T] int64, the text.
-        space: draws plans.
-        sizes: budgets that they are drawn for, by the share that is kept.
-        settings: how it is trained.
-        out: the run folder.
-        on: on what the dense model's perplexity is reported.
-        stages: told of the work.
-
-    Returns:
-        As `recover_all_plans`.
-
-    Raises:
-        LmscoutError: as `recover_all_plans`.
-    """
-    with stages("reporting"):
-        as_given = on.dense_perplexity(calibrated)
-    with stages("recovering all plans") as update:
-        checkpoint = recovery_file(out, ELASTIC)
-        recovered, elastic = recover_all_plans(
-            calibrated, windows, space, sizes, settings, checkpoint, progress=update
-        )
-    return recovered, replace(elastic, as_given=as_given)
 
 
 @dataclass(frozen=True)
