@@ -140,7 +140,8 @@ class Bench:
         """The plan of a file, or the winner of a search."""
         if self.given.plan and not fresh:
             value = json.loads(Path(self.given.plan).read_text())
-            return Plan.from_dict(value.get("plan", value))
+            value = value["sizes"][0]["plan"] if "sizes" in value else value
+            return Plan(tuple(value["attention"]), tuple(value["mlp"]))
         shape, seed = calibrated.shape, 0
         space, target = PlanSpace(shape), Target(keep_budget(shape, KEEP), Ranges.above(shape))
         with (

@@ -19,8 +19,8 @@ from lmscout.pruning.importance import (
     unit_sides,
 )
 from lmscout.pruning.plan import dense_row
-from lmscout.pruning.prefix_tables import read_trained
-from lmscout.pruning.proxy_objective import asked_proxy, compute_objectives
+from lmscout.pruning.prefix_tables import visit_tensors
+from lmscout.pruning.proxy_objective import compute_objectives, parse_proxy
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.training import train
 
@@ -94,10 +94,10 @@ def test_a_factor_falls_where_a_blocks_gradients_overflow():
 def read(model, windows):
     places = []
 
-    def see(place):
+    def visit(place):
         places.append({name: one.clone() for name, one in place.tensors.items()})
 
-    read_trained(model, family_of(model.config), windows, see)
+    visit_tensors(model, family_of(model.config), windows, visit)
     return places
 
 
@@ -136,7 +136,7 @@ def test_judges_compute_in_float32(text):
     shape = shape_of(family.all_parts(model))
     units = dense_row(shape)
     rows = np.stack([units, np.maximum(1, units // 2)])
-    asked = [asked_proxy(f"proxy:+{text}")]
+    asked = [parse_proxy(f"proxy:+{text}")]
     (wide,) = (one.scores(rows) for one in compute_objectives(asked, model, family, shape, windows))
     narrow_judges = compute_objectives(asked, model.half(), family, shape, windows)
     np.testing.assert_allclose(narrow_judges[0].scores(rows), wide, rtol=2e-2)

@@ -84,7 +84,7 @@ def check_family(
     if fresh_process:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "saved"
-            save(model, plans["sublayers"], out, shape="any", tokenizer=None, note={})
+            save(model, plans["sublayers"], out, shape="any")
 
 
 def _plans(dense: Plan) -> dict[str, Plan]:
