@@ -19,7 +19,7 @@ import json
 import platform
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -129,7 +129,7 @@ class Bench:
             calibrated, elastic = recover_all_plans(self.calibrated, *asked)
         for change in elastic.orders:
             print(change.words, flush=True)
-            self.rows.append({"name": "order", **change.to_json()})
+            self.rows.append({"name": "order", **asdict(change)})
         plan = self.found(calibrated, fresh=True)
         cut_plan = self.cut(calibrated, plan).to(self.given.device)
         self.tell("found after elastic recovery", cut_plan, elastic.trained)
