@@ -625,10 +625,10 @@ def _read_build(folder: Path) -> None:
 def _read_saved(folder: Path) -> None:
     import torch
 
-    from lmscout.pruning.export import check_asked, check_plan
+    from lmscout.pruning.export import check_plan, check_settings
     from lmscout.pruning.plan import Plan
 
-    check_asked(folder, "any", {"keep": 0.8})
+    check_settings(folder, "any", {"keep": 0.8})
     check_plan(folder, Plan((1, 2), (3, 4)), torch.float32)
 
 
@@ -657,7 +657,7 @@ def run_folders(home: Path) -> list[Example]:
     state = home / "state.safetensors"
     tensors = {"a": torch.ones(2, 3)}, {"a/step": torch.ones(1)}
     write_state(state, State({"rank": 2}, (1.0,), 1.0, False, *tensors))
-    record = {"shape": "any", "asked": {"keep": 0.8}, "plan": Plan((1, 2), (3, 4)).as_dict()}
+    record = {"shape": "any", "settings": {"keep": 0.8}, "plan": Plan((1, 2), (3, 4)).as_dict()}
     head = {"schema": SCHEMA, "command": "bench build"}
     settings = json.dumps(head | {"n": 3, "recipe": {"tokens": 100}}).encode()
     built = Built(home / "build", 3, 3, 0, (1.5, 2.5), 1.0)

@@ -19,7 +19,7 @@ import json
 import platform
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -129,7 +129,7 @@ class Bench:
             calibrated, elastic = recover_all_plans(self.calibrated, *asked)
         for change in elastic.orders:
             print(change.words, flush=True)
-            self.rows.append({"name": "order", **change.to_json()})
+            self.rows.append({"name": "order", **asdict(change)})
         plan = self.found(calibrated, fresh=True)
         cut_plan = self.cut(calibrated, plan).to(self.given.device)
         self.tell("found after elastic recovery", cut_plan, elastic.trained)
@@ -140,7 +140,8 @@ class Bench:
         """The plan of a file, or the winner of a search."""
         if self.given.plan and not fresh:
             value = json.loads(Path(self.given.plan).read_text())
-            return Plan.from_dict(value.get("plan", value))
+            value = value["sizes"][0]["plan"] if "sizes" in value else value
+            return Plan(tuple(value["attention"]), tuple(value["mlp"]))
         shape, seed = calibrated.shape, 0
         space, target = PlanSpace(shape), Target(keep_budget(shape, KEEP), Ranges.above(shape))
         with (

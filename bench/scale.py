@@ -290,7 +290,7 @@ def a_search(
         model, plan, out = calibrated.model, found[0].plan, folder / "model"
         stages(
             "saved model",
-            lambda: save(model, plan, out, shape="any", tokenizer=None, note={}),
+            lambda: save(model, plan, out, shape="any"),
         )
     return update
 

@@ -124,16 +124,16 @@ def run(tmp_path_factory):
 @needs_the_real_model
 def test_the_saved_model_is_the_recovered_one(run):
     (size,) = run.sizes
-    rows = {one.name: one for one in size.reported}
+    rows = {one.name: one for one in size.models}
     assert rows["found_recovered"].params == rows["found"].params
     assert rows["found_recovered"].perplexity.value < rows["found"].perplexity.value
-    loaded = load_model(str(size.out))
+    loaded = load_model(str(size.folder))
     assert loaded.saved_dtype == torch.float16  # as the dense model is saved
     again = perplexity(loaded.model, loaded.tokenizer, texts()[1], "llm-pruner")
     assert again.value == pytest.approx(rows["found_recovered"].perplexity.value, rel=1e-6)
-    record = json.loads((size.out / "lmscout.json").read_text())
-    assert record["asked"]["recovered"]["method"] == "lora"
-    assert record["asked"]["elastic"]["method"] == "distill"
+    record = json.loads((size.folder / "lmscout.json").read_text())
+    assert record["settings"]["recovered"]["method"] == "lora"
+    assert record["settings"]["elastic"]["method"] == "distill"
 
 
 @needs_the_real_model
@@ -144,8 +144,8 @@ def test_the_outcome_says_what_was_trained_and_what_it_changed(run):
     said = json.loads(json.dumps(run.to_json(), allow_nan=False))
     saved = json.loads(json.dumps(run.to_dict(), allow_nan=False))
     assert Pruning.from_dict(saved).to_dict() == run.to_dict()
-    assert said["recovery"]["steps"] == said["elastic"]["steps"] == 6
-    assert said["elastic"]["dense"]["perplexity"] != said["dense"]["perplexity"]
+    assert said["sizes"][0]["recovery"]["steps"] == said["elastic"]["trained"]["steps"] == 6
+    assert said["dense_elastic"]["perplexity"] != said["dense"]["perplexity"]
     (order,) = said["elastic"]["orders"]
     assert order["keep"] == 0.8
     assert -1 <= order["kendall"] <= 1
@@ -154,14 +154,14 @@ def test_the_outcome_says_what_was_trained_and_what_it_changed(run):
 
 @needs_the_real_model
 def test_adapters_stay_where_the_ledger_depends_on_them_alone(run):
-    out = run.sizes[0].out
+    out = run.sizes[0].folder
     assert not recovery_file(out, 0.8).exists()
     assert recovery_file(out, "elastic").exists()
 
 
 @needs_the_real_model
 def test_an_adapter_of_other_settings_is_refused_before_any_work(run, tmp_path):
-    shutil.copytree(run.sizes[0].out / "recovery", tmp_path / "run" / "recovery")
+    shutil.copytree(run.sizes[0].folder / "recovery", tmp_path / "run" / "recovery")
     other = replace(REQUEST.recovery, elastic=replace(REQUEST.recovery.elastic, rank=8))
     with pytest.raises(LmscoutError, match="rank = 4, this run has 8: its adapter does not fit"):
         prune(

@@ -122,7 +122,7 @@ def test_the_card_and_the_record_say_what_was_asked_and_what_was_measured(run):
     assert "[lmscout](https://pypi.org/project/lmscout/)" in card
     assert card.index("## Citation") < card.index("https://arxiv.org/abs/2309.09507")
     record = json.loads((size.out / "lmscout.json").read_text())
-    assert record["asked"]["pairs"] == record["measured"]["pairs"] == 40
+    assert record["settings"]["pairs"] == record["measured"]["pairs"] == 40
     measured = record["measured"]["perplexity"]
     assert measured["dense"]["perplexity"] == result.dense.perplexity.value
     assert measured["found"]["tokens"] == found.perplexity.tokens
@@ -350,7 +350,7 @@ def test_a_uniform_shape_is_a_plain_llama(tmp_path):
     assert found.kept <= 0.8 + 1e-6
     assert found.kept > 0.78
     record = json.loads((size.out / "lmscout.json").read_text())
-    assert (record["asked"]["pairs"], record["measured"]["pairs"]) == (24, result.pairs)
+    assert (record["settings"]["pairs"], record["measured"]["pairs"]) == (24, result.pairs)
     said = f"{result.pairs} architecture-accuracy pairs were measured (at most 24 were asked for)"
     assert said in (size.out / "README.md").read_text()
 

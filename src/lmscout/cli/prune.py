@@ -305,9 +305,9 @@ def show(result: Pruning) -> None:
     for note in _notes(result):
         screen.print(note, highlight=False, style="dim")
     _tell(result)
-    print(f"study: {result.pair_study}")
+    print(f"study: {result.study}")
     for size in result.sizes:
-        print(f"saved model: {size.out}")
+        print(f"saved model: {size.folder}")
 
 
 def table(result: Pruning, *, wide: bool) -> Table:
@@ -317,7 +317,7 @@ def table(result: Pruning, *, wide: bool) -> Table:
         result: what was found.
         wide: whether there is room for perplexities over the dense model's.
     """
-    from lmscout.pruning.results import SHOWN
+    from lmscout.pruning.results import LABELS
 
     dense = result.dense
     measured = dense.perplexity is not None
@@ -330,12 +330,12 @@ def table(result: Pruning, *, wide: bool) -> Table:
     ):
         shown.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     recovered = any(size.recovery for size in result.sizes)
-    rows: list[tuple[str, Reported | None]] = [(SHOWN["dense"], dense)]
+    rows: list[tuple[str, Reported | None]] = [(LABELS["dense"], dense)]
     if result.dense_elastic is not None:
-        rows.append((SHOWN["dense_elastic"], result.dense_elastic))
+        rows.append((LABELS["dense_elastic"], result.dense_elastic))
     for size in result.sizes:
         rows.append((f"keep {size.keep:g} of {result.of}", None))
-        rows += [(SHOWN[one.name], one) for one in size.reported]
+        rows += [(LABELS[one.name], one) for one in size.models]
     for name, one in rows:
         if one is None:
             shown.add_section()
@@ -353,9 +353,9 @@ def table(result: Pruning, *, wide: bool) -> Table:
 
 def _notes(result: Pruning) -> list[str]:
     """What the table's columns are."""
-    rows = [one for size in result.sizes for one in size.reported]
+    rows = [one for size in result.sizes for one in size.models]
     seen = any(one.loss_increase is None for one in rows)
-    protected = any(one.name == "uniform_guarded" for one in rows)
+    protected = any(one.name == "uniform_protected" for one in rows)
     return [
         "kept: share of the dense model's parameters: of all, and of the prunable ones, those in "
         "attention and MLP",

@@ -1,7 +1,6 @@
-"""Pruning: families, importance, plans, measuring, learning, searching, saving.
+"""Pruning: families, importance, plans, pairs, predictor, search, recovery, export.
 
-The names below are imported on first use: the command line's help needs nothing of PyTorch,
-LightGBM, Optuna or pymoo.
+The names are imported on first use, so that `lmscout --help` imports neither PyTorch nor Optuna.
 """
 
 from importlib import import_module
@@ -17,13 +16,13 @@ if TYPE_CHECKING:
     from lmscout.pruning.study import Pair, PairStudy
     from lmscout.pruning.workflow import prune
 
-_WHERE = {
+_MODULES = {
     "CalibrationConfig": "calibration",
-    "PairStudy": "study",
     "Pair": "study",
+    "PairStudy": "study",
     "Plan": "plan",
-    "Pruning": "results",
     "PruneConfig": "config",
+    "Pruning": "results",
     "Shape": "plan",
     "cut": "cutting",
     "prune": "workflow",
@@ -45,6 +44,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

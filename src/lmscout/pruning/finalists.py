@@ -81,7 +81,7 @@ def measure_finalists(
             _finalist(plan, loss_increase, pair_study.find(plan), finals.find(plan))
             for plan, loss_increase in zip(plans, predicted, strict=True)
         ]
-        contests.append(sorted(contest, key=lambda one: one.final or 0.0))
+        contests.append(sorted(contest, key=lambda one: one.held_out or 0.0))
     return contests
 
 

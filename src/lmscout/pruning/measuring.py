@@ -53,7 +53,7 @@ from lmscout.pruning.features import Column, ImportanceMass
 from lmscout.pruning.narrowing import NarrowingStep, narrow
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape, as_rows
 from lmscout.pruning.predictor import FEWEST_PAIRS, Predictor, check_enough, fit_predictor
-from lmscout.pruning.proxy_objective import ProxyObjective, asked_proxy, compute_objectives
+from lmscout.pruning.proxy_objective import ProxyObjective, compute_objectives, parse_proxy
 from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.sampler import Proposal, propose
 from lmscout.pruning.space import PlanSpace
@@ -631,7 +631,7 @@ def calibrated_objectives(texts: Sequence[str], calibrated: Calibrated) -> list[
     if not texts:
         return []
     return compute_objectives(
-        [asked_proxy(text) for text in texts],
+        [parse_proxy(text) for text in texts],
         calibrated.model,
         calibrated.family,
         calibrated.shape,

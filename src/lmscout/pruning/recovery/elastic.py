@@ -10,7 +10,7 @@ plans are then measured as they will be used.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -162,10 +162,6 @@ class OrderChange:
             f"{np.mean(self.before):.3f} to {np.mean(self.after):.3f} nats/token"
         )
 
-    def to_json(self) -> dict[str, object]:
-        """All fields by name."""
-        return {**asdict(self), "kendall": None if np.isnan(self.kendall) else self.kendall}
-
 
 @dataclass(frozen=True)
 class Elastic:
@@ -180,10 +176,6 @@ class Elastic:
     trained: Trained
     orders: tuple[OrderChange, ...]
     as_given: Perplexity | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """All fields but the perplexity by name."""
-        return {**self.trained.to_json(), "orders": [one.to_json() for one in self.orders]}
 
 
 def recover_all_plans(

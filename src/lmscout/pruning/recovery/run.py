@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -12,17 +12,14 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.progress import StageProgress, Stages, part_of
-from lmscout.pruning.budgets import Budget
 from lmscout.pruning.calibration import Calibrated, text_digest
 from lmscout.pruning.cutting import ShapeName, cut
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.recovery.adapters import check_peft, recover
 from lmscout.pruning.recovery.config import RecoverySettings
-from lmscout.pruning.recovery.elastic import Elastic, recover_all_plans
 from lmscout.pruning.recovery.training import FOLDER, Trained, check_file
 from lmscout.pruning.report import ReportText, held_out_increase
 from lmscout.pruning.results import Reported
-from lmscout.pruning.space import PlanSpace
 
 ELASTIC = "elastic"
 
@@ -83,30 +80,6 @@ def recovery_file(out: Path, name: str | float) -> Path:
 def share_folder(keep: float) -> str:
     """The name of a size's folder, different for every share."""
     return f"keep-{float(keep)!r}"
-
-
-def recover_plans(
-    calibrated: Calibrated,
-    windows: Tensor,
-    space: PlanSpace,
-    sizes: Mapping[float, Budget],
-    settings: RecoverySettings,
-    out: Path,
-    on: ReportText,
-    stages: Stages,
-) -> tuple[Calibrated, Elastic]:
-    """Measure the dense model's perplexity on `on`, then recover all plans in the run folder `out`.
-
-    Other arguments, result and errors are those of `recover_all_plans`.
-    """
-    with stages("reporting"):
-        as_given = on.dense_perplexity(calibrated)
-    with stages("recovering all plans") as progress:
-        checkpoint = recovery_file(out, ELASTIC)
-        recovered, elastic = recover_all_plans(
-            calibrated, windows, space, sizes, settings, checkpoint, progress=progress
-        )
-    return recovered, replace(elastic, as_given=as_given)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -259,10 +259,6 @@ class Trained:
             f"passes over the text), {self.seconds:.0f} s; loss {self.first:.3f} to "
             f"{self.last:.3f} nats/token"
         )
-
-    def to_json(self) -> dict[str, object]:
-        """All fields by name."""
-        return asdict(self)
 
 
 def train(

@@ -51,7 +51,7 @@ def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_meas
     assert budget.meets(as_rows(plans)).all()
     ((winner,),) = measure_finalists(calibrated, None, None, fitted, [plans])
     assert winner.plan == plans[0]
-    assert (winner.predicted, winner.measured, winner.final) == (None, None, None)
+    assert (winner.predicted, winner.measured, winner.held_out) == (None, None, None)
 
 
 def test_uniform_plans_are_judged_too(calibrated):

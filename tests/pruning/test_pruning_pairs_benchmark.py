@@ -20,7 +20,7 @@ from lmscout.pruning.cutting import cut
 from lmscout.pruning.pairs_benchmark import SubnetworkSpec, study_benchmark
 from lmscout.pruning.plan import as_plans, dense_row
 from lmscout.pruning.prefix_tables import tabulate
-from lmscout.pruning.proxy_objective import asked_proxy, compute_objectives
+from lmscout.pruning.proxy_objective import compute_objectives, parse_proxy
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import recover_all_plans
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
@@ -61,7 +61,7 @@ def run(tmp_path_factory, text):
     rows = rng.integers(1, dense_row(shape) + 1, (41, 2 * shape.depth))
     rows[0, [1, shape.depth + 1]] = 0  # the second block dropped
     (objective,) = compute_objectives(
-        [asked_proxy(f"proxy:+{TRUTH}")],
+        [parse_proxy(f"proxy:+{TRUTH}")],
         calibrated.model,
         calibrated.family,
         shape,
