@@ -26,8 +26,9 @@ from transformers import (
 )
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning.cutting import cut, is_uniform
 from lmscout.pruning.evaluator import SubnetworkEvaluator
-from lmscout.pruning.export import cut, is_uniform, save
+from lmscout.pruning.export import save
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.plan import Plan
 from lmscout.testing import random_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from lmscout.evaluation import Origin, Perplexity
@@ -112,13 +112,7 @@ class CardFigures:
             "pairs": self.pairs,
             "saved": self.saved,
             "perplexity": {
-                name: {
-                    "perplexity": one.value,
-                    "tokens": one.tokens,
-                    "text": _text_name(one),
-                    "text_sha256": one.text_sha256,
-                    "protocol": asdict(one.protocol),
-                }
+                name: {**one.to_json(), "text": _text_name(one)}
                 for name, one in self.perplexities.items()
             },
         }
