@@ -38,7 +38,7 @@ loads both and runs no code of the folder; after `lmscout.register()` the Auto c
 _UNIFORM = """
 ## Load it
 
-It is a plain {model_type} model; whatever reads those reads this folder:
+It is a plain {model_type} model; any program for these loads this folder:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -333,18 +333,18 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
     columns = config.keep, models, map(tuple, found.finalists), folders, trained
     fitted = found.fitted
     result = Pruning(
-        config.of,
-        row,
-        tuple(Size(*one) for one in zip(*columns, strict=True)),
-        fitted.predictor.report if fitted.predictor else None,
-        fitted.narrowing_steps,
-        found.pairs,
-        found.study,
-        stages.seconds,
-        dense.elastic,
-        dense_elastic,
-        None if fitted.objective is None else fitted.objective.report,
-        held_out_tokens(calibrated),
+        of=config.of,
+        dense=row,
+        sizes=tuple(Size(*one) for one in zip(*columns, strict=True)),
+        predictor=None if fitted.predictor is None else fitted.predictor.report,
+        narrowing_steps=fitted.narrowing_steps,
+        pairs=found.pairs,
+        study=found.study,
+        seconds=stages.seconds,
+        elastic=dense.elastic,
+        dense_elastic=dense_elastic,
+        objective=None if fitted.objective is None else fitted.objective.report,
+        held_out_tokens=held_out_tokens(calibrated),
     )
     with stages("saving") as update:
         for number, size in enumerate(result.sizes):
