@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -222,6 +222,37 @@ def optional_run(folder: Path | None, command: str, settings: Mapping[str, objec
     if folder is not None:
         return open_run(folder, command, settings)
     return Run(default_run_folder(command), command, json.loads(encoded(as_json(settings))))
+
+
+def kept_result(
+    folder: Path | None,
+    command: str,
+    settings: Mapping[str, object],
+    kind: type[Of],
+    compute: Callable[[], Of],
+    save: Callable[[Run, Of], None] = Run.save,
+) -> Of:
+    """The result of a finished run in a folder; else compute it, and keep it there.
+
+    Args:
+        folder: of the run; None to keep nothing.
+        command: such as "rank".
+        settings: all on which the result depends.
+        kind: type of the result.
+        compute: computes it.
+        save: writes the run folder.
+
+    Raises:
+        LmscoutError: as `open_run`, or the folder cannot be written.
+    """
+    if folder is None:
+        return compute()
+    run = open_run(folder, command, settings)
+    if run.finished:
+        return run.load(kind)
+    result = compute()
+    save(run, result)
+    return result
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
