@@ -309,6 +309,7 @@ def design(
         ... )
         >>> found.spec.parameters() <= 300_000
         True
+        >>> found.save_pretrained("untrained")
     """
     from lmscout.benchmarks import Benchmark
     from lmscout.benchmarks.loading import load, load_space_or_benchmark
@@ -625,7 +626,7 @@ def load_model(source: str, *, dtype: str | None = None, device: str = "cpu") ->
 
 
 def register() -> None:
-    """Register pruned models with transformers' Auto classes in this process.
+    """Register pruned and designed models with transformers' Auto classes in this process.
 
     Afterwards ``AutoModelForCausalLM.from_pretrained(FOLDER)`` loads a saved model with blocks
     of different sizes without ``trust_remote_code``.
@@ -634,7 +635,8 @@ def register() -> None:
         >>> import lmscout
         >>> lmscout.register()
     """
-    import_module("lmscout.evaluation.modeling_lmscout")  # registers when imported
+    for name in ("evaluation.modeling_lmscout", "models.pretrained"):
+        import_module(f"lmscout.{name}")  # registers when imported
 
 
 def _benchmark(benchmark: str | Benchmark) -> Benchmark:

@@ -1,9 +1,7 @@
-"""Child processes that end with their parent and leave the signals that stop a command to it.
+"""Child processes that end with their parent and leave SIGINT, SIGTERM and SIGHUP to it.
 
-A parent that is killed runs no code, so a child has to notice by itself.  Run as a script, this
-module does so for another script, without lmscout:
-
-    python children.py PARENT SCRIPT ARGUMENT ...
+A killed parent runs no code, so the child has to notice.  As a script, this module runs another
+script that way, without lmscout: ``python children.py PARENT SCRIPT ARGUMENT ...``
 """
 
 from __future__ import annotations
@@ -24,34 +22,35 @@ from typing import Any
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals that ask a command to stop."""
+"""Signals that stop a command."""
 
 WORKER_ENDED = (
     "a worker process has ended ({}), perhaps because memory ran out; finished work is kept: run "
     "the same command again with fewer --workers"
 )
-"""The error where a worker ends early; takes what is known of its end."""
+"""Message for a worker that ended early; formatted with the reason."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _WATCH_SECONDS = 0.5
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process within a second after its parent has ended, however that ended.
+    """End this process within a second after its parent, which may have ended already.
 
     On Linux the kernel kills this process; elsewhere a thread watches the parent.
 
     Args:
-        parent: process id of the parent, which may have ended already.
+        parent: process id of the parent.
     """
-    watched = sys.platform.startswith("linux") and _killed_by_kernel()
-    if not watched:
+    if not _killed_by_kernel():
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     if os.getppid() != parent:  # it ended before
         os._exit(1)
 
 
 def _killed_by_kernel() -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
     try:
         done: int = ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     except (OSError, AttributeError):
@@ -67,10 +66,10 @@ def _watch(parent: int) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold back the signals that stop a command, in this thread and in children started meanwhile.
+    """Block the signals that stop a command, in this thread and in children started meanwhile.
 
     A terminal sends them to the children as well, which would print a traceback each.  Children
-    keep them blocked; here they are delivered to another thread, or at the end of the block.
+    keep them blocked; here they reach another thread, or this one at the end of the block.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -83,13 +82,13 @@ def signals_held() -> Iterator[None]:
 
 
 def python_child(module: str, call: str, *, finishes: bool = False) -> list[str]:
-    """The command line of a Python process for `signals_held`, that ends with this one.
+    """The command line of a Python process that ends with this one; start it in `signals_held`.
 
     Args:
         module: full name of a module.
-        call: name of a function of the module without arguments, the work of the process.
-        finishes: whether the function ends by itself with its standard input, and finishes before
-            that what it was given.
+        call: function of the module, without arguments, that is the work of the process.
+        finishes: whether the function itself ends when its standard input does, after the work
+            that it was given.
     """
     begin = f"from lmscout.children import end_with_parent; end_with_parent({os.getpid()}); "
     work = f"from {module} import {call}; {call}()"
@@ -99,15 +98,12 @@ def python_child(module: str, call: str, *, finishes: bool = False) -> list[str]
 def run_script(
     script: str, arguments: Sequence[str], env: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python script in a process that ends with this one, and wait for its end.
+    """Run a Python script in a process that ends with this one, and wait for it.
 
     Args:
-        script: path of the script; it need not know lmscout.
+        script: path of the script, which need not import lmscout.
         arguments: of the script.
         env: its environment.
-
-    Returns:
-        Its exit code and what it printed.
     """
     command = [sys.executable, "-P", __file__, str(os.getpid()), script, *arguments]
     with signals_held():
@@ -129,11 +125,11 @@ def run_script(
 
 
 def run_pickled(parent: int, call: bytes, *arguments: Any) -> None:
-    """Call a function in a child, which ends with its parent from before the function's imports on.
+    """Call a function in a child that ends with its parent, even during the function's imports.
 
     Args:
         parent: process id of the parent.
-        call: a pickled tuple of the function and its first arguments.
+        call: pickled tuple of the function and its first arguments.
         arguments: further arguments.
     """
     end_with_parent(parent)

@@ -1,9 +1,9 @@
-"""Write files and folders atomically: one way for files, one for folders.
+"""Atomic writes of files and folders.
 
-A reader sees the complete new content or the old one, at any moment and after a kill.  Content
-is written into a draft first: a folder beside the target, with a random name, that only its
-owner can enter.  A running process holds a lock on each of its drafts, so that another process
-can tell drafts of killed processes and remove them.
+A reader sees the complete new content or the old one, at any moment and after a kill.  Content is
+written into a draft first: a folder beside the target, with a random name, that only its owner can
+enter.  A running process holds a lock on each of its drafts, so that other processes can recognise
+and remove the drafts of killed ones.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from lmscout.errors import LmscoutError
 
 try:
     import fcntl
-except ImportError:  # no locks on this system: no draft is taken for abandoned
+except ImportError:  # no locks on this system: drafts are never removed by others
     fcntl = None  # type: ignore[assignment]
 
 _DRAFT = ".lmscout-draft"  # end of a draft's name
-_LONGEST = 200  # bytes of the target's name in a draft's name: names end at 255
+_LONGEST = 200  # bytes of the target's name in a draft's name; a file system allows 255
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_STORAGE = (*_FULL, errno.EROFS, errno.EIO)
 _NO_LOCK_HELD = (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL, errno.ENOSYS)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 _NATIVE = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust name an error of the system
 _SQLITE_FULL = "database or disk is full"
 
@@ -53,10 +54,10 @@ def write_file(
         content: text, written as UTF-8; bytes; or a function that writes to the path that it is
             called with, for libraries that write files themselves.
         name: the file in error messages, such as ``--json FILE``; its path if None.
-        remedy: what a user can do if the file cannot be written, other than free space.
+        remedy: for error messages.
 
     Raises:
-        LmscoutError: the file cannot be written; what was there before is unchanged.
+        LmscoutError: the file cannot be written; it is unchanged.
     """
     with _one_line(name or str(path), remedy):
         target = _target(path)
@@ -80,7 +81,7 @@ def write_file(
                 os.replace(part, target)
             _sync(target.parent)
         except OSError as error:
-            # A mounted file, or a file that may be written in a folder that may not.
+            # A mounted file, or a writable file in a folder that is not writable.
             in_place = error.errno in (errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS)
             if not (in_place and target.is_file() and os.access(target, os.W_OK)):
                 raise
@@ -99,10 +100,10 @@ def atomic_folder(
 
     Args:
         folder: must not exist, or be empty, unless `last` is given.
-        last: file that makes the folder complete. A folder that holds something already keeps
-            it: the draft's files are moved into it, this file after all others.
+        last: file that makes the folder complete. A folder that holds files keeps them: the
+            draft's files are moved into it, this file after all others.
         name: the folder in error messages; its path if None.
-        remedy: what a user can do if the folder cannot be written, other than free space.
+        remedy: for error messages.
 
     Raises:
         LmscoutError: the folder is not empty or cannot be written; nothing is left behind.
@@ -136,18 +137,16 @@ def atomic_folder(
 
 
 def remove_drafts(folder: Path, of: str | None = None) -> None:
-    """Remove the drafts in a folder that killed processes have left behind.
-
-    Drafts of running processes stay.
+    """Remove the drafts of killed processes in a folder, which need not exist.
 
     Args:
-        folder: where drafts may be; need not exist.
-        of: name of the file or folder that they are drafts of; of any if None.
+        folder: the folder.
+        of: name of the file or folder whose drafts are removed; all if None.
     """
-    begin = "." if of is None else _draft_prefix(of)
+    prefix = "." if of is None else _draft_prefix(of)
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
-            if path.name.startswith(begin) and path.name.endswith(_DRAFT):
+            if path.name.startswith(prefix) and path.name.endswith(_DRAFT):
                 _remove_abandoned(path)
 
 
@@ -162,7 +161,7 @@ def check_file(path: Path, name: str) -> None:
         LmscoutError: its folder does not exist or cannot be written, or it is a folder.
     """
     shown = f"{name} {path}"
-    try:
+    with _one_line(shown, "name another"):
         if path.is_dir():
             raise LmscoutError(f"{shown} is a folder: name a file")
         target = _target(path)
@@ -170,24 +169,20 @@ def check_file(path: Path, name: str) -> None:
             return
         if not target.parent.is_dir():
             raise LmscoutError(f"{shown}: its folder does not exist; create it first")
-    except OSError as error:
-        raise LmscoutError(f"{shown} cannot be written ({error.strerror}): name another") from None
-    if target.exists():
+        if not target.exists():
+            with _draft(target):
+                return
         if not os.access(target, os.W_OK):
-            reason = os.strerror(errno.EACCES)
-            raise LmscoutError(f"{shown} cannot be written ({reason}): name another file")
-        return
-    with _one_line(shown, "name another file"), _draft(target):
-        pass
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def check_folder(folder: Path, name: str, remedy: str = "name another", *, make: bool) -> None:
     """Refuse a folder that could not be written, before any work is done.
 
     Args:
-        folder: the folder; the folders above it are made.
+        folder: the folder; those above it are made.
         name: the folder in error messages.
-        remedy: what a user can do.
+        remedy: for error messages.
         make: whether to make the folder itself.
 
     Raises:
@@ -210,8 +205,8 @@ def as_json(value: Mapping[str, object]) -> str:
 def encoded(content: str | bytes) -> bytes:
     """Text as UTF-8, bytes as they are.
 
-    Half characters stand for bytes of names that the locale has no letters for; where these are no
-    UTF-8 either, they are escaped, as JSON can.
+    Lone surrogates stand for bytes of file names; if these are no UTF-8, they are escaped as in
+    JSON.
     """
     if isinstance(content, bytes):
         return content
@@ -224,13 +219,13 @@ def encoded(content: str | bytes) -> bytes:
 
 
 def storage_problem(error: BaseException | None) -> str | None:
-    """What is wrong with the storage if that is why something failed, such as a full disk.
+    """The problem of the storage, such as "No space left on device", that caused an error.
 
     Args:
         error: an error of the system, or of a library that wraps one.
 
     Returns:
-        The reason, such as "No space left on device"; None if the error is another one.
+        None if the error has another cause.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -255,7 +250,7 @@ def _number_of(error: BaseException) -> int:
 def _one_line(name: str, remedy: str, *, of_storage: bool = False) -> Iterator[None]:
     """Turn errors of the system, and of libraries that wrap one, into one line.
 
-    With `of_storage` only those that say that nothing can be stored.
+    With `of_storage` only problems of the storage.
     """
     try:
         yield
@@ -273,7 +268,7 @@ def _one_line(name: str, remedy: str, *, of_storage: bool = False) -> Iterator[N
 
 
 def _target(path: Path) -> Path | None:
-    """The file that is replaced, its links followed; None if what is there is written into."""
+    """The file that is replaced, links followed; None for a device, pipe or open descriptor."""
     link = path.absolute()
     for _ in range(40):  # as many as the system follows
         parent = os.path.realpath(link.parent)
@@ -281,17 +276,13 @@ def _target(path: Path) -> Path | None:
             return None
         link = Path(parent) / link.name
         if not link.is_symlink():
-            break
+            return None if link.exists() and not link.is_file() else link
         link = link.parent / os.readlink(link)
-    else:
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    if link.exists() and not link.is_file():
-        return None
-    return link
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
 def _write_into(path: Path, content: Content, *, truncate: bool = False) -> None:
-    """Write to what is there, whatever it is, without replacing it."""
+    """Write to a device, a pipe or an existing file without replacing it."""
     if callable(content):
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / "content"
@@ -305,12 +296,12 @@ def _write_into(path: Path, content: Content, *, truncate: bool = False) -> None
 
 
 def _descriptor(path: Path) -> int:
-    """What is there, opened for writing; what was written to it before stays."""
+    """A descriptor that appends; standard output and error keep their position."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if os.path.samestat(os.stat(path), os.fstat(stream.fileno())):
                 stream.flush()
-                return os.dup(stream.fileno())  # of a file, with the place that it is at
+                return os.dup(stream.fileno())
     return os.open(path, os.O_WRONLY | os.O_APPEND)
 
 
@@ -330,17 +321,14 @@ def _refuse_filled(folder: Path, name: str, remedy: str, last: str | None) -> No
 
 
 def _draft_prefix(name: str) -> str:
-    # Cut between letters, and as names are on this system, whatever its locale.
+    # Cut between characters, encoded as names are on this system, whatever its locale.
     short = os.fsencode(name)[:_LONGEST].decode("utf-8", "ignore")
     return f".{os.fsdecode(short.encode())}-"
 
 
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
-    """A locked draft beside a target; removed at the end if it is still there.
-
-    Drafts of the same target that killed processes have left behind are removed first.
-    """
+    """A locked draft beside a target, removed at the end; first remove abandoned ones."""
     remove_drafts(target.parent, target.name)
     prefix = _draft_prefix(target.name)
     while True:
@@ -350,7 +338,7 @@ def _draft(target: Path) -> Iterator[Path]:
             if lock is None or _is_at(lock, draft):
                 break
             os.close(lock)
-        # Another process took it for abandoned before it was locked.
+        # Another process removed it as abandoned before it was locked.
     try:
         yield draft
     finally:
@@ -360,7 +348,7 @@ def _draft(target: Path) -> Iterator[Path]:
 
 
 def _locked(draft: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock of a draft; None if the file system knows no locks.
+    """A descriptor that holds the lock of a draft; None if the file system has no locks.
 
     Raises:
         OSError: there is no such draft, or another process holds the lock.
@@ -386,35 +374,24 @@ def _is_at(lock: int, draft: Path) -> bool:
 
 
 def _remove_abandoned(draft: Path) -> None:
-    try:
+    with contextlib.suppress(OSError):  # a running process holds it
         lock = _locked(draft, wait=False)
-    except OSError:
-        return  # a running process holds it
-    if lock is None:
-        return
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-    finally:
-        os.close(lock)
+        if lock is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+            os.close(lock)
 
 
 def _usual_mode(draft: Path, *, folder: bool = False) -> int:
-    """Permissions that the umask, or the folder, gives to what is made in the usual way."""
+    """Permissions of new files, or folders, by the umask and the folder's rules."""
     probe = draft / ".mode"
-    if folder:
-        probe.mkdir()
-    else:
-        probe.touch(exist_ok=False)
+    probe.mkdir() if folder else probe.touch(exist_ok=False)
     mode = stat.S_IMODE(probe.stat().st_mode)
-    if folder:
-        probe.rmdir()
-    else:
-        probe.unlink()
+    probe.rmdir() if folder else probe.unlink()
     return mode
 
 
 def _sync(path: Path) -> None:
-    """Bring a file or a folder to the disk, where the file system can."""
+    """Flush a file or a folder to the disk, if the file system can."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -422,7 +399,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+        if error.errno not in _NO_SYNC:
             raise
     finally:
         os.close(handle)

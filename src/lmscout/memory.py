@@ -1,4 +1,4 @@
-"""Memory that is there, so that what cannot fit is refused before any of it is taken."""
+"""Available memory, to refuse what cannot fit before allocating it."""
 
 from __future__ import annotations
 
@@ -12,35 +12,30 @@ GIB = 2**30
 
 _MEMINFO = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
-_UNKNOWN = 64 * GIB  # where the system does not say
+_UNKNOWN = 64 * GIB  # assumed if the system does not say
+_NO_LIMIT = 2**62
 
 
 def available_memory() -> int:
-    """Bytes that this process can still take: of the machine, and of its control group."""
+    """Bytes that this process can still allocate, by the machine and by its control group."""
     return min(_of_machine("MemAvailable", "SC_AVPHYS_PAGES"), _left_in_group())
 
 
 def total_memory() -> int:
-    """Bytes of the machine, or of the control group where that has fewer."""
+    """Bytes of the machine, or of the control group if that has fewer."""
     most = _number(_GROUP / "memory.max")
-    return min(_of_machine("MemTotal", "SC_PHYS_PAGES"), most or _UNKNOWN**2)
+    return min(_of_machine("MemTotal", "SC_PHYS_PAGES"), most or _NO_LIMIT)
 
 
 def require_memory(what: str, needed: int, remedy: str) -> None:
-    """Refuse what needs more memory than this process can take.
+    """Raise LmscoutError if some work needs more memory than is available.
 
     Args:
-        what: that needs it; begins the message.
+        what: the work, for the message.
         needed: bytes.
-        remedy: ends the message.
-
-    Raises:
-        LmscoutError: it needs more.
+        remedy: for the message.
     """
-    if needed <= 2**20:
-        return
-    there = available_memory()
-    if needed > there:
+    if needed > 2**20 and needed > (there := available_memory()):
         raise LmscoutError(
             f"{what} needs too much memory (got {needed / GIB:,.4g} GiB, expected at most "
             f"{there / GIB:,.4g} GiB that are free); {remedy}"
@@ -61,10 +56,10 @@ def _of_machine(field: str, pages: str) -> int:
 
 
 def _left_in_group() -> int:
-    """What a limit of the control group leaves; page cache counts as free."""
+    """Bytes below the limit of the control group; page cache counts as free."""
     most, now = _number(_GROUP / "memory.max"), _number(_GROUP / "memory.current")
     if most is None or now is None:
-        return _UNKNOWN**2
+        return _NO_LIMIT
     try:
         stat = (_GROUP / "memory.stat").read_text("ascii")
     except OSError:

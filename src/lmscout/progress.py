@@ -1,9 +1,4 @@
-"""Progress of long work: stages, their seconds, and a bar for each on a terminal.
-
-Stages of long work: the seconds of each, and how far it is.
-
-Progress of long work as a person sees it: a bar for each stage.
-"""
+"""Progress of long work: stages with their seconds, bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,40 +6,43 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
-Progress = Callable[[str, int, int], None]  # a stage, what is done of it, and its size
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a stage, the number of its steps done, and of all."""
 StageProgress = Callable[[int, int], None]
+"""Called with the number of steps done, and of all."""
 
 
 class Stages:
-    """``with stages("reading") as told: ...`` times a stage; ``told(done, total)`` tells of it.
+    """``with stages("measuring") as update: ...`` times a stage; ``update(done, total)`` reports.
 
     Attributes:
-        seconds: of every stage that has ended; of one that was entered again, in all.
+        seconds: of every completed stage by name, summed where a stage was entered again.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
-        """Tell a caller's progress, if there is one."""
+        """Report to a callback; None to time only."""
         self.seconds: dict[str, float] = {}
         self._progress = progress
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[StageProgress | None]:
-        """Time one stage; gives what its work tells its progress, None where nobody listens."""
+        """Time one stage; yields its callback, None if no callback was given."""
         start = time.perf_counter()
-        tell = self._progress
-        yield None if tell is None else lambda done, total: tell(name, done, total)
+        progress = self._progress
+        yield None if progress is None else lambda done, total: progress(name, done, total)
         spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.seconds[name] = round(spent, 3)
 
 
 def part_of(update: StageProgress | None, before: int, total: int) -> StageProgress | None:
-    """The progress of a part of some work as that of all of it.
+    """The callback for a part of some work.
 
     Args:
-        update: of all of it, if anybody listens.
-        before: what was done before the part began.
-        total: the size of all of it.
+        update: callback for all of the work; None for none.
+        before: steps that precede the part.
+        total: steps of all of the work.
     """
     return update and (lambda done, _: update(before + done, total))
 
@@ -53,7 +51,7 @@ def part_of(update: StageProgress | None, before: int, total: int) -> StageProgr
 def shown_progress(progress: bool | Progress | None = True) -> Iterator[Progress | None]:
     """Show progress on stderr while the block runs.
 
-    One bar for each stage, removed at the end; nothing where stderr is no terminal.
+    On a terminal each stage has a bar, removed at the end; elsewhere see `line_reporter`.
 
     Args:
         progress: True to show it; False or None to show nothing; a callback to call instead.
@@ -61,7 +59,7 @@ def shown_progress(progress: bool | Progress | None = True) -> Iterator[Progress
     Yields:
         The callback to pass on; None if nothing is shown.
     """
-    if progress is None or progress is False:
+    if progress is None or progress is False or (progress is True and sys.stderr is None):
         yield None
     elif progress is not True:
         yield progress
@@ -69,7 +67,40 @@ def shown_progress(progress: bool | Progress | None = True) -> Iterator[Progress
         with _bars() as advance:
             yield advance
     else:
-        yield None
+        yield line_reporter(sys.stderr)
+
+
+def line_reporter(stream: TextIO, every: float = 60.0) -> Progress:
+    """Report progress as lines: one when a stage starts, then one per interval while it runs.
+
+    Args:
+        stream: where the lines are written, such as ``sys.stderr``.
+        every: seconds between two lines of a stage.
+
+    Returns:
+        The callback; it writes nothing between its calls.
+
+    Example:
+        >>> import sys
+        >>> report = line_reporter(sys.stdout)
+        >>> report("measuring", 0, 200)
+        measuring: 0/200
+        >>> report("measuring", 1, 200)  # within a minute
+    """
+    started: dict[str, float] = {}
+    last: dict[str, float] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage not in started:
+            started[stage] = last[stage] = now
+            print(f"{stage}: {done}/{total}", file=stream, flush=True)
+        elif now - last[stage] >= every:
+            last[stage] = now
+            spent = now - started[stage]
+            print(f"{stage}: {done}/{total}, {spent:.0f} s", file=stream, flush=True)
+
+    return report
 
 
 @contextmanager
@@ -99,7 +130,7 @@ def _bars() -> Iterator[Progress]:
 
     def advance(stage: str, done: int, total: int) -> None:
         if stage not in tasks:
-            bars.start()  # not before there is work: an error should be all that is shown
+            bars.start()  # only once there is work, so that an error is shown alone
             tasks[stage] = bars.add_task(stage, total=total)
         bars.update(tasks[stage], completed=done, total=total)
 

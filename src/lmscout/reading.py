@@ -1,7 +1,7 @@
-"""Files that people write or that come from elsewhere, read within stated bounds.
+"""Bounded readers of files from elsewhere: bytes, text, JSON, YAML, safetensors headers.
 
-Every reader checks size, nesting and digits before it constructs anything, and raises one line
-for whatever it refuses.  The bounds are listed in docs/security.md.
+Size, nesting and digits are checked before anything is constructed.  The bounds are listed in
+docs/security.md.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -30,26 +31,18 @@ MOST_TEXT = 1024 * MIB
 """Bytes of a text, after decompression."""
 MOST_STRUCTURED = 64 * MIB
 """Bytes of a JSON file, of JSON lines, and of a text that a benchmark is trained on."""
-MOST_LINE = 4 * MIB
-"""Bytes of one of several JSON lines."""
 MOST_VALUES = 1_000_000
 """Values in one JSON text, and lines of JSON lines."""
-MOST_DEPTH = 64
-"""Arrays and objects within each other in JSON; lists and mappings in YAML."""
-MOST_DIGITS = 100
-"""Characters of a number."""
-MOST_YAML = 4 * MIB
-"""Bytes of a YAML file."""
-MOST_NODES = 200_000
-"""Nodes of a YAML file, every alias counted as all that it stands for."""
-MOST_SCALAR = 10_000
-"""Characters of a YAML scalar."""
-MOST_HEADER = 32 * MIB
-"""Bytes of the header of a safetensors file."""
+_MOST_LINE = 4 * MIB  # bytes of one of several JSON lines
+_MOST_DEPTH = 64  # nested arrays and objects in JSON, lists and mappings in YAML
+_MOST_DIGITS = 100  # characters of a number
+_MOST_YAML = 4 * MIB  # bytes of a YAML file
+_MOST_NODES = 200_000  # nodes of a YAML file, aliases expanded
+_MOST_SCALAR = 10_000  # characters of a YAML scalar
+_MOST_HEADER = 32 * MIB  # bytes of the header of a safetensors file
 
 _GZIP = b"\x1f\x8b"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_CHUNK = MIB
 _QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 _NUMBER = re.compile(r"[-+]?[0-9][0-9A-Fa-fxob_:.]*")  # in YAML, of any base
@@ -61,42 +54,35 @@ _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def read_bytes(
     path: Path, most: int, *, compressed: bool = False, pipe: bool = False, name: str = ""
 ) -> bytes:
-    """Read a whole file of at most so many bytes.
+    """Read a whole file.
 
     Args:
         path: the file.
-        most: bytes, after decompression.
+        most: maximum number of bytes, after decompression.
         compressed: whether gzip, recognised by its first bytes, is decompressed.
-        pipe: whether a pipe or a device is read too, as `<(command)` makes one.
+        pipe: whether a pipe or a device, as of `<(command)`, is read too.
         name: of the file in messages; its path by default.
 
     Raises:
         LmscoutError: the file cannot be read, is damaged or too large.
     """
     name = name or str(path)
-    with _opened(path, pipe, name) as file:
-        source: Any = _Joined(_read(file, len(_GZIP), name), file)
-        packed = compressed and source.start == _GZIP
-        if packed:
-            source = gzip.GzipFile(fileobj=source)
-        chunks, size = [], 0
-        while chunk := _read(source, _CHUNK, name):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > most:
+    with _readable(path, name, pipe=pipe) as file:
+        packed = compressed and file.peek(len(_GZIP)).startswith(_GZIP)
+        source = gzip.GzipFile(fileobj=file) if packed else file
+        content = io.BytesIO()
+        while chunk := source.read(MIB):
+            content.write(chunk)
+            if content.tell() > most:
                 unpacked = " decompressed" if packed else ""
                 raise LmscoutError(
                     f"{name}: is too large (more than {_size(most)}{unpacked}); give a smaller file"
                 )
-    return b"".join(chunks)
+    return content.getvalue()
 
 
 def expanded(name: str) -> Path:
-    """The path of a name, `~` expanded.
-
-    Raises:
-        LmscoutError: it is no path.
-    """
+    """The path of a name, `~` expanded; raises LmscoutError if it is no path."""
     if "\0" in name:
         raise LmscoutError(f"{brief(name)}: is no path: it holds a null character")
     try:
@@ -106,11 +92,7 @@ def expanded(name: str) -> Path:
 
 
 def decoded(content: bytes, name: str) -> str:
-    """UTF-8 text, with or without a byte-order mark, without the mark.
-
-    Raises:
-        LmscoutError: it is not UTF-8.
-    """
+    """UTF-8 text without its byte-order mark; raises LmscoutError if it is not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -124,11 +106,7 @@ def decoded(content: bytes, name: str) -> str:
 
 
 def read_text(path: Path, most: int = MOST_STRUCTURED) -> str:
-    """Read the text of a UTF-8 file.
-
-    Raises:
-        LmscoutError: the file cannot be read, is too large, or is not UTF-8 text.
-    """
+    """Read a UTF-8 file of at most so many bytes; see `read_bytes` and `decoded`."""
     return decoded(read_bytes(path, most), str(path))
 
 
@@ -137,8 +115,8 @@ def read_json(path: Path, *, lenient: bool = False, surrogates: bool = False) ->
 
     Args:
         path: the file, in UTF-8.
-        lenient: whether a name may be given twice in one object; the last one then counts, as
-            for the libraries that read the file again.
+        lenient: whether a name may occur twice in one object; the last one counts, as for the
+            libraries that read the file again.
         surrogates: whether strings may hold lone surrogates, as file names that are not UTF-8 do.
 
     Raises:
@@ -150,11 +128,7 @@ def read_json(path: Path, *, lenient: bool = False, surrogates: bool = False) ->
 def read_json_object(
     path: Path, *, lenient: bool = False, surrogates: bool = False
 ) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        LmscoutError: as `read_json`, or the value is no object.
-    """
+    """As `read_json`, for a file that must hold an object."""
     value = read_json(path, lenient=lenient, surrogates=surrogates)
     if not isinstance(value, dict):
         raise LmscoutError(f"{path}: expected an object with names, found {_kind(value)}")
@@ -162,11 +136,7 @@ def read_json_object(
 
 
 def read_json_rows(path: Path) -> list[Any]:
-    """Read rows from a JSON array, or from JSON lines: one value a line.
-
-    Raises:
-        LmscoutError: the file cannot be read, is neither, or is beyond a bound.
-    """
+    """Read rows from a JSON array or JSON lines; raises LmscoutError as `read_json`."""
     text = read_text(path)
     first, _, rest = text.strip().partition("\n")
     if first.startswith("{") and first.rstrip().endswith("}") and rest.strip():
@@ -178,7 +148,7 @@ def read_json_rows(path: Path) -> list[Any]:
 
 
 def parse_json_lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
-    """The values of JSON lines with their line numbers, from 1; blank lines are skipped.
+    """Yield line numbers, from 1, and values of JSON lines; blank lines are skipped.
 
     Raises:
         LmscoutError: a line is not JSON, or is beyond a bound.
@@ -198,20 +168,20 @@ def parse_json(
     surrogates: bool = False,
     single_line: bool = False,
 ) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Args:
         text: the text.
-        name: where it is from, for messages.
+        name: of its file, for messages.
         lenient: as for `read_json`.
         surrogates: as for `read_json`.
         single_line: whether it is one of several JSON lines.
 
     Raises:
-        LmscoutError: it is not JSON, nests or counts too deep or too far, has a number of too
-            many digits, a name twice in one object, or half a character.
+        LmscoutError: it is not JSON, nests too deep, has too many values or digits, a name twice
+            in one object, or a lone surrogate.
     """
-    most = MOST_LINE if single_line else MOST_STRUCTURED
+    most = _MOST_LINE if single_line else MOST_STRUCTURED
     if len(text) > most:
         raise LmscoutError(f"{name}: is too long (more than {_size(most)}); shorten it")
     _check_structure(text, name)
@@ -237,14 +207,14 @@ def parse_json(
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Read a YAML mapping of plain data: no tag in it can name Python code.
+    """Read a YAML mapping of plain data.
 
-    Events are counted before anything is constructed, without recursion.
+    Events are counted, without recursion, before anything is constructed.
 
     Raises:
-        LmscoutError: not YAML, not plain, not a mapping, or beyond a bound.
+        LmscoutError: not YAML, a tag that names Python code, not a mapping, or beyond a bound.
     """
-    text = read_text(path, MOST_YAML)
+    text = read_text(path, _MOST_YAML)
     try:
         _check_events(text, path)
         loader = _YAML_LOADER(text)
@@ -273,15 +243,15 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def named_file(folder: Path, name: object, where: str) -> Path:
-    """A file of a folder that another file names.
+    """Path of a file in a folder by a name that was read from another file.
 
     Args:
-        folder: that the file must be in.
-        name: of the file, as it was read.
+        folder: the folder.
+        name: of the file, of any type.
         where: the file that names it, for messages.
 
     Raises:
-        LmscoutError: the name is no name, or leaves the folder.
+        LmscoutError: it is no file name, or leaves the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name or len(name.encode()) > 255:
         raise LmscoutError(f"{where}: {brief(name)} is no file name; fetch it again")
@@ -300,10 +270,10 @@ def check_inside(path: Path, folder: Path | None = None) -> None:
 
     Args:
         path: the file, which need not be a link.
-        folder: that it must not lead out of; its own if None.
+        folder: the folder; the file's own if None.
 
     Raises:
-        LmscoutError: it leads out of it, or nowhere.
+        LmscoutError: it is such a link, or leads nowhere.
     """
     if not path.is_symlink():
         return
@@ -321,13 +291,9 @@ def check_inside(path: Path, folder: Path | None = None) -> None:
 
 
 def check_safetensors_header(path: Path) -> None:
-    """Check that a safetensors file is a regular file whose header is within its bounds.
-
-    Raises:
-        LmscoutError: it is not.
-    """
-    with _opened(path, pipe=False, name=str(path)) as file:
-        start = _read(file, 8, str(path))
+    """Raise LmscoutError unless a safetensors file is regular and its header within bounds."""
+    with _readable(path, str(path)) as file:
+        start = file.read(8)
         size = os.fstat(file.fileno()).st_size
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if len(start) < 8 or length > size - 8:
@@ -335,52 +301,35 @@ def check_safetensors_header(path: Path) -> None:
             f"{path}: is damaged or incomplete, or is no safetensors file (its header is longer "
             "than the file); fetch or save it again"
         )
-    if length > MOST_HEADER:
+    if length > _MOST_HEADER:
         raise LmscoutError(
             f"{path}: its header is too large (got {length:,} bytes, expected at most "
-            f"{_size(MOST_HEADER)})"
+            f"{_size(_MOST_HEADER)})"
         )
 
 
-class _Joined:
-    """Bytes that were read already, and the rest of the file that they are from."""
-
-    def __init__(self, start: bytes, rest: BinaryIO) -> None:
-        self.start, self._rest = start, rest
-
-    def read(self, size: int = -1) -> bytes:
-        if self.start:
-            given, self.start = self.start, b""
-            return given
-        return self._rest.read(size)
-
-
-def _opened(path: Path, pipe: bool, name: str) -> BinaryIO:
+@contextmanager
+def _readable(path: Path, name: str, *, pipe: bool = False) -> Iterator[io.BufferedReader]:
+    """An open file; errors of reading it become one line."""
     try:
         kind = os.stat(path).st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or pipe):
             raise LmscoutError(f"{name}: cannot be read: it is a pipe or a device, not a file")
-        return open(path, "rb")
-    except OSError as error:
-        raise LmscoutError(f"{name}: cannot be read: {error.strerror}") from None
-    except ValueError:  # a null byte in the path
-        raise LmscoutError(f"{name!r}: is no path") from None
-
-
-def _read(file: BinaryIO, size: int, name: str) -> bytes:
-    try:
-        return file.read(size)
+        with open(path, "rb") as file:
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise LmscoutError(
             f"{name}: is damaged gzip ({error}); fetch or compress it again"
         ) from None
     except OSError as error:
         raise LmscoutError(f"{name}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a null byte in the path
+        raise LmscoutError(f"{name!r}: is no path") from None
 
 
 def _check_structure(text: str, name: str) -> None:
     """Refuse JSON that nests too deep or holds too many values, without parsing it."""
-    few = text.count("[") + text.count("{") <= MOST_DEPTH
+    few = text.count("[") + text.count("{") <= _MOST_DEPTH
     if few and len(text) <= MOST_VALUES:
         return
     bare = _QUOTED.sub("", text)
@@ -389,20 +338,20 @@ def _check_structure(text: str, name: str) -> None:
     depth = 0
     for bracket in _BRACKET.finditer(bare):
         depth += 1 if bracket.group() in "[{" else -1
-        if depth > MOST_DEPTH:
-            raise LmscoutError(f"{name}: nests too deep (more than {MOST_DEPTH} levels)")
+        if depth > _MOST_DEPTH:
+            raise LmscoutError(f"{name}: nests too deep (more than {_MOST_DEPTH} levels)")
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > _MOST_DIGITS:
         raise ValueError(
-            f"a number has too many digits (got {len(digits):,}, expected at most {MOST_DIGITS})"
+            f"a number has too many digits (got {len(digits):,}, expected at most {_MOST_DIGITS})"
         )
     return int(digits)
 
 
 def _real(digits: str) -> float:
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > _MOST_DIGITS:
         _integer(digits)  # raises
     value = float(digits)
     if math.isinf(value):
@@ -441,22 +390,22 @@ def _check_events(text: str, path: Path) -> None:
         elif isinstance(event, yaml.CollectionStartEvent):
             total += 1
             open_anchors.append((event.anchor, total - 1))
-            if len(open_anchors) > MOST_DEPTH:
-                refuse(f"nests too deep (more than {MOST_DEPTH} levels)")
+            if len(open_anchors) > _MOST_DEPTH:
+                refuse(f"nests too deep (more than {_MOST_DEPTH} levels)")
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_anchors.pop()
             if anchor is not None:
                 sizes[anchor] = total - before
         elif isinstance(event, yaml.ScalarEvent):
             total += 1
-            if len(event.value) > MOST_SCALAR:
-                refuse(f"a value is too long (more than {MOST_SCALAR:,} characters)")
-            if len(event.value) > MOST_DIGITS and _NUMBER.fullmatch(event.value):
+            if len(event.value) > _MOST_SCALAR:
+                refuse(f"a value is too long (more than {_MOST_SCALAR:,} characters)")
+            if len(event.value) > _MOST_DIGITS and _NUMBER.fullmatch(event.value):
                 refuse(f"a number has too many digits ({len(event.value):,})")
             if event.anchor is not None:
                 sizes[event.anchor] = 1
-        if total > MOST_NODES:
-            refuse(f"holds too many values (more than {MOST_NODES:,}, aliases expanded)")
+        if total > _MOST_NODES:
+            refuse(f"holds too many values (more than {_MOST_NODES:,}, aliases expanded)")
 
 
 def _check_once(root: Any, path: Path) -> None:

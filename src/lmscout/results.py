@@ -1,8 +1,4 @@
-"""Results as plain JSON data, and back.
-
-A result is a dataclass.  `to_dict` gives its fields by name, and those of the dataclasses in it;
-`from_dict` makes the same result again, so that what was measured once can be shown again.
-"""
+"""Base of the results of commands: dataclasses that become tables, text, JSON, and back."""
 
 from __future__ import annotations
 
@@ -28,45 +24,38 @@ if TYPE_CHECKING:
 _SHORT = 40  # characters of a text that `repr` shows
 
 SCHEMA = 1
-"""Of the JSON that results are saved as; another number is not read."""
+"""Version of the JSON of results; others are refused."""
 
 FIELDS = "fields"
-"""Name under which a run's result.json holds what `to_dict` gave."""
+"""Entry of a run's result.json that holds `Result.to_dict`."""
+
+# Errors of constructing a result from edited JSON.
+_DAMAGE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
 class SavedAs:
-    """Annotation of a dataclass field that is saved in a form of its own; None stays None.
+    """Annotation of a dataclass field with a JSON form of its own; None stays None.
 
     Attributes:
-        write: makes JSON data of the value.
-        read: makes the value again.
+        write: converts the value to JSON data.
+        read: converts it back.
     """
 
     write: Callable[[Any], object]
     read: Callable[[Any], object]
 
 
-_DAMAGE = (
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)  # what reading raises of a result that was edited
-
-
 class NotSaved:
-    """Annotation of a dataclass field that is not saved; what is read again has its default."""
+    """Annotation of a dataclass field that is not saved and is loaded as its default."""
 
 
 class Result:
-    """Base of the dataclasses that hold what a command has found."""
+    """Base of the dataclasses that hold the result of a command."""
 
     def summary(self) -> str:
         """The result as the command line prints it, without colours."""
-        # By name: the command line is above all packages that have results.
+        # By name, since the command line imports this module.
         text: str = import_module("lmscout.cli.summary").summary(self)
         return text
 
@@ -75,17 +64,17 @@ class Result:
         raise NotImplementedError(f"{type(self).__name__} has no table")
 
     def to_frame(self) -> pandas.DataFrame:
-        """The main table of the result, one row for each thing that was measured."""
+        """The main table of the result."""
         import pandas
 
         return pandas.DataFrame(self.rows())
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: one line, and the table."""
+        """The result in a notebook: one line, and the table."""
         return f"<p>{html.escape(repr(self))}</p>{self.to_frame()._repr_html_()}"
 
     def __repr__(self) -> str:
-        """One line: the class, and the fields that are numbers or short texts."""
+        """One line: the class, and its numbers and short texts."""
         shown = ", ".join(
             f"{one.name}={getattr(self, one.name)!r}"
             for one in fields(self)  # type: ignore[arg-type]
@@ -94,19 +83,21 @@ class Result:
         )
         return f"{type(self).__name__}({shown})"
 
+    def to_json(self) -> dict[str, object]:
+        """The result as ``--json`` prints it: every field by name as JSON data."""
+        fields: dict[str, object] = _written(self)
+        return fields
+
     def to_dict(self) -> dict[str, Any]:
         """Every field by name as JSON data; numbers that are not finite are None."""
         return {"schema": SCHEMA, **_written(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The result that `to_dict` was called on.
-
-        Args:
-            values: what it gave.
+        """Construct the result from the values of `to_dict`.
 
         Raises:
-            LmscoutError: it is of another schema, or a field is missing or of another type.
+            LmscoutError: they have another schema, or a field is missing or of another type.
         """
         schema = values.get("schema") if isinstance(values, Mapping) else None
         if schema != SCHEMA:
@@ -141,7 +132,8 @@ class Result:
             raise LmscoutError(f"{path}: {error}") from error
 
 
-def _written(value: Any) -> Any:  # noqa: PLR0911 - one a type
+def _written(value: Any) -> Any:  # noqa: PLR0911 - one per type
+    """A value as JSON data."""
     if is_dataclass(value) and not isinstance(value, type):
         plain = {}
         for name, (_, form) in _saved_fields(type(value)).items():
@@ -163,8 +155,8 @@ def _written(value: Any) -> Any:  # noqa: PLR0911 - one a type
     raise TypeError(f"a {type(value).__name__} has no form as JSON: {value!r}")
 
 
-def _read(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one a type
-    """A value of a type, from its plain form."""
+def _read(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one per type
+    """A value of a type from JSON data."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in parts:
@@ -172,7 +164,13 @@ def _read(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one a type
         (kind,) = (one for one in parts if one is not type(None))
         return _read(kind, value)
     if isinstance(kind, type) and is_dataclass(kind):
-        return _read_dataclass(kind, value)
+        plain = _checked(value, dict)
+        return kind(
+            **{
+                name: _read_field(own, form, plain[name])
+                for name, (own, form) in _saved_fields(kind).items()
+            }
+        )
     if origin is tuple:
         items = _checked(value, list)
         if len(parts) == 2 and parts[1] is Ellipsis:
@@ -192,29 +190,22 @@ def _read(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one a type
     return _checked(value, kind) if kind in (int, str, bool) else value
 
 
-def _read_dataclass(kind: type, value: Any) -> Any:
-    given: dict[str, Any] = {}
-    for name, (own, form) in _saved_fields(kind).items():
-        plain = _checked(value, dict)[name]
-        if form is None:
-            given[name] = _read(own, plain)
-        else:
-            given[name] = None if plain is None else form.read(plain)
-    return kind(**given)
+def _read_field(kind: Any, form: SavedAs | None, value: Any) -> Any:
+    if form is None:
+        return _read(kind, value)
+    return None if value is None else form.read(value)
 
 
 @cache
 def _saved_fields(kind: type) -> dict[str, tuple[Any, SavedAs | None]]:
-    """The fields of a dataclass that are saved: their types, and forms of their own."""
+    """Saved fields of a dataclass: name -> (type, own form)."""
     hints = get_type_hints(kind, include_extras=True)
     found: dict[str, tuple[Any, SavedAs | None]] = {}
     for one in fields(kind):
-        hint, notes = hints[one.name], list[Any]()
-        if get_origin(hint) is Annotated:
-            hint, *notes = get_args(hint)
+        hint = hints[one.name]
+        hint, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if NotSaved not in notes:
-            forms = [note for note in notes if isinstance(note, SavedAs)]
-            found[one.name] = hint, (forms[0] if forms else None)
+            found[one.name] = hint, next((n for n in notes if isinstance(n, SavedAs)), None)
     return found
 
 

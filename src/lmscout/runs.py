@@ -1,13 +1,14 @@
-"""Run folders: what a command was asked for, and what it has found.
+"""Run folders: the settings and the result of a command.
 
 - ``settings.json``: the command, its settings, and the versions and the machine it ran with.
-- ``result.json``: the result, once the run has finished: as ``--json`` prints it, and under
-  ``fields`` all that is needed to show it again.
+- ``result.json``: the result of a finished run: as ``--json`` prints it, and under ``fields``
+  all fields, from which it is loaded.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -17,34 +18,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 from lmscout.errors import LmscoutError, brief, shown
 from lmscout.files import as_json, atomic_folder, check_folder, encoded, remove_drafts, write_file
 from lmscout.reading import read_json_object
-from lmscout.results import FIELDS, SCHEMA
+from lmscout.results import FIELDS, SCHEMA, Result
 from lmscout.version import __version__
 
 SETTINGS, RESULT = "settings.json", "result.json"
 _REMEDY = "name another with --out"
 _LONGEST = 60  # characters of a setting in an error message
+_log = logging.getLogger("lmscout")
 
-
-class Reported(Protocol):
-    """A result as the command line prints it, and with all its fields."""
-
-    def to_json(self) -> dict[str, object]:
-        """As the command line prints it."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field by name."""
-
-    @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """The result in a file."""
-
-
-Of = TypeVar("Of", bound=Reported)
+Reported = Result
+Of = TypeVar("Of", bound=Result)
 
 
 @dataclass(frozen=True)
@@ -71,29 +59,32 @@ class Run:
         return f"run folder {self.folder}"
 
     def load(self, kind: type[Of]) -> Of:
-        """The result of a finished run.
+        """Load the result of a finished run, and log that nothing was computed.
 
         Raises:
             LmscoutError: it cannot be read.
         """
+        path = self.folder / RESULT
         remedy = f"{_REMEDY}, or remove the file to run again"
         try:
-            found = kind.load(self.folder / RESULT)
+            found = kind.load(path)
         except LmscoutError as error:
             raise LmscoutError(f"{error}: {remedy}") from error
         try:
-            found.to_json()  # whose figures follow from the fields
+            found.to_json()  # computes figures from the fields
         except Exception as error:
-            raise LmscoutError(
-                f"{self.folder / RESULT}: damaged result ({error}): {remedy}"
-            ) from error
+            raise LmscoutError(f"{path}: damaged result ({error}): {remedy}") from error
+        _log.info(
+            f"{self.name}: holds a finished run with these settings, so its result is loaded and "
+            f"nothing is computed; to run again, {_REMEDY} or remove {path}"
+        )
         return found
 
     def begin(self, **more: object) -> None:
-        """Write the settings, before the work; the folder is made.
+        """Make the folder and write the settings, before the work.
 
         Args:
-            more: what else to note.
+            more: further entries of the settings.
 
         Raises:
             LmscoutError: the folder cannot be written.
@@ -101,7 +92,7 @@ class Run:
         check_folder(self.folder, self.name, _REMEDY, make=True)
         write_file(self.folder / SETTINGS, self._settings_json(more), remedy=_REMEDY)
 
-    def end(self, result: Reported) -> None:
+    def end(self, result: Result) -> None:
         """Write the result into the folder that `begin` made.
 
         Raises:
@@ -110,16 +101,16 @@ class Run:
         write_file(self.folder / RESULT, self._result_json(result), remedy=_REMEDY)
 
     @contextmanager
-    def saving(self, result: Reported, **more: object) -> Iterator[Path]:
+    def saving(self, result: Result, **more: object) -> Iterator[Path]:
         """A draft of the folder for further files, which is saved with settings and result.
 
         Args:
-            result: what was found.
-            more: what else to note among the settings.
+            result: the result.
+            more: further entries of the settings.
 
         Raises:
             LmscoutError: the folder cannot be written, and nothing is left behind; or another run
-                was saved there meanwhile, and the message says where this one is.
+                was saved there meanwhile, and the message names the folder of this one.
         """
         wanted = {"command": self.command, **self.settings}
         there = read_settings(self.folder) if (self.folder / SETTINGS).is_file() else wanted
@@ -134,22 +125,19 @@ class Run:
                 f"{self.name} was filled by another run meanwhile: the result is in {folder}"
             )
 
-    def save(self, result: Reported) -> None:
-        """Write settings and result of a run that has nothing else to keep.
-
-        Raises:
-            LmscoutError: the folder cannot be written; nothing is left behind.
-        """
+    def save(self, result: Result) -> None:
+        """Write the settings and the result of a run without other files; see `saving`."""
         with self.saving(result):
             pass
 
     def _settings_json(self, more: Mapping[str, object]) -> str:
-        head = {"schema": SCHEMA, "command": self.command, "environment": environment()}
-        return as_json({**head, **self.settings, **more})
+        return as_json({**self._head(), **self.settings, **more})
 
-    def _result_json(self, result: Reported) -> str:
-        head = {"schema": SCHEMA, "command": self.command, "environment": environment()}
-        return as_json({**head, **result.to_json(), FIELDS: result.to_dict()})
+    def _result_json(self, result: Result) -> str:
+        return as_json({**self._head(), **result.to_json(), FIELDS: result.to_dict()})
+
+    def _head(self) -> dict[str, object]:
+        return {"schema": SCHEMA, "command": self.command, "environment": environment()}
 
 
 def open_run(
@@ -160,28 +148,23 @@ def open_run(
     foreign: bool = False,
     continues: bool = False,
 ) -> Run:
-    """Look at a run folder before any work: new, begun, or finished by the same command.
+    """Inspect a run folder before any work: new, begun, or finished by the same command.
 
-    Drafts that killed processes have left behind are removed.
+    Drafts of killed processes are removed; nothing is written.
 
     Args:
         folder: of the run; need not exist.
         command: such as "rank".
         settings: all on which the result depends.
         foreign: whether the folder may hold files without ``settings.json``.
-        continues: whether an unfinished run may go on with other settings; else these are
-            refused as those of a finished run are.
-
-    Returns:
-        The run; nothing is written.
+        continues: whether an unfinished run may continue with other settings.
 
     Raises:
         LmscoutError: the folder holds another run or something else, or cannot be written.
     """
     remove_drafts(folder.parent, folder.name)
     remove_drafts(folder)
-    wanted = json.loads(encoded(as_json(settings)))
-    run = Run(folder, command, wanted)
+    run = Run(folder, command, _as_saved(settings))
     if not (folder / SETTINGS).is_file():
         if folder.exists() and not (folder.is_dir() and (foreign or not any(folder.iterdir()))):
             raise LmscoutError(f"{run.name} is not empty: {_REMEDY}")
@@ -195,33 +178,16 @@ def open_run(
         program = f"lmscout {shown(there['command'])}" if known else "another program"
         raise LmscoutError(f"{run.name} holds a run of {program}: {_REMEDY}")
     if there.get("schema") != SCHEMA:
-        found = brief(there.get("schema"))
         raise LmscoutError(
-            f"{run.name} holds a run of schema {found}, expected {SCHEMA}: {_REMEDY}"
+            f"{run.name} holds a run of schema {brief(there.get('schema'))}, expected {SCHEMA}: "
+            f"{_REMEDY}"
         )
     finished = (folder / RESULT).is_file()
     if finished or not continues:
-        _compare(run.name, there, wanted)
+        _compare(run.name, there, run.settings)
     if not finished:
         check_folder(folder, run.name, _REMEDY, make=False)
-    return Run(folder, command, wanted, begun=True, finished=finished)
-
-
-def optional_run(folder: Path | None, command: str, settings: Mapping[str, object]) -> Run:
-    """The run of a command that keeps its result only if a folder is given.
-
-    Args:
-        folder: of the run; if None, the run has a new folder under runs/, which nothing is
-            written to unless `Run.save` is called.
-        command: such as "eval".
-        settings: all on which the result depends.
-
-    Raises:
-        LmscoutError: as `open_run`.
-    """
-    if folder is not None:
-        return open_run(folder, command, settings)
-    return Run(default_run_folder(command), command, json.loads(encoded(as_json(settings))))
+    return Run(folder, command, run.settings, begun=True, finished=finished)
 
 
 def kept_result(
@@ -256,7 +222,7 @@ def kept_result(
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of a run; None if there are none that can be read."""
+    """The settings of a run; None if they cannot be read."""
     try:
         return read_json_object(folder / SETTINGS, surrogates=True)
     except LmscoutError:
@@ -264,22 +230,19 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def same_settings(there: Mapping[str, Any] | None, settings: Mapping[str, object]) -> bool:
-    """Whether a folder's settings are these."""
-    wanted = json.loads(encoded(as_json(settings)))
+    """Whether the settings of a folder agree with these."""
+    wanted = _as_saved(settings)
     return there is not None and all(there.get(name) == wanted[name] for name in wanted)
 
 
 def default_run_folder(label: str) -> Path:
-    """runs/LABEL-TIME under the current directory, with a UTC time to the microsecond.
-
-    So runs that start in one second, as a shell's loop starts them, have folders of their own.
-    """
+    """runs/LABEL-TIME under the current directory, with a UTC time to the microsecond."""
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.")
     return Path("runs") / f"{safe}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
 
 
 def environment() -> dict[str, object]:
-    """Versions, platform and threads that a run has."""
+    """Versions, platform and number of threads."""
     torch: Any = sys.modules.get("torch")
     return {
         "lmscout": __version__,
@@ -298,13 +261,18 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _as_saved(settings: Mapping[str, object]) -> dict[str, Any]:
+    """Settings as they are read again."""
+    saved: dict[str, Any] = json.loads(encoded(as_json(settings)))
+    return saved
+
+
 def _compare(name: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for setting, value in wanted.items():
-        found = there.get(setting)
-        if found != value:
-            kept, asked = _shown(found), _shown(value)
-            both = f"{setting} {kept}, not {asked}"
-            if max(len(kept), len(asked)) > _LONGEST or kept == asked:
+        if there.get(setting) != value:
+            found, given = _shown(there.get(setting)), _shown(value)
+            both = f"{setting} {found}, not {given}"
+            if max(len(found), len(given)) > _LONGEST or found == given:
                 both = f"another {setting}"
             raise LmscoutError(f"{name} holds a run with {both}: {_REMEDY}")
 

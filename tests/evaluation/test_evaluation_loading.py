@@ -265,6 +265,23 @@ def test_a_configuration_needs_no_weights_but_has_to_be_of_a_causal_model(tmp_pa
         load_config(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"compile_config": 7}', r"generation_config\.json: compile_config: .*got 7"),
+        ('{"max_length": 20, "watermarking_config": 7}', "json: watermarking_config: "),
+        ('{"num_beams": ', "generation_config.json, line 1.*not JSON"),
+        ('{"temperature": 0.5, "compile_config": null}', None),
+    ],
+)
+def test_a_bad_generation_config_is_named_with_its_field(folder, content, said):
+    write("generation_config.json", content)(folder)
+    if said is None:
+        load_model(str(folder))
+    else:
+        assert re.search(said, refusal(folder))
+
+
 def stored(folder, change):
     """Change the stored weights of a folder."""
     weights = change(load_file(folder / "model.safetensors"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, read_questions
+from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, questions_sha256, read_questions
 
 FORMS = {
     "mmlu": (
@@ -146,6 +146,17 @@ def test_a_folder_without_questions_is_said(tmp_path):
         find_files(tmp_path)
     with pytest.raises(LmscoutError, match="is no folder"):
         find_files(tmp_path / "nowhere")
+
+
+def test_changed_questions_have_another_digest(tmp_path):
+    (row, _), (other, _) = FORMS["piqa"], FORMS["mmlu"]
+    file = written(tmp_path / "piqa.jsonl", [row])
+    written(tmp_path / "mmlu.jsonl", [other])
+    before = questions_sha256(tmp_path, ["piqa", "mmlu"])
+    written(file, [row, row])
+    after = questions_sha256(tmp_path, ["piqa", "mmlu"])
+    assert before[0] != after[0]
+    assert before[1] == after[1]
 
 
 def test_every_question_at_hand_is_understood():

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, model_windows, read_text, tokenize, tokenize_windows
-from lmscout.evaluation.tokens import describe_tokenizer
+from lmscout.evaluation.perplexity import describe_tokenizer
 
 TEXT = Text("made here", tiny_checkpoints.CONTENT, "its digest")
 

@@ -394,8 +394,8 @@ def table(result: Pruning) -> Table:
     dense = result.dense
     shown = console.table(
         "",
-        *("parameters", "kept\nof all", "of prun-\nable", "loss\nincrease"),
-        *(["perplexity", "over\ndense"] if dense.perplexity is not None else []),
+        *("parameters", "kept\nof all", "of pru-\nnable", "loss\nincr."),
+        *(["perplex-\nity", "over\ndense"] if dense.perplexity is not None else []),
     )
     recovered = any(size.recovery for size in result.sizes)
     rows: list[tuple[str, Reported | None]] = [(SHOWN["dense"], dense)]
@@ -420,13 +420,17 @@ def table(result: Pruning) -> Table:
 
 
 def _notes(result: Pruning) -> list[str]:
-    """Legends of the table's columns."""
+    """Legends of the table's columns and rows."""
+    from lmscout.pruning.results import SHOWN
+
     rows = [one for size in result.sizes for one in size.reported]
     seen = any(one.loss_increase is None for one in rows)
+    protected = any("protected" in SHOWN[one.name] for one in rows)
     return [
         "kept: share of the dense model's parameters; prunable: those in attention and MLP",
         f"loss increase: nats/token over the dense model on {result.held_out_tokens:,} held-out "
         f"tokens of calibration text{'; –: recovery was trained on them' if seen else ''}",
+        *(["protected: first and last sixth of the blocks unpruned"] if protected else []),
     ]
 
 

@@ -192,6 +192,20 @@ class Design(Result):
         """
         return self.spec.build(seed)
 
+    def save_pretrained(self, folder: Path | str, seed: int = 0) -> None:
+        """Write the untrained architecture as a folder that transformers loads.
+
+        Args:
+            folder: made if it does not exist.
+            seed: of its weights.
+
+        Raises:
+            LmscoutError: transformers has no class for it, as for FlexiBERT's encoders.
+        """
+        from lmscout.models.pretrained import save_untrained  # transformers is slow to import
+
+        save_untrained(self.spec, folder, seed)
+
     def rows(self) -> list[dict[str, Any]]:
         """One row: the architecture found."""
         return [{name: value for name, value in self.to_json().items() if name != "seconds"}]

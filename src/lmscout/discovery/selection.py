@@ -15,7 +15,7 @@ from lmscout.discovery.design import mean_scores
 from lmscout.discovery.discover import cache_name
 from lmscout.errors import LmscoutError
 from lmscout.metrics import equivalent_trials, true_ranks
-from lmscout.models import ArchitectureSpec, spec_from_dict
+from lmscout.models import ArchitectureSpec, LanguageModel, spec_from_dict
 from lmscout.progress import Progress, Stages
 from lmscout.proxies import has_seen
 from lmscout.results import Result, SavedAs
@@ -116,6 +116,28 @@ class Selection(Result):
     def seen(self) -> bool:
         """Whether the search that found the proxy saw a part of the benchmark."""
         return has_seen(self.proxy.name, self.benchmark)
+
+    def to_model(self, seed: int = 0) -> LanguageModel:
+        """The architecture as an untrained PyTorch model in eval mode.
+
+        Args:
+            seed: of its weights.
+        """
+        return self.spec.build(seed)
+
+    def save_pretrained(self, folder: Path | str, seed: int = 0) -> None:
+        """Write the untrained architecture as a folder that transformers loads.
+
+        Args:
+            folder: made if it does not exist.
+            seed: of its weights.
+
+        Raises:
+            LmscoutError: transformers has no class for it, as for FlexiBERT's encoders.
+        """
+        from lmscout.models.pretrained import save_untrained  # transformers is slow to import
+
+        save_untrained(self.spec, folder, seed)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per way to select: the proxy, the baselines, at random, the best drawn."""

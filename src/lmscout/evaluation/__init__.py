@@ -1,4 +1,4 @@
-"""Evaluation: a trained model's perplexity on a text, its score on tasks, and what it costs."""
+"""Evaluation: a trained model's perplexity on a text, its score on tasks, and its cost."""
 
 from lmscout.evaluation.cost import (
     Speed,
@@ -17,23 +17,29 @@ from lmscout.evaluation.loading import (
     unfilled_model,
 )
 from lmscout.evaluation.origin import Origin, model_fingerprint, read_origin
-from lmscout.evaluation.perplexity import Perplexity, checked_tokens, perplexity
+from lmscout.evaluation.perplexity import (
+    Perplexity,
+    check_window,
+    checked_tokens,
+    model_windows,
+    perplexity,
+    tokenize,
+    tokenize_windows,
+)
 from lmscout.evaluation.protocols import (
     PROTOCOLS,
     Protocol,
     attention_span,
     fit_protocol,
-    longest_window,
     protocol_of,
 )
 from lmscout.evaluation.results import Evaluation
-from lmscout.evaluation.tasks import USUAL_SHOTS, TaskScore, check_tasks, score_tasks
-from lmscout.evaluation.text import Text, read_text, same_text, shared_lines
-from lmscout.evaluation.tokens import check_window, model_windows, tokenize, tokenize_windows
+from lmscout.evaluation.task_data import questions_sha256
+from lmscout.evaluation.tasks import TaskScore, check_tasks, score_tasks
+from lmscout.evaluation.text import Text, read_text, same_text
 
 __all__ = [
     "PROTOCOLS",
-    "USUAL_SHOTS",
     "Evaluation",
     "LoadedModel",
     "Origin",
@@ -50,7 +56,6 @@ __all__ = [
     "fit_protocol",
     "load_config",
     "load_model",
-    "longest_window",
     "measure_speed",
     "memory_dtype",
     "model_fingerprint",
@@ -60,11 +65,11 @@ __all__ = [
     "parameter_count",
     "perplexity",
     "protocol_of",
+    "questions_sha256",
     "read_origin",
     "read_text",
     "same_text",
     "score_tasks",
-    "shared_lines",
     "tokenize",
     "tokenize_windows",
     "unfilled_model",

@@ -1,4 +1,4 @@
-"""A causal language model and its tokenizer from a folder or the Hub, or one clear line."""
+"""Load a causal language model and its tokenizer from a folder or the Hub, or raise one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,39 +40,54 @@ from lmscout.evaluation.checkpoint import (
     stored_dtype,
 )
 from lmscout.evaluation.cost import vocabulary_size
-from lmscout.evaluation.hub import fetch_model
+from lmscout.evaluation.origin import CARD
 from lmscout.evaluation.quiet import first_line, quiet
 from lmscout.reading import expanded
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# Weights by transformers' own names only: many repositories hold the same weights again under
+# other names, and pickled.
+_MODEL_FILES = [
+    *("*.json", "model.safetensors", "model-*.safetensors"),
+    *("*.model", "*.txt", "*.jinja", CARD),
+]
+_ELSEWHERE = ["*/*"]  # folders hold exports to other runtimes
+_UNKNOWN = (
+    "neither a folder here nor a model of the Hub; check the spelling (a private model needs hf "
+    "auth login)"
+)
+_HUB_PROBLEMS: dict[type[Exception], str] = {  # a gated repository is a kind of unknown one
+    GatedRepoError: "is a gated model; request access on its page, then run hf auth login",
+    RepositoryNotFoundError: _UNKNOWN,
+    HFValidationError: _UNKNOWN,
+    LocalEntryNotFoundError: "is no folder here, and the Hub cannot be reached (offline?) nor "
+    "does its cache have it; give a folder that exists, or connect",
+}
 # Entries of a config.json that name code, in the repository itself or in another one.
 _NAMING_CODE = ("auto_map", "custom_pipelines", "custom_generate")
-# Implementations of attention that are part of PyTorch and transformers. Any other name may stand
-# for a kernel that transformers downloads and runs.
+# Attention of PyTorch and transformers. Any other name may stand for a kernel that transformers
+# downloads and runs.
 _OWN_ATTENTION = ("eager", "sdpa")
 # Attributes that transformers sets itself, for which a config.json has other names.
 _INTERNAL = (
-    "_name_or_path",
-    "_output_attentions",
-    "_attn_implementation_internal",
-    "_experts_implementation_internal",
-    "_post_init_done",
+    *("_name_or_path", "_output_attentions", "_post_init_done"),
+    *("_attn_implementation_internal", "_experts_implementation_internal"),
 )
 _SHOWN = 3  # names of weights in a message
-_OWN_CLASSES = "lmscout.evaluation.modeling_lmscout"  # of models with blocks of different sizes
+_OWN_CLASSES = "lmscout.evaluation.modeling_lmscout"
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and what belongs to it.
+    """A model with its tokenizer.
 
     Attributes:
         model: in eval mode.
         tokenizer: the model's own.
         source: the folder or Hub name as it was given.
-        saved_dtype: of the weights on disk: as its configuration says, else that of most of the
-            stored values; None if neither names one that PyTorch computes with.
-        folder: that its files were read from.
+        saved_dtype: of the weights on disk by the configuration, else of most stored values;
+            None if neither is one of `PLAIN_DTYPES`.
+        folder: of its files.
     """
 
     model: PreTrainedModel
@@ -86,44 +107,50 @@ def load_model(
 
     Args:
         source: a folder that `save_pretrained` wrote, or a name on the Hub.
-        dtype: of the weights in memory, whatever it is on disk; if None, float32 on a CPU,
-            which is slow at anything else, and as on disk elsewhere.
+        dtype: of the weights in memory; None for float32 on a CPU, which is slow at anything
+            else, and as saved elsewhere.
         device: as PyTorch names it.
 
     Returns:
         The model in eval mode, and its tokenizer.
 
     Raises:
-        LmscoutError: there is no such model, its folder is not in order, it is not a causal
-            language model, its weights stay quantized, or the device is not there.
+        LmscoutError: there is no such model, its folder is damaged, it is not a causal language
+            model, its weights stay quantized, or the device cannot be used.
     """
     target = usable_device(str(device))
     folder = _folder(source)
     files = check_checkpoint(folder)
     with quiet():
         config = _causal_config(folder, source)
-        described = read_config(folder / CONFIG)
-        check_memory(described, files, lambda: _unfilled(config), source)
+        make = partial(AutoModelForCausalLM.from_config, config, trust_remote_code=False)
+        meta = partial(unfilled_model, make, "meta")
+        check_memory(read_config(folder / CONFIG), files, meta, source)
         saved_dtype = _dtype(config)  # before loading overwrites it
         model = _weights(folder, source, config, dtype or _in_memory(saved_dtype, target))
         _describe_tie(model)
         tokenizer = _tokenizer(folder, source)
-        _move(model, target, source)
+        try:
+            model.to(target)  # type: ignore[arg-type]
+        except (RuntimeError, MemoryError) as error:
+            raise LmscoutError(
+                f"{source}: does not fit on {target} ({first_line(error)})"
+            ) from None
         _check_causal(model, source)
     return LoadedModel(model, tokenizer, source, saved_dtype, folder)
 
 
 def load_config(source: str) -> PreTrainedConfig:
-    """The configuration of a causal language model; its weights need not be there.
+    """Load the configuration of a causal language model; its weights need not exist.
 
     Args:
-        source: a folder that holds a config.json, or a name on the Hub.
+        source: a folder with a config.json, or a name on the Hub.
 
     Raises:
         LmscoutError: there is none, or it is not of a causal language model.
     """
     folder = _folder(source, weights=False)
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise LmscoutError(
             f"{source}: holds no config.json: give a model's folder, or a name on the Hub"
         )
@@ -134,23 +161,23 @@ def load_config(source: str) -> PreTrainedConfig:
 def unfilled_model(
     make: Callable[[], PreTrainedModel], device: torch.device | str
 ) -> PreTrainedModel:
-    """A model whose weights are there, tied as they should be, and hold nothing yet.
+    """Make a model with weights tied as configured but not initialised.
 
     Args:
-        make: makes it, at random as it thinks.
-        device: where its weights are; "meta" for sizes alone.
+        make: makes the model.
+        device: of its weights; "meta" for sizes alone.
     """
     with torch.device(device), no_init_weights():
         model = make()
-    model.tie_weights()  # left out with the random start
+    model.tie_weights()  # part of the initialisation that was left out
     return model
 
 
 def devices_of(names: str) -> tuple[torch.device, ...]:
-    """Read one or several devices, with commas between, each of which can be used.
+    """Parse device names separated by commas; see `usable_device`.
 
     Raises:
-        LmscoutError: one cannot, or is named twice.
+        LmscoutError: one cannot be used, or is named twice.
     """
     devices = tuple(usable_device(name.strip()) for name in names.split(","))
     if len(set(devices)) < len(devices):
@@ -159,10 +186,10 @@ def devices_of(names: str) -> tuple[torch.device, ...]:
 
 
 def usable_device(name: str) -> torch.device:
-    """A device by PyTorch's name, with its number where its kind has several.
+    """A device by PyTorch's name, with an index unless it is the CPU.
 
     Raises:
-        LmscoutError: it is not there.
+        LmscoutError: it cannot be used.
     """
     try:
         device = torch.device(name)
@@ -180,7 +207,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def memory_dtype(config: PreTrainedConfig, device: torch.device) -> torch.dtype:
-    """That `load_model` gives weights on a device, unless it is told another."""
+    """The dtype that `load_model` gives weights on a device by default."""
     return _in_memory(_dtype(config), device)
 
 
@@ -188,29 +215,33 @@ def _in_memory(saved: torch.dtype | None, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" or saved is None else saved
 
 
-def _move(model: nn.Module, device: torch.device, source: str) -> None:
-    try:
-        model.to(device)
-    except (RuntimeError, MemoryError) as error:
-        raise LmscoutError(f"{source}: does not fit on {device} ({first_line(error)})") from None
+def _dtype(config: PreTrainedConfig) -> torch.dtype | None:
+    return config.dtype if config.dtype in PLAIN_DTYPES else None
 
 
-def _unfilled(config: PreTrainedConfig) -> PreTrainedModel:
-    auto: Any = AutoModelForCausalLM
-    make = partial(auto.from_config, config, trust_remote_code=False)
-    return unfilled_model(make, "meta")
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _folder(source: str, *, weights: bool = True) -> Path:
-    """A folder as it is given, or a model of the Hub, fetched."""
+    """A local folder as given, or that of a Hub model in the Hub's cache, downloaded if needed."""
     folder = expanded(source)
-    if not os.path.exists(folder) and _HUB_NAME.fullmatch(source):
-        folder = fetch_model(source, weights=weights)
-    return folder
+    if os.path.exists(folder) or not _HUB_NAME.fullmatch(source):
+        return folder
+    try:
+        with quiet():
+            wanted = _MODEL_FILES if weights else [CONFIG]
+            return Path(
+                snapshot_download(source, allow_patterns=wanted, ignore_patterns=_ELSEWHERE)
+            )
+    except Exception as error:  # the network's own errors come through as they are
+        failed = f"is no folder here, and fetching it from the Hub failed ({first_line(error)})"
+        known = (problem for kind, problem in _HUB_PROBLEMS.items() if isinstance(error, kind))
+        raise LmscoutError(f"{source}: {next(known, failed)}") from error
 
 
 def _causal_config(folder: Path, source: str) -> PreTrainedConfig:
-    read_config(folder / CONFIG)  # what transformers would read without a bound
+    read_config(folder / CONFIG)  # before transformers reads it without bounds
     import_module(_OWN_CLASSES)  # registers them, so that a saved folder needs no code of its own
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -221,23 +252,24 @@ def _causal_config(folder: Path, source: str) -> PreTrainedConfig:
             f"{source}: transformers refuses its config.json, or would have to run code that "
             f"comes with the model ({first_line(error)})"
         ) from error
-    _forget_code(config)
+    _remove_code(config)
     _check_declared_causal(config, source)
-    if config.dtype is not None and _dtype(config) is None and not _is_quantized_dtype(config):
-        raise LmscoutError(
-            f"{source}: config.json: dtype names no type of weights (got {config.dtype!r}, "
-            f"expected one of {', '.join(map(_short, PLAIN_DTYPES))}); correct it, or leave it out"
-        )
     if _dtype(config) is None:
+        eight_bits = isinstance(config.dtype, torch.dtype) and config.dtype.itemsize == 1
+        if config.dtype is not None and not eight_bits:
+            raise LmscoutError(
+                f"{source}: config.json: dtype names no type of weights (got {config.dtype!r}, "
+                f"expected one of {', '.join(map(_short, PLAIN_DTYPES))}); correct it, or leave "
+                "it out"
+            )
         config.dtype = stored_dtype(folder)
     return config
 
 
-def _forget_code(config: PreTrainedConfig) -> None:
-    """Remove from a configuration what names code, or takes the place of transformers' own parts.
+def _remove_code(config: PreTrainedConfig) -> None:
+    """Remove what names code, or hides a method or attribute of transformers.
 
-    A configuration object takes any entry of its file as an attribute, so an entry can hide a
-    method, or an attribute that transformers acts on when it saves or builds a model.
+    A configuration object takes any entry of its file as an attribute.
     """
     known = {one.name for one in fields(config)}
     for name in set(vars(config)) - known - {"model_type", *_INTERNAL}:
@@ -248,33 +280,14 @@ def _forget_code(config: PreTrainedConfig) -> None:
     config._experts_implementation = None
 
 
-def _dtype(config: PreTrainedConfig) -> torch.dtype | None:
-    return config.dtype if config.dtype in PLAIN_DTYPES else None
-
-
-def _is_quantized_dtype(config: PreTrainedConfig) -> bool:
-    return isinstance(config.dtype, torch.dtype) and config.dtype.itemsize == 1
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _check_declared_causal(config: PreTrainedConfig, source: str) -> None:
-    """Refuse, before weights are read, what by its configuration is no causal language model."""
-    named: Any = config.architectures
-    if named is not None and not (
-        isinstance(named, list | tuple) and all(isinstance(one, str) for one in named)
-    ):
-        raise LmscoutError(
-            f"{source}: config.json: architectures is not a list of class names (got {named!r}, "
-            'expected such as ["LlamaForCausalLM"]); correct it, or leave it out'
-        )
-    declared = list(named or [])
+    """Refuse, before weights are read, what its configuration declares to be another model.
+
+    The class that wrote the folder counts: an encoder's type can have a causal class too.
+    """
+    declared = list(config.architectures or [])
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     classes = known if isinstance(known, tuple) else (known,) if known else ()
-    # An encoder's type can have a causal class too (BertLMHeadModel), so what counts is which
-    # class wrote the folder.
     foreign = declared and not {one.__name__ for one in classes} & set(declared)
     if not classes or foreign or config.is_encoder_decoder:
         what = ", ".join(declared) or f"a model of type {config.model_type!r}"
@@ -287,8 +300,10 @@ def _check_declared_causal(config: PreTrainedConfig, source: str) -> None:
 def _weights(
     folder: Path, source: str, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
+    settings = getattr(config, "quantization_config", None)
+    if isinstance(settings, dict) and settings.get("quant_method") == "fp8":
+        config.quantization_config = {**settings, "dequantize": True}
     auto: Any = AutoModelForCausalLM  # what it returns depends on output_loading_info
-    quantized = _dequantized(config)
     try:
         model, report = auto.from_pretrained(
             folder,
@@ -316,24 +331,15 @@ def _weights(
             f"and {list(expected)} by the configuration; save the two together again"
         )
     _check_names(source, report["missing_keys"], report["unexpected_keys"])
-    _check_plain(model, source, dtype, quantized=quantized)
+    _check_plain(model, source, dtype, quantized=settings is not None)
     model.eval()
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _dequantized(config: Any) -> bool:
-    """Ask for plain weights where transformers can make them; whether weights are quantized."""
-    settings = getattr(config, "quantization_config", None)
-    if isinstance(settings, dict) and settings.get("quant_method") == "fp8":
-        config.quantization_config = {**settings, "dequantize": True}
-    return settings is not None
-
-
 def _check_names(source: str, missing: Collection[str], unknown: Collection[str]) -> None:
     """Refuse weights that are missing, or that another library has wrapped."""
-    adapters = [name for name in sorted(unknown) if ".lora_" in name or ".base_layer." in name]
-    others = f"; it holds others that are unknown: {_listed(unknown)}" if unknown else ""
+    adapters = [name for name in unknown if ".lora_" in name or ".base_layer." in name]
     if adapters:
         raise LmscoutError(
             f"{source}: holds {len(adapters)} weights of adapters that are not merged, "
@@ -341,7 +347,7 @@ def _check_names(source: str, missing: Collection[str], unknown: Collection[str]
         )
     if not missing:
         return
-    # transformers has drawn them at random
+    # transformers has initialised them at random
     lacks = f"{source}: lacks {len(missing)} of the weights that config.json describes"
     prefix = _wrapping(missing, unknown)
     if prefix:
@@ -350,11 +356,12 @@ def _check_names(source: str, missing: Collection[str], unknown: Collection[str]
             f"begin with {prefix!r}, which a wrapper of the model has put there: save the model "
             "inside it, or rename them"
         )
+    others = f"; it holds others that are unknown: {_listed(unknown)}" if unknown else ""
     raise LmscoutError(f"{lacks}, {min(missing)} first{others}; save the whole model again")
 
 
 def _wrapping(missing: Collection[str], unknown: Collection[str]) -> str:
-    """What stands before the names of missing weights in the names of unknown ones."""
+    """The prefix of unknown names before names of missing weights; "" if there is none."""
     for wanted in sorted(missing):  # of a tied model the file does not hold the first
         found = [name.removesuffix(wanted) for name in unknown if name.endswith(wanted)]
         if found:
@@ -363,14 +370,13 @@ def _wrapping(missing: Collection[str], unknown: Collection[str]) -> str:
 
 
 def _listed(names: Collection[str]) -> str:
-    shown = sorted(names)[:_SHOWN]
-    return ", ".join(shown) + (" and others" if len(names) > len(shown) else "")
+    return ", ".join(sorted(names)[:_SHOWN]) + (" and others" if len(names) > _SHOWN else "")
 
 
 def _check_plain(
     model: PreTrainedModel, source: str, dtype: torch.dtype, *, quantized: bool
 ) -> None:
-    """Give dequantized weights the dtype asked for, and refuse those that stay quantized.
+    """Convert dequantized weights to the dtype, and refuse those that stay quantized.
 
     transformers chooses the dtype of what it dequantizes, layer by layer.
     """
@@ -381,25 +387,21 @@ def _check_plain(
             f"{source}: its weights are quantized ({', '.join(sorted(map(_short, kept)))}), and "
             "lmscout computes with plain ones; dequantize the model with transformers and save it"
         )
-    if not quantized:
-        return
-    for one in model.parameters():
-        one.data = one.data.to(dtype)
-    config: Any = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    if quantized:
+        for one in model.parameters():
+            one.data = one.data.to(dtype)
+        vars(model.config).pop("quantization_config", None)
 
 
 def _describe_tie(model: PreTrainedModel) -> None:
-    """Let the configuration say of embedding and head what the loaded weights are.
+    """Make the configuration say whether embedding and head are one tensor.
 
     transformers leaves them apart where the file holds two that differ, whatever the
-    configuration says, and cuts and copies are built from the configuration.
+    configuration says; copies of the model are built from the configuration.
     """
     config: Any = model.config
     whole: Any = model
-    head = whole.get_output_embeddings()
-    weight = getattr(head, "weight", None)
+    weight = getattr(whole.get_output_embeddings(), "weight", None)
     if weight is not None and getattr(config, "tie_word_embeddings", False):
         embedding = getattr(model.get_input_embeddings(), "weight", None)
         config.tie_word_embeddings = weight is embedding
@@ -411,13 +413,12 @@ def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
             folder, trust_remote_code=False, local_files_only=True
         )
         tokens = tokenizer("a text", add_special_tokens=False)["input_ids"]
-    except Exception as error:  # as above
+    except Exception as error:  # whatever a tokenizer's class raises
         raise LmscoutError(
             f"{source}: has no tokenizer that can be loaded ({first_line(error)}); save the "
             "model's tokenizer into the folder"
         ) from error
-    # Where files are missing, some tokenizer classes are made empty instead of refused.
-    if not tokens:
+    if not tokens:  # some classes are made empty where files are missing
         raise LmscoutError(
             f"{source}: its tokenizer makes no tokens of text; save the model's tokenizer into "
             "the folder"

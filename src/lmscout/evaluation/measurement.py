@@ -18,6 +18,7 @@ from lmscout.evaluation.origin import model_fingerprint
 from lmscout.evaluation.perplexity import checked_tokens, perplexity
 from lmscout.evaluation.protocols import Protocol, protocol_of
 from lmscout.evaluation.results import Evaluation
+from lmscout.evaluation.task_data import questions_sha256
 from lmscout.evaluation.tasks import TaskScore, check_tasks, score_tasks
 from lmscout.evaluation.text import Text, read_text
 from lmscout.progress import Progress
@@ -64,12 +65,17 @@ def kept_evaluation(
     settings = {
         "model": source,
         # Only for a run that is kept, since the whole folder is read.
-        "model_fingerprint": None if out is None else model_fingerprint(source),
+        "model_fingerprint": None if out is None else model_fingerprint(model),
         "perplexity": perplexity,
         "text_sha256": [text.sha256 for text in texts],
         "protocol": [one.name for one in protocols],
         "tasks": tasks,
         "task_data": None if task_data is None else str(task_data),
+        "task_data_sha256": (
+            questions_sha256(task_data, tasks)
+            if task_data is not None and tasks and out is not None
+            else None
+        ),
         "dtype": dtype,
         "device": device,
         **options,

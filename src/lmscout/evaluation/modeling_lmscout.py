@@ -1,8 +1,8 @@
 """Pruned language models: each block keeps its own number of attention groups and MLP channels.
 
-lmscout copies this file into the folders that it saves, so it needs nothing but torch and
+lmscout copies this file into the folders that it saves, so it imports only torch and
 transformers.  Layers are transformers' own, built one by one at the sizes that the
-configuration lists; what a block lost altogether is replaced by a zero.
+configuration lists; removed attention or MLP is replaced by a zero.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -13,43 +13,20 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2Model,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
-    MistralModel,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
-)
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.gpt2 import modeling_gpt2 as gpt2
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from transformers.pytorch_utils import Conv1D
-
-# No `from __future__ import annotations`: transformers reads the class of a model's
-# configuration from the annotation itself.
 
 
 class PerBlockSizes:
-    """What a pruned configuration adds to its family's; all else is the dense model's.
+    """Entries that a pruned configuration adds to its family's.
 
-    These are plain attributes, which every version of transformers reads from a file and
-    writes to it, and not fields of a dataclass, which configurations are in some.
+    They are plain attributes, which every version of transformers reads and writes, and no
+    dataclass fields, which configurations have in some.
 
     Attributes:
         attention_groups: key-value heads of each block, each with as many query heads as in
@@ -66,19 +43,19 @@ class PerBlockSizes:
 
 
 class _Absent(nn.Module):
-    """In the place of attention or an MLP that is gone: adds nothing.
+    """Zero in place of removed attention or MLP.
 
-    It does not have attention in its name, because transformers searches this file for such
-    classes to find out whether the implementation of attention can be chosen.
+    Its name has no "attention" in it: transformers searches this file for such classes to find
+    out whether the implementation of attention can be chosen.
     """
 
     def __init__(self, with_weights: bool) -> None:
         super().__init__()
-        self.with_weights = with_weights  # attention returns its weights too
+        self.with_weights = with_weights  # attention returns a pair
 
     def forward(self, hidden_states: Tensor, **_: Any) -> Tensor | tuple[Tensor, None]:
-        nothing = hidden_states.new_zeros(())
-        return (nothing, None) if self.with_weights else nothing
+        zero = hidden_states.new_zeros(())
+        return (zero, None) if self.with_weights else zero
 
 
 class _PrunedBody:
@@ -86,7 +63,7 @@ class _PrunedBody:
 
     Attributes:
         block_class: transformers' class of a block.
-        blocks_name: under which name the decoder keeps its blocks.
+        blocks_name: attribute of the decoder that holds its blocks.
     """
 
     block_class: ClassVar[type[nn.Module]]
@@ -102,7 +79,7 @@ class _PrunedBody:
         self.post_init()  # type: ignore[attr-defined]
 
     def block(self, config: Any, index: int, slot: int) -> nn.Module:
-        """One block of the LLaMA layout, its keys and values kept in a slot of the cache."""
+        """Build a block of the LLaMA layout that uses layer `slot` of the cache."""
         groups, channels = config.attention_groups[index], config.mlp_channels[index]
         sizes = copy.copy(config)
         sizes.num_attention_heads = config.num_attention_heads // config.num_key_value_heads
@@ -111,7 +88,7 @@ class _PrunedBody:
         sizes.intermediate_size = max(channels, 1)
         block: Any = self.block_class(sizes, index)
         block.self_attn.layer_idx = slot
-        # Both look up what may change later, such as the attention implementation.
+        # Shared, since the attention implementation may be changed later.
         block.self_attn.config = block.mlp.config = config
         if not groups:
             block.input_layernorm, block.self_attn = nn.Identity(), _Absent(with_weights=True)
@@ -123,7 +100,6 @@ class _PrunedBody:
 class _PrunedGpt2Body(_PrunedBody):
     """The same for GPT-2, whose attention projects query, key and value at once."""
 
-    block_class: ClassVar[type[nn.Module]] = GPT2Block
     blocks_name: ClassVar[str] = "h"
 
     def block(self, config: Any, index: int, slot: int) -> nn.Module:
@@ -131,7 +107,7 @@ class _PrunedGpt2Body(_PrunedBody):
         sizes = copy.copy(config)
         sizes.n_inner = max(channels, 1)
         # The number in the dense model: attention may be scaled by it.
-        block: Any = GPT2Block(sizes, layer_idx=config.block_numbers[index])
+        block: Any = gpt2.GPT2Block(sizes, layer_idx=config.block_numbers[index])
         attention = block.attn
         attention.layer_idx, attention.config = slot, config
         attention.num_heads = max(groups, 1)
@@ -163,7 +139,7 @@ class _PrunedCausal:
 
 
 def _read_rope(config: Any) -> None:
-    """Let transformers 4 know the rotary embedding, which it has other names for."""
+    """Set the rotary embedding's entries under the names of transformers 4."""
     rope = getattr(config, "rope_parameters", None)
     if rope and "rope_type" in rope and not hasattr(type(config), "rope_scaling"):
         scaling = {name: one for name, one in rope.items() if name != "rope_theta"}
@@ -189,7 +165,7 @@ def older_scaling(scaling: dict[str, Any], length: int | None) -> dict[str, Any]
 
 @contextmanager
 def _without_blocks(config: Any) -> Iterator[None]:
-    """Let a dense class be built without the blocks, which would be dense."""
+    """Build a dense class without blocks while the block runs."""
     depth, config.num_hidden_layers = config.num_hidden_layers, 0
     try:
         yield
@@ -198,11 +174,11 @@ def _without_blocks(config: Any) -> Iterator[None]:
 
 
 def cache_slots(config: Any) -> list[int]:
-    """Which layer of the cache each block uses.
+    """The layer of the cache that each block uses.
 
-    Transformers asks the first layer of the cache how many tokens it has seen, and the first
-    of a kind (full, sliding) for the mask of all of that kind.  So blocks with attention take
-    the first layers of their kind, in order; those without it get what is left over, unused.
+    transformers takes the number of past tokens from the first layer of the cache, and the mask
+    from the first layer of each kind (full, sliding).  So blocks with attention use the first
+    layers of their kind, in order, and blocks without it the remaining ones.
     """
     depth = len(config.attention_groups)
     kinds = getattr(config, "layer_types", None) or [""] * depth
@@ -215,121 +191,46 @@ def cache_slots(config: Any) -> list[int]:
     return slots
 
 
-class LmscoutLlamaConfig(PerBlockSizes, LlamaConfig):
-    """A pruned LLaMA."""
-
-    model_type = "lmscout_llama"
+PRUNED: dict[str, tuple[type[Any], type[PreTrainedModel], type[PreTrainedModel]]] = {}
+"""Configuration, decoder and language model by the dense model's type."""
 
 
-class LmscoutLlamaModel(_PrunedBody, LlamaModel):
-    """A pruned LLaMA, without the head."""
+def _add_family(
+    kind: str,
+    title: str,
+    config: type[Any],
+    body: type[PreTrainedModel],
+    causal: type[PreTrainedModel],
+    block: type[nn.Module],
+    *,
+    pruned: type[Any] = _PrunedBody,
+) -> None:
+    """Define Lmscout{title}Config, Lmscout{title}Model and Lmscout{title}ForCausalLM."""
 
-    config: LmscoutLlamaConfig
-    block_class = LlamaDecoderLayer
+    def define(part: str, bases: tuple[type[Any], ...], **attributes: Any) -> type[Any]:
+        name = f"Lmscout{title}{part}"
+        own = type(name, bases, {"__module__": __name__, "__doc__": None, **attributes})
+        globals()[name] = own
+        return own
 
-
-class LmscoutLlamaForCausalLM(_PrunedCausal, LlamaForCausalLM):
-    """A pruned LLaMA."""
-
-    config: LmscoutLlamaConfig
-    body_class = LmscoutLlamaModel
-
-
-class LmscoutMistralConfig(PerBlockSizes, MistralConfig):
-    """A pruned Mistral."""
-
-    model_type = "lmscout_mistral"
-
-
-class LmscoutMistralModel(_PrunedBody, MistralModel):
-    """A pruned Mistral, without the head."""
-
-    config: LmscoutMistralConfig
-    block_class = MistralDecoderLayer
-
-
-class LmscoutMistralForCausalLM(_PrunedCausal, MistralForCausalLM):
-    """A pruned Mistral."""
-
-    config: LmscoutMistralConfig
-    body_class = LmscoutMistralModel
-
-
-class LmscoutQwen2Config(PerBlockSizes, Qwen2Config):
-    """A pruned Qwen2."""
-
-    model_type = "lmscout_qwen2"
-
-
-class LmscoutQwen2Model(_PrunedBody, Qwen2Model):
-    """A pruned Qwen2, without the head."""
-
-    config: LmscoutQwen2Config
-    block_class = Qwen2DecoderLayer
-
-
-class LmscoutQwen2ForCausalLM(_PrunedCausal, Qwen2ForCausalLM):
-    """A pruned Qwen2."""
-
-    config: LmscoutQwen2Config
-    body_class = LmscoutQwen2Model
-
-
-class LmscoutQwen3Config(PerBlockSizes, Qwen3Config):
-    """A pruned Qwen3."""
-
-    model_type = "lmscout_qwen3"
-
-
-class LmscoutQwen3Model(_PrunedBody, Qwen3Model):
-    """A pruned Qwen3, without the head."""
-
-    config: LmscoutQwen3Config
-    block_class = Qwen3DecoderLayer
-
-
-class LmscoutQwen3ForCausalLM(_PrunedCausal, Qwen3ForCausalLM):
-    """A pruned Qwen3."""
-
-    config: LmscoutQwen3Config
-    body_class = LmscoutQwen3Model
-
-
-class LmscoutGpt2Config(PerBlockSizes, GPT2Config):
-    """A pruned GPT-2."""
-
-    model_type = "lmscout_gpt2"
-
-
-class LmscoutGpt2Model(_PrunedGpt2Body, GPT2Model):
-    """A pruned GPT-2, without the head."""
-
-    config: LmscoutGpt2Config
-
-
-class LmscoutGpt2ForCausalLM(_PrunedCausal, GPT2LMHeadModel):
-    """A pruned GPT-2."""
-
-    config: LmscoutGpt2Config
-    body_class = LmscoutGpt2Model
-
-
-# By the dense model's type: configuration, decoder, language model.
-PRUNED: dict[str, tuple[type[Any], type[PreTrainedModel], type[PreTrainedModel]]] = {
-    "llama": (LmscoutLlamaConfig, LmscoutLlamaModel, LmscoutLlamaForCausalLM),
-    "mistral": (LmscoutMistralConfig, LmscoutMistralModel, LmscoutMistralForCausalLM),
-    "qwen2": (LmscoutQwen2Config, LmscoutQwen2Model, LmscoutQwen2ForCausalLM),
-    "qwen3": (LmscoutQwen3Config, LmscoutQwen3Model, LmscoutQwen3ForCausalLM),
-    "gpt2": (LmscoutGpt2Config, LmscoutGpt2Model, LmscoutGpt2ForCausalLM),
-}
-
-for _config_class, _body_class, _causal_class in PRUNED.values():
-    # Whoever saves such a model, say after fine-tuning it, saves this file with it.
-    _config_class.register_for_auto_class()
-    _body_class.register_for_auto_class("AutoModel")
-    _causal_class.register_for_auto_class("AutoModelForCausalLM")
-    # A copy of this file in a saved folder is known by that folder alone; lmscout's is by all.
+    sizes = define("Config", (PerBlockSizes, config), model_type=f"lmscout_{kind}")
+    decoder = define("Model", (pruned, body), config_class=sizes, block_class=block)
+    whole = define("ForCausalLM", (_PrunedCausal, causal), config_class=sizes, body_class=decoder)
+    PRUNED[kind] = sizes, decoder, whole
+    # A model that is saved again, say after fine-tuning, takes this file along.
+    sizes.register_for_auto_class()
+    decoder.register_for_auto_class("AutoModel")
+    whole.register_for_auto_class("AutoModelForCausalLM")
+    # The copy of this file in a saved folder is not registered for other folders.
     if __name__.startswith("lmscout."):
-        AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
-        AutoModel.register(_config_class, _body_class, exist_ok=True)
-        AutoModelForCausalLM.register(_config_class, _causal_class, exist_ok=True)
+        AutoConfig.register(sizes.model_type, sizes, exist_ok=True)
+        AutoModel.register(sizes, decoder, exist_ok=True)
+        AutoModelForCausalLM.register(sizes, whole, exist_ok=True)
+
+
+for _kind, _module in (("llama", llama), ("mistral", mistral), ("qwen2", qwen2), ("qwen3", qwen3)):
+    _names = ("Config", "Model", "ForCausalLM", "DecoderLayer")
+    _classes = (getattr(_module, f"{_kind.capitalize()}{name}") for name in _names)
+    _add_family(_kind, _kind.capitalize(), *_classes)
+_names = ("GPT2Config", "GPT2Model", "GPT2LMHeadModel", "GPT2Block")
+_add_family("gpt2", "Gpt2", *(getattr(gpt2, name) for name in _names), pruned=_PrunedGpt2Body)

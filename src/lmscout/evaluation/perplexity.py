@@ -1,12 +1,13 @@
-"""Perplexity under a named protocol, which every value carries with it.
+"""Tokens of a text, and perplexity under a named protocol that every value carries.
 
-A perplexity says nothing without how the text was cut: on one model and one text, windows of
-128 and of 512 tokens differ by a sixth.  So the protocols are a table, and a value states its
-text, its windows, what was put before the text, and its tokenizer.
+On one model and one text, windows of 128 and of 512 tokens give perplexities that differ by a
+sixth, so a value states its text, its windows, its special tokens and its tokenizer.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,23 +15,25 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.cost import vocabulary_size
-from lmscout.evaluation.protocols import Protocol, fit_protocol, scored_spans
-from lmscout.evaluation.text import Text
-from lmscout.evaluation.tokens import (
-    check_length,
-    check_vocabulary,
-    describe_tokenizer,
-    special_tokens,
-    tokenize,
+from lmscout.evaluation.protocols import (
+    BOS_NONE,
+    BOS_ONCE,
+    Protocol,
+    attention_span,
+    fit_protocol,
+    longest_window,
+    scored_spans,
 )
+from lmscout.evaluation.text import Text
 from lmscout.progress import StageProgress
 
-_LOGITS = 1 << 26  # elements of one forward's logits, 256 MiB in float32, unless a window has more
-_PIECE = 1 << 22  # elements of them that the loss works on at a time
+_LOGITS = 1 << 26  # logits per forward pass, 256 MiB in float32, unless a window has more
+_PIECE = 1 << 22  # logits whose loss is computed at a time
+_MARGIN = 64  # tokens at a cut that the text after it could have changed
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,11 @@ class Perplexity:
         tokens: number of scored tokens.
         windows: number of windows.
         protocol: as applied, with the window that the model allowed.
-        special_tokens: what stood in the text because of `protocol.bos`; empty for nothing.
-        source: where the text is from.
+        special_tokens: those that the tokenizer added to the text.
+        source: of the text.
         text_sha256: of the text.
         tokenizer: its size and a digest of its vocabulary.
-        limit_tokens: how much of the text was used at most; None for all.
+        limit_tokens: first tokens of the text that were used; None for all.
     """
 
     value: float
@@ -63,18 +66,8 @@ class Perplexity:
 
     def to_json(self) -> dict[str, object]:
         """The value with its whole protocol, as the command line prints it."""
-        return {
-            "text": self.source,
-            "text_sha256": self.text_sha256,
-            "perplexity": self.value,
-            "nll": self.nll,
-            "tokens": self.tokens,
-            "windows": self.windows,
-            "limit_tokens": self.limit_tokens,
-            "protocol": asdict(self.protocol),
-            "special_tokens": list(self.special_tokens),
-            "tokenizer": self.tokenizer,
-        }
+        values = asdict(self)
+        return {"text": values.pop("source"), "perplexity": values.pop("value"), **values}
 
 
 @torch.inference_mode()
@@ -94,19 +87,14 @@ def perplexity(
         model: in eval mode; its forward takes `input_ids` and returns `logits`.
         tokenizer: the model's.
         text: the text.
-        protocol: one of `PROTOCOLS`, its name, or another.
-        batch_tokens: tokens a forward, at most, and at least one window; fewer where the
-            vocabulary is so large that the logits would take more than 256 MiB.
-        limit_tokens: use only so many tokens from the text's beginning.
+        protocol: a protocol, or the name of one of `PROTOCOLS`.
+        batch_tokens: tokens per forward pass, at most, and at least one window; fewer if the
+            logits would take more than 256 MiB.
+        limit_tokens: first tokens of the text that are used; None for all.
         progress: called with the number of windows done and of all.
 
-    Returns:
-        The perplexity with its protocol.
-
     Raises:
-        LmscoutError: the protocol is unknown or asks for longer windows than the model reads,
-            the text is shorter than one window, the tokenizer is not the model's, or the loss
-            is not finite.
+        LmscoutError: as `checked_tokens`, or the loss is not finite.
     """
     if model.training:
         raise ValueError("the model is in training mode; call its eval() first")
@@ -129,13 +117,20 @@ def perplexity(
         if progress is not None:
             progress(done, len(spans))
     nll = total / scored_tokens
+    try:
+        value = math.exp(nll)
+    except OverflowError:
+        raise LmscoutError(
+            f"{text.source}: the loss, {nll:.3g} nats/token, has no finite perplexity; the "
+            "model's weights are damaged"
+        ) from None
     return Perplexity(
-        value=_exp(nll, text),
+        value=value,
         nll=nll,
         tokens=scored_tokens,
         windows=len(spans),
         protocol=protocol,
-        special_tokens=special_tokens(tokenizer, protocol),
+        special_tokens=_special_tokens(tokenizer, protocol),
         source=text.source,
         text_sha256=text.sha256,
         tokenizer=describe_tokenizer(tokenizer),
@@ -150,31 +145,145 @@ def checked_tokens(
     protocol: Protocol | str,
     limit_tokens: int | None = None,
 ) -> tuple[Protocol, Tensor]:
-    """What `perplexity` would measure, as far as can be told without the model's forward.
-
-    Args:
-        model: that is to read the text.
-        tokenizer: the model's.
-        text: the text.
-        protocol: one of `PROTOCOLS`, its name, or another.
-        limit_tokens: make only so many tokens, from the text's beginning.
+    """Check the arguments of `perplexity` without a forward pass.
 
     Returns:
         The protocol with the window that the model allows, and the text's tokens [tokens].
 
     Raises:
-        LmscoutError: the protocol is unknown or asks for longer windows than the model reads,
+        LmscoutError: the protocol is unknown or its windows are longer than the model reads,
             the text is shorter than one window, or the tokenizer is not the model's.
     """
     protocol = fit_protocol(protocol, model.config)
     tokens = tokenize(tokenizer, text, protocol.bos, limit_tokens)
-    check_length(tokens, protocol.window, text, limit_tokens)
-    check_vocabulary(tokens, model, text)
+    _check_length(tokens, protocol.window, text, limit_tokens)
+    _check_vocabulary(tokens, model, text)
     return protocol, tokens
 
 
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    bos: str = BOS_ONCE,
+    limit: int | None = None,
+) -> Tensor:
+    """Tokenise a text as a whole.
+
+    Args:
+        tokenizer: the model's.
+        text: the text.
+        bos: as in `Protocol`.
+        limit: maximum number of tokens.  Only a part of the text that surely holds them is
+            tokenised: tokenising costs some 200 bytes of memory per character.
+
+    Returns:
+        [tokens] int64.
+    """
+
+    def first(characters: int | None) -> Tensor:
+        content = text.content[:characters]
+        tokens = tokenizer(content, add_special_tokens=bos == BOS_ONCE, verbose=False)
+        return torch.tensor(tokens["input_ids"], dtype=torch.int64)
+
+    characters = len(text.content) if limit is None else 8 * (limit + _MARGIN)
+    while limit is not None and characters < len(text.content):
+        tokens = first(characters)
+        if len(tokens) >= limit + _MARGIN:
+            return tokens[:limit]
+        characters *= 2
+    return first(None)[:limit]
+
+
+def tokenize_windows(
+    tokenizer: PreTrainedTokenizerBase, text: Text, window: int, count: int | None = None
+) -> Tensor:
+    """Tokenise a text once and cut it into windows that do not overlap.
+
+    Protocol `llm-pruner` scores these windows if `window` is 128.
+
+    Args:
+        tokenizer: the model's.
+        text: the text.
+        window: tokens per window.
+        count: maximum number of windows; None for all.
+
+    Returns:
+        [windows, window] int64, from the text's start; the incomplete last window is dropped.
+
+    Raises:
+        LmscoutError: the text is shorter than one window.
+    """
+    tokens = tokenize(tokenizer, text, limit=None if count is None else count * window)
+    _check_length(tokens, window, text)
+    found = len(tokens) // window
+    return tokens[: found * window].view(found, window)
+
+
+def model_windows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, window: int
+) -> Tensor:
+    """The windows of `tokenize_windows`, checked against a model.
+
+    Raises:
+        LmscoutError: the text is shorter than one window, the window is longer than the model
+            reads, or the tokenizer is not the model's.
+    """
+    check_window(window, model.config)
+    windows = tokenize_windows(tokenizer, text, window)
+    _check_vocabulary(windows, model, text)
+    return windows
+
+
+def check_window(window: int, config: PreTrainedConfig) -> None:
+    """Refuse windows longer than a model reads with full attention.
+
+    Raises:
+        LmscoutError: they are.
+    """
+    longest = attention_span(config)
+    if longest is not None and longest < window:
+        positions = longest_window(config)
+        slides = positions is None or longest < positions
+        why = f"attention slides over {longest}" if slides else f"the model reads {longest}"
+        raise LmscoutError(
+            f"window: {window} tokens are too many, {why}: give --window {longest} or less, or "
+            "leave it out"
+        )
+
+
+def _check_length(tokens: Tensor, window: int, text: Text, limit: int | None = None) -> None:
+    if len(tokens) < window:
+        cut = limit is not None and len(tokens) == limit
+        remedy = f"raise the limit to {window} or more" if cut else "give a longer text"
+        raise LmscoutError(
+            f"{text.source}: {len(tokens)} tokens are fewer than one window of {window}; {remedy}"
+        )
+
+
+def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, text: Text) -> None:
+    vocabulary, highest = vocabulary_size(model), int(tokens.max())
+    if highest >= vocabulary:
+        raise LmscoutError(
+            f"{text.source}: the tokenizer makes token {highest}, the model knows {vocabulary}; "
+            "the tokenizer in the folder is not the model's"
+        )
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The size of a tokenizer and the digest of its vocabulary."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    digest = hashlib.sha256(vocabulary.encode()).hexdigest()
+    return f"{len(tokenizer)} tokens, vocabulary sha256 {digest[:16]}"
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> tuple[str, ...]:
+    if protocol.bos == BOS_NONE:
+        return ()
+    return tuple(tokenizer.convert_ids_to_tokens(tokenizer("", verbose=False)["input_ids"]))
+
+
 def _batches(spans: list[tuple[int, int]], rows: int) -> Iterator[tuple[int, list[int]]]:
-    """Runs of windows that score equally many tokens, at most `rows` at a time."""
+    """Consecutive windows that score equally many tokens, at most `rows` at a time."""
     starts: list[int] = []
     for index, (scored, start) in enumerate(spans):
         starts.append(start)
@@ -196,13 +305,3 @@ def _loss(model: PreTrainedModel, windows: Tensor, scored: int) -> float:
             losses = cross_entropy(some.float(), wanted, reduction="none")
             total += losses.cpu().double().sum().item()  # some devices have no float64
     return total
-
-
-def _exp(nll: float, text: Text) -> float:
-    try:
-        return math.exp(nll)
-    except OverflowError:
-        raise LmscoutError(
-            f"{text.source}: the loss, {nll:.3g} nats a token, has no finite perplexity; the "
-            "model's weights are damaged"
-        ) from None

@@ -1,4 +1,4 @@
-"""Protocols of perplexity: how a text is cut, and what of it is scored."""
+"""Protocols of perplexity: how a text is cut into windows, and which tokens are scored."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ BOS_ONCE, BOS_NONE = "once", "none"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a text is cut and what of it is scored.
+    """How a text, tokenised once as a whole, is cut, and which tokens are scored.
 
-    The text is tokenised once, as a whole.  Where `stride` equals `window`, windows do not
-    overlap, the first token of each is not scored (nothing precedes it in the window), and
-    the incomplete last window is dropped.  Where `stride` is smaller, each window scores its
-    last `stride` tokens, the first one all that have a predecessor, and a last window that
-    ends with the text scores what is left: every token but the first once, each beyond the
-    first window with at least `window - stride` tokens of context.
+    With `stride` equal to `window`, windows do not overlap, the first token of each is not
+    scored, and the incomplete last window is dropped.  With a smaller `stride`, each window
+    scores its last `stride` tokens, the first one all that have a predecessor, and a last window
+    that ends with the text scores the rest: every token but the first is scored once, each beyond
+    the first window with at least `window - stride` tokens of context.
 
     Attributes:
         name: as given on the command line.
-        window: tokens that the model reads at a time.
-        stride: tokens from one window's beginning to the next one's.
-        bos: "once": the text has the special tokens that the tokenizer adds of itself (BOS
-            before it, for most; nothing, for GPT-2's), once, and no window gets any of its
-            own.  "none": none are added.
-        note: where the protocol is from.
+        window: tokens per window.
+        stride: tokens from the start of one window to the next.
+        bos: "once": the special tokens that the tokenizer adds (BOS before the text, for most;
+            nothing, for GPT-2's) are added to the text, not to each window.  "none": none are.
+        note: source of the protocol.
     """
 
     name: str
@@ -69,7 +67,7 @@ def protocol_of(name: str) -> Protocol:
     """The protocol of a name.
 
     Raises:
-        LmscoutError: there is none.
+        LmscoutError: it is unknown.
     """
     for protocol in PROTOCOLS:
         if protocol.name == name:
@@ -79,7 +77,7 @@ def protocol_of(name: str) -> Protocol:
 
 
 def fit_protocol(protocol: Protocol | str, config: PreTrainedConfig) -> Protocol:
-    """The protocol with the window that a model reads, where the protocol leaves that open.
+    """The protocol for a model; only "sliding" adapts its window.
 
     Raises:
         LmscoutError: the protocol is unknown, or its window is longer than the model reads.
@@ -87,43 +85,42 @@ def fit_protocol(protocol: Protocol | str, config: PreTrainedConfig) -> Protocol
     if isinstance(protocol, str):
         protocol = protocol_of(protocol)
     longest = longest_window(config)
-    if longest is not None and longest < protocol.window:
-        if protocol.name != "sliding":
-            raise LmscoutError(
-                f"protocol {protocol.name}: the model reads {longest} tokens, fewer than the "
-                f"window of {protocol.window}; use sliding"
-            )
-        protocol = replace(protocol, window=longest, stride=longest // 2)
-    return protocol
+    if longest is None or longest >= protocol.window:
+        return protocol
+    if protocol.name != "sliding":
+        raise LmscoutError(
+            f"protocol {protocol.name}: the model reads {longest} tokens, fewer than the "
+            f"window of {protocol.window}; use sliding"
+        )
+    return replace(protocol, window=longest, stride=longest // 2)
 
 
 def longest_window(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model reads at a time; None where its configuration names no bound."""
+    """The number of positions of a model; None if its configuration names no bound."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or None
 
 
 def attention_span(config: PreTrainedConfig) -> int | None:
     """Tokens over which every layer attends to all before it; None without a bound.
 
-    That is the number of positions, or the window of sliding attention where any layer slides.
+    The number of positions, or the window of sliding attention if any layer slides.
     """
     text = config.get_text_config()
-    sliding = getattr(text, "sliding_window", None)
     slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
     slides = slides or text.model_type == "mistral"
-    bounds = [longest_window(config), sliding if slides else None]
+    bounds = [longest_window(config), getattr(text, "sliding_window", None) if slides else None]
     return min((one for one in bounds if one), default=None)
 
 
 def scored_spans(tokens: int, protocol: Protocol) -> list[tuple[int, int]]:
-    """The windows of a text: how many tokens each scores, its last ones, and its beginning.
+    """The windows of a text.
 
     Args:
-        tokens: of the text; at least one window.
+        tokens: number of tokens of the text; at least one window.
         protocol: how it is cut.
 
     Returns:
-        (scored, start) of each window, in the order of the text.
+        (number of last tokens scored, start) of each window, in the order of the text.
     """
     window, stride = protocol.window, protocol.stride
     starts = range(0, tokens - window + 1, stride)

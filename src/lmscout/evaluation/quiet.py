@@ -1,4 +1,4 @@
-"""Silence around libraries that talk on stderr while they load."""
+"""Silence for libraries that write to stderr while they load, and their errors as one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from huggingface_hub.utils import logging as hub_logging
@@ -22,35 +22,28 @@ _transformers: Any = transformers_logging  # its functions carry no types
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers and the Hub's client from warning and drawing bars.
+    """Keep transformers and the Hub's client from warning and drawing bars while the block runs.
 
-    What they would warn of and lmscout cares about (weights that are missing, an encoder) is
-    checked and raised instead.  The bars of a download stay where there is a terminal, since
-    it can take minutes.  Everything is as before afterwards.
+    What matters of their warnings (missing weights, an encoder) is checked and raised instead.
+    The bars of a download, which can take minutes, stay on a terminal.
     """
-    verbosity, bars = _transformers.get_verbosity(), _transformers.is_progress_bar_enabled()
-    hub_verbosity = hub_logging.get_verbosity()
-    hide_downloads = not sys.stderr.isatty() and not are_progress_bars_disabled()
-    _transformers.set_verbosity_error()
-    _transformers.disable_progress_bar()
-    hub_logging.set_verbosity(logging.ERROR)
-    if hide_downloads:
-        disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        _transformers.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if bars:
-            _transformers.enable_progress_bar()
-        if hide_downloads:
-            enable_progress_bars()
+    with ExitStack() as stack:
+        for library in (_transformers, hub_logging):
+            stack.callback(library.set_verbosity, library.get_verbosity())
+            library.set_verbosity(logging.ERROR)
+        if _transformers.is_progress_bar_enabled():
+            stack.callback(_transformers.enable_progress_bar)
+            _transformers.disable_progress_bar()
+        if not sys.stderr.isatty() and not are_progress_bars_disabled():
+            stack.callback(enable_progress_bars)
+            disable_progress_bars()
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """What an error of a library says, cut to one line."""
+    """The message of a library's error as one line; the class if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     if line.endswith(":"):  # only announces what follows

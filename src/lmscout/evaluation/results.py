@@ -1,8 +1,8 @@
-"""What an evaluation of a model found, as data and as JSON."""
+"""Result of an evaluation."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from lmscout.evaluation.cost import Speed
@@ -13,18 +13,18 @@ from lmscout.results import Result
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """What a model is worth, and what it costs.
+    """Quality and cost of a model.
 
     Attributes:
         model: its folder, or its name on the Hub.
-        parameters: how many.
+        parameters: number of parameters.
         bytes: of the parameters in memory.
         multiply_adds: of a token in the linear layers.
         dtype: of the weights.
-        perplexities: one for each text and protocol.
+        perplexities: one per text and protocol.
         tasks: scores on tasks.
-        speed: of a forward; None if it was not measured.
-        seconds: of the evaluation.
+        speed: of a forward pass; None if it was not measured.
+        seconds: duration of the evaluation.
     """
 
     model: str
@@ -39,21 +39,15 @@ class Evaluation(Result):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per perplexity and task score."""
-        found: list[dict[str, Any]] = [
-            {"measure": "perplexity", **one.to_json()} for one in self.perplexities
+        return [
+            *({"measure": "perplexity", **one.to_json()} for one in self.perplexities),
+            *({"measure": "task", **one.to_json()} for one in self.tasks),
         ]
-        return found + [{"measure": "task", **one.to_json()} for one in self.tasks]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
         return {
-            "model": self.model,
-            "parameters": self.parameters,
-            "bytes": self.bytes,
-            "multiply_adds": self.multiply_adds,
-            "dtype": self.dtype,
+            **super().to_json(),
             "perplexities": [one.to_json() for one in self.perplexities],
             "tasks": [one.to_json() for one in self.tasks],
-            "speed": None if self.speed is None else asdict(self.speed),
-            "seconds": self.seconds,
         }

@@ -1,18 +1,18 @@
-"""Questions in files on this machine, as tasks of lm-eval.
+"""Questions from local files, written as tasks of lm-eval.
 
-Prompts, choices and metrics are those of lm-eval's own tasks, whose definitions these include;
-only where the questions come from is another.  Two forms are read: MMLU as JSON lines (subject,
-split, question, A to D, answer), and PIQA, ARC-Easy, WinoGrande and BoolQ in the form of
-LLM-Adapters (arXiv 2304.01933: instruction, answer), from whose instructions the questions are
-taken back.
+Prompts, choices and metrics are lm-eval's own: the written definitions include its own ones.  Two
+forms of files are read: MMLU as JSON lines (subject, split, question, A to D, answer), and PIQA,
+ARC-Easy, WinoGrande and BoolQ in the form of LLM-Adapters (arXiv 2304.01933: instruction,
+answer), whose instructions are parsed back into questions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,31 +34,35 @@ class LocalTask:
 
     Attributes:
         name: as lm-eval calls it.
-        stem: how the file's name begins.
+        stem: start of the file's name.
         definition: lm-eval's own, in its folder of tasks.
-        question: makes one of lm-eval's questions of a row; raises ValueError, KeyError or
-            IndexError where the row is of another form.
+        question: makes one of lm-eval's questions from a row; raises ValueError, KeyError or
+            IndexError for a row of another form.
         changes: to the definition.
-        note: what a reader of the result should know.
+        note: shown with the result.
     """
 
     name: str
     stem: str
     definition: str
     question: Callable[[Row], Row]
-    changes: tuple[tuple[str, str], ...] = ()
+    changes: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
 
 def find_files(data: Path) -> dict[str, Path]:
-    """Task to file, of those that a folder or its folders hold.
+    """Task to file, of those in a folder and its folders.
 
     Raises:
         LmscoutError: it is no folder, or holds none.
     """
     if not data.is_dir():
         raise LmscoutError(f"--task-data {data}: is no folder")
-    files = sorted(one for one in (*data.glob("*"), *data.glob("*/*")) if _is_jsonl(one))
+    files = sorted(
+        one
+        for one in (*data.glob("*"), *data.glob("*/*"))
+        if one.name.endswith((".jsonl", ".jsonl.gz"))
+    )
     found = {
         task.name: file
         for task in LOCAL_TASKS.values()
@@ -71,99 +75,92 @@ def find_files(data: Path) -> dict[str, Path]:
     return found
 
 
+def questions_sha256(data: Path, tasks: Iterable[str]) -> list[str]:
+    """Digests of the files of some tasks.
+
+    Raises:
+        LmscoutError: as `find_files`, or a file cannot be read.
+    """
+    files = find_files(data)
+    contents = (read_bytes(files[name], MOST_STRUCTURED) for name in tasks)
+    return [hashlib.sha256(content).hexdigest() for content in contents]
+
+
 def write_tasks(file: Path, task: LocalTask, definitions: Path, folder: Path) -> None:
     """Write a task for lm-eval: its questions as JSON lines, and its definition as YAML.
 
     Args:
         file: of questions, plain or gzip.
-        task: what they are.
+        task: its task.
         definitions: lm-eval's own folder of tasks.
         folder: to write into; lm-eval finds it there as `include_path`.
 
     Raises:
         LmscoutError: the file cannot be read, or a row of it is of another form.
     """
+    own = definitions / task.definition
     if task.name == "mmlu":
-        _write_mmlu(file, task, definitions, folder)
+        _write_mmlu(file, task, own.parent, folder)
         return
-    questions = folder / f"{task.name}.jsonl"
-    _write_rows(questions, (question for _, question in read_questions(file, task)))
-    changes = {
-        "training_split": None,
-        "validation_split": None,
-        "test_split": "test",
-        **dict(task.changes),
-    }
-    _write_definition(
-        folder, task.name, definitions / task.definition, {"test": questions}, changes
-    )
+    questions = [question for _, question in read_questions(file, task)]
+    splits = {"training_split": None, "validation_split": None, "test_split": "test"}
+    _write_task(folder, task.name, own, {"test": questions}, {**splits, **task.changes})
 
 
-def _write_mmlu(file: Path, task: LocalTask, definitions: Path, folder: Path) -> None:
-    """A task a subject, and the groups in which lm-eval averages them."""
+def _write_mmlu(file: Path, task: LocalTask, own: Path, folder: Path) -> None:
+    """Write one task per subject, and the groups in which lm-eval averages them."""
     by_subject: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row, question in read_questions(file, task):
         by_subject[row["subject"]][row["split"]].append(question)
-    own = definitions / Path(task.definition).parent
+    tags = set()
     for subject, splits in by_subject.items():
         definition = own / f"mmlu_{subject}.yaml"
         if not definition.is_file():
             raise LmscoutError(f"{file}: lm-eval knows no subject {subject!r} of MMLU")
         if set(splits) != {"dev", "test"}:
             raise LmscoutError(f"{file}: {subject} has no dev questions, or no test questions")
-        files = {split: folder / f"mmlu_{subject}_{split}.jsonl" for split in splits}
-        for split, rows in splits.items():
-            _write_rows(files[split], rows)
-        _write_definition(folder, f"mmlu_{subject}", definition, files, dict(task.changes))
-    _write_groups(own, by_subject, folder)
-
-
-def _write_groups(own: Path, subjects: Iterable[str], folder: Path) -> None:
-    """The groups that lm-eval averages, without those of which no subject is there."""
-    there = {
-        yaml.safe_load((own / f"mmlu_{one}.yaml").read_text("utf-8"))["tag"] for one in subjects
-    }
+        _write_task(folder, f"mmlu_{subject}", definition, splits, task.changes)
+        tags.add(yaml.safe_load(definition.read_text("utf-8"))["tag"])
     groups = {one.name: yaml.safe_load(one.read_text("utf-8")) for one in own.glob("_mmlu?*.yaml")}
-    groups = {name: one for name, one in groups.items() if {*one["task"]} <= there}
+    groups = {name: one for name, one in groups.items() if {*one["task"]} <= tags}
     whole = yaml.safe_load((own / "_mmlu.yaml").read_text("utf-8"))
     whole["task"] = [one["group"] for one in groups.values()]
     for name, group in {**groups, "_mmlu.yaml": whole}.items():
         (folder / name).write_text(yaml.safe_dump(group, sort_keys=False), "utf-8")
 
 
-def _write_definition(
+def _write_task(
     folder: Path,
     name: str,
     definition: Path,
-    files: Mapping[str, Path],
+    splits: Mapping[str, list[Row]],
     changes: Mapping[str, object],
 ) -> None:
+    files = {}
+    for split, rows in splits.items():
+        files[split] = str(folder / f"{name}_{split}.jsonl")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     own = {
         "include": str(definition),
         "task": name,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {
-            "data_files": {split: str(file) for split, file in files.items()},
-            "cache_dir": str(folder / "cache"),
-        },
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")},
         **changes,
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(own, sort_keys=False), "utf-8")
 
 
-def _write_rows(file: Path, rows: Iterator[Row] | list[Row]) -> None:
-    with file.open("w", encoding="utf-8") as handle:
-        for row in rows:
-            handle.write(json.dumps(row) + "\n")
-
-
 def read_questions(file: Path, task: LocalTask) -> Iterator[tuple[Row, Row]]:
-    """Every row of a file, with lm-eval's form of it."""
+    """Yield every row of a file with lm-eval's form of it.
+
+    Raises:
+        LmscoutError: the file cannot be read, is empty, or a row is of another form.
+    """
     number = 0
     text = decoded(read_bytes(file, MOST_STRUCTURED, compressed=True), str(file))
     try:
-        for number, row in parse_json_lines(text, str(file)):  # noqa: B007 - an error tells it
+        for number, row in parse_json_lines(text, str(file)):  # noqa: B007 - for the message
             yield row, task.question(row)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise LmscoutError(
@@ -175,9 +172,9 @@ def read_questions(file: Path, task: LocalTask) -> Iterator[tuple[Row, Row]]:
 
 
 def _mmlu(row: Row) -> Row:
-    missing = [field for field in _MMLU_FIELDS if not isinstance(row[field], str)]
-    if missing:
-        raise ValueError(f"{missing[0]} is no text")
+    for name in _MMLU_FIELDS:
+        if not isinstance(row[name], str):
+            raise ValueError(f"{name} is no text")
     return {
         "question": row["question"],
         "subject": row["subject"],
@@ -243,7 +240,7 @@ def _boolq(row: Row) -> Row:
 
 
 def _parts(row: Row, start: str, *marks: str) -> list[str]:
-    """What of an instruction is between its start and the marks, and after the last of them."""
+    """The parts of an instruction between its start, the marks, and its end."""
     text = row["instruction"]
     if not text.startswith(start):
         raise ValueError("its instruction is of another form")
@@ -254,7 +251,7 @@ def _parts(row: Row, start: str, *marks: str) -> list[str]:
 
 
 def _cut(text: str, marks: Sequence[str], complaint: str) -> list[str]:
-    """A text cut at the first place of each mark in turn, in time that is linear in its length."""
+    """Cut a text at the first place of each mark in turn, in time linear in its length."""
     parts = []
     for mark in marks:
         part, found, text = text.partition(mark)
@@ -264,33 +261,20 @@ def _cut(text: str, marks: Sequence[str], complaint: str) -> list[str]:
     return [*parts, text]
 
 
-def _is_jsonl(path: Path) -> bool:
-    return path.name.endswith((".jsonl", ".jsonl.gz"))
-
-
-_BOOLQ_CHANGES = (
-    ("doc_to_text", "Question: {{question}}?\nAnswer:"),
-    ("doc_to_decontamination_query", "question"),
+_BARE_QUESTION = {
+    "doc_to_text": "Question: {{question}}?\nAnswer:",
+    "doc_to_decontamination_query": "question",
+}
+_TASKS = (
+    LocalTask("mmlu", "mmlu", "mmlu/default/_mmlu.yaml", _mmlu),
+    LocalTask("piqa", "piqa", "piqa/piqa.yaml", _piqa),
+    LocalTask("arc_easy", "arc-easy", "arc/arc_easy.yaml", _arc),
+    LocalTask("winogrande", "winogrande", "winogrande/default.yaml", _winogrande),
+    LocalTask(
+        *("boolq", "boolq", "super_glue/boolq/default.yaml"),
+        *(_boolq, _BARE_QUESTION, "without passages"),
+    ),
 )
-
-LOCAL_TASKS: Mapping[str, LocalTask] = MappingProxyType(
-    {
-        one.name: one
-        for one in (
-            LocalTask("mmlu", "mmlu", "mmlu/default/_mmlu.yaml", _mmlu),
-            LocalTask("piqa", "piqa", "piqa/piqa.yaml", _piqa),
-            LocalTask("arc_easy", "arc-easy", "arc/arc_easy.yaml", _arc),
-            LocalTask("winogrande", "winogrande", "winogrande/default.yaml", _winogrande),
-            LocalTask(
-                "boolq",
-                "boolq",
-                "super_glue/boolq/default.yaml",
-                _boolq,
-                _BOOLQ_CHANGES,
-                "without passages",
-            ),
-        )
-    }
-)
-"""What `--task-data` can read, by lm-eval's name.  LLM-Adapters' file of BoolQ leaves the passages
-out, so that its task asks the bare question: another task than lm-eval's."""
+LOCAL_TASKS: Mapping[str, LocalTask] = MappingProxyType({one.name: one for one in _TASKS})
+"""The tasks of `--task-data` by lm-eval's name.  LLM-Adapters' BoolQ has no passages, so its task
+asks the bare question, which is another task than lm-eval's."""

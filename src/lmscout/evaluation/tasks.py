@@ -1,7 +1,7 @@
-"""Tasks by log-likelihood: lm-eval asks, the loaded model answers.
+"""Task scores by log-likelihood, computed by lm-eval on a loaded model.
 
-lm-eval (github.com/EleutherAI/lm-evaluation-harness) owns the tasks, their prompts and their
-metrics; a task gives here what its own command gives for the same model, shots and batch.
+Tasks, prompts and metrics are lm-eval's (github.com/EleutherAI/lm-evaluation-harness); a task
+gives here what its own command gives for the same model, shots and batch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache, partialmethod
 from pathlib import Path
 from types import MappingProxyType
@@ -25,23 +25,22 @@ from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, write_tasks
 from lmscout.progress import StageProgress
 
 USUAL_SHOTS: Mapping[str, int] = MappingProxyType({"mmlu": 5})
-"""Examples before each question, where it is usual to give any: MMLU's paper (arXiv 2009.03300)
-gives five.  The commonsense tasks are asked without, as pruning papers do (LLM-Pruner, arXiv
-2305.11627)."""
+"""Default number of examples before each question, 0 for other tasks: MMLU's paper (arXiv
+2009.03300) gives five; pruning papers give none for the commonsense tasks (arXiv 2305.11627)."""
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model scores on a task.
+    """Score of a model on a task.
 
     Attributes:
         task: its name.
         metric: "acc", or "acc_norm", where likelihoods are divided by the answer's length.
         value: from 0 to 1.
-        error: standard error of the value, as lm-eval computes it; None where it has none.
+        error: standard error of the value, as lm-eval computes it; None if it has none.
         shots: examples before each question.
-        questions: that were asked.
-        note: what is different from lm-eval's own task, or "".
+        questions: number of questions.
+        note: difference to lm-eval's own task, or "".
     """
 
     task: str
@@ -53,16 +52,10 @@ class TaskScore:
     note: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """As the command line prints it."""
-        return {
-            "task": self.task,
-            "metric": self.metric,
-            "value": self.value,
-            "standard_error": self.error,
-            "shots": self.shots,
-            "questions": self.questions,
-            "note": self.note,
-        }
+        """The score as the command line prints it."""
+        values = asdict(self)
+        values["standard_error"] = values.pop("error")
+        return values
 
 
 def score_tasks(
@@ -75,32 +68,32 @@ def score_tasks(
     data: Path | None = None,
     progress: StageProgress | None = None,
 ) -> tuple[TaskScore, ...]:
-    """Ask a model the questions of some tasks.
+    """Score a model on some tasks.
 
     lm-eval seeds the generators of random, NumPy and PyTorch.
 
     Args:
         loaded: the model and its tokenizer.
         tasks: lm-eval's names of tasks or groups.
-        shots: examples before each question; `USUAL_SHOTS` where it is None.
+        shots: examples before each question; None for `USUAL_SHOTS`.
         limit: questions of each task, the first ones; of a group, of each of its parts.
-        batch: prompts a forward.
-        data: a folder with files of questions; lm-eval loads its own from the Hub without.
-        progress: called with the log-likelihoods computed, and how many there are.
+        batch: prompts per forward pass.
+        data: a folder with files of questions; None for lm-eval's own from the Hub.
+        progress: called with the number of log-likelihoods computed, and of all.
 
     Returns:
-        A score for each metric of each task, in the order asked.
+        A score for each metric of each task, in the order of `tasks`.
 
     Raises:
         LmscoutError: lm-eval is not installed, a task is unknown or gives no likelihoods, or the
-            questions cannot be had.
+            questions cannot be read.
     """
     check_tasks(tasks, data)
     tasks = list(dict.fromkeys(tasks))
     import lm_eval.tasks
     from lm_eval.evaluator import simple_evaluate
 
-    with _undisturbed(), tempfile.TemporaryDirectory(prefix="lmscout-tasks-") as folder:
+    with _quiet_lm_eval(), tempfile.TemporaryDirectory(prefix="lmscout-tasks-") as folder:
         if data is None:
             manager = _own_tasks()
         else:
@@ -111,7 +104,7 @@ def score_tasks(
         by_shots: dict[int, list[str]] = defaultdict(list)
         for name in tasks:
             by_shots[USUAL_SHOTS.get(name, 0) if shots is None else shots].append(name)
-        model = _answering(loaded, batch, progress)
+        model = _likelihood_model(loaded, batch, progress)
         scores: dict[str, list[TaskScore]] = {}
         for count, names in by_shots.items():
             try:
@@ -135,7 +128,7 @@ def score_tasks(
 
 
 def check_tasks(tasks: Sequence[str], data: Path | None = None) -> None:
-    """Make sure, before a model is loaded, that it can be asked.
+    """Check names of tasks before a model is loaded.
 
     Raises:
         LmscoutError: lm-eval is not installed, a task is unknown, or a folder holds no questions.
@@ -146,20 +139,8 @@ def check_tasks(tasks: Sequence[str], data: Path | None = None) -> None:
         raise LmscoutError(
             f"--tasks needs lm-eval ({error}): pip install 'lmscout[eval]'"
         ) from error
-    with _undisturbed():
-        _require_known(tasks, _own_tasks().all_tasks if data is None else find_files(data))
-
-
-@cache
-def _own_tasks() -> Any:
-    """lm-eval's tasks; it looks through thousands of files for them."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
-def _require_known(tasks: Sequence[str], known: Iterable[str]) -> None:
-    known = list(known)
+    with _quiet_lm_eval():
+        known = list(_own_tasks().all_tasks if data is None else find_files(data))
     for name in tasks:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -167,20 +148,27 @@ def _require_known(tasks: Sequence[str], known: Iterable[str]) -> None:
             raise LmscoutError(f"unknown task {name!r}: {listed}")
 
 
-def _answering(loaded: LoadedModel, batch: int, progress: StageProgress | None) -> Any:
-    """lm-eval's own model class around a loaded model, telling how far it is."""
+@cache
+def _own_tasks() -> Any:
+    """lm-eval's tasks, which it collects from thousands of files."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _likelihood_model(loaded: LoadedModel, batch: int, progress: StageProgress | None) -> Any:
+    """lm-eval's own model class around a loaded model, with progress."""
     from lm_eval.models.huggingface import HFLM
 
-    class Answering(HFLM):  # type: ignore[misc]
+    class LikelihoodModel(HFLM):  # type: ignore[misc]
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
-            update = _ProgressHook(len(requests), progress)
-            self.set_cache_hook(update)
+            self.set_cache_hook(_ProgressHook(len(requests), progress))
             return super().loglikelihood(requests, disable_tqdm=True)
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
             raise NotImplementedError("it asks for generated text, and this is by log-likelihood")
 
-    return Answering(
+    return LikelihoodModel(
         pretrained=loaded.model,
         tokenizer=loaded.tokenizer,
         batch_size=batch,
@@ -189,7 +177,7 @@ def _answering(loaded: LoadedModel, batch: int, progress: StageProgress | None) 
 
 
 class _ProgressHook:
-    """What lm-eval tells each answer to, as it would its cache."""
+    """Progress in place of lm-eval's cache, which is called with each answer."""
 
     def __init__(self, total: int, progress: StageProgress | None) -> None:
         self._done, self._total, self._progress = 0, total, progress
@@ -201,7 +189,7 @@ class _ProgressHook:
 
 
 def _scores(name: str, found: Any, shots: int, note: str) -> Iterable[TaskScore]:
-    """The metrics of a task or a group, of all that lm-eval reports."""
+    """The metrics of a task or a group among all that lm-eval reports."""
     rows = {**found["results"], **found.get("groups", {})}
     if name not in rows:
         raise LmscoutError(f"{name} is a list of tasks without a score of its own: name its tasks")
@@ -212,61 +200,43 @@ def _scores(name: str, found: Any, shots: int, note: str) -> Iterable[TaskScore]
         if not comma or metric.endswith("_stderr") or not isinstance(value, float):
             continue
         error = row.get(key.replace(metric, f"{metric}_stderr", 1))
-        yield TaskScore(
-            name,
-            metric,
-            float(value),
-            float(error) if isinstance(error, float) else None,
-            shots,
-            questions,
-            note,
-        )
+        error = float(error) if isinstance(error, float) else None
+        yield TaskScore(name, metric, float(value), error, shots, questions, note)
 
 
-def _questions(part: str, found: Any) -> int:
-    """How many were asked of a task, or of all tasks of a group."""
-    parts = found.get("group_subtasks", {}).get(part)
+def _questions(name: str, found: Any) -> int:
+    """Number of questions of a task, or of all tasks of a group."""
+    parts = found.get("group_subtasks", {}).get(name)
     if parts:
         return sum(_questions(one, found) for one in parts)
-    return int(found["n-samples"][part]["effective"])
+    return int(found["n-samples"][name]["effective"])
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep lm-eval and what it loads with from talking on stderr.
+def _quiet_lm_eval() -> Iterator[None]:
+    """Keep lm-eval from writing to stderr.
 
-    It has no switch for its bars, one a task, nor for asking git and the machine who they are.
+    It has no switch for its bars, one per task, nor for its calls of git and of system tools.
     """
     import datasets
     import lm_eval.evaluator
     from tqdm import tqdm
 
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    levels = [one.level for one in loggers]
     bars = datasets.utils.logging.is_progress_bar_enabled()
-    for one in loggers:
-        one.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    try:
-        with (
-            quiet(),
-            _replaced(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True)),
-            _replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None),
-            _replaced(lm_eval.evaluator, "add_env_info", lambda _: None),
-        ):
-            yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+    with ExitStack() as stack:
+        stack.enter_context(quiet())
+        for name in ("lm_eval", "datasets"):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
         if bars:
-            datasets.enable_progress_bars()
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    own = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
+            stack.callback(datasets.enable_progress_bars)
+        for owner, name, value in (
+            (tqdm, "__init__", partialmethod(tqdm.__init__, disable=True)),
+            (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
+            (lm_eval.evaluator, "add_env_info", lambda _: None),
+        ):
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
         yield
-    finally:
-        setattr(owner, name, own)

@@ -1,0 +1,70 @@
+"""Stages, and progress as lines where there is no terminal."""
+
+import io
+import sys
+import time
+
+import pytest
+
+from lmscout import progress
+from lmscout.progress import Stages, line_reporter, shown_progress
+
+
+def test_seconds_of_a_stage_that_is_entered_again_are_summed():
+    stages = Stages()
+    for _ in range(3):
+        with stages("measuring") as update:
+            assert update is None
+            time.sleep(0.02)
+    with stages("other"):
+        pass
+    assert stages.seconds["measuring"] >= 0.06
+    assert stages.seconds["other"] < 0.02
+    assert list(stages.seconds) == ["measuring", "other"]
+
+
+def test_progress_is_reported_by_stage():
+    calls = []
+    stages = Stages(lambda *one: calls.append(one))
+    with stages("measuring") as update:
+        update(1, 2)
+    assert calls == [("measuring", 1, 2)]
+
+
+def test_a_stage_that_fails_has_no_seconds():
+    stages = Stages()
+    with pytest.raises(ValueError, match="no"), stages("measuring"):
+        raise ValueError("no")
+    assert stages.seconds == {}
+
+
+def test_lines_at_the_start_of_a_stage_and_once_a_minute(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    report = line_reporter(stream)
+    for second in range(0, 150, 10):
+        clock[0] = 1000.0 + second
+        report("measuring", second, 150)
+    report("saving", 0, 1)
+    report("saving", 1, 1)
+    assert stream.getvalue().splitlines() == [
+        "measuring: 0/150",
+        "measuring: 60/150, 60 s",
+        "measuring: 120/150, 120 s",
+        "saving: 0/1",
+    ]
+
+
+def test_shown_progress_writes_lines_without_a_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with shown_progress() as report:
+        report("measuring", 1, 2)
+    assert stream.getvalue() == "measuring: 1/2\n"
+    for off in (None, False):
+        with shown_progress(off) as report:
+            assert report is None
+    monkeypatch.setattr(sys, "stderr", None)
+    with shown_progress() as report:
+        assert report is None
