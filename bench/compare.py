@@ -58,10 +58,15 @@ CASES = (
             *("--out", "{out}"),
         ),
     ),
-    Case("discover-deep", (*_PICO_DEEP, "--evaluations", "48", "--searches", "2")),
+    Case(
+        "discover-deep",
+        (*_PICO_DEEP, "--evaluations", "48", "--searches", "2"),
+        renamed={"asked": "proposed", "bent": "corrected"},
+    ),
     Case(
         "discover-regularized",
         (*_PICO_DEEP, "--evaluations", "130", "--searches", "1", "--engine", "regularized"),
+        renamed={"asked": "proposed", "bent": "corrected"},
     ),
     Case("rank", ("rank", "{pico}", "--out", "{out}")),
     Case(
@@ -82,6 +87,7 @@ CASES = (
             *("design", "pico", "--proxy", "sum(total(abs(mul(weight, grad)))) * depth"),
             *("--max-params", "3000000", "--evaluations", "12"),
         ),
+        renamed={"n_read": "n_scored"},
     ),
 )
 

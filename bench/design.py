@@ -26,9 +26,16 @@ import numpy.typing as npt
 from lmscout.benchmarks import load
 from lmscout.benchmarks.download import cache_directory
 from lmscout.cli.options import parameter_count
-from lmscout.discovery import objective, signed_proxy
+from lmscout.discovery import rank_proxies, signed_proxy
 from lmscout.discovery.assessment import baseline_scores
-from lmscout.discovery.selection import AT_RANDOM, BEST_DRAWN, Pick, chosen, rows_within, truth
+from lmscout.discovery.selection import (
+    AT_RANDOM,
+    BEST_DRAWN,
+    Pick,
+    assess_pick,
+    chosen,
+    rows_within,
+)
 from lmscout.statistics import Batch, Workers
 from supervised import numbers, predicted, table_of
 
@@ -56,7 +63,7 @@ def main() -> None:
     names = [one.name for one in proxies]
     draws_of: dict[str, list[Scores]] = {str(one): [] for one in proxies}
     for seed in range(arguments.weights):
-        judged = objective(
+        ranked = rank_proxies(
             benchmark,
             names,
             seed=seed,
@@ -65,7 +72,7 @@ def main() -> None:
             workers=Workers(arguments.workers),
         )
         for one in proxies:
-            draws_of[str(one)].append(one.sign * judged.scores[one.name])
+            draws_of[str(one)].append(one.sign * ranked.scores[one.name])
     if arguments.weights > 1:
         means = {f"{name}, mean": [np.mean(draws, axis=0)] for name, draws in draws_of.items()}
         draws_of |= means
@@ -92,7 +99,7 @@ def main() -> None:
         for name, draws in draws_of.items():
             picked = [
                 [
-                    truth(name, benchmark.quality, within, tied)
+                    assess_pick(name, benchmark.quality, within, tied)
                     for rows in drawn
                     if len(tied := chosen(scores, rows))
                 ]
@@ -102,7 +109,7 @@ def main() -> None:
                 for number, picks in enumerate(picked):
                     show(f"{name}, {number}", picks, quality[0], line)
             show(name, [one for picks in picked for one in picks], quality[0], line)
-        one = truth(AT_RANDOM, benchmark.quality, within, within)
+        one = assess_pick(AT_RANDOM, benchmark.quality, within, within)
         show(one.name, [one], quality[0], line)
 
 

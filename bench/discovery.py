@@ -25,7 +25,8 @@ import torch
 from lmscout.benchmarks import load
 from lmscout.benchmarks.download import cache_directory
 from lmscout.discovery.combination import Product
-from lmscout.discovery.discover import Finding, assess_choice, cache_name
+from lmscout.discovery.discover import Finding, assess_choice
+from lmscout.discovery.scorer import Scorer, cache_name
 from lmscout.discovery.splits import split_benchmark
 from lmscout.discovery.symbolic_search import DeepSettings, choose_deep
 from lmscout.metrics import spearman, spearman_difference
@@ -51,8 +52,9 @@ def chosen(study: Study, seed: int) -> Product:
     benchmark, workers = load(study.benchmark), Workers(1)
     whole = whole_sketches(benchmark, study.cache, Batch(), workers)
     split = split_benchmark(benchmark.specs, search=study.search, seed=seed)
-    ground = SketchedBenchmark(benchmark, split, study.cache, Batch(), workers, whole)
-    product = choose_deep((ground,), study.settings, seed).product
+    scorer = Scorer(benchmark.specs, cache_name(benchmark.name), study.cache, Batch(), workers)
+    searched = SketchedBenchmark(benchmark, split, scorer, whole)
+    product = choose_deep((searched,), study.settings, seed).product
     print(f"seed {seed}: chosen in {time.perf_counter() - started:.0f} s", flush=True)
     return product
 

@@ -36,7 +36,7 @@ from pymoo.indicators.hv import HV
 
 from lmscout.benchmarks import Benchmark, load
 from lmscout.discovery.engines import ENGINES, EXHAUSTIVE, Candidate, engine_of, front
-from lmscout.discovery.filters import Screen
+from lmscout.discovery.filters import Filters
 from lmscout.discovery.search_record import evolve
 from lmscout.discovery.splits import split_benchmark
 from lmscout.discovery.symbolic_search import DeepSettings
@@ -72,7 +72,7 @@ class Outcome:
     volume: tuple[float, ...]
     fitness: float
     test: float
-    asked: int
+    proposed: int
 
 
 def main() -> None:
@@ -137,19 +137,19 @@ def searched(job: Job) -> Outcome:
     benchmark, whole = sketched(job.benchmark, job.folder)
     size = 100 if job.benchmark == "flexibert" else 40
     split = split_benchmark(benchmark.specs, search=size, seed=job.seed)
-    figures = whole.figures(benchmark, split, job.seed)
+    data = whole.search_data(benchmark, split, job.seed)
     settings = job.settings
     engine = engine_of(settings.engine, settings.grammar, job.seed, tuple(LITERATURE.values()))
     reached: list[tuple[int, float]] = []
     with closing(
-        Watched([figures], objective=settings.objective, rules=settings.rules, race=settings.race)
-    ) as screen:
+        Watched([data], objective=settings.objective, rules=settings.rules, race=settings.race)
+    ) as filters:
         found = evolve(
             engine,
-            screen,
+            filters,
             evaluations=settings.evaluations,
             progress=lambda *_: reached.append(
-                (screen.evaluations, volume(screen.proxies, settings.largest))
+                (filters.evaluations, volume(filters.proxies, settings.largest))
             ),
         )
     scores = DeepEvaluator(whole.sketches.subset(split.test)).scores(found.hall[0].node)
@@ -159,12 +159,12 @@ def searched(job: Job) -> Outcome:
         volume=tuple(volume for _, volume in reached),
         fitness=found.hall[0].fitness or 0.0,
         test=abs(spearman(scores, benchmark.quality[split.test])),
-        asked=found.asked,
+        proposed=found.proposed,
     )
 
 
-class Watched(Screen):
-    """A screen that keeps the front of what the rules on trees let through.
+class Watched(Filters):
+    """Filters that keep the front of what the rules on trees let through.
 
     Without these rules a front begins with the configuration's own leaves, which are no proxies
     and would hide those that are.
@@ -172,12 +172,12 @@ class Watched(Screen):
 
     proxies: tuple[Candidate, ...] = ()
 
-    def objective(self, nodes: Sequence[Expression]) -> list[Candidate]:
-        """As a screen does, and look at what it gives."""
-        judged = super().objective(nodes)
-        unbroken = (one for one in judged if first_broken(one.node) is None)
+    def evaluate(self, nodes: Sequence[Expression]) -> list[Candidate]:
+        """Evaluate a batch, and add it to the front."""
+        evaluated = super().evaluate(nodes)
+        unbroken = (one for one in evaluated if first_broken(one.node) is None)
         self.proxies = tuple(front([*self.proxies, *unbroken]))
-        return judged
+        return evaluated
 
 
 def volume(candidates: Sequence[Candidate], largest: int) -> float:
@@ -245,7 +245,7 @@ def sieve_table(name: str, outcomes: list[Outcome]) -> list[dict[str, object]]:
             f"  {label:9} {np.median(times):5.1f} times the evaluations (quartiles "
             f"{np.quantile(times, 0.25):.1f} to {np.quantile(times, 0.75):.1f}; not reached in "
             f"{never} of {len(own)}); asked for each evaluation "
-            f"{np.median([one.asked / one.evaluations[-1] for one in own]):.1f}"
+            f"{np.median([one.proposed / one.evaluations[-1] for one in own]):.1f}"
         )
         rows.append({"benchmark": name, "sieve": label, "times": times, "not_reached": never})
     return rows

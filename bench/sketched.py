@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.discover import cache_name
-from lmscout.discovery.filters import CardFigures, SplitBenchmark, draw_rungs
+from lmscout.discovery.filters import SearchData, SplitBenchmark, draw_rungs
+from lmscout.discovery.scorer import Scorer, cache_name
 from lmscout.discovery.splits import Split
 from lmscout.statistics import Batch, Workers
-from lmscout.statistics.sketches import Sketches, collect_sketches
+from lmscout.statistics.sketches import Sketches
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class WholeSketches:
     sketches: Sketches
     others: Sketches
 
-    def figures(self, benchmark: Benchmark, split: Split, seed: int) -> CardFigures:
+    def search_data(self, benchmark: Benchmark, split: Split, seed: int) -> SearchData:
         """As collected for the search architectures alone: a sketch depends on its own model."""
         known, rungs = split.search, draw_rungs(len(split.search), seed)
-        return CardFigures(
+        return SearchData(
             self.sketches.subset(known),
             benchmark.quality[known],
             rungs,
@@ -37,23 +37,14 @@ class SketchedBenchmark(SplitBenchmark):
 
     whole: WholeSketches
 
-    def figures(self, seed: int, progress: object = None) -> CardFigures:
+    def search_data(self, seed: int, progress: object = None) -> SearchData:
         """Of the search architectures."""
-        return self.whole.figures(self.benchmark, self.split, seed)
+        return self.whole.search_data(self.benchmark, self.split, seed)
 
 
 def whole_sketches(
     benchmark: Benchmark, folder: Path, batch: Batch, workers: Workers
 ) -> WholeSketches:
     """Collected, or read from the folder."""
-    first, second = (
-        collect_sketches(
-            benchmark.specs,
-            name=cache_name(benchmark.name),
-            folder=folder,
-            batch=one,
-            workers=workers,
-        )
-        for one in (batch, batch.other())
-    )
-    return WholeSketches(first, second)
+    scorer = Scorer(benchmark.specs, cache_name(benchmark.name), folder, batch, workers)
+    return WholeSketches(scorer.sketches(), scorer.with_other_data().sketches())

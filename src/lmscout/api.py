@@ -315,26 +315,18 @@ def design(
     from lmscout.benchmarks.loading import load, load_space_or_benchmark
     from lmscout.discovery import design as search
     from lmscout.discovery import pick, signed_proxy
-    from lmscout.statistics import Workers
 
-    spread = Workers(workers, backend, device)
+    common = _settings(workers, backend, device, seed, None)
+    del common["out"]
     signed = signed_proxy(proxy)
     source: Any = space
     if isinstance(space, str):
         source = load(space) if on_benchmark else load_space_or_benchmark(space)
+    limits = {"limit": max_params, "evaluations": n_evaluations, "weights": n_weights}
+    run: Any = pick if isinstance(source, Benchmark) else search
     with shown_progress(progress) as advance:
-        settings: dict[str, Any] = {
-            "limit": max_params,
-            "evaluations": n_evaluations,
-            "seed": seed,
-            "weights": n_weights,
-            "cache": _cache(),
-            "workers": spread,
-            "progress": advance,
-        }
-        if isinstance(source, Benchmark):
-            return pick(source, signed, **settings)
-        return search(source, signed, **settings)
+        found: Design | Selection = run(source, signed, progress=advance, **limits, **common)
+        return found
 
 
 def prune(

@@ -73,7 +73,7 @@ def test_the_deep_space_is_searched_and_a_deep_proxy_ranked(lmscout, flexibert_f
     result = json.loads(out)
     assert result["evaluations"] >= 5
     assert len(result["members"]) <= 4
-    assert result["asked"] == result["evaluations"] + sum(result["discarded"].values())
+    assert result["proposed"] == result["evaluations"] + sum(result["discarded"].values())
     sizes = [one["size"] for one in result["front"]]
     assert sizes == sorted(set(sizes))
     fitness = [one["fitness"] for one in result["top"]]

@@ -31,7 +31,7 @@ def test_design_finds_an_architecture_and_writes_its_spec(lmscout, tmp_path):
     assert spec.parameters() == result["params"] <= 200_000
     assert (spec.depth, spec.width) == (result["depth"], result["width"])
     assert (result["space"], result["proxy"], result["sign"]) == ("nano", "snip", 1)
-    assert (result["n_read"], result["max_params"]) == (20, 200_000)
+    assert (result["n_scored"], result["max_params"]) == (20, 200_000)
     assert f"{result['params']:,} parameters" in out
     assert f"snip: score {result['score']:.6g}" in out
     for words in (

@@ -1,4 +1,4 @@
-"""How a proxy stands to the configuration baselines."""
+"""Comparison of a proxy with the configuration baselines."""
 
 from dataclasses import replace
 
@@ -6,15 +6,24 @@ import numpy as np
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.discovery.assessment import (
+    Compared,
     assess,
     assess_baselines,
     beats,
-    beside_baselines,
-    lead_json,
+    compare_baselines,
 )
 
 BENCHMARK = tiny_benchmark(9)
 ALIKE = replace(BENCHMARK, specs=(BENCHMARK.specs[0],) * 9)
+
+
+class Alone(Compared):
+    def __init__(self, assessed, baselines, ahead):
+        self.one, self.baselines, self.ahead = assessed, baselines, ahead
+
+    @property
+    def assessed(self):
+        return self.one
 
 
 def test_a_proxy_beats_baselines_where_its_correlation_is_above_all_of_theirs():
@@ -27,9 +36,9 @@ def test_a_proxy_beats_baselines_where_its_correlation_is_above_all_of_theirs():
 
 def test_a_configuration_that_tells_nothing_apart_is_not_beaten():
     one = assess("mine", BENCHMARK.quality, ALIKE)
-    baselines, ahead = beside_baselines(BENCHMARK.quality, ALIKE)
+    baselines, ahead = compare_baselines(BENCHMARK.quality, ALIKE)
     assert all(np.isnan(other.agreement.spearman.value) for other in baselines)
     assert beats(one, baselines) is None
-    update = lead_json(one, baselines, ahead)
-    assert update["beats_baselines"] is None
-    assert update["ahead_of_best_baseline"]["value"] is None
+    compared = Alone(one, baselines, ahead).comparison_json()
+    assert compared["beats_baselines"] is None
+    assert compared["ahead_of_best_baseline"]["value"] is None

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -95,7 +97,7 @@ def test_what_is_dead_is_taken_out_one_after_the_other():
 def test_what_is_left_is_compared_with_the_whole_and_not_with_the_step_before(monkeypatch):
     # Depth with a little of the width, and less: every step is near the one before it.
     node = parse("(depth + width / params * params / params) + width / params")
-    monkeypatch.setattr("lmscout.discovery.dead_branches.DEAD", 0.95)
+    monkeypatch.setattr(import_module("lmscout.discovery.explain"), "DEAD", 0.95)
 
     def drifting(trees):
         angle = {one: 0.25 * (node.size - one.size) / 2 for one in trees}

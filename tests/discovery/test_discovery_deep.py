@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.cli.discover import discover
-from lmscout.discovery import filters as evidences
+from lmscout.discovery import filters as filters_module
 from lmscout.discovery.engines import GeneticProgramming, RandomSearch, engine_of
 from lmscout.discovery.filters import (
     BLIND,
@@ -25,7 +25,7 @@ from lmscout.discovery.filters import (
     RACE,
     SEEN,
     UNDEFINED,
-    FilterChain,
+    Filters,
     SearchData,
     draw_rungs,
 )
@@ -66,9 +66,9 @@ def search_data(cache):
 
 def evaluated(search_data, *texts, **switches):
     several = search_data if isinstance(search_data, list) else [search_data]
-    filter_chain = FilterChain(several, **switches)
-    found = filter_chain.evaluate([parse(text) for text in texts])
-    filter_chain.close()
+    filters = Filters(several, **switches)
+    found = filters.evaluate([parse(text) for text in texts])
+    filters.close()
     return found
 
 
@@ -127,15 +127,15 @@ def trees(count, seed=0):
 def test_results_do_not_depend_on_workers(search_data):
     found = []
     for workers in (1, 2, 3):
-        filter_chain = FilterChain([search_data], workers=workers)
-        found.append([filter_chain.evaluate(trees(150, seed)) for seed in range(3)])
-        filter_chain.close()
+        filters = Filters([search_data], workers=workers)
+        found.append([filters.evaluate(trees(150, seed)) for seed in range(3)])
+        filters.close()
     assert found[0] == found[1] == found[2]
 
 
 def test_the_race_never_drops_what_would_enter_the_front(search_data):
     """It may, by chance; those that it drops are far behind as a rule."""
-    racing, patient = FilterChain([search_data]), FilterChain([search_data], race=False)
+    racing, patient = Filters([search_data]), Filters([search_data], race=False)
     dropped = entered = 0
     for seed in range(6):
         for fast, slow in zip(
@@ -153,14 +153,14 @@ def test_the_race_never_drops_what_would_enter_the_front(search_data):
 
 def test_a_candidate_falls_at_the_first_look_that_makes_it_unlikely(search_data):
     """The race, by its definition, on every tree: after each look, z and what it may yet rise."""
-    filter_chain = FilterChain([search_data], objective="spearman")
-    filter_chain.evaluate(trees(150, 0))
-    front = filter_chain.best
+    filters = Filters([search_data], objective="spearman")
+    filters.evaluate(trees(150, 0))
+    front = filters.best
     rng, grammar = np.random.default_rng(1), Grammar(largest=10)
     parents = [front[place].node for place in rng.integers(len(front), size=600)]
     new = [canonical(subtree_mutation(one, grammar, rng)) for one in parents]
-    evaluated = filter_chain.evaluate(new)
-    filter_chain.close()
+    evaluated = filters.evaluate(new)
+    filters.close()
     every = DeepEvaluator(search_data.sketches)
     order = np.concatenate(search_data.rungs)
     ends = np.cumsum([len(one) for one in search_data.rungs])
@@ -211,12 +211,12 @@ def test_every_architecture_is_looked_at_once(n, seed):
     rungs = draw_rungs(n, seed)
     assert sorted(np.concatenate(rungs)) == list(range(n))
     assert len(rungs) == len(draw_rungs(200, seed))  # benchmarks of any size race together
-    assert len(rungs[0]) == min(n, evidences.PROBE)
+    assert len(rungs[0]) == min(n, filters_module.PROBE)
     assert all((np.diff(one) > 0).all() for one in rungs)
 
 
-def test_a_screen_told_again_is_where_it_was(search_data):
-    first, second = FilterChain([search_data]), FilterChain([search_data])
+def test_recalled_batches_restore_the_filters(search_data):
+    first, second = Filters([search_data]), Filters([search_data])
     batches = [first.evaluate(trees(100, seed)) for seed in range(3)]
     for batch in batches:
         second.recall(batch)
@@ -230,18 +230,18 @@ def test_a_screen_told_again_is_where_it_was(search_data):
 def test_every_rule_is_counted_by_a_name_of_its_own():
     assert len(set(NAMES)) == len(NAMES)
     assert {rule.name for rule in RULES} < set(NAMES)
-    assert evidences.PROBE < 40  # so that the fixtures race
+    assert filters_module.PROBE < 40  # so that the fixtures race
 
 
 def evolved(search_data, folder, evaluations, engine="genetic", workers=1):
-    filter_chain = FilterChain([search_data], workers=workers)
+    filters = Filters([search_data], workers=workers)
     result = evolve(
         engine_of(engine, Grammar(largest=10), 0),
-        filter_chain,
+        filters,
         evaluations=evaluations,
         record=Record(folder) if folder else None,
     )
-    filter_chain.close()
+    filters.close()
     return result
 
 
@@ -275,7 +275,7 @@ def test_every_candidate_is_in_the_record(search_data, tmp_path):
         for path in sorted((tmp_path / "evaluations").iterdir())
         for row in pq.read_table(path).to_pylist()
     ]
-    assert len(rows) == result.asked
+    assert len(rows) == result.proposed
     assert sum(row["fitness"] is not None for row in rows) == result.evaluations
     assert sum(bool(row["discarded"]) for row in rows) == sum(result.discarded.values())
     hall = (tmp_path / "hall_of_fame.csv").read_text().splitlines()
@@ -290,12 +290,12 @@ def test_a_search_ends_where_everything_is_discarded(search_data):
         def ask(self, count):
             return [parse("sum(average(softmax))")] * count
 
-    filter_chain = FilterChain([search_data])
-    result = evolve(Stubborn(Grammar(), 0), filter_chain, evaluations=3)
-    filter_chain.close()
+    filters = Filters([search_data])
+    result = evolve(Stubborn(Grammar(), 0), filters, evaluations=3)
+    filters.close()
     assert result.evaluations == 0
-    assert result.asked >= 3
-    assert result.asked % BATCH == 0
+    assert result.proposed >= 3
+    assert result.proposed % BATCH == 0
     assert result.hall == ()
 
 
@@ -339,7 +339,7 @@ def test_what_is_reported_is_what_full_tensors_give(found, found_on_both, cache)
 def test_the_proxy_is_the_product_of_the_best_of_every_search(found):
     assert len(found.members) == len(found.evolutions) == SMALL.searches
     assert found.members[0].node != found.members[1].node
-    assert found.bent  # so the product is a part, whose logarithm is taken
+    assert found.corrected  # so the product is a part, whose logarithm is taken
     product = {
         one
         for _, one in walk(found.proxy)
@@ -369,11 +369,11 @@ def test_on_several_benchmarks_the_worst_counts(cache):
         "depth - sum(total(frobenius(grad)))",
         "width * sum(average(abs(act)))",
     ]
-    asked = {"race": False, "objective": "spearman"}
-    with_each = [evaluated([one], *texts, **asked) for one in search_data]
-    screens = {
-        "both": evaluated(search_data, *texts, **asked),
-        "against": evaluated([search_data[0], turned], *texts, **asked),
+    options = {"race": False, "objective": "spearman"}
+    with_each = [evaluated([one], *texts, **options) for one in search_data]
+    found = {
+        "both": evaluated(search_data, *texts, **options),
+        "against": evaluated([search_data[0], turned], *texts, **options),
     }
     for place, text in enumerate(texts):
         values = [DeepEvaluator(one.sketches).scores(canonical(parse(text))) for one in search_data]
@@ -384,8 +384,8 @@ def test_on_several_benchmarks_the_worst_counts(cache):
         assert [abs(one) for one in rho] == pytest.approx([w[place].fitness for w in with_each])
         alike = rho[0] * rho[1] > 0
         least = min(map(abs, rho))
-        assert screens["both"][place].fitness == pytest.approx(least if alike else 0.0)
-        assert screens["against"][place].fitness == pytest.approx(0.0 if alike else least)
+        assert found["both"][place].fitness == pytest.approx(least if alike else 0.0)
+        assert found["against"][place].fitness == pytest.approx(0.0 if alike else least)
 
 
 def test_the_choice_does_not_see_the_test_split(found, cache):
@@ -399,16 +399,18 @@ def test_the_choice_does_not_see_the_test_split(found, cache):
     assert again.findings[0].test != finding.test
 
 
-def test_it_is_bent_where_the_configuration_may_be_read_and_counts(found, found_on_both, cache):
-    assert found.to_json()["bent"] is True
-    assert not found_on_both.bent
+def test_it_is_corrected_where_the_configuration_may_be_read_and_counts(
+    found, found_on_both, cache
+):
+    assert found.to_json()["corrected"] is True
+    assert not found_on_both.corrected
     for change in ({"correction": False}, {"spec_leaves": False}, {"objective": "beyond-size"}):
         assert not dataclasses.replace(SMALL, **change).corrections
     plain = dataclasses.replace(SMALL, correction=False, evaluations=20, searches=1)
     result = discover_deep(
         [tiny_benchmark(40)], plain, search=[32], seed=3, cache=cache, **SETTINGS
     )
-    assert not result.bent
+    assert not result.corrected
     assert result.proxy in (result.members[0].node, Expression("negate", (result.members[0].node,)))
 
 
@@ -443,7 +445,7 @@ def test_an_exhaustive_search_asks_for_everything_and_ends(cache):
     )
     everything = list(every_score(settings.grammar))
     # leaves, aggregates of reductions, one word on a configuration's, and two of these joined
-    assert result.asked == len(everything) == 3 + 4 * 2 * 11 + 10 * (3 + 10 * 3) + 3 * 9 + 3
+    assert result.proposed == len(everything) == 3 + 4 * 2 * 11 + 10 * (3 + 10 * 3) + 3 * 9 + 3
     assert result.front[-1].fitness == max(one.fitness for one in result.evolutions[0].hall)
     with pytest.raises(LmscoutError, match="ask for --searches 1"):
         DeepSettings("exhaustive")
@@ -455,7 +457,7 @@ def test_the_json_says_what_was_searched(found, found_on_both):
     )
     assert one["benchmark"] == "tiny"
     assert one["evaluations"] == sum(each.evaluations for each in found.evolutions)
-    assert one["asked"] == one["evaluations"] + sum(one["discarded"].values())
+    assert one["proposed"] == one["evaluations"] + sum(one["discarded"].values())
     assert parse(one["best"]["proxy"]) == found.proxy
     assert [parse(member["proxy"]) for member in one["members"]] == [
         member.node for member in found.members
@@ -526,9 +528,9 @@ def test_without_a_folder_the_newest_unfinished_run_of_the_same_search_goes_on(
 
 
 def test_the_command_searches_as_the_settings_do():
-    asked = inspect.signature(discover).parameters
+    parameters = inspect.signature(discover).parameters
     for name in ("engine", "evaluations", "objective", "spec_leaves"):
-        assert asked[name].default == getattr(DeepSettings(), name)
+        assert parameters[name].default == getattr(DeepSettings(), name)
 
 
 def test_unknown_words_are_refused():

@@ -11,7 +11,7 @@ from designing_process import BATCH, EVALUATIONS, SPACE, design_tiny
 
 from lmscout.benchmarks.mutation import form_of
 from lmscout.discovery import Design, design, signed_proxy
-from lmscout.discovery.design import ASKED_AT_ONCE
+from lmscout.discovery.design import AT_ONCE
 from lmscout.errors import LmscoutError
 from lmscout.models import spec_from_dict
 from lmscout.statistics import Workers, score_proxies
@@ -24,14 +24,14 @@ def found(tmp_path_factory):
     return design_tiny(tmp_path_factory.mktemp("design"))
 
 
-def update(result):
+def figures(result):
     return {key: value for key, value in result.to_json().items() if key != "seconds"}
 
 
 def test_what_is_found_is_of_the_space_within_the_limit_and_scored_as_said(found, tmp_path):
     assert form_of(SPACE, found.spec) is not None
     assert found.spec.parameters() <= 4000
-    assert (found.n_read, found.n_undefined) == (EVALUATIONS, 0)
+    assert (found.n_scored, found.n_undefined) == (EVALUATIONS, 0)
     scores = score_proxies([found.spec], ["snip"], name="again", folder=tmp_path, batch=BATCH)
     assert found.score == scores["snip"][0]
     assert found.score >= found.drawn_score
@@ -43,8 +43,8 @@ def test_what_is_found_is_of_the_space_within_the_limit_and_scored_as_said(found
 @pytest.mark.parametrize("seed", range(4))
 def test_all_that_were_drawn_count_as_drawn(tmp_path, seed):
     """Readings go in batches: the first are all drawn, and more than the population holds."""
-    found = design_tiny(tmp_path, proxy="parameters", seed=seed, evaluations=ASKED_AT_ONCE)
-    assert found.n_read == ASKED_AT_ONCE
+    found = design_tiny(tmp_path, proxy="parameters", seed=seed, evaluations=AT_ONCE)
+    assert found.n_scored == AT_ONCE
     assert found.drawn_score == found.score
 
 
@@ -73,7 +73,7 @@ def test_with_several_weights_the_score_is_the_mean_over_them(found, tmp_path):
 
 
 def test_two_workers_find_the_same(found, tmp_path):
-    assert update(design_tiny(tmp_path, workers=2)) == update(found)
+    assert figures(design_tiny(tmp_path, workers=2)) == figures(found)
 
 
 def test_another_seed_searches_elsewhere(found, tmp_path):
@@ -82,7 +82,7 @@ def test_another_seed_searches_elsewhere(found, tmp_path):
 
 
 def test_a_search_that_was_killed_goes_on_and_finds_the_same(found, tmp_path):
-    at = ASKED_AT_ONCE + 4
+    at = AT_ONCE + 4
     done = subprocess.run(
         [sys.executable, "-W", "error", SCRIPT, str(tmp_path), str(at)],
         capture_output=True,
@@ -94,11 +94,11 @@ def test_a_search_that_was_killed_goes_on_and_finds_the_same(found, tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr
     calls = []
     again = design_tiny(tmp_path, progress=lambda _, done, __: calls.append(done))
-    assert update(again) == update(found)
+    assert figures(again) == figures(found)
     # The first batch is read from the cache; the second, which the kill left unsaved, anew.
-    assert calls[: ASKED_AT_ONCE + 2] == [
-        ASKED_AT_ONCE,
-        *range(ASKED_AT_ONCE, 2 * ASKED_AT_ONCE + 1),
+    assert calls[: AT_ONCE + 2] == [
+        AT_ONCE,
+        *range(AT_ONCE, 2 * AT_ONCE + 1),
     ]
     calls.clear()
     design_tiny(tmp_path, progress=lambda _, done, __: calls.append(done))
@@ -137,7 +137,7 @@ def test_a_space_smaller_than_the_evaluations_is_read_whole(tmp_path):
         )
 
     found = read_whole("parameters")
-    assert found.n_read == 4  # heads 1 or 2, MLPs 8 or 16 wide
+    assert found.n_scored == 4  # heads 1 or 2, MLPs 8 or 16 wide
     assert found.spec.inner == (16,)
     alike = read_whole("mean(normalize(weight))")
     assert (alike.score, alike.spec.inner) == (0, (8,))  # of equal ones the smallest of all

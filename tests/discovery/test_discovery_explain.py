@@ -64,8 +64,8 @@ def test_no_dead_branch_is_found_where_there_is_none(explained):
 def test_larger_trees_are_cut_on_sketches_and_what_is_left_is_scored_in_full(cache, monkeypatch):
     monkeypatch.setattr(import_module("lmscout.discovery.explain"), "FULL_WORDS", 0)
     text = "sum(total(square(head)) + average(softmax(act)) * average(mean(logsoftmax(std(act)))))"
-    update = explain(BENCHMARK, text, seed=0, cache=cache, batch=BATCH, workers=Workers(1))
-    found = update.dead_branches
+    result = explain(BENCHMARK, text, seed=0, cache=cache, batch=BATCH, workers=Workers(1))
+    found = result.dead_branches
     assert found.measured_on == "sketches"
     removed = {cut.removed for cut in found.dead}
     assert "average(softmax(act)) * average(mean(logsoftmax(std(act))))" in removed
@@ -75,25 +75,25 @@ def test_larger_trees_are_cut_on_sketches_and_what_is_left_is_scored_in_full(cac
 
 
 def test_what_reads_weights_alone_does_not_depend_on_data(explained, cache):
-    update = explained("sum(total(abs(weight)))").sensitivity
-    assert update.other_data.spearman == pytest.approx(1.0)
-    assert update.other_weights.spearman < 1.0
+    result = explained("sum(total(abs(weight)))").sensitivity
+    assert result.other_data.spearman == pytest.approx(1.0)
+    assert result.other_weights.spearman < 1.0
     expected = scores_of("sum(total(abs(weight)))", cache, seed=1)
     own = scores_of("sum(total(abs(weight)))", cache)
-    assert update.other_weights.spearman == pytest.approx(rho(expected, own))
-    assert update.other_weights.quality == pytest.approx(rho(expected, BENCHMARK.quality))
+    assert result.other_weights.spearman == pytest.approx(rho(expected, own))
+    assert result.other_weights.quality == pytest.approx(rho(expected, BENCHMARK.quality))
 
 
 def test_what_reads_gradients_depends_on_data(explained, cache):
     text = "sum(average(std(grad)))"
-    update = explained(text).sensitivity
+    result = explained(text).sensitivity
     expected = scores_of(text, cache, batch=Batch(4, 16, seed=1))
-    assert update.other_data.spearman == pytest.approx(rho(expected, scores_of(text, cache)))
-    assert update.other_data.spearman < 1.0
+    assert result.other_data.spearman == pytest.approx(rho(expected, scores_of(text, cache)))
+    assert result.other_data.spearman < 1.0
 
 
 def test_an_input_of_ones_says_its_size_alone(explained):
-    update = explained("sum(total(abs(weight)))").sensitivity
+    result = explained("sum(total(abs(weight)))").sensitivity
     elements = [
         sum(
             layer.weight.numel() for point in spec.build(0).probe_points() for layer in point.linear
@@ -101,8 +101,8 @@ def test_an_input_of_ones_says_its_size_alone(explained):
         for spec in BENCHMARK.specs
     ]
     own = explained("sum(total(abs(weight)))")
-    assert set(update.inputs) == {"weight"}
-    assert update.inputs["weight"].quality == pytest.approx(rho(elements, BENCHMARK.quality))
+    assert set(result.inputs) == {"weight"}
+    assert result.inputs["weight"].quality == pytest.approx(rho(elements, BENCHMARK.quality))
     assert own.sensitivity.left_out == ""
     flat = explained("mean(average(std(grad)))").sensitivity.inputs["grad"]
     assert np.isnan(flat.spearman)  # ones do not vary: nothing is left
@@ -118,36 +118,36 @@ def test_ones_in_a_tree_are_ones_in_a_reading(cache):
 
 
 def test_a_function_is_given_ones_for_what_it_reads(explained, cache):
-    update = explained("fisher")
-    assert set(update.sensitivity.inputs) == {"act", "act_grad"}
+    result = explained("fisher")
+    assert set(result.sensitivity.inputs) == {"act", "act_grad"}
     expected = scores_of("fisher", cache, ones="act_grad")
-    assert update.sensitivity.inputs["act_grad"].spearman == pytest.approx(
+    assert result.sensitivity.inputs["act_grad"].spearman == pytest.approx(
         rho(expected, scores_of("fisher", cache))
     )
-    assert (update.tree, update.dead_branches, update.latex, update.torch) == (None,) * 4
+    assert (result.tree, result.dead_branches, result.latex, result.torch) == (None,) * 4
     assert explained("synflow").sensitivity.left_out == "it runs the model itself"
 
 
 def test_it_is_compared_with_the_configuration(explained, cache):
-    update = explained("sum(total(abs(weight)))")
+    result = explained("sum(total(abs(weight)))")
     own = scores_of("sum(total(abs(weight)))", cache)
     for name, values in {
         "depth": [spec.depth for spec in BENCHMARK.specs],
         "width": [spec.width for spec in BENCHMARK.specs],
         "params": [spec.parameters() for spec in BENCHMARK.specs],
     }.items():
-        assert update.configuration[name] == pytest.approx(rho(own, values))
-    assert update.assessment.agreement.spearman.value == pytest.approx(rho(own, BENCHMARK.quality))
-    best = max(one.agreement.spearman.value for one in update.baselines)
-    assert update.hardest.name == "depth"
-    assert update.ahead.value == pytest.approx(rho(own, BENCHMARK.quality) - best)
-    assert not update.beats_baselines
+        assert result.configuration[name] == pytest.approx(rho(own, values))
+    assert result.assessment.agreement.spearman.value == pytest.approx(rho(own, BENCHMARK.quality))
+    best = max(one.agreement.spearman.value for one in result.baselines)
+    assert result.hardest.name == "depth"
+    assert result.ahead.value == pytest.approx(rho(own, BENCHMARK.quality) - best)
+    assert not result.beats_baselines
 
 
 def test_a_count_of_parameters_is_told_to_be_one(explained):
-    update = explained("parameters").surrogate
-    assert update.formula == "params"
-    assert update.says_as_much
+    result = explained("parameters").surrogate
+    assert result.formula == "params"
+    assert result.says_as_much
     assert explained("depth * width").surrogate.formula == "depth * width"
 
 
@@ -186,8 +186,8 @@ def test_what_has_no_order_is_one_line(cache):
 
 def test_json_is_whole_and_the_same_at_any_number_of_workers(explained, tmp_path):
     text = "sum(total(abs(mul(weight, grad))))"
-    update = explained(text).to_json()
-    assert json.loads(json.dumps(update, allow_nan=False)) == update
+    result = explained(text).to_json()
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
     for one in (explained(text), explained("snip")):
         saved = json.loads(json.dumps(one.to_dict(), allow_nan=False))
         read = Explanation.from_dict(saved)
@@ -198,6 +198,6 @@ def test_json_is_whole_and_the_same_at_any_number_of_workers(explained, tmp_path
         BENCHMARK, text, seed=0, cache=tmp_path, batch=BATCH, workers=Workers(2)
     ).to_json()
     assert {k: v for k, v in again.items() if k != "seconds"} == {
-        k: v for k, v in update.items() if k != "seconds"
+        k: v for k, v in result.items() if k != "seconds"
     }
-    assert set(update["seconds"]) == {"scores", "other data", "other weights"}
+    assert set(result["seconds"]) == {"scores", "other data", "other weights"}

@@ -27,8 +27,8 @@ def test_a_minus_sign_turns_scores_and_figures_round(tmp_path):
 
 def test_what_a_search_found_on_a_part_of_the_benchmark_is_marked(tmp_path):
     names = ["champion-encoder", "-champion", "champion-decoder", "snip"]
-    update = rank_proxies(BENCHMARK, names, cache=tmp_path, **SETTINGS).to_json()["proxies"]
-    assert {one["proxy"]: one["seen"] for one in update} == {
+    rows = rank_proxies(BENCHMARK, names, cache=tmp_path, **SETTINGS).to_json()["proxies"]
+    assert {one["proxy"]: one["seen"] for one in rows} == {
         "champion-encoder": True,
         "-champion": True,
         "champion-decoder": False,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lmscout.discovery.explain import Change, Sensitivity, change, silenced, why_no_inputs
+from lmscout.discovery.explain import Change, Sensitivity, change, leaves_as_ones, why_no_inputs
 from lmscout.proxies import CATALOG, as_expression, format_expression, parse, resolve
 
 
@@ -16,10 +16,10 @@ def test_a_change_is_two_correlations():
     assert undefined.to_json() == {"spearman": None, "quality": None}
 
 
-def test_each_tensor_leaf_is_silenced_wherever_it_stands():
+def test_each_tensor_leaf_is_replaced_by_ones_wherever_it_occurs():
     node = parse("sum(total(mul(weight, sub(grad, softmax(weight)))) + average(softmax)) / depth")
     ones = "exp(sub({0}, {0}))".format
-    assert {leaf: format_expression(tree) for leaf, tree in silenced(node).items()} == {
+    assert {leaf: format_expression(tree) for leaf, tree in leaves_as_ones(node).items()} == {
         "weight": f"sum(total(mul({ones('weight')}, sub(grad, softmax({ones('weight')})))) "
         "+ average(softmax)) / depth",
         "grad": f"sum(total(mul(weight, sub({ones('grad')}, softmax(weight)))) "
@@ -44,16 +44,16 @@ def test_why_there_are_no_inputs():
 
 def test_a_proxy_without_room_for_ones_says_so():
     large = parse(" + ".join(["sum(total(act))"] * 17))
-    assert silenced(large) == {}
+    assert leaves_as_ones(large) == {}
     assert why_no_inputs(large, large) == "it has 67 words, more than 64"
-    assert set(silenced(parse(" + ".join(["sum(total(act))"] * 16)))) == {"act"}
+    assert set(leaves_as_ones(parse(" + ".join(["sum(total(act))"] * 16)))) == {"act"}
 
 
 def test_json():
     one = Change(0.5, float("nan"))
-    update = Sensitivity(one, one, {"act": one}, "").to_json()
+    values = Sensitivity(one, one, {"act": one}, "").to_json()
     figures = {"spearman": 0.5, "quality": None}
-    assert update == {
+    assert values == {
         "other_data": figures,
         "other_weights": figures,
         "inputs": {"act": figures},

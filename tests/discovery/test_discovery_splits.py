@@ -15,11 +15,10 @@ from lmscout.errors import LmscoutError
 )
 def test_a_split_is_a_partition_that_keeps_equal_architectures_together(n, repeats, seed, data):
     architectures = [*range(n), *range(repeats)]
-    search = data.draw(st.integers(5, n + repeats - 5 - 2))
-    select = data.draw(st.integers(0, 2))
-    split = split_benchmark(architectures, search=search, select=select, seed=seed)
-    assert (len(split.search), len(split.select)) == (search, select)
-    rows = np.concatenate([split.search, split.select, split.test])
+    search = data.draw(st.integers(5, n + repeats - 5))
+    split = split_benchmark(architectures, search=search, seed=seed)
+    assert len(split.search) == search
+    rows = np.concatenate([split.search, split.test])
     assert sorted(rows) == list(range(len(architectures)))
     sides = [{architectures[row] for row in side} for side in (split.search, split.test)]
     assert not sides[0] & sides[1]

@@ -185,18 +185,18 @@ def test_a_worker_that_has_grown_is_replaced_without_a_word(tmp_path, recwarn):
 
 
 def test_what_was_measured_is_saved_as_it_goes(tmp_path, monkeypatch):
-    update = provenance("test", ["a"], SPECS, 0, BATCH)
-    store = RowStore(tmp_path, "tiny", update, (2,))
+    source = provenance("test", ["a"], SPECS, 0, BATCH)
+    store = RowStore(tmp_path, "tiny", source, (2,))
     on_disk = []
 
     def progress(*_):
-        on_disk.append(int(RowStore(tmp_path, "tiny", update, (2,)).done.sum()))
+        on_disk.append(int(RowStore(tmp_path, "tiny", source, (2,)).done.sum()))
 
     module = importlib.import_module("lmscout.statistics.collect")
     monkeypatch.setattr(module, "_SAVE_EVERY", -1.0)
     fill(store, SPECS, Counting(), Workers(1), progress)
     assert on_disk == [0, 0, 1, 3]
-    assert RowStore(tmp_path, "tiny", update, (2,)).done.all()
+    assert RowStore(tmp_path, "tiny", source, (2,)).done.all()
 
 
 def test_every_kind_of_architecture_has_every_statistic(tmp_path):

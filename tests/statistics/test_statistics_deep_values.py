@@ -169,12 +169,12 @@ def test_a_sketch_of_everything_gives_the_scores_of_the_definition(whole, node):
     changed = [roughly_by_definition(node, seed) for seed in (1, 2, 3, 4)]
     with np.errstate(invalid="ignore", over="ignore"):
         spread = np.max([np.abs(one - expected) for one in changed], axis=0)
-        update = np.isfinite(expected) & (spread <= 1e-3 * np.abs(expected))
-        update |= (expected == 0) & (spread == 0)
-        assume(update.any() or not np.isfinite(expected).any())
+        settled = np.isfinite(expected) & (spread <= 1e-3 * np.abs(expected))
+        settled |= (expected == 0) & (spread == 0)
+        assume(settled.any() or not np.isfinite(expected).any())
         error = np.abs(got - expected)
     tolerance = 20 * spread + 1e-5 * np.abs(expected) + 1e-12
-    assert (error[update] <= tolerance[update]).all(), (format_expression(node), got, expected)
+    assert (error[settled] <= tolerance[settled]).all(), (format_expression(node), got, expected)
     lost = ~np.isfinite(expected) & ~np.isfinite(np.array(changed)).any(axis=0)
     assert not np.isfinite(got[lost]).any(), (format_expression(node), got, expected)
 

@@ -13,33 +13,33 @@ from lmscout.statistics.collect import FORMAT, provenance
 COLUMNS = ["abs", "abs|log"]
 
 
-def update(what="means", columns=COLUMNS, specs=None, seed=0, batch=None):
+def source(what="means", columns=COLUMNS, specs=None, seed=0, batch=None):
     return provenance(what, columns, specs or [gpt2(), flexibert("SDP")], seed, batch or Batch())
 
 
 def test_equal_settings_have_equal_digests():
-    assert update() == update()
-    assert update().digest() == update().digest()
-    assert update().to_json() == update().to_json()
-    assert len(update().digest()) == 16
-    assert int(update().digest(), 16) >= 0
+    assert source() == source()
+    assert source().digest() == source().digest()
+    assert source().to_json() == source().to_json()
+    assert len(source().digest()) == 16
+    assert int(source().digest(), 16) >= 0
 
 
 def test_every_setting_is_in_the_digest():
-    first = update()
+    first = source()
     others = [
-        update(what="scores"),
-        update(columns=COLUMNS[::-1]),
-        update(columns=[*COLUMNS, "exp"]),
-        update(columns=["abs|abs", "log"]),
-        update(seed=1),
-        update(batch=Batch(size=31)),
-        update(batch=Batch(length=31)),
-        update(batch=Batch(seed=1)),
-        update(specs=[flexibert("SDP"), gpt2()]),
-        update(specs=[gpt2()]),
-        update(specs=[gpt2(), flexibert("WMA")]),
-        update(specs=[gpt2(), replace(flexibert("SDP"), vocabulary=51)]),
+        source(what="scores"),
+        source(columns=COLUMNS[::-1]),
+        source(columns=[*COLUMNS, "exp"]),
+        source(columns=["abs|abs", "log"]),
+        source(seed=1),
+        source(batch=Batch(size=31)),
+        source(batch=Batch(length=31)),
+        source(batch=Batch(seed=1)),
+        source(specs=[flexibert("SDP"), gpt2()]),
+        source(specs=[gpt2()]),
+        source(specs=[gpt2(), flexibert("WMA")]),
+        source(specs=[gpt2(), replace(flexibert("SDP"), vocabulary=51)]),
         replace(first, format=0),
         replace(first, torch="0"),
         replace(first, device="cuda"),
@@ -61,7 +61,7 @@ def test_the_kind_of_device_is_in_the_digest_and_its_number_is_not():
 
 
 def test_the_json_is_canonical_and_whole():
-    one = update(specs=list(EVERY_KIND.values()))
+    one = source(specs=list(EVERY_KIND.values()))
     text = one.to_json()
     loaded = json.loads(text)
     assert json.dumps(loaded, sort_keys=True, separators=(",", ":")) == text

@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import tempfile
@@ -12,18 +13,18 @@ from tiny_specs import flexibert, gpt2
 
 from lmscout.errors import LmscoutError
 from lmscout.statistics import Batch
-from lmscout.statistics.collect import FORMAT, RowStore, make_folder, provenance, read_provenance
+from lmscout.statistics.collect import FORMAT, RowStore, make_folder, provenance
 
 SPECS = [gpt2(), flexibert("SDP"), flexibert("DFT")]
 SHAPE = (2, 3)
 
 
-def update(seed=0, specs=SPECS):
+def source(seed=0, specs=SPECS):
     return provenance("test", ["a", "b"], specs, seed, Batch())
 
 
 def opened(folder, name="tiny", **how):
-    return RowStore(folder, name, update(**how), SHAPE)
+    return RowStore(folder, name, source(**how), SHAPE)
 
 
 def half_done(folder):
@@ -78,25 +79,27 @@ def test_infinities_nans_and_what_is_beyond_float32(tmp_path):
 
 
 def test_a_float64_store_keeps_float64(tmp_path):
-    store = RowStore(tmp_path, "wide", update(), (2,), np.float64)
+    store = RowStore(tmp_path, "wide", source(), (2,), np.float64)
     store.set_row(0, np.array([1e300, np.pi]))
     store.save()
-    again = RowStore(tmp_path, "wide", update(), (2,), np.float64)
+    again = RowStore(tmp_path, "wide", source(), (2,), np.float64)
     assert again.rows[0].tolist() == [1e300, np.pi]
 
 
 def test_the_header_tells_what_the_file_depends_on(tmp_path):
     path = half_done(tmp_path).path
-    assert read_provenance(path) == {
+    with safe_open(path, framework="numpy") as stored:
+        header = json.loads(stored.metadata()["provenance"])
+    assert header == {
         "what": "test",
         "columns": ["a", "b"],
         "seed": 0,
         "batch": {"size": 32, "length": 32, "seed": 0},
         "architectures": [spec.to_dict() for spec in SPECS],
         "format": FORMAT,
-        "torch": update().torch,
+        "torch": source().torch,
     }
-    assert path.name == f"tiny-{update().digest()}.safetensors"
+    assert path.name == f"tiny-{source().digest()}.safetensors"
 
 
 def test_a_store_of_other_settings_is_another_file(tmp_path):

@@ -125,7 +125,7 @@ def show(result: Design) -> None:
     """Print the architecture that was found."""
     console.say(
         f"[bold]{result.space}[/bold] within {result.limit:,} parameters: "
-        f"{result.n_read} architectures evaluated{_weights(result)}{_undefined(result)}"
+        f"{result.n_scored} architectures evaluated{_weights(result)}{_undefined(result)}"
     )
     drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"
     console.say(f"{result.proxy}: score {result.score:.6g}{drawn}")

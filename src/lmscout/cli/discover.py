@@ -106,7 +106,7 @@ def discover(
     """
     # Imported here and below, so that `--help` does not wait for PyTorch.
     from lmscout import api
-    from lmscout.discovery.discover import cache_name
+    from lmscout.discovery.scorer import cache_name
     from lmscout.runs import Run, default_run_folder
 
     if benchmark.startswith(_EARLIER):
@@ -192,7 +192,7 @@ def show_deep(result: DeepDiscovery) -> None:
     for one in result.findings:
         _show_benchmark(one)
     console.say(
-        f"{result.asked:,} proxies proposed by the {result.settings.engine} engine in "
+        f"{result.proposed:,} proxies proposed by the {result.settings.engine} engine in "
         f"{result.settings.searches} searches, {result.evaluations:,} evaluated; discarded before: "
         + ", ".join(f"{count:,} {name}" for name, count in result.discarded.most_common())
     )

@@ -49,7 +49,7 @@ def rank(
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import api
-    from lmscout.discovery.discover import cache_name
+    from lmscout.discovery.scorer import cache_name
     from lmscout.runs import Run, default_run_folder
 
     console.check_json_target(json)

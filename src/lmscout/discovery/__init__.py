@@ -1,4 +1,4 @@
-"""Discovery: the protocol of splits, the engines, and what a run leaves behind."""
+"""Discovery: splits, searches for proxies, explanation, and the design of architectures."""
 
 from lmscout.discovery.assessment import (
     Assessment,

@@ -1,9 +1,4 @@
-"""Correlations of scores with quality beside the baselines, and proxies as a user names them.
-
-How well scores rank a benchmark's architectures, with all that is reported beside it.
-
-A proxy as a user asks for it: a name or an expression, and which side of it is better.
-"""
+"""Correlations of scores with quality, compared with the baselines; proxies with their sign."""
 
 from __future__ import annotations
 
@@ -31,10 +26,13 @@ from lmscout.proxies.spelling import shown
 
 Scores = npt.NDArray[np.float64]
 
+FALLING = "-"  # before a proxy whose lower scores are better
+_FIGURES = ("within_cell", "given_params", "recall_top_tenth")
+
 
 @dataclass(frozen=True)
 class Assessment:
-    """One way to score architectures, judged on a set of them.
+    """How well scores rank a set of architectures.
 
     Attributes:
         name: the proxy's name or text, or the baseline's name.
@@ -50,44 +48,48 @@ class Assessment:
     given_params: float
     recall_top_tenth: float
 
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """The two correlations by name."""
+        return {"spearman": self.agreement.spearman, "kendall": self.agreement.kendall}
+
     def row(self) -> dict[str, object]:
         """The figures as columns of a table."""
         found: dict[str, object] = {"name": self.name}
-        for name in ("spearman", "kendall"):
-            interval: Interval = getattr(self.agreement, name)
-            found |= {name: interval.value, f"{name}_low": interval.low}
-            found[f"{name}_high"] = interval.high
-        for name in ("within_cell", "given_params", "recall_top_tenth"):
-            found[name] = getattr(self, name)
-        return found
+        for name, one in self.intervals.items():
+            found |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+        return found | {name: getattr(self, name) for name in _FIGURES}
 
     def to_json(self) -> dict[str, object]:
         """The figures by name; null where one is not defined."""
-        return {
-            "spearman": interval_json(self.agreement.spearman),
-            "kendall": interval_json(self.agreement.kendall),
-            "within_cell": number_json(self.within_cell),
-            "given_params": number_json(self.given_params),
-            "recall_top_tenth": number_json(self.recall_top_tenth),
-        }
+        intervals = {name: interval_json(one) for name, one in self.intervals.items()}
+        return intervals | {name: number_json(getattr(self, name)) for name in _FIGURES}
+
+
+def number_json(value: float) -> float | None:
+    """A finite number; None for others, as JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def interval_json(interval: Interval) -> dict[str, object]:
+    """Value, low and high of an interval."""
+    return {name: number_json(value) for name, value in vars(interval).items()}
 
 
 def assess(name: str, scores: Scores, benchmark: Benchmark) -> Assessment:
-    """Judge scores on a benchmark (or on a subset of one).
+    """Assess scores on a benchmark or on a subset of one.
 
     Args:
-        name: what made the scores.
+        name: of the scores.
         scores: [n], higher means better.
         benchmark: the architectures and their quality.
     """
-    quality = benchmark.quality
-    parameters = [spec.parameters() for spec in benchmark.specs]
-    cells = [(spec.depth, spec.width) for spec in benchmark.specs]
+    quality, specs = benchmark.quality, benchmark.specs
     return Assessment(
         name,
         agreement(scores, quality),
-        within_cell_spearman(scores, quality, cells),
-        partial_spearman(scores, quality, parameters),
+        within_cell_spearman(scores, quality, [(spec.depth, spec.width) for spec in specs]),
+        partial_spearman(scores, quality, [spec.parameters() for spec in specs]),
         top_recall(scores, quality),
     )
 
@@ -104,71 +106,80 @@ def baseline_scores(benchmark: Benchmark) -> dict[str, Scores]:
 
 
 def assess_baselines(benchmark: Benchmark) -> tuple[Assessment, ...]:
-    """Judge the configuration baselines on a benchmark, as they stand: more is better."""
+    """Assess the configuration baselines on a benchmark; more is better."""
     return tuple(
         assess(name, scores, benchmark) for name, scores in baseline_scores(benchmark).items()
     )
 
 
-def beside_baselines(
+class Compared:
+    """Mixin of results that compare a proxy with the configuration baselines.
+
+    Attributes:
+        baselines: the configuration baselines.
+        ahead: ρ of the proxy less that of the best of them, paired.
+    """
+
+    baselines: tuple[Assessment, ...]
+    ahead: Interval
+
+    @property
+    def assessed(self) -> Assessment:
+        """The proxy's assessment, on the same architectures."""
+        raise NotImplementedError
+
+    @property
+    def hardest(self) -> Assessment:
+        """The baseline with the highest ρ."""
+        return hardest(self.baselines)
+
+    @property
+    def beats_baselines(self) -> bool | None:
+        """Whether ρ is above that of every configuration baseline; None if none has a ρ."""
+        return beats(self.assessed, self.baselines)
+
+    def comparison_json(self) -> dict[str, object]:
+        """The comparison with the baselines as JSON data."""
+        return {
+            "beats_baselines": self.beats_baselines,
+            "ahead_of_best_baseline": {
+                "baseline": self.hardest.name,
+                **interval_json(self.ahead),
+            },
+        }
+
+
+def compare_baselines(
     scores: Scores, benchmark: Benchmark
 ) -> tuple[tuple[Assessment, ...], Interval]:
-    """The configuration baselines, and by how much the ρ of some scores exceeds the best of them.
+    """The configuration baselines, and the difference of ρ between scores and the best of them.
 
     Args:
         scores: [n], higher means better.
         benchmark: the architectures and their quality.
     """
-    configured = baseline_scores(benchmark)
-    baselines = tuple(assess(name, own, benchmark) for name, own in configured.items())
-    best = configured[hardest(baselines).name]
+    baselines = assess_baselines(benchmark)
+    best = baseline_scores(benchmark)[hardest(baselines).name]
     return baselines, spearman_difference(scores, best, benchmark.quality)
 
 
-def lead_json(
-    one: Assessment, baselines: Sequence[Assessment], ahead: Interval
-) -> dict[str, object]:
-    """How one stands to the baselines, as `beside_baselines` gives them."""
-    return {
-        "beats_baselines": beats(one, baselines),
-        "ahead_of_best_baseline": {
-            "baseline": hardest(baselines).name,
-            **interval_json(ahead),
-        },
-    }
-
-
 def hardest(baselines: Sequence[Assessment]) -> Assessment:
-    """The baseline of the highest ρ; one without a ρ counts as 0."""
-    return max(baselines, key=lambda one: number_json(one.agreement.spearman.value) or 0.0)
+    """The baseline with the highest ρ; one without a ρ counts as 0."""
+    return max(baselines, key=_spearman_or_zero)
 
 
 def beats(one: Assessment, baselines: Sequence[Assessment]) -> bool | None:
-    """Whether a ρ is above that of every baseline; one without a ρ is 0.
+    """Whether a ρ is above that of every baseline, or above 0 for one without a ρ.
 
-    None where no baseline has a ρ: a configuration that tells nothing apart cannot be beaten.
+    None if no baseline has a ρ: the architectures have one configuration.
     """
     if all(math.isnan(other.agreement.spearman.value) for other in baselines):
         return None
-    best = number_json(hardest(baselines).agreement.spearman.value) or 0.0
-    return one.agreement.spearman.value > best
+    return one.agreement.spearman.value > _spearman_or_zero(hardest(baselines))
 
 
-def number_json(value: float) -> float | None:
-    """A finite number, or None: JSON has no NaN."""
-    return float(value) if math.isfinite(value) else None
-
-
-def interval_json(interval: Interval) -> dict[str, float | None]:
-    """Value, low and high of an interval."""
-    return {
-        "value": number_json(interval.value),
-        "low": number_json(interval.low),
-        "high": number_json(interval.high),
-    }
-
-
-FALLING = "-"
+def _spearman_or_zero(one: Assessment) -> float:
+    return number_json(one.agreement.spearman.value) or 0.0
 
 
 @dataclass(frozen=True)
@@ -177,46 +188,43 @@ class SignedProxy:
 
     Attributes:
         name: its name in the catalog, or its text in the usual form.
-        sign: 1 where a higher score is better, -1 where a lower one is.
+        sign: 1 if a higher score is better, -1 if a lower one is.
     """
 
     name: str
     sign: int
 
     def __str__(self) -> str:
-        """As `discover` prints it, and `signed_proxy` reads it."""
+        """The text that `signed_proxy` parses."""
         if self.sign > 0:
             return self.name
-        proxy = resolve(self.name)
-        several = isinstance(proxy, Expression) and proxy.name in ("+", "-")
-        return f"{FALLING}({self.name})" if several else FALLING + self.name
+        return f"{FALLING}({self.name})" if _is_sum(resolve(self.name)) else FALLING + self.name
 
 
 def signed_proxy(text: str) -> SignedProxy:
-    """Read a proxy; a minus sign before it says that lower scores are better.
+    """Parse a proxy; a minus sign before it means that lower scores are better.
 
     Args:
         text: a catalog name or an expression, with or without a minus sign before it.
 
     Raises:
-        LmscoutError: there is no such entry, the expression is malformed, or the minus sign
-            might be meant for its first term alone.
+        LmscoutError: there is no such entry, the expression is malformed, or the minus sign is
+            ambiguous: it might belong to the first term alone.
     """
     bare = text.strip()
     sign = -1 if bare.startswith(FALLING) else 1
     rest = bare.removeprefix(FALLING).strip()
     proxy = resolve(rest)
-    if (
-        sign < 0
-        and isinstance(proxy, Expression)
-        and proxy.name in ("+", "-")
-        and not _enclosed(rest)
-    ):
+    if sign < 0 and _is_sum(proxy) and not _enclosed(rest):
         raise LmscoutError(
             f"{shown(text)}: the minus sign before a proxy says that lower scores are better; "
             f"write {FALLING}({rest}), or begin with a term that has no sign"
         )
     return SignedProxy(proxy_name(proxy), sign)
+
+
+def _is_sum(proxy: Entry | Expression) -> bool:
+    return isinstance(proxy, Expression) and proxy.name in ("+", "-")
 
 
 def _enclosed(text: str) -> bool:

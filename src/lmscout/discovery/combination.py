@@ -1,38 +1,19 @@
-"""One proxy out of several searches: their product, with a fitted correction.
+"""One proxy out of several searches: the product of their best, with a fitted correction.
 
-One proxy out of several searches: the product of the best that each found.
+The best of one search is the luckiest of thousands on few architectures.  Independent searches are
+lucky in different ways; their product (a mean of logarithms) ranks held-out architectures better
+than any one of them.  Measured on halves of search splits (20 halves of each benchmark, sketches,
+1,000 evaluations a search; Spearman of one, of the product of four and of six): FlexiBERT 0.898,
+0.907, 0.908; LiteTransformerSearch 0.961, 0.969, 0.968; pico 0.828, 0.862, 0.868.
 
-What one search calls its best is the luckiest of thousands on few architectures.  The best of
-independent searches are lucky in different ways, and share what is true; their product (a mean,
-if scores are seen as logarithms) ranks unseen architectures better than any one of them does.
-
-Measured on halves of search splits, chosen on one half and judged on the other (20 halves of
-each benchmark, sketches, 1,000 evaluations a search; Spearman of one, of the product of four
-and of six): FlexiBERT 0.898, 0.907, 0.908; LiteTransformerSearch 0.961, 0.969, 0.968; pico
-0.828, 0.862, 0.868.  The fittest of six searches did not beat any one of them.
-
-A formula may be fit on sketches and worthless on full tensors: sums of rare huge numbers are
-(`statistics.sketches`).  Such a member would spoil the product, so what is far behind the best on
-full tensors, by the search architectures, is no member.
-
-A product bent to the configuration: what a formula without numbers cannot follow.
-
-Quality is a smooth function of size and shape, and its bends are not those of the words of a
-formula: how much more depth is worth depends on how deep a model is already, and how much a
-proxy tells may depend on size.  With u the logarithm of the product's size and c those of depth,
-width and parameters, all measured from the search architectures' mean,
+The correction fits what a formula without numbers cannot express: curvature in the configuration.
+With u the logarithm of the product and c those of depth, width and parameters, all centred,
 
     ln quality = u (a + b c) + a quadratic in c + a constant,
 
-is fitted to the search split by Bayesian ridge regression (MacKay, Neural Computation 4, 1992),
-whose evidence says how far numbers may go from 0: so where the search architectures show no bend,
-there is hardly one.  The result is a formula like any other, with numbers in it.
-
-Searches on three quarters of search splits, judged on the last quarter (seeds 0 to 4, sketches;
-Spearman, Kendall, and how much more the bent product has of them than the product): pico 0.867,
-0.752, +0.005 +- 0.009, +0.016; LiteTransformerSearch 0.975, 0.928, +0.014 +- 0.006, +0.030;
-FlexiBERT 0.899, 0.731, +0.011 +- 0.006, +0.013.  A quadratic in u as well is as good, a cubic
-is worse on pico, and one of the configuration alone is worse there by 0.05.
+fitted by Bayesian ridge regression (MacKay, Neural Computation 4, 1992).  Gain of Spearman and
+Kendall on held-out quarters (seeds 0 to 4, sketches): pico +0.005 +- 0.009, +0.016;
+LiteTransformerSearch +0.014 +- 0.006, +0.030; FlexiBERT +0.011 +- 0.006, +0.013.
 """
 
 from __future__ import annotations
@@ -46,20 +27,27 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import BayesianRidge
 
-from lmscout.discovery.engines import Candidate, Coefficient, agreed, fittest
+from lmscout.discovery.engines import Candidate, Coefficient, fittest, joint_fitness
 from lmscout.metrics import fisher_z, logarithm, spearman
 from lmscout.proxies import LARGEST, Expression
 from lmscout.proxies.primitives import SPEC_LEAVES, number_text
 from lmscout.statistics.deep_values import joined_score
 
 Scores = npt.NDArray[np.float64]
+Term = tuple[int, ...]  # places of the quantities that are multiplied; that of the product is 0
+
+FEWEST = 30
+"""Search architectures of a correction, at least; it was measured to help on so many."""
 
 _BEHIND = 3.0  # standard errors of Fisher's z by which a member may be behind the best
+_WORDS = 96  # words that a correction adds, at most
+_DIGITS = 5  # of a coefficient; the logarithms that it multiplies are of the order of 1
+_CONSTANT = 1e-9  # standard deviation of a quantity that does not vary
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the choice sees of one benchmark.
+    """What a choice may use of one benchmark.
 
     Attributes:
         scores: of every finalist, on full tensors: [search architectures].
@@ -78,54 +66,56 @@ class Product:
 
     Attributes:
         members: with their fitness on full tensors.
-        node: the product, or the only member; it rises with quality.
+        node: the product, or the only member; it increases with quality.
         searched: its scores on each benchmark: [search architectures].
-        bent: whether numbers were fitted to it, see `correction`.
+        corrected: whether a correction was fitted, see `correction`.
     """
 
     members: tuple[Candidate, ...]
     node: Expression
     searched: tuple[Scores, ...]
-    bent: bool = False
+    corrected: bool = False
 
 
 def choose(
     finalists: Sequence[Sequence[Candidate]], known: Sequence[Known], coefficient: Coefficient
 ) -> Product:
-    """Take the best of every search by full tensors, and multiply those that are near the best.
+    """Take the best of every search on full tensors, and multiply those near the best one.
 
-    A proxy whose scores are of both signs cannot be multiplied, and is taken only where no
-    search has another.
+    A proxy with scores of both signs is no factor; it is taken only if no search has another one.
+    A formula may be fit on sketches and poor on full tensors, so members far behind are left out.
 
     Args:
         finalists: of each search, one or more in all.
         known: of each benchmark.
-        coefficient: what is sought.
+        coefficient: the objective.
     """
 
     def rescored(one: Candidate) -> Candidate:
-        worth = [
+        coefficients = [
             coefficient(scores, own.quality, own.params) if np.isfinite(scores).all() else math.nan
             for own in known
             for scores in (own.scores[one.node],)
         ]
-        return replace(one, fitness=float(np.nan_to_num(agreed(worth))))
+        return replace(one, fitness=float(np.nan_to_num(joint_fitness(coefficients))))
 
     every = [[rescored(one) for one in each] for each in finalists]
     signed = [[one for one in each if _of_one_sign(one.node, known)] for each in every]
     if not any(signed):
         (best,) = fittest([one for each in every for one in each], 1)
-        return _rising((best,), best.node, known)
+        return _increasing((best,), best.node, known)
     best_of_each = [one for each in signed for one in fittest(each, 1)]
     error = 1 / math.sqrt(min(len(own.quality) for own in known) - 3)
     reached = [fisher_z(one.fitness or 0.0) for one in best_of_each]
     least = max(reached) - _BEHIND * error
     members = {one.node: one for one, z in zip(best_of_each, reached, strict=True) if z >= least}
-    return _rising(tuple(members.values()), _multiplied(tuple(members), known), known)
+    return _increasing(tuple(members.values()), _product(list(members), known), known)
 
 
-def _rising(members: tuple[Candidate, ...], node: Expression, known: Sequence[Known]) -> Product:
-    """The members as one tree, turned round where it falls with quality."""
+def _increasing(
+    members: tuple[Candidate, ...], node: Expression, known: Sequence[Known]
+) -> Product:
+    """The members as one tree, negated if it decreases with quality."""
 
     def searched(whole: Expression) -> tuple[Scores, ...]:
         parts = [{one.node: own.scores[one.node] for one in members} for own in known]
@@ -138,20 +128,17 @@ def _rising(members: tuple[Candidate, ...], node: Expression, known: Sequence[Kn
     return Product(members, node, scores)
 
 
-def _multiplied(members: Sequence[Expression], known: Sequence[Known]) -> Expression:
-    """Those whose size rises with quality, multiplied, and divided by those whose size falls."""
-    ways = [_rises(member, known) for member in members]
-    rising = [member for member, up in zip(members, ways, strict=True) if up]
-    falling = [member for member, up in zip(members, ways, strict=True) if not up]
-    if not rising:  # then the inverse orders as well
-        rising, falling = falling, []
-    first, *others = rising
-    whole = reduce(lambda left, right: Expression("*", (left, right)), others, first)
-    return reduce(lambda left, right: Expression("/", (left, right)), falling, whole)
+def _product(members: Sequence[Expression], known: Sequence[Known]) -> Expression:
+    """The product of members whose size increases with quality, divided by the others."""
 
+    def increases(node: Expression) -> bool:
+        return sum(spearman(np.abs(own.scores[node]), own.quality) for own in known) >= 0
 
-def _rises(node: Expression, known: Sequence[Known]) -> bool:
-    return sum(spearman(np.abs(own.scores[node]), own.quality) for own in known) >= 0
+    above = [member for member in members if increases(member)]
+    below = [member for member in members if member not in above]
+    if not above:  # the inverse has the same order, reversed
+        above, below = below, []
+    return _chain("/", [_chain("*", above), *below])
 
 
 def _of_one_sign(node: Expression, known: Sequence[Known]) -> bool:
@@ -159,44 +146,32 @@ def _of_one_sign(node: Expression, known: Sequence[Known]) -> bool:
     return bool(np.isfinite(scores).all() and ((scores > 0).all() or (scores < 0).all()))
 
 
-Values = npt.NDArray[np.float64]
-
-FEWEST = 30
-"""Architectures, at least: on so many it was measured to be worth its numbers."""
-
-_WORDS = 96  # that are added to the product's, at most
-_DIGITS = 5  # of a number; the logarithms that it multiplies are of the order of 1
-_FLAT = 1e-9  # of a standard deviation: nothing can be learnt from what does not vary
-
-Term = tuple[int, ...]  # places of the quantities that are multiplied; that of the product is 0
-
-
-def correction(product: Product, spec: Mapping[str, Values], quality: Values) -> Product:
-    """Fit the configuration's bends to a product.
+def correction(product: Product, spec: Mapping[str, Scores], quality: Scores) -> Product:
+    """Fit a correction for the configuration to a product.
 
     Args:
-        product: of one benchmark.
+        product: on one benchmark.
         spec: "depth", "width" and "params" of the search architectures, [n] each.
         quality: [n], higher is better.
 
     Returns:
-        The product with the bent formula in its place, which rises with quality; as it was
-        where there are fewer than `FEWEST` architectures, its scores are not of one sign, or it
-        leaves no room for more words.
+        The product with the corrected formula, which increases with quality; unchanged if there
+        are fewer than `FEWEST` architectures, its scores are of both signs, or the formula has no
+        room for more words.
     """
     (scores,) = product.searched
     signed = bool((scores > 0).all() or (scores < 0).all())
     if len(quality) < FEWEST or not signed or product.node.size > LARGEST - _WORDS:
         return product
     columns = [np.log(np.abs(scores)), *(np.log(spec[leaf]) for leaf in SPEC_LEAVES)]
-    middles = [float(one.mean()) for one in columns]
+    centres = [float(one.mean()) for one in columns]
     spreads = [float(one.std()) for one in columns]
-    varying = [place for place, spread in enumerate(spreads) if spread > _FLAT]
+    varying = [place for place, spread in enumerate(spreads) if spread > _CONSTANT]
     terms = _terms(varying)
     if not terms:
         return product
-    scaled = {place: (columns[place] - middles[place]) / spreads[place] for place in varying}
-    table = np.stack([_corrected([scaled[place] for place in term]) for term in terms], axis=1)
+    scaled = {place: (columns[place] - centres[place]) / spreads[place] for place in varying}
+    table = np.stack([reduce(np.multiply, [scaled[at] for at in term]) for term in terms], axis=1)
     slopes = BayesianRidge().fit(table, logarithm(quality)).coef_
     numbers = {
         term: float(slope) / float(np.prod([spreads[place] for place in term]))
@@ -204,26 +179,29 @@ def correction(product: Product, spec: Mapping[str, Values], quality: Values) ->
     }
     leaves = [
         Expression("abslog", (product.node,)),
-        *(Expression("log", (Expression(x),)) for x in SPEC_LEAVES),
+        *(Expression("log", (Expression(leaf),)) for leaf in SPEC_LEAVES),
     ]
-    quantities = [_from(leaf, middle) for leaf, middle in zip(leaves, middles, strict=True)]
+    quantities = [
+        Expression("-" if centre >= 0 else "+", (leaf, _number(abs(centre))))
+        for leaf, centre in zip(leaves, centres, strict=True)
+    ]
     node = _polynomial(numbers, quantities)
     known = {product.node: scores, **{Expression(leaf): spec[leaf] for leaf in SPEC_LEAVES}}
-    return replace(product, node=node, searched=(joined_score(node, known),), bent=True)
+    return replace(product, node=node, searched=(joined_score(node, known),), corrected=True)
 
 
 def _terms(varying: Sequence[int]) -> list[Term]:
     """The product, it times each leaf, each leaf, and each times itself and those after it."""
-    first, leaves = varying[:1] == [0], [place for place in varying if place]
-    own: list[Term] = [(0,), *((0, leaf) for leaf in leaves)] if first else []
+    leaves = [place for place in varying if place]
+    own: list[Term] = [(0,), *((0, leaf) for leaf in leaves)] if varying[:1] == [0] else []
     linear: list[Term] = [(leaf,) for leaf in leaves]
     square: list[Term] = [(x, y) for at, x in enumerate(leaves) for y in leaves[at:]]
     return [*own, *linear, *square]
 
 
 def _polynomial(numbers: Mapping[Term, float], quantities: Sequence[Expression]) -> Expression:
-    """The sum of all terms, each quantity taken out of those that begin with it."""
-    parts: list[tuple[float, Expression]] = []
+    """The sum of all terms, with each first quantity factored out."""
+    parts: list[tuple[float, Expression | None]] = []
     for place, quantity in enumerate(quantities):
         own = [(number, term[1:]) for term, number in numbers.items() if term[0] == place]
         inner = _sum(
@@ -236,36 +214,26 @@ def _polynomial(numbers: Mapping[Term, float], quantities: Sequence[Expression])
 
 
 def _sum(parts: Iterable[tuple[float, Expression | None]]) -> Expression | None:
-    """Numbers times nodes, or alone; those above 0 first, as the language has no minus sign."""
+    """Numbers times nodes, or alone; positive ones first, as the language has no minus sign."""
     every = [(number, _times(abs(number), node)) for number, node in parts]
-    rising = [one for number, one in every if number >= 0]
-    falling = [one for number, one in every if number < 0]
     if not every:
         return None
-    if not rising:
-        return Expression("negate", (_joined("+", falling),))
-    return reduce(lambda left, right: Expression("-", (left, right)), falling, _joined("+", rising))
+    positive = [one for number, one in every if number >= 0]
+    negative = [one for number, one in every if number < 0]
+    if not positive:
+        return Expression("negate", (_chain("+", negative),))
+    return _chain("-", [_chain("+", positive), *negative])
 
 
-def _joined(sign: str, nodes: Sequence[Expression]) -> Expression:
-    return reduce(lambda left, right: Expression(sign, (left, right)), nodes)
+def _chain(operation: str, nodes: Sequence[Expression]) -> Expression:
+    return reduce(lambda left, right: Expression(operation, (left, right)), nodes)
 
 
 def _times(number: float, node: Expression | None) -> Expression:
-    factor = Expression(_rounded(number))
     if node is None:
-        return factor
-    return node if number == 1 else Expression("*", (factor, node))
+        return _number(number)
+    return node if number == 1 else Expression("*", (_number(number), node))
 
 
-def _from(node: Expression, middle: float) -> Expression:
-    """What a value has more than its mean."""
-    return Expression("-" if middle >= 0 else "+", (node, Expression(_rounded(abs(middle)))))
-
-
-def _rounded(number: float) -> str:
-    return number_text(float(f"{number:.{_DIGITS}g}"))
-
-
-def _corrected(values: Sequence[Values]) -> Values:
-    return reduce(np.multiply, values)
+def _number(value: float) -> Expression:
+    return Expression(number_text(float(f"{value:.{_DIGITS}g}")))

@@ -1,9 +1,4 @@
-"""Discover: choose the best proxy of a space on search data, report it on test data.
-
-What every search ends with: one proxy, chosen on one split and judged on another.
-
-Discovery: choose the best proxy of a space on one split, report it on another.
-"""
+"""Discover: choose the best proxy of a space on the search split, report it on the test split."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +14,14 @@ import numpy.typing as npt
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import (
     Assessment,
+    Compared,
     SignedProxy,
     assess,
-    beats,
-    beside_baselines,
-    hardest,
-    lead_json,
+    compare_baselines,
     number_json,
 )
 from lmscout.discovery.exhaustive import SpaceRanking, rank_space
+from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
 from lmscout.discovery.splits import Split, split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval, kendall, spearman
@@ -35,26 +29,31 @@ from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.proxies import Expression, Space, evaluate, format_expression, parse
 from lmscout.proxies import space as space_called
 from lmscout.results import NotSaved, Result, SavedAs
-from lmscout.statistics import Batch, Statistics, Workers, collect
+from lmscout.statistics import Statistics
 from lmscout.statistics.workers import worker_processes
 
 Scores = npt.NDArray[np.float64]
+Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
+
+TOP = 10  # formulas that are listed
+_TRIED = 500  # of the best, until `TOP` different orders are found
+_SAME_ORDER = 1 - 1e-9  # |ρ| of proxies with one order
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A proxy that was chosen, and what it is worth.
+@dataclass(frozen=True, repr=False)
+class Finding(Compared):
+    """A proxy that was chosen on the search split, assessed on the test split.
 
     Attributes:
         benchmark: the benchmark's name.
-        metric: what its quality is.
-        n_architectures: how many it holds.
-        split: which of them the choice saw.
-        sign: 1, or -1 where the proxy falls with quality; fixed on the search split.
+        metric: name of its quality.
+        n_architectures: number of its architectures.
+        split: search and test architectures.
+        sign: 1, or -1 if the proxy decreases with quality on the search split.
         search: Spearman's ρ and Kendall's τ-b of sign × proxy on the search split.
-        test: the same and more on the test split; its name is the proxy's text.
+        test: its assessment on the test split; its name is the proxy's text.
         baselines: the configuration baselines on the test split.
-        ahead: by how much its test ρ exceeds that of the best of them, paired.
+        ahead: test ρ less that of the best of them, paired.
     """
 
     benchmark: str
@@ -73,17 +72,12 @@ class Finding:
         return self.test.name if self.sign > 0 else f"-{self.test.name}"
 
     @property
-    def beats_baselines(self) -> bool | None:
-        """Whether the test ρ is above that of every configuration baseline, if one has any."""
-        return beats(self.test, self.baselines)
-
-    @property
-    def hardest(self) -> Assessment:
-        """The best of the baselines on the test split."""
-        return hardest(self.baselines)
+    def assessed(self) -> Assessment:
+        """The proxy's assessment on the test split."""
+        return self.test
 
     def benchmark_json(self) -> dict[str, object]:
-        """On what it was found."""
+        """The benchmark and the sizes of its splits."""
         return {
             "benchmark": self.benchmark,
             "metric": self.metric,
@@ -92,27 +86,21 @@ class Finding:
             "n_test": len(self.split.test),
         }
 
-    def choice_json(self, **more: object) -> dict[str, object]:
-        """The proxy, and how it stands to the baselines.
-
-        Args:
-            more: what else is known of the proxy.
-        """
+    def choice_json(self) -> dict[str, object]:
+        """The proxy, and its comparison with the baselines."""
         rho, tau = self.search
         return {
             "best": {
                 "proxy": self.test.name,
                 "sign": self.sign,
-                **more,
                 "search": {"spearman": number_json(rho), "kendall": number_json(tau)},
                 "test": self.test.to_json(),
             },
-            **lead_json(self.test, self.baselines, self.ahead),
+            **self.comparison_json(),
             "baselines": [
                 {
                     "name": baseline.name,
-                    "spearman": number_json(baseline.agreement.spearman.value),
-                    "kendall": number_json(baseline.agreement.kendall.value),
+                    **{name: number_json(one.value) for name, one in baseline.intervals.items()},
                 }
                 for baseline in self.baselines
             ],
@@ -120,20 +108,20 @@ class Finding:
 
 
 def assess_choice(
-    benchmark: Benchmark, split: Split, text: str, searched: Scores, unseen: Scores
+    benchmark: Benchmark, split: Split, text: str, searched: Scores, held_out: Scores
 ) -> Finding:
-    """Fix a chosen proxy's sign on the search split, and judge it on the test split.
+    """Fix a chosen proxy's sign on the search split, and assess it on the test split.
 
     Args:
         benchmark: architectures with measured quality.
-        split: which of them the choice saw.
+        split: search and test architectures.
         text: the proxy.
         searched: its scores of the search architectures.
-        unseen: its scores of the test architectures.
+        held_out: its scores of the test architectures.
     """
     quality, test = benchmark.quality[split.search], benchmark.subset(split.test)
     sign = 1 if spearman(searched, quality) >= 0 else -1
-    baselines, ahead = beside_baselines(sign * unseen, test)
+    baselines, ahead = compare_baselines(sign * held_out, test)
     return Finding(
         benchmark.name,
         benchmark.metric,
@@ -141,18 +129,10 @@ def assess_choice(
         split,
         sign,
         (spearman(sign * searched, quality), kendall(sign * searched, quality)),
-        assess(text, sign * unseen, test),
+        assess(text, sign * held_out, test),
         baselines,
         ahead,
     )
-
-
-Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
-
-STATISTICS, RANKING = "statistics", "ranking"
-TOP = 10  # formulas that are listed
-_TRIED = 500  # of the best, until so many order architectures differently
-_SAME_ORDER = 1 - 1e-9  # |ρ| with a listed formula from which on the order is the same
 
 
 @dataclass(frozen=True)
@@ -160,7 +140,7 @@ class Leader:
     """One of the best proxies of a space.
 
     Attributes:
-        proxy: with the sign by which it rises with quality on the search split.
+        proxy: with the sign by which it increases with quality on the search split.
         search: Spearman's ρ on the search split, with that sign.
         test: the same on the test split.
     """
@@ -171,39 +151,35 @@ class Leader:
 
     def to_json(self) -> dict[str, object]:
         """The expression, its sign, and both correlations; null where one is not defined."""
-        return {
-            "proxy": self.proxy.name,
-            "sign": self.proxy.sign,
-            "search": number_json(self.search),
-            "test": number_json(self.test),
-        }
+        rho = {"search": number_json(self.search), "test": number_json(self.test)}
+        return {"proxy": self.proxy.name, "sign": self.proxy.sign, **rho}
 
 
-def _space_written(one: Space) -> dict[str, object]:
+def _space_to_json(one: Space) -> dict[str, object]:
     return {"name": one.name, "aggregations": list(one.aggregations)}
 
 
-def _space_read(saved: Mapping[str, Any]) -> Space:
+def _space_from_json(saved: Mapping[str, Any]) -> Space:
     return space_called(saved["name"], tuple(saved["aggregations"]))
 
 
 @dataclass(frozen=True, repr=False)
 class Discovery(Finding, Result):
-    """What a search over a space found.
+    """The best proxy of a space that was ranked exhaustively.
 
     Attributes:
-        space: the proxies searched.
-        n_distinct: how many different score vectors its proxies have.
-        n_undefined: how many of its proxies rank nothing.
-        proxy: the one chosen.
+        space: the proxies ranked.
+        n_distinct: number of different score vectors among them.
+        n_undefined: number of proxies that rank nothing.
+        proxy: the best one.
         seconds: by stage.
-        statistics: the file of statistics used.
-        top: the best on the search split, no two of which order its architectures alike where
-            there are enough.
-        ranking: every proxy on the search split; None in a result that was read again.
+        statistics: the cache file of the statistics.
+        top: the best on the search split, with different orders of its architectures if there are
+            enough.
+        ranking: every proxy on the search split; None in a loaded result.
     """
 
-    space: Annotated[Space, SavedAs(_space_written, _space_read)]
+    space: Annotated[Space, SavedAs(_space_to_json, _space_from_json)]
     n_distinct: int
     n_undefined: int
     proxy: Annotated[Expression, SavedAs(format_expression, parse)]
@@ -241,28 +217,21 @@ def discover(
     *,
     search: int,
     seed: int,
-    cache: Path,
-    batch: Batch | None = None,
-    workers: Workers | None = None,
     progress: Progress | None = None,
     read: Read | None = None,
+    **options: Unpack[ScorerOptions],
 ) -> Discovery:
-    """Rank every proxy of a space on the search split and judge the best on the test split.
+    """Rank every proxy of a space on the search split and assess the best on the test split.
 
     Args:
         benchmark: architectures with measured quality.
         space: the proxies.
-        search: how many architectures the choice sees.
+        search: number of search architectures.
         seed: of the split; the models' weights do not depend on it.
-        cache: where statistics are kept.
-        batch: what the models read.
-        workers: how the statistics are spread over processes.
-        progress: called with a stage's name, what is done of it, and its size.
-        read: gives the statistics of the benchmark's architectures under chains, where these are
-            not built from their specs.
-
-    Returns:
-        The discovery.
+        progress: called with a stage's name, steps done and in all.
+        read: gives the statistics of the architectures under chains, if they are not built from
+            their specs.
+        **options: of `Scorer`.
 
     Raises:
         LmscoutError: the split does not fit the benchmark, the cache cannot be written, or
@@ -270,20 +239,13 @@ def discover(
     """
     split = split_benchmark(benchmark.specs, search=search, seed=seed)
     stages = Stages(progress)
-    with stages(STATISTICS) as update:
+    with stages("statistics") as update:
         if read is not None:
             statistics = read(space.chains, update)
         else:
-            statistics = collect(
-                benchmark.specs,
-                space.chains,
-                name=cache_name(benchmark.name),
-                folder=cache,
-                batch=batch,
-                workers=workers,
-                progress=update,
-            )
-    with stages(RANKING) as update:
+            scorer = Scorer(benchmark.specs, cache_name(benchmark.name), **options)
+            statistics = scorer.statistics(space.chains, update)
+    with stages("ranking") as update:
         rows = split.search
         ranking = rank_space(
             space,
@@ -311,51 +273,43 @@ def discover(
         proxy=proxy,
         seconds=stages.seconds,
         statistics=statistics.path,
-        top=_top(benchmark, finding, space, ranking, statistics),
+        top=_top(benchmark, split, space, ranking, statistics),
     )
 
 
 def _top(
     benchmark: Benchmark,
-    finding: Finding,
+    split: Split,
     space: Space,
     ranking: SpaceRanking,
     statistics: Statistics,
 ) -> tuple[Leader, ...]:
     """The best of a space on the search split.
 
-    Those that order its architectures as one listed before are left out, unless there are too few
-    others.
+    Proxies with an order that is listed already are left out, unless there are too few others.
     """
-    search, test = finding.split.search, finding.split.test
     leaders: list[Leader] = []
-    alike: list[Leader] = []
-    listed: list[npt.NDArray[np.float64]] = []
+    same_order: list[Leader] = []
+    orders: list[Scores] = []
     for index in islice(ranking.leaders(), _TRIED):
         proxy = space.proxy(index)
         scores = proxy_scores(proxy, statistics)
-        own = scores[search]
-        rho = spearman(own, benchmark.quality[search])
+        searched, held_out = scores[split.search], scores[split.test]
+        rho = spearman(searched, benchmark.quality[split.search])
         sign = 1 if rho >= 0 else -1
-        unseen = sign * spearman(scores[test], benchmark.quality[test])
-        one = Leader(SignedProxy(format_expression(proxy), sign), sign * rho, unseen)
-        if any(abs(spearman(own, other)) >= _SAME_ORDER for other in listed):
-            alike.append(one)
+        test = sign * spearman(held_out, benchmark.quality[split.test])
+        one = Leader(SignedProxy(format_expression(proxy), sign), sign * rho, test)
+        if any(abs(spearman(searched, other)) >= _SAME_ORDER for other in orders):
+            same_order.append(one)
             continue
         leaders.append(one)
-        listed.append(own)
+        orders.append(searched)
         if len(leaders) == TOP:
             break
-    leaders += alike[: TOP - len(leaders)]
+    leaders += same_order[: TOP - len(leaders)]
     return tuple(sorted(leaders, key=lambda one: -one.search))
 
 
-def proxy_scores(proxy: Expression, statistics: Statistics) -> npt.NDArray[np.float64]:
-    """Scores of a published expression on every architecture whose statistics were collected."""
+def proxy_scores(proxy: Expression, statistics: Statistics) -> Scores:
+    """Scores of a published expression on every architecture of collected statistics."""
     return evaluate(proxy, statistics.branch, statistics.depth)
-
-
-def cache_name(benchmark: str) -> str:
-    """A benchmark's name as the beginning of a file's name."""
-    tail = benchmark.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in tail)

@@ -1,11 +1,7 @@
-"""Engines of the symbolic search and its candidates: genetic, regularized, random, exhaustive.
+"""Candidates of the symbolic search, and the engines that propose them.
 
-Candidates of a search in the deep space, and what they are worth on the search split.
-
-Engines: where candidates come from.  They are asked for trees and told what became of them.
-
-An engine knows nothing of benchmarks.  What it asks next depends on its seed and on what it
-was told, so a run that was recorded can be told again.
+An engine knows nothing of benchmarks.  Its proposals depend on its seed and on the candidates that
+it was given, so that a recorded search can be replayed.
 """
 
 from __future__ import annotations
@@ -32,22 +28,38 @@ from lmscout.proxies.genetic import (
     point_mutation,
     subtree_mutation,
 )
-from lmscout.proxies.spaces import Random, every_score, random_score
+from lmscout.proxies.spaces import every_score, random_score
 from lmscout.results import SavedAs
 
 Values = npt.NDArray[np.float64]
+Coefficient = Callable[[Values, Values, Values], float]
+
+DEFAULT_OBJECTIVE = "spearman+pearson"  # chosen on halves of search splits: docs/deep-search.md
+OBJECTIVES: Mapping[str, Coefficient] = MappingProxyType(
+    {
+        "spearman": lambda scores, quality, _: spearman(scores, quality),
+        DEFAULT_OBJECTIVE: lambda scores, quality, _: (
+            (spearman(scores, quality) + log_pearson(scores, quality)) / 2
+        ),
+        "kendall": lambda scores, quality, _: kendall(scores, quality),
+        "beyond-size": partial_spearman,
+    }
+)
+"""Coefficients of scores, quality and numbers of parameters, each [n]; the sign is free.
+"spearman+pearson" is the mean of Spearman's ρ and of Pearson's r of logarithms; "beyond-size" holds
+the number of parameters fixed."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree that was proposed, and what became of it.
+    """A proposed tree and its evaluation.
 
     Attributes:
         node: the tree.
-        fitness: on the search split, from 0 to 1; None where it was discarded before.
-        discarded: the name of the rule that it fell to, or "" where it was evaluated.
-        order: fingerprint of how it orders the probe architectures, 0 where that was not seen.
-        estimate: of the fitness, where the race dropped it: by the architectures seen until then.
+        fitness: on the search split, from 0 to 1; None if the tree was discarded before.
+        discarded: name of the rule that discarded it, "" if it was evaluated.
+        order: fingerprint of its order of the probe architectures, 0 if not computed.
+        estimate: of the fitness, if racing dropped the tree: on the architectures up to then.
     """
 
     node: Annotated[Expression, SavedAs(format_expression, parse)]
@@ -57,122 +69,86 @@ class Candidate:
     estimate: float | None = None
 
     @property
-    def worth(self) -> float | None:
-        """What an engine may go by: the fitness, or what is known of it."""
+    def estimated_fitness(self) -> float | None:
+        """The fitness, or its estimate."""
         return self.estimate if self.fitness is None else self.fitness
 
 
-def _spearman(scores: Values, quality: Values, _: Values) -> float:
-    return spearman(scores, quality)
-
-
-def _kendall(scores: Values, quality: Values, _: Values) -> float:
-    return kendall(scores, quality)
-
-
-def _order_and_distance(scores: Values, quality: Values, _: Values) -> float:
-    """Of two that order alike, the one whose scores are as far apart as the quality is."""
-    return (spearman(scores, quality) + log_pearson(scores, quality)) / 2
-
-
-def _beyond_size(scores: Values, quality: Values, params: Values) -> float:
-    return partial_spearman(scores, quality, params)
-
-
-Coefficient = Callable[[Values, Values, Values], float]
-
-DEFAULT_OBJECTIVE = "spearman+pearson"  # chosen on halves of search splits: docs/deep-search.md
-OBJECTIVES: Mapping[str, Coefficient] = MappingProxyType(
-    {
-        "spearman": _spearman,
-        DEFAULT_OBJECTIVE: _order_and_distance,
-        "kendall": _kendall,
-        "beyond-size": _beyond_size,
-    }
-)
-"""What is sought: a coefficient of scores, quality and numbers of parameters, each [n].  The
-sign is free, as a proxy may fall with quality; "spearman+pearson" is the mean of Spearman's and of
-Pearson's, the latter of logarithms; "beyond-size" holds the parameters fixed."""
-
-
-def agreed(coefficients: Sequence[float], room: Sequence[float] = ()) -> float:
-    """The least of some coefficients, rising or falling with quality on all benchmarks alike.
+def joint_fitness(coefficients: Sequence[float], slack: Sequence[float] = ()) -> float:
+    """The minimum of coefficients over benchmarks, with one sign for all.
 
     Args:
-        coefficients: one a benchmark.
-        room: by how much each may yet be better; nothing by default.
+        coefficients: one per benchmark.
+        slack: upper bound of each one's increase; 0 by default.
 
     Returns:
-        |coefficient| of the worst benchmark; below 0 where they do not agree in sign; NaN
-        where one is.
+        |coefficient| of the worst benchmark; below 0 if the signs differ; NaN if one is.
     """
     values = np.array(coefficients, np.float64)
-    more = np.array(room or [0.0] * len(values), np.float64)
+    more = np.array(slack or [0.0] * len(values), np.float64)
     return float(max(np.min(values + more), np.min(more - values)))
 
 
 def front(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates that none is both as short as and fitter than, shortest first."""
+    """The Pareto front of fitness and size among evaluated candidates, shortest first."""
     best: list[Candidate] = []
-    for one in sorted(_evaluated(candidates), key=lambda one: (one.node.size, -_of(one))):
-        if not best or _of(one) > _of(best[-1]):
+    for one in sorted(_evaluated(candidates), key=lambda one: (one.node.size, -_fitness(one))):
+        if not best or _fitness(one) > _fitness(best[-1]):
             best.append(one)
     return best
 
 
 def fittest(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
-    """The fittest candidates, the shorter of two that are alike first."""
+    """The fittest evaluated candidates, the shorter of equally fit ones first."""
     return sorted(_evaluated(candidates), key=by_fitness)[:count]
 
 
 def by_fitness(one: Candidate) -> tuple[float, int]:
-    """Sorts what is worth most first, the shorter of two that are alike; for what has a worth."""
-    return -(one.worth or 0.0), one.node.size
+    """Sort key: highest (estimated) fitness first, the shorter of equally fit ones first."""
+    return -(one.estimated_fitness or 0.0), one.node.size
 
 
 def to_beat(best: Sequence[Candidate], size: int) -> float:
-    """Fitness of the front at a size; 0 where nothing is as short."""
-    return max((_of(one) for one in best if one.node.size <= size), default=0.0)
+    """Fitness of a front at a size; 0 if it has nothing as short."""
+    return max((_fitness(one) for one in best if one.node.size <= size), default=0.0)
 
 
 def _evaluated(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [one for one in candidates if one.fitness is not None]
 
 
-def _of(candidate: Candidate) -> float:
+def _fitness(candidate: Candidate) -> float:
     assert candidate.fitness is not None
     return candidate.fitness
 
 
-EXHAUSTIVE = "exhaustive"
-
-# Tried on search splits of their own (seeds 20 to 49 of pico and LiteTransformerSearch): see
-# docs/deep-search.md, which has the table.
-_NEAR = 0.6  # share of offspring that differs by one step from a tree of the front
-_HOISTED = 0.3  # of these, how many are shorter; the others have one word exchanged
-_TRIES = 10  # draws of a tree that was asked before, until it is asked again
+# Tuned on search splits of their own (seeds 20 to 49 of pico and LiteTransformerSearch): see
+# docs/deep-search.md.
+_NEAR = 0.6  # share of offspring that is one mutation from a tree of the front
+_HOISTED = 0.3  # of these, the share of hoist mutations; the others are point mutations
+_TRIES = 10  # draws of a tree that was proposed before, until it is proposed again
 _CROSSED, _JOINED = 0.1, 0.3  # shares of offspring of two parents
-_SUBTREE, _POINT = 0.55, 0.3  # shares of the offspring of one; hoisted are the rest
-_FRESH = 0.02  # share of offspring that is grown anew, so that no island runs dry
-_RIVALS = 6  # trees of an island of which the fittest becomes a parent
-_SHORTER = 0.5  # how often only those rivals count that are no longer than the first
+_SUBTREE, _POINT = 0.55, 0.3  # shares of the offspring of one; the rest are hoist mutations
+_FRESH = 0.02  # share of random offspring
+_TOURNAMENT = 6  # trees of an island of which the fittest becomes a parent
+_SHORTER = 0.5  # how often only trees count that are no longer than the first one
 
 
 class Engine(Protocol):
     """A source of candidates."""
 
     def ask(self, count: int) -> list[Expression]:
-        """Trees to judge; fewer where there are no more."""
+        """Trees to evaluate; fewer if there are no more."""
 
     def tell(self, evaluated: Sequence[Candidate]) -> None:
-        """What became of the trees asked last, in their order."""
+        """Take the evaluated trees of the last `ask`, in their order."""
 
 
 class ExhaustiveSearch:
-    """Every tree, shortest first: nothing short is missed, and nothing long is reached."""
+    """Every tree, shortest first."""
 
     def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Expression] = ()) -> None:
-        """Begin with given trees, if any; nothing depends on the seed."""
+        """Start with the seed trees; nothing depends on the seed."""
         self._trees = chain(seeds, every_score(grammar))
 
     def ask(self, count: int) -> list[Expression]:
@@ -180,29 +156,38 @@ class ExhaustiveSearch:
         return list(islice(self._trees, count))
 
     def tell(self, evaluated: Sequence[Candidate]) -> None:
-        """Nothing is learnt."""
+        """Ignore the fitness."""
 
 
 class RandomSearch:
-    """Every tree is grown anew: what the others have to beat."""
+    """Independent random trees: the baseline of the other engines."""
 
     def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Expression] = ()) -> None:
-        """Begin with given trees, if any."""
+        """Start with the seed trees."""
         self._grammar, self._rng = grammar, np.random.default_rng(seed)
         self._seeds = deque(seeds)
 
     def ask(self, count: int) -> list[Expression]:
-        """The given trees first, then random ones."""
-        return _begun(self._seeds, self._grammar, count, self._rng)
+        """The seed trees first, then random ones."""
+        given = [self._seeds.popleft() for _ in range(min(count, len(self._seeds)))]
+        drawn = (random_score(self._grammar, self._rng) for _ in range(count - len(given)))
+        return [*given, *drawn]
 
     def tell(self, evaluated: Sequence[Candidate]) -> None:
-        """Nothing is learnt."""
+        """Ignore the fitness."""
+
+    def _mutant(self, parent: Expression) -> Expression:
+        chance = self._rng.random()
+        if chance < _SUBTREE:
+            return subtree_mutation(parent, self._grammar, self._rng)
+        mutation = point_mutation if chance < _SUBTREE + _POINT else hoist_mutation
+        return mutation(parent, self._grammar, self._rng)
 
 
-class RegularizedEvolution:
-    """Regularized evolution (Real et al., arXiv 1802.01548), as AutoML-Zero runs it (2003.03384).
+class RegularizedEvolution(RandomSearch):
+    """Regularized evolution (Real et al., arXiv 1802.01548), as in AutoML-Zero (2003.03384).
 
-    The fittest of a random sample is mutated; the child joins, and the oldest goes.
+    The fittest of a random sample is mutated; the child joins, and the oldest is removed.
     """
 
     def __init__(
@@ -214,36 +199,34 @@ class RegularizedEvolution:
         population: int = 100,
         sample: int = 10,
     ) -> None:
-        """Begin with given trees, if any."""
-        self._grammar, self._rng = grammar, np.random.default_rng(seed)
-        self._seeds = deque(seeds)
+        """Start with the seed trees."""
+        super().__init__(grammar, seed, seeds)
         self._population: deque[Candidate] = deque(maxlen=population)
         self._sample = sample
 
     def ask(self, count: int) -> list[Expression]:
         """Mutants of tournament winners; random trees until the population is full."""
         if len(self._population) < (self._population.maxlen or 0):
-            return _begun(self._seeds, self._grammar, count, self._rng)
+            return super().ask(count)
         return [self._child() for _ in range(count)]
 
     def tell(self, evaluated: Sequence[Candidate]) -> None:
-        """Those that raced join, whether they arrived or not; others have nothing to compare."""
-        self._population.extend(one for one in evaluated if one.worth is not None)
+        """Add candidates with full or partial fitness."""
+        self._population.extend(one for one in evaluated if one.estimated_fitness is not None)
 
     def _child(self) -> Expression:
         places = self._rng.integers(len(self._population), size=self._sample)
-        parent = min((self._population[place] for place in places), key=by_fitness).node
-        return _mutant(parent, self._grammar, self._rng)
+        return self._mutant(min((self._population[at] for at in places), key=by_fitness).node)
 
 
-class GeneticProgramming:
-    """Islands of trees: crossed, joined, mutated, hoisted; selected for fitness and brevity.
+class GeneticProgramming(RandomSearch):
+    """Genetic programming on islands: crossover, joins, mutation, selection by fitness and size.
 
     Survivors are chosen by non-domination and crowding (NSGA-II, Deb et al. 2002) of fitness
-    and size; now and then the best of each island are copied to the next one.  More than half
-    of the offspring is sought a step from the front of all islands, and what was asked before is
-    drawn again, up to ten times, so that these steps are tried out: what falls before it is
-    evaluated costs little.
+    and size; at intervals the best of each island are copied to the next one.  More than half of
+    the offspring is one mutation from the front of all islands.  A tree that was proposed before is
+    drawn again up to ten times, so that these mutations are exhausted: filters discard most trees
+    at little cost.
     """
 
     def __init__(
@@ -257,37 +240,36 @@ class GeneticProgramming:
         migration: int = 5,
         migrants: int = 4,
     ) -> None:
-        """Begin with given trees, if any.
+        """Start with the seed trees.
 
         Args:
-            grammar: which trees may grow.
-            seed: of all chance.
-            seeds: trees to begin with, spread over the islands.
-            islands: how many populations.
+            grammar: of the trees.
+            seed: of all random draws.
+            seeds: first trees, spread over the islands.
+            islands: number of populations.
             population: trees of each.
             migration: generations between migrations.
             migrants: trees that are copied then.
         """
-        self._grammar, self._rng = grammar, np.random.default_rng(seed)
-        self._seeds = deque(seeds)
+        super().__init__(grammar, seed, seeds)
         self._islands: list[list[Candidate]] = [[] for _ in range(islands)]
         self._population, self._migration, self._migrants = population, migration, migrants
         self._generation = 0
         self._front: list[Candidate] = []
-        self._asked: set[Expression] = set()
+        self._proposed: set[Expression] = set()
 
     def ask(self, count: int) -> list[Expression]:
-        """Offspring of every island in turn; random trees where there are no parents yet."""
+        """Offspring of every island in turn; random trees until each island has parents."""
         if not all(len(island) >= 2 for island in self._islands):
-            begun = _begun(self._seeds, self._grammar, count, self._rng)
-            self._asked.update(map(canonical, begun))
-            return begun
+            first = super().ask(count)
+            self._proposed.update(map(canonical, first))
+            return first
         return [self._new(self._islands[place % len(self._islands)]) for place in range(count)]
 
     def tell(self, evaluated: Sequence[Candidate]) -> None:
-        """Offspring join their parents' island, of which as many survive as there is room."""
+        """Add offspring to their parents' island, migrate, and select survivors."""
         for place, one in enumerate(evaluated):
-            if one.worth is not None:
+            if one.estimated_fitness is not None:
                 self._islands[place % len(self._islands)].append(one)
         self._front = front([*self._front, *evaluated])
         self._generation += 1
@@ -299,48 +281,48 @@ class GeneticProgramming:
         self._islands = [survivors(island, self._population) for island in self._islands]
 
     def _new(self, island: Sequence[Candidate]) -> Expression:
-        """A child that was not asked before, if there is one at hand."""
+        """A child that was not proposed before, if ten draws give one."""
         for _ in range(_TRIES):
             child = self._child(island)
-            if (known := canonical(child)) not in self._asked:
-                self._asked.add(known)
+            if (known := canonical(child)) not in self._proposed:
+                self._proposed.add(known)
                 break
         return child
 
     def _child(self, island: Sequence[Candidate]) -> Expression:
         if self._front and self._rng.random() < _NEAR:
             best = self._front[self._rng.integers(len(self._front))].node
-            change = hoist_mutation if self._rng.random() < _HOISTED else point_mutation
-            return change(best, self._grammar, self._rng)
+            mutation = hoist_mutation if self._rng.random() < _HOISTED else point_mutation
+            return mutation(best, self._grammar, self._rng)
         if self._rng.random() < _FRESH:
             return random_score(self._grammar, self._rng)
         parent = self._parent(island)
         chance = self._rng.random()
-        if chance < _CROSSED:
-            return crossover(parent, self._parent(island), self._grammar, self._rng)
         if chance < _CROSSED + _JOINED:
-            return join(parent, self._parent(island), self._grammar, self._rng)
-        return _mutant(parent, self._grammar, self._rng)
+            combine = crossover if chance < _CROSSED else join
+            return combine(parent, self._parent(island), self._grammar, self._rng)
+        return self._mutant(parent)
 
     def _parent(self, island: Sequence[Candidate]) -> Expression:
-        """The fittest of a few, or of those among them that are as short as one of them.
+        """The winner of a tournament, half of the time among trees as short as the first one.
 
-        Survivors are a front, of which brevity alone makes no parent; but a long front grows at
-        all its sizes.
+        Survivors are a front, on which size alone makes no parent; a long front has parents of all
+        sizes.
         """
-        places = self._rng.integers(len(island), size=_RIVALS)
+        places = self._rng.integers(len(island), size=_TOURNAMENT)
         some: list[Candidate] = [island[place] for place in places]
         if self._rng.random() < _SHORTER:
-            longest = some[0].node.size
-            some = [one for one in some if one.node.size <= longest]
+            some = [one for one in some if one.node.size <= some[0].node.size]
         return min(some, key=by_fitness).node
 
 
 def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """The first non-dominated fronts of fitness and size; the last one's most spread out."""
+    """The first non-dominated fronts of fitness and size; the least crowded of the last one."""
     if len(candidates) <= count:
         return list(candidates)
-    values = np.array([[-(one.worth or 0.0), one.node.size] for one in candidates], np.float64)
+    values = np.array(
+        [[-(one.estimated_fitness or 0.0), one.node.size] for one in candidates], np.float64
+    )
     kept: list[int] = []
     for level in NonDominatedSorting().do(values, n_stop_if_ranked=count):
         spread = calc_crowding_distance(values[level])
@@ -348,20 +330,7 @@ def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     return [candidates[place] for place in sorted(kept)]
 
 
-def _mutant(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
-    chance = rng.random()
-    if chance < _SUBTREE:
-        return subtree_mutation(parent, grammar, rng)
-    if chance < _SUBTREE + _POINT:
-        return point_mutation(parent, grammar, rng)
-    return hoist_mutation(parent, grammar, rng)
-
-
-def _begun(seeds: deque[Expression], grammar: Grammar, count: int, rng: Random) -> list[Expression]:
-    given = [seeds.popleft() for _ in range(min(count, len(seeds)))]
-    return [*given, *(random_score(grammar, rng) for _ in range(count - len(given)))]
-
-
+EXHAUSTIVE = "exhaustive"
 _ENGINES: dict[str, Callable[[Grammar, int, Sequence[Expression]], Engine]] = {
     EXHAUSTIVE: ExhaustiveSearch,
     "random": RandomSearch,

@@ -1,29 +1,10 @@
-"""Explain a proxy: dead branches, sensitivity to what it reads, simpler formulas.
-
-A benchmark that is scored again and again: by trees that differ a little, after changes.
-
-Which parts of a deep proxy do not matter: without them architectures are ordered the same.
-
-A cut takes one part out of a tree: an operand of a word of two, where the other operand takes
-the word's place, or a word of one operand, where that takes its place if it is of the same type.
-What is cut off is dead where the shorter tree orders the architectures as the whole one does, or
-exactly the other way round.
-
-What a proxy's order of architectures owes to the data, to the weights and to each input.
-
-Each is one change, and two figures: how much of the proxy's order is left, and how well what is
-left goes with quality.
-
-What a proxy says, and whether anything simpler says the same.
-"""
+"""Explain a proxy: dead branches, sensitivity to its inputs, the closest surrogate formula."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -31,15 +12,13 @@ import numpy.typing as npt
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import (
     Assessment,
+    Compared,
     assess,
-    beats,
-    beside_baselines,
-    hardest,
-    lead_json,
+    compare_baselines,
     number_json,
     proxy_name,
 )
-from lmscout.discovery.discover import cache_name
+from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
 from lmscout.discovery.surrogate_formula import SurrogateFormula, surrogate
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval, spearman
@@ -60,146 +39,62 @@ from lmscout.proxies import (
 )
 from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.results import Result, SavedAs
-from lmscout.statistics import Batch, Workers, score_proxies
 from lmscout.statistics.deep_values import DeepEvaluator
-from lmscout.statistics.sketches import collect_sketches, spec_values
+from lmscout.statistics.sketches import spec_values
 from lmscout.statistics.workers import worker_processes
 
 Scores = npt.NDArray[np.float64]
-
-SCORES, SKETCHES = "scores", "sketches"
-OTHER_DATA, OTHER_WEIGHTS = "other data", "other weights"
-
-
-class ScoredBenchmark:
-    """Scores of proxies on full tensors, each read once, and of trees on sketches.
-
-    All that is asked for in one call is scored in one pass through each architecture.
-    """
-
-    def __init__(
-        self,
-        benchmark: Benchmark,
-        *,
-        seed: int,
-        batch: Batch,
-        cache: Path,
-        workers: Workers | None,
-        stages: Stages,
-    ) -> None:
-        """Score nothing yet.
-
-        Args:
-            benchmark: the architectures.
-            seed: of the models' weights.
-            batch: what the models read.
-            cache: where scores and sketches are kept.
-            workers: how the work is spread over processes.
-            stages: told how far each reading is.
-        """
-        self._read = partial(
-            score_proxies,
-            benchmark.specs,
-            name=cache_name(benchmark.name),
-            folder=cache,
-            workers=workers,
-        )
-        self._sketch = partial(
-            collect_sketches,
-            benchmark.specs,
-            name=cache_name(benchmark.name),
-            folder=cache,
-            seed=seed,
-            batch=batch,
-            workers=workers,
-        )
-        self._seed, self._batch, self._stages = seed, batch, stages
-        self._known: dict[str, Scores] = {}
-
-    def scores(self, names: Iterable[str]) -> dict[str, Scores]:
-        """Scores on full tensors: name or expression -> [n]."""
-        wanted = list(dict.fromkeys(names))
-        if unread := [name for name in wanted if name not in self._known]:
-            with self._stages(SCORES) as update:
-                self._known |= self._read(
-                    unread, seed=self._seed, batch=self._batch, progress=update
-                )
-        return {name: self._known[name] for name in wanted}
-
-    def tree_scores(self, trees: Sequence[Expression]) -> dict[Expression, Scores]:
-        """The same of trees."""
-        scores = self.scores(map(format_expression, trees))
-        return {tree: scores[format_expression(tree)] for tree in trees}
-
-    def with_other_data(self, name: str) -> Scores:
-        """Scores of one proxy where the models read other tokens: [n]."""
-        other = self._batch.other()
-        with self._stages(OTHER_DATA) as update:
-            return self._read([name], seed=self._seed, batch=other, progress=update)[name]
-
-    def with_other_weights(self, name: str) -> Scores:
-        """Scores of one proxy where the models' weights are of another seed: [n]."""
-        with self._stages(OTHER_WEIGHTS) as update:
-            return self._read([name], seed=self._seed + 1, batch=self._batch, progress=update)[name]
-
-    def with_ones(self, name: str, read: str) -> Scores:
-        """Scores of one proxy that is given ones for the tensors of an input: [n]."""
-        with self._stages(f"ones for {read}") as update:
-            return self._read(
-                [name], seed=self._seed, batch=self._batch, ones=read, progress=update
-            )[name]
-
-    def evaluator(self) -> DeepEvaluator:
-        """What scores trees on sketches of all architectures."""
-        with self._stages(SKETCHES) as update:
-            return DeepEvaluator(self._sketch(progress=update))
-
-
-Scored = Callable[[Sequence[Expression]], Mapping[Expression, Scores]]  # trees to their scores
+Score = Callable[[Sequence[Expression]], Mapping[Expression, Scores]]  # scores of trees
+SavedTree = Annotated[Expression, SavedAs(format_expression, parse)]
+OptionalTree = Annotated[Expression | None, SavedAs(format_expression, parse)]
 
 DEAD = 0.999
-"""The |Spearman| with the whole tree's scores from which on a part counts as dead."""
+"""The |Spearman| with the whole tree's scores from which on a branch counts as dead."""
+
+FULL_WORDS = 60
+"""Words of all shorter trees together that are scored on full tensors: these cost about as much as
+the pass through each architecture that makes the sketches."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A part taken out of a tree.
+    """A tree without one branch.
 
     Attributes:
-        removed: the part; of a word of one operand, the word with an ellipsis for that.
-        shorter: what is left of the tree.
-        spearman: |Spearman| between its scores and those of the whole tree; NaN where it has
-            no order.
+        removed: the branch; an operation of one operand with an ellipsis for that.
+        shorter: the rest of the tree.
+        spearman: |Spearman| between its scores and those of the whole tree; NaN if it has no
+            order.
     """
 
     removed: str
-    shorter: Annotated[Expression, SavedAs(format_expression, parse)]
+    shorter: SavedTree
     spearman: float = float("nan")
 
     @property
     def dead(self) -> bool:
-        """Whether the part does not matter."""
+        """Whether the branch does not change the order."""
         return self.spearman >= DEAD
 
 
 @dataclass(frozen=True)
 class DeadBranches:
-    """Which parts of a proxy do not matter, and what it is without them.
+    """The dead branches of a proxy, and the proxy without them.
 
     Attributes:
-        measured_on: "full tensors" or "sketches": what the cuts were measured on.
-        dead: the cuts that leave the order of architectures as it is.
-        shortest: what is left when all that is dead is taken out, one part after the other.
-        spearman: |Spearman| between its scores and the proxy's, on full tensors in any case.
+        measured_on: "full tensors" or "sketches", for the cuts.
+        dead: the cuts that do not change the order of architectures.
+        shortest: the tree without all dead branches, removed one after the other.
+        spearman: |Spearman| between its scores and the proxy's, on full tensors.
     """
 
     measured_on: str
     dead: tuple[Cut, ...]
-    shortest: Annotated[Expression, SavedAs(format_expression, parse)]
+    shortest: SavedTree
     spearman: float
 
     def to_json(self) -> dict[str, object]:
-        """The cuts, and what is left."""
+        """The cuts, and the tree without them."""
         return {
             "measured_on": self.measured_on,
             "dead": [
@@ -219,50 +114,48 @@ class DeadBranches:
 
 
 def cuts(node: Expression) -> tuple[Cut, ...]:
-    """Every cut of a tree, not yet measured; of cuts that leave the same, the first."""
+    """Every cut of a tree, not measured; the first of those with the same rest.
+
+    A cut replaces an operation of two operands by one of them, or an operation of one operand by
+    that, if the type stays the same.
+    """
     found: dict[Expression, Cut] = {}
     for path, one in walk(node):
+        options: list[tuple[str, Expression]] = []
         if len(one.operands) == 2:
             left, right = one.operands
             options = [(format_expression(left), right), (format_expression(right), left)]
         elif one.operands and one.type == one.operands[0].type:
             options = [(f"{one.name}(…)", one.operands[0])]
-        else:
-            options = []
         for removed, kept in options:
             shorter = replaced(node, path, kept)
             found.setdefault(shorter, Cut(removed, shorter))
     return tuple(found.values())
 
 
-def measured_cuts(node: Expression, score: Scored, own: Scores | None = None) -> tuple[Cut, ...]:
+def measured_cuts(node: Expression, score: Score, own: Scores | None = None) -> tuple[Cut, ...]:
     """Every cut of a tree, measured.
 
     Args:
         node: the tree.
         score: gives trees' scores.
-        own: what shorter trees are compared with, the tree's own scores by default.
+        own: scores to compare with, the tree's own by default.
     """
     every = cuts(node)
     scores = score([node, *(cut.shorter for cut in every)])
     target = scores[node] if own is None else own
-    return tuple(
-        Cut(cut.removed, cut.shorter, abs(spearman(scores[cut.shorter], target))) for cut in every
-    )
+    return tuple(replace(cut, spearman=abs(spearman(scores[cut.shorter], target))) for cut in every)
 
 
-def shortenings(node: Expression, score: Scored) -> tuple[Expression, ...]:
-    """A tree with all that is dead taken out, one part after the other.
+def shortenings(node: Expression, score: Score) -> tuple[Expression, ...]:
+    """A tree, and the rest after each dead branch that is removed.
 
-    Every step takes the cut that leaves the shortest tree, of several the one most like the
-    whole tree, among those that still order architectures as the whole tree does.
+    Every step takes the shortest rest, and of several the one closest to the whole tree, among
+    those with the order of the whole tree.
 
     Args:
         node: the tree.
         score: gives trees' scores.
-
-    Returns:
-        The tree, then what is left after each step.
     """
     (own,) = score([node]).values()
     left = [node]
@@ -274,30 +167,29 @@ def shortenings(node: Expression, score: Scored) -> tuple[Expression, ...]:
 
 @dataclass(frozen=True)
 class Change:
-    """Scores after a change, beside the proxy's own.
+    """Scores after a change of a proxy's inputs.
 
     Attributes:
-        spearman: Spearman's ρ with the proxy's own; NaN where they have no order.
-        quality: theirs with quality.
+        spearman: Spearman's ρ with the unchanged scores; NaN if they have no order.
+        quality: Spearman's ρ with quality.
     """
 
     spearman: float
     quality: float
 
     def to_json(self) -> dict[str, float | None]:
-        """Both figures; null where one is not defined."""
+        """Both figures; null if one is not defined."""
         return {"spearman": number_json(self.spearman), "quality": number_json(self.quality)}
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How a proxy takes changes of what it is computed from.
+    """Sensitivity of a proxy's scores to changes of its inputs.
 
     Attributes:
         other_data: another batch of tokens.
         other_weights: other initial weights.
-        inputs: input -> its tensors replaced by ones of the same shapes, so that it tells
-            nothing but its size.
+        inputs: input -> its tensors replaced by ones of the same shapes.
         left_out: why there is no `inputs`, or "".
     """
 
@@ -317,58 +209,51 @@ class Sensitivity:
 
 
 def change(scores: Scores, own: Scores, quality: Scores) -> Change:
-    """Compare scores after a change with the proxy's own, and with quality; all are [n]."""
+    """Compare changed scores with the proxy's own, and with quality; all are [n]."""
     return Change(spearman(scores, own), spearman(scores, quality))
 
 
-def silenced(node: Expression) -> dict[str, Expression]:
-    """For each tensor leaf of a tree the tree with ones in that leaf's place.
+def leaves_as_ones(node: Expression) -> dict[str, Expression]:
+    """For each tensor leaf of a tree, the tree with ones in its place: exp(x - x).
 
-    Ones of a tensor's shape are exp(x - x), so that they need no word of their own.  A tree that
-    may not have room for these, of more than a quarter of the largest, has none.
+    A tree of more than a quarter of the largest size has none, as it may have no room for them.
     """
+
+    def with_ones(one: Expression, leaf: str) -> Expression:
+        if one == Expression(leaf):
+            return Expression("exp", (Expression("sub", (one, one)),))
+        return Expression(one.name, tuple(with_ones(each, leaf) for each in one.operands))
+
     if 4 * node.size > LARGEST:
         return {}
-    leaves = sorted(node.leaves - set(SPEC_LEAVES))
-    return {leaf: _with_ones(node, leaf) for leaf in leaves}
-
-
-def _with_ones(node: Expression, leaf: str) -> Expression:
-    if node == Expression(leaf):
-        return Expression("exp", (Expression("sub", (node, node)),))
-    return Expression(node.name, tuple(_with_ones(one, leaf) for one in node.operands))
+    return {leaf: with_ones(node, leaf) for leaf in sorted(node.leaves - set(SPEC_LEAVES))}
 
 
 def why_no_inputs(proxy: Entry | Expression, tree: Expression | None) -> str:
-    """Why inputs cannot be replaced by ones; "" where they can be."""
+    """Why inputs cannot be replaced by ones; "" if they can."""
     if tree is not None:
         if not tree.leaves - set(SPEC_LEAVES):
             return "it reads the configuration alone"
-        return "" if silenced(tree) else f"it has {tree.size} words, more than {LARGEST // 4}"
+        return "" if leaves_as_ones(tree) else f"it has {tree.size} words, more than {LARGEST // 4}"
     assert isinstance(proxy, Entry)  # every expression is a tree
     return "" if proxy.reads else "it runs the model itself"
 
 
-FULL_WORDS = 60
-"""Up to how many words of all shorter trees together these are measured on full tensors: they
-cost about as much as the one pass through each architecture that makes the sketches."""
-
-
 @dataclass(frozen=True, repr=False)
 class Forms(Result):
-    """What follows from a proxy's formula alone.
+    """The forms of a proxy that follow from its formula alone.
 
     Attributes:
         name: in the catalog, or its text in the usual form.
         definition: of the catalog, in one line; None for an expression.
-        tree: the proxy as a deep tree, or None.
-        latex: the proxy in LaTeX, or None where the language cannot say it.
-        torch: the source of a module that computes it; None likewise.
+        tree: the proxy as an expression, or None.
+        latex: the proxy in LaTeX; None if it is no expression.
+        torch: the source of a PyTorch module that computes it; None if it is no expression.
     """
 
     name: str
     definition: str | None
-    tree: Annotated[Expression | None, SavedAs(format_expression, parse)]
+    tree: OptionalTree
     latex: str | None
     torch: str | None
 
@@ -377,7 +262,7 @@ class Forms(Result):
         return [self.to_json()]
 
     def to_json(self) -> dict[str, object]:
-        """As the command line prints it."""
+        """The result as the command line prints it."""
         return {
             "proxy": self.name,
             "definition": self.definition,
@@ -388,7 +273,7 @@ class Forms(Result):
 
 
 def forms(proxy: str) -> Forms:
-    """The forms of a proxy, for which nothing is evaluated.
+    """The forms of a proxy, without evaluating it.
 
     Args:
         proxy: a catalog name or an expression.
@@ -408,30 +293,30 @@ def forms(proxy: str) -> Forms:
 
 
 @dataclass(frozen=True, repr=False)
-class Explanation(Result):
-    """What a proxy says of the architectures of a benchmark.
+class Explanation(Compared, Result):
+    """An explanation of a proxy on the architectures of a benchmark.
 
     Attributes:
         benchmark: the benchmark's name.
-        metric: what its quality is.
-        n_architectures: how many it holds.
-        tree: the proxy as a deep tree, or None.
-        assessment: how well it ranks, with the sign as given; its name is the proxy's.
+        metric: name of its quality.
+        n_architectures: number of its architectures.
+        tree: the proxy as an expression, or None.
+        assessment: of its ranking, with the sign as given; its name is the proxy's.
         baselines: the configuration baselines.
-        ahead: by how much its ρ exceeds that of the best of them, paired.
-        dead_branches: what could be left out of it; None where it is no tree.
-        sensitivity: how it takes changes of data, weights and inputs.
+        ahead: its ρ less that of the best of them, paired.
+        dead_branches: None if it is no expression.
+        sensitivity: to changes of data, weights and inputs.
         configuration: "depth", "width", "params" -> its Spearman's ρ with it.
-        surrogate: the formula of the configuration that is most like it; None where there is none.
-        latex: the proxy in LaTeX, or None where the language cannot say it.
-        torch: the source of a module that computes it; None likewise.
+        surrogate: the closest formula of the configuration; None if there is none.
+        latex: the proxy in LaTeX; None if it is no expression.
+        torch: the source of a PyTorch module that computes it; None if it is no expression.
         seconds: by stage.
     """
 
     benchmark: str
     metric: str
     n_architectures: int
-    tree: Annotated[Expression | None, SavedAs(format_expression, parse)]
+    tree: OptionalTree
     assessment: Assessment
     baselines: tuple[Assessment, ...]
     ahead: Interval
@@ -444,31 +329,23 @@ class Explanation(Result):
     seconds: dict[str, float]
 
     @property
-    def hardest(self) -> Assessment:
-        """The best of the configuration baselines."""
-        return hardest(self.baselines)
-
-    @property
-    def beats_baselines(self) -> bool | None:
-        """Whether its ρ is above that of every configuration baseline, if one has any."""
-        return beats(self.assessment, self.baselines)
+    def assessed(self) -> Assessment:
+        """The proxy's assessment."""
+        return self.assessment
 
     @property
     def seen(self) -> bool:
-        """Whether the search that found it saw a part of the benchmark."""
+        """Whether the search that found the proxy used a part of the benchmark."""
         return has_seen(self.assessment.name, self.benchmark)
 
     def rows(self) -> list[dict[str, Any]]:
-        """ρ with the proxy itself and with quality, under each change of what it reads."""
+        """ρ with the proxy itself and with quality, for each change of its inputs."""
         changes = {
             "other data": self.sensitivity.other_data,
             "other initial weights": self.sensitivity.other_weights,
             **{f"ones for {name}": one for name, one in self.sensitivity.inputs.items()},
         }
-        return [
-            {"change": name, "spearman": one.spearman, "quality": one.quality}
-            for name, one in changes.items()
-        ]
+        return [{"change": name, **vars(one)} for name, one in changes.items()]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
@@ -480,11 +357,11 @@ class Explanation(Result):
             "tree": None if self.tree is None else format_expression(self.tree),
             **self.assessment.to_json(),
             "seen": self.seen,
-            **lead_json(self.assessment, self.baselines, self.ahead),
-            "dead_branches": None if self.dead_branches is None else self.dead_branches.to_json(),
+            **self.comparison_json(),
+            "dead_branches": self.dead_branches and self.dead_branches.to_json(),
             "sensitivity": self.sensitivity.to_json(),
             "configuration": {name: number_json(rho) for name, rho in self.configuration.items()},
-            "surrogate": None if self.surrogate is None else self.surrogate.to_json(),
+            "surrogate": self.surrogate and self.surrogate.to_json(),
             "latex": self.latex,
             "torch": self.torch,
             "seconds": self.seconds,
@@ -497,64 +374,51 @@ def explain(
     proxy: str,
     *,
     seed: int,
-    cache: Path,
-    batch: Batch | None = None,
-    workers: Workers | None = None,
     progress: Progress | None = None,
+    **options: Unpack[ScorerOptions],
 ) -> Explanation:
-    """Take a proxy apart on all architectures of a benchmark.
+    """Explain a proxy on all architectures of a benchmark.
 
-    No choice is made among proxies, so all architectures are reported on, and the sign is as
-    given.  Scores are of full tensors and kept like all scores.
+    All architectures are used, as no proxy is chosen, and the sign is as given.  Scores are of full
+    tensors.
 
     Args:
         benchmark: architectures with measured quality.
         proxy: a catalog name or an expression.
         seed: of the models' weights, and of the half that chooses the surrogate formula.
-        cache: where scores are kept.
-        batch: what the models read.
-        workers: how the work is spread over processes.
-        progress: called with a stage's name, what is done of it, and its size.
-
-    Returns:
-        The explanation.
+        progress: called with a stage's name, steps done and in all.
+        **options: of `Scorer`.
 
     Raises:
-        LmscoutError: the proxy is unknown, malformed or orders nothing, or the cache cannot be
+        LmscoutError: the proxy is unknown, malformed or has no order, or the cache cannot be
             written.
     """
-    resolved = resolve(proxy)
-    form = forms(proxy)
-    name, tree = form.name, form.tree
+    resolved, form = resolve(proxy), forms(proxy)
+    name, tree, quality = form.name, form.tree, benchmark.quality
     stages = Stages(progress)
-    scored = ScoredBenchmark(
-        benchmark,
-        seed=seed,
-        batch=batch or Batch(),
-        cache=cache,
-        workers=workers,
-        stages=stages,
-    )
-    instead = {} if tree is None else silenced(tree)
-    dead = None if tree is None else _dead_branches(name, tree, instead, benchmark, scored)
-    own = scored.scores([name])[name]
-    _require_order(name, own, benchmark)
-    quality = benchmark.quality
+    scorer = Scorer(benchmark.specs, cache_name(benchmark.name), seed=seed, **options)
+    as_ones = {} if tree is None else leaves_as_ones(tree)
+    dead = None
     if tree is not None:
-        update = scored.tree_scores(list(instead.values()))
-        inputs = {leaf: change(update[one], own, quality) for leaf, one in instead.items()}
-    else:
-        inputs = {
-            read: change(scored.with_ones(name, read), own, quality)
-            for read in (resolved.reads if isinstance(resolved, Entry) else ())
-        }
-    baselines, ahead = beside_baselines(own, benchmark)
-    sensitivity = Sensitivity(
-        other_data=change(scored.with_other_data(name), own, quality),
-        other_weights=change(scored.with_other_weights(name), own, quality),
-        inputs=inputs,
-        left_out=why_no_inputs(resolved, tree),
-    )
+        later = [tree, *as_ones.values()]
+        dead = _dead_branches(name, tree, later, benchmark, scorer, stages)
+    with stages("scores") as update:
+        own = scorer.scores([name], update)[name]
+    _require_order(name, own, benchmark)
+    changed: dict[str, Scores] = {}
+    if tree is not None:
+        of_trees = scorer.tree_scores(list(as_ones.values()))
+        changed = {leaf: of_trees[one] for leaf, one in as_ones.items()}
+    elif isinstance(resolved, Entry):
+        for read in resolved.reads:
+            with stages(f"ones for {read}") as update:
+                changed[read] = scorer.scores([name], update, ones=read)[name]
+    with stages("other data") as update:
+        other_data = scorer.with_other_data().scores([name], update)[name]
+    with stages("other weights") as update:
+        other_weights = replace(scorer, seed=seed + 1).scores([name], update)[name]
+    baselines, ahead = compare_baselines(own, benchmark)
+    values = list(map(spec_values, benchmark.specs))
     return Explanation(
         benchmark=benchmark.name,
         metric=benchmark.metric,
@@ -564,8 +428,13 @@ def explain(
         baselines=baselines,
         ahead=ahead,
         dead_branches=dead,
-        sensitivity=sensitivity,
-        configuration=_with_configuration(own, benchmark),
+        sensitivity=Sensitivity(
+            other_data=change(other_data, own, quality),
+            other_weights=change(other_weights, own, quality),
+            inputs={leaf: change(scores, own, quality) for leaf, scores in changed.items()},
+            left_out=why_no_inputs(resolved, tree),
+        ),
+        configuration={leaf: spearman(own, [one[leaf] for one in values]) for leaf in SPEC_LEAVES},
         surrogate=surrogate(benchmark, own, seed=seed),
         latex=form.latex,
         torch=form.torch,
@@ -576,28 +445,35 @@ def explain(
 def _dead_branches(
     name: str,
     tree: Expression,
-    instead: Mapping[str, Expression],
+    later: Sequence[Expression],
     benchmark: Benchmark,
-    scored: ScoredBenchmark,
+    scorer: Scorer,
+    stages: Stages,
 ) -> DeadBranches:
-    """Find what is dead; the scores that are needed later are read in the same pass."""
+    """Find dead branches; scores of the trees needed later are computed in the same pass."""
+
+    def full(trees: Sequence[Expression]) -> Mapping[Expression, Scores]:
+        with stages("scores") as update:
+            scorer.scores([name, *map(format_expression, trees)], update)
+        return scorer.tree_scores(trees)
+
     shorter = [cut.shorter for cut in cuts(tree)]
     on_full = sum(one.size for one in shorter) <= FULL_WORDS
-    later = [name, *map(format_expression, (tree, *instead.values()))]
+    score = full
     if on_full:
-        scored.scores([*later, *map(format_expression, shorter)])
-        _require_order(name, scored.scores([name])[name], benchmark)
-        score: Scored = scored.tree_scores
+        full([*later, *shorter])
+        _require_order(name, scorer.scores([name])[name], benchmark)
     else:
-        evaluator = scored.evaluator()
+        with stages("sketches") as update:
+            evaluator = DeepEvaluator(scorer.sketches(update))
 
-        def score(trees: Sequence[Expression]) -> dict[Expression, Scores]:
+        def score(trees: Sequence[Expression]) -> Mapping[Expression, Scores]:
             return {one: evaluator.scores(one) for one in trees}
 
     measured, left = measured_cuts(tree, score), shortenings(tree, score)
-    scored.scores([*later, *map(format_expression, left)])
-    own = scored.scores([name])[name]
-    rho = {one: abs(spearman(scores, own)) for one, scores in scored.tree_scores(left).items()}
+    scores = full([*later, *left])
+    own = scorer.scores([name])[name]
+    rho = {one: abs(spearman(scores[one], own)) for one in left}
     shortest = [one for one in left if rho[one] >= DEAD or one == tree][-1]
     return DeadBranches(
         measured_on="full tensors" if on_full else "sketches",
@@ -620,8 +496,3 @@ def _require_order(name: str, scores: Scores, benchmark: Benchmark) -> None:
             f"{name} gives all architectures of {benchmark.name} the same score: there is no order "
             "to explain; give another proxy"
         )
-
-
-def _with_configuration(scores: Scores, benchmark: Benchmark) -> dict[str, float]:
-    values = list(map(spec_values, benchmark.specs))
-    return {leaf: spearman(scores, [one[leaf] for one in values]) for leaf in SPEC_LEAVES}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import signed_proxy
@@ -14,6 +15,7 @@ from lmscout.discovery.discover import Discovery, Read, discover
 from lmscout.discovery.explain import Explanation, explain
 from lmscout.discovery.rank import RankResult, rank_proxies
 from lmscout.discovery.saved_run import begin_deep, benchmark_digest, save_discovery, save_rank
+from lmscout.discovery.scorer import ScorerOptions
 from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings, discover_deep
 from lmscout.progress import Progress
 from lmscout.proxies import CATALOG, Space, resolve
@@ -29,12 +31,11 @@ def kept_discovery(
     *,
     search: int,
     seed: int,
-    cache: Path,
-    workers: Workers,
     out: Path | None,
     progress: Progress | None,
     source: Source | None = None,
     moved: dict[str, str | None] | None = None,
+    **options: Unpack[ScorerOptions],
 ) -> Discovery:
     """Rank a space exhaustively, see `discover`.
 
@@ -43,12 +44,11 @@ def kept_discovery(
         space: the proxies.
         search: number of search architectures.
         seed: of the split.
-        cache: folder of statistics.
-        workers: how the statistics are spread over processes.
         out: run folder; None to keep nothing.
         progress: called with stage, steps done and all steps.
         source: loads the benchmark, and what gives its statistics, unless the run has finished.
         moved: further settings of the run.
+        options: how architectures are evaluated, see `ScorerOptions`.
     """
     settings: dict[str, object] = {
         "space": space.name,
@@ -56,7 +56,7 @@ def kept_discovery(
         "aggregations": space.aggregations,
         "search": search,
         "seed": seed,
-        "device": workers.device_kind,
+        "device": _workers(options).device_kind,
         **(moved or {}),
     }
     if isinstance(benchmark, Benchmark):
@@ -70,10 +70,9 @@ def kept_discovery(
             space,
             search=search,
             seed=seed,
-            cache=cache,
-            workers=workers,
             progress=progress,
             read=read,
+            **options,
         )
 
     return kept_result(out, "discover", settings, Discovery, compute, save_discovery)
@@ -85,16 +84,15 @@ def kept_deep_discovery(
     *,
     search: Sequence[int],
     seed: int,
-    cache: Path,
-    workers: Workers,
     out: Path | None,
     progress: Progress | None,
+    **options: Unpack[ScorerOptions],
 ) -> DeepDiscovery:
     """Search the deep space, see `discover_deep`; without a run folder in a temporary one."""
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
         run = begin_deep(
-            folder, benchmarks, settings, search=search, seed=seed, device=workers.device
+            folder, benchmarks, settings, search=search, seed=seed, device=_workers(options).device
         )
         if run.finished:
             return run.load(DeepDiscovery)
@@ -103,10 +101,9 @@ def kept_deep_discovery(
             settings,
             search=search,
             seed=seed,
-            cache=cache,
             folder=run.folder,
-            workers=workers,
             progress=progress,
+            **options,
         )
         run.end(result)
         return result
@@ -117,10 +114,9 @@ def kept_rank(
     proxies: Sequence[str],
     *,
     seed: int,
-    cache: Path,
-    workers: Workers,
     out: Path | None,
     progress: Progress | None,
+    **options: Unpack[ScorerOptions],
 ) -> RankResult:
     """Rank given proxies, see `rank_proxies`; the whole catalog if none is given."""
     signed = [str(signed_proxy(name)) for name in proxies or [one.name for one in CATALOG]]
@@ -129,16 +125,15 @@ def kept_rank(
         "benchmark_sha256": benchmark_digest(benchmark),
         "proxies": signed,
         "seed": seed,
-        "device": workers.device_kind,
+        "device": _workers(options).device_kind,
     }
     compute = partial(
         rank_proxies,
         benchmark,
         list(proxies),
         seed=seed,
-        cache=cache,
-        workers=workers,
         progress=progress,
+        **options,
     )
     save = partial(save_rank, benchmark=benchmark)
     return kept_result(out, "rank", settings, RankResult, compute, save)
@@ -149,10 +144,9 @@ def kept_explanation(
     proxy: str,
     *,
     seed: int,
-    cache: Path,
-    workers: Workers,
     out: Path | None,
     progress: Progress | None,
+    **options: Unpack[ScorerOptions],
 ) -> Explanation:
     """Explain a proxy on a benchmark, see `explain`."""
     resolve(proxy)  # an unknown name is refused before anything is computed
@@ -161,9 +155,11 @@ def kept_explanation(
         "benchmark": benchmark.name,
         "benchmark_sha256": benchmark_digest(benchmark),
         "seed": seed,
-        "device": workers.device_kind,
+        "device": _workers(options).device_kind,
     }
-    compute = partial(
-        explain, benchmark, proxy, seed=seed, cache=cache, workers=workers, progress=progress
-    )
+    compute = partial(explain, benchmark, proxy, seed=seed, progress=progress, **options)
     return kept_result(out, "explain", settings, Explanation, compute)
+
+
+def _workers(options: ScorerOptions) -> Workers:
+    return options.get("workers") or Workers()

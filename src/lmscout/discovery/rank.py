@@ -1,18 +1,17 @@
-"""Judge given proxies, of the literature or written by a user, on a whole benchmark."""
+"""Rank given proxies, of the literature or written by a user, on a whole benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import FALLING, Assessment, assess, assess_baselines, signed_proxy
-from lmscout.discovery.discover import STATISTICS, cache_name
+from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
 from lmscout.progress import Progress, Stages
 from lmscout.proxies import (
     CATALOG,
@@ -24,28 +23,25 @@ from lmscout.proxies import (
     resolve,
 )
 from lmscout.results import NotSaved, Result
-from lmscout.statistics import Batch, Workers, collect, score_proxies
 from lmscout.statistics.workers import worker_processes
-
-SCORES = "scores"
 
 
 @dataclass(frozen=True, repr=False)
 class RankResult(Result):
-    """Proxies and configuration baselines, judged on all architectures of a benchmark.
+    """Proxies and configuration baselines, assessed on all architectures of a benchmark.
 
-    A proxy whose search saw a part of the benchmark is flattered by its figures here, and is
-    marked as seen.
+    The figures of a proxy whose search used a part of the benchmark are optimistic; such a proxy
+    is marked as seen.
 
     Attributes:
         benchmark: the benchmark's name.
-        metric: what its quality is.
-        n_architectures: how many it holds.
-        proxies: one entry a proxy, in the order asked for.
+        metric: name of its quality.
+        n_architectures: number of its architectures.
+        proxies: one entry per proxy, in the order given.
         baselines: the configuration baselines.
         seconds: by stage.
         scores: proxy's name or text -> [architectures] float64, higher is better; empty in a
-            result that was read again.
+            loaded result.
     """
 
     benchmark: str
@@ -57,7 +53,7 @@ class RankResult(Result):
     scores: Annotated[dict[str, npt.NDArray[np.float64]], NotSaved] = field(default_factory=dict)
 
     def seen(self, name: str) -> bool:
-        """Whether the search that found a proxy saw a part of this benchmark."""
+        """Whether the search that found a proxy used a part of this benchmark."""
         return has_seen(name.removeprefix(FALLING), self.benchmark)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -86,79 +82,54 @@ def rank_proxies(
     proxies: Sequence[str] = (),
     *,
     seed: int,
-    cache: Path,
-    batch: Batch | None = None,
-    workers: Workers | None = None,
     progress: Progress | None = None,
+    **options: Unpack[ScorerOptions],
 ) -> RankResult:
     """Score every architecture of a benchmark by each proxy and correlate with quality.
 
-    No choice is made here, so all architectures are reported on, and a proxy keeps the sign
-    that it was published with, or is given.
+    All architectures are used, as nothing is chosen; a proxy keeps the sign that it was published
+    with or is given.
 
     Args:
         benchmark: architectures with measured quality.
-        proxies: catalog names or expressions, with a minus sign before them where lower scores
+        proxies: catalog names or expressions, with a minus sign before those whose lower scores
             are better; empty for the whole catalog.
         seed: of the models' weights.
-        cache: where statistics are kept.
-        batch: what the models read.
-        workers: how the work is spread over processes.
-        progress: called with a stage's name, what is done of it, and its size.
-
-    Returns:
-        The judgement.
+        progress: called with a stage's name, steps done and in all.
+        **options: of `Scorer`.
 
     Raises:
         LmscoutError: a proxy is unknown or malformed, or the cache cannot be written.
     """
-    asked = [signed_proxy(text) for text in proxies or [one.name for one in CATALOG]]
-    wanted = {one.name: resolve(one.name) for one in asked}
+    signed = [signed_proxy(text) for text in proxies or [one.name for one in CATALOG]]
+    resolved = {one.name: resolve(one.name) for one in signed}
     published_chains = set(published().chains)
-    collected = {  # what reads nothing but published statistics shares them with `discover`
+    from_statistics = {  # these share the cached statistics of `discover`
         name: one
-        for name, one in wanted.items()
+        for name, one in resolved.items()
         if isinstance(one, Expression)
         and (form := as_published(one)) is not None
         and {branch.chain for branch in form.branches} <= published_chains
     }
-    others = [name for name in wanted if name not in collected]
-    label = cache_name(benchmark.name)
+    others = [name for name in resolved if name not in from_statistics]
+    scorer = Scorer(benchmark.specs, cache_name(benchmark.name), seed=seed, **options)
     scores: dict[str, npt.NDArray[np.float64]] = {}
     stages = Stages(progress)
-    if collected:
-        with stages(STATISTICS) as update:
-            statistics = collect(
-                benchmark.specs,
-                published().chains,
-                name=label,
-                folder=cache,
-                seed=seed,
-                batch=batch,
-                workers=workers,
-                progress=update,
-            )
-        for name, expression in collected.items():
+    if from_statistics:
+        with stages("statistics") as update:
+            statistics = scorer.statistics(published().chains, update)
+        for name, expression in from_statistics.items():
             scores[name] = evaluate(expression, statistics.branch, statistics.depth)
     if others:
-        with stages(SCORES) as update:
-            scores |= score_proxies(
-                benchmark.specs,
-                others,
-                name=label,
-                folder=cache,
-                seed=seed,
-                batch=batch,
-                workers=workers,
-                progress=update,
-            )
-    signed = {str(one): one.sign * scores[one.name] for one in asked}
+        with stages("scores") as update:
+            scores |= scorer.scores(others, update)
+    by_text = {str(one): one.sign * scores[one.name] for one in signed}
     return RankResult(
         benchmark=benchmark.name,
         metric=benchmark.metric,
         n_architectures=len(benchmark),
-        proxies=tuple(assess(name, own, benchmark) for name, own in signed.items()),
+        proxies=tuple(assess(name, own, benchmark) for name, own in by_text.items()),
         baselines=assess_baselines(benchmark),
-        scores=signed,
+        scores=by_text,
         seconds=stages.seconds,
     )

@@ -1,4 +1,4 @@
-"""The run folders of discoveries and judgements: settings, every score as Parquet, the result."""
+"""Run folders of `discover` and `rank`: settings, every score as Parquet, the result."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.discover import Discovery, cache_name
+from lmscout.discovery.discover import Discovery
 from lmscout.discovery.exhaustive import write_scores
 from lmscout.discovery.rank import RankResult
+from lmscout.discovery.scorer import cache_name
 from lmscout.discovery.symbolic_search import DeepSettings
 from lmscout.errors import LmscoutError
 from lmscout.runs import RESULT, Run, default_run_folder, open_run, read_settings, same_settings
@@ -38,78 +39,13 @@ def save_discovery(run: Run, result: Discovery) -> None:
         LmscoutError: the folder is not empty or cannot be written.
     """
     assert result.ranking is not None
-    more = {
-        "search_rows": result.split.search.tolist(),
-        "statistics": str(result.statistics),
-    }
+    more = {"search_rows": result.split.search.tolist(), "statistics": str(result.statistics)}
     with run.saving(result, **more) as draft:
         write_scores(draft / SCORES, result.space, result.ranking)
 
 
-def begin_deep(
-    folder: Path | None,
-    benchmarks: Sequence[Benchmark],
-    settings: DeepSettings,
-    *,
-    search: Sequence[int],
-    seed: int,
-    device: str = "cpu",
-) -> Run:
-    """Open the run folder of a discovery in the deep space: new, to be continued, or finished.
-
-    Args:
-        folder: of the run; None for the newest under runs/ that holds the same search and has
-            not finished, or a new one if there is none.
-        benchmarks: what is searched on.
-        settings: of the search.
-        search: architectures of each that the choice may see.
-        seed: of the split.
-        device: that computes the statistics; its kind counts, not its number.
-
-    Returns:
-        The run; its folder holds the settings.
-
-    Raises:
-        LmscoutError: the folder holds something else, or a search with other settings or of
-            another version; or it cannot be written.
-    """
-    update = {
-        "space": "deep",
-        "benchmarks": [one.name for one in benchmarks],
-        "benchmarks_sha256": list(map(benchmark_digest, benchmarks)),
-        **asdict(settings),
-        "search": list(search),
-        "seed": seed,
-        "device": device.partition(":")[0],
-    }
-    if folder is None:
-        label = "-".join(cache_name(one.name) for one in benchmarks)
-        fresh = default_run_folder(f"discover-{label}-deep-{seed}")
-        every = ((one, read_settings(one)) for one in fresh.parent.glob("discover-*"))
-        begun = [
-            one for one, there in every if _of_this_version(there) and same_settings(there, update)
-        ]
-        unfinished = [one for one in begun if not (one / RESULT).exists()]
-        folder = max(unfinished, key=lambda one: one.stat().st_mtime, default=fresh)
-    run = open_run(folder, "discover", update)
-    if run.begun and not run.finished and not _of_this_version(read_settings(folder)):
-        raise LmscoutError(
-            f"{run.name} holds an unfinished search of another version of lmscout: name another "
-            "with --out"
-        )
-    if not run.begun:
-        run.begin()
-    return run
-
-
-def _of_this_version(settings: object) -> bool:
-    """Whether a search was begun by this version, without which it would go on differently."""
-    found = settings.get("environment") if isinstance(settings, dict) else None
-    return isinstance(found, dict) and found.get("lmscout") == __version__
-
-
 def save_rank(run: Run, result: RankResult, benchmark: Benchmark) -> None:
-    """Write the folder of a judgement atomically.
+    """Write the folder of `rank` atomically.
 
     Raises:
         LmscoutError: the folder is not empty or cannot be written.
@@ -122,3 +58,67 @@ def save_rank(run: Run, result: RankResult, benchmark: Benchmark) -> None:
     # An open file: pyarrow takes no path with letters that the locale does not have.
     with run.saving(result) as draft, (draft / SCORES).open("wb") as sink:
         pq.write_table(pa.table(columns), sink, compression="zstd")
+
+
+def begin_deep(
+    folder: Path | None,
+    benchmarks: Sequence[Benchmark],
+    settings: DeepSettings,
+    *,
+    search: Sequence[int],
+    seed: int,
+    device: str = "cpu",
+) -> Run:
+    """Open the run folder of a search of the deep space: new, to be continued, or finished.
+
+    Args:
+        folder: of the run; None for the newest under runs/ that holds the same unfinished search,
+            or a new one if there is none.
+        benchmarks: the benchmarks that are searched on.
+        settings: of the search.
+        search: number of search architectures of each.
+        seed: of the split.
+        device: that computes the statistics; its kind counts, not its number.
+
+    Returns:
+        The run; its folder holds the settings.
+
+    Raises:
+        LmscoutError: the folder holds something else, or a search with other settings or of
+            another version; or it cannot be written.
+    """
+    wanted = {
+        "space": "deep",
+        "benchmarks": [one.name for one in benchmarks],
+        "benchmarks_sha256": list(map(benchmark_digest, benchmarks)),
+        **asdict(settings),
+        "search": list(search),
+        "seed": seed,
+        "device": device.partition(":")[0],
+    }
+    if folder is None:
+        label = "-".join(cache_name(one.name) for one in benchmarks)
+        fresh = default_run_folder(f"discover-{label}-deep-{seed}")
+        unfinished = [
+            one
+            for one in fresh.parent.glob("discover-*")
+            if _of_this_version(there := read_settings(one))
+            and same_settings(there, wanted)
+            and not (one / RESULT).exists()
+        ]
+        folder = max(unfinished, key=lambda one: one.stat().st_mtime, default=fresh)
+    run = open_run(folder, "discover", wanted)
+    if run.begun and not run.finished and not _of_this_version(read_settings(folder)):
+        raise LmscoutError(
+            f"{run.name} holds an unfinished search of another version of lmscout: name another "
+            "with --out"
+        )
+    if not run.begun:
+        run.begin()
+    return run
+
+
+def _of_this_version(settings: object) -> bool:
+    """Whether this version began a search; another one would continue it differently."""
+    found = settings.get("environment") if isinstance(settings, dict) else None
+    return isinstance(found, dict) and found.get("lmscout") == __version__

@@ -1,11 +1,7 @@
-"""The loop of a symbolic search and its record, from which it continues.
+"""The loop of a symbolic search, and its record on disk, from which the search continues.
 
-The record of searches: every candidate as Parquet, batch by batch, and the hall of fame.
-
-A search is deterministic given what it was told, so the record is its checkpoint: told again,
-engine and screen are where they were.
-
-The loop: an engine asks, the screen objectives, the record keeps, until enough was evaluated.
+A search is deterministic given the candidates evaluated before, so the record is its checkpoint:
+engine and filters are restored by replaying it.
 """
 
 from __future__ import annotations
@@ -20,35 +16,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmscout.discovery.engines import Candidate, Engine, fittest
-from lmscout.discovery.filters import FilterChain
+from lmscout.discovery.filters import Filters
 from lmscout.errors import LmscoutError
 from lmscout.files import check_folder, write_file
 from lmscout.proxies import format_expression, parse
 
 HALL = 50  # candidates of the hall of fame
+BATCH = 12  # candidates proposed at a time: few, as racing improves from batch to batch
 EVALUATIONS, HALL_OF_FAME = "evaluations", "hall_of_fame.csv"
+
+_PATIENCE = 100  # candidates proposed per evaluation, at most
+_FIGURES = ("fitness", "discarded", "order", "estimate")  # of a candidate
 _SCHEMA = pa.schema(
     [
         ("proxy", pa.string()),
         ("size", pa.int32()),
-        ("fitness", pa.float64()),  # null where it was discarded
+        ("fitness", pa.float64()),  # null if it was discarded
         ("discarded", pa.dictionary(pa.int32(), pa.string())),
         ("order", pa.int64()),
-        ("estimate", pa.float64()),  # null where it was not dropped by the race
+        ("estimate", pa.float64()),  # null unless racing dropped it
     ]
 )
 
+Progress = Callable[[int, int], None]
+
 
 class Record:
-    """One search's batches in a folder; a batch is there whole or not at all."""
+    """The batches of one search in a folder, each written atomically."""
 
     def __init__(self, folder: Path, search: int = 0, others: Sequence[Candidate] = ()) -> None:
         """Open a record, new or begun.
 
         Args:
-            folder: of all searches.
-            search: the number of this one.
-            others: what the searches before it found, for the hall of fame.
+            folder: of all searches of a run.
+            search: number of this one.
+            others: best candidates of the searches before it, for the hall of fame.
 
         Raises:
             LmscoutError: the folder cannot be written.
@@ -58,7 +60,7 @@ class Record:
         check_folder(evaluations, f"run folder {folder}", "name another with --out", make=True)
 
     def batches(self) -> Iterator[list[Candidate]]:
-        """What was judged before, batch by batch, up to the first that is missing.
+        """The recorded batches, up to the first that is missing.
 
         Raises:
             LmscoutError: a batch cannot be read.
@@ -73,30 +75,23 @@ class Record:
                     "evaluated again"
                 ) from error
             yield [
-                Candidate(
-                    parse(row["proxy"]),
-                    row["fitness"],
-                    row["discarded"],
-                    row["order"],
-                    row["estimate"],
-                )
+                Candidate(parse(row["proxy"]), **{name: row[name] for name in _FIGURES})
                 for row in rows
             ]
             number += 1
 
     def add(self, number: int, evaluated: Sequence[Candidate]) -> None:
-        """Keep a batch."""
-        columns = {
-            "proxy": [format_expression(one.node) for one in evaluated],
-            "size": [one.node.size for one in evaluated],
-            "fitness": [one.fitness for one in evaluated],
-            "discarded": [one.discarded for one in evaluated],
-            "order": [one.order for one in evaluated],
-            "estimate": [one.estimate for one in evaluated],
-        }
-        table = pa.table(columns, schema=_SCHEMA)
+        """Write a batch."""
+        rows = [
+            {
+                "proxy": format_expression(one.node),
+                "size": one.node.size,
+                **{name: getattr(one, name) for name in _FIGURES},
+            }
+            for one in evaluated
+        ]
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
         write_file(self._path(number), sink.getvalue())
 
     def show(self, best: Sequence[Candidate]) -> None:
@@ -113,86 +108,80 @@ class Record:
         return self._folder / EVALUATIONS / f"{self._search}-{number:05}.parquet"
 
 
-BATCH = 12  # candidates asked for at a time: few, as the race learns from batch to batch
-_PATIENCE = 100  # candidates asked for each evaluation that is wanted, at most
-
-Progress = Callable[[int, int], None]
-
-
 @dataclass(frozen=True)
 class Evolution:
-    """What a search found.
+    """The result of one search.
 
     Attributes:
-        hall: the fittest, fittest first.
-        front: the fittest of every size, shortest first.
+        hall: the fittest candidates, fittest first.
+        front: the Pareto front of fitness and size, shortest first.
         evaluations: candidates evaluated on every search architecture.
-        asked: candidates proposed.
-        discarded: how many fell to which rule.
+        proposed: candidates proposed.
+        discarded: number of candidates that each rule discarded.
     """
 
     hall: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
     evaluations: int
-    asked: int
+    proposed: int
     discarded: dict[str, int]
 
 
 def evolve(
     engine: Engine,
-    filter_chain: FilterChain,
+    filters: Filters,
     *,
     evaluations: int,
     record: Record | None = None,
     progress: Progress | None = None,
 ) -> Evolution:
-    """Search until so many candidates were evaluated in full.
+    """Search until enough candidates were evaluated in full.
 
     Args:
         engine: proposes candidates.
-        filter_chain: objectives them.
-        evaluations: when to stop, after the batch that reaches it; sooner where nearly
-            everything that is asked is discarded.
-        record: of a search that this one continues, and adds to.
-        progress: called with evaluations done and wanted.
+        filters: discards or evaluates them.
+        evaluations: when to stop, after the batch that reaches it; sooner if nearly every
+            proposal is discarded.
+        record: of a search that this one continues and extends.
+        progress: called with evaluations done and in all.
 
     Returns:
-        What was found; the same whether the search was interrupted or not.
+        The result, the same with and without interruption.
     """
     hall: list[Candidate] = []
-    asked = number = 0
+    proposed = number = 0
 
-    def learn(evaluated: list[Candidate]) -> None:
-        nonlocal hall, asked, number
+    def add(evaluated: list[Candidate]) -> None:
+        nonlocal hall, proposed, number
         engine.tell(evaluated)
         known = {one.node for one in hall}
         hall = fittest([*hall, *(one for one in evaluated if one.node not in known)], HALL)
-        asked += len(evaluated)
+        proposed += len(evaluated)
         number += 1
         if progress:
-            progress(min(filter_chain.evaluations, evaluations), evaluations)
+            progress(min(filters.evaluations, evaluations), evaluations)
 
-    def going_on() -> bool:
-        return filter_chain.evaluations < evaluations and asked < _PATIENCE * evaluations
+    def unfinished() -> bool:
+        return filters.evaluations < evaluations and proposed < _PATIENCE * evaluations
 
     for evaluated in record.batches() if record else ():
-        if not going_on():
+        if not unfinished():
             break
-        engine.ask(BATCH)  # so that its chance goes on from where it was
-        filter_chain.recall(evaluated)
-        learn(evaluated)
-    if record and hall:  # what was stopped may have kept a batch without showing it
+        engine.ask(BATCH)  # advances its random state
+        filters.recall(evaluated)
+        add(evaluated)
+    if record and hall:  # a killed search may have recorded a batch without showing it
         record.show(hall)
-    while going_on() and (trees := engine.ask(BATCH)):
-        evaluated = filter_chain.evaluate(trees)
+    while unfinished() and (trees := engine.ask(BATCH)):
+        evaluated = filters.evaluate(trees)
         if record:
             record.add(number, evaluated)
             record.show(fittest([*hall, *evaluated], HALL))
-        learn(evaluated)
+        add(evaluated)
     return Evolution(
         tuple(hall),
-        tuple(filter_chain.best),
-        filter_chain.evaluations,
-        asked,
-        dict(filter_chain.discarded),
+        tuple(filters.best),
+        filters.evaluations,
+        proposed,
+        dict(filters.discarded),
     )

@@ -1,47 +1,42 @@
-"""What a proxy's pick is truly worth: on a benchmark, where every quality is known."""
+"""Selection of an architecture by a proxy on a benchmark, where every quality is known: regret."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import SignedProxy, baseline_scores
-from lmscout.discovery.design import mean_scores
-from lmscout.discovery.discover import cache_name
+from lmscout.discovery.design import SavedSpec, Untrained, architecture_json
+from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
 from lmscout.errors import LmscoutError
 from lmscout.metrics import equivalent_trials, true_ranks
-from lmscout.models import ArchitectureSpec, LanguageModel, spec_from_dict
 from lmscout.progress import Progress, Stages
 from lmscout.proxies import has_seen
-from lmscout.results import Result, SavedAs
-from lmscout.statistics import Batch, Workers
+from lmscout.results import Result
 from lmscout.statistics.workers import worker_processes
 
 Indices = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 
-READING = "reading"
 AT_RANDOM, BEST_DRAWN = "one at random", "the best drawn"
-_TIED = 1e-12  # relative: as the rank correlations have it
+_TIED = 1e-12  # relative, as in the rank correlations
 
 
 @dataclass(frozen=True)
 class Pick:
-    """What one way to choose comes to, among the architectures within the limit.
+    """Rank and regret of one way to select among the architectures within the limit.
 
     Attributes:
-        name: of the way.
-        rank: true rank of what it chooses, 1 is the best; the mean over those that it cannot
-            distinguish.
+        name: of the way to select.
+        rank: true rank of its choice, 1 is the best; the mean over tied choices.
         top: that rank as a share of the architectures within the limit.
-        regret: the best quality less that of what it chooses, likewise.
-        n_tied: how many it cannot distinguish.
-        trials: the fewest architectures trained at random whose best is expected to be as good.
+        regret: the best quality less that of its choice; the mean over tied choices.
+        n_tied: number of tied choices.
+        trials: the fewest random trials whose best is expected to be as good.
     """
 
     name: str
@@ -53,34 +48,27 @@ class Pick:
 
     def to_json(self) -> dict[str, object]:
         """The figures by name."""
-        return {
-            "name": self.name,
-            "rank": self.rank,
-            "top": self.top,
-            "regret": self.regret,
-            "n_tied": self.n_tied,
-            "random_trials": self.trials,
-        }
+        return {"random_trials" if name == "trials" else name: v for name, v in vars(self).items()}
 
 
 @dataclass(frozen=True, repr=False)
-class Selection(Result):
-    """A proxy's choice among drawn architectures of a benchmark, and the truth about it.
+class Selection(Untrained, Result):
+    """A proxy's choice among drawn architectures of a benchmark, and its true rank.
 
     Attributes:
         benchmark: the benchmark's name.
-        metric: what its quality is.
-        proxy: what chose.
+        metric: name of its quality.
+        proxy: that selects.
         limit: parameters, at most.
         seed: of the draw.
         weights: draws of initial weights over which scores are averaged.
         n_within: architectures within the limit.
-        n_drawn: those of them that were drawn, and read.
-        n_undefined: those of the drawn that have no finite score.
+        n_drawn: those of them that were drawn and scored.
+        n_undefined: those of the drawn without a finite score.
         pick: the proxy's choice.
-        baselines: those of the configuration baselines, among the same drawn ones.
-        best_drawn: the best of the drawn: what a perfect proxy would choose.
-        at_random: an architecture at random.
+        baselines: choices of the configuration baselines among the same drawn ones.
+        best_drawn: the best of the drawn: the choice of a perfect proxy.
+        at_random: a random architecture.
         identifier: of the architecture chosen; of tied ones, the first drawn.
         spec: the architecture.
         quality: its measured quality.
@@ -102,42 +90,20 @@ class Selection(Result):
     best_drawn: Pick
     at_random: Pick
     identifier: str
-    spec: Annotated[ArchitectureSpec, SavedAs(lambda one: one.to_dict(), spec_from_dict)]
+    spec: SavedSpec
     quality: float
     best_quality: float
     seconds: dict[str, float]
 
     @property
     def hardest(self) -> Pick:
-        """The baseline of the best choice."""
+        """The baseline with the best choice."""
         return min(self.baselines, key=lambda one: one.rank)
 
     @property
     def seen(self) -> bool:
-        """Whether the search that found the proxy saw a part of the benchmark."""
+        """Whether the search that found the proxy used a part of the benchmark."""
         return has_seen(self.proxy.name, self.benchmark)
-
-    def to_model(self, seed: int = 0) -> LanguageModel:
-        """The architecture as an untrained PyTorch model in eval mode.
-
-        Args:
-            seed: of its weights.
-        """
-        return self.spec.build(seed)
-
-    def save_pretrained(self, folder: Path | str, seed: int = 0) -> None:
-        """Write the untrained architecture as a folder that transformers loads.
-
-        Args:
-            folder: made if it does not exist.
-            seed: of its weights.
-
-        Raises:
-            LmscoutError: transformers has no class for it, as for FlexiBERT's encoders.
-        """
-        from lmscout.models.pretrained import save_untrained  # transformers is slow to import
-
-        save_untrained(self.spec, folder, seed)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per way to select: the proxy, the baselines, at random, the best drawn."""
@@ -146,6 +112,7 @@ class Selection(Result):
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
+        figures = ("seed", "weights", "n_within", "n_drawn", "n_undefined")
         return {
             "benchmark": self.benchmark,
             "metric": self.metric,
@@ -153,11 +120,7 @@ class Selection(Result):
             "sign": self.proxy.sign,
             "seen": self.seen,
             "max_params": self.limit,
-            "seed": self.seed,
-            "weights": self.weights,
-            "n_within": self.n_within,
-            "n_drawn": self.n_drawn,
-            "n_undefined": self.n_undefined,
+            **{name: getattr(self, name) for name in figures},
             "pick": self.pick.to_json(),
             "baselines": [one.to_json() for one in self.baselines],
             "best_drawn": self.best_drawn.to_json(),
@@ -165,10 +128,7 @@ class Selection(Result):
             "architecture": self.identifier,
             "quality": self.quality,
             "best_quality": self.best_quality,
-            "params": self.spec.parameters(),
-            "depth": self.spec.depth,
-            "width": self.spec.width,
-            "spec": self.spec.to_dict(),
+            **architecture_json(self.spec),
             "seconds": self.seconds,
         }
 
@@ -182,25 +142,21 @@ def pick(
     evaluations: int,
     seed: int,
     weights: int = 1,
-    cache: Path,
-    batch: Batch | None = None,
-    workers: Workers | None = None,
     progress: Progress | None = None,
+    **options: Unpack[ScorerOptions],
 ) -> Selection:
-    """Let a proxy choose among architectures of known quality, and say what the choice is worth.
+    """Select among architectures of known quality by a proxy, and report rank and regret.
 
     Args:
         benchmark: architectures with measured quality.
-        proxy: what chooses.
-        limit: parameters of the architectures, at most, embeddings and all.
-        evaluations: architectures within the limit that are drawn and read; all if there are
-            not as many.
+        proxy: that selects.
+        limit: parameters of the architectures, at most, embeddings included.
+        evaluations: architectures within the limit that are drawn and scored; all if there are
+            fewer.
         seed: of the draw; the models' weights do not depend on it.
         weights: draws of initial weights and data over which scores are averaged.
-        cache: where scores are kept.
-        batch: what the models read.
-        workers: how the reading is spread over processes.
-        progress: called with a stage's name, what is done of it, and its size.
+        progress: called with a stage's name, steps done and in all.
+        **options: of `Scorer`.
 
     Raises:
         LmscoutError: no architecture is within the limit, the cache cannot be written, or the
@@ -208,21 +164,14 @@ def pick(
     """
     within = rows_within(benchmark, limit)
     drawn = np.random.default_rng(seed).permutation(within)[:evaluations]
-    in_order = np.sort(drawn)  # so that all of them are one file of the cache at any seed
+    in_order = np.sort(drawn)  # one cache file for all seeds that draw everything
     stages = Stages(progress)
-    with stages(READING) as update:
-        read = mean_scores(
-            [benchmark.specs[row] for row in in_order],
-            proxy.name,
-            weights=weights,
-            name=f"{cache_name(benchmark.name)}-design",
-            folder=cache,
-            batch=batch,
-            workers=workers,
-            progress=update,
-        )
+    with stages("scores") as update:
+        name = f"{cache_name(benchmark.name)}-design"
+        scorer = Scorer(benchmark.specs, name, **options).subset(in_order)
+        values = scorer.mean_scores(proxy.name, weights, update)
     scores = np.full(len(benchmark), np.nan)
-    scores[in_order] = proxy.sign * read
+    scores[in_order] = proxy.sign * values
     tied = chosen(scores, drawn)
     if not len(tied):
         raise LmscoutError(
@@ -240,13 +189,13 @@ def pick(
         n_within=len(within),
         n_drawn=len(drawn),
         n_undefined=int((~np.isfinite(scores[drawn])).sum()),
-        pick=truth(str(proxy), quality, within, tied),
+        pick=assess_pick(str(proxy), quality, within, tied),
         baselines=tuple(
-            truth(name, quality, within, chosen(values, drawn))
-            for name, values in baseline_scores(benchmark).items()
+            assess_pick(name, quality, within, chosen(own, drawn))
+            for name, own in baseline_scores(benchmark).items()
         ),
-        best_drawn=truth(BEST_DRAWN, quality, within, chosen(quality, drawn)),
-        at_random=truth(AT_RANDOM, quality, within, within),
+        best_drawn=assess_pick(BEST_DRAWN, quality, within, chosen(quality, drawn)),
+        at_random=assess_pick(AT_RANDOM, quality, within, within),
         identifier=benchmark.identifiers[row],
         spec=benchmark.specs[row],
         quality=float(quality[row]),
@@ -272,10 +221,10 @@ def rows_within(benchmark: Benchmark, limit: int) -> Indices:
 
 
 def chosen(scores: Scores, drawn: Indices) -> Indices:
-    """The drawn rows of the highest score, in the order of the draw; none without a finite one.
+    """The drawn rows with the highest finite score, in the order of the draw.
 
     Args:
-        scores: [n] one a row of the benchmark, higher is better.
+        scores: [n] one per row of the benchmark, higher is better.
         drawn: the rows to choose from.
     """
     defined = drawn[np.isfinite(scores[drawn])]
@@ -286,18 +235,17 @@ def chosen(scores: Scores, drawn: Indices) -> Indices:
     return tied
 
 
-def truth(name: str, quality: Scores, within: Indices, tied: Indices) -> Pick:
-    """What a choice is worth.
+def assess_pick(name: str, quality: Scores, within: Indices, tied: Indices) -> Pick:
+    """Rank and regret of a choice.
 
     Args:
-        name: of what chose.
+        name: of the way to select.
         quality: [n] of the benchmark's rows.
-        within: the rows that keep the limit, which the choice is ranked among.
-        tied: the rows chosen, each as likely as the others.
+        within: rows within the limit, among which the choice is ranked.
+        tied: rows chosen, each with the same probability.
     """
     ranks = true_ranks(quality[within])
-    places = np.isin(within, tied)
-    rank = float(ranks[places].mean())
+    rank = float(ranks[np.isin(within, tied)].mean())
     return Pick(
         name=name,
         rank=rank,

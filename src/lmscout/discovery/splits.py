@@ -1,4 +1,4 @@
-"""Which architectures a choice may see, and on which it is judged."""
+"""Search and test splits of a benchmark."""
 
 from __future__ import annotations
 
@@ -17,67 +17,68 @@ SMALLEST_SPLIT = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of a benchmark, three disjoint sets in ascending order.
+    """Row numbers of a benchmark, two disjoint sets in ascending order.
 
     Attributes:
         search: candidates are compared on these.
-        select: the last choice among finalists is made on these; may be empty.
-        test: reported on, and seen by no choice.
+        test: held out; the chosen proxy is reported on these.
     """
 
     search: Indices
-    select: Indices
     test: Indices
 
 
-def split_benchmark(
-    architectures: Sequence[Hashable], *, search: int, seed: int, select: int = 0
-) -> Split:
-    """Draw a split; equal architectures stay together, so that no test row has been seen.
+def split_benchmark(architectures: Sequence[Hashable], *, search: int, seed: int) -> Split:
+    """Draw a split; equal architectures stay on one side.
 
     Args:
         architectures: the benchmark's specs.
         search: size of the search split, met exactly.
         seed: of the draw.
-        select: size of the select split, met exactly.
 
     Returns:
         The split; every row not drawn is a test row.
 
     Raises:
-        LmscoutError: the sizes leave too few rows on a side, or repeated architectures make
-            them impossible.
+        LmscoutError: a side would be too small, or repeated architectures make the size
+            impossible.
     """
     n = len(architectures)
-    for name, size, least in (("search", search, SMALLEST_SPLIT), ("select", select, 0)):
-        if size < least:
-            raise LmscoutError(f"{name} split of {size} is too small: at least {least}")
-    if n < 2 * SMALLEST_SPLIT + select:
+    if search < SMALLEST_SPLIT:
+        raise LmscoutError(f"search split of {search} is too small: at least {SMALLEST_SPLIT}")
+    if n < 2 * SMALLEST_SPLIT:
         raise LmscoutError(
             f"{n} architectures are too few to search on some and to test on others: at least "
-            f"{2 * SMALLEST_SPLIT + select}"
+            f"{2 * SMALLEST_SPLIT}"
         )
-    if n - search - select < SMALLEST_SPLIT:
+    if n - search < SMALLEST_SPLIT:
         raise LmscoutError(
             f"search split of {search} does not fit a benchmark of {n} architectures: at most "
-            f"{n - select - SMALLEST_SPLIT}, so that {SMALLEST_SPLIT} remain to test on"
+            f"{n - SMALLEST_SPLIT}, so that {SMALLEST_SPLIT} remain to test on"
         )
-    sides: dict[str, list[int]] = {"search": [], "select": [], "test": []}
-    room = {"search": search, "select": select, "test": n}
+    chosen: list[int] = []
+    others: list[int] = []
     for group in shuffled_groups(architectures, seed):
-        side = next(name for name in sides if len(sides[name]) + len(group) <= room[name])
-        sides[side].extend(group)
-    for name, size in (("search", search), ("select", select)):
-        if len(sides[name]) != size:
-            raise LmscoutError(
-                f"{name} split of {size} cannot be met without parting equal architectures: "
-                f"{len(sides[name])} can"
-            )
-    return Split(*(np.sort(np.array(rows, np.int64)) for rows in sides.values()))
+        (chosen if len(chosen) + len(group) <= search else others).extend(group)
+    if len(chosen) != search:
+        raise LmscoutError(
+            f"search split of {search} cannot be met without parting equal architectures: "
+            f"{len(chosen)} can"
+        )
+    return Split(*(np.sort(np.array(rows, np.int64)) for rows in (chosen, others)))
+
+
+def halves(architectures: Sequence[Hashable], seed: int) -> tuple[Indices, Indices]:
+    """Two random halves of the rows, ascending; equal architectures stay on one side."""
+    sides: tuple[list[int], list[int]] = ([], [])
+    for group in shuffled_groups(architectures, seed):
+        sides[len(sides[0]) + len(group) > (len(architectures) + 1) // 2].extend(group)
+    first, second = (np.sort(np.array(side, np.int64)) for side in sides)
+    return first, second
 
 
 def shuffled_groups(architectures: Sequence[Hashable], seed: int) -> list[list[int]]:
-    """Row numbers in groups of equal architectures, the groups in an order drawn by the seed."""
+    """Row numbers in groups of equal architectures, in random order."""
     groups: dict[Hashable, list[int]] = {}
     for index, architecture in enumerate(architectures):
         groups.setdefault(architecture, []).append(index)

@@ -1,13 +1,12 @@
-"""The formula of the configuration alone that orders architectures most as a proxy does.
+"""The formula of the configuration alone whose order of architectures is closest to a proxy's.
 
-The formulas are depth^a · width^b · params^c with whole exponents: a rank correlation sees the
-ratios of the exponents alone, so that no others are needed.
+The formulas are depth^a · width^b · params^c with integer exponents; a rank correlation depends on
+the ratios of the exponents alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from math import gcd
 
@@ -16,31 +15,31 @@ import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import number_json
-from lmscout.discovery.splits import shuffled_groups
+from lmscout.discovery.splits import halves
 from lmscout.metrics import spearman, spearman_many
 
 Scores = npt.NDArray[np.float64]
 Exponents = tuple[int, int, int]
 
-EXPONENTS = (0, 1, 2, 3, -1, -2, -3)
 NAMES = ("depth", "width", "params")
-SURROGATE_FORMULAS = 0.99
-"""The ρ on held-out architectures from which on a proxy says little that the formula does not."""
+EQUIVALENT = 0.99
+"""|ρ| on held-out architectures from which on a proxy adds little to the formula."""
 
-_SAME = 1 - 1e-9  # |ρ| of formulas that order the architectures of a benchmark alike
+_EXPONENTS = (0, 1, 2, 3, -1, -2, -3)
+_SAME_ORDER = 1 - 1e-9  # |ρ| of formulas with one order on a benchmark
 
 
 @dataclass(frozen=True)
 class SurrogateFormula:
-    """A formula chosen on half of the architectures, and how it does on the others.
+    """A formula chosen on half of the architectures, and its figures on the others.
 
     Attributes:
-        exponents: of depth, width and params; their sign is such that the formula rises with
+        exponents: of depth, width and params; their sign is such that the formula increases with
             the proxy on the half that chose it.
         fitted: Spearman's ρ with the proxy on that half.
         held_out: the same on the other half.
         quality: the formula's own ρ with quality, on all architectures.
-        tried: how many formulas that order this benchmark differently there were.
+        tried: number of formulas with different orders on this benchmark.
     """
 
     exponents: Exponents
@@ -54,60 +53,65 @@ class SurrogateFormula:
         """The formula as text, such as "depth^2 * width / params"."""
         return formula_text(self.exponents)
 
+    @property
+    def says_as_much(self) -> bool:
+        """Whether the proxy adds little to the formula."""
+        return abs(self.held_out) >= EQUIVALENT
+
     def to_json(self) -> dict[str, object]:
         """The formula and its figures."""
         return {
+            **asdict(self),
             "formula": self.formula,
             "exponents": dict(zip(NAMES, self.exponents, strict=True)),
-            "fitted": number_json(self.fitted),
-            "held_out": number_json(self.held_out),
-            "quality": number_json(self.quality),
-            "tried": self.tried,
+            **{
+                name: number_json(getattr(self, name)) for name in ("fitted", "held_out", "quality")
+            },
             "says_as_much": self.says_as_much,
         }
 
-    @property
-    def says_as_much(self) -> bool:
-        """Whether the proxy says little that the formula does not."""
-        return abs(self.held_out) >= SURROGATE_FORMULAS
-
 
 def formulas() -> tuple[Exponents, ...]:
-    """All formulas up to powers and inverses, those of few and low factors first."""
+    """All formulas up to powers and inverses, those with few and low factors first."""
+
+    def length(exponents: Exponents) -> tuple[int, int, int]:
+        powers = [power for power in exponents if power]
+        return len(powers), sum(map(abs, powers)), sum(power < 0 for power in powers)
+
     every = (
         (depth, width, params)
-        for depth, width, params in product(EXPONENTS, repeat=3)
+        for depth, width, params in product(_EXPONENTS, repeat=3)
         if gcd(depth, width, params) == 1 and (depth or width or params) > 0
     )
-    return tuple(sorted(every, key=_length))
+    return tuple(sorted(every, key=length))
 
 
 def formula_scores(exponents: Exponents, benchmark: Benchmark) -> Scores:
-    """What a formula says of every architecture: [n] float64."""
-    sizes = ((spec.depth, spec.width, spec.parameters()) for spec in benchmark.specs)
-    scores: Scores = np.prod(np.array(list(sizes), np.float64) ** np.array(exponents), axis=1)
+    """A formula's score of every architecture: [n] float64."""
+    sizes = [(spec.depth, spec.width, spec.parameters()) for spec in benchmark.specs]
+    scores: Scores = np.prod(np.array(sizes, np.float64) ** np.array(exponents), axis=1)
     return scores
 
 
 def surrogate(benchmark: Benchmark, scores: Scores, *, seed: int) -> SurrogateFormula | None:
-    """The formula of the highest |ρ| with a proxy, of several the shortest.
+    """The formula with the highest |ρ| with a proxy, the shortest of several.
 
     Args:
         benchmark: the architectures.
-        scores: [n] the proxy's, finite.
+        scores: [n] of the proxy, finite.
         seed: of the half of the architectures on which the formula is chosen.
 
     Returns:
-        The formula; None where none has an order on that half, or the proxy has none.
+        The formula; None if no formula or the proxy has no order on that half.
     """
     chosen, others = halves(benchmark.specs, seed)
     distinct: list[Exponents] = []
     kept: list[Scores] = []
     for exponents in formulas():
         row = formula_scores(exponents, benchmark)
-        if np.isnan(spearman(row, row)):  # the same for all architectures
+        if np.isnan(spearman(row, row)):  # constant
             continue
-        if kept and np.abs(spearman_many(np.array(kept), row)).max() > _SAME:
+        if kept and np.abs(spearman_many(np.array(kept), row)).max() > _SAME_ORDER:
             continue
         distinct.append(exponents)
         kept.append(row)
@@ -118,8 +122,9 @@ def surrogate(benchmark: Benchmark, scores: Scores, *, seed: int) -> SurrogateFo
         return None
     best = int(np.nanargmax(np.abs(fitted)))
     sign = 1 if fitted[best] >= 0 else -1
+    depth, width, params = distinct[best]
     return SurrogateFormula(
-        _signed(distinct[best], sign),
+        (sign * depth, sign * width, sign * params),
         sign * float(fitted[best]),
         sign * spearman(kept[best][others], scores[others]),
         sign * spearman(kept[best], benchmark.quality),
@@ -127,44 +132,17 @@ def surrogate(benchmark: Benchmark, scores: Scores, *, seed: int) -> SurrogateFo
     )
 
 
-def halves(
-    architectures: Sequence[Hashable], seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Two halves of the rows, drawn; equal architectures stay together.
-
-    Returns:
-        Ascending row numbers of each.
-    """
-    sides: tuple[list[int], list[int]] = ([], [])
-    for group in shuffled_groups(architectures, seed):
-        sides[len(sides[0]) + len(group) > (len(architectures) + 1) // 2].extend(group)
-    first, second = (np.sort(np.array(side, np.int64)) for side in sides)
-    return first, second
-
-
 def formula_text(exponents: Exponents) -> str:
     """A formula as text, such as "depth^2 * width / params"."""
-    above = _factors(exponents, 1)
-    below = _factors(exponents, -1)
+    above, below = (
+        [
+            name if abs(power) == 1 else f"{name}^{abs(power)}"
+            for name, power in zip(NAMES, exponents, strict=True)
+            if power * sign > 0
+        ]
+        for sign in (1, -1)
+    )
     text = " * ".join(above) or "1"
     if not below:
         return text
     return f"{text} / {below[0]}" if len(below) == 1 else f"{text} / ({' * '.join(below)})"
-
-
-def _factors(exponents: Exponents, sign: int) -> list[str]:
-    return [
-        name if abs(power) == 1 else f"{name}^{abs(power)}"
-        for name, power in zip(NAMES, exponents, strict=True)
-        if power * sign > 0
-    ]
-
-
-def _length(exponents: Exponents) -> tuple[int, int, int]:
-    powers = [power for power in exponents if power]
-    return len(powers), sum(map(abs, powers)), sum(power < 0 for power in powers)
-
-
-def _signed(exponents: Exponents, sign: int) -> Exponents:
-    depth, width, params = exponents
-    return sign * depth, sign * width, sign * params

@@ -1,13 +1,4 @@
-"""Correlation beyond size, configuration baselines, and equivalent random trials.
-
-What a ranking is worth beyond the obvious: given size, within a cell, at the top.
-
-Configuration baselines: what can be said of an architecture without building it.
-
-Any proxy that reads a model has to beat these, or it has only found a slow way to count.
-
-What trials at random are worth: the expected rank of the best of k, drawn without return.
-"""
+"""Correlation beyond the configuration, the configuration baselines, equivalent random trials."""
 
 from __future__ import annotations
 
@@ -18,7 +9,10 @@ import numpy.typing as npt
 
 from lmscout.metrics.correlation import midranks, order_of_scores, spearman
 
-SMALLEST_CELL = 5
+Array = npt.NDArray[np.float64]
+
+SMALLEST_CELL = 5  # architectures
+_ROUNDING = 1e-9  # of ranks, so that equal ones compare as equal
 
 
 def partial_spearman(scores: npt.ArrayLike, quality: npt.ArrayLike, given: npt.ArrayLike) -> float:
@@ -28,13 +22,13 @@ def partial_spearman(scores: npt.ArrayLike, quality: npt.ArrayLike, given: npt.A
     (r_xy - r_xz r_yz) / sqrt((1 - r_xz²) (1 - r_yz²)).
 
     Args:
-        scores: [n] one score an architecture.
+        scores: [n] one score per architecture.
         quality: [n] measured quality.
-        given: [n] what is held fixed, usually the number of parameters.
+        given: [n] quantity held fixed, usually the number of parameters.
 
     Returns:
-        The coefficient; NaN where the scores order architectures just as `given` does (or
-        the reverse), since then nothing is left to correlate.
+        The coefficient; NaN if the scores have the order of `given` or its reverse, so that
+        nothing is left to correlate.
     """
     xy, xz, yz = spearman(scores, quality), spearman(scores, given), spearman(quality, given)
     left = (1 - xz**2) * (1 - yz**2)
@@ -46,19 +40,16 @@ def partial_spearman(scores: npt.ArrayLike, quality: npt.ArrayLike, given: npt.A
 def within_cell_spearman(
     scores: npt.ArrayLike, quality: npt.ArrayLike, cells: Sequence[Hashable]
 ) -> float:
-    """Spearman's ρ inside groups of architectures of one shape, averaged over the groups.
-
-    On a benchmark whose quality is mostly depth and width, this says whether a proxy knows
-    anything else.
+    """Spearman's ρ inside cells of architectures of one shape, averaged over the cells.
 
     Args:
-        scores: [n] one score an architecture.
+        scores: [n] one score per architecture.
         quality: [n] measured quality.
-        cells: [n] the group of each architecture, such as (depth, width).
+        cells: [n] the cell of each architecture, such as (depth, width).
 
     Returns:
-        The mean of ρ over cells of at least five architectures, weighted by their size; a
-        cell in which the scores are constant counts as 0.  NaN where no cell is that large.
+        The mean of ρ over cells of at least five architectures, weighted by their size; 0 for a
+        cell with constant scores.  NaN if no cell is that large.
     """
     x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     members: dict[Hashable, list[int]] = {}
@@ -77,16 +68,15 @@ def within_cell_spearman(
 
 
 def top_recall(scores: npt.ArrayLike, quality: npt.ArrayLike, share: float = 0.1) -> float:
-    """Share of the truly best architectures that the scores also put on top.
+    """Share of the best architectures that are also the best by their scores.
 
     Args:
-        scores: [n] one score an architecture, higher is better.
+        scores: [n] one score per architecture, higher is better.
         quality: [n] measured quality, higher is better.
-        share: how many count as the top; at least one does.
+        share: share that counts as the top; at least one architecture.
 
     Returns:
-        A number from 0 to 1; NaN where a score is not finite.  Scores tied at the border
-        count in proportion.
+        From 0 to 1; NaN if a score is not finite.  Scores tied at the border count in proportion.
     """
     x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     if not np.isfinite(x).all():
@@ -100,9 +90,6 @@ def top_recall(scores: npt.ArrayLike, quality: npt.ArrayLike, share: float = 0.1
     return float(chance[best].sum() / size)
 
 
-Array = npt.NDArray[np.float64]
-
-
 def configuration_baselines(
     *,
     parameters: npt.ArrayLike,
@@ -110,7 +97,7 @@ def configuration_baselines(
     depth: npt.ArrayLike,
     width: npt.ArrayLike,
 ) -> dict[str, Array]:
-    """Scores of the five baselines, by name.
+    """Scores of the five baselines that read the configuration alone, by name.
 
     Args:
         parameters: [n] all parameters.
@@ -121,41 +108,32 @@ def configuration_baselines(
     Returns:
         name -> [n] float64, in the order in which they are reported.
     """
-    depths = np.asarray(depth, np.float64)
-    widths = np.asarray(width, np.float64)
+    every, body, depths, widths = (
+        np.asarray(one, np.float64) for one in (parameters, body_parameters, depth, width)
+    )
     return {
-        "parameters": np.asarray(parameters, np.float64),
-        "body-parameters": np.asarray(body_parameters, np.float64),
+        "parameters": every,
+        "body-parameters": body,
         "depth": depths,
         "width": widths,
         "depth²×width": depths**2 * widths,
     }
 
 
-_ROUNDING = 1e-9  # of ranks, so that equal ones compare as equal
-
-
 def true_ranks(quality: npt.ArrayLike) -> Array:
-    """Ranks of qualities, 1 for the best; ties share their mean rank.
-
-    Args:
-        quality: [n] finite, higher is better.
-
-    Returns:
-        [n] float64.
-    """
+    """Ranks [n] of finite qualities [n], 1 for the highest; ties share their mean rank."""
     return midranks(-np.asarray(quality, np.float64)) + 1
 
 
 def expected_best_rank(ranks: npt.ArrayLike, k: int) -> float:
-    """Expected rank of the best of k of n, every k of them as likely.
+    """Expected rank of the best of k architectures drawn at random without replacement.
 
-    The best is the i-th of all with probability C(n - i, k - 1) / C(n, k), so that without ties
+    The best is the i-th of all n with probability C(n - i, k - 1) / C(n, k), so that without ties
     the expectation is (n + 1) / (k + 1).
 
     Args:
-        ranks: [n] of all, as `true_ranks` gives them.
-        k: how many are drawn, 1 to n.
+        ranks: [n] of all architectures, from `true_ranks`.
+        k: number drawn, 1 to n.
     """
     ordered = np.sort(np.asarray(ranks, np.float64))
     n = len(ordered)
@@ -171,14 +149,14 @@ def equivalent_trials(ranks: npt.ArrayLike, rank: float) -> int:
     """The fewest random trials whose best is expected to be at least as good as a rank.
 
     Args:
-        ranks: [n] of all, as `true_ranks` gives them.
+        ranks: [n] of all architectures, from `true_ranks`.
         rank: one of them, or a mean of some.
 
     Returns:
         The smallest k, 1 to n, with `expected_best_rank(ranks, k)` at most `rank`.
     """
     low, high = 1, len(np.asarray(ranks))
-    while low < high:  # more trials never make it worse
+    while low < high:  # the expectation does not increase with k
         middle = (low + high) // 2
         if expected_best_rank(ranks, middle) <= rank + _ROUNDING:
             high = middle

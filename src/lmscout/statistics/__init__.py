@@ -1,4 +1,4 @@
-"""What a proxy reads: the pass over a model, the reductions, the store."""
+"""Statistics of models: the pass, the reductions, sketches, and their cache."""
 
 from lmscout.statistics.collect import Statistics, collect
 from lmscout.statistics.plain_walk import OPERATIONS

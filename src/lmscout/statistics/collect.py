@@ -1,11 +1,4 @@
-"""Statistics of a whole benchmark, in parallel, kept in a file that survives interruption.
-
-What a file of statistics depends on, so that it is never reused for anything else.
-
-Rows of numbers, one an architecture, in one safetensors file that survives interruption.
-
-Statistics of a whole benchmark: every architecture once, in parallel, kept on disk.
-"""
+"""Statistics of a whole benchmark, in parallel, cached in a file that survives interruption."""
 
 from __future__ import annotations
 
@@ -41,20 +34,28 @@ from lmscout.statistics.single_pass import INPUT_NAMES, Batch, read_model
 from lmscout.statistics.workers import Workers, worker_processes
 
 FORMAT = 1
-"""Version of the numbers.  Raise it with a change that moves any of them by more than rounding:
-files of another format are collected again.  A test compares recorded numbers
-(tests/statistics/recorded_values.py), and fails where they change and the version does not."""
+"""Version of the numbers.  Increment it with a change of any of them beyond rounding: files of
+another format are collected again.  A test compares recorded numbers
+(tests/statistics/recorded_values.py)."""
+
+Progress = Callable[[int, int], None]
+Row = npt.NDArray[np.float64]
+Measure = Callable[[ArchitectureSpec], Row]
+
+_PROVENANCE = "provenance"
+_REMEDY = "name another folder with LMSCOUT_CACHE"
+_SAVE_EVERY = 10.0  # seconds
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that decides the numbers of one file.
+    """Everything that the numbers of one file depend on.
 
     Attributes:
         what: the kind of numbers, such as "unary means".
-        columns: names of the numbers collected for each architecture.
+        columns: names of the numbers of each architecture.
         seed: of the models' weights.
-        batch: what the models read.
+        batch: input of the models.
         architectures: the specs, in the order of the rows.
         format: `FORMAT` of the code that computed the numbers.
         torch: version of PyTorch that computed them.
@@ -71,7 +72,7 @@ class Provenance:
     device: str = "cpu"
 
     def to_json(self) -> str:
-        """Canonical JSON: equal provenances have equal text; "cpu" goes without saying."""
+        """Canonical JSON: equal provenances have equal text.  "cpu" is left out."""
         values = asdict(self)
         if self.device == "cpu":
             del values["device"]
@@ -91,15 +92,15 @@ def provenance(
     *,
     device: str = "cpu",
 ) -> Provenance:
-    """Describe a collection that is about to be made by the running code.
+    """The provenance of numbers that the running code is about to compute.
 
     Args:
         what: the kind of numbers.
-        columns: their names.
+        columns: names of the numbers of each architecture.
         specs: the architectures.
         seed: of the models' weights.
-        batch: what the models read.
-        device: that computes them; its kind counts, not its number.
+        batch: input of the models.
+        device: that computes the numbers; its kind counts, not its number.
     """
     return Provenance(
         what=what,
@@ -113,19 +114,15 @@ def provenance(
     )
 
 
-_PROVENANCE = "provenance"
-_REMEDY = "name another folder with LMSCOUT_CACHE"
-
-
 class RowStore:
-    """An array that is filled row by row and kept on disk with its provenance.
+    """An array with one row per architecture, kept on disk with its provenance.
 
-    The file's name carries the digest of the provenance and its header the provenance in
-    full; a file whose header differs, or that cannot be read, is started anew.
+    The file's name holds the digest of the provenance, and its header the provenance itself.  A
+    file that cannot be read, or whose header differs, is started anew.
 
     Attributes:
         path: the file.
-        rows: [n, ...] of the dtype given, NaN where a row is not done.
+        rows: [n, ...] of the dtype given, NaN in rows that are not done.
         done: [n] bool.
     """
 
@@ -151,25 +148,21 @@ class RowStore:
         self._read()
 
     def set_row(self, index: int, row: npt.NDArray[np.floating]) -> None:
-        """Take one architecture's numbers; `save` puts them on disk."""
-        with np.errstate(over="ignore"):  # beyond the dtype is infinity, and reported as such
+        """Set one architecture's numbers; `save` writes them to disk."""
+        with np.errstate(over="ignore"):  # infinity beyond the dtype
             self.rows[index] = row
         self.done[index] = True
 
     def save(self) -> None:
-        """Write the file whole: a reader sees the old one or the new one, never a part.
+        """Write the file atomically.
 
         Raises:
-            LmscoutError: it cannot be written, for want of space or of permission.
+            LmscoutError: the file cannot be written.
         """
-        tensors: dict[str, npt.NDArray[Any]] = {
-            "rows": self.rows,
-            "done": self.done.astype(np.uint8),
-        }
-        metadata = {_PROVENANCE: self._provenance}
+        tensors = {"rows": self.rows, "done": self.done.astype(np.uint8)}
         write_file(
             self.path,
-            lambda draft: save_file(tensors, draft, metadata=metadata),
+            lambda draft: save_file(tensors, draft, metadata={_PROVENANCE: self._provenance}),
             name=f"cache file {self.path}",
             remedy=_REMEDY,
         )
@@ -178,8 +171,7 @@ class RowStore:
         try:
             check_safetensors_header(self.path)
             with safe_open(self.path, framework="numpy") as stored:
-                metadata = stored.metadata() or {}
-                if metadata.get(_PROVENANCE) != self._provenance:
+                if (stored.metadata() or {}).get(_PROVENANCE) != self._provenance:
                     return
                 rows, done = stored.get_tensor("rows"), stored.get_tensor("done")
         except (OSError, SafetensorError, LmscoutError, TypeError, ValueError, AttributeError):
@@ -190,35 +182,21 @@ class RowStore:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a cache folder and make sure that it can be written.
+    """Create a cache folder.
 
     Raises:
-        LmscoutError: it cannot.
+        LmscoutError: it cannot be created or written.
     """
     remove_drafts(folder)
     check_folder(folder, f"cache folder {folder}", _REMEDY, make=True)
 
 
-def read_provenance(path: Path) -> dict[str, object]:
-    """Provenance that a file of statistics carries in its header."""
-    with safe_open(path, framework="numpy") as stored:
-        loaded: dict[str, object] = json.loads((stored.metadata() or {})[_PROVENANCE])
-    return loaded
-
-
-Progress = Callable[[int, int], None]
-Row = npt.NDArray[np.float64]
-Measure = Callable[[ArchitectureSpec], Row]
-
-_SAVE_EVERY = 10.0  # seconds
-
-
 @dataclass(frozen=True)
 class Statistics:
-    """What proxies read of every architecture of a benchmark.
+    """Block values of every architecture of a benchmark.
 
     Attributes:
-        values: [architectures, inputs, chains, blocks] float32, NaN beyond an architecture's
+        values: [architectures, inputs, chains, blocks] float32; NaN beyond an architecture's
             depth and where a value is not defined; 0 where a block lacks the input.
         chains: the chains of unary operations, innermost first.
         depth: [architectures] number of blocks.
@@ -237,12 +215,12 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Build:
-    """How the models of architectures are built.
+    """How models are built.
 
     Attributes:
-        seed: of the models' weights.
-        batch: what the models read.
-        device: where they read it; the weights are drawn on the CPU, so they are the same on all.
+        seed: of the weights, which are drawn on the CPU and are the same on all devices.
+        batch: input of the models.
+        device: of model and input.
     """
 
     seed: int
@@ -250,7 +228,7 @@ class Build:
     device: str = "cpu"
 
     def __call__(self, spec: ArchitectureSpec) -> tuple[LanguageModel, Tensor]:
-        """The model of one architecture and the tokens that it reads, [B, T] int64."""
+        """The model of one architecture and its input tokens, [B, T] int64."""
         model = spec.build(self.seed)
         return model.to(self.device), self.batch.tokens(spec).to(self.device)
 
@@ -266,23 +244,22 @@ def collect(
     workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Collect the statistics of a benchmark, or read them where they were collected before.
+    """Collect the statistics of a benchmark, or read them from the cache.
 
-    Every model is built and read in a worker with one thread, so that the numbers do not
-    depend on how many workers there are.
+    Every model is evaluated in one thread: the numbers do not depend on the number of workers.
 
     Args:
-        specs: the architectures; equal ones are read once.
+        specs: the architectures; equal ones are evaluated once.
         chains: chains of unary operations, innermost first.
-        name: prefix of the file's name.
-        folder: where the file lies.
+        name: prefix of the cache file's name.
+        folder: cache folder.
         seed: of the models' weights.
-        batch: what the models read.
-        workers: how the work is spread.
+        batch: input of the models.
+        workers: how architectures are spread over workers.
         progress: called with architectures done and in all.
 
     Returns:
-        The statistics; interrupted work is continued by the next call.
+        The statistics; the next call continues interrupted work.
 
     Raises:
         LmscoutError: the folder cannot be written.
@@ -302,6 +279,15 @@ def collect(
     return Statistics(store.rows, tuple(chains), depth, store.path)
 
 
+def _measure(
+    spec: ArchitectureSpec, *, chains: tuple[tuple[str, ...], ...], build: Build, blocks: int
+) -> Row:
+    row = np.full((len(INPUT_NAMES), len(chains), blocks), np.nan)
+    means = partial(chain_means, chains=chains)
+    row[:, :, : spec.depth] = read_model(*build(spec), means, len(chains))
+    return row
+
+
 def fill(
     store: RowStore,
     specs: Sequence[ArchitectureSpec],
@@ -309,14 +295,17 @@ def fill(
     workers: Workers,
     progress: Progress | None = None,
 ) -> None:
-    """Measure the rows of a store that are not done yet, saving as it goes.
+    """Compute the rows of a store that are not done, and save them at intervals.
 
     Args:
-        store: one row an architecture.
-        specs: the architectures of the rows; equal ones are measured once.
+        store: one row per architecture.
+        specs: the architectures of the rows; equal ones are evaluated once.
         measure: maps a spec to its row; sent to the workers.
-        workers: how the work is spread.
+        workers: how architectures are spread over workers.
         progress: called with rows done and in all.
+
+    Raises:
+        LmscoutError: a worker has ended, or the file cannot be written.
     """
     places: dict[ArchitectureSpec, list[int]] = {}
     for index, spec in enumerate(specs):
@@ -332,11 +321,11 @@ def fill(
         return
     max(todo, key=ArchitectureSpec.pass_bytes).require_memory()  # before the first is built
     saved = time.monotonic()
-    # TensorFloat-32, in which convolutions on a GPU are by default, has 10 bits.
+    # TensorFloat-32, the default of convolutions on a GPU, has 10 bits.
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with exact, warnings.catch_warnings(), worker_processes() as started:
         rows = started(workers, partial(_in_one_thread, measure), todo)
-        # A worker that has grown after a large architecture is replaced, and nothing is lost.
+        # joblib replaces a worker that has grown after a large architecture; nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
         try:
             for spec, row in zip(todo, rows, strict=True):
@@ -353,21 +342,8 @@ def fill(
             raise LmscoutError(WORKER_ENDED.format(how)) from None
         finally:
             store.save()
-            warnings.simplefilter("ignore")  # whoever interrupts knows that work is cancelled
+            warnings.simplefilter("ignore")  # of work that an interrupt cancels
             rows.close()
-
-
-def _measure(
-    spec: ArchitectureSpec,
-    *,
-    chains: tuple[tuple[str, ...], ...],
-    build: Build,
-    blocks: int,
-) -> Row:
-    row = np.full((len(INPUT_NAMES), len(chains), blocks), np.nan)
-    means = partial(chain_means, chains=chains)
-    row[:, :, : spec.depth] = read_model(*build(spec), means, len(chains))
-    return row
 
 
 def _in_one_thread(measure: Measure, spec: ArchitectureSpec) -> Row:
@@ -377,7 +353,7 @@ def _in_one_thread(measure: Measure, spec: ArchitectureSpec) -> Row:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread: sums come out the same whatever the machine's cores."""
+    """Let PyTorch use one thread, so that sums do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

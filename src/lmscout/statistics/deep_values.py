@@ -1,11 +1,10 @@
-"""What a deep proxy is worth: by definition, of one model, and fast, of all models at once.
+"""Scores of deep proxies: by definition for one model, and on sketches for all models at once.
 
-`full_score` is the definition, on the full tensors of one reading.  `DeepEvaluator` computes
-the same on sketches, for all architectures; where a sketch holds every element, both agree.
+`full_score` is the definition, on the full tensors of one pass.  `DeepEvaluator` computes the same
+on sketches; where a sketch holds every element, both agree.
 
-One rule holds at every level: what is given a NaN or an infinity gives NaN.  It is a tensor's
-as a whole, and that of each block value and score on its own.  So a score may be infinite only
-where the last word made it so.
+At every level an operand with a NaN or an infinity gives NaN: a tensor as a whole, block values and
+scores one by one.  A score is infinite only if the last operation made it so.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +35,11 @@ from lmscout.statistics.sketch_operations import Piece, reduction
 from lmscout.statistics.sketches import Sketches, StackSketch
 
 CACHE_BYTES = 64 << 20
-"""What an evaluator keeps of block values and scores."""
+"""Block values and scores that an evaluator keeps."""
 
-# Elements of a sample computed at once: few enough for caches, so many that two threads seldom meet
-# at the interpreter's lock (1 << 16: 1.2 times as fast on two as on one, 1 << 18: 1.5), and that a
-# GPU is filled.
+# Elements of a sample computed at once: few enough for caches, and enough that two threads seldom
+# wait for the interpreter's lock (1 << 16: 1.2 times as fast on two as on one, 1 << 18: 1.5), and
+# that a GPU is filled.
 _PIECE, _GPU_PIECE = 1 << 18, 1 << 24
 
 
@@ -50,11 +48,11 @@ def full_score(node: Expression, reading: Reading, spec_values: Mapping[str, flo
 
     Args:
         node: a tree that gives a score.
-        reading: what one pass left behind.
+        reading: the tensors of one pass.
         spec_values: "depth", "width" and "params" of the configuration.
 
     Returns:
-        The score; NaN where it has none.
+        The score; NaN if it is not defined.
 
     Raises:
         LmscoutError: the tree gives no score.
@@ -67,17 +65,17 @@ def full_score(node: Expression, reading: Reading, spec_values: Mapping[str, flo
 def joined_score(
     node: Expression, parts: Mapping[Expression, npt.ArrayLike]
 ) -> npt.NDArray[np.float64]:
-    """Scores of a tree, from those of its parts.
+    """Scores of a tree, from those of its subtrees.
 
     Args:
         node: a tree that gives a score.
-        parts: scores of subtrees, [A] each; words above them are computed.
+        parts: scores of subtrees, [A] each.
 
     Returns:
-        [A] float64, the same that the whole tree gives.
+        [A] float64, the scores of the whole tree.
 
     Raises:
-        LmscoutError: the tree has another leaf above no part.
+        LmscoutError: a leaf of the tree is in none of the parts.
     """
 
     def value(one: Expression) -> Tensor:
@@ -121,16 +119,15 @@ def _tensors_by_block(stack: str, reading: Reading) -> Iterator[list[dict[str, T
 
 
 def full_tensor(node: Expression, leaves: Mapping[str, Tensor]) -> Tensor:
-    """A tree's tensor in one place of a block, from its leaves' there."""
+    """A tree's tensor at one place of a block, from the leaves' tensors there."""
     if not node.operands:
         return leaves[node.name]
     operands = [full_tensor(one, leaves) for one in node.operands]
     if len(operands) == 1:
         return UNARY_OPERATION[node.name].apply(operands[0])
     joined = ARITHMETIC[TENSOR_ARITHMETIC[node.name]](*operands)
-    if not all(bool(torch.isfinite(one).all()) for one in operands):
-        return torch.full_like(joined, math.nan)
-    return joined
+    finite = all(bool(torch.isfinite(one).all()) for one in operands)
+    return joined if finite else torch.full_like(joined, math.nan)
 
 
 def reduced(name: str, tensors: list[Tensor]) -> float:
@@ -144,17 +141,17 @@ def reduced(name: str, tensors: list[Tensor]) -> float:
 
 
 def number_value(node: Expression) -> Tensor:
-    """A number's, [] float64: one for all architectures."""
+    """The value of a number: [] float64."""
     return torch.tensor(float(node.name), dtype=torch.float64)
 
 
 def raised_value(node: Expression, operands: tuple[Tensor, ...], exists: Tensor) -> Tensor:
-    """A word above the tensors.
+    """The value of an operation on block values or scores.
 
     Args:
-        node: a word that takes block values or scores.
+        node: the operation.
         operands: block values [..., L] or scores [...], float64.
-        exists: [..., L] bool, which blocks there are.
+        exists: [..., L] bool, which blocks exist.
     """
     if node.word.aggregates:
         return _aggregated(node.name, operands[0], exists)
@@ -169,10 +166,10 @@ def raised_value(node: Expression, operands: tuple[Tensor, ...], exists: Tensor)
 
 def _aggregated(name: str, values: Tensor, exists: Tensor) -> Tensor:
     defined = (torch.isfinite(values) | ~exists).all(-1)
-    if name in ("max", "min"):
-        absent = -math.inf if name == "max" else math.inf
-        there = torch.where(exists, values, absent)
-        result = there.amax(-1) if name == "max" else there.amin(-1)
+    if name == "max":
+        result = torch.where(exists, values, -math.inf).amax(-1)
+    elif name == "min":
+        result = torch.where(exists, values, math.inf).amin(-1)
     else:
         result = torch.where(exists, values, 0.0).sum(-1)
         if name == "mean":
@@ -190,8 +187,8 @@ def _require_score(node: Expression) -> None:
 class DeepEvaluator:
     """Scores of deep proxies on sketches, of all architectures at once.
 
-    Block values and scores of subtrees are kept, so that proxies that share parts share their
-    cost.  The work is done in the thread that calls; several may call at once.
+    Block values and scores of subtrees are cached: proxies that share parts share their cost.
+    Several threads may call at once; each computes its own call.
     """
 
     def __init__(
@@ -201,19 +198,21 @@ class DeepEvaluator:
 
         Args:
             sketches: of A architectures; copied.
-            cache_bytes: what may be kept of subtrees' values.
-            device: where it is computed; on a GPU the last digits differ from call to call.
+            cache_bytes: largest size of the cached values of subtrees.
+            device: that computes; on a GPU the last digits differ from call to call.
         """
         depth = torch.from_numpy(sketches.depth).to(device)
         self._exists = torch.arange(int(depth.max()), device=device) < depth[:, None]
         self._spec = {name: torch.from_numpy(one).to(device) for name, one in sketches.spec.items()}
-        self._lists: dict[str, _Pieces] = {}
-        for name, stack in sketches.stacks.items():
-            for part, one in _parts(name, stack):
-                self._lists[part] = _Pieces(STACKS[part], one, self._exists)
+        stacks = dict(sketches.stacks)
+        linear = stacks["linear"]
+        stacks |= {"mixer": linear.only(linear.mixes), "mlp": linear.only(~linear.mixes)}
+        self._lists = {
+            name: _Pieces(STACKS[name], one, self._exists) for name, one in stacks.items()
+        }
         self._kept: OrderedDict[Expression, Tensor] = OrderedDict()
         self._room = cache_bytes
-        self._lock = threading.Lock()  # of what is kept
+        self._lock = threading.Lock()  # of the cached values
 
     def scores(self, node: Expression) -> npt.NDArray[np.float64]:
         """Scores of every architecture.
@@ -222,7 +221,7 @@ class DeepEvaluator:
             node: a tree that gives a score.
 
         Returns:
-            [A] float64, NaN where an architecture has no score.
+            [A] float64, NaN where a score is not defined.
 
         Raises:
             LmscoutError: the tree gives no score.
@@ -234,7 +233,7 @@ class DeepEvaluator:
 
     def _value(self, node: Expression) -> Tensor:
         """Block values [A, L] or scores [A]."""
-        if node.word == NUMBER:  # as many as there are architectures: it may be all of a tree
+        if node.word == NUMBER:  # expanded, as it may be the whole tree
             return number_value(node).to(self._exists.device).expand(len(self._exists))
         if node.name in SPEC_LEAVES:
             return self._spec[node.name]
@@ -264,24 +263,26 @@ class _Pieces:
     """The tensors of one stack, cut into pieces, and the blocks to which they belong."""
 
     def __init__(self, leaves: tuple[str, ...], stack: StackSketch, exists: Tensor) -> None:
-        self._shape, self._device = exists.shape, exists.device
+        self._shape, device = exists.shape, exists.device
         self._pieces: list[Piece] = []
         orders = [torch.zeros(0, dtype=torch.int64)]
         heights, widths = stack.sampled_sizes()
         for height, width in sorted({*zip(heights.tolist(), widths.tolist(), strict=True)}):
             alike = ((heights == height) & (widths == width)).nonzero()[:, 0]
             orders.append(alike)
-            self._pieces += _cut(leaves, stack, alike, (height, width), self._device)
+            self._pieces += _cut(leaves, stack, alike, (height, width), device)
         order = torch.cat(orders)
         segments = (stack.architecture * self._shape[1] + stack.block)[order]
         counts = torch.bincount(segments, minlength=math.prod(self._shape)).clamp(min=1)
-        self._segments, self._counts = segments.to(self._device), counts.to(self._device)
-        self._sampled = (heights * widths)[order].double().to(self._device)
+        self._segments, self._counts = segments.to(device), counts.to(device)
+        self._sampled = (heights * widths)[order].double().to(device)
 
     def block_values(self, node: Expression) -> Tensor:
         """`average` or `total` of a tree of this stack: [A, L] float64."""
         compiled = reduction(node)
-        blocks = torch.zeros(math.prod(self._shape), dtype=torch.float64, device=self._device)
+        blocks = torch.zeros(
+            math.prod(self._shape), dtype=torch.float64, device=self._counts.device
+        )
         if self._pieces:
             values = torch.cat([compiled.run(one) for one in self._pieces]).double()
             if compiled.of_sample:
@@ -320,18 +321,10 @@ def _cut(
         here = slice(start, start + length)
         broken = {leaf: one[here, 0].isnan() for leaf, one in moments.items()}
         yield Piece(
-            samples=MappingProxyType({leaf: one[here] for leaf, one in samples.items()}),
-            moments=MappingProxyType({leaf: one[here] for leaf, one in moments.items()}),
+            samples={leaf: one[here] for leaf, one in samples.items()},
+            moments={leaf: one[here] for leaf, one in moments.items()},
             broken={leaf: mask for leaf, mask in broken.items() if bool(mask.any())},
             height=height,
             elements=elements[here],
             share=share[here],
         )
-
-
-def _parts(name: str, stack: StackSketch) -> Iterator[tuple[str, StackSketch]]:
-    """A stack under its name; of the linear one, those that mix and those of the MLP too."""
-    yield name, stack
-    if name == "linear":
-        yield "mixer", stack.only(stack.mixes)
-        yield "mlp", stack.only(~stack.mixes)

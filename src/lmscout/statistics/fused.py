@@ -2,7 +2,7 @@
 
 A program of the kernel reads one piece of a tensor, a block of rows and columns, once and sums
 it in float64; the joining step adds the pieces and takes the logarithms of the columns' sums of
-e^x.  Float64 needs no second look at large, small or nearly equal numbers.  `plain_walk` is the
+e^x.  Float64 needs no second pass for large, small or nearly equal numbers.  `plain_walk` is the
 definition, and computes every tensor for which this module returns None.
 
 The module imports without Triton, and `fused_totals` returns None for all tensors then.
@@ -124,9 +124,9 @@ def fused_totals(tensors: Sequence[Tensor]) -> list[Totals | None]:
         tensors: on one GPU, any shape and strides.  (On a CPU in Triton's interpreter.)
 
     Returns:
-        For each tensor its totals in the order of `TOTALS`, or None where the plain walk has to
-        compute them: Triton is not installed, the dtype is none of `DTYPES`, the tensor is empty,
-        is not finite, or has an element beyond 600.
+        For each tensor its totals in the order of `TOTALS`, or None if the plain walk has to
+        compute them: without Triton, for a dtype not in `DTYPES`, for a tensor that is empty, not
+        finite, or has an element beyond 600.
     """
     found: list[Totals | None] = [None] * len(tensors)
     alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}

@@ -1,11 +1,10 @@
-"""The dozen sums that the means of all twenty unary operations follow from, in plain torch.
+"""The sums that the means of all twenty unary operations follow from, in plain torch.
 
-One walk through a tensor serves all of them: exp serves the exponential, the sigmoid and the
-log-sum-exp of log-softmax, |x| and sign(x) serve every operation that treats the halves of the
-number line differently, and five means need no sum of their own.  Operation by operation that
-would be twenty passes with a temporary each; here the tensor is walked in pieces that stay in
-the cache, and each piece is summed in every way at once.  `lmscout.proxies.primitives` holds the
-definitions; the tests hold the two together.  `fused` computes the same totals on a GPU.
+One walk through a tensor gives all of them: exp serves the exponential, the sigmoid and the
+log-sum-exp of log-softmax; |x| and sign(x) serve every operation that differs by sign; five means
+need no sum of their own.  The tensor is walked in pieces that stay in the cache, where twenty
+separate passes would each need a temporary.  `lmscout.proxies.primitives` holds the definitions,
+and `fused` computes the same totals on a GPU.
 """
 
 from __future__ import annotations
@@ -30,25 +29,12 @@ Values = npt.NDArray[np.float64]
 Totals = tuple[float, ...]  # one for each of `TOTALS`
 
 TOTALS = (
-    "count",
-    "rows",
-    "low",
-    "high",
-    "mean",
-    "squared_deviation",
-    "relu",
-    "exp",
-    "invert",
-    "sigmoid",
-    "sqrt",
-    "log",
-    "log_abs",
-    "log_sum_exp",
+    *("count", "rows", "low", "high", "mean", "squared_deviation", "relu"),
+    *("exp", "invert", "sigmoid", "sqrt", "log", "log_abs", "log_sum_exp"),
 )
-"""What the twenty means follow from: the number of elements and of rows, extremes, the mean and
-the sum of squared deviations from it, the mean of max(x, 0); sums of e^x, 1 / (x + 1e-9), the
-sigmoid, the root, ln x and ln |x|; the mean over columns of ln sum e^x.  The count of a tensor
-that is empty or holds a NaN or an infinity is NaN."""
+"""Number of elements and of rows, extremes, the mean and the sum of squared deviations from it, the
+mean of max(x, 0); sums of e^x, 1 / (x + 1e-9), the sigmoid, the root, ln x and ln |x|; the mean
+over columns of ln sum e^x.  The count of a tensor that is empty or not finite is NaN."""
 
 _PIECE = 1 << 17  # elements: half a mebibyte, so that a call costs more than its overhead
 _EXP_SAFE = 60.0  # |x| up to which no float32 sum of exponentials over- or underflows
@@ -56,7 +42,7 @@ _TINY, _HUGE = 1e-15, 1e15  # between them lies the largest |x| whose squares fl
 
 
 def means_of_totals(totals: Values) -> Values:
-    """The twenty means from what a walk has found.
+    """The twenty means from the totals of a walk.
 
     Args:
         totals: [tensors, totals] float64, in the order of `TOTALS`.
@@ -100,13 +86,13 @@ def means_of_totals(totals: Values) -> Values:
 
 
 def plain_totals(tensor: Tensor) -> Totals:
-    """The totals of one tensor in plain torch, on whatever device it lies.
+    """The totals of one tensor in plain torch, on any device.
 
     Args:
         tensor: any shape and floating dtype; accumulated in float64 over float32 pieces.
 
     Returns:
-        As many numbers as `TOTALS` names.
+        The numbers named in `TOTALS`.
     """
     n = tensor.numel()
     nothing = (math.nan,) * len(TOTALS)
@@ -117,21 +103,10 @@ def plain_totals(tensor: Tensor) -> Totals:
     if not (math.isfinite(sums.low) and math.isfinite(sums.high)):
         return nothing
     bound = max(-sums.low, sums.high)
+    log_sum_exp = _log_sum_exp(rows, bound, sums) if len(rows) > 1 else 0.0
     return (
-        n,
-        len(rows),
-        sums.low,
-        sums.high,
-        sums.x / n,
-        sums.squared_deviation,
-        sums.relu / n,
-        sums.exp,
-        sums.invert,
-        sums.sigmoid,
-        sums.sqrt,
-        sums.log,
-        sums.log_abs,
-        _log_sum_exp(rows, bound, sums) if len(rows) > 1 else 0.0,
+        *(n, len(rows), sums.low, sums.high, sums.x / n, sums.squared_deviation, sums.relu / n),
+        *(sums.exp, sums.invert, sums.sigmoid, sums.sqrt, sums.log, sums.log_abs, log_sum_exp),
     )
 
 
@@ -141,13 +116,12 @@ class _Sums:
     def __init__(self, columns: int, device: torch.device) -> None:
         self.count = 0
         self.low, self.high = math.inf, -math.inf
-        self.x = self.squared_deviation = 0.0
-        self.exp = self.invert = self.sigmoid = 0.0
+        self.x = self.squared_deviation = self.exp = self.invert = self.sigmoid = 0.0
         self.relu = self.sqrt = self.log = self.log_abs = 0.0
         self.exp_columns = torch.zeros(columns, device=device)
 
     def add_moments(self, count: int, total: float, squared_deviation: float) -> None:
-        """Join a piece's sum and squared deviation to the rest (Chan et al. 1979)."""
+        """Add a piece's sum and squared deviation (Chan et al. 1979)."""
         if self.count:
             shift = total / count - self.x / self.count
             squared_deviation += shift**2 * count * self.count / (count + self.count)
@@ -160,7 +134,7 @@ _workspace = threading.local()
 
 
 def _buffers(device: torch.device) -> Tensor:
-    """Three pieces to compute in, kept: fresh ones of this size cost a page fault a page."""
+    """Three buffers of one piece, reused: new ones of this size cost a page fault per page."""
     if not hasattr(_workspace, "buffers") or _workspace.buffers.device != device:
         _workspace.buffers = torch.empty(3, _PIECE, device=device)
     buffers: Tensor = _workspace.buffers
@@ -215,10 +189,10 @@ def _add_piece(sums: _Sums, piece: Tensor, low: float, high: float, columns: Ten
     torch.add(x, EPS, out=a)
     sums.invert += _finite_reciprocal_sum(a)
 
-    # |x| once for both halves of the number line, and the positive half as zeros and ones to
-    # multiply by.  What lies in one half is summed alike: equal proxies are equal to the bit.
+    # |x| once for both signs, and a mask of the positive elements to multiply by.  A tensor of one
+    # sign is summed without the mask: equal proxies are equal to the bit.
     magnitude, positive, scratch = torch.abs(x, out=a), b, c
-    if 0.0 in (low, high):  # the root and the logarithm of 0 are slow: 1 stands in for it
+    if 0.0 in (low, high):  # 1 in place of 0, whose root and logarithm are slow
         magnitude += torch.eq(magnitude, 0.0, out=scratch)
     if low <= 0.0 < high:
         torch.gt(x, 0.0, out=positive)
@@ -229,7 +203,7 @@ def _add_piece(sums: _Sums, piece: Tensor, low: float, high: float, columns: Ten
         sums.sqrt += torch.dot(root, positive).item()
     log = torch.log(magnitude, out=scratch)
     log_abs = log.sum().item()
-    if math.isinf(log_abs):  # a zero between
+    if math.isinf(log_abs):  # a zero among them
         magnitude += torch.eq(magnitude, 0.0, out=scratch)
         log_abs = torch.log(magnitude, out=log).sum().item()
     sums.log_abs += log_abs
@@ -242,11 +216,11 @@ def _add_piece(sums: _Sums, piece: Tensor, low: float, high: float, columns: Ten
 
 
 def _add_extreme_piece(sums: _Sums, piece: Tensor, columns: Tensor) -> None:
-    """The same sums, plainly and in float64: float32 cannot hold the squares of such numbers."""
+    """The same sums in float64: float32 cannot hold the squares of such numbers."""
     x = piece.double()
     mean = x.mean().item()
     sums.add_moments(x.numel(), x.sum().item(), (x - mean).square().sum().item())
-    exp = piece.exp().double()  # beyond float32 it is infinity, here as everywhere
+    exp = piece.exp().double()  # infinity beyond float32, as everywhere
     sums.exp += exp.sum().item()
     if len(columns):
         columns += exp.sum(0)
@@ -266,7 +240,7 @@ def _moments(x: Tensor, low: float, high: float, buffer: Tensor) -> tuple[float,
     deviation = square - total**2 / n
     if deviation > 0.1 * square:
         return total, deviation
-    # The difference cancels: so measure from the mean, rounded to what float32 can subtract.
+    # The difference cancels: measure from the mean, rounded to float32.
     centre = torch.tensor(min(max(total / n, low), high)).item()
     torch.sub(x, centre, out=buffer)
     shift = buffer.sum().item()
@@ -275,7 +249,7 @@ def _moments(x: Tensor, low: float, high: float, buffer: Tensor) -> tuple[float,
 
 
 def _finite_reciprocal_sum(shifted: Tensor) -> float:
-    """Sum of 1/x where x is not zero, spoiling the argument."""
+    """Sum of 1/x where x is not zero; overwrites the argument."""
     total = shifted.reciprocal_().sum().item()
     if not math.isfinite(total):
         total = shifted.masked_fill_(shifted.isinf(), 0.0).sum().item()

@@ -1,12 +1,12 @@
 """The means of all twenty unary operations of a tensor, from one walk through it.
 
-A proxy needs the mean of u(x) for each unary operation u.  `plain_walk` says what those means
-follow from, and computes it on any device; `fused` does on a GPU, where it can.
+`plain_walk` defines the sums that the means follow from, for any device; `fused` computes them on
+a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,11 +26,36 @@ def unary_means(tensor: Tensor) -> Values:
         tensor: any shape, floating dtype and device; accumulated in float64.
 
     Returns:
-        [20] float64, in the order of `OPERATIONS`; all NaN where the tensor is empty or holds
-        a NaN or an infinity.
+        [20] float64, in the order of `OPERATIONS`; all NaN if the tensor is empty or holds a NaN
+        or an infinity.
     """
     means: Values = _means_of([tensor])[0]
     return means
+
+
+@torch.no_grad()
+def chain_means(tensor: Tensor, chains: Sequence[tuple[str, ...]]) -> Values:
+    """Mean of every chain of unary operations of one tensor.
+
+    Chains that differ in the last operation alone share one walk.
+
+    Args:
+        tensor: any shape, floating dtype and device.
+        chains: operations, innermost first; each at least one.
+
+    Returns:
+        [len(chains)] float64.
+    """
+    bare = unary_means(tensor)
+    means: dict[tuple[str, ...], Values] = {(): bare}
+    prefixes = list(dict.fromkeys(chain[:-1] for chain in chains if len(chain) > 1))
+    # One prefix at a time on a CPU; many on a GPU, which then waits less for launches.
+    size = max(1, _AT_ONCE // max(tensor.numel(), 1)) if tensor.is_cuda else 1
+    for start in range(0, len(prefixes), size):
+        group = prefixes[start : start + size]
+        inner = [_apply(prefix, tensor, bare) for prefix in group]
+        means |= zip(group, _means_of(inner), strict=True)
+    return np.array([means[chain[:-1]][OPERATIONS.index(chain[-1])] for chain in chains])
 
 
 def _means_of(tensors: Sequence[Tensor]) -> Values:
@@ -45,44 +70,11 @@ def _means_of(tensors: Sequence[Tensor]) -> Values:
     return means_of_totals(np.array(totals, np.float64))
 
 
-@torch.no_grad()
-def chain_means(tensor: Tensor, chains: Sequence[tuple[str, ...]]) -> Values:
-    """Mean of every chain of unary operations of one tensor.
-
-    Chains that begin alike share the tensor after their first operations, and those that
-    differ in the last operation alone share one walk.
-
-    Args:
-        tensor: any shape, floating dtype and device.
-        chains: operations, innermost first; each at least one.
-
-    Returns:
-        [len(chains)] float64.
-    """
-    column = {name: index for index, name in enumerate(OPERATIONS)}
-    bare = unary_means(tensor)
-    means: dict[tuple[str, ...], Values] = {(): bare}
-    prefixes = list(dict.fromkeys(chain[:-1] for chain in chains if len(chain) > 1))
-    for group in _groups(prefixes, tensor):
-        inner = [_after(prefix, tensor, bare) for prefix in group]
-        means |= zip(group, _means_of(inner), strict=True)
-    return np.array([means[chain[:-1]][column[chain[-1]]] for chain in chains])
-
-
-def _groups(
-    prefixes: Sequence[tuple[str, ...]], tensor: Tensor
-) -> Iterator[Sequence[tuple[str, ...]]]:
-    """Those that are reduced at once: one on a CPU, many on a GPU, which then waits less."""
-    size = max(1, _AT_ONCE // max(tensor.numel(), 1)) if tensor.is_cuda else 1
-    for start in range(0, len(prefixes), size):
-        yield prefixes[start : start + size]
-
-
-def _after(prefix: tuple[str, ...], tensor: Tensor, bare: Values) -> Tensor:
+def _apply(prefix: tuple[str, ...], tensor: Tensor, bare: Values) -> Tensor:
     """A tensor after the operations of a prefix, given its unary means."""
     inner = tensor.detach()
     for place, name in enumerate(prefix):
-        if place == 0 and UNARY_OPERATION[name].scalar:  # the walk has it already
+        if place == 0 and UNARY_OPERATION[name].scalar:  # among the means already
             inner = torch.tensor(bare[OPERATIONS.index(name)], dtype=tensor.dtype)
         else:
             inner = UNARY_OPERATION[name].apply(inner)

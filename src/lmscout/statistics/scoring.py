@@ -1,4 +1,4 @@
-"""Scores of given proxies, functions or expressions, from one reading of full tensors."""
+"""Scores of given proxies, functions or expressions, from the full tensors of one pass."""
 
 from __future__ import annotations
 
@@ -34,18 +34,17 @@ def score_proxies(
     workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Score architectures by a few proxies; kept like statistics.
+    """Score architectures by a few proxies, or read the scores from the cache.
 
     Args:
         specs: the architectures.
         names: catalog names or expressions.
-        name: prefix of the file's name.
-        folder: where the file lies.
+        name: prefix of the cache file's name.
+        folder: cache folder.
         seed: of the models' weights.
-        batch: what the models read.
-        ones: an input, or "act_grad", whose tensors are replaced by ones before a proxy reads
-            them: what the scores are then is what they owe to all the rest.
-        workers: how the work is spread.
+        batch: input of the models.
+        ones: an input, or "act_grad", whose tensors are replaced by ones.
+        workers: how architectures are spread over workers.
         progress: called with architectures done and in all.
 
     Returns:
@@ -56,21 +55,31 @@ def score_proxies(
     """
     batch, workers = batch or Batch(), workers or Workers()
     kind = f"scores with ones for {ones}" if ones else "scores"
-    update = provenance(kind, names, specs, seed, batch, device=workers.device)
+    source = provenance(kind, names, specs, seed, batch, device=workers.device)
     # SynFlow multiplies from layer to layer: a deep model's is beyond float32.
-    store = RowStore(folder, f"{name}-proxies", update, (len(names),), np.float64)
+    store = RowStore(folder, f"{name}-proxies", source, (len(names),), np.float64)
     proxies = tuple(map(resolve, names))
-    build = Build(seed, batch, workers.device)
-    measure = partial(_score, proxies=proxies, build=build, ones=ones)
+    measure = partial(
+        _measure, proxies=proxies, build=Build(seed, batch, workers.device), ones=ones
+    )
     fill(store, specs, measure, workers, progress)
-    return {entry: store.rows[:, column] for column, entry in enumerate(names)}
+    return {proxy: store.rows[:, column] for column, proxy in enumerate(names)}
+
+
+def _measure(
+    spec: ArchitectureSpec, *, proxies: tuple[Entry | Expression, ...], build: Build, ones: str
+) -> Row:
+    reading = full_reading(*build(spec), spec.parameters())
+    if ones:
+        reading = with_ones(reading, ones)
+    return np.array([score(proxy, reading, spec) for proxy in proxies])
 
 
 def full_reading(model: LanguageModel, tokens: Tensor, parameters: int) -> Reading:
-    """Run one pass and keep every tensor: what the catalog's functions are given.
+    """Run one pass and keep a copy of every tensor.
 
     Args:
-        model: as built by a spec; left as it was found.
+        model: built by a spec; unchanged afterwards.
         tokens: [B, T] int64.
         parameters: number of parameters of the model.
     """
@@ -99,8 +108,17 @@ def full_reading(model: LanguageModel, tokens: Tensor, parameters: int) -> Readi
     )
 
 
+def with_ones(reading: Reading, name: str) -> Reading:
+    """A reading whose tensors of one input, or of "act_grad", are ones of the same shapes."""
+    blocks = reading.act_grad if name == "act_grad" else reading.inputs[name]
+    ones = tuple(tuple(torch.ones_like(one) for one in block) for block in blocks)
+    if name == "act_grad":
+        return replace(reading, act_grad=ones)
+    return replace(reading, inputs={**reading.inputs, name: ones})
+
+
 def score(proxy: Entry | Expression, reading: Reading, spec: ArchitectureSpec) -> float:
-    """Score one model by one proxy, from the full tensors of a reading.
+    """Score one model by one proxy, from the full tensors of a pass.
 
     An expression of the published form is computed as the collected statistics are, so that both
     agree; any other one by its definition.
@@ -113,36 +131,7 @@ def score(proxy: Entry | Expression, reading: Reading, spec: ArchitectureSpec) -
         return full_score(expression, reading, spec_values(spec))
 
     def block_values(name: str, chain: tuple[str, ...]) -> list[list[float]]:
-        return [[_block_value(tensors, chain) for tensors in reading.inputs[name]]]
+        means = ([chain_means(one, [chain])[0] for one in block] for block in reading.inputs[name])
+        return [[np.mean(values).item() if values else 0.0 for values in means]]
 
     return float(evaluate(expression, block_values, [len(reading.linears)])[0])
-
-
-def _block_value(tensors: tuple[Tensor, ...], chain: tuple[str, ...]) -> float:
-    """Mean over a block's tensors; 0 where it has none, as in the collected statistics."""
-    values = [chain_means(one, [chain])[0] for one in tensors]
-    return np.mean(values).item() if values else 0.0
-
-
-def with_ones(reading: Reading, name: str) -> Reading:
-    """A reading whose tensors of one input, or of "act_grad", are ones of the same shapes."""
-    if name == "act_grad":
-        return replace(reading, act_grad=_ones(reading.act_grad))
-    return replace(reading, inputs={**reading.inputs, name: _ones(reading.inputs[name])})
-
-
-def _ones(blocks: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], ...]:
-    return tuple(tuple(torch.ones_like(one) for one in block) for block in blocks)
-
-
-def _score(
-    spec: ArchitectureSpec,
-    *,
-    proxies: tuple[Entry | Expression, ...],
-    build: Build,
-    ones: str,
-) -> Row:
-    reading = full_reading(*build(spec), spec.parameters())
-    if ones:
-        reading = with_ones(reading, ones)
-    return np.array([score(proxy, reading, spec) for proxy in proxies])

@@ -1,13 +1,7 @@
-"""One forward and one backward pass on one batch, reduced while it runs.
+"""One forward and one backward pass on one batch; hooks show each tensor as soon as it exists.
 
-The one batch that every architecture of a benchmark reads.
-
-One forward and one backward through a model, reduced while it runs.
-
-Hooks see every tensor that a proxy may read at the moment it exists, and what is kept of it
-is the caller's choice.  Forward tensors stay the pass's own; a weight's gradient is dropped
-as soon as it was seen, so at most one is alive, where a plain backward ends with all of them.
-Only what is read is differentiated: embeddings, norms and biases are not.
+Forward tensors belong to the pass, and a weight's gradient is dropped once it was shown: at most
+one is alive.  Embeddings, norms and biases are not differentiated.
 """
 
 from __future__ import annotations
@@ -23,18 +17,27 @@ import torch
 from torch import Tensor, nn
 
 from lmscout.errors import LmscoutError
-from lmscout.models import ArchitectureSpec, LanguageModel, ProbePoints
+from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.proxies.primitives import INPUTS
+
+INPUT_NAMES = tuple(entry.name for entry in INPUTS)
+
+Reduce = Callable[[Tensor], npt.NDArray[np.float64]]
+Show = Callable[[Tensor], None]
+See = Callable[[str, int, int, Tensor], None]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Random tokens, uniform over the vocabulary: a proxy of this kind needs no text.
+    """Random tokens, uniform over the vocabulary.
 
     Attributes:
-        size: sequences.
-        length: tokens a sequence; cut to the longest that an architecture can read.
+        size: number of sequences.
+        length: tokens per sequence; cut to the longest that an architecture accepts.
         seed: of the draw.
+
+    Raises:
+        LmscoutError: the size or the length is below 2.
     """
 
     size: int = 32
@@ -49,7 +52,7 @@ class Batch:
             )
 
     def other(self) -> Batch:
-        """A batch of the same size and other tokens."""
+        """A batch of the same size with other tokens."""
         return replace(self, seed=self.seed + 1)
 
     def tokens(self, spec: ArchitectureSpec) -> Tensor:
@@ -59,27 +62,20 @@ class Batch:
         return torch.randint(spec.vocabulary, shape, generator=generator)
 
 
-INPUT_NAMES = tuple(entry.name for entry in INPUTS)
-
-Reduce = Callable[[Tensor], npt.NDArray[np.float64]]
-See = Callable[[str, int, int, Tensor], None]
-
-
 def read_model(
     model: LanguageModel, tokens: Tensor, reduce: Reduce, width: int
 ) -> npt.NDArray[np.float64]:
     """Run the pass and reduce the six inputs of every block.
 
     Args:
-        model: as built by a spec; left as it was found, without gradients.
+        model: built by a spec; unchanged afterwards, without gradients.
         tokens: [B, T] int64.
         reduce: maps a tensor to [width] numbers.
         width: how many numbers `reduce` returns.
 
     Returns:
-        [inputs, width, blocks] float64 in the order of `INPUT_NAMES`: for each input the mean
-        of the reductions over the block's tensors; 0, which adds nothing to a sum over blocks,
-        where a block has no such tensor.
+        [inputs, width, blocks] float64 in the order of `INPUT_NAMES`: the mean of the reductions
+        over the block's tensors of each input; 0 if a block has none.
     """
     depth = len(model.probe_points())
     total = np.zeros((len(INPUT_NAMES), width, depth))
@@ -87,7 +83,7 @@ def read_model(
 
     def add(name: str, block: int, _: int, tensor: Tensor) -> None:
         row = INPUT_NAMES.index(name)
-        with np.errstate(invalid="ignore"):  # inf - inf is NaN, and meant
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN
             total[row, :, block] += reduce(tensor)
         count[row, :, block] += 1
 
@@ -98,14 +94,13 @@ def read_model(
 def run_pass(
     model: LanguageModel, tokens: Tensor, see: See, *, act_gradients: bool = False
 ) -> None:
-    """Run one forward and one backward and show every tensor that a proxy may read.
+    """Run one forward and one backward pass and show every tensor that a proxy may read.
 
     Args:
-        model: as built by a spec; left as it was found, without gradients.
+        model: built by a spec; unchanged afterwards, without gradients.
         tokens: [B, T] int64.
-        see: called once a tensor with the input's name, the block, the tensor's place among
-            those of the block (as in its `ProbePoints`), and the tensor itself, which must
-            be copied if it is kept.
+        see: called once per tensor with the input's name, the block, the tensor's place among
+            those of the block (as in its `ProbePoints`), and the tensor, to be copied if kept.
         act_gradients: show the gradients of the activations too, as "act_grad".
     """
     with ExitStack() as stack:
@@ -113,28 +108,31 @@ def run_pass(
         weights = {layer.weight for point in points for layer in point.linear}
         stack.enter_context(train_only(model, weights))
         for block, point in enumerate(points):
-            for name, modules in (("act", point.act), ("head", point.head)):
+            for name, modules in (
+                ("act", point.act),
+                ("head", point.head),
+                ("softmax", (*point.softmax, *point.spectrum)),
+            ):
                 for place, module in enumerate(modules):
-                    _watch_output(stack, module, partial(see, name, block, place))
-            _watch_probabilities(stack, point, partial(see, "softmax", block))
-            _watch_hidden_gradient(stack, point.block, partial(see, "jacob", block, 0))
+                    spectrum = name == "softmax" and place >= len(point.softmax)
+                    _show_output(stack, module, partial(see, name, block, place), spectrum)
+            _show_hidden_gradient(stack, point.block, partial(see, "jacob", block, 0))
             for place, layer in enumerate(point.linear):
                 see("weight", block, place, layer.weight.detach())
-                _watch_weight_gradient(stack, layer, partial(see, "grad", block, place))
-            if act_gradients:
-                for place, module in enumerate(point.act):
-                    _watch_output_gradient(stack, module, partial(see, "act_grad", block, place))
+                _show_weight_gradient(stack, layer.weight, partial(see, "grad", block, place))
+            for place, module in enumerate(point.act if act_gradients else ()):
+                _show_output_gradient(stack, module, partial(see, "act_grad", block, place))
         with torch.enable_grad():
             torch.autograd.backward(model.loss(tokens))
 
 
 @contextmanager
 def train_only(model: nn.Module, chosen: Collection[Tensor]) -> Iterator[None]:
-    """Let only chosen parameters of a model require gradients, for a while.
+    """Require gradients of some parameters of a model alone while the block runs.
 
     Args:
-        model: left as it was found, without gradients.
-        chosen: its parameters.
+        model: unchanged afterwards, without gradients.
+        chosen: some of its parameters.
     """
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
@@ -147,56 +145,38 @@ def train_only(model: nn.Module, chosen: Collection[Tensor]) -> Iterator[None]:
             parameter.grad = None
 
 
-def _watch_output(stack: ExitStack, module: nn.Module, see: Callable[[Tensor], None]) -> None:
+def _show_output(stack: ExitStack, module: nn.Module, show: Show, spectrum: bool) -> None:
+    """Show a module's output; of a spectrum the softmax over its last axis."""
+
     def after(_: nn.Module, __: object, output: Tensor) -> None:
-        see(output.detach())
+        show(output.detach().softmax(-1) if spectrum else output.detach())
 
     stack.callback(module.register_forward_hook(after).remove)
 
 
-def _watch_output_gradient(
-    stack: ExitStack, module: nn.Module, see: Callable[[Tensor], None]
-) -> None:
+def _show_output_gradient(stack: ExitStack, module: nn.Module, show: Show) -> None:
     def after(_: nn.Module, __: object, output: Tensor) -> None:
-        output.register_hook(see)  # type: ignore[no-untyped-call]
+        output.register_hook(show)  # type: ignore[no-untyped-call]
 
     stack.callback(module.register_forward_hook(after).remove)
 
 
-def _watch_probabilities(
-    stack: ExitStack, point: ProbePoints, see: Callable[[int, Tensor], None]
-) -> None:
-    for place, module in enumerate(point.softmax):
-        _watch_output(stack, module, partial(see, place))
-    for place, module in enumerate(point.spectrum, start=len(point.softmax)):
-        _watch_output(stack, module, partial(_see_softmax, partial(see, place)))
-
-
-def _see_softmax(see: Callable[[Tensor], None], output: Tensor) -> None:
-    see(output.softmax(-1))
-
-
-def _watch_hidden_gradient(
-    stack: ExitStack, block: nn.Module, see: Callable[[Tensor], None]
-) -> None:
+def _show_hidden_gradient(stack: ExitStack, block: nn.Module, show: Show) -> None:
     def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = arguments[0]
-        if not hidden.requires_grad:  # the first block: nothing before it learns
+        if not hidden.requires_grad:  # the first block: all before it is frozen
             hidden = hidden.detach().requires_grad_()
-        hidden.register_hook(see)  # type: ignore[no-untyped-call]
+        hidden.register_hook(show)  # type: ignore[no-untyped-call]
         return (hidden, *arguments[1:])
 
     stack.callback(block.register_forward_pre_hook(before).remove)
 
 
-def _watch_weight_gradient(
-    stack: ExitStack, layer: nn.Linear, see: Callable[[Tensor], None]
-) -> None:
-    def see_and_drop(weight: Tensor) -> None:
+def _show_weight_gradient(stack: ExitStack, weight: Tensor, show: Show) -> None:
+    def show_and_drop(weight: Tensor) -> None:
         if weight.grad is not None:
-            see(weight.grad)
+            show(weight.grad)
             weight.grad = None
 
-    weight = layer.weight
-    handle = weight.register_post_accumulate_grad_hook(see_and_drop)  # type: ignore[no-untyped-call]
+    handle = weight.register_post_accumulate_grad_hook(show_and_drop)  # type: ignore[no-untyped-call]
     stack.callback(handle.remove)

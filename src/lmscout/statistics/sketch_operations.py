@@ -1,12 +1,12 @@
-"""The tensor words of the deep language on samples of many tensors at once.
+"""Tensor operations of the deep language on samples of many tensors at once.
 
-A tree is compiled once into steps, which then run over pieces of 1 MiB a tensor: what a step
-makes stays in a cache, and the next step overwrites it.  What looks at a whole tensor
-is estimated from the sample, or exact where it looks at a leaf.
+A tree is compiled into steps, which run over pieces of 1 MiB: a step overwrites the result of the
+one before while it is in the cache.  An operation that needs the whole tensor is estimated from the
+sample, or exact on a leaf.
 
-The language's rule, that a tensor with a NaN or an infinity has no value, costs almost
-nothing here.  Most words hand an infinity on, so that it shows in the end; before a word that
-could swallow one, what may hold one is summed, and only a sum that is not finite is looked into.
+A tensor with a NaN or an infinity has no value.  Most operations propagate an infinity to the
+result; before one that could turn it into a finite number, its operand is summed, and searched
+only if the sum is not finite.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lmscout.proxies import Expression, simplified
 from lmscout.proxies.primitives import EPSILON
 from lmscout.statistics.sketches import MOMENTS
 
-_SAFE = (1e-15, 1e15)  # between them lie norms whose squares float32 can sum
+_SAFE = (1e-15, 1e15)  # norms between them have squares that float32 can sum
 
-# Words that can make a finite number of an infinity.
+# Operations that can make a finite number of an infinity.
 _SWALLOW = frozenset({"exp", "log", "relu", "invert", "sigmoid", "sqrt", "softmax"})
-# Words that make no infinity of finite numbers, and hand one on.
-_HAND_ON = frozenset({"abs", "negate", "abslog", "logsoftmax", "minmax"})
+# Operations that make no infinity of finite numbers, and propagate one.
+_PROPAGATE = frozenset({"abs", "negate", "abslog", "logsoftmax", "minmax"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +36,11 @@ class Piece:
 
     Attributes:
         samples: leaf -> [n, height * width] float32.
-        moments: leaf -> [n, 6] float32, as in `sketches.MOMENTS`.
-        broken: leaf -> [n] bool, where there are tensors with a NaN or an infinity.
+        moments: leaf -> [n, 6] float32, in the order of `sketches.MOMENTS`.
+        broken: leaf -> [n] bool, if there are tensors with a NaN or an infinity.
         height: rows of a sample.
-        elements: [n] float64, true number of elements.
-        share: [n, 1, 1] float32, sampled rows per true row.
+        elements: [n] float64, number of elements of the whole tensor.
+        share: [n, 1, 1] float32, sampled rows per row.
     """
 
     samples: Mapping[str, Tensor]
@@ -56,20 +56,20 @@ class Piece:
         return self.moments[leaf][:, place : place + 1]
 
 
-Spoilt = list[Tensor]
-Run = Callable[[Piece, Spoilt], Tensor]
-# (operand, where the result may be written, piece) -> result
+Broken = list[Tensor]
+Run = Callable[[Piece, Broken], Tensor]
+# (operand, buffer for the result, piece) -> result
 Operation = Callable[[Tensor, Tensor, Piece], Tensor]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A compiled tree of tensor words.
+    """A compiled tree of tensor operations.
 
     Attributes:
-        run: gives [n, height * width], or [n, 1] for one number a tensor; appends masks [n]
-            of tensors that have no value to the list it is given.
-        single: whether it is one number a tensor.
+        run: gives [n, height * width], or [n, 1] for one number per tensor; appends masks [n] of
+            tensors without a value to the list that it is given.
+        single: whether it gives one number per tensor.
         fresh: whether the result may be overwritten.
         risky: whether it may hold a NaN or an infinity.
     """
@@ -85,9 +85,9 @@ class Reduction:
     """A compiled `average(...)` or `total(...)`.
 
     Attributes:
-        run: maps a piece to [n] numbers, NaN or infinite where a tensor has no value.
+        run: maps a piece to [n] numbers, not finite for a tensor without a value.
         of_sample: whether these are sums over the sample, to be divided by its elements.
-        of_tensor: whether what comes then is a mean, to be multiplied by the tensor's elements.
+        of_tensor: whether the result is a mean, to be multiplied by the tensor's elements.
     """
 
     run: Callable[[Piece], Tensor]
@@ -98,87 +98,82 @@ class Reduction:
 def reduction(node: Expression) -> Reduction:
     """Compile `average(...)` or `total(...)`."""
     (operand,) = simplified(node).operands
-    step = None if not operand.operands else compiled(operand)
+    step = compiled(operand) if operand.operands else None
     single = step is not None and step.single
 
     def run(piece: Piece) -> Tensor:
-        spoilt = [piece.broken[leaf] for leaf in operand.leaves if leaf in piece.broken]
+        broken = [piece.broken[leaf] for leaf in operand.leaves if leaf in piece.broken]
         if step is None:
             sums = piece.moment(operand.name, "mean")[:, 0]
         else:
-            sums = _row_sums(step.run(piece, spoilt))
-        if spoilt:
-            sums = sums.masked_fill(torch.stack(spoilt).any(0), math.nan)
-        return sums
+            sums = _row_sums(step.run(piece, broken))
+        return sums.masked_fill(torch.stack(broken).any(0), math.nan) if broken else sums
 
     return Reduction(run, step is not None and not single, node.name == "total" and not single)
 
 
 def compiled(node: Expression) -> Step:
-    """Compile a tree of tensor words."""
+    """Compile a tree of tensor operations."""
     if not node.operands:
         return Step(lambda piece, _: piece.samples[node.name], False, False, False)
     if len(node.operands) == 2:
-        return _joined(node.name, *map(compiled, node.operands))
+        return _binary(node.name, *map(compiled, node.operands))
     (operand,) = node.operands
     if not operand.operands:
         if node.name in MOMENTS:
             return Step(lambda piece, _: piece.moment(operand.name, node.name), True, False, True)
         if node.name in _FROM_MOMENTS:
-            exactly = _FROM_MOMENTS[node.name]
-            return Step(lambda piece, _: exactly(piece, operand.name), False, True, True)
+            exact = _FROM_MOMENTS[node.name]
+            return Step(lambda piece, _: exact(piece, operand.name), False, True, True)
     return _unary(node, compiled(operand))
 
 
 def _unary(node: Expression, inner: Step) -> Step:
     name = node.name
-    operation = _OPERATIONS[name]
-    looked_into = inner.risky and name in _SWALLOW
+    operation, checked = _OPERATIONS[name], inner.risky and name in _SWALLOW
     if inner.single and name in _OF_ONE_NUMBER:
-        operation = _OF_ONE_NUMBER[name]
-        looked_into = inner.risky
+        operation, checked = _OF_ONE_NUMBER[name], inner.risky
 
-    def run(piece: Piece, spoilt: Spoilt) -> Tensor:
-        x = inner.run(piece, spoilt)
-        if looked_into:
-            _look_into(x, spoilt)
+    def run(piece: Piece, broken: Broken) -> Tensor:
+        x = inner.run(piece, broken)
+        if checked:
+            _note_broken(x, broken)
         return operation(x, x if inner.fresh else torch.empty_like(x), piece)
 
-    overflows = name == "exp" or (name not in _SWALLOW and name not in _HAND_ON)
-    risky = overflows or (inner.risky and name in _HAND_ON)
+    overflows = name == "exp" or (name not in _SWALLOW and name not in _PROPAGATE)
+    risky = overflows or (inner.risky and name in _PROPAGATE)
     return Step(run, node.word.scalar or inner.single, True, risky)
 
 
-def _joined(name: str, left: Step, right: Step) -> Step:
+def _binary(name: str, left: Step, right: Step) -> Step:
     single = left.single and right.single
-    looked_into = name == "div" and right.risky
-    join = _JOINS[name]
+    join = _BINARY[name]
 
-    def run(piece: Piece, spoilt: Spoilt) -> Tensor:
-        x, y = left.run(piece, spoilt), right.run(piece, spoilt)
+    def run(piece: Piece, broken: Broken) -> Tensor:
+        x, y = left.run(piece, broken), right.run(piece, broken)
         fresh = right.fresh
         if name == "div":
-            if looked_into:
-                _look_into(y, spoilt)
+            if right.risky:
+                _note_broken(y, broken)
             y = _invert(y, y if fresh else torch.empty_like(y), piece)
             fresh = True
         if left.fresh and left.single == single:
-            return join(x, y, x)
+            return join(x, y, out=x)
         if fresh and right.single == single:
-            return join(x, y, y)
-        return join(x, y, torch.empty_like(x if x.shape[1] >= y.shape[1] else y))
+            return join(x, y, out=y)
+        return join(x, y, out=torch.empty_like(x if x.shape[1] >= y.shape[1] else y))
 
     return Step(run, single, True, True)
 
 
-def _look_into(x: Tensor, spoilt: Spoilt) -> None:
-    """Note the tensors that hold a NaN or an infinity."""
+def _note_broken(x: Tensor, broken: Broken) -> None:
+    """Append the mask of the tensors that hold a NaN or an infinity, if there are any."""
     if not math.isfinite(x.sum().item()):
-        spoilt.append(~torch.isfinite(x).all(1))
+        broken.append(~torch.isfinite(x).all(1))
 
 
 def _row_sums(x: Tensor) -> Tensor:
-    """[n] float32, or float64 where float32 does not hold a sum."""
+    """[n] float32, or float64 if a sum overflows float32."""
     sums = x.sum(1)
     return sums if math.isfinite(sums.sum().item()) else x.double().sum(1)
 
@@ -209,7 +204,7 @@ def _frobenius(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
 
 
 def _centred_std(x: Tensor) -> Tensor:
-    """Standard deviation of what the mean was taken from: [n, 1]."""
+    """Standard deviation of values from which the mean was subtracted: [n, 1]."""
     n = x.shape[1]
     rest = _row_means(x)  # the mean was rounded
     squares = _row_norms(x).square() - n * rest.square()
@@ -241,17 +236,9 @@ def _minmax_leaf(piece: Piece, leaf: str) -> Tensor:
 
 
 def _positive(x: Tensor) -> Tensor:
-    """The number where it is positive, else 1: logarithms and roots of others are slow."""
+    """Replace all but positive numbers by 1, as their logarithms and roots are slow."""
     positive: Tensor = torch.threshold(x, 0.0, 1.0)  # `where` is slow too
     return positive
-
-
-def _log(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
-    return _positive(x).log_()
-
-
-def _abslog(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
-    return _positive(torch.abs(x, out=out)).log_()
 
 
 def _sqrt(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
@@ -280,20 +267,20 @@ def _zero(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
     return out.zero_()
 
 
-_JOINS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "add": lambda x, y, out: torch.add(x, y, out=out),
-    "sub": lambda x, y, out: torch.sub(x, y, out=out),
-    "mul": lambda x, y, out: torch.mul(x, y, out=out),
-    "div": lambda x, y, out: torch.mul(x, y, out=out),  # y is inverted already
+_BINARY: Mapping[str, Callable[..., Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.mul,  # by the inverse
 }
 _OPERATIONS: Mapping[str, Operation] = {
     "abs": lambda x, out, _: torch.abs(x, out=out),
-    "abslog": _abslog,
+    "abslog": lambda x, out, _: _positive(torch.abs(x, out=out)).log_(),
     "exp": lambda x, out, _: torch.exp(x, out=out),
     "frobenius": _frobenius,
     "invert": _invert,
     "l1": _l1,
-    "log": _log,
+    "log": lambda x, _, __: _positive(x).log_(),
     "logsoftmax": _logsoftmax,
     "mean": _mean,
     "minmax": _minmax,
@@ -306,7 +293,7 @@ _OPERATIONS: Mapping[str, Operation] = {
     "square": lambda x, out, _: torch.mul(x, x, out=out),
     "std": _std,
 }
-# On one number, which is a whole tensor: there is nothing to estimate.
+# On one number, which is a whole tensor: nothing is estimated.
 _OF_ONE_NUMBER: Mapping[str, Operation] = {
     "frobenius": _OPERATIONS["abs"],
     "l1": _OPERATIONS["abs"],

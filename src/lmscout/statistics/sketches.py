@@ -1,19 +1,15 @@
 """Small samples of every tensor that a proxy may read, of all architectures at once.
 
-A deep proxy joins tensors before anything is reduced, so no list of numbers collected in
-advance can serve all of them; the tensors of a benchmark can.  Of each one 16 rows and 16
-columns are kept, where it is seen as [first axis, the rest].  Which ones follows from the seed
-and the shape alone: a weight and its gradient are sampled at the same places, so that they can
-be joined, and the same shape in two architectures too, so that the sampling hardly disturbs
-how these compare.  Beside the sample stand six exact numbers of the whole tensor, which make
-the commonest statistics of a bare tensor exact for a few bytes.
+A deep proxy joins tensors before they are reduced, so statistics collected in advance do not serve
+it.  Of each tensor, viewed as [first axis, the rest], 16 rows and 16 columns are kept, and six
+exact moments of the whole tensor.  The places follow from the seed and the shape alone: a weight
+and its gradient are sampled at the same places, and so are equal shapes of two architectures.
 
 The error, on two samples of 40 FlexiBERT encoders: `sum(total(abs(mul(weight, grad))))` is off
-by 3 to 4 % (the mixers' part by 4 to 5 %), and ranks like the full one with a Spearman
-correlation of 0.996 (0.977 and 0.986).  Of 40 random proxies the median is 0.985 (with 8 x 8
-elements 0.970, with 32 x 32 0.995), but a tenth are below 0.42 whatever the size: no sample
-tells sums of numbers of both signs, or of rare huge ones.  So a proxy that is chosen on
-sketches is to be scored once more on full tensors.
+by 3 to 4 % (the mixers' part by 4 to 5 %), with a Spearman correlation of 0.996 to the full one
+(0.977 and 0.986).  Of 40 random proxies the median is 0.985 (0.970 with 8 x 8 elements, 0.995 with
+32 x 32), but a tenth are below 0.42 at any size: no sample estimates sums of numbers of both signs,
+or of rare huge ones.  A proxy chosen on sketches is therefore scored again on full tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -37,34 +32,34 @@ from lmscout.statistics.single_pass import Batch, run_pass
 from lmscout.statistics.workers import Workers
 
 ROWS, COLUMNS = 16, 16
-"""How many rows and columns of a tensor are kept."""
+"""Rows and columns of a tensor that are kept."""
 
 ROOM = 40
-"""Tensors that a row of the file has room for, a block; FlexiBERT's largest block has 31."""
+"""Tensors per block that a row of the file has room for; FlexiBERT's largest block has 31."""
 
 MOMENTS = ("mean", "l1", "frobenius", "std", "low", "high")
-"""What is kept exactly of a whole tensor."""
+"""Exact numbers of a whole tensor."""
 
-# `mixer` and `mlp` are parts of `linear`, and have no tensors of their own.
+# `mixer` and `mlp` are parts of `linear`, without tensors of their own.
 OWN_STACKS = ("linear", "act", "hidden", "head", "softmax")
 _LEAVES = tuple(leaf for stack in OWN_STACKS for leaf in STACKS[stack])
-# What is written before a sample: whose it is, its true size, its moments.
-_HEADER = ("leaf", "block", "place", "mixes", "rows", "columns", *MOMENTS)
+_KEY = ("leaf", "block", "place", "mixes", "rows", "columns")
+_HEADER = (*_KEY, *MOMENTS)  # stored before each sample
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StackSketch:
-    """The tensors of one stack, of all blocks of all architectures, as one list of N.
+    """The N tensors of one stack, of all blocks of all architectures.
 
     Attributes:
-        samples: leaf -> [N, R, C] float32; 0 beyond what a smaller tensor has, NaN throughout
-            where a tensor holds a NaN or an infinity.
+        samples: leaf -> [N, R, C] float32; 0 beyond the size of a smaller tensor, NaN throughout
+            if the tensor holds a NaN or an infinity.
         moments: leaf -> [N, 6] float32 in the order of `MOMENTS`, exact; NaN likewise.
-        architecture: [N] int64, whose it is.
-        block: [N] int64, of which block.
+        architecture: [N] int64.
+        block: [N] int64.
         mixes: [N] bool, whether a linear layer belongs to the mixer rather than to the MLP.
-        rows: [N] int64, true size of the first axis.
-        columns: [N] int64, true size of the rest.
+        rows: [N] int64, size of the first axis.
+        columns: [N] int64, product of the other axes.
     """
 
     samples: Mapping[str, Tensor]
@@ -76,26 +71,23 @@ class StackSketch:
     columns: Tensor
 
     def sampled_sizes(self) -> tuple[Tensor, Tensor]:
-        """How many rows and columns of each tensor the sample holds: [N] and [N] int64."""
+        """Sampled rows and columns of each tensor: [N] and [N] int64."""
         _, rows, columns = next(iter(self.samples.values())).shape
         return self.rows.clamp(max=rows), self.columns.clamp(max=columns)
 
     def only(self, mask: Tensor) -> StackSketch:
         """Some of its tensors, by a mask [N] bool."""
         return StackSketch(
-            MappingProxyType({name: one[mask] for name, one in self.samples.items()}),
-            MappingProxyType({name: one[mask] for name, one in self.moments.items()}),
-            self.architecture[mask],
-            self.block[mask],
-            self.mixes[mask],
-            self.rows[mask],
-            self.columns[mask],
+            {name: one[mask] for name, one in self.samples.items()},
+            {name: one[mask] for name, one in self.moments.items()},
+            *(one[mask] for one in (self.architecture, self.block, self.mixes)),
+            *(one[mask] for one in (self.rows, self.columns)),
         )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sketches:
-    """What deep proxies read of every architecture of a benchmark.
+    """Sketches of every architecture of a benchmark.
 
     Attributes:
         stacks: `linear`, `act`, `hidden`, `head` and `softmax` of `proxies.primitives.STACKS`.
@@ -111,7 +103,7 @@ class Sketches:
         """The sketches of some architectures.
 
         Args:
-            rows: distinct indices, in the order wanted, or a mask [A].
+            rows: distinct indices in any order, or a mask [A].
 
         Raises:
             LmscoutError: an index occurs twice.
@@ -121,11 +113,12 @@ class Sketches:
             raise LmscoutError("a subset of sketches names an architecture twice")
         place = torch.full((len(self.depth),), -1)
         place[torch.from_numpy(chosen)] = torch.arange(len(chosen))
-        return Sketches(
-            MappingProxyType({name: _moved(one, place) for name, one in self.stacks.items()}),
-            self.depth[chosen],
-            MappingProxyType({name: values[chosen] for name, values in self.spec.items()}),
-        )
+        stacks = {}
+        for name, stack in self.stacks.items():
+            kept = stack.only(place[stack.architecture] >= 0)
+            stacks[name] = replace(kept, architecture=place[kept.architecture])
+        spec = {name: values[chosen] for name, values in self.spec.items()}
+        return Sketches(stacks, self.depth[chosen], spec)
 
 
 def collect_sketches(
@@ -139,52 +132,48 @@ def collect_sketches(
     progress: Progress | None = None,
     size: tuple[int, int] = (ROWS, COLUMNS),
 ) -> Sketches:
-    """Sketch a benchmark, or read the sketches where they were collected before.
+    """Sketch a benchmark, or read the sketches from the cache.
 
     Args:
-        specs: the architectures; equal ones are read once.
-        name: prefix of the file's name.
-        folder: where the file lies.
-        seed: of the models' weights and of which elements are kept.
-        batch: what the models read.
-        workers: how the work is spread.
+        specs: the architectures; equal ones are evaluated once.
+        name: prefix of the cache file's name.
+        folder: cache folder.
+        seed: of the models' weights and of the sampled places.
+        batch: input of the models.
+        workers: how architectures are spread over workers.
         progress: called with architectures done and in all.
-        size: how many rows and columns of a tensor are kept.
+        size: rows and columns of a tensor that are kept.
 
     Returns:
-        The sketches; interrupted work is continued by the next call.
+        The sketches; the next call continues interrupted work.
 
     Raises:
-        LmscoutError: the folder cannot be written, or an architecture has more tensors than
-            there is room for.
+        LmscoutError: the folder cannot be written, or an architecture has too many tensors.
     """
     batch, workers = batch or Batch(), workers or Workers()
     slots = ROOM * max(spec.depth for spec in specs)
     columns = [*_HEADER, f"{size[0]} x {size[1]} elements"]
-    update = provenance("sketches", columns, specs, seed, batch, device=workers.device)
+    source = provenance("sketches", columns, specs, seed, batch, device=workers.device)
     shape = (slots, len(_HEADER) + size[0] * size[1])
-    store = RowStore(folder, f"{name}-sketches", update, shape)
+    store = RowStore(folder, f"{name}-sketches", source, shape)
     build = Build(seed, batch, workers.device)
-    measure = partial(_measure, build=build, slots=slots, size=size)
-    fill(store, specs, measure, workers, progress)
-    known_from_specs = list(map(spec_values, specs))
+    fill(store, specs, partial(_measure, build=build, slots=slots, size=size), workers, progress)
+    known = list(map(spec_values, specs))
     return Sketches(
-        MappingProxyType({stack: _stack(stack, store.rows, size) for stack in OWN_STACKS}),
+        {stack: _stack(stack, store.rows, size) for stack in OWN_STACKS},
         np.array([spec.depth for spec in specs], np.int64),
-        MappingProxyType(
-            {leaf: np.array([one[leaf] for one in known_from_specs]) for leaf in SPEC_LEAVES}
-        ),
+        {leaf: np.array([one[leaf] for one in known]) for leaf in SPEC_LEAVES},
     )
 
 
 def spec_values(spec: ArchitectureSpec) -> dict[str, float]:
-    """What the leaves that read the configuration say of one architecture."""
+    """The values of the leaves that read the configuration, for one architecture."""
     values = {"depth": spec.depth, "width": spec.width, "params": spec.parameters()}
     return {leaf: float(values[leaf]) for leaf in SPEC_LEAVES}
 
 
 def _measure(spec: ArchitectureSpec, *, build: Build, slots: int, size: tuple[int, int]) -> Row:
-    """One architecture's row: [slots, header and sample], NaN where a slot is not needed."""
+    """One architecture's row: [slots, header and sample], NaN in unused slots."""
     model, tokens = build(spec)
     mixing = [
         tuple(layer not in point.mlp for layer in point.linear) for point in model.probe_points()
@@ -194,8 +183,8 @@ def _measure(spec: ArchitectureSpec, *, build: Build, slots: int, size: tuple[in
     def see(name: str, block: int, place: int, tensor: Tensor) -> None:
         mixes = name in STACKS["linear"] and mixing[block][place]
         matrix = tensor.detach().reshape(len(tensor), -1)
-        header = (_LEAVES.index(name), block, place, mixes, *matrix.shape)
-        seen.append(np.concatenate([header, *_sketched(matrix, build.seed, size)]))
+        key = (_LEAVES.index(name), block, place, mixes, *matrix.shape)
+        seen.append(np.concatenate([key, *_sketch(matrix, build.seed, size)]))
 
     run_pass(model, tokens, see, act_gradients=True)
     if len(seen) > slots:
@@ -208,7 +197,7 @@ def _measure(spec: ArchitectureSpec, *, build: Build, slots: int, size: tuple[in
     return row
 
 
-def _sketched(matrix: Tensor, seed: int, size: tuple[int, int]) -> tuple[Row, Row]:
+def _sketch(matrix: Tensor, seed: int, size: tuple[int, int]) -> tuple[Row, Row]:
     """The moments [6] and the padded sample [R * C] of one tensor."""
     low, high = torch.aminmax(matrix)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
@@ -216,7 +205,7 @@ def _sketched(matrix: Tensor, seed: int, size: tuple[int, int]) -> tuple[Row, Ro
     exact, n = matrix.double(), matrix.numel()
     mean, l1 = exact.mean(), exact.abs().mean()
     variance = exact.var() if n > 1 else mean.new_zeros(())
-    frobenius = (variance * (n - 1) + mean.square() * n).sqrt()  # the squares, without a pass
+    frobenius = (variance * (n - 1) + mean.square() * n).sqrt()  # without another pass
     moments = torch.stack([mean, l1, frobenius, variance.sqrt(), low, high])
     rows, columns = sampled_places(matrix.shape[0], matrix.shape[1], seed, size)
     sample = torch.zeros(size)
@@ -228,13 +217,13 @@ def _sketched(matrix: Tensor, seed: int, size: tuple[int, int]) -> tuple[Row, Ro
 def sampled_places(
     rows: int, columns: int, seed: int, size: tuple[int, int] = (ROWS, COLUMNS)
 ) -> tuple[Tensor, Tensor]:
-    """Which rows and columns of a matrix are kept: drawn without replacement, ascending.
+    """Sampled rows and columns of a matrix: drawn without replacement, ascending.
 
     Args:
         rows: of the matrix.
         columns: of the matrix.
         seed: of the draw, with the shape.
-        size: how many are kept; all, where the matrix has no more.
+        size: how many are kept; all of a smaller matrix.
     """
     random = np.random.default_rng((seed, rows, columns))
     drawn = (
@@ -246,7 +235,7 @@ def sampled_places(
 
 
 def _stack(stack: str, stored: npt.NDArray[np.float32], size: tuple[int, int]) -> StackSketch:
-    """Read the tensors of one stack from all rows of the file, in the order of their places."""
+    """The tensors of one stack from all rows of the file, by architecture, block and place."""
     architecture, slot = np.nonzero(~np.isnan(stored[:, :, 0]))
     leaf = stored[architecture, slot, 0]
     listed: dict[str, npt.NDArray[np.float32]] = {}
@@ -254,36 +243,20 @@ def _stack(stack: str, stored: npt.NDArray[np.float32], size: tuple[int, int]) -
     for name in STACKS[stack]:
         own = np.flatnonzero(leaf == _LEAVES.index(name))
         where = architecture[own], slot[own]
-        key = np.stack([where[0], *stored[where][:, 1 : len(_HEADER) - len(MOMENTS)].T])
-        order = np.lexsort(key[2::-1])  # by architecture, block and place
+        key = np.stack([where[0], *stored[where][:, 1 : len(_KEY)].T])
+        order = np.lexsort(key[2::-1])
         listed[name] = stored[where[0][order], where[1][order]]
         keys.append(key[:, order].astype(np.int64))
     if any(not np.array_equal(keys[0], other) for other in keys[1:]):
         raise LmscoutError(f"tensors of {' and '.join(STACKS[stack])} do not match each other")
     architectures, blocks, _, mixes, rows, columns = map(torch.from_numpy, keys[0])
-    begin = len(_HEADER) - len(MOMENTS)
-    return StackSketch(
-        samples=MappingProxyType(
-            {
-                name: torch.from_numpy(values[:, len(_HEADER) :].reshape(-1, *size).copy())
-                for name, values in listed.items()
-            }
-        ),
-        moments=MappingProxyType(
-            {
-                name: torch.from_numpy(values[:, begin : len(_HEADER)].copy())
-                for name, values in listed.items()
-            }
-        ),
-        architecture=architectures,
-        block=blocks,
-        mixes=mixes.bool(),
-        rows=rows,
-        columns=columns,
-    )
-
-
-def _moved(stack: StackSketch, place: Tensor) -> StackSketch:
-    """The tensors of the architectures that have a new place, under it."""
-    kept = stack.only(place[stack.architecture] >= 0)
-    return replace(kept, architecture=place[kept.architecture])
+    head = len(_HEADER)
+    samples = {
+        name: torch.from_numpy(values[:, head:].reshape(-1, *size).copy())
+        for name, values in listed.items()
+    }
+    moments = {
+        name: torch.from_numpy(values[:, len(_KEY) : head].copy())
+        for name, values in listed.items()
+    }
+    return StackSketch(samples, moments, architectures, blocks, mixes.bool(), rows, columns)

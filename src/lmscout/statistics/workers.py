@@ -1,4 +1,4 @@
-"""Workers that compute statistics at once: processes of joblib, or those of Ray or Dask."""
+"""Workers that compute statistics in parallel: joblib processes, or those of Ray or Dask."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from lmscout.children import end_with_parent, signals_held
 from lmscout.errors import LmscoutError, brief
 
 _PROCESSES = "loky"
-
 MOST_WORKERS = 1024
 
 
@@ -29,30 +28,18 @@ class Workers:
     """How architectures are spread over workers.
 
     Attributes:
-        count: how many run at once; -1 is one a core.
-        backend: of joblib: "loky" (processes here), or one registered by Ray or Dask.
-        device: "cpu", or a CUDA device, on which this process computes the statistics of one
-            architecture after the other; the work that is done by threads stays on the CPU.
+        count: number of workers; -1 for one per core.
+        backend: of joblib: "loky" (local processes), or one registered by Ray or Dask.
+        device: "cpu", or a CUDA device, on which this process evaluates one architecture after
+            the other; work done by threads stays on the CPU.
+
+    Raises:
+        LmscoutError: the count, the backend or the device cannot be used.
     """
 
     count: int = -1
-    backend: str = "loky"
+    backend: str = _PROCESSES
     device: str = "cpu"
-
-    @property
-    def threads(self) -> int:
-        """As many, where the work is done by threads of this process."""
-        return self.count if self.count > 0 else max(1, joblib.cpu_count() + 1 + self.count)
-
-    @property
-    def device_kind(self) -> str:
-        """The device without its number: statistics are the same on all of a kind."""
-        return self.device.partition(":")[0]
-
-    @property
-    def processes(self) -> int:
-        """As many, where the work is done by joblib's processes: one for a GPU."""
-        return self.count if torch.device(self.device).type == "cpu" else 1
 
     def __post_init__(self) -> None:
         if self.device != "cpu":
@@ -64,7 +51,7 @@ class Workers:
                 f"workers: there are too many (got {brief(self.count)}, expected at most "
                 f"{MOST_WORKERS}); give -1 for one a core"
             )
-        # Rows come one by one, which not every backend can do.
+        # Rows arrive one by one, which not every backend supports.
         able = {name for name, one in BACKENDS.items() if one.supports_return_generator}
         known = sorted(able | EXTERNAL_BACKENDS.keys())
         if self.backend not in known:
@@ -76,7 +63,7 @@ class Workers:
             try:
                 with joblib.parallel_config(self.backend):
                     pass
-            except (ImportError, ValueError) as error:  # not installed, or no client is there
+            except (ImportError, ValueError) as error:  # not installed, or no client
                 raise LmscoutError(f"backend {self.backend}: {error}") from None
 
     def _check_device(self) -> None:
@@ -87,42 +74,56 @@ class Workers:
                 f"--device {self.device}: statistics are computed in float64, which {kind} does "
                 "not support (expected cpu or cuda); leave --device out"
             )
-        if self.backend != Workers.backend:
+        if self.backend != _PROCESSES:
             raise LmscoutError(
                 f"--device {self.device}: not with --backend {self.backend}, since one process "
                 "uses the GPU; leave one of the two out"
             )
 
+    @property
+    def threads(self) -> int:
+        """The number of workers if threads of this process do the work."""
+        return self.count if self.count > 0 else max(1, joblib.cpu_count() + 1 + self.count)
+
+    @property
+    def processes(self) -> int:
+        """The number of workers if processes do the work: one for a GPU."""
+        return self.count if torch.device(self.device).type == "cpu" else 1
+
+    @property
+    def device_kind(self) -> str:
+        """The device without its number: statistics are the same on all devices of a kind."""
+        return self.device.partition(":")[0]
+
 
 Start = Callable[[Workers, Callable[[Any], Any], Iterable[Any]], Generator[Any]]
+
+_lock = threading.Lock()
+_open_blocks: list[object] = []
+_executors: set[Any] = set()  # started in the open blocks
 
 
 @contextmanager
 def worker_processes() -> Iterator[Start]:
     """Share worker processes between calls, and end them with the outermost such block.
 
-    Also a decorator of the functions that make several such calls: workers start for seconds.
+    Also a decorator of functions that make several such calls, since workers take seconds to start.
 
     Yields:
-        A function that takes `Workers`, a function and its arguments, and gives a generator of
-        results in the order of the arguments; it raises `BrokenExecutor` where a worker ended.
+        A function of `Workers`, a function and its arguments: a generator of results in the order
+        of the arguments.  It raises `BrokenExecutor` if a worker has ended.
     """
     with _lock:
-        _depths.append(len(_depths))
+        _open_blocks.append(None)
     try:
         yield _start
     finally:
         with _lock:
-            _depths.pop()
-            ended = [] if _depths else [*_executors]
+            _open_blocks.pop()
+            ended = [] if _open_blocks else [*_executors]
             _executors.difference_update(ended)
         for executor in ended:
             executor.shutdown(kill_workers=True)
-
-
-_lock = threading.Lock()
-_depths: list[int] = []  # of blocks that are open
-_executors: set[Any] = set()  # whose processes were started in them
 
 
 def _start(
@@ -139,7 +140,7 @@ def _start(
     )
     if processes:
         for tracker in (resource_tracker, loky_tracker):
-            tracker.ensure_running()  # unblocks signals where it starts its process
+            tracker.ensure_running()  # it unblocks signals where it starts its process
     try:
         with signals_held():
             results: Generator[Any] = parallel(joblib.delayed(function)(one) for one in arguments)

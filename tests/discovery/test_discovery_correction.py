@@ -1,4 +1,4 @@
-"""A product bent to the configuration, against the regression written out."""
+"""The correction of a product for the configuration, against the regression written out."""
 
 import dataclasses
 
@@ -25,8 +25,8 @@ def architectures(n, seed=0):
     return {"depth": depth, "width": width, "params": depth * width**2 * rng.uniform(8, 16, n)}
 
 
-def bent_quality(spec):
-    """ln perplexity with a bend: at every size there is a best shape."""
+def curved_quality(spec):
+    """ln perplexity with curvature: at every size there is a best shape."""
     shape = np.log(spec["width"] / spec["depth"])
     return -np.exp(6 - 0.2 * np.log(spec["params"]) + 0.05 * (shape - 3) ** 2)
 
@@ -65,20 +65,20 @@ def scored(node, scores, spec):
 def test_it_is_the_regression_that_it_says(sign):
     spec, others = architectures(60), architectures(200, seed=5)
     scores, other_scores = sign * noisy(spec), sign * noisy(others, seed=6)
-    quality = bent_quality(spec)
+    quality = curved_quality(spec)
     found = correction(product_of(scores), spec, quality)
-    assert found.bent
+    assert found.corrected
     wanted = expected(scores, spec, quality, other_scores, others)
     got = scored(found.node, other_scores, others)
     np.testing.assert_allclose(got - got.mean(), wanted - wanted.mean(), atol=2e-3)
     np.testing.assert_array_equal(found.searched[0], scored(found.node, scores, spec))
 
 
-def test_it_ranks_unseen_architectures_better_where_quality_bends():
+def test_it_ranks_unseen_architectures_better_where_quality_is_curved():
     spec, others = architectures(40), architectures(300, seed=7)
     scores, unseen = noisy(spec), noisy(others, seed=8)
-    found = correction(product_of(scores), spec, bent_quality(spec))
-    truth = bent_quality(others)
+    found = correction(product_of(scores), spec, curved_quality(spec))
+    truth = curved_quality(others)
     reached = spearman(scored(found.node, unseen, others), truth)
     assert reached > 0.99
     assert reached > spearman(unseen, truth) + 0.015
@@ -97,7 +97,7 @@ def test_where_there_is_nothing_but_the_product_the_order_hardly_changes():
 @given(st.integers(0, 2**32 - 1), st.integers(FEWEST, 60))
 def test_its_text_is_the_formula_and_it_rises_with_quality(seed, n):
     spec = architectures(n, seed)
-    quality = bent_quality(spec) * np.exp(0.02 * np.random.default_rng(seed).normal(size=n))
+    quality = curved_quality(spec) * np.exp(0.02 * np.random.default_rng(seed).normal(size=n))
     found = correction(product_of(noisy(spec, seed)), spec, quality)
     assert parse(format_expression(found.node)) == found.node
     assert found.node.size <= NODE.size + 96
@@ -106,14 +106,14 @@ def test_its_text_is_the_formula_and_it_rises_with_quality(seed, n):
 
 def test_what_does_not_vary_has_no_part_in_it():
     spec = {**architectures(40), "width": np.full(40, 256.0)}
-    found = correction(product_of(noisy(spec)), spec, bent_quality(spec))
-    assert found.bent
+    found = correction(product_of(noisy(spec)), spec, curved_quality(spec))
+    assert found.corrected
     assert found.node.leaves == NODE.leaves | {"depth", "params"}
 
 
-def test_what_cannot_be_bent_stays_as_it_is():
+def test_what_cannot_be_corrected_stays_as_it_is():
     spec = architectures(40)
-    quality = bent_quality(spec)
+    quality = curved_quality(spec)
     few = product_of(noisy(spec)[: FEWEST - 1])
     cut = {leaf: values[: FEWEST - 1] for leaf, values in spec.items()}
     assert correction(few, cut, quality[: FEWEST - 1]) is few

@@ -81,7 +81,7 @@ def test_survivors_are_the_first_fronts(some):
     assert all(level(one) >= worst for one in lost)
 
 
-def test_ageing_evolution_forgets_the_oldest_whatever_its_fitness():
+def test_regularized_evolution_removes_the_oldest_whatever_its_fitness():
     engine = RegularizedEvolution(Grammar(), 0, population=5, sample=5)
     best, *others = (Candidate(TREES[size], 1.0 if size == 3 else 0.1) for size in range(3, 9))
     engine.tell([best, *others[:4]])
@@ -91,15 +91,19 @@ def test_ageing_evolution_forgets_the_oldest_whatever_its_fitness():
     assert len(engine._population) == 5
 
 
-def test_what_the_race_dropped_is_worth_what_is_known_of_it():
+def test_the_estimate_of_a_dropped_tree_counts_as_its_fitness():
     dropped = Candidate(TREES[3], None, RACE, estimate=0.9)
     lost, poor = Candidate(TREES[4], None, "twice"), Candidate(TREES[5], 0.1)
-    assert (dropped.worth, lost.worth, poor.worth) == (0.9, None, 0.1)
+    assert (dropped.estimated_fitness, lost.estimated_fitness, poor.estimated_fitness) == (
+        0.9,
+        None,
+        0.1,
+    )
     assert survivors([poor, dropped], 1) == [dropped]
     assert fittest([dropped, poor], 2) == front([dropped, poor]) == [poor]  # it did not arrive
-    ageing = RegularizedEvolution(Grammar(), 0, population=2)
-    ageing.tell([dropped, lost, poor])
-    assert list(ageing._population) == [dropped, poor]
+    regularized = RegularizedEvolution(Grammar(), 0, population=2)
+    regularized.tell([dropped, lost, poor])
+    assert list(regularized._population) == [dropped, poor]
     genetic = GeneticProgramming(Grammar(), 0, islands=1)
     genetic.tell([dropped, lost, poor])
     assert genetic._islands == [[dropped, poor]]
@@ -140,7 +144,7 @@ def test_genetic_programming_climbs_where_chance_does_not():
     assert min(ahead) >= 0
 
 
-def asked_and_told(batches):
+def proposals(batches):
     """What the genetic engine asks where long trees are the fittest, and the front before it."""
     engine = GeneticProgramming(Grammar(), 0)
     every, best = [], []
@@ -163,14 +167,14 @@ def is_a_step_from(tree, other):
 
 
 def test_the_genetic_engine_hardly_asks_anything_twice():
-    trees = [canonical(tree) for batch, _ in asked_and_told(60) for tree in batch]
+    trees = [canonical(tree) for batch, _ in proposals(60) for tree in batch]
     assert len(set(trees)) > 0.95 * len(trees)
 
 
 def test_more_than_half_of_what_it_asks_is_a_step_from_the_front():
     near = [
         any(is_a_step_from(tree, one.node) for one in best)
-        for trees, best in asked_and_told(60)[20:]
+        for trees, best in proposals(60)[20:]
         for tree in trees
     ]
     assert np.mean(near) > 0.5

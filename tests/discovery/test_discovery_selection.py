@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.discovery import Selection, pick, signed_proxy
-from lmscout.discovery.selection import chosen, truth
+from lmscout.discovery.selection import assess_pick, chosen
 from lmscout.errors import LmscoutError
 from lmscout.models import spec_from_dict
 from lmscout.statistics import Batch, Workers, score_proxies
@@ -45,7 +45,7 @@ def test_the_truth_about_a_choice_against_plain_loops(quality, scores, order, da
     if not np.isfinite(values[drawn]).any():
         assert not len(tied)
         return
-    found = truth("it", truths, within, tied)
+    found = assess_pick("it", truths, within, tied)
     rank, regret, count = plain_truth(values, truths, within.tolist(), drawn.tolist())
     assert found.rank == pytest.approx(rank)
     assert found.regret == pytest.approx(regret)

@@ -1,13 +1,14 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery.explain import ScoredBenchmark
-from lmscout.progress import Stages
+from lmscout.discovery.scorer import Scorer
 from lmscout.proxies import parse
 from lmscout.statistics import Batch, Workers, score_proxies
+from lmscout.statistics.deep_values import DeepEvaluator
 
 BENCHMARK = tiny_benchmark(9)
 BATCH = Batch(4, 16)
@@ -16,13 +17,13 @@ TEXT = "sum(total(abs(mul(weight, grad))))"
 
 @pytest.fixture
 def scored(tmp_path):
-    return ScoredBenchmark(
-        BENCHMARK,
-        seed=3,
-        batch=BATCH,
+    return Scorer(
+        BENCHMARK.specs,
+        "scored",
         cache=tmp_path / "scored",
+        batch=BATCH,
         workers=Workers(1),
-        stages=Stages(),
+        seed=3,
     )
 
 
@@ -48,9 +49,14 @@ def test_scores_are_those_of_the_seed_and_the_batch(scored, plain):
 
 
 def test_changes_are_of_one_thing_each(scored, plain):
-    np.testing.assert_array_equal(scored.with_other_data("fisher"), plain("fisher", data=1))
-    np.testing.assert_array_equal(scored.with_other_weights("fisher"), plain("fisher", seed=4))
-    np.testing.assert_array_equal(scored.with_ones("fisher", "act"), plain("fisher", ones="act"))
+    def fisher(scorer, **changes):
+        return scorer.scores(["fisher"], **changes)["fisher"]
+
+    np.testing.assert_array_equal(fisher(scored.with_other_data()), plain("fisher", data=1))
+    np.testing.assert_array_equal(fisher(replace(scored, seed=4)), plain("fisher", seed=4))
+    np.testing.assert_array_equal(fisher(scored, ones="act"), plain("fisher", ones="act"))
+    np.testing.assert_array_equal(fisher(scored), plain("fisher"))
+    np.testing.assert_array_equal(fisher(scored.subset(np.array([5, 2]))), plain("fisher")[[5, 2]])
     assert not np.array_equal(plain("fisher"), plain("fisher", ones="act"))
 
 
@@ -71,4 +77,6 @@ def test_what_is_known_is_not_read_again(scored, monkeypatch):
 def test_sketches_are_of_all_architectures(scored, plain):
     # The Frobenius norm is one of the moments that are kept exactly.
     text = "sum(average(frobenius(weight)))"
-    np.testing.assert_allclose(scored.evaluator().scores(parse(text)), plain(text), rtol=1e-5)
+    np.testing.assert_allclose(
+        DeepEvaluator(scored.sketches()).scores(parse(text)), plain(text), rtol=1e-5
+    )

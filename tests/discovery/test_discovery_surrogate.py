@@ -6,11 +6,11 @@ import pytest
 import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
+from lmscout.discovery.splits import halves
 from lmscout.discovery.surrogate_formula import (
     formula_scores,
     formula_text,
     formulas,
-    halves,
     surrogate,
 )
 
@@ -74,7 +74,7 @@ def test_a_formula_is_found_again(scores, formula):
     )
 
 
-def test_what_no_formula_says_is_not_mimicked():
+def test_what_no_formula_says_is_not_approximated():
     noise = np.random.default_rng(1).normal(size=60)
     found = surrogate(BENCHMARK, noise, seed=0)
     assert not found.says_as_much
@@ -122,7 +122,7 @@ def test_halves_keep_equal_architectures_together():
 
 
 def test_json_has_every_figure():
-    update = surrogate(BENCHMARK, PARAMS, seed=0).to_json()
-    assert update["formula"] == "params"
-    assert update["exponents"] == {"depth": 0, "width": 0, "params": 1}
-    assert update["says_as_much"] is True
+    values = surrogate(BENCHMARK, PARAMS, seed=0).to_json()
+    assert values["formula"] == "params"
+    assert values["exponents"] == {"depth": 0, "width": 0, "params": 1}
+    assert values["says_as_much"] is True

@@ -17,14 +17,14 @@ def wide_and_shallow(spec):
 def searched(engine, count, score=wide_and_shallow):
     found = []
     while len(found) < count:
-        asked = engine.ask(16)
-        scores = [score(spec) for spec in asked]
-        engine.tell(asked, scores)
-        found += zip(scores, asked, strict=True)
+        proposed = engine.ask(16)
+        scores = [score(spec) for spec in proposed]
+        engine.tell(proposed, scores)
+        found += zip(scores, proposed, strict=True)
     return found
 
 
-def test_what_is_asked_is_new_and_within_space_and_limit():
+def test_proposals_are_new_and_within_space_and_limit():
     found = searched(RegularizedEvolution(limited(PICO, LIMIT), 0), 200)
     specs = [spec for _, spec in found]
     assert len(set(specs)) == len(specs)
@@ -52,30 +52,30 @@ def test_the_same_seed_asks_the_same():
     assert walks[0] != walks[2]
 
 
-def test_the_oldest_dies_however_good_it_was():
+def test_the_oldest_is_removed_however_good_it_is():
     space = limited(PICO, LIMIT)
     engine = RegularizedEvolution(space, 0, population=5, sample=5)
     first = engine.ask(5)
     engine.tell(first, [100.0, 1.0, 2.0, 3.0, 4.0])
     (child,) = engine.ask(1)
     engine.tell([child], [0.0])
-    living = [score for score, _ in engine._living]
-    assert living == [1.0, 2.0, 3.0, 4.0, 0.0]
+    population = [score for score, _ in engine._population]
+    assert population == [1.0, 2.0, 3.0, 4.0, 0.0]
 
 
 def test_what_has_no_score_is_no_parent():
     engine = RegularizedEvolution(limited(PICO, LIMIT), 0, population=4, sample=2)
     engine.tell(engine.ask(8), [np.nan, np.inf, 1.0, -np.inf, 2.0, np.nan, 3.0, np.nan])
-    assert [score for score, _ in engine._living] == [1.0, 2.0, 3.0]
+    assert [score for score, _ in engine._population] == [1.0, 2.0, 3.0]
 
 
 def test_a_space_that_is_exhausted_gives_fewer():
     few = replace(NANO, families=("gpt2",), depths=(1,), widths=(16,), groups=(1,), missing=(0.0,))
     engine = RegularizedEvolution(limited(few, 1_000_000), 0, population=4, sample=2)
-    asked = engine.ask(50)
-    engine.tell(asked, [1.0] * len(asked))
+    proposed = engine.ask(50)
+    engine.tell(proposed, [1.0] * len(proposed))
     assert engine.ask(5) == []
     # One block of one or two heads and one of three widths.
-    assert {(spec.heads, spec.inner) for spec in asked} == {
+    assert {(spec.heads, spec.inner) for spec in proposed} == {
         ((heads,), (inner,)) for heads in (1, 2) for inner in (16, 32, 64)
     }

@@ -1,0 +1,139 @@
+"""Scores, statistics and sketches of a benchmark's architectures, cached on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Required, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from lmscout.errors import LmscoutError
+from lmscout.models import ArchitectureSpec
+from lmscout.progress import StageProgress, part_of
+from lmscout.proxies import Expression, format_expression
+from lmscout.statistics import Batch, Statistics, Workers, collect, score_proxies
+from lmscout.statistics.sketches import Sketches, collect_sketches
+
+Scores = npt.NDArray[np.float64]
+
+
+class ScorerOptions(TypedDict, total=False):
+    """Attributes of `Scorer` that are not the architectures'."""
+
+    cache: Required[Path]
+    batch: Batch | None
+    workers: Workers | None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Evaluates architectures; all numbers of one call come from one pass through each.
+
+    Attributes:
+        specs: the architectures.
+        name: prefix of the cache files' names.
+        cache: cache folder.
+        batch: input of the models; `Batch()` if None.
+        workers: how architectures are spread over workers; `Workers()` if None.
+        seed: of the models' weights.
+    """
+
+    specs: Sequence[ArchitectureSpec]
+    name: str
+    cache: Path
+    batch: Batch | None = None
+    workers: Workers | None = None
+    seed: int = 0
+    _known: dict[tuple[str, str], Scores] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        names = ("name", "batch", "workers", "seed")
+        return {"folder": self.cache, **{name: getattr(self, name) for name in names}}
+
+    def with_other_data(self) -> Scorer:
+        """The same with other tokens."""
+        return replace(self, batch=(self.batch or Batch()).other())
+
+    def subset(self, rows: npt.NDArray[np.int64]) -> Scorer:
+        """The same for some of the architectures."""
+        return replace(self, specs=[self.specs[row] for row in rows])
+
+    def statistics(
+        self, chains: Sequence[tuple[str, ...]], progress: StageProgress | None = None
+    ) -> Statistics:
+        """Block values under chains, see `collect`."""
+        return collect(self.specs, chains, progress=progress, **self._settings)
+
+    def sketches(self, progress: StageProgress | None = None) -> Sketches:
+        """Samples of all tensors, see `collect_sketches`."""
+        return collect_sketches(self.specs, progress=progress, **self._settings)
+
+    def scores(
+        self, names: Iterable[str], progress: StageProgress | None = None, *, ones: str = ""
+    ) -> dict[str, Scores]:
+        """Scores on full tensors, each computed once, see `score_proxies`.
+
+        Args:
+            names: catalog names or expressions.
+            progress: called with architectures done and in all.
+            ones: an input, or "act_grad", whose tensors are replaced by ones.
+
+        Returns:
+            name -> [architectures] float64.
+        """
+        wanted = list(dict.fromkeys(names))
+        if missing := [name for name in wanted if (name, ones) not in self._known]:
+            found = score_proxies(
+                self.specs, missing, ones=ones, progress=progress, **self._settings
+            )
+            self._known.update({(name, ones): scores for name, scores in found.items()})
+        return {name: self._known[name, ones] for name in wanted}
+
+    def tree_scores(
+        self, trees: Sequence[Expression], progress: StageProgress | None = None
+    ) -> dict[Expression, Scores]:
+        """Scores of trees on full tensors."""
+        scores = self.scores(map(format_expression, trees), progress)
+        return {tree: scores[format_expression(tree)] for tree in trees}
+
+    def mean_scores(
+        self, proxy: str, n_weights: int, progress: StageProgress | None = None
+    ) -> Scores:
+        """Scores averaged over draws of initial weights and data; the first has the own seeds.
+
+        Args:
+            proxy: a catalog name or an expression.
+            n_weights: number of draws.
+            progress: called with models done and in all.
+
+        Returns:
+            [architectures] float64, not finite if one of the draws is not.
+
+        Raises:
+            LmscoutError: there is no draw.
+        """
+        if n_weights < 1:
+            raise LmscoutError(
+                f"{n_weights} draws of initial weights: there has to be one at least"
+            )
+        batch, n = self.batch or Batch(), len(self.specs)
+        draws = []
+        for draw in range(n_weights):
+            drawn = replace(
+                self, seed=self.seed + draw, batch=replace(batch, seed=batch.seed + draw)
+            )
+            update = part_of(progress, draw * n, n_weights * n)
+            draws.append(drawn.scores([proxy], update)[proxy])
+        with np.errstate(invalid="ignore"):  # of infinities of both signs
+            mean: Scores = np.mean(draws, axis=0)
+        return mean
+
+
+def cache_name(benchmark: str) -> str:
+    """A benchmark's name as the prefix of a file's name."""
+    tail = benchmark.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in tail)
