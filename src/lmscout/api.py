@@ -109,13 +109,13 @@ def discover(
 
     Example:
         >>> import lmscout
-        >>> bench = lmscout.load_benchmark("pico").subset(range(24))
-        >>> found = lmscout.discover(bench, n_search=12, workers=1, progress=False)
+        >>> bench = lmscout.load_benchmark("pico").subset(range(16))
+        >>> found = lmscout.discover(bench, n_search=10, workers=1, progress=False)
         >>> len(found.to_frame())
         10
         >>> config = lmscout.DeepSearchConfig(evaluations=2, searches=1, catalog=False)
         >>> found = lmscout.discover(
-        ...     bench, space="deep", n_search=12, config=config, workers=1, progress=False
+        ...     bench, space="deep", n_search=10, config=config, workers=1, progress=False
         ... )
         >>> len(found.findings)
         1
@@ -125,7 +125,6 @@ def discover(
     from lmscout.discovery.symbolic_search import DeepSettings
     from lmscout.proxies import space as space_called
 
-    common = _settings(workers, backend, device, seed, out)
     benchmarks = [benchmark] if isinstance(benchmark, str | Benchmark) else list(benchmark)
     sizes = (n_search,) * len(benchmarks) if isinstance(n_search, int) else tuple(n_search)
     if space != DEEP and len(benchmarks) != 1:
@@ -136,6 +135,12 @@ def discover(
             "all, or one for each"
         )
     in_study = [one for one in benchmarks if isinstance(one, str) and one.startswith(STUDY)]
+    if in_study and device != "cpu":
+        raise LmscoutError(
+            f"--device {device}: not for {STUDY}RUN, whose statistics are computed on the CPU; "
+            "leave --device out"
+        )
+    common = _settings(workers, backend, device, seed, out)
     if space == DEEP:
         if in_study:
             raise LmscoutError(
@@ -148,11 +153,6 @@ def discover(
             return kept_deep_discovery(loaded, settings, search=sizes, progress=advance, **common)
     if config is not None:
         raise LmscoutError(f"config is for space {DEEP!r}: leave it out")
-    if in_study and device != "cpu":
-        raise LmscoutError(
-            f"--device {device}: not for {STUDY}RUN, whose statistics are computed on the CPU; "
-            "leave --device out"
-        )
     if not in_study and (model or calibration):
         raise LmscoutError(f"{benchmark}: --model and --calibration are for {STUDY}RUN")
     moved = {"model": model, "calibration": calibration} if in_study else {}
