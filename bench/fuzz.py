@@ -588,14 +588,14 @@ def studies(home: Path) -> list[Example]:
     """The study of a pruning run."""
     import torch
 
-    from lmscout.pruning.calibration import CalibrationSettings
+    from lmscout.pruning.calibration import CalibrationConfig
     from lmscout.pruning.plan import Plan
     from lmscout.pruning.study import Pair, PairStudy
     from lmscout.pruning.study_record import record_origin
 
     settings = {"model": "abc", "text": "def", "tokens": 100, "seed": 0, "compensate": True}
     with PairStudy(home / "study", _shape(), settings) as pair_study:
-        record_origin(pair_study, "model", "text", CalibrationSettings(), torch.float32)
+        record_origin(pair_study, "model", "text", CalibrationConfig(), torch.float32)
         for units in range(4):
             plan = Plan((1, 2), (units, 8))
             trajectory = ((50, 0.2), (100, 0.1 * units))
@@ -625,22 +625,19 @@ def _read_build(folder: Path) -> None:
 def _read_saved(folder: Path) -> None:
     import torch
 
-    from lmscout.pruning.export import check_asked, check_plan
+    from lmscout.pruning.export import check_plan, check_settings
     from lmscout.pruning.plan import Plan
 
-    check_asked(folder, "any", {"keep": 0.8})
+    check_settings(folder, "any", {"keep": 0.8})
     check_plan(folder, Plan((1, 2), (3, 4)), torch.float32)
 
 
 def _read_recovery(folder: Path) -> None:
-    import torch
-
-    from lmscout.pruning.recovery.training import check_file, read_adapter, read_state
+    from lmscout.pruning.recovery.training import check_file, read_state
 
     file = folder / "state.safetensors"
     check_file(file, {"rank": 2})
-    read_adapter(file)
-    read_state(file, {"rank": 2}, {"a": torch.zeros(2, 3)})
+    read_state(file)
 
 
 def run_folders(home: Path) -> list[Example]:
@@ -658,10 +655,9 @@ def run_folders(home: Path) -> list[Example]:
     deep = begin_deep(home / "deep", [], DeepSettings(), search=[10], seed=0).folder
     row = tables(home)[0].files["table.jsonl"][0].splitlines()[0]
     state = home / "state.safetensors"
-    write_state(
-        state, {"rank": 2}, State({"a": torch.ones(2, 3)}, {"a/step": torch.ones(1)}, (1.0,))
-    )
-    record = {"shape": "any", "asked": {"keep": 0.8}, "plan": Plan((1, 2), (3, 4)).as_dict()}
+    tensors = {"a": torch.ones(2, 3)}, {"a/step": torch.ones(1)}
+    write_state(state, State({"rank": 2}, (1.0,), 1.0, False, *tensors))
+    record = {"shape": "any", "settings": {"keep": 0.8}, "plan": Plan((1, 2), (3, 4)).as_dict()}
     head = {"schema": SCHEMA, "command": "bench build"}
     settings = json.dumps(head | {"n": 3, "recipe": {"tokens": 100}}).encode()
     built = Built(home / "build", 3, 3, 0, (1.5, 2.5), 1.0)

@@ -21,14 +21,13 @@ import torch
 
 from lmscout.evaluation import load_model, perplexity, read_text, tokenize_windows
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
 from lmscout.pruning.measuring import judged, measure_rounds, proxy_columns
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.ranges import Ranges, uniform
-from lmscout.pruning.sampler import Target
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.ranges import Ranges, Target, uniform
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import PairStudy
 
 # Named before anything was measured.
@@ -75,7 +74,7 @@ class Contest:
         self._loaded = load_model(arguments.model)
         report = read_text(arguments.report)
         self._report = replace(report, content=report.content[: arguments.characters])
-        settings = CalibrationSettings(seed=SEED)
+        settings = CalibrationConfig(seed=SEED)
         started = time.process_time()
         text = read_text(arguments.calibration)
         windows = tokenize_windows(self._loaded.tokenizer, text, settings.length)
@@ -83,7 +82,7 @@ class Contest:
         self._rows.setdefault("calibration", {"seconds": time.process_time() - started})
         self._shape = self._calibrated.shape
         self._budget = keep_budget(self._shape, arguments.keep)
-        self._space = AnySpace(self._shape)
+        self._space = PlanSpace(self._shape)
         self._target = Target(self._budget, Ranges.above(self._shape))
 
     def ways(self):

@@ -17,9 +17,10 @@ from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.plan import Shape, as_plans, dense_row
 from lmscout.pruning.predictor import fit_predictor
-from lmscout.pruning.ranges import Ranges, fit
+from lmscout.pruning.ranges import Ranges, Target, fit
 from lmscout.pruning.regressors import KINDS
 from lmscout.pruning.search import search
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
 
 ROUNDS = 3
@@ -69,7 +70,7 @@ def main() -> None:
     print(f"the chosen: {len(wanted):,} plans in {best_of(predictor.predict, wanted):.2f} s")
     print(f"the worst of all kinds: in {best_of(predictor.cautious, wanted):.2f} s")
     started = time.perf_counter()
-    found = search(predictor.cautious, SHAPE, ranges, budget, seed=0)
+    found = search(PlanSpace(SHAPE), predictor.cautious, Target(budget, ranges), seed=0)
     print(
         f"search: {time.perf_counter() - started:.1f} s; best {found[0].loss_increase:.3f}, "
         f"best of {len(wanted):,} draws {predictor.cautious(wanted).min():.3f}"

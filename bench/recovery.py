@@ -19,7 +19,7 @@ import json
 import platform
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -35,18 +35,17 @@ from lmscout.evaluation import (
     tokenize_windows,
 )
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
+from lmscout.pruning.calibration import Calibrated, CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
 from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.recovery.adapters import recover
 from lmscout.pruning.recovery.config import DISTILL, LORA, RecoverySettings
 from lmscout.pruning.recovery.elastic import drawn_plans, recover_all_plans, train_all_plans
 from lmscout.pruning.recovery.training import Trained
-from lmscout.pruning.sampler import Target
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import PairStudy
 
 KEEP = 0.8
@@ -95,7 +94,7 @@ class Bench:
         self.settings = RecoverySettings(
             steps=given.steps, batch_tokens=given.batch_tokens, rank=given.rank
         )
-        self.calibrated = calibrate(self.loaded.model, self.windows, CalibrationSettings())
+        self.calibrated = calibrate(self.loaded.model, self.windows, CalibrationConfig())
         self.rows: list[Row] = []
         dense = self.loaded.model.to(given.device)
         self.tell("dense", dense)
@@ -114,7 +113,7 @@ class Bench:
     def all_plans(self) -> None:
         """Part (b)."""
         settings = replace(self.settings, learning_rate=float(self.given.rates.split(",")[0]))
-        space, budget = AnySpace(self.calibrated.shape), keep_budget(self.calibrated.shape, KEEP)
+        space, budget = PlanSpace(self.calibrated.shape), keep_budget(self.calibrated.shape, KEEP)
         plans = drawn_plans(self.calibrated, space, [budget], RANDOM_PLANS, DRAW)
         drawn = replace(settings, steps=self.given.drawn_steps or self.given.steps)
         for number, plan in enumerate(plans):
@@ -130,7 +129,7 @@ class Bench:
             calibrated, elastic = recover_all_plans(self.calibrated, *asked)
         for change in elastic.orders:
             print(change.words, flush=True)
-            self.rows.append({"name": "order", **change.to_json()})
+            self.rows.append({"name": "order", **asdict(change)})
         plan = self.found(calibrated, fresh=True)
         cut_plan = self.cut(calibrated, plan).to(self.given.device)
         self.tell("found after elastic recovery", cut_plan, elastic.trained)
@@ -141,9 +140,10 @@ class Bench:
         """The plan of a file, or the winner of a search."""
         if self.given.plan and not fresh:
             value = json.loads(Path(self.given.plan).read_text())
-            return Plan.from_dict(value.get("plan", value))
+            value = value["sizes"][0]["plan"] if "sizes" in value else value
+            return Plan(tuple(value["attention"]), tuple(value["mlp"]))
         shape, seed = calibrated.shape, 0
-        space, target = AnySpace(shape), Target(keep_budget(shape, KEEP), Ranges.above(shape))
+        space, target = PlanSpace(shape), Target(keep_budget(shape, KEEP), Ranges.above(shape))
         with (
             tempfile.TemporaryDirectory() as folder,
             PairStudy(folder, shape, calibrated.study_settings) as pair_study,

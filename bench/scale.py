@@ -31,18 +31,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lmscout.evaluation import devices_of
 from lmscout.evaluation.cost import await_device
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import Calibrated, CalibrationSettings, calibrate
-from lmscout.pruning.config import Request
+from lmscout.pruning.calibration import Calibrated, CalibrationConfig, calibrate
+from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.estimate import estimate
 from lmscout.pruning.export import save
 from lmscout.pruning.families import family_of
 from lmscout.pruning.importance import importance
 from lmscout.pruning.measuring import Fitted, measure_rounds, tail_on
 from lmscout.pruning.plan import Rows, Shape, as_plans, dense_row
-from lmscout.pruning.ranges import Ranges, fit
-from lmscout.pruning.sampler import Target
+from lmscout.pruning.ranges import Ranges, Target, fit
+from lmscout.pruning.search import search
+from lmscout.pruning.space import fast_multiple, space_of
 from lmscout.pruning.study import Pair, PairStudy
-from lmscout.pruning.uniform_space import fast_multiple, space_of
 from provenance import commit
 
 SIZES = {
@@ -113,7 +113,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = stages("model", lambda: random_model(SIZES[arguments.size], first))
     windows = torch.randint(model.config.vocab_size, (4 * arguments.tokens // WINDOW, WINDOW))
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         compensate=False, measured_tokens=arguments.tokens, final_tokens=arguments.tokens
     )
     tail = tail_on(first) if arguments.tail is None else arguments.tail
@@ -130,7 +130,7 @@ def main() -> None:
     )
     predicted = estimate(
         model.config,
-        Request(pairs=arguments.pairs, calibration=settings),
+        PruneConfig(pairs=arguments.pairs, calibration=settings),
         dtype=model.dtype,
         device=first,
     )
@@ -279,24 +279,24 @@ def a_search(
     pairs, fitted, update = some_pairs(stages, ready, wanted, tail, folder)
     many = random_rows(shape, 10_000, multiple)
     stages("10,000 predicted plans", lambda: fitted.predictor.cautious(many))
-    begin = [pair.plan for pair in space.best_pairs(pairs, budget, 8)]
+    initial = [pair.plan for pair in space.best_pairs(pairs, budget, 8)]
     found = stages(
         "search",
-        lambda: space.search(
-            fitted.predictor.cautious, fitted.targets[0], seed=0, count=4, begin=begin
+        lambda: search(
+            space, fitted.predictor.cautious, fitted.targets[0], seed=0, count=4, initial=initial
         ),
     )
     if not no_save:
         model, plan, out = calibrated.model, found[0].plan, folder / "model"
         stages(
             "saved model",
-            lambda: save(model, plan, out, shape="any", tokenizer=None, note={}),
+            lambda: save(model, plan, out, shape="any"),
         )
     return update
 
 
 def random_rows(shape: Shape, count: int, multiple: int) -> Rows:
-    """Plans of the size, their widths on the grain."""
+    """Plans of the size, their widths multiples of `multiple`."""
     rng = np.random.default_rng(0)
     wanted = rng.uniform(0.5, 1, (count, 2 * shape.depth)) * dense_row(shape)
     rows = fit(wanted, Ranges.above(shape), keep_budget(shape, KEEP))

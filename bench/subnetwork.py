@@ -14,18 +14,18 @@ import argparse
 import tempfile
 import time
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmscout.evaluation import load_model, parameter_count, read_text, tokenize_windows
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.measuring import measure_rounds
-from lmscout.pruning.plan import Plan, as_plans, dense_row
-from lmscout.pruning.ranges import Ranges, fit
-from lmscout.pruning.sampler import Target, shared_share
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.plan import Plan, as_plans, as_rows, dense_row, in_block_order
+from lmscout.pruning.ranges import Ranges, Target, fit
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import PairStudy
 
 ROUNDS = 9
@@ -57,7 +57,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**CONFIG)).eval()
         windows = torch.randint(CONFIG["vocab_size"], (600, 128))
-    calibrated = calibrate(model, windows, CalibrationSettings())
+    calibrated = calibrate(model, windows, CalibrationConfig())
     if not arguments.whole_run_alone:
         one_plan(calibrated)
     if arguments.model:
@@ -124,7 +124,7 @@ def a_whole_run(calibrated, pairs: int) -> None:
             pair_study,
             calibrated.evaluator(calibrated.measured),
             calibrated.mass,
-            AnySpace(shape),
+            PlanSpace(shape),
             [Target(keep_budget(shape, 0.8), Ranges.above(shape))],
             pairs=pairs,
             seed=0,
@@ -148,6 +148,13 @@ def a_whole_run(calibrated, pairs: int) -> None:
         f"learning and searching {everything - measuring:.0f} s of {everything:.0f} s; "
         f"tau {fitted.predictor.report.chosen.kendall:.3f}"
     )
+
+
+def shared_share(plans: list[Plan]) -> float:
+    """Mean share of a plan's steps that the plan before it has in common, 0 to 1."""
+    steps = in_block_order(as_rows(plans))
+    alike = np.minimum.accumulate(steps[1:] == steps[:-1], axis=1).sum()
+    return float(alike / steps.size)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         register,
     )
     from lmscout.discovery.symbolic_search import DeepSettings as DeepSearchConfig
-    from lmscout.pruning.calibration import CalibrationSettings as CalibrationConfig
-    from lmscout.pruning.config import Request as PruneConfig
-    from lmscout.pruning.recovery.run import RecoveryRequest as RecoveryConfig
+    from lmscout.pruning.calibration import CalibrationConfig
+    from lmscout.pruning.config import PruneConfig
+    from lmscout.pruning.recovery.run import RecoveryConfig
 
 __all__ = [
     "CalibrationConfig",
@@ -51,10 +51,10 @@ __all__ = [
 ]
 
 _CONFIGS = {
-    "CalibrationConfig": ("pruning.calibration", "CalibrationSettings"),
+    "CalibrationConfig": ("pruning.calibration", "CalibrationConfig"),
     "DeepSearchConfig": ("discovery.symbolic_search", "DeepSettings"),
-    "PruneConfig": ("pruning.config", "Request"),
-    "RecoveryConfig": ("pruning.recovery.run", "RecoveryRequest"),
+    "PruneConfig": ("pruning.config", "PruneConfig"),
+    "RecoveryConfig": ("pruning.recovery.run", "RecoveryConfig"),
 }
 """Public name -> module and name of its definition; all others are functions of `lmscout.api`."""
 

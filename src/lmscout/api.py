@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings
     from lmscout.evaluation import Evaluation, LoadedModel, Text
     from lmscout.proxies import Space
-    from lmscout.pruning.config import Request
+    from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.results import Pruning
 
 Path_ = str | os.PathLike[str]
@@ -337,7 +337,7 @@ def prune(
     keep: float | Sequence[float] | None = None,
     report: str | Text | None = None,
     recovery_text: str | Text | None = None,
-    config: Request | None = None,
+    config: PruneConfig | None = None,
     device: str = "cpu",
     compute_dtype: str | None = None,
     progress: Progress = True,
@@ -376,13 +376,13 @@ def prune(
         ...     config=config,
         ...     progress=False,
         ... )
-        >>> f"{pruned.sizes[0].found.kept:.2f}"
-        '0.80'
+        >>> [size.keep for size in pruned.sizes]
+        [0.8]
     """
     import torch
 
     from lmscout.evaluation import LoadedModel, devices_of, load_config, load_model, memory_dtype
-    from lmscout.pruning.config import Request, check_request
+    from lmscout.pruning.config import PruneConfig, check_request
     from lmscout.pruning.results import Pruning
     from lmscout.pruning.saved_run import is_complete, open_pruning
     from lmscout.pruning.storage import home_path
@@ -391,7 +391,7 @@ def prune(
 
     folder = home_path(Path(out))
     first, *others = devices_of(device)
-    request = config or Request()
+    request = config or PruneConfig()
     if keep is not None:
         shares = (keep,) if isinstance(keep, int | float) else tuple(keep)
         request = replace(request, keep=shares)

@@ -158,11 +158,12 @@ def test_a_table_a_model_and_its_json(lmscout, text, tmp_path):
     for words in ("dense", "uniform, compensated", "found", "predictor:", "saved model: smaller"):
         assert words in out
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["found"]["kept"] == pytest.approx(0.8, abs=0.002)
+    (found,) = (one for one in result["sizes"][0]["models"] if one["name"] == "found")
+    assert found["kept"] == pytest.approx(0.8, abs=0.002)
     code, out, _ = lmscout("eval", "smaller", "--perplexity", report, "--json", "-")
     assert code == 0
     (measured,) = json.loads(out)["perplexities"]
-    assert measured["perplexity"] == pytest.approx(result["found"]["perplexity"], rel=1e-6)
+    assert measured["perplexity"] == pytest.approx(found["perplexity"], rel=1e-6)
     _finished_it_is_told_again(lmscout, command, table, result, tmp_path)
 
 

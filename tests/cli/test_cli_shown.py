@@ -75,14 +75,16 @@ def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout,
         *("--protocol", "sliding", "--report-tokens", 500),
     )
     result = json.loads((tmp_path / "result.json").read_text())
-    dense, found = result["dense"], result["found"]
+    (size,) = result["sizes"]
+    rows = {one["name"]: one for one in size["models"]}
+    dense, found = result["dense"], rows["found"]
     assert dense["loss_increase"] == pytest.approx(0, abs=1e-5)
     assert found["kept"] == pytest.approx(0.8, abs=0.02)
     gone = dense["params"] - found["params"]
     assert found["kept"] == pytest.approx(1 - gone / PRUNABLE, abs=1e-9)
     assert found["kept_of_all"] == pytest.approx(found["params"] / dense["params"], abs=1e-12)
     assert found["kept_of_all"] > found["kept"]
-    assert found["protocol"]["limit_tokens"] == 500
+    assert found["measurement"]["limit_tokens"] == 500
     for row in (dense, found):
         assert f"{row['kept']:.1%}" in update
         assert f"{row['kept_of_all']:.1%}" in update
@@ -91,15 +93,14 @@ def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout,
         assert heading in update
     assert result["held_out_tokens"] % 63 == 0
     # Every baseline that is better is named, by every measure, and no other is.
-    worse = {(one["baseline"], one["measure"]) for one in result["worse_than"]}
-    for baseline in ("uniform", "uniform_compensated", "uniform_guarded"):
+    worse = {(one["baseline"], one["measure"]) for one in size["comparisons"] if one["worse"]}
+    for baseline in rows.keys() & {"uniform", "uniform_compensated", "uniform_protected"}:
         for measure in ("loss_increase", "perplexity"):
-            if baseline in result:
-                behind = found[measure] > result[baseline][measure] + 1e-3
-                assert ((baseline, measure) in worse) == behind, (baseline, measure)
+            behind = found[measure] > rows[baseline][measure] + 1e-3
+            assert ((baseline, measure) in worse) == behind, (baseline, measure)
     said = " ".join(update.split())
-    assert len(result["verdict"]) >= 1
-    for sentence in result["verdict"]:
+    assert len(size["verdict"]) >= 1
+    for sentence in size["verdict"]:
         assert sentence in said
 
 
@@ -108,11 +109,12 @@ def test_a_loss_increase_is_that_of_the_saved_model_on_the_held_out_windows(
 ):
     update = pruned(lmscout, folders, "sliding", "--window", 32, "--calibration-windows", 90)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["found"]["perplexity"] is None
+    rows = {one["name"]: one for one in result["sizes"][0]["models"]}
+    assert rows["found"]["perplexity"] is None
     assert result["held_out_tokens"] == 31 * round(90 * 15 / 74)
     assert f"on {result['held_out_tokens']:,} held-out tokens of" in " ".join(update.split())
     increases = {
-        name: result[name]["loss_increase"]
+        name: rows[name]["loss_increase"]
         for name in ("uniform", "uniform_compensated", "found", "found_plain")
     }
     assert len(set(increases.values())) == 4

@@ -12,34 +12,34 @@ import signal
 import sys
 import time
 import zlib
+from unittest.mock import patch
 
 import numpy as np
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning import measuring
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.devices import ParallelEvaluator
 from lmscout.pruning.features import Column
 from lmscout.pruning.measuring import measure_rounds
-from lmscout.pruning.ranges import Ranges
-from lmscout.pruning.sampler import Target
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.sampler import propose
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import PairStudy
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
 TAIL = 0.4
 
 
-class TellingSpace(AnySpace):
-    """Draws plans by all that is known, so that another word of it would be other plans."""
-
-    def propose(self, targets, *, seed, pairs, predictor, waiting=(), **asked):
-        known = sorted((pair.plan.attention, pair.plan.mlp, pair.value) for pair in pairs)
-        taken = sorted((plan.attention, plan.mlp) for plan in waiting)
-        drawn = zlib.crc32(repr((seed, known, taken)).encode())
-        return super().propose(
-            targets, seed=drawn, pairs=pairs, predictor=None, waiting=waiting, **asked
-        )
+def sensitive_propose(space, targets, *, seed, pairs, predictor, waiting=(), **asked):
+    """Propose plans by a seed of all that is known: any other knowledge gives other plans."""
+    known = sorted((pair.plan.attention, pair.plan.mlp, pair.value) for pair in pairs)
+    taken = sorted((plan.attention, plan.mlp) for plan in waiting)
+    drawn = zlib.crc32(repr((seed, known, taken)).encode())
+    return propose(
+        space, targets, seed=drawn, pairs=pairs, predictor=None, waiting=waiting, **asked
+    )
 
 
 class SlowDevice:
@@ -65,7 +65,7 @@ def measured(
     pairs=20,
     size=3,
     watch=None,
-    space=None,
+    proposing=sensitive_propose,
     keep=0.7,
     tail=TAIL,
     another_process=False,
@@ -78,13 +78,16 @@ def measured(
     nothing = Column("nothing", lambda rows: np.zeros(len(rows)))
     each = [SlowDevice(number, fails_at=fails_at) for number in range(devices)]
     target = Target(keep_budget(MODEL.shape, keep), Ranges.above(MODEL.shape))
-    with PairStudy(folder, MODEL.shape, {"model": "synthetic"}) as pair_study:
+    with (
+        PairStudy(folder, MODEL.shape, {"model": "synthetic"}) as pair_study,
+        patch.object(measuring, "propose", proposing),
+    ):
         try:
             fitted = measure_rounds(
                 pair_study,
                 ParallelEvaluator(each),
                 MODEL.mass,
-                space or TellingSpace(MODEL.shape),
+                PlanSpace(MODEL.shape),
                 [target],
                 pairs=pairs,
                 seed=0,

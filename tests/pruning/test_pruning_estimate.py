@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_bytes, parameter_count
 from lmscout.pruning import estimate as estimate_module
-from lmscout.pruning.calibration import CalibrationSettings
-from lmscout.pruning.config import Request
-from lmscout.pruning.estimate import estimate
+from lmscout.pruning.calibration import CalibrationConfig
+from lmscout.pruning.config import PruneConfig
+from lmscout.pruning.estimate import estimate, estimate_training
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
 from lmscout.pruning.recovery.config import METHODS, RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
-from lmscout.pruning.recovery.run import RecoveryRequest, estimate_training
+from lmscout.pruning.recovery.run import RecoveryConfig
 
 CPU = torch.device("cpu")
 SEVEN_BILLION = LlamaConfig(
@@ -33,7 +33,7 @@ SEVEN_BILLION = LlamaConfig(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_are_counted_without_a_model(name):
     model = random_model(name)
-    request = Request(keep=(0.8, 0.5), calibration=CalibrationSettings(window=64))
+    request = PruneConfig(keep=(0.8, 0.5), calibration=CalibrationConfig(window=64))
     found = estimate(model.config, request, dtype=torch.float32, device=CPU)
     assert found.parameters == parameter_count(model)
     assert found.weights == parameter_bytes(model)
@@ -43,14 +43,14 @@ def test_weights_are_counted_without_a_model(name):
     assert found.total == pytest.approx(200 * (found.pair[0.5] + found.pair[0.8]) / 2)
 
 
-def test_what_compensation_takes_is_in_the_memory_and_a_judge_measures_no_pair():
+def test_what_compensation_takes_is_in_the_memory_and_an_objective_measures_no_pair():
     model = random_model("llama")
     plain, compensated = (
         estimate(
             model.config,
-            Request(
+            PruneConfig(
                 objective="proxy:snip",
-                calibration=CalibrationSettings(compensate=compensate, window=64),
+                calibration=CalibrationConfig(compensate=compensate, window=64),
             ),
             dtype=torch.float32,
             device=CPU,
@@ -66,7 +66,7 @@ def test_what_compensation_takes_is_in_the_memory_and_a_judge_measures_no_pair()
 
 
 def test_a_window_longer_than_the_model_reads_is_refused_as_a_run_would():
-    asked = Request(calibration=CalibrationSettings(window=65))
+    asked = PruneConfig(calibration=CalibrationConfig(window=65))
     with pytest.raises(LmscoutError, match="the model reads 64"):
         estimate(random_model("gpt2").config, asked, dtype=torch.float32, device=CPU)
 
@@ -86,16 +86,16 @@ def test_without_a_window_it_is_what_the_model_attends_over():
         (some_layers, 20),
         (no_layer, 64),
     ):
-        assert CalibrationSettings().fitted(config, 3) == CalibrationSettings(window=window, seed=3)
+        assert CalibrationConfig().fitted(config, 3) == CalibrationConfig(window=window, seed=3)
     with pytest.raises(LmscoutError, match="attention slides over 24: give --window 24 or less"):
-        CalibrationSettings(window=25).fitted(sliding, 0)
-    assert CalibrationSettings(seed=5).fitted(long, 3).seed == 5
+        CalibrationConfig(window=25).fitted(sliding, 0)
+    assert CalibrationConfig(seed=5).fitted(long, 3).seed == 5
 
 
 def test_tokens_and_windows_are_divided_as_they_are_by_default():
     config = random_model("gpt2").config
-    by_windows = CalibrationSettings(windows=370).fitted(config, 0)
-    by_tokens = CalibrationSettings().of_tokens(370 * 64).fitted(config, 0)
+    by_windows = CalibrationConfig(windows=370).fitted(config, 0)
+    by_tokens = CalibrationConfig().of_tokens(370 * 64).fitted(config, 0)
     assert by_windows == by_tokens
     assert by_tokens.tokens == 370 * 64 == 32 * 740
     assert (by_tokens.measured_tokens, by_tokens.final_tokens) == (32 * 90, 32 * 150)
@@ -103,20 +103,19 @@ def test_tokens_and_windows_are_divided_as_they_are_by_default():
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_step_keeps_is_foretold_from_two_blocks(name, method):
+def test_what_a_step_keeps_is_estimated_from_two_blocks(name, method):
     """Against a step on the whole model, which has three."""
     model = random_model(name).requires_grad_(False)
     settings = RecoverySettings(method, rank=3, steps=20, batch_tokens=48)
     family = family_of(model.config)
 
-    def of_blocks(count):
+    def few_blocks(count):
         few = copy.deepcopy(CONFIGS[name])
         few.num_hidden_layers = count
         return AutoModelForCausalLM.from_config(few, dtype=torch.float32)
 
-    found = estimate_training(model, family, settings, 16, of_blocks)
+    seconds, memory = estimate_training(model, family, settings, 16, few_blocks)
     adapter = ElasticAdapter(model, family, rank=3, seed=0)
-    assert found.learning == 16 * sum(one.numel() for one in adapter.weights.values())
     own = [*model.parameters(), *adapter.weights.values()]
     held = {one.untyped_storage().data_ptr() for one in own}
     kept = {}
@@ -134,22 +133,22 @@ def test_what_a_step_keeps_is_foretold_from_two_blocks(name, method):
             method,
         )
     assert loss.requires_grad
-    assert found.activations == sum(kept.values()) > 0
-    assert found.steps == 20
-    bounded = estimate_training(model, family, replace(settings, seconds=1e-6), 16, of_blocks)
-    assert bounded.seconds == 1e-6 < found.seconds
+    trained = 16 * sum(one.numel() for one in adapter.weights.values())
+    assert memory - trained == sum(kept.values()) > 0
+    limited, _ = estimate_training(model, family, replace(settings, seconds=1e-6), 16, few_blocks)
+    assert limited == 1e-6 < seconds
 
 
 def test_recovery_is_in_time_and_memory_as_far_as_it_is_asked_for():
     model = random_model("llama")
     settings = RecoverySettings(rank=2, steps=10, batch_tokens=128)
-    calibration = CalibrationSettings(window=64, measured_tokens=128, moment_tokens=128)
+    calibration = CalibrationConfig(window=64, measured_tokens=128, moment_tokens=128)
     for recovery, expected in (
-        (RecoveryRequest(), []),
-        (RecoveryRequest(winners=settings), [("winners", 2)]),
-        (RecoveryRequest(settings, settings), [("elastic", 1), ("winners", 2)]),
+        (RecoveryConfig(), []),
+        (RecoveryConfig(winners=settings), [("winners", 2)]),
+        (RecoveryConfig(settings, settings), [("elastic", 1), ("winners", 2)]),
     ):
-        request = Request(keep=(0.8, 0.5), calibration=calibration, recovery=recovery)
+        request = PruneConfig(keep=(0.8, 0.5), calibration=calibration, recovery=recovery)
         found = estimate(model.config, request, dtype=torch.float32, device=CPU)
         assert [(one.name, one.trainings) for one in found.recovery] == expected
         for one in found.recovery:
@@ -158,9 +157,9 @@ def test_recovery_is_in_time_and_memory_as_far_as_it_is_asked_for():
             assert found.peak >= one.memory > found.weights * (1 + (one.name == "winners"))
 
 
-def test_seven_billion_parameters_are_foretold_from_their_sizes(monkeypatch):
+def test_seven_billion_parameters_are_estimated_from_their_sizes(monkeypatch):
     """Nothing of that size is made: only the timing of a block is left out here."""
-    settings = CalibrationSettings(compensate=False, measured_tokens=32_768)
+    settings = CalibrationConfig(compensate=False, measured_tokens=32_768)
     small = LlamaConfig(
         **{
             **SEVEN_BILLION.to_dict(),
@@ -175,7 +174,9 @@ def test_seven_billion_parameters_are_foretold_from_their_sizes(monkeypatch):
     )
     timed = estimate_module._time_one_block
     monkeypatch.setattr(estimate_module, "_time_one_block", lambda _, *rest: timed(small, *rest))
-    found = estimate(SEVEN_BILLION, Request(calibration=settings), dtype=torch.bfloat16, device=CPU)
+    found = estimate(
+        SEVEN_BILLION, PruneConfig(calibration=settings), dtype=torch.bfloat16, device=CPU
+    )
     assert found.parameters == 6_738_415_616
     assert found.weights == 2 * found.parameters
     states = 65 * 32_768 * 4096 * 2  # entering, and after each of 64 steps

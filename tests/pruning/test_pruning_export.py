@@ -26,8 +26,9 @@ from transformers import (
 )
 
 from lmscout.errors import LmscoutError
+from lmscout.pruning.cutting import cut, is_uniform
 from lmscout.pruning.evaluator import SubnetworkEvaluator
-from lmscout.pruning.export import cut, is_uniform, save
+from lmscout.pruning.export import save
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.plan import Plan
 from lmscout.testing import random_model
@@ -236,10 +237,10 @@ def folders(tmp_path_factory, tokenizer):
         shape="any",
         tokenizer=tokenizer,
         generation_config=settings,
-        note={"perplexity": 20.5},
+        settings={"perplexity": 20.5},
     )
     plan = Plan((1, 0, 1), (7, 0, 7))
-    save(DENSE["llama"], plan, root / "plain", shape="uniform", tokenizer=tokenizer, note={})
+    save(DENSE["llama"], plan, root / "plain", shape="uniform", tokenizer=tokenizer)
     return root
 
 
@@ -268,7 +269,7 @@ def test_the_card_and_the_record_say_what_was_kept(folders):
     loaded = AutoModelForCausalLM.from_pretrained(folders / "any")
     assert record["parameters"] == sum(one.numel() for one in loaded.parameters())
     assert record["dense_parameters"] == sum(one.numel() for one in DENSE["llama"].parameters())
-    assert record["asked"] == {"perplexity": 20.5}
+    assert record["settings"] == {"perplexity": 20.5}
     card = (folders / "any" / "README.md").read_text()
     assert "| 2 | 1 of 2 | 0 of 24 |" in card
     assert f"{kept / dense:.2%}" in card
@@ -374,7 +375,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(LmscoutError, match="is not empty"):
-        save(DENSE["llama"], HALVES, tmp_path / "out", shape="any", tokenizer=None, note={})
+        save(DENSE["llama"], HALVES, tmp_path / "out", shape="any")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
@@ -382,7 +383,7 @@ def test_a_model_that_does_not_compute_is_not_saved(tmp_path):
     model = copy.deepcopy(DENSE["llama"])
     model.model.norm.weight.data[0] = torch.nan
     with pytest.raises(LmscoutError, match="logits are not finite"):
-        save(model, HALVES, tmp_path / "out", shape="any", tokenizer=None, note={})
+        save(model, HALVES, tmp_path / "out", shape="any")
     assert not list(tmp_path.iterdir())
 
 
@@ -396,7 +397,6 @@ def test_settings_that_transformers_refuses_are_one_line(tmp_path):
             shape="any",
             tokenizer=None,
             generation_config=bad,
-            note={},
         )
     assert not list(tmp_path.iterdir())
 
@@ -426,7 +426,7 @@ class UnreadableTokenizer(PreTrainedTokenizerFast):
 def test_what_does_not_load_as_it_was_is_not_saved(tmp_path, tokenizer, kind, message):
     bad = kind(tokenizer_object=tokenizer.backend_tokenizer, unk_token="[unk]")
     with pytest.raises(LmscoutError, match=message):
-        save(DENSE["llama"], HALVES, tmp_path / "out", shape="any", tokenizer=bad, note={})
+        save(DENSE["llama"], HALVES, tmp_path / "out", shape="any", tokenizer=bad)
     assert not list(tmp_path.iterdir())
 
 
@@ -436,7 +436,7 @@ def test_every_family_survives_a_fresh_process(tmp_path, name):
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         model = copy.deepcopy(DENSE[name]).to(dtype)
         out = tmp_path / str(dtype)
-        save(model, HALVES, out, shape="any", tokenizer=None, note={})
+        save(model, HALVES, out, shape="any")
         assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == dtype
 
 
@@ -447,7 +447,7 @@ def test_a_real_llama_prunes_saves_reloads_and_generates(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     words = AutoTokenizer.from_pretrained(source)
     plan = Plan((4, 3, 4, 3, 4), (172, 150, 160, 0, 172))
-    save(model, plan, tmp_path / "out", shape="any", tokenizer=words, note={})
+    save(model, plan, tmp_path / "out", shape="any", tokenizer=words)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     prompt = again("Once upon a time", return_tensors="pt")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,10 +59,16 @@ def test_curves_span_all_units_and_never_fall(name):
 class SlowToAttend(Llama):
     """Takes five milliseconds before attention in the first block."""
 
-    def attention_norm(self, block, hidden):
-        if block.self_attn.layer_idx == 0:
+    def parts(self, block):
+        parts = super().parts(block)
+        if block.self_attn.layer_idx:
+            return parts
+
+        def norm(hidden):
             time.sleep(0.005)
-        return super().attention_norm(block, hidden)
+            return parts.attention.norm(hidden)
+
+        return replace(parts, attention=replace(parts.attention, norm=norm))
 
 
 def test_time_is_found_where_it_is_spent():

@@ -19,8 +19,8 @@ from lmscout.pruning.importance import (
     unit_sides,
 )
 from lmscout.pruning.plan import dense_row
-from lmscout.pruning.prefix_tables import read_trained
-from lmscout.pruning.proxy_objective import asked_proxy, compute_objectives
+from lmscout.pruning.prefix_tables import visit_tensors
+from lmscout.pruning.proxy_objective import compute_objectives, parse_proxy
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.training import train
 
@@ -48,7 +48,7 @@ def faint(name="llama"):
         norm.weight *= 2**-6
         if name == "gpt2":
             norm.bias *= 2**-6
-    return model.sublayer().float()
+    return model.half().float()
 
 
 def steep():
@@ -61,7 +61,7 @@ def steep():
             for output in (block.self_attn.o_proj, block.mlp.down_proj):
                 output.weight *= 2**-7
                 output.bias *= 2**-7
-    return model.sublayer().float()
+    return model.half().float()
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -69,7 +69,7 @@ def test_taylor_importance_is_that_of_wider_weights(name):
     model, windows = faint(name), random_windows(256)
     family = family_of(model.config)
     wide = importance("taylor", model, family, windows=windows)
-    narrow = importance("taylor", model.sublayer(), family, windows=windows)
+    narrow = importance("taylor", model.half(), family, windows=windows)
     for place, scores in wide.items():
         torch.testing.assert_close(narrow[place], scores, rtol=1e-2, atol=0)
 
@@ -79,7 +79,7 @@ def test_a_factor_falls_where_a_blocks_gradients_overflow():
     family = family_of(model.config)
     wide = {index: parts for index, parts, _ in gradients_by_block(model, family, windows)}
     scales = []
-    for index, parts, scale in gradients_by_block(model.sublayer(), family, windows):
+    for index, parts, scale in gradients_by_block(model.half(), family, windows):
         scales.append(scale)
         for kind, part in parts.sublayers.items():
             for one, other in zip(
@@ -94,24 +94,24 @@ def test_a_factor_falls_where_a_blocks_gradients_overflow():
 def read(model, windows):
     places = []
 
-    def see(place):
+    def visit(place):
         places.append({name: one.clone() for name, one in place.tensors.items()})
 
-    read_trained(model, family_of(model.config), windows, see)
+    visit_tensors(model, family_of(model.config), windows, visit)
     return places
 
 
 def test_what_a_judge_reads_is_that_of_wider_weights():
     model, windows = faint(), random_windows(256)
     wide = read(model, windows)
-    for one, other in zip(read(model.sublayer(), windows), wide, strict=True):
+    for one, other in zip(read(model.half(), windows), wide, strict=True):
         for name, tensor in one.items():
             assert (tensor - other[name]).norm() < 0.01 * other[name].norm(), name
 
 
 def test_gradients_that_overflow_where_a_judge_reads_are_one_line():
     with pytest.raises(LmscoutError, match="overflow in float16: read it in bfloat16") as error:
-        read(steep().sublayer(), random_windows(256))
+        read(steep().half(), random_windows(256))
     assert "\n" not in str(error.value)
 
 
@@ -136,9 +136,9 @@ def test_judges_compute_in_float32(text):
     shape = shape_of(family.all_parts(model))
     units = dense_row(shape)
     rows = np.stack([units, np.maximum(1, units // 2)])
-    asked = [asked_proxy(f"proxy:+{text}")]
+    asked = [parse_proxy(f"proxy:+{text}")]
     (wide,) = (one.scores(rows) for one in compute_objectives(asked, model, family, shape, windows))
-    narrow_judges = compute_objectives(asked, model.sublayer(), family, shape, windows)
+    narrow_judges = compute_objectives(asked, model.half(), family, shape, windows)
     np.testing.assert_allclose(narrow_judges[0].scores(rows), wide, rtol=2e-2)
 
 

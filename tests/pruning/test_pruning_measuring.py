@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from threading import Thread, current_thread
 
 import numpy as np
@@ -8,11 +9,11 @@ from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning import evaluator
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.compensation import Compensation
 from lmscout.pruning.devices import ParallelEvaluator, replica
 from lmscout.pruning.evaluator import SubnetworkEvaluator
-from lmscout.pruning.families import ATTENTION, KINDS, MLP, family_of
+from lmscout.pruning.families import ATTENTION, KINDS, MLP, BlockParts, Family, family_of
 from lmscout.pruning.importance import (
     FROM_MOMENTS,
     METHODS,
@@ -37,15 +38,11 @@ def family(model):
 
 
 def all_parts(model, family):
-    return [
-        ((index, kind), part)
-        for index, block in enumerate(family.blocks(model))
-        for kind, part in family.parts(block).sublayers.items()
-    ]
+    return list(family.all_sublayers(model).items())
 
 
 def sorted_by(model, family, scores):
-    """Sort every half, and give the orders of what enters the output projections."""
+    """Sort every sublayer, and give the orders of what enters the output projections."""
     return {place: sort_sublayer(part, scores[place]) for place, part in all_parts(model, family)}
 
 
@@ -56,11 +53,9 @@ def outputs(model, family):
 @torch.no_grad()
 def masked(model, family, plan):
     """The plain reference: output columns of what is cut are zero; nothing else changes."""
-    for index, block in enumerate(family.blocks(model)):
-        parts = family.parts(block)
-        kept = plan.attention[index] * parts.attention.output_columns
-        parts.attention.output.weight[:, kept:] = 0
-        parts.mlp.output.weight[:, plan.mlp[index] :] = 0
+    for sublayer, units in zip(family.all_sublayers(model).values(), plan.steps, strict=True):
+        weight = sublayer.output.weight
+        weight[:, weight.shape[1] // sublayer.units * units :] = 0
     return model
 
 
@@ -102,7 +97,7 @@ def test_nothing_kept_is_nothing_added(model, family):
     torch.testing.assert_close(evaluator.logits(empty, windows), expected)
 
 
-def test_sharing_beginnings_changes_no_result_and_spares_steps(model, family, monkeypatch):
+def test_shared_prefixes_change_no_result_and_save_steps(model, family, monkeypatch):
     rng = np.random.default_rng(0)
     evaluator = SubnetworkEvaluator(model, family, random_windows())
     groups = evaluator.shape.groups[0]
@@ -120,11 +115,11 @@ def test_sharing_beginnings_changes_no_result_and_spares_steps(model, family, mo
         key=lambda index: [*zip(plans[index].attention, plans[index].mlp, strict=True)],
     )
     steps = []
-    update = SubnetworkEvaluator._update
+    added = SubnetworkEvaluator._added
     monkeypatch.setattr(
         SubnetworkEvaluator,
-        "_update",
-        lambda self, step, *rest: (steps.append(step), update(self, step, *rest))[1],
+        "_added",
+        lambda self, step, *rest: (steps.append(step), added(self, step, *rest))[1],
     )
     shared = list(evaluator.measure([plans[index] for index in order]))
     assert [one.loss_increase for one in shared] == [alone[index] for index in order]
@@ -366,13 +361,13 @@ def test_importance_from_moments_is_summed_over_a_units_output_columns(model, fa
 
 def test_moments_are_those_of_what_enters_the_output_projections(model, family):
     windows = random_windows()
-    update = []
+    progress = []
     moments = dict(
         moments_by_block(
-            model, family, windows, batch_tokens=25, progress=lambda *one: update.append(one)
+            model, family, windows, batch_tokens=25, progress=lambda *one: progress.append(one)
         )
     )
-    assert update == [(1, 3), (2, 3), (3, 3)]
+    assert progress == [(1, 3), (2, 3), (3, 3)]
     for place, x in hooked_inputs(model, family, windows).items():
         one = moments[place]
         torch.testing.assert_close(one.gram.double(), x.T @ x, rtol=1e-4, atol=1e-4)
@@ -447,7 +442,7 @@ def test_units_sorted_during_the_pass_are_as_sorted_after_it(model, family):
         assert torch.equal(model(windows).logits, other(windows).logits)
 
 
-def test_an_unknown_importance_and_a_broken_model_are_told():
+def test_an_unknown_importance_and_a_broken_model_are_refused():
     model = random_model("llama")
     family = family_of(model.config)
     with pytest.raises(LmscoutError, match="unknown importance 'gradient'"):
@@ -473,6 +468,8 @@ def test_every_side_of_every_unit_is_a_view_of_the_model(model, family):
 class Crowded:
     """A family on a device that holds so many windows at once and no more."""
 
+    all_parts, all_sublayers = Family.all_parts, Family.all_sublayers
+
     def __init__(self, family, most):
         self._family, self._most = family, most
         self.seen = []
@@ -480,11 +477,16 @@ class Crowded:
     def __getattr__(self, name):
         return getattr(self._family, name)
 
-    def activate(self, block, parts, normed):
-        self.seen.append(len(normed))
-        if len(normed) > self._most:
-            raise torch.OutOfMemoryError(f"no room for {len(normed)} windows")
-        return self._family.activate(block, parts, normed)
+    def parts(self, block):
+        parts = self._family.parts(block)
+
+        def activation(x):
+            self.seen.append(len(x))
+            if len(x) > self._most:
+                raise torch.OutOfMemoryError(f"no room for {len(x)} windows")
+            return parts.mlp.activation(x)
+
+        return BlockParts(parts.attention, dataclasses.replace(parts.mlp, activation=activation))
 
 
 @pytest.mark.parametrize("quality", ["nll", "kl"])
@@ -556,12 +558,12 @@ def test_several_devices_measure_the_same_in_the_same_order(model, family):
         list(parallel.measure([*plans, Plan((9, 9, 9), (1, 1, 1))]))
 
 
-def test_what_nobody_waits_for_is_not_measured(model, family):
+def test_plans_are_not_measured_after_the_generator_is_closed(model, family):
     crowded = [Crowded(family, 99), Crowded(family, 99)]
     windows = random_windows(4)
     parallel = ParallelEvaluator([SubnetworkEvaluator(model, one, windows) for one in crowded])
     plans = [Plan((2, 1, 2), (9, 20, kept)) for kept in range(1, 21)]
-    next(parallel.measure(plans))  # the others are let go of with the generator
+    next(parallel.measure(plans))  # the others are dropped with the generator
     after = sum(len(one.seen) for one in crowded)
     list(parallel.measure(plans))
     assert sum(len(one.seen) for one in crowded) > after
@@ -587,7 +589,7 @@ def test_each_device_keeps_its_thread_from_one_list_of_plans_to_the_next(model, 
 
 @pytest.mark.parametrize("count", [14, 60])  # as few as there may be, and more than are taken
 def test_no_text_is_for_two_things(count):
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         window=12, measured_tokens=96, final_tokens=96, moment_tokens=120, gradient_windows=2
     )
     windows = torch.arange(count * 12).view(count, 12) % 64
@@ -607,7 +609,7 @@ def test_no_text_is_for_two_things(count):
 
 
 def test_copies_of_what_was_calibrated_measure_the_same(model):
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         window=12, measured_tokens=48, final_tokens=48, moment_tokens=200, gradient_windows=4
     )
     calibrated = calibrate(model, random_windows(30), settings)
@@ -619,7 +621,7 @@ def test_copies_of_what_was_calibrated_measure_the_same(model):
     seen = []
     copied.lm_head.register_forward_hook(lambda *_: seen.append(copied))
     evaluator = shared.evaluator(shared.measured)
-    assert not seen, "the copy is told what the dense model's loss is"
+    assert not seen, "the copy uses the dense model's loss"
     assert list(evaluator.measure(plans)) == expected
     for place, sublayer in all_parts(copied, calibrated.family):
         entries = sublayer.output.weight.shape[1] - 1

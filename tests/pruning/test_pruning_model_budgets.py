@@ -161,7 +161,7 @@ def test_wrong_requests_are_refused():
         with pytest.raises(LmscoutError, match="share above 0 and at most 1"):
             budget_for(model, measure, 1.2)
     _, shape = parts_of(random_model("llama"))
-    with pytest.raises(LmscoutError, match="attention table of block 0 has 3 entries"):
+    with pytest.raises(LmscoutError, match=r"attention tables .*got 3 tables of 3 entries"):
         budget_of(
             "latency",
             0.8,

@@ -10,11 +10,11 @@ from lmscout.pruning.background import Beside
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.measuring import Question, Terms, asked_ahead, next_step
 from lmscout.pruning.ranges import Ranges
-from lmscout.pruning.space import AlignedSpace
+from lmscout.pruning.space import PlanSpace
 
 MODEL = Synthetic(depth=6)
 BUDGET = keep_budget(MODEL.shape, 0.7)
-TERMS = Terms(MODEL.shape, MODEL.mass, AlignedSpace(MODEL.shape, 8), (BUDGET,), 5)
+TERMS = Terms(MODEL.shape, MODEL.mass, PlanSpace(MODEL.shape, 8), (BUDGET,), 5)
 WHOLE = Ranges.above(MODEL.shape)
 
 

@@ -7,11 +7,11 @@ from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.measuring import limits
 from lmscout.pruning.plan import as_plans, dense_row
 from lmscout.pruning.ranges import Ranges, fit
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
-SPACE = AnySpace(MODEL.shape)
+SPACE = PlanSpace(MODEL.shape)
 LARGE, SMALL = (keep_budget(MODEL.shape, keep) for keep in (0.8, 0.6))
 RNG = np.random.default_rng(0)
 

@@ -12,10 +12,10 @@ from tiny_language_models import random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
-from lmscout.pruning import CalibrationSettings, Plan, Pruning, Request, cut, prune
-from lmscout.pruning.recovery.adapters import Adapted, linear_layers, recover
+from lmscout.pruning import CalibrationConfig, Plan, PruneConfig, Pruning, cut, prune
+from lmscout.pruning.recovery.adapters import add_adapters, recover
 from lmscout.pruning.recovery.config import RecoverySettings
-from lmscout.pruning.recovery.run import RecoveryRequest, recovery_file
+from lmscout.pruning.recovery.run import RecoveryConfig, recovery_file
 
 PLAN = Plan((1, 0, 2), (30, 48, 0))
 SETTINGS = RecoverySettings(rank=4, batch_tokens=96, steps=20, learning_rate=1e-2)
@@ -55,18 +55,16 @@ def test_a_cut_model_is_better_on_its_text_and_plain_again(tmp_path, name, metho
 
 def test_adapters_are_on_every_matrix_of_the_blocks_and_on_nothing_else():
     small = cut(random_model("llama-bias"), PLAN)
-    assert len(linear_layers(small)) == 2 * 4 + 2 * 3
-    adapted = Adapted(small, rank=2, seed=0)
-    assert len(adapted.adapters) == 2 * 14
-    assert not any("lm_head" in name or "embed" in name for name in adapted.adapters)
+    _, adapters = add_adapters(small, rank=2, seed=0)
+    assert len(adapters) == 2 * (2 * 4 + 2 * 3)
+    assert not any("lm_head" in name or "embed" in name for name in adapters)
 
 
 def test_half_precision_keeps_its_dtype_with_wide_adapters(tmp_path):
     dense = random_model("llama").to(torch.bfloat16)
     small = cut(dense, PLAN)
-    assert {one.dtype for one in Adapted(cut(dense, PLAN), 2, 0).adapters.values()} == {
-        torch.float32
-    }
+    _, adapters = add_adapters(cut(dense, PLAN), 2, 0)
+    assert {one.dtype for one in adapters.values()} == {torch.float32}
     tokens = random_windows()
     recovered, done = recover(small, dense, tokens, replace(SETTINGS, steps=4), tmp_path / "x", {})
     assert {one.dtype for one in recovered.parameters()} == {torch.bfloat16}
@@ -76,7 +74,7 @@ def test_half_precision_keeps_its_dtype_with_wide_adapters(tmp_path):
 def test_a_seed_makes_adapters_and_leaves_the_generator_alone():
     before = torch.random.get_rng_state()
     one, same, other = (
-        Adapted(cut(random_model("llama"), PLAN), 2, seed).adapters for seed in (0, 0, 1)
+        add_adapters(cut(random_model("llama"), PLAN), 2, seed)[1] for seed in (0, 0, 1)
     )
     torch.random.set_rng_state(before)
     first = next(iter(one))
@@ -86,24 +84,24 @@ def test_a_seed_makes_adapters_and_leaves_the_generator_alone():
 
 def test_without_peft_the_extra_is_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    request = RecoveryRequest(winners=SETTINGS)
+    request = RecoveryConfig(winners=SETTINGS)
     with pytest.raises(LmscoutError, match=r"pip install 'lmscout\[recover\]'"):
         request.check(tmp_path, 128, (0.8,), "parameters")
-    RecoveryRequest(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "parameters")  # needs none
+    RecoveryConfig(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "parameters")  # needs none
 
 
 def test_elastic_recovery_needs_a_size_that_is_counted(tmp_path):
     with pytest.raises(LmscoutError, match="latency"):
-        RecoveryRequest(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "latency")
+        RecoveryConfig(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "latency")
 
 
-CALIBRATION = CalibrationSettings(
+CALIBRATION = CalibrationConfig(
     measured_tokens=1500, final_tokens=1500, moment_tokens=2000, gradient_windows=4
 )
-REQUEST = Request(
+REQUEST = PruneConfig(
     pairs=20,
     calibration=CALIBRATION,
-    recovery=RecoveryRequest(
+    recovery=RecoveryConfig(
         replace(SETTINGS, method="lora", steps=6, batch_tokens=512),
         replace(SETTINGS, steps=6, batch_tokens=512),
     ),
@@ -126,16 +124,16 @@ def run(tmp_path_factory):
 @needs_the_real_model
 def test_the_saved_model_is_the_recovered_one(run):
     (size,) = run.sizes
-    rows = {one.name: one for one in size.reported}
+    rows = {one.name: one for one in size.models}
     assert rows["found_recovered"].params == rows["found"].params
     assert rows["found_recovered"].perplexity.value < rows["found"].perplexity.value
-    loaded = load_model(str(size.out))
+    loaded = load_model(str(size.folder))
     assert loaded.saved_dtype == torch.float16  # as the dense model is saved
     again = perplexity(loaded.model, loaded.tokenizer, texts()[1], "llm-pruner")
     assert again.value == pytest.approx(rows["found_recovered"].perplexity.value, rel=1e-6)
-    record = json.loads((size.out / "lmscout.json").read_text())
-    assert record["asked"]["recovered"]["method"] == "lora"
-    assert record["asked"]["elastic"]["method"] == "distill"
+    record = json.loads((size.folder / "lmscout.json").read_text())
+    assert record["settings"]["recovered"]["method"] == "lora"
+    assert record["settings"]["elastic"]["method"] == "distill"
 
 
 @needs_the_real_model
@@ -146,8 +144,8 @@ def test_the_outcome_says_what_was_trained_and_what_it_changed(run):
     said = json.loads(json.dumps(run.to_json(), allow_nan=False))
     saved = json.loads(json.dumps(run.to_dict(), allow_nan=False))
     assert Pruning.from_dict(saved).to_dict() == run.to_dict()
-    assert said["recovery"]["steps"] == said["elastic"]["steps"] == 6
-    assert said["elastic"]["dense"]["perplexity"] != said["dense"]["perplexity"]
+    assert said["sizes"][0]["recovery"]["steps"] == said["elastic"]["trained"]["steps"] == 6
+    assert said["dense_elastic"]["perplexity"] != said["dense"]["perplexity"]
     (order,) = said["elastic"]["orders"]
     assert order["keep"] == 0.8
     assert -1 <= order["kendall"] <= 1
@@ -156,14 +154,14 @@ def test_the_outcome_says_what_was_trained_and_what_it_changed(run):
 
 @needs_the_real_model
 def test_adapters_stay_where_the_ledger_depends_on_them_alone(run):
-    out = run.sizes[0].out
+    out = run.sizes[0].folder
     assert not recovery_file(out, 0.8).exists()
     assert recovery_file(out, "elastic").exists()
 
 
 @needs_the_real_model
 def test_an_adapter_of_other_settings_is_refused_before_any_work(run, tmp_path):
-    shutil.copytree(run.sizes[0].out / "recovery", tmp_path / "run" / "recovery")
+    shutil.copytree(run.sizes[0].folder / "recovery", tmp_path / "run" / "recovery")
     other = replace(REQUEST.recovery, elastic=replace(REQUEST.recovery.elastic, rank=8))
     with pytest.raises(LmscoutError, match="rank = 4, this run has 8: its adapter does not fit"):
         prune(

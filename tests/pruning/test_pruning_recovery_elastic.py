@@ -6,12 +6,12 @@ from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.families import family_of
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, drawn_plans, recover_all_plans
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.space import PlanSpace
 from lmscout.testing.reference_models import functional_logits
 
 PLAN = Plan((1, 0, 2), (30, 48, 0))
@@ -78,7 +78,7 @@ def test_a_half_precision_model_has_wide_adapters_and_keeps_its_dtype():
 
 def calibrated_example(quality="nll"):
     windows = random_windows(count=40)
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         quality=quality,
         window=16,
         measured_tokens=128,
@@ -96,7 +96,7 @@ def recovered(request, tmp_path_factory):
     settings = RecoverySettings(request.param, 4, 1e-2, batch_tokens=128, steps=48)
     sizes = {0.7: keep_budget(calibrated.shape, 0.7)}
     file = tmp_path_factory.mktemp("run") / "elastic.safetensors"
-    space = AnySpace(calibrated.shape)
+    space = PlanSpace(calibrated.shape)
     after, done = recover_all_plans(calibrated, windows, space, sizes, settings, file)
     return calibrated, after, done
 
@@ -109,7 +109,7 @@ def test_plans_are_better_after_than_before(recovered):
     assert -1 <= order.kendall <= 1
 
 
-def test_rises_stay_those_over_the_dense_model_as_it_was(recovered):
+def test_loss_increases_stay_those_over_the_dense_model_as_it_was(recovered):
     calibrated, after, _ = recovered
     given, _ = calibrated_example(calibrated.settings.quality)
     assert torch.equal(given.measured, after.measured)
@@ -127,13 +127,13 @@ def test_rises_stay_those_over_the_dense_model_as_it_was(recovered):
     assert dense.loss_increase == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
-def test_plans_are_measured_in_the_portions_in_which_a_ledger_was_begun(tmp_path):
+def test_plans_are_measured_in_the_chunks_of_an_earlier_run(tmp_path):
     calibrated, windows = calibrated_example()
-    begun = calibrated.as_begun(2, 3)  # four each, if nobody had
+    begun = calibrated.with_chunks(2, 3)  # four each in a new run
     settings = RecoverySettings(rank=2, batch_tokens=128, steps=1)
     sizes = {0.7: keep_budget(calibrated.shape, 0.7)}
     file = tmp_path / "elastic.safetensors"
-    space = AnySpace(calibrated.shape)
+    space = PlanSpace(calibrated.shape)
     after, _ = recover_all_plans(begun, windows, space, sizes, settings, file)
     for text, chunks in ((after.measured, 2), (after.final, 3)):
         (measured,) = after.evaluator(text).measure([PLAN])
@@ -154,16 +154,16 @@ def test_a_text_that_is_only_measured_on_is_refused(tmp_path):
     text = torch.cat([calibrated.measured, calibrated.final])
     with pytest.raises(LmscoutError, match="give a longer one"):
         recover_all_plans(
-            calibrated, text, AnySpace(calibrated.shape), sizes, SETTINGS, tmp_path / "x"
+            calibrated, text, PlanSpace(calibrated.shape), sizes, SETTINGS, tmp_path / "x"
         )
 
 
 def test_plans_are_of_the_sizes_asked_for():
     calibrated, _ = calibrated_example()
     budgets = [keep_budget(calibrated.shape, keep) for keep in (0.8, 0.6)]
-    plans = drawn_plans(calibrated, AnySpace(calibrated.shape), budgets, 40, 1)
+    plans = drawn_plans(calibrated, PlanSpace(calibrated.shape), budgets, 40, 1)
     shares = [calibrated.shape.kept_share(plan) for plan in plans]
     assert len(set(plans)) == 40
     assert sum(share > 0.7 for share in shares) == 20
-    others = drawn_plans(calibrated, AnySpace(calibrated.shape), budgets, 40, 2)
+    others = drawn_plans(calibrated, PlanSpace(calibrated.shape), budgets, 40, 2)
     assert len(set(plans) & set(others)) < 10

@@ -19,7 +19,7 @@ def given_states(seed=0):
 
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_likelihood_is_that_of_the_next_token(monkeypatch, pieces):
-    monkeypatch.setattr(training, "_PIECE", VOCABULARY * (12 // pieces))
+    monkeypatch.setattr(training, "_LOGITS", VOCABULARY * (12 // pieces))
     hidden, head = given_states()
     tokens = torch.arange(15).view(3, 5) % VOCABULARY
     found = likelihood_loss(head, hidden, tokens, VOCABULARY)
@@ -38,7 +38,7 @@ def test_likelihood_is_that_of_the_next_token(monkeypatch, pieces):
 
 @pytest.mark.parametrize("pieces", [1, 5])
 def test_divergence_is_that_from_the_dense_model(monkeypatch, pieces):
-    monkeypatch.setattr(training, "_PIECE", VOCABULARY * (15 // pieces))
+    monkeypatch.setattr(training, "_LOGITS", VOCABULARY * (15 // pieces))
     hidden, head = given_states()
     dense_hidden, dense_head = given_states(1)
     found = divergence_loss(head, hidden, dense_head, dense_hidden.detach(), VOCABULARY)
@@ -53,7 +53,7 @@ def test_divergence_is_that_from_the_dense_model(monkeypatch, pieces):
 
 
 def test_logits_of_a_whole_batch_are_never_there_at_once(monkeypatch):
-    monkeypatch.setattr(training, "_PIECE", VOCABULARY * 4)
+    monkeypatch.setattr(training, "_LOGITS", VOCABULARY * 4)
     hidden, head = given_states()
     seen = []
 

@@ -4,7 +4,7 @@ import torch
 
 from lmscout.builtin.tiny import tiny_folder
 from lmscout.evaluation import Text, load_model, perplexity
-from lmscout.pruning import CalibrationSettings, Plan
+from lmscout.pruning import CalibrationConfig, Plan
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.cutting import cut
@@ -17,7 +17,7 @@ PROTOCOL = "llm-pruner"
 def test_the_report_is_of_weights_as_they_are_saved_whatever_the_model_has_in_memory():
     loaded = load_model(str(tiny_folder()), torch.bfloat16)
     windows = torch.arange(12 * 16).view(12, 16)
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         importance="magnitude", compensate=False, window=16, measured_tokens=32, final_tokens=32
     )
     calibrated = calibrate(loaded.model, windows, settings)

@@ -9,9 +9,8 @@ from synthetic_quality import Synthetic
 from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.measuring import measure_rounds
-from lmscout.pruning.ranges import Ranges
-from lmscout.pruning.sampler import Target
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import PairStudy
 
 MODEL = Synthetic(depth=4, groups=4, channels=60)
@@ -45,7 +44,7 @@ def rounds(folder, pairs=60, keep=(0.7,), stop_after=None):
                 pair_study,
                 evaluator,
                 MODEL.mass,
-                AnySpace(MODEL.shape),
+                PlanSpace(MODEL.shape),
                 targets,
                 pairs=pairs,
                 seed=0,

@@ -1,8 +1,11 @@
-"""Searching where the best is known."""
+"""Search where the best is known."""
 
 import numpy as np
 import pytest
 from pymoo.algorithms.soo.nonconvex.ga import GA
+from pymoo.core.crossover import Crossover
+from pymoo.core.mutation import Mutation
+from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
 from pymoo.core.termination import Termination
 from pymoo.optimize import minimize
@@ -11,21 +14,14 @@ from synthetic_quality import Synthetic
 from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import keep_budget, latency_budget
 from lmscout.pruning.plan import as_rows, dense_row, unit_parameters
-from lmscout.pruning.ranges import Ranges, fit, meets, uniform
-from lmscout.pruning.search import (
-    Mixing,
-    Moving,
-    PlanProblem,
-    apart,
-    evolved,
-    moved,
-    pareto,
-    search,
-)
+from lmscout.pruning.ranges import Ranges, Target, fit, uniform
+from lmscout.pruning.search import apart, crossover, evolve, mutate, search
+from lmscout.pruning.space import PlanSpace
 
 MODEL = Synthetic(depth=5, noise=0)
 SHAPE = MODEL.shape
 RANGES = Ranges.above(SHAPE)
+SPACE = PlanSpace(SHAPE)
 SHORT = {"population": 60, "generations": 40}
 
 
@@ -37,10 +33,10 @@ def draws(budget, count=20_000):
 @pytest.mark.parametrize("keep", [0.5, 0.8])
 def test_it_beats_twenty_thousand_draws(keep):
     budget = keep_budget(SHAPE, keep)
-    found = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=0, **SHORT)
+    found = search(SPACE, MODEL.loss_increase, Target(budget, RANGES), seed=0, **SHORT)
     rows = as_rows([one.plan for one in found])
     assert MODEL.loss_increase(rows)[0] < MODEL.loss_increase(draws(budget)).min()
-    assert meets(rows, budget).all()
+    assert budget.meets(rows).all()
     assert RANGES.holds(rows).all()
     assert [one.loss_increase for one in found] == pytest.approx(list(MODEL.loss_increase(rows)))
     assert [one.cost for one in found] == pytest.approx(list(budget.cost(rows)))
@@ -58,17 +54,19 @@ def test_it_comes_to_the_known_optimum():
 
     size = unit_parameters(SHAPE) * units / SHAPE.parameters
     removed = size / weight * 0.15 / (size**2 / weight).sum()
-    found = search(quality, SHAPE, RANGES, keep_budget(SHAPE, 0.85), seed=1, generations=80)[0]
+    found = search(
+        SPACE, quality, Target(keep_budget(SHAPE, 0.85), RANGES), seed=1, generations=80
+    )[0]
     best = (weight * removed**2).sum()
     assert removed.max() < 0.9  # within the ranges
     assert found.loss_increase == pytest.approx(best, rel=0.05)  # groups are tenths
     assert 1 - as_rows([found.plan])[0, 5:] / units[5:] == pytest.approx(removed[5:], abs=0.05)
 
 
-def test_results_differ_as_much_as_asked_for():
+def test_results_differ_by_the_distance():
     budget = keep_budget(SHAPE, 0.8)
     found = search(
-        MODEL.loss_increase, SHAPE, RANGES, budget, seed=0, count=8, distance=0.03, **SHORT
+        SPACE, MODEL.loss_increase, Target(budget, RANGES), seed=0, count=8, distance=0.03, **SHORT
     )
     shares = as_rows([one.plan for one in found]) / dense_row(SHAPE)
     apart_by = np.abs(shares[:, None] - shares).mean(axis=2)[np.triu_indices(len(found), 1)]
@@ -83,23 +81,22 @@ def test_apart_keeps_the_first_of_those_that_are_close():
 
 
 def test_the_same_seed_finds_the_same():
-    budget = keep_budget(SHAPE, 0.7)
-    begin = [uniform(SHAPE, RANGES, budget)]
-    first = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=3, begin=begin, **SHORT)
-    assert search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=3, begin=begin, **SHORT) == first
-    assert search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=4, begin=begin, **SHORT) != first
+    target = Target(keep_budget(SHAPE, 0.7), RANGES)
+    asked = {"initial": [uniform(SHAPE, RANGES, target.budget)]} | SHORT
+    first = search(SPACE, MODEL.loss_increase, target, seed=3, **asked)
+    assert search(SPACE, MODEL.loss_increase, target, seed=3, **asked) == first
+    assert search(SPACE, MODEL.loss_increase, target, seed=4, **asked) != first
 
 
-def test_what_it_begins_with_is_never_beaten_by_what_it_ends_with():
+def test_the_result_is_no_worse_than_the_initial_plans():
     budget = keep_budget(SHAPE, 0.7)
-    good = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=3, **SHORT)[0]
+    good = search(SPACE, MODEL.loss_increase, Target(budget, RANGES), seed=3, **SHORT)[0]
     after = search(
+        SPACE,
         MODEL.loss_increase,
-        SHAPE,
-        RANGES,
-        budget,
+        Target(budget, RANGES),
         seed=9,
-        begin=[good.plan],
+        initial=[good.plan],
         population=10,
         generations=2,
     )
@@ -109,7 +106,7 @@ def test_what_it_begins_with_is_never_beaten_by_what_it_ends_with():
 def test_latency_is_a_budget_too():
     attention, mlp = np.arange(11) * 3e-4, np.ceil(np.arange(865) / 32) * 32e-6
     budget = latency_budget(SHAPE, 0.012, attention=[attention], mlp=[mlp], fixed=1e-3)
-    found = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=0, **SHORT)
+    found = search(SPACE, MODEL.loss_increase, Target(budget, RANGES), seed=0, **SHORT)
     for one in found:
         seconds = 1e-3 + sum(attention[kept] for kept in one.plan.attention)
         seconds += sum(mlp[kept] for kept in one.plan.mlp)
@@ -118,38 +115,10 @@ def test_latency_is_a_budget_too():
     assert found[0].loss_increase < MODEL.loss_increase(draws(budget, 2000)).min()
 
 
-def test_a_front_is_as_good_as_single_searches():
-    budgets = [keep_budget(SHAPE, keep) for keep in (0.5, 0.6, 0.7, 0.8, 0.9)]
-    front = pareto(
-        MODEL.loss_increase, SHAPE, RANGES, budgets, seed=0, population=100, generations=60
-    )
-    costs, loss_increases = (
-        np.array([getattr(one, name) for one in front]) for name in ("cost", "loss_increase")
-    )
-    assert (np.diff(costs) > 0).all()
-    assert (np.diff(loss_increases) < 0).all()
-    assert list(MODEL.loss_increase(as_rows([one.plan for one in front]))) == pytest.approx(
-        list(loss_increases)
-    )
-    assert costs.min() > 0.49
-    assert costs.max() <= 0.9001
-    for budget in budgets:
-        best = loss_increases[costs <= budget.limit + 1e-9].min()
-        assert best < MODEL.loss_increase(draws(budget, 5000)).min()
-        alone = search(MODEL.loss_increase, SHAPE, RANGES, budget, seed=0, **SHORT)[0].loss_increase
-        assert best < 1.15 * alone + 0.01
-    again = pareto(
-        MODEL.loss_increase, SHAPE, RANGES, budgets, seed=0, population=20, generations=5
-    )
-    assert again == pareto(
-        MODEL.loss_increase, SHAPE, RANGES, budgets, seed=0, population=20, generations=5
-    )
-
-
 def test_moves_keep_the_size_within_a_unit_each():
     rng = np.random.default_rng(0)
     rows = np.rint(rng.uniform(0.45, 0.55, (200, 10)) * dense_row(SHAPE)).astype(int)
-    after = moved(rows, SHAPE, rng, most=1)
+    after = mutate(rows, SHAPE, rng, most=1)
     change = (after - rows) @ unit_parameters(SHAPE)
     # Four tenths and more of a block's units seldom move at once, so nothing is clipped.
     assert (np.abs(change) <= unit_parameters(SHAPE).max()).mean() > 0.99
@@ -158,20 +127,50 @@ def test_moves_keep_the_size_within_a_unit_each():
 
 def test_tiny_models_are_searched_whole():
     tiny = Synthetic(depth=1, groups=2, channels=3, noise=0)
-    ranges, budget = Ranges.above(tiny.shape, 0), keep_budget(tiny.shape, 0.52)
+    target = Target(keep_budget(tiny.shape, 0.52), Ranges.above(tiny.shape, 0))
     found = search(
-        tiny.loss_increase, tiny.shape, ranges, budget, seed=0, population=10, generations=5
+        PlanSpace(tiny.shape), tiny.loss_increase, target, seed=0, population=10, generations=5
     )
     assert [one.plan.attention for one in found] == [(1,)]
 
 
 def test_a_budget_that_no_plan_meets_is_refused():
     with pytest.raises(LmscoutError, match=r"nearest that can be met is 0\.1"):
-        search(MODEL.loss_increase, SHAPE, RANGES, keep_budget(SHAPE, 0.05), seed=0)
-    with pytest.raises(LmscoutError, match="nearest that can be met"):
-        pareto(
-            MODEL.loss_increase, SHAPE, RANGES, [keep_budget(SHAPE, k) for k in (0.05, 0.5)], seed=0
-        )
+        search(SPACE, MODEL.loss_increase, Target(keep_budget(SHAPE, 0.05), RANGES), seed=0)
+
+
+class Recorded(Problem):
+    """Predicts plans, and remembers what it predicted."""
+
+    def __init__(self, predict, units):
+        super().__init__(n_var=len(units), n_obj=1, xl=0, xu=units, vtype=int)
+        self._predict, self.seen = predict, {}
+
+    def _evaluate(self, x, out, *args, **kwargs):
+        rows = x.astype(np.int64)
+        out["F"] = self._predict(rows)[:, None]
+        self.seen |= zip(map(tuple, rows), out["F"][:, 0], strict=True)
+
+
+class Mating(Crossover):
+    """The crossover of the search."""
+
+    def __init__(self):
+        super().__init__(2, 2, prob=0.8)
+
+    def _do(self, problem, rows, *args, random_state, **kwargs):
+        return crossover(rows, random_state)
+
+
+class Mutating(Mutation):
+    """The mutation of the search, of every child."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self._shape = shape
+
+    def _do(self, problem, rows, *args, random_state, **kwargs):
+        return mutate(rows.astype(np.int64), self._shape, random_state)
 
 
 class Fitting(Repair):
@@ -204,7 +203,7 @@ class Stalling(Termination):
     ("model", "population", "generations", "digits"),
     [
         (MODEL, 30, 60, 12),
-        (MODEL, 31, 20, 1),  # plans that are equally good are drawn lots for
+        (MODEL, 31, 20, 1),  # ties are drawn
         (Synthetic(depth=2, groups=3, channels=7, noise=0), 40, 12, 12),  # hardly as many plans
         (Synthetic(depth=1, groups=2, channels=3, noise=0), 10, 5, 12),
     ],
@@ -219,39 +218,35 @@ def test_generations_are_pymoos_draw_by_draw(model, population, generations, dig
     def predict(rows):
         return np.round(model.loss_increase(rows), digits)
 
-    problem = PlanProblem(predict, model.shape, ())
+    problem = Recorded(predict, dense_row(model.shape))
     algorithm = GA(
         pop_size=population,
         sampling=first,
-        crossover=Mixing(),
-        mutation=Moving(model.shape),
+        crossover=Mating(),
+        mutation=Mutating(model.shape),
         repair=Fitting(ranges, budget),
     )
     minimize(problem, algorithm, Stalling(generations), seed=seed)
-    rows, loss_increases = evolved(
+    rows, loss_increases = evolve(
         predict,
         first,
         model.shape,
-        ranges,
-        budget,
+        Target(budget, ranges),
         population=population,
         generations=generations,
         seed=seed,
     )
-    expected = {
-        tuple(row): loss_increase for row, loss_increase in zip(*problem.seen(), strict=True)
-    }
-    assert dict(zip(map(tuple, rows), loss_increases, strict=True)) == expected
-    assert len(rows) == len(expected)
+    assert dict(zip(map(tuple, rows), loss_increases, strict=True)) == problem.seen
+    assert len(rows) == len(problem.seen)
 
 
-def test_plans_that_are_equally_good_come_in_an_order_of_their_own():
+def test_equally_good_plans_are_ordered_by_their_units():
     budget = keep_budget(SHAPE, 0.7)
 
     def coarse(rows):
         return np.round(MODEL.loss_increase(rows), 1)
 
-    found = search(coarse, SHAPE, RANGES, budget, seed=0, count=200, distance=0.0, **SHORT)
+    found = search(SPACE, coarse, Target(budget, RANGES), seed=0, count=200, distance=0.0, **SHORT)
     keys = [(one.loss_increase, *(one.plan.attention + one.plan.mlp)[::-1]) for one in found]
     assert keys == sorted(keys)
     assert len({one.loss_increase for one in found}) < 50

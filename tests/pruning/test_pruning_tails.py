@@ -8,11 +8,11 @@ import sys
 from collections import Counter
 
 import pytest
-from measuring_process import MODEL, TAIL, alike, measured
+from measuring_process import TAIL, alike, measured
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning import background
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.sampler import propose
 
 EACH = {round_: 2 - round_ % 2 for round_ in range(12)} | {12: 1, 13: 1}  # of steps of three
 
@@ -121,13 +121,12 @@ def test_a_ledger_goes_on_as_it_was_begun(tmp_path, begun, goes_on):
 
 
 def test_all_plans_there_are_may_be_fewer_than_are_wanted(tmp_path):
-    class Few(AnySpace):
-        def propose(self, targets, *, waiting=(), pairs=(), **asked):
-            taken = {*waiting, *(pair.plan for pair in pairs)}
-            every = AnySpace.propose(self, targets, pairs=(), **asked | {"count": 9, "round_": 0})
-            return [one for one in every if one.plan not in taken]
+    def few(space, targets, *, waiting=(), pairs=(), **asked):
+        taken = {*waiting, *(pair.plan for pair in pairs)}
+        every = propose(space, targets, pairs=(), **asked | {"count": 9, "round_": 0})
+        return [one for one in every if one.plan not in taken]
 
-    pairs, fitted, _ = measured(tmp_path, 2, space=Few(MODEL.shape))
+    pairs, fitted, _ = measured(tmp_path, 2, proposing=few)
     assert len(pairs) == 9
     assert fitted.predictor is None
 
@@ -135,7 +134,7 @@ def test_all_plans_there_are_may_be_fewer_than_are_wanted(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_with_a_predictor_in_another_process_the_end_is_the_same(tmp_path, devices):
-    asked = {"pairs": 80, "size": 12, "space": AnySpace(MODEL.shape), "another_process": True}
+    asked = {"pairs": 80, "size": 12, "proposing": propose, "another_process": True}
     whole, fitted, _ = measured(tmp_path / "whole", 1, **asked)
     for stop in (30, 55, None):
         watch = None if stop is None else interrupted(stop)

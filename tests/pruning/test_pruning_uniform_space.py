@@ -13,15 +13,17 @@ from tiny_language_models import CONFIGS, random_model
 from transformers import GPT2Config, LlamaConfig
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.budgets import keep_budget, latency_budget, memory_budget
+from lmscout.pruning.budgets import keep_budget, latency_budget, linear_budget
 from lmscout.pruning.cutting import cut, is_uniform
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
 from lmscout.pruning.plan import Plan, Shape, as_plans, as_rows, dense_row
-from lmscout.pruning.ranges import Ranges
-from lmscout.pruning.sampler import Target, order_for_prefix_sharing
+from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.sampler import order_for_prefix_sharing, propose
+from lmscout.pruning.search import search
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
-from lmscout.pruning.uniform_space import UniformSpace
+from lmscout.pruning.uniform_plans import UniformChoices
 
 
 def llama(depth):
@@ -40,7 +42,11 @@ def shape(depth):
     return Shape((12,) * depth, (60,) * depth, (4 * 96 * 8,) * depth, (3 * 96,) * depth)
 
 
-SIX, SMALL = shape(6), UniformSpace(shape(6), llama(6))
+def uniform_space(of, config):
+    return PlanSpace(of, uniform=UniformChoices.of(of, config))
+
+
+SIX, SMALL = shape(6), uniform_space(shape(6), llama(6))
 WHOLE = Ranges.above(SIX)
 
 
@@ -113,7 +119,7 @@ def plans_of(proposals):
 def test_every_plan_that_there_is_and_no_other(keep):
     known = all_uniform(SIX, llama(6), keep_budget(SIX, keep))
     try:
-        found = SMALL.propose([target(keep)], count=5000, seed=0, round_=0)
+        found = propose(SMALL, [target(keep)], count=5000, seed=0, round_=0)
     except LmscoutError:
         assert not known
         return
@@ -126,8 +132,8 @@ def test_proposals_can_be_cut_into_plain_models(name):
     model = random_model(name)
     family = family_of(model.config)
     of = shape_of([family.parts(block) for block in family.blocks(model)])
-    space = UniformSpace(of, model.config)
-    found = plans_of(space.propose([target(0.5, of)], count=6, seed=1, round_=0))
+    space = uniform_space(of, model.config)
+    found = plans_of(propose(space, [target(0.5, of)], count=6, seed=1, round_=0))
     assert set(found) <= all_uniform(of, model.config, keep_budget(of, 0.5))
     assert any(plan.dropped for plan in found)
     assert all(is_uniform(plan, model.config) for plan in found)
@@ -141,16 +147,18 @@ def test_proposals_can_be_cut_into_plain_models(name):
 def test_gpt2_keeps_all_heads_and_blocks_where_attention_counts_them():
     of = Shape((4,) * 6, (128,) * 6, (4 * 32 * 8,) * 6, (2 * 32,) * 6)
     config = GPT2Config(n_embd=32, n_layer=6, n_head=4)
-    sizes = UniformSpace(of, config).sizes(keep_budget(of, 0.6))
+    sizes = uniform_space(of, config).uniform.sizes(keep_budget(of, 0.6))
     assert {one.groups for one in sizes} == {4}
     assert {one.dropped for one in sizes} == {0, 1, 2}
     config.scale_attn_by_inverse_layer_idx = True
-    assert {one.dropped for one in UniformSpace(of, config).sizes(keep_budget(of, 0.6))} == {0}
+    assert {
+        one.dropped for one in uniform_space(of, config).uniform.sizes(keep_budget(of, 0.6))
+    } == {0}
 
 
 def test_a_model_whose_blocks_differ_is_refused():
     with pytest.raises(LmscoutError, match="blocks of this model have different sizes"):
-        UniformSpace(Shape((2, 2), (8, 7), (10, 10), (3, 3)), llama(2))
+        uniform_space(Shape((2, 2), (8, 7), (10, 10), (3, 3)), llama(2))
 
 
 @settings(deadline=None, max_examples=40)
@@ -203,13 +211,15 @@ def test_a_budget_that_no_uniform_plan_meets_names_the_nearest_that_one_meets(
     depth, channels, keep, memory
 ):
     of = Shape((4,) * depth, (channels,) * depth, (800,) * depth, (64,) * depth)
-    space = UniformSpace(of, GPT2Config(n_embd=32, n_layer=depth, n_head=4))
+    space = uniform_space(of, GPT2Config(n_embd=32, n_layer=depth, n_head=4))
 
     def budget(share):
         if not memory:
             return keep_budget(of, share)
         whole = 2 * of.parameters + 500
-        return memory_budget(of, share * whole * (1 + 1e-9), bytes_per_number=2, fixed=500)
+        return linear_budget(
+            "memory", of, share * whole * (1 + 1e-9), parameter=2, fixed=500, unit=("MB", 1e6)
+        )
 
     try:
         space.require(budget(keep))
@@ -233,9 +243,9 @@ def test_a_channel_in_every_block_may_be_more_than_the_slack():
         num_key_value_heads=2,
         head_dim=4,
     )
-    space = UniformSpace(of, config)
+    space = uniform_space(of, config)
     budget = keep_budget(of, 0.83)
-    found = plans_of(space.propose([Target(budget, WHOLE)], count=500, seed=0, round_=0))
+    found = plans_of(propose(space, [Target(budget, WHOLE)], count=500, seed=0, round_=0))
     assert set(found) == all_uniform(of, config, budget)
     assert space.meets(as_rows(found), budget).all()
     assert budget.cost(as_rows(found)).max() < 0.83 - budget.slack
@@ -246,7 +256,7 @@ def test_a_channel_in_every_block_may_be_more_than_the_slack():
 
 def test_only_uniform_plans_of_the_size_meet_a_budget():
     budget = keep_budget(SIX, 0.7)
-    found = as_rows(plans_of(SMALL.propose([target(0.7)], count=9, seed=0, round_=0)))
+    found = as_rows(plans_of(propose(SMALL, [target(0.7)], count=9, seed=0, round_=0)))
     less, uneven, sublayer = found.copy(), found.copy(), found.copy()
     less[:, 6:] -= less[:, 6:] > 0
     kept = (found[:, 6:] > 0).argmax(axis=1)
@@ -259,9 +269,9 @@ def test_only_uniform_plans_of_the_size_meet_a_budget():
 
 def test_the_first_round_covers_sizes_and_seldom_drops_the_ends():
     deep = shape(24)
-    space = UniformSpace(deep, llama(24))
-    sizes = space.sizes(keep_budget(deep, 0.7))
-    found = space.propose([target(0.7, deep)], count=200, seed=0, round_=0)
+    space = uniform_space(deep, llama(24))
+    sizes = space.uniform.sizes(keep_budget(deep, 0.7))
+    found = propose(space, [target(0.7, deep)], count=200, seed=0, round_=0)
     plans = plans_of(found)
     assert len(set(plans)) == 200
     assert plans == order_for_prefix_sharing(plans)
@@ -285,8 +295,8 @@ def test_rounds_go_on_until_nothing_is_left():
     pairs = []
     for number in range(100):
         found = plans_of(
-            SMALL.propose(
-                [target(0.7)], count=25, seed=3, round_=number, pairs=pairs, predictor=TRUTH
+            propose(
+                SMALL, [target(0.7)], count=25, seed=3, round_=number, pairs=pairs, predictor=TRUTH
             )
         )
         assert not set(found) & {pair.plan for pair in pairs}
@@ -298,8 +308,8 @@ def test_rounds_go_on_until_nothing_is_left():
 
 
 def test_later_rounds_measure_the_best_the_near_and_the_unsure():
-    first = TRUTH.pairs(plans_of(SMALL.propose([target(0.5)], count=20, seed=0, round_=0)))
-    found = SMALL.propose([target(0.5)], count=20, seed=0, round_=1, pairs=first, predictor=TRUTH)
+    first = TRUTH.pairs(plans_of(propose(SMALL, [target(0.5)], count=20, seed=0, round_=0)))
+    found = propose(SMALL, [target(0.5)], count=20, seed=0, round_=1, pairs=first, predictor=TRUTH)
     assert Counter(one.origin for one in found) == {"found": 7, "near": 10, "unsure": 3}
     measured = {pair.plan for pair in first}
     every = as_plans(
@@ -328,22 +338,22 @@ def test_later_rounds_measure_the_best_the_near_and_the_unsure():
 
 
 def test_proposals_follow_from_seed_and_earlier_rounds_alone():
-    first = SMALL.propose([target(0.5)], count=20, seed=0, round_=0)
-    assert SMALL.propose([target(0.5)], count=20, seed=0, round_=0) == first
-    assert SMALL.propose([target(0.5)], count=20, seed=1, round_=0) != first
+    first = propose(SMALL, [target(0.5)], count=20, seed=0, round_=0)
+    assert propose(SMALL, [target(0.5)], count=20, seed=0, round_=0) == first
+    assert propose(SMALL, [target(0.5)], count=20, seed=1, round_=0) != first
     pairs = TRUTH.pairs(plans_of(first))
     asked = {"count": 12, "seed": 0, "round_": 1, "predictor": TRUTH}
-    found = SMALL.propose([target(0.5)], pairs=pairs, **asked)
+    found = propose(SMALL, [target(0.5)], pairs=pairs, **asked)
     sublayer = TRUTH.pairs(plans_of(found[:6]), 1)
-    assert SMALL.propose([target(0.5)], pairs=[*sublayer, *pairs[::-1]], **asked) == found
+    assert propose(SMALL, [target(0.5)], pairs=[*sublayer, *pairs[::-1]], **asked) == found
 
 
 def test_several_sizes_are_served_alike():
     targets = [target(keep) for keep in (0.4, 0.5, 0.6)]
     pairs = []
     for number in range(2):
-        found = SMALL.propose(
-            targets, count=30, seed=0, round_=number, pairs=pairs, predictor=TRUTH
+        found = propose(
+            SMALL, targets, count=30, seed=0, round_=number, pairs=pairs, predictor=TRUTH
         )
         rows = as_rows(plans_of(found))
         assert [SMALL.meets(rows, one.budget).sum() for one in targets] == [10, 10, 10]
@@ -353,20 +363,20 @@ def test_several_sizes_are_served_alike():
 def test_search_lists_all_where_it_can():
     every = all_uniform(SIX, llama(6), keep_budget(SIX, 0.5))
     loss_increases = sorted(TRUTH.cautious(as_rows([plan]))[0] for plan in every)
-    found = SMALL.search(TRUTH.cautious, target(0.5), seed=0, count=12)
+    found = search(SMALL, TRUTH.cautious, target(0.5), seed=0, count=12)
     assert [one.loss_increase for one in found] == pytest.approx(loss_increases[:12])
     assert set(plans_of(found)) <= every
     assert len(set(plans_of(found))) == 12
     assert [one.cost for one in found] == pytest.approx([SIX.kept_share(one.plan) for one in found])
-    assert len(SMALL.search(TRUTH.cautious, target(0.5), seed=0, count=10**6)) == len(every)
+    assert len(search(SMALL, TRUTH.cautious, target(0.5), seed=0, count=10**6)) == len(every)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_search_finds_the_best_where_it_cannot_list_all(seed):
     deep = shape(40)
     truth = Additive(deep, seed)
-    space = UniformSpace(deep, llama(40))
-    sizes = space.sizes(keep_budget(deep, 0.55))
+    space = uniform_space(deep, llama(40))
+    sizes = space.uniform.sizes(keep_budget(deep, 0.55))
     assert max(one.dropped for one in sizes) > 15  # of 40: more than 10^10 subsets
     best = np.inf
     for one in sizes:
@@ -375,42 +385,42 @@ def test_search_finds_the_best_where_it_cannot_list_all(seed):
         extra = (truth.weight - kept).reshape(2, 40).sum(axis=0)  # of dropping a block
         best = min(best, kept.sum() + np.sort(extra)[: one.dropped].sum())
     truth.asked = 0
-    found = space.search(truth.cautious, target(0.55, deep), seed=seed)
+    found = search(space, truth.cautious, target(0.55, deep), seed=seed)
     assert found[0].loss_increase == pytest.approx(best)
     assert truth.asked < 200_000
-    assert space.search(truth.cautious, target(0.55, deep), seed=seed) == found
+    assert search(space, truth.cautious, target(0.55, deep), seed=seed) == found
     # And it never ends with less than it began with.
-    begin = [found[0].plan]
-    again = space.search(truth.cautious, target(0.55, deep), seed=9, begin=begin, count=1)
+    initial = [found[0].plan]
+    again = search(space, truth.cautious, target(0.55, deep), seed=9, initial=initial, count=1)
     assert again[0].loss_increase <= found[0].loss_increase
 
 
 def test_what_was_best_at_one_size_is_begun_with_at_another():
     deep = shape(40)
     truth = Additive(deep)
-    space = UniformSpace(deep, llama(40))
-    best = space.search(truth.cautious, target(0.55, deep), seed=0, count=1)[0].plan
+    space = uniform_space(deep, llama(40))
+    best = search(space, truth.cautious, target(0.55, deep), seed=0, count=1)[0].plan
     seen = []
 
     def predict(rows):
         seen.append(rows)
         return truth.cautious(rows)
 
-    space.search(predict, target(0.5, deep), seed=0, begin=[best, deep.dense])
+    search(space, predict, target(0.5, deep), seed=0, initial=[best, deep.dense])
     dropping = np.isin(np.arange(40), best.dropped)
     assert ((seen[0][:, :40] == 0) == dropping).all(axis=1).any()
 
 
 def test_a_size_that_only_plans_of_any_shape_meet_is_refused():
     with pytest.raises(LmscoutError, match=r"^no uniform plan meets the budget of 0\.01 \(kept"):
-        SMALL.propose([target(0.5), target(0.01)], count=4, seed=0, round_=0)
+        propose(SMALL, [target(0.5), target(0.01)], count=4, seed=0, round_=0)
 
 
 def test_what_is_being_measured_is_not_proposed_again():
     asked = {"count": 10, "seed": 0, "round_": 1}
-    pairs = TRUTH.pairs(plans_of(SMALL.propose([target(0.5)], count=20, seed=0, round_=0)))
+    pairs = TRUTH.pairs(plans_of(propose(SMALL, [target(0.5)], count=20, seed=0, round_=0)))
     asked |= {"pairs": pairs, "predictor": TRUTH}
-    waiting = plans_of(SMALL.propose([target(0.5)], **asked))
-    again = plans_of(SMALL.propose([target(0.5)], waiting=waiting, **asked))
+    waiting = plans_of(propose(SMALL, [target(0.5)], **asked))
+    again = plans_of(propose(SMALL, [target(0.5)], waiting=waiting, **asked))
     assert len(again) == 10
     assert not {*again} & {*waiting, *(pair.plan for pair in pairs)}

@@ -19,18 +19,18 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text, load_model, perplexity
 from lmscout.files import as_json
-from lmscout.pruning import CalibrationSettings, Plan, Request, calibration, prune
+from lmscout.pruning import CalibrationConfig, Plan, PruneConfig, calibration, prune
 from lmscout.pruning.config import check_request, model_folders
 from lmscout.pruning.recovery.config import RecoverySettings
-from lmscout.pruning.recovery.run import RecoveryRequest, recovery_file
+from lmscout.pruning.recovery.run import RecoveryConfig, recovery_file
 from lmscout.pruning.study_record import read_recorded
 
 pytestmark = needs_the_real_model
 
-SETTINGS = CalibrationSettings(
+SETTINGS = CalibrationConfig(
     measured_tokens=1500, final_tokens=2500, moment_tokens=4000, gradient_windows=4
 )
-REQUEST = Request(pairs=40, calibration=SETTINGS)
+REQUEST = PruneConfig(pairs=40, calibration=SETTINGS)
 
 
 def pruned(out, request=REQUEST, report_on=None):
@@ -121,7 +121,7 @@ def test_the_card_and_the_record_say_what_was_asked_and_what_was_measured(run):
     assert "[lmscout](https://pypi.org/project/lmscout/)" in card
     assert card.index("## Citation") < card.index("https://arxiv.org/abs/2309.09507")
     record = json.loads((size.out / "lmscout.json").read_text())
-    assert record["asked"]["pairs"] == record["measured"]["pairs"] == 40
+    assert record["settings"]["pairs"] == record["measured"]["pairs"] == 40
     measured = record["measured"]["perplexity"]
     assert measured["dense"]["perplexity"] == result.dense.perplexity.value
     assert measured["found"]["tokens"] == found.perplexity.tokens
@@ -350,7 +350,7 @@ def test_a_uniform_shape_is_a_plain_llama(tmp_path):
     assert found.kept <= 0.8 + 1e-6
     assert found.kept > 0.78
     record = json.loads((size.out / "lmscout.json").read_text())
-    assert (record["asked"]["pairs"], record["measured"]["pairs"]) == (24, result.pairs)
+    assert (record["settings"]["pairs"], record["measured"]["pairs"]) == (24, result.pairs)
     said = f"{result.pairs} architecture-accuracy pairs were measured (at most 24 were asked for)"
     assert said in (size.out / "README.md").read_text()
 
@@ -372,7 +372,7 @@ def test_a_uniform_shape_is_a_plain_llama(tmp_path):
 )
 def test_settings_of_calibration_that_are_none_are_refused_at_once(setting, said):
     with pytest.raises(LmscoutError, match=said):
-        CalibrationSettings(**setting)
+        CalibrationConfig(**setting)
 
 
 def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
@@ -392,7 +392,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"pairs": 19}, "19 pairs are too few for a predictor: measure at least 20"),
         ({"report_tokens": 0}, "report_tokens of 0 is too small: give 1 or more"),
         (
-            {"recovery": RecoveryRequest(elastic=RecoverySettings(seed=-1))},
+            {"recovery": RecoveryConfig(elastic=RecoverySettings(seed=-1))},
             "recovery: seed of -1 is not from 0 to",
         ),
     ):

@@ -64,19 +64,19 @@ class Stuck(RandomSearch):
 
 
 def test_the_kit_finds_chance_where_there_should_be_none():
-    with pytest.raises(AssertionError, match="said not to"):
+    with pytest.raises(AssertionError, match="despite chance=False"):
         check_engine(RandomSearch, chance=False)
 
 
 @pytest.mark.parametrize(
     ("make", "wrong"),
     [
-        (TooFew, "fewer or more"),
-        (Forgetful, "did not begin with"),
+        (TooFew, "another number of trees"),
+        (Forgetful, "lack a given tree"),
         (Unseeded, "one seed gave two"),
         (Deaf, "two seeds gave one"),
-        (Large, "not of its grammar"),
-        (Stuck, "asks the same again"),
+        (Large, "outside its grammar"),
+        (Stuck, "repeats its proposals"),
     ],
 )
 def test_the_kit_finds(make, wrong):

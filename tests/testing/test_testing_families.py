@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from lmscout.evaluation import modeling_lmscout
-from lmscout.pruning.families import Affine, BlockParts, Gpt2, Llama, family_of
+from lmscout.pruning.families import Affine, Attention, BlockParts, Gpt2, Llama, family_of
 from lmscout.testing import check_family, random_model
 
 SMALL = {
@@ -72,44 +72,46 @@ class Copying(Llama):
 class Miscounting(Llama):
     def parts(self, block):
         parts = super().parts(block)
-        return BlockParts(dataclasses.replace(parts.attention, group_size=1), parts.mlp)
+        return BlockParts(dataclasses.replace(parts.attention, units=1), parts.mlp)
 
 
 class Unbiased(Llama):
     def parts(self, block):
         parts = super().parts(block)
-        query = Affine(parts.attention.query.weight, None)
-        return BlockParts(dataclasses.replace(parts.attention, query=query), parts.mlp)
+        query, *others = parts.attention.inputs
+        inputs = (Affine(query.weight, None), *others)
+        return BlockParts(dataclasses.replace(parts.attention, inputs=inputs), parts.mlp)
 
 
 class KeyForValue(Gpt2):
     def parts(self, block):
         parts = super().parts(block)
-        swapped = {"key": parts.attention.value, "value": parts.attention.key}
-        return BlockParts(dataclasses.replace(parts.attention, **swapped), parts.mlp)
+        query, key, value = parts.attention.inputs
+        attention = dataclasses.replace(parts.attention, inputs=(query, value, key))
+        return BlockParts(attention, parts.mlp)
+
+
+class HalfHeads(Attention):
+    def inner(self, normed, context):
+        fields = vars(self) | {"units": self.units // 2, "head_size": self.head_size * 2}
+        return Attention(**fields).inner(normed, context)
 
 
 class Interleaved(Llama):
-    """Reads query heads of a group as if they lay apart, which only one order of units shows."""
+    """Counts half heads as units, which only another order of units shows."""
 
     def parts(self, block):
         parts = super().parts(block)
-        attention = parts.attention
-        heads = dataclasses.replace(attention, head_size=attention.head_size // 2)
-        return BlockParts(dataclasses.replace(heads, groups=attention.groups * 2), parts.mlp)
-
-    def attend(self, block, parts, normed, context):
-        doubled = dataclasses.replace(
-            parts, groups=parts.groups // 2, head_size=parts.head_size * 2
-        )
-        return super().attend(block, doubled, normed, context)
+        whole = parts.attention
+        fields = vars(whole) | {"units": whole.units * 2, "head_size": whole.head_size // 2}
+        return BlockParts(HalfHeads(**fields), parts.mlp)
 
 
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
-        (Copying(), "llama", "block 0 mlp: a part is a copy"),
-        (Miscounting(), "llama", "32 rows of query, but 2 groups of 1 heads of 8 make 16"),
+        (Copying(), "llama", "block 0 mlp: a map is a copy"),
+        (Miscounting(), "llama", r"rows, but 1 units make \[32, 8, 8\]"),
         (Unbiased(), "qwen2", "the family's forward pass: logits differ"),
         (KeyForValue(), "gpt2", "the family's forward pass: logits differ"),
         (Interleaved(), "llama", "the model with attention units reordered: logits differ"),
@@ -124,7 +126,7 @@ def test_the_kit_finds_a_cache_that_blocks_without_attention_confuse(monkeypatch
     monkeypatch.setattr(
         modeling_lmscout, "cache_slots", lambda config: list(range(config.num_hidden_layers))
     )
-    with pytest.raises(AssertionError, match=r"'halves' \(any\): text in two parts with the cache"):
+    with pytest.raises(AssertionError, match=r"'sublayers' .any.: text in two parts"):
         check_family(Llama(), random_model(CONFIGS["llama"]), TOKENS)
 
 

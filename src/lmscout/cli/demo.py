@@ -17,7 +17,7 @@ from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
     from lmscout.evaluation import Text
-    from lmscout.pruning import CalibrationSettings
+    from lmscout.pruning import CalibrationConfig
 
 SEARCH = 40  # search architectures
 SEQUENCES = 16  # per architecture: half of discover's default, in half the time
@@ -89,9 +89,9 @@ def _discover(workers: int) -> None:
 def _prune(out: Path) -> None:
     from lmscout.builtin import tiny_folder
     from lmscout.evaluation import load_model
-    from lmscout.pruning import Request, prune
+    from lmscout.pruning import PruneConfig, prune
 
-    request = Request(keep=(KEEP,), pairs=PAIRS, calibration=calibration_settings())
+    request = PruneConfig(keep=(KEEP,), pairs=PAIRS, calibration=calibration_settings())
     with shown_progress() as progress:
         result = prune(
             load_model(str(tiny_folder())),
@@ -109,11 +109,11 @@ def _prune(out: Path) -> None:
     print(loaded.tokenizer.decode(made[0], skip_special_tokens=True))
 
 
-def calibration_settings() -> CalibrationSettings:
+def calibration_settings() -> CalibrationConfig:
     """Less text than by default, since the model is small."""
-    from lmscout.pruning import CalibrationSettings
+    from lmscout.pruning import CalibrationConfig
 
-    return CalibrationSettings(measured_tokens=4_500, final_tokens=4_500, moment_tokens=20_000)
+    return CalibrationConfig(measured_tokens=4_500, final_tokens=4_500, moment_tokens=20_000)
 
 
 def calibration_text() -> Text:

@@ -9,14 +9,14 @@ from lmscout.cli import console
 if TYPE_CHECKING:
     import torch
 
-    from lmscout.pruning.config import Request
+    from lmscout.pruning.config import PruneConfig
 
 _GIB, _MIB = 2**30, 2**20
 
 
 def dry_run(
     model: str,
-    request: Request,
+    request: PruneConfig,
     compute_dtype: str | None,
     device: torch.device,
     json: str | None,

@@ -29,7 +29,7 @@ from lmscout.cli.options import (
 from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
-    from lmscout.pruning.recovery.run import RecoveryRequest
+    from lmscout.pruning.recovery.run import RecoveryConfig
     from lmscout.pruning.results import Pruning, Reported
 
 _TEXTS, _BUDGET, _SEARCH, _RECOVERY = "Texts", "Budget", "Measurement and search", "Recovery"
@@ -260,8 +260,8 @@ def prune(
 
     from lmscout import api
     from lmscout.evaluation import devices_of, read_text
-    from lmscout.pruning.calibration import CalibrationSettings
-    from lmscout.pruning.config import Request, check_request
+    from lmscout.pruning.calibration import CalibrationConfig
+    from lmscout.pruning.config import PruneConfig, check_request
     from lmscout.pruning.saved_run import COMMAND
     from lmscout.pruning.storage import home_path
     from lmscout.runs import Run
@@ -271,7 +271,7 @@ def prune(
     if report_tokens is not None and report is None:
         raise LmscoutError("--report-tokens has nothing to apply to: give --report TEXT")
     windows = calibration_windows or nsamples
-    calibration_settings = CalibrationSettings(
+    calibration_settings = CalibrationConfig(
         importance=importance,
         compensate=compensation != "none",
         quality=quality,
@@ -283,7 +283,7 @@ def prune(
             raise LmscoutError("--calibration-windows and --calibration-tokens: give one of them")
         calibration_settings = calibration_settings.of_tokens(calibration_tokens)
     devices = devices_of(device)
-    request = Request(
+    request = PruneConfig(
         keep=_shares(keep),
         of=of,
         shape=shape,
@@ -337,7 +337,7 @@ def _shares(given: str) -> tuple[float, ...]:
 
 def recovery_request(
     method: str | None, elastic: bool, seed: int, *, text: str | None = None, **given: Any
-) -> RecoveryRequest:
+) -> RecoveryConfig:
     """The recovery that the options describe.
 
     Args:
@@ -351,7 +351,7 @@ def recovery_request(
         LmscoutError: there are options of a recovery without one, or a number is invalid.
     """
     from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
-    from lmscout.pruning.recovery.run import RecoveryRequest
+    from lmscout.pruning.recovery.run import RecoveryConfig
 
     values = {name: value for name, value in given.items() if value is not None}
     if method is None and not elastic:
@@ -359,7 +359,7 @@ def recovery_request(
             raise LmscoutError(
                 f"--recover-{name} is for --recover lora, --recover distill or --elastic"
             )
-        return RecoveryRequest()
+        return RecoveryConfig()
     names = {"rate": "learning_rate", "batch": "batch_tokens", "minutes": "seconds"}
     if "minutes" in values:
         values["minutes"] *= 60
@@ -371,7 +371,7 @@ def recovery_request(
         **{names.get(name, name): value for name, value in values.items()},
     )
     settings.check()
-    return RecoveryRequest(
+    return RecoveryConfig(
         winners=settings if method else None, elastic=settings if elastic else None
     )
 
@@ -382,14 +382,14 @@ def show(result: Pruning) -> None:
     for note in _notes(result):
         console.say(note, style="dim")
     _show_run(result)
-    print(f"study: {result.pair_study}")
+    print(f"study: {result.study}")
     for size in result.sizes:
-        print(f"saved model: {size.out}")
+        print(f"saved model: {size.folder}")
 
 
 def table(result: Pruning) -> Table:
     """The models of the report, one row each."""
-    from lmscout.pruning.results import SHOWN
+    from lmscout.pruning.results import LABELS
 
     dense = result.dense
     shown = console.table(
@@ -398,12 +398,12 @@ def table(result: Pruning) -> Table:
         *(["perplex-\nity", "over\ndense"] if dense.perplexity is not None else []),
     )
     recovered = any(size.recovery for size in result.sizes)
-    rows: list[tuple[str, Reported | None]] = [(SHOWN["dense"], dense)]
+    rows: list[tuple[str, Reported | None]] = [(LABELS["dense"], dense)]
     if result.dense_elastic is not None:
-        rows.append((SHOWN["dense_elastic"], result.dense_elastic))
+        rows.append((LABELS["dense_elastic"], result.dense_elastic))
     for size in result.sizes:
         rows.append((f"keep {size.keep:g} of {result.of}", None))
-        rows += [(SHOWN[one.name], one) for one in size.reported]
+        rows += [(LABELS[one.name], one) for one in size.models]
     for name, one in rows:
         if one is None:
             shown.add_section()
@@ -421,11 +421,11 @@ def table(result: Pruning) -> Table:
 
 def _notes(result: Pruning) -> list[str]:
     """Legends of the table's columns and rows."""
-    from lmscout.pruning.results import SHOWN
+    from lmscout.pruning.results import LABELS
 
-    rows = [one for size in result.sizes for one in size.reported]
+    rows = [one for size in result.sizes for one in size.models]
     seen = any(one.loss_increase is None for one in rows)
-    protected = any("protected" in SHOWN[one.name] for one in rows)
+    protected = any("protected" in LABELS[one.name] for one in rows)
     return [
         "kept: share of the dense model's parameters; prunable: those in attention and MLP",
         f"loss increase: nats/token over the dense model on {result.held_out_tokens:,} held-out "

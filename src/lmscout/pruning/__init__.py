@@ -1,15 +1,14 @@
-"""Pruning: families, importance, plans, measuring, learning, searching, saving.
+"""Pruning: families, importance, plans, pairs, predictor, search, recovery, export.
 
-The names below are imported on first use: the command line's help needs nothing of PyTorch,
-LightGBM, Optuna or pymoo.
+The names are imported on first use, so that `lmscout --help` imports neither PyTorch nor Optuna.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmscout.pruning.calibration import CalibrationSettings
-    from lmscout.pruning.config import Request
+    from lmscout.pruning.calibration import CalibrationConfig
+    from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.cutting import cut
     from lmscout.pruning.export import save
     from lmscout.pruning.plan import Plan, Shape
@@ -17,13 +16,13 @@ if TYPE_CHECKING:
     from lmscout.pruning.study import Pair, PairStudy
     from lmscout.pruning.workflow import prune
 
-_WHERE = {
-    "CalibrationSettings": "calibration",
-    "PairStudy": "study",
+_MODULES = {
+    "CalibrationConfig": "calibration",
     "Pair": "study",
+    "PairStudy": "study",
     "Plan": "plan",
+    "PruneConfig": "config",
     "Pruning": "results",
-    "Request": "config",
     "Shape": "plan",
     "cut": "cutting",
     "prune": "workflow",
@@ -31,12 +30,12 @@ _WHERE = {
 }
 
 __all__ = [
-    "CalibrationSettings",
+    "CalibrationConfig",
     "Pair",
     "PairStudy",
     "Plan",
+    "PruneConfig",
     "Pruning",
-    "Request",
     "Shape",
     "cut",
     "prune",
@@ -45,6 +44,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
@@ -55,7 +55,7 @@ def begin_process(
         )
 
 
-class Beside:
+class Beside(Executor):
     """A process that calls functions, one after the other: to be used in a ``with`` block.
 
     What it is doing ends with the block, or with this process, if that is killed.

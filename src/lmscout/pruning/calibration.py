@@ -1,4 +1,4 @@
-"""Calibration: everything about a model that plans are judged by, made once from text."""
+"""Calibration: order a model's units and prepare the measuring of plans, from a text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lmscout.pruning.evaluator import (
     SubnetworkEvaluator,
     shape_of,
 )
-from lmscout.pruning.families import KINDS, Affine, Family, family_of
+from lmscout.pruning.families import KINDS, Affine, Family, Place, family_of
 from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.importance import (
     FROM_MOMENTS,
@@ -34,35 +34,35 @@ from lmscout.pruning.importance import (
     importance_from_moments,
     sort_sublayer,
 )
-from lmscout.pruning.moments import Moments, Place, moments_by_block
+from lmscout.pruning.moments import Moments, moments_by_block
 from lmscout.pruning.plan import Plan, Shape
 
 LAST_SEED = 2**63 - 1  # that PyTorch's generators take
-WINDOW = 128  # tokens of a window, where a model attends over as many
+WINDOW = 128  # tokens of a window, if a model attends over as many
 _FEWEST_WINDOWS = 12
-_CHUNK = 1_500  # tokens of a chunk, on which a hopeless plan can be told
-_ACCELERATED_CHUNK = 8_192  # the same, where fewer tokens keep nothing busy
-_PIECE = 1 << 22  # numbers of a tensor that a fingerprint reads at a time
+_CPU_CHUNK = 1_500  # tokens of a chunk that tell a bad plan
+_ACCELERATOR_CHUNK = 8_192  # fewer tokens do not keep an accelerator busy
+_DIGEST_PIECE = 1 << 22  # numbers of a tensor that are converted at a time
 
 
 @dataclass(frozen=True)
-class CalibrationSettings:
+class CalibrationConfig:
     """How much text is used for what, and how units are ordered.
 
     Attributes:
-        importance: the method that orders units.
+        importance: method that orders units.
         compensate: whether plans are measured, and saved, with compensated output projections.
         quality: what is measured: "nll" or "kl".
-        window: tokens a window; None for 128, or for what the model attends over if that is less.
-        measured_tokens: on which every plan is measured.
-        final_tokens: others, on which the last few are measured again.
-        moment_tokens: from which Gram matrices are collected.
-        gradient_windows: windows whose gradient orders units, as far as there are so many.
-        windows: of text in all, divided as the tokens are; None for what the tokens make.
+        window: tokens of a window; None for 128, or the model's attention span if that is less.
+        measured_tokens: tokens on which every plan is measured.
+        final_tokens: other tokens, on which the finalists are measured again.
+        moment_tokens: tokens from which Gram matrices are collected.
+        gradient_windows: at most so many windows whose gradient orders units.
+        windows: windows of text in all, divided as the tokens are; None for the tokens above.
         seed: of the choice of windows; None for the seed of the run.
 
     Raises:
-        LmscoutError: a name is unknown, or a number is none or out of its bounds.
+        LmscoutError: a name is unknown, or a number is out of its bounds.
     """
 
     importance: str = "taylor"
@@ -91,40 +91,32 @@ class CalibrationSettings:
 
     @property
     def length(self) -> int:
-        """Tokens a window, at most where none are given."""
+        """Tokens of a window; of the longest one if `window` is None."""
         return WINDOW if self.window is None else self.window
 
     @property
     def tokens(self) -> int:
-        """Tokens of the text that are used in all, where there are so many."""
+        """Tokens of text that are used in all, if there are as many."""
         return self.measured_tokens + self.final_tokens + self.moment_tokens
 
-    def of_tokens(self, tokens: int) -> CalibrationSettings:
-        """The same with so many tokens of text in all, divided as they are now.
-
-        Args:
-            tokens: for measuring, finalists and moments together; at least 3.
+    def of_tokens(self, tokens: int) -> CalibrationConfig:
+        """The same with so many tokens of text in all, in the same proportions.
 
         Raises:
-            LmscoutError: they are fewer.
+            LmscoutError: they are fewer than 3.
         """
         check_whole("calibration tokens", tokens, 3)
-        whole = self.tokens
         measured, final, moment = (
-            max(1, round(tokens * own / whole))
+            max(1, round(tokens * own / self.tokens))
             for own in (self.measured_tokens, self.final_tokens, self.moment_tokens)
         )
         return replace(self, measured_tokens=measured, final_tokens=final, moment_tokens=moment)
 
-    def fitted(self, config: PreTrainedConfig, seed: int) -> CalibrationSettings:
-        """The same with what was left open: a window that fits a model, and a seed.
-
-        Args:
-            config: of the dense model.
-            seed: of the run.
+    def fitted(self, config: PreTrainedConfig, seed: int) -> CalibrationConfig:
+        """The same with a window that fits the dense model, and the seed of the run if none.
 
         Raises:
-            LmscoutError: the window that was given is longer than the model attends over.
+            LmscoutError: the given window is longer than the model's attention span.
         """
         window = self.window
         if window is None:
@@ -145,22 +137,21 @@ class Calibrated:
         shape: its units.
         settings: how it was calibrated.
         measured: [windows, T] on which every plan is measured.
-        final: [windows, T] on which the last few are.
+        final: [windows, T] on which the finalists are measured.
         moments: [windows, T] from which Gram matrices are collected.
         mass: importance of what a plan cuts.
-        compensation: refits output projections; None where plans stay as they are cut.
+        compensation: of output projections; None to leave them as cut.
         digests: of the model and of the calibration text.
-        copies: of the model, with what refits them, on further devices.
-        references: by digest of the windows, the dense model's predictions to which plans are
-            compared, where they are not those of the weights that are there now.
-        chunks: by digest of the windows, in how many chunks plans were measured on them
-            before, wherever that was.
+        copies: the model and its compensation on further devices.
+        references: by digest of the windows, the predictions of the dense model that plans are
+            compared to; for other windows, they are measured with the present weights.
+        chunks: by digest of the windows, the number of chunks of an earlier run.
     """
 
     model: PreTrainedModel
     family: Family
     shape: Shape
-    settings: CalibrationSettings
+    settings: CalibrationConfig
     measured: Tensor
     final: Tensor
     moments: Tensor
@@ -172,9 +163,9 @@ class Calibrated:
     chunks: Mapping[str, int] = field(default_factory=dict)
 
     def evaluator(self, windows: Tensor) -> Evaluator:
-        """Measures plans on [windows, T] tokens, in chunks, as they will be saved.
+        """Measures plans on [windows, T] tokens as they will be saved, on all devices.
 
-        The dense model is measured once, on its own device; copies of it are given what came out.
+        The dense model is measured once, on its own device.
         """
         digest = text_digest(windows)
         chunks = self.chunks.get(digest) or chunks_of(windows.numel(), self.model.device)
@@ -195,28 +186,23 @@ class Calibrated:
         return ParallelEvaluator(evaluators) if self.copies else evaluators[0]
 
     def copied_to(self, devices: Sequence[torch.device]) -> Calibrated:
-        """The same, with a copy of the model on each of these devices to share the work."""
+        """The same with a copy of the model on each of these devices to share the work."""
         copies = []
         for device in devices:
             model = replica(self.model, device)
-            compensation = None
-            if self.compensation is not None:
-                compensation = self.compensation.copied(_outputs(model, self.family), device)
+            compensation = self.compensation and self.compensation.copied(
+                _outputs(model, self.family), device
+            )
             copies.append((model, compensation))
         return replace(self, copies=tuple(copies))
 
-    def as_begun(self, measured: int | None, final: int | None) -> Calibrated:
-        """The same, to go on in as many chunks of each text as plans were measured in before.
-
-        Args:
-            measured: chunks of the text of all pairs; None where the device is to say.
-            final: of that of the last few.
-        """
+    def with_chunks(self, measured: int | None, final: int | None) -> Calibrated:
+        """The same with the chunks of an earlier run, for each text; None to follow the device."""
         both = ((self.measured, measured), (self.final, final))
         return replace(self, chunks={text_digest(one): count for one, count in both if count})
 
     def checked(self) -> Calibrated:
-        """The same, with the dense model measured on the text of the last few plans as well.
+        """The same with the dense model measured on the finalists' text as well.
 
         Raises:
             LmscoutError: its loss there is not finite.
@@ -227,48 +213,60 @@ class Calibrated:
         known = self.evaluator(self.final).references
         return replace(self, references={**self.references, digest: known})
 
-    def compensated(self, plan: Plan) -> dict[tuple[int, str], Affine]:
-        """The compensated output projections of a plan, for `cut`; none where plans stay as cut."""
+    def recalibrated(
+        self, references: Mapping[str, tuple[Reference, ...]], digests: Mapping[str, str]
+    ) -> Calibrated:
+        """The same with new moments, after the model's weights were changed in place.
+
+        References are those of the weights before; digests, of the change, are added.
+        """
+        compensation = None
+        if self.settings.compensate:
+            moments = moments_by_block(self.model, self.family, self.moments)
+            compensation = Compensation(_outputs(self.model, self.family), moments)
+        digests = {**self.digests, **digests}
+        return replace(self, compensation=compensation, references=references, digests=digests)
+
+    def compensated(self, plan: Plan) -> dict[Place, Affine]:
+        """The compensated output projections of a plan, for `cut`; none without compensation."""
         if self.compensation is None:
             return {}
-        outputs = {}
         sublayers = self.family.all_sublayers(self.model)
-        for ((block, kind), part), units in zip(sublayers.items(), plan.steps, strict=True):
-            if units:
-                entries = part.first(units).output.weight.shape[1]
-                outputs[block, kind] = self.compensation.output(block, kind, entries)
-        return outputs
+        return {
+            place: self.compensation.output(*place, sublayer.first(units).output.weight.shape[1])
+            for (place, sublayer), units in zip(sublayers.items(), plan.steps, strict=True)
+            if units
+        }
 
     @property
     def study_settings(self) -> dict[str, str | int | bool]:
-        """All on which a measured value depends."""
+        """All that a measured value depends on."""
         settings = asdict(self.settings)
         del settings["final_tokens"], settings["windows"]
         return {**self.digests, **settings}
 
     @property
     def seed(self) -> int:
-        """Of what is drawn."""
+        """Seed of the run's random choices."""
         return self.settings.seed or 0
 
 
 def chunks_of(tokens: int, device: torch.device) -> int:
-    """In how many chunks so many tokens are measured, where nobody has begun."""
-    chunk = _CHUNK if device.type == "cpu" else _ACCELERATED_CHUNK
-    return max(4, tokens // chunk)
+    """Number of chunks of so many tokens in a new run."""
+    return max(4, tokens // (_CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK))
 
 
 def calibrate(
     model: PreTrainedModel,
     windows: Tensor,
-    settings: CalibrationSettings,
+    settings: CalibrationConfig,
     *,
     progress: StageProgress | None = None,
 ) -> Calibrated:
-    """Order a model's units and make ready to measure its plans.
+    """Order a model's units and prepare the measuring of its plans.
 
-    The windows for measuring, for the last measuring, and for the rest are drawn apart; where
-    there are few, measuring gets a third of them, and the last measuring a third of what is left.
+    Windows for measuring, for finalists and for moments are drawn apart.  A short text is divided:
+    a third for measuring, a third of the rest for finalists.
 
     Args:
         model: the dense model; its units are sorted in place.
@@ -277,7 +275,7 @@ def calibrate(
         progress: called with blocks done and in all, while moments are collected.
 
     Raises:
-        LmscoutError: there is too little text, or the model is not sound or not known.
+        LmscoutError: the text is too short, or the model's loss is not finite or its type unknown.
     """
     family = family_of(model.config)
     if len(windows) < _FEWEST_WINDOWS:
@@ -289,99 +287,71 @@ def calibrate(
     settings = replace(settings, window=windows.shape[1], seed=seed)
     digests = {"model": model_digest(model), "calibration": text_digest(windows)}
     shuffled = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
-    measured, rest = _taken(shuffled, settings.measured_tokens)
-    final, rest = _taken(rest, settings.final_tokens)
+    measured, rest = _split(shuffled, settings.measured_tokens)
+    final, rest = _split(rest, settings.final_tokens)
     for_moments = rest[: max(1, round(settings.moment_tokens / windows.shape[1]))]
-    scores: UnitScores = {}
-    if settings.importance not in FROM_MOMENTS:
-        gradient_windows = for_moments[: settings.gradient_windows]
-        scores = importance(settings.importance, model, family, windows=gradient_windows, seed=seed)
-    sublayers = family.all_sublayers(model)
-
-    def in_order() -> Iterator[tuple[Place, Moments]]:
-        """Moments with the units sorted, each half as soon as what it needs is known."""
-        for place, moments in moments_by_block(
-            model, family, for_moments, grams=settings.compensate, progress=progress
-        ):
-            if place not in scores:
-                scores[place] = importance_from_moments(
-                    settings.importance, place, sublayers[place], moments
-                )
-            yield place, moments.reordered(sort_sublayer(sublayers[place], scores[place]))
-
-    compensation = None
-    if settings.compensate:
-        compensation = Compensation(_outputs(model, family), in_order())
-    elif settings.importance in FROM_MOMENTS:
-        deque(in_order(), maxlen=0)
-    else:  # nobody asks for moments
-        for place, sublayer in sublayers.items():
-            sort_sublayer(sublayer, scores[place])
+    scores, compensation = _sort_units(model, family, for_moments, settings, progress)
     falling = {
         place: values.sort(descending=True).values.numpy() for place, values in scores.items()
     }
     mass = ImportanceMass.of_scores(
         *([falling[block, kind] for block in range(len(falling) // 2)] for kind in KINDS)
     )
+    shape = shape_of(family.all_parts(model))
     return Calibrated(
-        model,
-        family,
-        shape_of(family.all_parts(model)),
-        settings,
-        measured,
-        final,
-        for_moments,
-        mass,
-        compensation,
-        digests,
+        model, family, shape, settings, measured, final, for_moments, mass, compensation, digests
     )
+
+
+def _sort_units(
+    model: PreTrainedModel,
+    family: Family,
+    windows: Tensor,
+    settings: CalibrationConfig,
+    progress: StageProgress | None,
+) -> tuple[UnitScores, Compensation | None]:
+    """Sort all units in place, and factor the Gram matrices in the final order."""
+    method, sublayers = settings.importance, family.all_sublayers(model)
+    scores: UnitScores = {}
+    if method not in FROM_MOMENTS:
+        seed, text = settings.seed or 0, windows[: settings.gradient_windows]
+        scores = importance(method, model, family, windows=text, seed=seed)
+
+    def sorted_moments() -> Iterator[tuple[Place, Moments]]:
+        """Sort every sublayer after its moments were collected, and reorder these."""
+        for place, moments in moments_by_block(
+            model, family, windows, grams=settings.compensate, progress=progress
+        ):
+            if place not in scores:
+                scores[place] = importance_from_moments(method, place, sublayers[place], moments)
+            yield place, moments.reordered(sort_sublayer(sublayers[place], scores[place]))
+
+    if settings.compensate:
+        return scores, Compensation(_outputs(model, family), sorted_moments())
+    if method in FROM_MOMENTS:
+        deque(sorted_moments(), maxlen=0)
+    else:
+        for place, sublayer in sublayers.items():
+            sort_sublayer(sublayer, scores[place])
+    return scores, None
 
 
 def _outputs(model: PreTrainedModel, family: Family) -> dict[Place, Affine]:
-    """The output projection of every half."""
     return {place: sublayer.output for place, sublayer in family.all_sublayers(model).items()}
-
-
-def calibrate_again(
-    calibrated: Calibrated,
-    references: Mapping[str, tuple[Reference, ...]],
-    digests: Mapping[str, str],
-    *,
-    progress: StageProgress | None = None,
-) -> Calibrated:
-    """The same after the model's weights were changed in place: with new moments.
-
-    Args:
-        calibrated: as it was before; its units stay in their order.
-        references: as `Calibrated.references`.
-        digests: what tells the new weights from those before.
-        progress: called with blocks done and in all.
-    """
-    model, family = calibrated.model, calibrated.family
-    compensation = None
-    if calibrated.settings.compensate:
-        moments = moments_by_block(model, family, calibrated.moments, progress=progress)
-        compensation = Compensation(_outputs(model, family), moments)
-    return replace(
-        calibrated,
-        compensation=compensation,
-        references=references,
-        digests={**calibrated.digests, **digests},
-    )
 
 
 def model_digest(model: PreTrainedModel) -> str:
     """A digest of a model's weights that does not depend on the order of its units.
 
-    So a model whose units were sorted by an earlier run is known again.  Power sums of the
-    bits of each tensor, as integers modulo 2**64, are exact in any order.
+    A model whose units were sorted by an earlier run keeps its digest.  Power sums of the bits of
+    each tensor, as integers modulo 2**64, are exact in any order.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         sums = torch.zeros(3, dtype=torch.int64)
         width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         bits = tensor.detach().contiguous().view(width[tensor.element_size()]).flatten()
-        for piece in bits.split(_PIECE):
+        for piece in bits.split(_DIGEST_PIECE):
             numbers = piece.long()
             squares = numbers * numbers
             sums += torch.stack([numbers.sum(), squares.sum(), (squares * numbers).sum()]).cpu()
@@ -394,7 +364,7 @@ def text_digest(windows: Tensor) -> str:
     return hashlib.sha256(windows.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def _taken(windows: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """The first windows, of so many tokens or a third of these, and the others."""
+def _split(windows: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """The first windows, of so many tokens but at most a third of all, and the others."""
     count = max(1, min(round(tokens / windows.shape[1]), len(windows) // 3))
     return windows[:count], windows[count:]

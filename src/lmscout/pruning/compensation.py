@@ -1,12 +1,12 @@
-"""Refit a cut block's output projection, so that what stays carries what was cut.
+"""Least-squares compensation of a cut output projection.
 
-Let x be the vector that enters the projection W and x_K its kept prefix.  The least-squares
-refit is W' = argmin E|W x - W' x_K|² = W G_{:K} G_{KK}⁻¹ with G = E[x xᵀ].  Because kept units
-are a prefix, G_KK is a leading block of G, and so is its Cholesky factor: with G = L Lᵀ,
+Let x be the vector that enters the projection W and x_K its kept prefix.  The compensated
+projection is W' = argmin E|W x - W' x_K|² = W G_{:K} G_{KK}⁻¹ with G = E[x xᵀ].  Kept units are a
+prefix, so G_KK is a leading block of G, and so is its Cholesky factor: with G = L Lᵀ,
 
     W' = (W L)_{:,K} L_KK⁻¹.
 
-One factorisation and one product W L a projection serve every prefix length; a plan costs
+One factorisation and one product W L for each projection serve every prefix length; a plan costs
 one triangular solve each.
 """
 
@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import Affine
-from lmscout.pruning.moments import Moments, Place
+from lmscout.pruning.families import Affine, Place
+from lmscout.pruning.moments import Moments
 
-DAMPING = 1e-3  # of the mean diagonal: calibration text is finite, and so is its Gram's rank
-_KEPT_BYTES = 1 << 28
+DAMPING = 1e-3  # share of the mean diagonal: a Gram matrix of finite text has a finite rank
+_CACHE_BYTES = 1 << 28
 
 
 class Compensation:
-    """Refitted output projections for any prefix of units.
+    """Compensated output projections for any prefix of units.
 
-    The most recent solutions are kept, since the plans of one round share many lengths.
+    The most recent solutions are cached, since the plans of one round share many lengths.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class Compensation:
 
         Args:
             outputs: (block, kind) -> the dense output projection, in final unit order.
-            moments: the moments of what enters each, in the same order, with Gram matrices;
-                each is asked for when those before it have been factored.
+            moments: with Gram matrices, in the same order; the next one is taken when the one
+                before it has been factored.
             damping: added to the diagonal, as a share of its mean.
 
         Raises:
@@ -57,12 +57,7 @@ class Compensation:
         self._bytes = 0
 
     def copied(self, outputs: Mapping[Place, Affine], device: torch.device) -> Compensation:
-        """The same on another device.
-
-        Args:
-            outputs: the dense output projections of the model's copy there.
-            device: where to.
-        """
+        """The same on another device, for the output projections of the model's copy there."""
         other = Compensation(outputs, ())
         other._factors = {
             place: (factor.to(device), product.to(device))
@@ -71,16 +66,7 @@ class Compensation:
         return other
 
     def output(self, block: int, kind: str, entries: int) -> Affine:
-        """The compensated projection for the first entries of its input.
-
-        Args:
-            block: which block.
-            kind: "attention" or "mlp".
-            entries: kept entries of x.
-
-        Returns:
-            Weight [width, entries] in the model's dtype, and the dense bias.
-        """
+        """The projection for the first entries of x: [width, entries] and the dense bias."""
         dense = self._dense[block, kind]
         if entries == dense.weight.shape[1]:
             return dense
@@ -92,7 +78,7 @@ class Compensation:
             )
             self._solved[key] = solved.to(dense.weight.dtype)
             self._bytes += self._solved[key].nbytes
-            while self._bytes > _KEPT_BYTES and len(self._solved) > 1:
+            while self._bytes > _CACHE_BYTES and len(self._solved) > 1:
                 self._bytes -= self._solved.popitem(last=False)[1].nbytes
         self._solved.move_to_end(key)
         return Affine(self._solved[key], dense.bias)
@@ -101,11 +87,8 @@ class Compensation:
 def _factor(
     place: Place, output: Affine, moments: Moments, damping: float
 ) -> tuple[Tensor, Tensor]:
-    """L and W L, in float32, from a factorisation in float64."""
-    if moments.gram is None:
-        raise ValueError(
-            f"moments of block {place[0]} {place[1]} were collected without a Gram matrix"
-        )
+    """L and W L in float32, from a factorisation in float64."""
+    assert moments.gram is not None
     gram = moments.gram.to(torch.float64, copy=True)
     if not torch.isfinite(gram).all():
         raise LmscoutError(

@@ -1,7 +1,7 @@
-"""Cut a plan out of a dense model: a model of its own, smaller, with copies of what is kept.
+"""Cut a plan out of a dense model: a smaller model with copies of what is kept.
 
-Two shapes.  "any": every block at its own sizes, in the classes of `modeling_lmscout`.
-"uniform": one size for all blocks that are kept, which is a plain model of the family.
+Shape "any": every block at its own sizes, in the classes of `modeling_lmscout`.  Shape "uniform":
+one size for all kept blocks, a plain model of the family.
 """
 
 from __future__ import annotations
@@ -21,15 +21,7 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import unfilled_model
 from lmscout.evaluation.modeling_lmscout import PRUNED
 from lmscout.pruning.evaluator import shape_of
-from lmscout.pruning.families import (
-    KINDS,
-    Affine,
-    AttentionParts,
-    Family,
-    MlpParts,
-    family_of,
-    unit_maps,
-)
+from lmscout.pruning.families import KINDS, Affine, Family, Place, Sublayer, family_of
 from lmscout.pruning.plan import Plan
 
 ShapeName = Literal["any", "uniform"]
@@ -39,22 +31,22 @@ ShapeName = Literal["any", "uniform"]
 def cut(
     model: PreTrainedModel,
     plan: Plan,
-    outputs: Mapping[tuple[int, str], Affine] | None = None,
+    outputs: Mapping[Place, Affine] | None = None,
     *,
     shape: ShapeName = "any",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> PreTrainedModel:
-    """A model that computes what the plan keeps of a dense one.
+    """A model that computes what a plan keeps of the dense one.
 
-    A block that keeps no groups has no attention, one that keeps no channels has no MLP
-    (their output biases go too), and one that keeps neither is left out.
+    A block without groups has no attention, one without channels no MLP (nor their output
+    biases), and one with neither is left out.
 
     Args:
         model: the dense model, its units in final order.
-        plan: how many units each block keeps.
-        outputs: (block, "attention" or "mlp") -> an output projection that takes the place of
-            the one cut from the model; weight [width, kept columns].
+        plan: the units that each block keeps.
+        outputs: (block, kind) -> an output projection [width, kept columns] that replaces the one
+            cut from the model.
         shape: "any", or "uniform" for a plain model of the family.
         dtype: of its weights; the dense model's if None.
         device: where it is made, a matrix at a time; the dense model's if None.
@@ -63,8 +55,8 @@ def cut(
         The model, in evaluation mode, sharing no storage with the dense one.
 
     Raises:
-        LmscoutError: the plan does not fit the model, or is not uniform though it has to be,
-            or the family has no model of the wanted shape.
+        LmscoutError: the plan does not fit the model or the shape, or the family has no model of
+            the shape.
     """
     if shape not in get_args(ShapeName):
         raise LmscoutError(f"unknown shape {shape!r}: expected any or uniform")
@@ -85,34 +77,23 @@ def cut(
     pruned = pruned.to(device or model.device).eval()
     _copy_uncut(model, pruned, family, kept)
     for block, cut_block in zip(kept, family.blocks(pruned), strict=True):
-        cut_parts = family.parts(_with_both_sublayers(cut_block, blocks[block]))
+        cut_parts = family.parts(_with_both_sublayers(cut_block, blocks[block])).sublayers
         for kind, units in zip(KINDS, (plan.attention[block], plan.mlp[block]), strict=True):
             if units:
                 first = parts[block].sublayers[kind].first(units)
-                replaced = (outputs or {}).get((block, kind), first.output)
-                _copy_units(dataclasses.replace(first, output=replaced), cut_parts.sublayers[kind])
+                output = (outputs or {}).get((block, kind), first.output)
+                _copy_maps(dataclasses.replace(first, output=output), cut_parts[kind])
     return cast(PreTrainedModel, pruned)
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Give a model's weights another dtype, in place.
-
-    Buffers keep theirs: rotary frequencies are computed in float32, whatever the weights are.
-
-    Args:
-        model: the model.
-        dtype: of its weights from now on.
-    """
+    """Convert a model's weights to a dtype, in place; buffers (rotary frequencies) keep theirs."""
     for one in model.parameters():
         one.data = one.data.to(dtype)
 
 
 def check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Refuse a dtype that does not hold a model's weights.
-
-    Args:
-        model: the model.
-        dtype: that its weights would be saved in.
+    """Check that a model's weights can be saved in a dtype.
 
     Raises:
         LmscoutError: a weight is larger than the largest number of the dtype.
@@ -128,14 +109,7 @@ def check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def is_uniform(plan: Plan, config: PreTrainedConfig) -> bool:
-    """Whether a plan can be saved as a plain model of its family.
-
-    It has one width for all blocks that it keeps, and the family has a configuration for it.
-
-    Args:
-        plan: the plan.
-        config: the dense model's configuration.
-    """
+    """Whether a plan of the dense model with `config` can be saved as a plain model."""
     try:
         uniform_config(config, plan)
     except LmscoutError:
@@ -144,11 +118,7 @@ def is_uniform(plan: Plan, config: PreTrainedConfig) -> bool:
 
 
 def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
-    """The plain configuration of a uniform plan.
-
-    Args:
-        config: the dense model's configuration.
-        plan: the plan.
+    """The plain configuration of a uniform plan of the dense model with `config`.
 
     Raises:
         LmscoutError: blocks differ, or the family has no such configuration.
@@ -168,7 +138,8 @@ def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     groups, channels = widths.pop()
     family = family_of(config)
     plain = family.uniform_config(config, depth=len(kept), groups=groups, channels=channels)
-    _keep_layer_types(plain, config, kept)
+    if types := getattr(config, "layer_types", None):
+        plain.layer_types = [types[block] for block in kept]
     try:
         validated: PreTrainedConfig = type(plain).from_dict(plain.to_dict())
     except (ValueError, StrictDataclassError) as error:
@@ -184,14 +155,10 @@ def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
 def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     """The configuration of any plan: the dense model's, and the sizes of each kept block.
 
-    Args:
-        config: the dense model's configuration.
-        plan: the plan.
-
     Raises:
         LmscoutError: there is no pruned class for this type of model.
     """
-    config_class, *_ = _any_classes(config)
+    config_class, _ = _any_classes(config)
     kept = plan.kept
     values = config.to_dict()
     for name in ("model_type", "architectures", "auto_map", "transformers_version"):
@@ -203,9 +170,9 @@ def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     pruned.block_numbers = list(kept)
     if hasattr(config, "num_key_value_heads") and not getattr(pruned, "head_dim", None):
         pruned.head_dim = pruned.hidden_size // pruned.num_attention_heads
-    _keep_layer_types(pruned, config, kept)
-    if getattr(pruned, "layer_types", None):
-        pruned.layer_types = _types_for_cache(pruned.layer_types, pruned.attention_groups)
+    if types := getattr(config, "layer_types", None):
+        kept_types = [types[block] for block in kept]
+        pruned.layer_types = _types_for_cache(kept_types, pruned.attention_groups)
     return pruned  # type: ignore[no-any-return]
 
 
@@ -222,30 +189,24 @@ def _any_classes(
     return config_class, causal_class
 
 
-def _keep_layer_types(config: Any, dense: Any, kept: tuple[int, ...]) -> None:
-    """Full or sliding attention, as each kept block had it."""
-    types = getattr(dense, "layer_types", None)
-    if types:
-        config.layer_types = [types[block] for block in kept]
-
-
 def _types_for_cache(types: list[str], groups: list[int]) -> list[str]:
     """Layer types in which a block without attention has that of the next block with it.
 
     So the first block of each type has attention, as `cache_slots` needs.
     """
-    chosen = list(types)
     having = [index for index, number in enumerate(groups) if number]
-    for index, number in enumerate(groups):
-        if not number and having:
-            chosen[index] = types[next((one for one in having if one > index), having[-1])]
-    return chosen
+    if not having:
+        return list(types)
+    following = (
+        next((one for one in having if one >= index), having[-1]) for index in range(len(groups))
+    )
+    return [types[index] for index in following]
 
 
 def _copy_uncut(
     dense: PreTrainedModel, pruned: PreTrainedModel, family: Family, kept: tuple[int, ...]
 ) -> None:
-    """Copy what units do not touch: embeddings, norms, output biases, the head."""
+    """Copy what has no units: embeddings, norms, output biases, the head."""
     sources = dict(dense.named_parameters(remove_duplicate=False))
     inside = {id(one) for block in family.blocks(pruned) for one in block.parameters()}
     for name, target in pruned.named_parameters():
@@ -259,18 +220,17 @@ def _copy_uncut(
 
 
 def _with_both_sublayers(cut_block: nn.Module, dense_block: nn.Module) -> nn.Module:
-    """A cut block in which the dense one stands in for what is gone, for `Family.parts`."""
+    """A cut block with the dense block's modules in place of removed ones, for `Family.parts`."""
+    children = zip(cut_block.named_children(), dense_block.children(), strict=True)
     sublayers = {
         name: child if any(True for _ in child.parameters()) else dense
-        for (name, child), dense in zip(
-            cut_block.named_children(), dense_block.children(), strict=True
-        )
+        for (name, child), dense in children
     }
     return cast(nn.Module, SimpleNamespace(**sublayers))
 
 
-def _copy_units(source: AttentionParts | MlpParts, target: AttentionParts | MlpParts) -> None:
-    for read, write in zip(unit_maps(source), unit_maps(target), strict=True):
+def _copy_maps(source: Sublayer, target: Sublayer) -> None:
+    for read, write in zip(source.maps, target.maps, strict=True):
         if write.weight.shape != read.weight.shape or (read.bias is None) != (write.bias is None):
             raise ValueError(
                 f"a map of shape {tuple(read.weight.shape)} cannot take the place of one of "

@@ -1,47 +1,54 @@
-"""What a run would take, before it starts: memory from the sizes, seconds from a single block.
+"""Memory and time of a run before it starts.
 
-A model's configuration is enough.  Its sizes are read off a model without weights; seconds are
-measured on a model of one block with random weights, which costs as much as any other block.
+The model's configuration suffices.  Memory follows from the sizes of a model without weights; time
+is measured on models of one and two blocks with random weights.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model, vocabulary_size
+from lmscout.evaluation.cost import await_device
 from lmscout.memory import require_memory
-from lmscout.pruning.calibration import CalibrationSettings, chunks_of
-from lmscout.pruning.config import Request
-from lmscout.pruning.evaluator import KEPT_SHARE
-from lmscout.pruning.families import Family, family_of, unit_maps
+from lmscout.pruning.calibration import CalibrationConfig, chunks_of
+from lmscout.pruning.config import PruneConfig
+from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
+from lmscout.pruning.families import Family, family_of
 from lmscout.pruning.importance import FROM_MOMENTS
 from lmscout.pruning.latency import Latency, measure_latency
 from lmscout.pruning.moments import BATCH_TOKENS
-from lmscout.pruning.recovery.run import estimate_training
+from lmscout.pruning.recovery.config import RecoverySettings
+from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
+from lmscout.statistics.single_pass import train_only
 
 _FLOAT, _DOUBLE = 4, 8  # bytes
+_TRAINED = 4 * _FLOAT  # bytes of a trained number: itself, its gradient, and two moments of that
 _TIMED_TOKENS = 2048
 _REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Recovering:
-    """What a recovery would take.
+    """Cost of a recovery.
 
     Attributes:
         name: "elastic" or "winners".
-        trainings: how many there are, one after the other.
+        trainings: number of trainings, one after the other.
         steps: of each.
-        memory: bytes while one is under way.
-        seconds: of all of them, where nothing is cut.
+        memory: peak bytes.
+        seconds: of all trainings, on the dense model's sizes.
     """
 
     name: str
@@ -53,21 +60,19 @@ class Recovering:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take.
+    """Memory in bytes and time in seconds of a run.
 
     Attributes:
-        device: on which it was timed, and would run.
+        device: on which it was timed.
         parameters: of the dense model.
-        weights: bytes of them in memory.
-        importance: bytes while units are ordered, the weights among them.
-        calibrating: bytes while moments are collected.
-        measuring: bytes while pairs are measured.
-        pair: seconds of a pair that shares nothing with the one before it, by size.
-        pairs: how many.
-        total: seconds of all pairs.  A run is faster: plans that begin alike share, and hopeless
-            ones are dropped early.
-        recovery: what trainings take, in the order in which they are made; none where nothing is
-            recovered.
+        weights: bytes of the dense model.
+        importance: peak bytes while units are ordered.
+        calibrating: peak bytes while moments are collected.
+        measuring: peak bytes while pairs are measured.
+        pair: by size, seconds of a pair that shares no prefix with the one before it.
+        pairs: number of pairs.
+        total: seconds of all pairs, an upper bound: plans share prefixes and may stop early.
+        recovery: cost of the trainings, in their order.
     """
 
     device: str
@@ -88,155 +93,121 @@ class Estimate:
         return max(self.importance, self.calibrating, self.measuring, *recovering)
 
     def to_json(self) -> dict[str, object]:
-        """All of it."""
+        """All fields by name."""
         return {**asdict(self), "pair": {repr(float(keep)): one for keep, one in self.pair.items()}}
 
 
 def estimate(
-    config: PreTrainedConfig,
-    request: Request,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
+    config: PreTrainedConfig, request: PruneConfig, *, dtype: torch.dtype, device: torch.device
 ) -> Estimate:
-    """Foretell memory and seconds of a run.
+    """Estimate memory and time of a run.
 
     Args:
         config: of the dense model.
-        request: what is wanted.
+        request: of the run.
         dtype: of the weights in memory.
         device: on which it would run.
 
     Raises:
-        LmscoutError: models of this type are not known, or read less than a window.
+        LmscoutError: the model's type is unknown, or its span is shorter than a window.
     """
     family = family_of(config)
     calibration = request.calibration.fitted(config, request.seed)
-    weightless = unfilled_model(partial(_from_config, config, dtype), "meta")
-    sizes = _Sizes(weightless, family, calibration)
-    latency = _time_one_block(config, family, calibration.length, dtype, device)
+    window = calibration.length
+    model = unfilled_model(partial(_from_config, config, dtype), "meta")
+    sizes = _Sizes(model, family, calibration)
+    latency = _time_one_block(config, family, window, dtype, device)
     pair = {
         keep: _seconds(latency, keep, sizes.depth) * calibration.measured_tokens
         for keep in request.keep
     }
     pairs = 0 if request.objective is not None else request.pairs
-    return Estimate(
-        str(device),
-        parameter_count(sizes.model),
-        sizes.weights,
-        sizes.importance(),
-        sizes.calibrating(),
-        sizes.measuring(device),
-        pair,
-        pairs,
-        pairs * float(np.mean(list(pair.values()))),
-        tuple(_recovering(config, request, calibration.length, sizes, dtype, device)),
-    )
-
-
-def _recovering(
-    config: PreTrainedConfig,
-    request: Request,
-    window: int,
-    sizes: _Sizes,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Iterator[Recovering]:
-    """All plans first, then the winners, each cut beside the dense model."""
-    asked = request.recovery
+    # an elastic recovery is first; a winner is trained beside the dense model
+    recovery = []
     for name, settings, trainings, beside in (
-        ("elastic", asked.elastic, 1, 0),
-        ("winners", asked.winners, len(request.keep), sizes.weights),
+        ("elastic", request.recovery.elastic, 1, 0),
+        ("winners", request.recovery.winners, len(request.keep), sizes.weights),
     ):
         if settings is not None:
-            one = estimate_training(
-                sizes.model,
-                family_of(config),
-                settings,
-                window,
-                lambda count: _first_blocks(config, count, dtype, device),
+            few_blocks = partial(_first_blocks, config, dtype, device)
+            seconds, memory = estimate_training(model, family, settings, window, few_blocks)
+            recovery.append(
+                Recovering(
+                    name,
+                    trainings,
+                    settings.last_step(window),
+                    sizes.held + beside + memory,
+                    trainings * seconds,
+                )
             )
-            memory = sizes.held + beside + one.learning + one.activations
-            yield Recovering(name, trainings, one.steps, memory, trainings * one.seconds)
+    return Estimate(
+        device=str(device),
+        parameters=parameter_count(model),
+        weights=sizes.weights,
+        importance=sizes.importance(),
+        calibrating=sizes.calibrating(),
+        measuring=sizes.measuring(device),
+        pair=pair,
+        pairs=pairs,
+        total=pairs * float(np.mean(list(pair.values()))),
+        recovery=tuple(recovery),
+    )
 
 
 class _Sizes:
     """Bytes that the stages of a run hold at once."""
 
-    def __init__(
-        self, model: PreTrainedModel, family: Family, settings: CalibrationSettings
-    ) -> None:
-        self.model, self._settings = model, settings
+    def __init__(self, model: PreTrainedModel, family: Family, settings: CalibrationConfig) -> None:
+        self._settings = settings
         self._sublayers = list(family.all_sublayers(model).values())
-        self.depth = len(self._sublayers) // 2
         self._width = self._sublayers[0].output.weight.shape[0]
         self._vocabulary = vocabulary_size(model)
         self._each = model.dtype.itemsize
+        self.depth = len(self._sublayers) // 2
         self.weights = parameter_bytes(model)
+        self.held = self.weights  # and the factors of the compensation
+        if settings.compensate:
+            outputs = [one.output.weight.shape for one in self._sublayers]
+            self.held += sum(_FLOAT * columns * (rows + columns) for rows, columns in outputs)
 
     def importance(self) -> int:
-        """Hidden states of all blocks, and the gradients of one, for "taylor"."""
+        """For "taylor" the hidden states of all blocks, and the gradients of one."""
         settings = self._settings
         if settings.importance in FROM_MOMENTS:
             return self.calibrating()
-        largest = max(
-            one.weight.numel() for sublayer in self._sublayers for one in unit_maps(sublayer)
-        )
+        numbers = [[map_.weight.numel() for map_ in one.maps] for one in self._sublayers]
+        largest = max(map(max, numbers))
         if settings.importance != "taylor":
             return self.weights + 2 * _DOUBLE * largest
         tokens = settings.gradient_windows * settings.length
         states = tokens * self._width * self._each * (self.depth + 1)
-        gradients = self._block() * self._each
-        folding = 3 * _FLOAT * largest
-        return self.weights + states + gradients + max(folding, self._working(BATCH_TOKENS))
+        sums = [sum(one) for one in numbers]
+        block = max(map(sum, zip(sums[::2], sums[1::2], strict=True)))
+        working = max(3 * _FLOAT * largest, self._working(BATCH_TOKENS))
+        return self.weights + states + block * self._each + working
 
     def calibrating(self) -> int:
         """The hidden state of all text, a Gram matrix, and the factors of those before it."""
-        settings = self._settings
-        states = settings.moment_tokens * self._width * self._each
-        working = self._working(BATCH_TOKENS)
-        if not settings.compensate:
-            return self.weights + states + working
-        gram = max(sublayer.output.weight.shape[1] for sublayer in self._sublayers) ** 2
-        return self.weights + states + self._factors() + gram * (_FLOAT + 2 * _DOUBLE) + working
+        states = self._settings.moment_tokens * self._width * self._each
+        gram = 0
+        if self._settings.compensate:
+            entries = max(one.output.weight.shape[1] for one in self._sublayers)
+            gram = entries**2 * (_FLOAT + 2 * _DOUBLE)
+        return self.held + states + gram + self._working(BATCH_TOKENS)
 
     def measuring(self, device: torch.device) -> int:
-        """Hidden states after every step, as far as there is room, and logits of a chunk."""
+        """Hidden states after every step, as far as they are kept, and logits of a chunk."""
         tokens = self._settings.measured_tokens
-        held = self.held
         states = tokens * self._width * self._each * (2 * self.depth + 1)
         if device.type == "cuda":
-            states = min(states, int(KEPT_SHARE * (torch.cuda.mem_get_info(device)[1] - held)))
-        chunk = tokens // chunks_of(tokens, device)
-        return held + max(states, 0) + self._working(chunk)
-
-    @property
-    def held(self) -> int:
-        """Weights, and what refits them."""
-        return self.weights + self._factors()
-
-    def _factors(self) -> int:
-        """Triangular factors and their products with the output projections."""
-        if not self._settings.compensate:
-            return 0
-        return sum(
-            _FLOAT * sublayer.output.weight.shape[1] * sum(sublayer.output.weight.shape)
-            for sublayer in self._sublayers
-        )
-
-    def _block(self) -> int:
-        """Numbers in the largest block."""
-        each = [
-            sum(one.weight.numel() for one in unit_maps(sublayer)) for sublayer in self._sublayers
-        ]
-        return max(map(sum, zip(each[::2], each[1::2], strict=True)))
+            free = torch.cuda.mem_get_info(device)[1] - self.held
+            states = max(0, min(states, int(KEPT_SHARE * free)))
+        return self.held + states + self._working(tokens // chunks_of(tokens, device))
 
     def _working(self, tokens: int) -> int:
         """Logits in two precisions with their probabilities, or what a block computes."""
         logits = tokens * self._vocabulary * (self._each + 2 * _FLOAT)
-        widest = max(
-            sum(one.weight.shape[0] for one in sublayer.inputs) for sublayer in self._sublayers
-        )
+        widest = max(sum(len(map_.weight) for map_ in one.inputs) for one in self._sublayers)
         return max(logits, 2 * tokens * widest * self._each)
 
 
@@ -248,21 +219,104 @@ def _time_one_block(
     device: torch.device,
 ) -> Latency:
     """Seconds of a block's steps, and of embedding and head."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(
-        config.get_text_config().vocab_size,
-        (max(1, _TIMED_TOKENS // window), window),
-        generator=generator,
-    )
+    size = max(1, _TIMED_TOKENS // window)
+    tokens = _random_tokens(config.get_text_config().vocab_size, size, window)
     if device.type == "cpu":
-        sizes = _first_blocks(config, 1, dtype, torch.device("meta"))
+        sizes = _first_blocks(config, dtype, torch.device("meta"), 1)
         require_memory("timing a block", parameter_bytes(sizes), "use a machine with more memory")
-    model = _first_blocks(config, 1, dtype, device)
+    model = _first_blocks(config, dtype, device, 1)
     return measure_latency(model, family, tokens, repeats=_REPEATS)
 
 
+def _seconds(latency: Latency, keep: float, depth: int) -> float:
+    """Seconds a token, of a plan that keeps the same share of every block."""
+    steps = sum(
+        float(np.interp(keep * curve.units[-1], curve.units, curve.seconds))
+        for curve in (*latency.attention, *latency.mlp)
+    )
+    return (steps * depth + latency.fixed) / (latency.windows * latency.tokens)
+
+
+def estimate_training(
+    model: PreTrainedModel,
+    family: Family,
+    settings: RecoverySettings,
+    window: int,
+    few_blocks: Callable[[int], PreTrainedModel],
+) -> tuple[float, int]:
+    """Estimate an elastic training on all units; one of a plan or a cut model takes less.
+
+    A step is measured on one block and on two, and extrapolated.
+
+    Args:
+        model: the dense model, possibly without weights.
+        family: its family.
+        settings: of the training.
+        window: tokens of a window.
+        few_blocks: makes a model of so many of its blocks, on the device of the training.
+
+    Returns:
+        Seconds; and bytes of adapters, their gradients, the optimizer and a step's activations.
+
+    Raises:
+        LmscoutError: the limits do not allow a single step.
+    """
+    (first, first_bytes), (both, both_bytes) = (
+        _training_step(few_blocks(count), family, settings, window) for count in (1, 2)
+    )
+    sublayers = family.all_sublayers(model).values()
+    more = len(sublayers) // 2 - 1
+    seconds = settings.last_step(window) * (first + more * max(0.0, both - first))
+    sides = sum(sum(map_.weight.shape) for one in sublayers for map_ in one.maps)
+    activations = first_bytes + more * (both_bytes - first_bytes)
+    adapters = _TRAINED * settings.rank * sides
+    return min(seconds, settings.seconds or seconds), adapters + activations
+
+
+def _training_step(
+    model: PreTrainedModel, family: Family, settings: RecoverySettings, window: int
+) -> tuple[float, int]:
+    """Seconds of a step, and bytes that it keeps for the backward pass."""
+    tokens = _random_tokens(vocabulary_size(model), settings.batch(window), window)
+    tokens = tokens.to(model.device)
+    adapter = ElasticAdapter(model, family, settings.rank, settings.seed)
+    optimizer = torch.optim.AdamW(list(adapter.weights.values()))
+    dense = shape_of(family.all_parts(model)).dense
+    parameters = (*model.parameters(), *adapter.weights.values())
+    known = {one.untyped_storage().data_ptr() for one in parameters}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    seconds = []
+    with train_only(model, ()):
+        for repeat in range(1 + _REPEATS):
+            await_device(model.device)
+            start = time.perf_counter()
+            if repeat:
+                loss = plan_loss(adapter, dense, tokens, settings.method)
+            else:
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                    loss = plan_loss(adapter, dense, tokens, settings.method)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            await_device(model.device)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:]), sum(kept.values())
+
+
+def _random_tokens(vocabulary: int, size: int, window: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (size, window), generator=generator)
+
+
 def _first_blocks(
-    config: PreTrainedConfig, count: int, dtype: torch.dtype, device: torch.device
+    config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, count: int
 ) -> PreTrainedModel:
     """A model of random weights with so many blocks."""
     few = cast(Any, copy.deepcopy(config))
@@ -278,12 +332,3 @@ def _first_blocks(
 def _from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
     return cast(PreTrainedModel, auto.from_config(config, dtype=dtype, trust_remote_code=False))
-
-
-def _seconds(latency: Latency, keep: float, depth: int) -> float:
-    """Seconds a token, of a plan that keeps the same share of every block."""
-    steps = sum(
-        float(np.interp(keep * curve.units[-1], curve.units, curve.seconds))
-        for curve in (*latency.attention, *latency.mlp)
-    )
-    return (steps * depth + latency.fixed) / (latency.windows * latency.tokens)

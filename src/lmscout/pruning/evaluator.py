@@ -1,13 +1,13 @@
 """Measure plans on calibration text without building them.
 
-A subnetwork is prefixes of the dense model's sorted weights, as views.  Tokens are walked
-through it in steps, two a block (attention, MLP), and the hidden state after every step is
-kept: a plan that begins like the one before it starts where they part.  Text is measured in
-chunks, and a plan that is far behind after the first ones is dropped.
+A subnetwork is prefixes of the dense model's sorted weights, as views.  The hidden state is kept
+after every step (attention or MLP of a block), so a plan starts after the prefix of steps that it
+shares with the plan before it.  Text is measured in chunks; a plan whose loss increase exceeds a
+limit after one of them is dropped.
 
-On an accelerator text goes in batches of many tokens, and what does not fit is halved until it
-does.  Kept hidden states may take half of the memory that is free; where all of them are more,
-every second, third, ... is kept.
+On an accelerator a chunk has many tokens, measured with half the batch until memory suffices.
+Kept hidden states take at most half of the free memory: where all of them take more, every
+second, third, ... is kept.
 """
 
 from __future__ import annotations
@@ -26,29 +26,44 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.compensation import Compensation
-from lmscout.pruning.families import KINDS, Affine, BlockParts, Family, unit_parameters
-from lmscout.pruning.moments import Chunk, Top, Walk, inner_activation, retrying
+from lmscout.pruning.families import KINDS, BlockParts, Family
+from lmscout.pruning.moments import batches_of, retry_with_half_batch
 from lmscout.pruning.plan import Plan, Shape
 
 LIKELIHOOD, DIVERGENCE = "nll", "kl"
 QUALITIES = (LIKELIHOOD, DIVERGENCE)
+KEPT_SHARE = 0.5  # of the free memory, for hidden states
+_TOP = 32  # dense logits kept for each token, where quality is the divergence from them
+
 _Result = TypeVar("_Result")
-Reference = tuple[float, Top | None]  # a chunk's dense loss, and its likeliest tokens if needed
 
-KEPT_SHARE = 0.5  # of the memory that is free, for hidden states
 
-_TOP = 32  # dense logits kept a token, where quality is the divergence from them
+@dataclass(frozen=True)
+class Top:
+    """The dense model's likeliest tokens and their log-probabilities, [tokens, top] each."""
+
+    log_probabilities: Tensor
+    tokens: Tensor
+
+    def to(self, device: torch.device) -> Top:
+        """The same on a device."""
+        return Top(self.log_probabilities.to(device), self.tokens.to(device))
+
+    def __getitem__(self, part: slice) -> Top:
+        return Top(self.log_probabilities[part], self.tokens[part])
+
+
+Reference = tuple[float, Top | None]  # dense loss on a chunk, and the likeliest tokens for "kl"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """How much worse a plan is than the dense model.
+    """Loss increase of a plan over the dense model.
 
     Attributes:
-        trajectory: for each chunk measured, the predicted tokens so far and on them the rise of
-            the negative log-likelihood over the dense model's (or divergence from it), in
-            nats a token.
-        complete: whether all chunks were; False for a plan that was dropped early.
+        trajectory: after each chunk, the predicted tokens so far and the increase of the negative
+            log-likelihood on them (or the divergence from the dense model), in nats/token.
+        complete: whether all chunks were measured; False for a plan that was dropped.
     """
 
     trajectory: tuple[tuple[int, float], ...]
@@ -56,7 +71,7 @@ class Measurement:
 
     @property
     def loss_increase(self) -> float:
-        """On all tokens measured."""
+        """Loss increase on all tokens measured, in nats/token."""
         return self.trajectory[-1][1]
 
     @property
@@ -66,7 +81,7 @@ class Measurement:
 
 
 class Evaluator(Protocol):
-    """What measures plans, wherever it does."""
+    """Measures plans, on one device or several."""
 
     @property
     def shape(self) -> Shape:
@@ -74,7 +89,7 @@ class Evaluator(Protocol):
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """What plans are compared to, chunk by chunk."""
+        """What plans are compared to, by chunk."""
 
     @property
     def tokens(self) -> int:
@@ -82,12 +97,43 @@ class Evaluator(Protocol):
 
     @property
     def dense_nll(self) -> float:
-        """Negative log-likelihood of the dense model, in nats a token."""
+        """Negative log-likelihood of the dense model, in nats/token."""
 
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None
     ) -> Iterator[Measurement]:
         """Measure plans one after the other, as `SubnetworkEvaluator.measure`."""
+
+
+class _Batch:
+    """Windows of a chunk that are computed together, with the hidden states of the last plan."""
+
+    def __init__(self, windows: Tensor) -> None:
+        self.windows = windows
+        self.targets = windows[:, 1:].flatten()
+        self.forget()
+
+    def forget(self) -> None:
+        """Free the hidden states."""
+        self.context: object = None
+        self.states: list[Tensor] = []  # before step 0, and after every `stride` steps
+        self.steps: list[int] = []  # units kept at each step
+
+
+class _Chunk:
+    """A part of the text, with the dense model's reference on it."""
+
+    def __init__(self, windows: Tensor) -> None:
+        self.windows = windows
+        self.tokens = windows[:, 1:].numel()
+        self.dense_nll = 0.0
+        self.top: Top | None = None
+        self.split(len(windows))
+
+    def split(self, size: int) -> None:
+        """Split into batches of `size` windows, without hidden states."""
+        self.size = size
+        self.batches = [_Batch(part) for part in batches_of(self.windows, size)]
 
 
 class SubnetworkEvaluator:
@@ -110,12 +156,12 @@ class SubnetworkEvaluator:
             model: the dense model, its units in final order; never changed.
             family: its family.
             windows: [windows, T] int64 calibration tokens.
-            compensation: refits output projections, or None to leave them as cut.
-            quality: "nll" (rise of the negative log-likelihood) or "kl" (divergence from the
-                dense model's top 32 tokens and the rest).
-            chunks: in how many parts the text is measured.
-            references: of another evaluator on the same windows, whose model plans are compared
-                to; by default this model is.
+            compensation: of output projections, or None to leave them as cut.
+            quality: "nll" (increase of the negative log-likelihood) or "kl" (divergence from the
+                dense model's 32 likeliest tokens and the rest).
+            chunks: number of parts of the text.
+            references: of another evaluator on the same windows, to compare plans with; None to
+                measure this model.
 
         Raises:
             LmscoutError: the quality is unknown, or the dense loss is not finite.
@@ -123,32 +169,30 @@ class SubnetworkEvaluator:
         if quality not in QUALITIES:
             raise LmscoutError(f"unknown quality {quality!r}: expected nll or kl")
         self._model, self._family = model, family
-        self._blocks = list(family.blocks(model))
         self._parts = family.all_parts(model)
         self._compensation = compensation
         self._quality = quality
         self.shape = shape_of(self._parts)
-        device = model.device
-        self._chunks = [Chunk(part) for part in windows.to(device).chunk(min(chunks, len(windows)))]
+        parts = windows.to(model.device).chunk(min(chunks, len(windows)))
+        self._chunks = [_Chunk(part) for part in parts]
         self._stride = _stride(self.shape, model, windows.numel())
-        if references is None:
-            for chunk in self._chunks:
-                self._in_memory(chunk, partial(self._measure_dense, chunk))
-        else:
-            for chunk, known in zip(self._chunks, references, strict=True):
-                chunk.dense_nll = known[0]
-                chunk.top = known[1] and known[1].to(device)
+        for index, chunk in enumerate(self._chunks):
+            if references is None:
+                measure = partial(self._measure_dense, chunk)
+                chunk.dense_nll, chunk.top = self._in_memory(chunk, measure)
+            else:
+                chunk.dense_nll, top = references[index]
+                chunk.top = top and top.to(model.device)
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """What plans are compared to, chunk by chunk."""
+        """What plans are compared to, by chunk."""
         return tuple((chunk.dense_nll, chunk.top) for chunk in self._chunks)
 
     @property
     def dense_nll(self) -> float:
-        """Negative log-likelihood of the dense model, in nats a token."""
-        total = sum(chunk.dense_nll * chunk.tokens for chunk in self._chunks)
-        return total / self.tokens
+        """Negative log-likelihood of the dense model, in nats/token."""
+        return sum(chunk.dense_nll * chunk.tokens for chunk in self._chunks) / self.tokens
 
     @property
     def tokens(self) -> int:
@@ -158,16 +202,13 @@ class SubnetworkEvaluator:
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None
     ) -> Iterator[Measurement]:
-        """Measure plans one after the other; neighbours that begin alike share the beginning.
+        """Measure plans one after the other; neighbours share their common prefix of steps.
 
         Args:
-            plans: the plans, in an order that puts alike ones together.
-            limits: for each plan, the rise over the first chunk, the first two, and so on,
-                above which it is dropped; a plan may have fewer limits than there are
-                chunks.  They are asked for when the plan's turn has come.
-
-        Yields:
-            One measurement a plan.
+            plans: the plans, in an order that puts shared prefixes together.
+            limits: for each plan, the loss increase over the first chunk, the first two, and so
+                on, above which it is dropped; possibly fewer than chunks.  Taken one by one, when
+                their plan is measured.
 
         Raises:
             LmscoutError: a plan does not fit the model.
@@ -175,122 +216,117 @@ class SubnetworkEvaluator:
         for plan, most in zip(plans, repeat(()) if limits is None else limits, strict=False):
             self.shape.check(plan)
             trajectory: list[tuple[int, float]] = []
-            total = 0.0
+            total, tokens = 0.0, 0
             for index, chunk in enumerate(self._chunks):
                 loss_increase = self._in_memory(chunk, partial(self._loss_increase, plan, chunk))
                 total += loss_increase * chunk.tokens
-                tokens = chunk.tokens + (trajectory[-1][0] if trajectory else 0)
+                tokens += chunk.tokens
                 trajectory.append((tokens, total / tokens))
-                # written so that a rise that is no number is dropped, too
-                if index < len(most) and not total / tokens <= most[index]:
+                if index < len(most) and not total / tokens <= most[index]:  # NaN is dropped, too
                     break
             yield Measurement(tuple(trajectory), len(trajectory) == len(self._chunks))
 
     @torch.no_grad()
     def logits(self, plan: Plan, tokens: Tensor) -> Tensor:
         """Logits of a plan: [B, T] int64 to [B, T, vocabulary]."""
-        walk = Walk(0, tokens.to(self._model.device))
-        return self._family.logits(self._model, self._hidden(plan, walk))
-
-    def output(self, block: int, kind: str, kept: int) -> Affine:
-        """The output projection of a block that keeps so many units, as it is measured."""
-        cut = self._parts[block].sublayers[kind].first(kept).output
-        if self._compensation is None:
-            return cut
-        return self._compensation.output(block, kind, cut.weight.shape[1])
+        batch = _Batch(tokens.to(self._model.device))
+        return self._family.logits(self._model, self._hidden(plan, batch))
 
     @torch.no_grad()
-    def _hidden(self, plan: Plan, walk: Walk) -> Tensor:
-        """The last hidden state, starting after the steps shared with the plan before."""
-        if not walk.states:
-            walk.states.append(self._family.embed(self._model, walk.windows))
-            walk.context = self._family.context(self._model, walk.states[0])
+    def _hidden(self, plan: Plan, batch: _Batch) -> Tensor:
+        """The last hidden state, starting after the prefix shared with the plan before."""
+        if not batch.states:
+            batch.states.append(self._family.embed(self._model, batch.windows))
+            batch.context = self._family.context(self._model, batch.states[0])
         steps = plan.steps
         shared = 0
-        while shared < len(walk.steps) and walk.steps[shared] == steps[shared]:
+        while shared < len(batch.steps) and batch.steps[shared] == steps[shared]:
             shared += 1
         kept_states = shared // self._stride
-        del walk.states[kept_states + 1 :], walk.steps[shared:]
-        hidden = walk.states[-1]
+        del batch.states[kept_states + 1 :], batch.steps[shared:]
+        hidden = batch.states[-1]
         for step in range(kept_states * self._stride, len(steps)):
             kept = steps[step]
             if kept:
-                hidden = hidden + self._update(step, kept, hidden, walk.context)
+                hidden = hidden + self._added(step, kept, hidden, batch.context)
             if step >= shared:
-                walk.steps.append(kept)
+                batch.steps.append(kept)
             if (step + 1) % self._stride == 0:
-                walk.states.append(hidden)
+                batch.states.append(hidden)
         return hidden
 
-    def _update(self, step: int, kept: int, hidden: Tensor, context: object) -> Tensor:
+    def _added(self, step: int, kept: int, hidden: Tensor, context: object) -> Tensor:
         """What one step adds to the hidden state."""
         index, kind = step // len(KINDS), KINDS[step % len(KINDS)]
         first = self._parts[index].sublayers[kind].first(kept)
-        inner = inner_activation(self._family, self._blocks[index], first, hidden, context)
-        return self.output(index, kind, kept).apply(inner)
+        inner = first.entering(hidden, context)
+        output = first.output
+        if self._compensation is not None:
+            output = self._compensation.output(index, kind, output.weight.shape[1])
+        return output.apply(inner)
 
     @torch.no_grad()
-    def _measure_dense(self, chunk: Chunk) -> None:
+    def _measure_dense(self, chunk: _Chunk) -> Reference:
         dense, tops = 0.0, []
-        for walk in chunk.walks:
-            logits = self._predictions(self.shape.dense, walk)
-            dense += _nll(logits, walk.targets)
+        for batch in chunk.batches:
+            logits = self._predictions(self.shape.dense, batch)
+            dense += _nll(logits, batch.targets)
             if self._quality == DIVERGENCE:
                 log_probabilities = logits.float().log_softmax(-1)
                 tops.append(log_probabilities.topk(min(_TOP, logits.shape[-1]), dim=-1))
-        chunk.dense_nll = dense / chunk.tokens
-        if not math.isfinite(chunk.dense_nll):
+        mean = dense / chunk.tokens
+        if not math.isfinite(mean):
             raise LmscoutError(
-                f"the dense model's loss on calibration text is {chunk.dense_nll}: nothing can "
-                "be compared with it"
+                f"the dense model's loss on calibration text is {mean}: nothing can be compared "
+                "with it"
             )
-        if tops:
-            chunk.top = Top(
-                torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops])
-            )
+        return mean, Top(*map(torch.cat, zip(*tops, strict=True))) if tops else None
 
     @torch.no_grad()
-    def _loss_increase(self, plan: Plan, chunk: Chunk) -> float:
-        total = 0.0
-        for walk in chunk.walks:
-            logits = self._predictions(plan, walk)
-            if self._quality == LIKELIHOOD:
-                total += _nll(logits, walk.targets)
+    def _loss_increase(self, plan: Plan, chunk: _Chunk) -> float:
+        total, start = 0.0, 0
+        for batch in chunk.batches:
+            logits = self._predictions(plan, batch)
+            if chunk.top is None:
+                total += _nll(logits, batch.targets)
             else:
-                assert chunk.top is not None
-                total += _divergence(logits, chunk.top.of(walk))
+                total += _divergence(logits, chunk.top[start : start + len(logits)])
+            start += len(logits)
         mean = total / chunk.tokens
         return mean - chunk.dense_nll if self._quality == LIKELIHOOD else mean
 
-    def _predictions(self, plan: Plan, walk: Walk) -> Tensor:
+    def _predictions(self, plan: Plan, batch: _Batch) -> Tensor:
         """Logits of every next token: [windows * (T - 1), vocabulary]."""
-        hidden = self._hidden(plan, walk)[:, :-1]
+        hidden = self._hidden(plan, batch)[:, :-1]
         return self._family.logits(self._model, hidden).flatten(0, 1)
 
-    def _in_memory(self, chunk: Chunk, work: Callable[[], _Result]) -> _Result:
-        """Do work on a chunk, in ever smaller batches as long as memory does not suffice."""
+    def _in_memory(self, chunk: _Chunk, work: Callable[[], _Result]) -> _Result:
+        """Do work on a chunk; if memory is short, free all hidden states and halve its batches."""
 
-        def with_half_batch() -> bool:
-            for other in self._chunks:
-                other.forget()
-            return chunk.with_half_batch()
+        def attempt(size: int) -> _Result:
+            if size < chunk.size:
+                for other in self._chunks:
+                    for batch in other.batches:
+                        batch.forget()
+                chunk.split(size)
+            return work()
 
-        return retrying(work, with_half_batch, self._model.device)
+        return retry_with_half_batch(attempt, chunk.size, self._model.device)
 
 
 def shape_of(parts: Sequence[BlockParts]) -> Shape:
-    """Units of every block, and the parameters that each carries."""
+    """Units of every block, and the parameters of one unit each."""
     attention, mlp = [block.attention for block in parts], [block.mlp for block in parts]
     return Shape(
-        tuple(one.groups for one in attention),
-        tuple(one.channels for one in mlp),
-        tuple(unit_parameters(one) // one.groups for one in attention),
-        tuple(unit_parameters(one) // one.channels for one in mlp),
+        tuple(one.units for one in attention),
+        tuple(one.units for one in mlp),
+        tuple(one.parameters // one.units for one in attention),
+        tuple(one.parameters // one.units for one in mlp),
     )
 
 
 def _stride(shape: Shape, model: PreTrainedModel, tokens: int) -> int:
-    """One kept hidden state for how many steps, so that half of the free memory suffices."""
+    """Steps between kept hidden states, so that half of the free memory suffices."""
     if model.device.type != "cuda":
         return 1
     width = next(model.get_input_embeddings().parameters()).shape[1]
@@ -306,15 +342,14 @@ def _nll(logits: Tensor, targets: Tensor) -> float:
 
 def _divergence(logits: Tensor, top: Top) -> float:
     """KL from the dense model over its top tokens and the rest as one outcome, summed."""
-    theirs = top.log_probabilities
-    ours = logits.float().log_softmax(-1).gather(-1, top.tokens)
-    rest_theirs, rest_ours = (_rest(one) for one in (theirs, ours))
-    kl = (theirs.exp() * (theirs - ours)).sum(-1)
-    kl = kl + rest_theirs.exp() * (rest_theirs - rest_ours)
+    dense = top.log_probabilities
+    own = logits.float().log_softmax(-1).gather(-1, top.tokens)
+    dense_rest, own_rest = _rest(dense), _rest(own)
+    kl = (dense.exp() * (dense - own)).sum(-1) + dense_rest.exp() * (dense_rest - own_rest)
     return kl.sum().item()
 
 
 def _rest(log_probabilities: Tensor) -> Tensor:
-    """Log of what the listed outcomes leave over."""
+    """Log-probability of all outcomes that are not listed."""
     listed = log_probabilities.double().exp().sum(-1)
     return (1 - listed).clamp_min(1e-12).log()

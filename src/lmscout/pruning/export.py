@@ -1,9 +1,4 @@
-"""Save a pruned model, load it again in a fresh process, and compare before it counts as saved.
-
-Save a pruned model, and believe it only after loading it again in a fresh process.
-
-Models that a run had saved when it was stopped: told from those of another run.
-"""
+"""Save a pruned model, load it again in a fresh process, and compare the two."""
 
 from __future__ import annotations
 
@@ -19,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -38,8 +32,9 @@ from lmscout.pruning.model_card import CardFigures, model_card
 from lmscout.pruning.plan import Plan
 from lmscout.reading import read_json_object
 
-TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
+TOLERANCE = 1e-4  # relative to the largest logit, or to 1 if that is larger
 RECORD = "lmscout.json"
+SCHEMA = 1  # of the record
 _SAMPLE = "A sample of text, with numbers (1, 2, 3) and lines:\nsecond line."
 
 
@@ -49,56 +44,78 @@ def save(
     folder: Path,
     *,
     shape: ShapeName,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     outputs: Mapping[tuple[int, str], Affine] | None = None,
     recovered: PreTrainedModel | None = None,
     generation_config: GenerationConfig | None = None,
     dtype: torch.dtype | None = None,
-    beside: Collection[str] = (),
-    note: Mapping[str, Any],
+    existing: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
     figures: CardFigures | None = None,
 ) -> None:
-    """Cut a plan out of a dense model and save it as a folder that is whole or not there.
+    """Cut a plan out of a dense model and save it atomically.
 
-    The folder is written under another name, loaded again in a fresh process that does not
-    import lmscout, and compared: every weight exactly, logits to `TOLERANCE`, the tokenizer
-    on a sample, every entry of `config.json` that describes weights with the stored weights.
-    Only then does it get its name.  The one file of code that is imported is lmscout's own
-    modelling file, for the model's class; nothing that names other code is saved.  In a folder
-    that holds something else already, `config.json` comes last: without it nothing takes a
-    folder for a model.
+    The draft of the folder is loaded in a fresh process that does not import lmscout, and
+    compared: every weight exactly, logits to `TOLERANCE`, the tokenizer on a sample, every entry
+    of `config.json` that describes weights with the stored weights.  Only then it is renamed.
+    The only code in it is lmscout's own modelling file.  In a folder with other files
+    `config.json` is moved last: without it the folder is no model.
 
     Args:
         model: the dense model, its units in final order.
         plan: how many units each block keeps.
-        folder: where to; must not exist, or hold nothing but what `beside` names.
+        folder: of the saved model; must be empty but for `existing`.
         shape: "any", or "uniform" for a folder that stock transformers loads.
         tokenizer: saved along, or None.
         outputs: output projections in place of the cut ones, as for `cut`.
-        recovered: the plan cut and trained, to be saved in place of one that is cut now.
+        recovered: the plan cut and trained, saved instead of a model that is cut now.
         generation_config: saved along; the model's own if None.
         dtype: of the saved weights; the model's own if None.
-        beside: names of files that may be there; they stay.
-        note: what was asked for, to write down in the card and in `lmscout.json`; JSON.
-        figures: what was measured, and where the dense model comes from, likewise.
+        existing: names of files that may be in the folder; they stay.
+        settings: of the run, for the card and `lmscout.json`; JSON data.
+        figures: measurements and the origin of the dense model, likewise.
 
     Raises:
         LmscoutError: the folder is not empty or cannot be written, the plan cannot be cut in
-            this shape, or what was loaded again is not what was saved.
+            this shape, or the loaded model differs from the saved one.
     """
-    _check_folder(folder, beside)
+    name = f"output folder {folder}"
+    if folder.exists() and not folder.is_dir():
+        raise LmscoutError(f"{name} is a file: name another")
+    check_folder(folder, name, make=False)
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - set(existing):
+        raise LmscoutError(f"{name} is not empty: name another")
     pruned: Any = recovered
     if pruned is None:
-        # beside a dense model that fills an accelerator there may be no room for another
+        # A dense model may leave no room on its accelerator.
         pruned = cut(model, plan, outputs, shape=shape, dtype=dtype, device="cpu")
     else:
         round_weights(pruned, dtype or model.dtype)
         pruned = pruned.to("cpu")
     chosen = generation_config if generation_config is not None else model.generation_config
     pruned.generation_config = copy.deepcopy(chosen)
-    with atomic_folder(folder, last=CONFIG, name=f"output folder {folder}") as draft:
+    units = shape_of(family_of(model.config).all_parts(model))
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "shape": shape,
+        "plan": plan.as_dict(),
+        "kept": units.kept_share(plan),
+        "parameters": parameter_count(pruned),
+        "dense_parameters": parameter_count(model),
+        "settings": dict(settings or {}),
+    }
+    if figures is not None:
+        record |= {
+            "base_model": figures.origin.name or figures.origin.source,
+            "license": figures.origin.license,
+            "measured": figures.to_json(),
+        }
+    config: Any = model.config
+    card = model_card(record, plan, units.dense, config.model_type, figures)
+    with atomic_folder(folder, last=CONFIG, name=name) as draft:
         write(pruned, draft, tokenizer)
-        _write_record(model, pruned, plan, draft, shape, note, figures)
+        (draft / RECORD).write_text(as_json(record), "utf-8")
+        (draft / "README.md").write_text(card, "utf-8")
         _reload_and_compare(pruned, draft, tokenizer, trust_remote_code=shape == "any")
 
 
@@ -106,8 +123,6 @@ def write(
     pruned: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
     """Write a cut model's weights, configuration, modelling file, generation config, tokenizer.
-
-    Nothing that names code but lmscout's own modelling file is written.
 
     Args:
         pruned: from `cut`.
@@ -122,11 +137,9 @@ def write(
         if isinstance(pruned, causal_class):
             classes = {
                 "AutoConfig": config_class,
-                "AutoModel": body_class,
+                "AutoModel": body_class,  # which save_pretrained does not name by itself
                 "AutoModelForCausalLM": causal_class,
             }
-            # Saving names the classes of this model and of its configuration by itself, but
-            # not that of the bare decoder.
             pruned.config.auto_map = {
                 auto: f"modeling_lmscout.{one.__name__}" for auto, one in classes.items()
             }
@@ -145,63 +158,19 @@ def check_generation(model: PreTrainedModel) -> None:
     """Refuse, before any work, a generation configuration that transformers does not save.
 
     Raises:
-        LmscoutError: there is such a one.
+        LmscoutError: the model has one.
     """
     settings: Any = model.generation_config
     try:
         if settings is not None:
             settings.validate(strict=True)
     except ValueError as error:
+        # A list of faults follows the first line of the message.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise LmscoutError(
             f"the model cannot be saved: its generation_config.json is refused by transformers "
-            f"({_reason(error)}); correct it, or remove it"
+            f"({' '.join(lines[:2])}); correct it, or remove it"
         ) from error
-
-
-def _reason(error: ValueError) -> str:
-    """What transformers says is wrong: a list of faults follows its first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])
-
-
-def _check_folder(folder: Path, beside: Collection[str]) -> None:
-    name = f"output folder {folder}"
-    if folder.exists() and not folder.is_dir():
-        raise LmscoutError(f"{name} is a file: name another")
-    check_folder(folder, name, make=False)
-    if folder.is_dir() and {path.name for path in folder.iterdir()} - set(beside):
-        raise LmscoutError(f"{name} is not empty: name another")
-
-
-def _write_record(
-    dense: PreTrainedModel,
-    pruned: PreTrainedModel,
-    plan: Plan,
-    folder: Path,
-    shape: str,
-    note: Mapping[str, Any],
-    figures: CardFigures | None,
-) -> None:
-    """The plan and its size, for programs in `lmscout.json` and for people in the card."""
-    family = family_of(dense.config)
-    units = shape_of(family.all_parts(dense))
-    record = {
-        "shape": shape,
-        "plan": plan.as_dict(),
-        "kept": units.kept_share(plan),
-        "parameters": parameter_count(pruned),
-        "dense_parameters": parameter_count(dense),
-        "asked": dict(note),
-    }
-    if figures is not None:
-        record |= {
-            "base_model": figures.origin.name or figures.origin.source,
-            "license": figures.origin.license,
-            "measured": figures.to_json(),
-        }
-    (folder / RECORD).write_text(as_json(record), "utf-8")
-    card = model_card(record, plan, units.dense, dense.config.model_type, figures)
-    (folder / "README.md").write_text(card, "utf-8")
 
 
 def _reload_and_compare(
@@ -211,11 +180,11 @@ def _reload_and_compare(
     *,
     trust_remote_code: bool,
 ) -> None:
-    """Raise unless a fresh process loads what is in memory, and the files agree."""
+    """Raise unless a fresh process loads the model in memory, and the files agree."""
     check_code(folder)
     check_agreement(folder)
-    ours = reload_saved.check_logits(pruned)
-    if not ours.isfinite().all():
+    expected = reload_saved.check_logits(pruned)
+    if not expected.isfinite().all():
         raise LmscoutError("the pruned model's logits are not finite: not saved")
     request = {
         "threads": torch.get_num_threads(),
@@ -250,72 +219,68 @@ def _reload_and_compare(
     different = sorted(dict(weights.items() ^ answer["weights"].items()))
     if different:
         raise LmscoutError(f"{different[0]} is not the same after saving and loading: not saved")
-    _compare_logits(ours, logits, pruned.dtype)
+    # With equal weights only the order of sums differs, by the precision's steps.
+    tolerance = max(TOLERANCE, 8 * torch.finfo(pruned.dtype).eps)
+    tolerance *= max(1.0, expected.abs().max().item())
+    difference = (expected - logits).abs().max().item()
+    if not difference <= tolerance:
+        raise LmscoutError(
+            f"logits differ by {difference:.3g} after saving and loading (at most {tolerance:.3g} "
+            "is due to rounding): not saved"
+        )
     if tokenizer is not None and answer["token_ids"] != tokenizer(_SAMPLE)["input_ids"]:
         raise LmscoutError(
             "the tokenizer splits text differently after saving and loading: not saved"
         )
 
 
-def _compare_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
-    """Weights are the same, so only the order of sums may differ, by the precision's steps."""
-    scale = max(1.0, ours.abs().max().item())
-    tolerance = max(TOLERANCE, 8 * torch.finfo(dtype).eps) * scale
-    difference = (ours - theirs).abs().max().item()
-    if not difference <= tolerance:
-        raise LmscoutError(
-            f"logits differ by {difference:.3g} after saving and loading (at most {tolerance:.3g} "
-            "is due to rounding): not saved"
-        )
-
-
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     bars: Any = transformers_logging
-    shown = bars.is_progress_bar_enabled()
+    enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             bars.enable_progress_bar()
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a whole model: its configuration is written last."""
+    """Whether a folder holds a complete model: its configuration is written last."""
     try:
         return (folder / CONFIG).exists() and bool(check_checkpoint(folder))
     except LmscoutError:
         return False
 
 
-def check_asked(folder: Path, shape: str, note: Mapping[str, Any]) -> None:
-    """Refuse a finished model that was asked for otherwise, as far as a request tells.
+def check_settings(folder: Path, shape: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a finished model of a run with other settings.
 
     Args:
         folder: of the model.
-        shape: that is wanted.
-        note: what its record is to say; what it says besides may be anything.
+        shape: of this run.
+        settings: of this run; the record may hold more.
 
     Raises:
-        LmscoutError: its record cannot be read, or differs.
+        LmscoutError: the record cannot be read, or differs.
     """
     record = _read(folder, RECORD)
-    asked = record.get("asked")
-    found = {"shape": record.get("shape"), **(asked if isinstance(asked, dict) else {})}
-    _compare(folder, found, {"shape": shape, **note})
+    saved = record.get("settings")
+    found = {"shape": record.get("shape"), **(saved if isinstance(saved, dict) else {})}
+    _compare(folder, found, {"shape": shape, **settings})
 
 
 def check_plan(folder: Path, plan: Plan, dtype: torch.dtype) -> None:
-    """Refuse a finished model that is not the one that a run has found.
+    """Refuse a finished model of another plan or dtype.
 
     Args:
         folder: of the model.
-        plan: that was found.
-        dtype: of the weights that would be saved.
+        plan: the selected plan of this run.
+        dtype: of the weights that this run saves.
 
     Raises:
-        LmscoutError: its record cannot be read, or differs.
+        LmscoutError: the record cannot be read, or differs.
     """
     found = {
         "plan": _read(folder, RECORD).get("plan"),

@@ -9,8 +9,10 @@ from lmscout.progress import StageProgress
 from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.measuring import Fitted
 from lmscout.pruning.plan import Plan, as_rows
+from lmscout.pruning.ranges import Target
 from lmscout.pruning.results import Finalist
-from lmscout.pruning.sampler import Target, order_for_prefix_sharing
+from lmscout.pruning.sampler import order_for_prefix_sharing
+from lmscout.pruning.search import search
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair, PairStudy
 
@@ -27,17 +29,18 @@ def candidates_of(
     Where a proxy objectives, its best plan alone: it has won.
     """
     if fitted.objective is not None:
-        judged = space.search(fitted.objective.loss_increases, target, seed=seed, count=1, begin=[])
+        judged = search(space, fitted.objective.loss_increases, target, seed=seed, count=1)
         return [one.plan for one in judged]
     best = [pair.plan for pair in space.best_pairs(pair_study.pairs(), target.budget, _MEASURED)]
     if fitted.predictor is None:
         return best
-    found = space.search(
+    found = search(
+        space,
         fitted.predictor.cautious,
         target,
         seed=seed,
         count=_MEASURED + _PREDICTED,
-        begin=best,
+        initial=best,
     )
     fresh = [one.plan for one in found if pair_study.find(one.plan) is None]
     return [*best, *fresh[:_PREDICTED]]
@@ -78,7 +81,7 @@ def measure_finalists(
             _finalist(plan, loss_increase, pair_study.find(plan), finals.find(plan))
             for plan, loss_increase in zip(plans, predicted, strict=True)
         ]
-        contests.append(sorted(contest, key=lambda one: one.final or 0.0))
+        contests.append(sorted(contest, key=lambda one: one.held_out or 0.0))
     return contests
 
 

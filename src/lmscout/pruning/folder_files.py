@@ -1,9 +1,9 @@
-"""The JSON files of a saved folder: nothing foreign in them, and nothing untrue.
+"""The JSON files of a saved folder: known entries only, each consistent with the weights.
 
-transformers writes whatever entries the dense model's files had, known to it or not, and some of
-them name code or other files (`auto_map`, kernels, paths).  So only entries that are known stay.
-Rotary embeddings are written a second time in the form that transformers 4 reads.  Each entry
-that follows from the shapes of weights is compared with the weights in the file.
+transformers writes every entry of the dense model's files, and some of them name code or other
+files (`auto_map`, kernels, paths); unknown entries are removed.  Rotary embeddings are written a
+second time in the form of transformers 4.  Entries that follow from the shapes of weights are
+compared with the stored weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ MODELLING_FILE = Path(modeling_lmscout.__file__).name
 _GENERATION = "generation_config.json"
 _TOKENIZER = "tokenizer_config.json"
 
-# Of config.json, beside the fields of the configuration's class.
-_OF_MODELS = (
+_MODEL_ENTRIES = {
     "model_type",
     "architectures",
     "auto_map",
@@ -39,12 +37,11 @@ _OF_MODELS = (
     "mlp_channels",
     "block_numbers",
     "transformers_version",
-)
-# Of generation_config.json, what names a part that would be built.
-_NOT_OF_GENERATION = ("compile_config", "custom_generate")
-# Of tokenizer_config.json, entries that are text or hold text.  Others stay where they are numbers
-# or yes and no, which name nothing.
-_OF_TOKENIZERS = (
+}
+"""Kept in config.json besides the fields of the configuration's class."""
+_BUILDING_ENTRIES = {"compile_config", "custom_generate"}
+"""Removed from generation_config.json: they name parts to build."""
+_TOKENIZER_ENTRIES = {
     "added_tokens_decoder",
     "backend",
     "chat_control_tokens",
@@ -59,11 +56,17 @@ _OF_TOKENIZERS = (
     "response_template",
     "tokenizer_class",
     "truncation_side",
-)
-_NOT_OF_TOKENIZERS = ("is_local", "local_files_only", "trust_remote_code")
-# Scalings that need the model's length, which a configuration without a class does not know.
-_UNREADABLE = ("llama3", "yarn", "longrope")
+}
+"""Kept in tokenizer_config.json besides tokens, numbers and booleans, which name nothing."""
+_LOADING_ENTRIES = {"is_local", "local_files_only", "trust_remote_code"}
+"""Removed from tokenizer_config.json."""
+_NEEDS_CLASS = {"llama3", "yarn", "longrope"}
+"""Scalings of the model's length, which a configuration without a class does not know."""
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+Entries = dict[str, Any]
+Stored = Mapping[str, tuple[str, tuple[int, ...]]]  # name of a weight -> dtype and shape
+Sizes = Mapping[str, tuple[int, ...]]  # name of a weight of a block -> shape
 
 
 def clean_folder(folder: Path, model: PreTrainedModel) -> None:
@@ -78,20 +81,23 @@ def clean_folder(folder: Path, model: PreTrainedModel) -> None:
     """
     config: Any = model.config
     own = _own_classes(model)
-    known = {one.name for one in fields(config)} | set(_OF_MODELS)
+    known = {one.name for one in fields(config)} | _MODEL_ENTRIES
+    defaults: Any = GenerationConfig
+    generation = set(defaults().to_dict()) - _BUILDING_ENTRIES
 
-    def configured(name: str, value: object) -> bool:
-        if name == "auto_map":
-            return bool(own) and isinstance(value, dict) and set(value.values()) <= own
-        return name in known
+    def model_entries(entries: Entries) -> Entries:
+        kept = {name: value for name, value in entries.items() if name in known}
+        auto_map = kept.pop("auto_map", None)
+        if own and isinstance(auto_map, dict) and set(auto_map.values()) <= own:
+            kept["auto_map"] = auto_map
+        return _with_older_rope(kept, plain=not own)
 
-    _keep(folder / CONFIG, configured)
-    _rewrite(folder / CONFIG, partial(_with_older_rope, plain=not own))
-    plain: Any = GenerationConfig
-    generation = set(plain().to_dict()) - set(_NOT_OF_GENERATION)
-    _keep(folder / _GENERATION, lambda name, _: name in generation)
-    _keep(folder / _TOKENIZER, _of_tokenizer)
-    _rewrite(folder / _TOKENIZER, _with_older_class)
+    def generation_entries(entries: Entries) -> Entries:
+        return {name: value for name, value in entries.items() if name in generation}
+
+    _rewrite(folder / CONFIG, model_entries)
+    _rewrite(folder / _GENERATION, generation_entries)
+    _rewrite(folder / _TOKENIZER, _tokenizer_entries)
     check_code(folder)
 
 
@@ -111,42 +117,41 @@ def check_code(folder: Path) -> None:
 
 
 def check_agreement(folder: Path) -> None:
-    """Compare every entry of config.json that describes weights with the weights in the files.
+    """Compare every entry of config.json that describes weights with the stored weights.
 
     Raises:
-        LmscoutError: one says something else than the weights.
+        LmscoutError: an entry differs.
     """
     config = json.loads((folder / CONFIG).read_text("utf-8"))
-    stored = dict(_headers(folder))
     layout = _GPT2 if config.get("model_type", "").endswith("gpt2") else _LLAMA
-    for name, said, found in layout.facts(config, stored):
-        if said != found:
+    for name, declared, found in layout.facts(config, dict(_headers(folder))):
+        if declared != found:
             raise LmscoutError(
-                f"the saved config.json does not describe the saved weights: {name} is {said} in "
-                f"the one and {found} by the other: not saved"
+                f"the saved config.json does not describe the saved weights: {name} is {declared} "
+                f"in the one and {found} by the other: not saved"
             )
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a layout keeps the weights from which the entries of its config.json follow.
+    """The weights that the entries of a config.json describe.
 
     Attributes:
-        blocks: what the names of blocks' weights begin with.
+        blocks: prefix of the names of blocks' weights.
         embedding: name of the token embedding.
         names: entries of config.json: vocabulary, width, depth.
-        sizes: (config, block) -> names of a block's weights with the shape that each has.
+        sizes: (config, block) -> shapes of a block's weights.
     """
 
     blocks: str
     embedding: str
     names: tuple[str, str, str]
-    sizes: Callable[[Mapping[str, Any], int], Mapping[str, tuple[int, ...]]]
+    sizes: Callable[[Mapping[str, Any], int], Sizes]
 
     def facts(
-        self, config: Mapping[str, Any], stored: Mapping[str, tuple[str, tuple[int, ...]]]
+        self, config: Mapping[str, Any], stored: Stored
     ) -> Iterator[tuple[str, object, object]]:
-        """Entries, what config.json says of them, and what the weights say."""
+        """Yield names of entries, their values, and the values by the weights."""
         vocabulary, width, depth = self.names
         rows, columns = stored[self.embedding][1]
         yield vocabulary, config[vocabulary], rows
@@ -164,11 +169,11 @@ class _Layout:
         for block in range(config[depth]):
             for name, shape in self.sizes(config, block).items():
                 whole = f"{self.blocks}{block}.{name}"
-                there = stored[whole][1] if whole in stored else None
-                yield whole, shape if shape and all(shape) else None, there
+                found = stored[whole][1] if whole in stored else None
+                yield whole, shape if shape and all(shape) else None, found
 
 
-def _llama_sizes(config: Mapping[str, Any], block: int) -> Mapping[str, tuple[int, ...]]:
+def _llama_sizes(config: Mapping[str, Any], block: int) -> Sizes:
     width, heads = config["hidden_size"], config["num_attention_heads"]
     groups = config["num_key_value_heads"]
     kept = config.get("attention_groups", [groups] * (block + 1))[block]
@@ -183,7 +188,7 @@ def _llama_sizes(config: Mapping[str, Any], block: int) -> Mapping[str, tuple[in
     }
 
 
-def _gpt2_sizes(config: Mapping[str, Any], block: int) -> Mapping[str, tuple[int, ...]]:
+def _gpt2_sizes(config: Mapping[str, Any], block: int) -> Sizes:
     width, heads = config["n_embd"], config["n_head"]
     kept = config.get("attention_groups", [heads] * (block + 1))[block]
     inner = config.get("n_inner") or 4 * width
@@ -208,7 +213,7 @@ _GPT2 = _Layout(
 
 
 def _own_classes(model: PreTrainedModel) -> set[str]:
-    """How a model's auto_map names its classes; nothing for a plain model of its family."""
+    """Own classes in the auto_map of a model; empty for a plain model of its family."""
     module = MODELLING_FILE.removesuffix(".py")
     for classes in modeling_lmscout.PRUNED.values():
         if isinstance(model, classes[-1]):
@@ -217,7 +222,6 @@ def _own_classes(model: PreTrainedModel) -> set[str]:
 
 
 def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
-    """Names of the stored weights, with dtype and shape."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118
@@ -225,72 +229,53 @@ def _headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
                 yield name, (one.get_dtype(), tuple(one.get_shape()))
 
 
-def _of_tokenizer(name: str, value: object) -> bool:
-    if name in _NOT_OF_TOKENIZERS:
-        return False
-    if value is None or isinstance(value, bool | int | float):
-        return True
-    text_of_tokens = name in PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES or name.endswith(
-        "_token"
-    )
-    return text_of_tokens or name in _OF_TOKENIZERS
-
-
-def _with_older_class(entries: dict[str, Any]) -> dict[str, Any]:
-    """The class of a plain fast tokenizer by the name that transformers 4 knows as well."""
-    if entries.get("tokenizer_class") == "TokenizersBackend":
-        return {**entries, "tokenizer_class": "PreTrainedTokenizerFast"}
-    return entries
-
-
-def _keep(file: Path, wanted: Callable[[str, object], bool]) -> None:
-    """Keep the wanted entries of a file, if there is such a file."""
-    _rewrite(
-        file, lambda entries: {name: one for name, one in entries.items() if wanted(name, one)}
-    )
-
-
-def _rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def _rewrite(file: Path, change: Callable[[Entries], Entries]) -> None:
     if file.is_file():
         entries = change(json.loads(file.read_text("utf-8")))
         text = json.dumps(entries, indent=2, ensure_ascii=False, sort_keys=True)
         file.write_text(text + "\n", "utf-8")
 
 
-def _with_older_rope(entries: dict[str, Any], *, plain: bool) -> dict[str, Any]:
-    """Rotary embeddings once more as transformers 4 reads them, and vLLM and others with it.
+def _tokenizer_entries(entries: Entries) -> Entries:
+    tokens = PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES
+    kept = {
+        name: value
+        for name, value in entries.items()
+        if name not in _LOADING_ENTRIES
+        and (
+            value is None
+            or isinstance(value, bool | int | float)
+            or name in _TOKENIZER_ENTRIES
+            or name in tokens
+            or name.endswith("_token")
+        )
+    }
+    if kept.get("tokenizer_class") == "TokenizersBackend":
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 knows
+    return kept
 
-    It reads `rope_theta` and `rope_scaling` and takes its own defaults where they are not there.
-    Where the model has lmscout's own classes (it is not `plain`), these see to it, too:
-    transformers 5 cannot load a tokenizer beside some scalings without the configuration's class.
+
+def _with_older_rope(entries: Entries, *, plain: bool) -> Entries:
+    """Add `rope_theta` and `rope_scaling`, as transformers 4 and vLLM read rotary embeddings.
+
+    Without them transformers 4 takes its own defaults.  lmscout's own classes (not `plain`) add
+    the scalings that need a class themselves: transformers 5 cannot load a tokenizer beside these
+    without the class of the configuration.
     """
     rope = entries.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_type" not in rope:
         return entries
-    rope = _named_values(rope)
-    older = _older(rope, entries)
-    if not plain and rope["rope_type"] in _UNREADABLE:
-        older.pop("rope_scaling", None)
-    return {**entries, "rope_parameters": rope, **older}
-
-
-def _named_values(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """A kind of rotary embedding by its name and numbers, without anything else."""
-    return {
+    rope = {
         name: value
         for name, value in rope.items()
         if name in ("rope_type", "type") or isinstance(value, bool | int | float | list)
     }
-
-
-def _older(rope: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of transformers 4 for one kind of rotary embedding."""
     scaling = dict(rope)
-    older: dict[str, Any] = {}
-    for name in ("rope_theta", "partial_rotary_factor"):
-        if name in scaling:
-            older[name] = scaling.pop(name)
-    if scaling.get("rope_type", "default") == "default":
-        return older  # without scaling, which is what transformers 4 takes where none is named
-    length = entries.get("max_position_embeddings")
-    return {**older, "rope_scaling": modeling_lmscout.older_scaling(scaling, length)}
+    older = {
+        name: scaling.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rope
+    }
+    kind = scaling.get("rope_type")
+    if kind != "default" and (plain or kind not in _NEEDS_CLASS):
+        length = entries.get("max_position_embeddings")
+        older["rope_scaling"] = modeling_lmscout.older_scaling(scaling, length)
+    return {**entries, "rope_parameters": rope, **older}

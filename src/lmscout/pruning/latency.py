@@ -1,30 +1,33 @@
-"""How long steps of a model take on this machine, by the units that they keep.
+"""Time of attention and MLP on a device, by the units that they keep.
 
 One block's attention and MLP are timed at a few numbers of units each, on views of the
-dense weights; what lies between is interpolated.  Blocks of equal shape are timed once.
+dense weights, and interpolated.  Blocks of equal shape are timed once.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.cost import await_device
-from lmscout.pruning.families import ATTENTION, MLP, AttentionParts, Family, MlpParts
-from lmscout.pruning.moments import half_step
+from lmscout.pruning.families import Family, Sublayer
 from lmscout.pruning.plan import Floats
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_FIXED = "fixed"
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,17 @@ class Curve:
 
     Attributes:
         units: ascending from 0 to all there are.
-        seconds: never falling, from 0: what keeps no unit is left out.
+        seconds: never decreasing, from 0: a sublayer without units is left out.
     """
 
     units: tuple[int, ...]
-    seconds: tuple[float, ...]
+    seconds: tuple[Seconds, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.units) != len(self.seconds) or self.units[:1] != (0,):
+            raise ValueError("units do not start from 0, each with its seconds")
+        if sorted(set(self.units)) != list(self.units):
+            raise ValueError("units do not ascend")
 
     def table(self) -> Floats:
         """Seconds for every number of units, [units + 1]."""
@@ -46,7 +55,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds that a forward pass over a batch takes, in parts.
+    """Seconds of a forward pass over a batch, in parts.
 
     Attributes:
         attention: of each block.
@@ -58,7 +67,7 @@ class Latency:
 
     attention: tuple[Curve, ...]
     mlp: tuple[Curve, ...]
-    fixed: float
+    fixed: Seconds
     windows: int
     tokens: int
 
@@ -74,87 +83,46 @@ def measure_latency(
 ) -> Latency:
     """Time the parts of a forward pass, without a cache.
 
-    Everything is timed once a round, so that a machine that is busy for a while slows all of
-    it alike.  The median over rounds stands for a part; medians that fall where more units
-    are kept are averaged.
+    Everything is timed once per round, so that load on the machine slows all of it alike.  The
+    median over rounds counts; medians that decrease where more units are kept are averaged.
 
     Args:
         model: the dense model, in eval mode, on the device to time it on.
         family: its family.
         windows: [B, T] int64, the batch.
         points: numbers of units above 0 that are timed, or as many as there are.
-        repeats: rounds, after one that is not counted.
+        repeats: rounds, after a warm-up.
     """
     windows = windows.to(model.device)
     hidden = family.embed(model, windows)
     context = family.context(model, hidden)
-    blocks = [(block, family.parts(block)) for block in family.blocks(model)]
-
-    parts: dict[tuple[object, ...], Callable[[], object]] = {
+    parts: dict[Hashable, Callable[[], object]] = {
         _FIXED: lambda: family.logits(model, family.embed(model, windows))
     }
-    places = []
-    for block, whole in blocks:
-        for kind, part in whole.sublayers.items():
-            form = (kind, *_form(part))
-            places.append((form, counts := _spread(part.units, points)))
-            for kept in counts[1:]:
-                first = part.first(kept)
-                step = partial(half_step, family, block, first, hidden, context)
-                parts.setdefault((form, kept), step)
+    sublayers = []
+    for (_, kind), part in family.all_sublayers(model).items():
+        form = (kind, *_form(part))
+        # 0, 1, and numbers of units evenly spread up to all
+        spread = {round(1 + at * (part.units - 1)) for at in np.linspace(0, 1, points)}
+        units = (0, *sorted(spread))
+        sublayers.append((form, units))
+        for kept in units[1:]:
+            parts.setdefault((form, kept), partial(part.first(kept).step, hidden, context))
     seconds = _medians(parts, repeats, model.device)
-    curves = [
-        Curve(counts, _rising([0.0, *(seconds[form, kept] for kept in counts[1:])]))
-        for form, counts in places
-    ]
+    curves = []
+    for form, units in sublayers:
+        medians = np.array([0.0, *(seconds[form, kept] for kept in units[1:])])
+        curves.append(Curve(units, tuple(isotonic_regression(medians).tolist())))
     return Latency(
         tuple(curves[::2]), tuple(curves[1::2]), seconds[_FIXED], len(windows), windows.shape[1]
     )
 
 
-def to_json(latency: Latency) -> dict[str, Any]:
-    """Measured seconds as JSON, from which `from_json` makes the same."""
-    return {
-        "windows": latency.windows,
-        "tokens": latency.tokens,
-        "fixed": latency.fixed,
-        **{
-            kind: [{"units": list(one.units), "seconds": list(one.seconds)} for one in curves]
-            for kind, curves in ((ATTENTION, latency.attention), (MLP, latency.mlp))
-        },
-    }
-
-
-def from_json(value: Any) -> Latency:
-    """Measured seconds that `to_json` wrote.
-
-    Raises:
-        LmscoutError: it is nothing that `to_json` wrote.
-    """
-    try:
-        latency = Latency(
-            tuple(_curve(one) for one in value[ATTENTION]),
-            tuple(_curve(one) for one in value[MLP]),
-            _number(value["fixed"]),
-            int(value["windows"]),
-            int(value["tokens"]),
-        )
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise LmscoutError(
-            f"latency: these are no tables of measured seconds ({error!r}): remove them, and they "
-            "are measured again"
-        ) from error
-    return latency
-
-
-_FIXED: tuple[object, ...] = ("fixed",)
-
-
 def _medians(
-    parts: Mapping[tuple[object, ...], Callable[[], object]], repeats: int, device: torch.device
-) -> dict[tuple[object, ...], float]:
+    parts: Mapping[Hashable, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[Hashable, float]:
     """Seconds of each call, the median over rounds in which all are timed."""
-    seconds: dict[tuple[object, ...], list[float]] = {key: [] for key in parts}
+    seconds: dict[Hashable, list[float]] = {key: [] for key in parts}
     for _ in range(1 + repeats):
         for key, run in parts.items():
             await_device(device)
@@ -165,33 +133,29 @@ def _medians(
     return {key: statistics.median(each[1:]) for key, each in seconds.items()}
 
 
-def _form(part: AttentionParts | MlpParts) -> tuple[object, ...]:
-    """What the time of attention or MLP depends on."""
-    if isinstance(part, AttentionParts):
-        return (part.groups, part.group_size, part.head_size, part.output.weight.shape[0])
-    return (part.channels, len(part.expand), part.output.weight.shape[0])
+def _form(part: Sublayer) -> Sequence[Hashable]:
+    """The sizes on which the time of a sublayer depends."""
+    return (part.units, *(one.weight.shape for one in part.maps))
 
 
-def _spread(most: int, points: int) -> tuple[int, ...]:
-    """0, 1, and numbers of units evenly spread up to all."""
-    return (0, *sorted({round(1 + share * (most - 1)) for share in np.linspace(0, 1, points)}))
+def to_json(latency: Latency) -> dict[str, Any]:
+    """Measured seconds as JSON."""
+    found: dict[str, Any] = TypeAdapter(Latency).dump_python(latency, mode="json")
+    return found
 
 
-def _rising(seconds: Sequence[float]) -> tuple[float, ...]:
-    """The nearest numbers that never fall."""
-    return tuple(isotonic_regression(np.array(seconds, np.float64)).tolist())
+def from_json(value: Any) -> Latency:
+    """Measured seconds that `to_json` wrote.
 
-
-def _curve(value: Any) -> Curve:
-    units = tuple(int(one) for one in value["units"])
-    seconds = tuple(_number(one) for one in value["seconds"])
-    if len(units) != len(seconds) or units[0] != 0 or sorted(set(units)) != list(units):
-        raise ValueError("units do not ascend from 0, each with its seconds")
-    return Curve(units, seconds)
-
-
-def _number(value: Any) -> float:
-    number = float(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{value} seconds")
-    return number
+    Raises:
+        LmscoutError: it is not what `to_json` wrote.
+    """
+    try:
+        return TypeAdapter(Latency).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, ("latency", *problem["loc"])))
+        raise LmscoutError(
+            f"{place}: these are no tables of measured seconds ({problem['msg']}); remove "
+            "them, and they are measured again"
+        ) from error

@@ -32,7 +32,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -53,9 +53,9 @@ from lmscout.pruning.features import Column, ImportanceMass
 from lmscout.pruning.narrowing import NarrowingStep, narrow
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape, as_rows
 from lmscout.pruning.predictor import FEWEST_PAIRS, Predictor, check_enough, fit_predictor
-from lmscout.pruning.proxy_objective import ProxyObjective, asked_proxy, compute_objectives
-from lmscout.pruning.ranges import Ranges
-from lmscout.pruning.sampler import Calls, Proposal, Target
+from lmscout.pruning.proxy_objective import ProxyObjective, compute_objectives, parse_proxy
+from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.sampler import Proposal, propose
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_writer import StudyWriter
@@ -267,18 +267,19 @@ def learn(
     return predictor, tuple(narrower), tuple(narrowing_steps)
 
 
-def next_step(terms: Terms, question: Question, beside: Calls | None = None) -> Step:
+def next_step(terms: Terms, question: Question, executor: Executor | None = None) -> Step:
     """Learn, narrow, search, and say what is measured next.
 
     Args:
         terms: of the run.
         question: what is known.
-        beside: does one of two searches while the other is done here.
+        executor: runs one of two searches while the other runs here.
     """
     predictor, ranges, narrowing_steps = learn(terms, question.pairs, question.ranges, repeats=1)
     if not question.count:
         return Step((), (), ranges, narrowing_steps)
-    proposals = terms.space.propose(
+    proposals = propose(
+        terms.space,
         [Target(*both) for both in zip(terms.budgets, ranges, strict=True)],
         count=question.count,
         seed=terms.seed,
@@ -286,7 +287,7 @@ def next_step(terms: Terms, question: Question, beside: Calls | None = None) -> 
         pairs=question.pairs,
         predictor=predictor,
         waiting=question.waiting,
-        beside=beside,
+        executor=executor,
     )
     # Round 0 covers the space: what is bad there teaches as much as what is good.  Later limits
     # follow from what the step follows from: so its plans may be measured in any order.
@@ -317,7 +318,7 @@ def asked_ahead(terms: Terms) -> Iterator[Asks]:
     about in a thread, and hold up those that launch work.
     """
     with ExitStack() as stack:
-        calls: Calls
+        calls: Executor
         work: Callable[[Terms, Question], Step]
         if terms.extra:
             calls, work = stack.enter_context(ThreadPoolExecutor(1)), next_step
@@ -630,7 +631,7 @@ def calibrated_objectives(texts: Sequence[str], calibrated: Calibrated) -> list[
     if not texts:
         return []
     return compute_objectives(
-        [asked_proxy(text) for text in texts],
+        [parse_proxy(text) for text in texts],
         calibrated.model,
         calibrated.family,
         calibrated.shape,

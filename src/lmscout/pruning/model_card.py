@@ -1,4 +1,4 @@
-"""The README.md of a saved model: where it comes from, what was measured, and how to load it."""
+"""The README.md of a saved model: its origin, its measurements, and how to load it."""
 
 from __future__ import annotations
 
@@ -68,31 +68,31 @@ Zero-cost proxies: [arXiv 2410.04808](https://arxiv.org/abs/2410.04808).
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model whose perplexity a run measured.
+    """One model of a run.
 
     Attributes:
         name: such as "dense", "uniform" or "found".
+        label: in the card's table.
         parameters: of the whole model.
         perplexity: on the report text; None without one.
-        shown: the name in the card's table.
     """
 
     name: str
+    label: str
     parameters: int
     perplexity: Perplexity | None
-    shown: str = ""
 
 
 @dataclass(frozen=True)
 class CardFigures:
-    """What a run measured, for the card and the record of a model that it saves.
+    """Measurements of a run, for the card and the record of a saved model.
 
     Attributes:
-        pairs: architecture-accuracy pairs that were measured.
-        models: whose perplexity was measured, the dense one first.
-        saved: name of the one that is saved.
+        pairs: number of measured architecture-accuracy pairs.
+        models: the dense one first.
+        saved: name of the saved model.
         origin: of the dense model.
-        verdict: whether the saved model is better than uniform cuts, in sentences.
+        verdict: whether the saved model is better than uniform ones, in sentences.
     """
 
     pairs: int
@@ -101,9 +101,13 @@ class CardFigures:
     origin: Origin
     verdict: tuple[str, ...] = ()
 
+    @property
+    def perplexities(self) -> dict[str, Perplexity]:
+        """Perplexities by name of the model, as far as measured."""
+        return {one.name: one.perplexity for one in self.models if one.perplexity is not None}
+
     def to_json(self) -> dict[str, object]:
-        """As `lmscout.json` holds it."""
-        measured = {one.name: one.perplexity for one in self.models if one.perplexity is not None}
+        """The measurements in `lmscout.json`."""
         return {
             "pairs": self.pairs,
             "saved": self.saved,
@@ -115,7 +119,7 @@ class CardFigures:
                     "text_sha256": one.text_sha256,
                     "protocol": asdict(one.protocol),
                 }
-                for name, one in measured.items()
+                for name, one in self.perplexities.items()
             },
         }
 
@@ -130,33 +134,32 @@ def model_card(
     """Write the card.
 
     Args:
-        record: what `lmscout.json` holds: shape, kept, parameters, dense_parameters, asked.
+        record: the content of `lmscout.json`: shape, kept, parameters, dense_parameters, settings.
         plan: the plan that was cut.
         dense: the plan that keeps everything.
         model_type: of the dense model.
-        figures: what was measured; None if it is not known.
+        figures: measurements; None if unknown.
 
     Returns:
         Markdown with the front matter that the Hub reads.
     """
-    load = _ANY if record["shape"] == "any" else _UNIFORM
-    rows = "".join(
-        f"| {block} | {groups} of {all_groups} | {channels} of {all_channels} |\n"
-        for block, (groups, all_groups, channels, all_channels) in enumerate(
-            zip(plan.attention, dense.attention, plan.mlp, dense.mlp, strict=True)
-        )
-    )
     origin = None if figures is None else figures.origin
-    numbers = {name: record[name] for name in ("kept", "parameters", "dense_parameters")}
+    settings = record["settings"]
     head = _HEAD.format(
         model_type=model_type,
         of="" if origin is None else f" from `{origin.name or origin.source}`",
-        total=numbers["parameters"] / numbers["dense_parameters"],
-        **numbers,
+        total=record["parameters"] / record["dense_parameters"],
+        **{name: record[name] for name in ("kept", "parameters", "dense_parameters")},
     )
-    parts = [_front(origin), head, "" if figures is None else _measured(figures)]
-    parts += [load.format(model_type=model_type), _PLAN, rows, _asked(record, figures), _CITATION]
-    if {"objective", "features"} & set(record["asked"]):
+    load = (_ANY if record["shape"] == "any" else _UNIFORM).format(model_type=model_type)
+    blocks = zip(plan.attention, dense.attention, plan.mlp, dense.mlp, strict=True)
+    rows = "".join(
+        f"| {block} | {groups} of {all_groups} | {channels} of {all_channels} |\n"
+        for block, (groups, all_groups, channels, all_channels) in enumerate(blocks)
+    )
+    parts = [_front(origin), head, "" if figures is None else _measured(figures), load, _PLAN, rows]
+    parts += [_settings(settings, figures), _CITATION]
+    if {"objective", "features"} & set(settings):
         parts.append(_PROXIES)
     return "".join(parts)
 
@@ -176,42 +179,39 @@ def _front(origin: Origin | None) -> str:
 
 
 def _measured(figures: CardFigures) -> str:
-    """Perplexities as a table, with the protocol that all of them have."""
-    known = [one.perplexity for one in figures.models if one.perplexity is not None]
+    """Perplexities as a table, with their common protocol."""
+    known = figures.perplexities
     if not known:
         return ""
     rows = ""
     for one in figures.models:
-        if one.perplexity is not None:
-            name = one.shown or one.name.replace("_", ", ")
-            name = f"**{name} (this model)**" if one.name == figures.saved else name
-            rows += f"| {name} | {one.parameters:,} | {one.perplexity.value:.2f} |\n"
+        if one.name in known:
+            label = f"**{one.label} (this model)**" if one.name == figures.saved else one.label
+            rows += f"| {label} | {one.parameters:,} | {known[one.name].value:.2f} |\n"
     verdict = "".join(f"{one}.\n\n" for one in figures.verdict)
-    first = known[0]
-    beginning = "no special token" if first.protocol.bos == "none" else "special tokens once"
+    first = next(iter(known.values()))
+    special = "no special token" if first.protocol.bos == "none" else "special tokens once"
     return (
         "\n## Perplexity\n\n| model | parameters | perplexity |\n|---|---:|---:|\n"
         f"{rows}\n{verdict}"
         f"Protocol `{first.protocol.name}`: windows of {first.protocol.window} tokens, "
-        f"stride {first.protocol.stride}, {beginning}; {first.tokens:,} tokens scored of "
+        f"stride {first.protocol.stride}, {special}; {first.tokens:,} tokens scored of "
         f"`{_text_name(first)}`.\n"
     )
 
 
-def _asked(record: Mapping[str, Any], figures: CardFigures | None) -> str:
-    """What was asked for, and how many pairs were measured for it."""
-    asked = record["asked"]
-    if not asked:
+def _settings(settings: Mapping[str, Any], figures: CardFigures | None) -> str:
+    """The settings of the run, and the number of measured pairs."""
+    if not settings:
         return ""
     measured = ""
     if figures is not None:
-        pairs = figures.pairs
-        verb = "pair was" if pairs == 1 else "pairs were"
-        measured = f"{pairs:,} architecture-accuracy {verb} measured"
-        limit = asked.get("pairs")
-        measured += f" (at most {limit:,} were asked for).\n\n" if limit else ".\n\n"
-    text = json.dumps(asked, indent=2, ensure_ascii=False)
-    return f"\n## What was asked for\n\n{measured}```json\n{text}\n```\n"
+        verb = "pair was" if figures.pairs == 1 else "pairs were"
+        limit = settings.get("pairs")
+        most = f" (of at most {limit:,})" if limit else ""
+        measured = f"{figures.pairs:,} architecture-accuracy {verb} measured{most}.\n\n"
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    return f"\n## Settings\n\n{measured}```json\n{text}\n```\n"
 
 
 def _text_name(found: Perplexity) -> str:

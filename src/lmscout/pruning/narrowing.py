@@ -1,62 +1,45 @@
-"""Narrowing: where the predictor says that blocks need not be looked at any more.
+"""Narrowing the ranges of blocks by partial dependence of the predicted loss increase.
 
-For each block and kind, plans around the best are changed to keep more or fewer units
-there, at the same size: what it gets the others give, and what it gives they share.  The
-predicted rise over those changes, its partial dependence, says how far the range may
-shrink.  Changes at one size are what pairs of one size can teach, and what a search at that
-size can use.
+For each column, plans around the best are changed to keep more or fewer units there, at the same
+size: the other columns share what it gains or loses.  Changes at one size are what pairs of one
+size can teach, and what a search at that size can use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from lmscout.pruning.budgets import Budget
-from lmscout.pruning.plan import Floats, Rows, Shape, as_plans, as_rows, dense_row
-from lmscout.pruning.ranges import Ranges, best_pairs, fit, meets
+from lmscout.pruning.plan import Floats, Rows, Shape, as_rows, dense_row
+from lmscout.pruning.predictor import Predictor
+from lmscout.pruning.ranges import Ranges, Target, best_pairs, fit
 from lmscout.pruning.study import Pair
 
-FREE, BEARING = "insensitive", "load-bearing"
+INSENSITIVE, SENSITIVE = "insensitive", "sensitive"
 
-_ELITE = 12  # best measured plans, around which the dependence is taken
+_ELITE = 12  # best measured plans, around which the dependence is computed
 _POINTS = 13  # numbers of units tried in a range
 _LEAST_WIDTH = 0.3  # of a block's units: no range gets narrower
 _MOST_AT_ONCE = 0.5  # of a range: no more is given up in one narrowing
-_MARGIN = 3.0  # errors of the predictor by which a part of a range must be worse to go
-
-
-class Fitted(Protocol):
-    """What narrowing asks of a predictor."""
-
-    def predict(self, rows: Rows) -> Floats:
-        """Predicted rises, plans [n, 2L] to [n]."""
-
-    def error_near(self, loss_increase: float) -> float:
-        """Typical error in nats of a prediction about a rise."""
-
-    def contributions(self, rows: Rows) -> Floats | None:
-        """Mean size of what each column adds to predictions, or None."""
+_MARGIN = 3.0  # typical errors of the predictor by which a part of a range must be worse
 
 
 @dataclass(frozen=True)
 class NarrowingStep:
-    """One narrowing of adjacent blocks, and why.
+    """One narrowing of adjacent blocks, and its reason; numbers are means over the blocks.
 
     Attributes:
         kind: "attention" or "mlp".
         blocks: first and last block.
         verdict: "insensitive", where the range lost its upper end, or "sensitive", where
             it lost its lower.
-        keeping: share of units, of which `cost` speaks.
+        keeping: share of units to which `cost` refers.
         instead_of: share of units that it is compared to.
-        cost: predicted change of the rise in nats a token, at the same size, mean over the
-            blocks.
-        contribution: mean size of what the blocks add to predictions, on the predictor's
-            scale; None where it is not boosted trees.
+        cost: predicted change of the loss increase in nats/token, at the same size.
     """
 
     kind: str
@@ -65,7 +48,6 @@ class NarrowingStep:
     keeping: float
     instead_of: float
     cost: float
-    contribution: float | None
 
     @property
     def words(self) -> str:
@@ -79,13 +61,12 @@ class NarrowingStep:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Dependence:
-    """Predicted rise by what one block and kind keeps, at one size.
+class Dependence(NamedTuple):
+    """Predicted loss increase by the units of one column, at one size.
 
     Attributes:
-        units: [points] ascending numbers of units kept.
-        loss_increase: [points] mean over plans, in nats a token.
+        units: [points] ascending.
+        loss_increase: [points] mean over plans, in nats/token.
     """
 
     units: Rows
@@ -93,30 +74,29 @@ class Dependence:
 
 
 def partial_dependence(
-    predictor: Fitted, shape: Shape, ranges: Ranges, budget: Budget, around: Rows, measured: Rows
+    predictor: Predictor, shape: Shape, ranges: Ranges, budget: Budget, around: Rows, measured: Rows
 ) -> tuple[Dependence, ...]:
-    """How the predicted rise depends on each column of a row, at one size.
+    """Compute how the predicted loss increase depends on each column of a row, at one size.
 
     Args:
-        predictor: of rises.
+        predictor: of loss increases.
         shape: of the dense model.
         ranges: within which columns are varied and the others make up.
         budget: that all plans meet.
         around: [n, 2L] plans to vary.
-        measured: [m, 2L] all plans measured; a column is varied between the fewest and the
-            most units that one of them keeps, for of what lies beyond nothing is known.
+        measured: [m, 2L] all plans measured; columns vary between the fewest and the most units
+            that one of them keeps.
 
     Returns:
-        One a column; numbers of units at which the others cannot meet the budget are left
-        out.
+        One per column, without numbers of units at which the others cannot meet the budget.
     """
-    low, high = as_rows([ranges.low, ranges.high])
+    low, high = ranges.rows
     fewest = np.maximum(low, measured.min(axis=0))
     most = np.minimum(high, measured.max(axis=0))
     every = []
-    for column in range(2 * shape.depth):
-        points = np.unique(np.rint(np.linspace(fewest[column], most[column], _POINTS)))
-        every.append(points[(points >= fewest[column]) & (points <= most[column])].astype(np.int64))
+    for least, largest in zip(fewest, most, strict=True):
+        points = np.unique(np.rint(np.linspace(least, largest, _POINTS)))
+        every.append(points[(points >= least) & (points <= largest)].astype(np.int64))
     # All columns at once: plans [columns x around x points].
     counts = [len(around) * len(points) for points in every]
     wanted = np.concatenate([np.repeat(around, len(points), axis=0) for points in every])
@@ -128,31 +108,31 @@ def partial_dependence(
     rows = fit(wanted, (lows, highs), budget)
     ends = np.cumsum(counts)[:-1]
     curves = []
-    for points, loss_increases, met in zip(
+    for points, predicted, met in zip(
         every,
         np.split(predictor.predict(rows), ends),
-        np.split(meets(rows, budget), ends),
+        np.split(budget.meets(rows), ends),
         strict=True,
     ):
-        loss_increase = loss_increases.reshape(len(around), len(points))
-        possible = met.reshape(loss_increase.shape).all(axis=0)
-        curves.append(Dependence(points[possible], loss_increase.mean(axis=0)[possible]))
+        by_plan = (len(around), len(points))
+        possible = met.reshape(by_plan).all(axis=0)
+        curves.append(
+            Dependence(points[possible], predicted.reshape(by_plan).mean(axis=0)[possible])
+        )
     return tuple(curves)
 
 
 def narrow(
     ranges: Ranges,
-    predictor: Fitted,
+    predictor: Predictor,
     pairs: Sequence[Pair],
     shape: Shape,
     budget: Budget,
-    *,
-    margin: float = _MARGIN,
 ) -> tuple[Ranges, tuple[NarrowingStep, ...]]:
-    """Shrink ranges by what the predictor learnt.
+    """Narrow ranges by a predictor.
 
     An end of a range goes where the dependence there is above its minimum by more than
-    `margin` typical errors of the predictor.  What the best measured plans keep stays
+    three typical errors of the predictor.  What the best measured plans keep stays
     within, no range gets narrower than three tenths of a block's units, and none gives up
     more than half at once.
 
@@ -162,47 +142,42 @@ def narrow(
         pairs: measured; those that meet the budget and lie within ranges count as best.
         shape: of the dense model.
         budget: the size for which ranges are narrowed.
-        margin: in typical errors.
 
     Returns:
-        The ranges, and one `NarrowingStep` for every run of adjacent blocks that shrank alike,
-        costliest first.
+        The ranges, and one step for every run of adjacent blocks that narrowed alike, costliest
+        first.
     """
-    best = best_pairs(pairs, ranges, budget, _ELITE)
+    best = best_pairs(pairs, Target(budget, ranges).holds, _ELITE)
     if not best:
         return ranges, ()
     around = as_rows([pair.plan for pair in best])
-    tolerance = margin * predictor.error_near(best[0].value)
+    tolerance = _MARGIN * predictor.error_near(best[0].value)
     measured = as_rows([pair.plan for pair in pairs])
     curves = partial_dependence(predictor, shape, ranges, budget, around, measured)
-    low, high = as_rows([ranges.low, ranges.high])
+    low, high = ranges.rows
     new_low, new_high = low.copy(), high.copy()
     for column, (curve, units) in enumerate(zip(curves, dense_row(shape), strict=True)):
         if len(curve.units) < 2:
             continue
         good = curve.loss_increase <= curve.loss_increase.min() + tolerance
-        # An end of the range that was not measured stays if the measuring ended well.
+        # An end of the range that was not measured stays if the measured part ends well.
         least = low[column] if good[0] else curve.units[good].min()
         most = high[column] if good[-1] else curve.units[good].max()
         least, most = min(least, around[:, column].min()), max(most, around[:, column].max())
         new_low[column], new_high[column] = _bounded(
             (low[column], high[column]), (least, most), int(np.ceil(_LEAST_WIDTH * units))
         )
-    narrowed = Ranges(*as_plans(np.stack([new_low, new_high])))
+    narrowed = Ranges.of_rows(new_low, new_high)
     if not narrowed.can_meet(budget):
         return ranges, ()
-    contributions = predictor.contributions(around)
-    return narrowed, _explained(
-        shape, (low, high), (new_low, new_high), curves, tolerance, contributions
-    )
+    return narrowed, _steps(shape, ranges, narrowed, curves, tolerance)
 
 
 def _bounded(old: tuple[int, int], wanted: tuple[int, int], least_width: int) -> tuple[int, int]:
     """A range within the old one, around the wanted one, as wide as it has to be."""
+    old_width = old[1] - old[0]
     width = max(
-        wanted[1] - wanted[0],
-        min(least_width, old[1] - old[0]),
-        int(np.ceil(_MOST_AT_ONCE * (old[1] - old[0]))),
+        wanted[1] - wanted[0], min(least_width, old_width), int(np.ceil(_MOST_AT_ONCE * old_width))
     )
     missing = width - (wanted[1] - wanted[0])
     low = max(old[0], wanted[0] - missing // 2)
@@ -210,71 +185,49 @@ def _bounded(old: tuple[int, int], wanted: tuple[int, int], least_width: int) ->
     return int(max(old[0], high - width)), int(high)
 
 
-def _explained(
-    shape: Shape,
-    old: tuple[Rows, Rows],
-    new: tuple[Rows, Rows],
-    curves: Sequence[Dependence],
-    tolerance: float,
-    contributions: Floats | None,
+def _steps(
+    shape: Shape, old: Ranges, new: Ranges, curves: Sequence[Dependence], tolerance: float
 ) -> tuple[NarrowingStep, ...]:
-    """Shrinks of single columns, joined where adjacent blocks shrank alike."""
-    narrowing_steps: list[NarrowingStep] = []
-    units = dense_row(shape)
-    for column, curve in enumerate(curves):
-        lost_low, lost_high = new[0][column] - old[0][column], old[1][column] - new[1][column]
-        if max(lost_low, lost_high) <= 0:
-            continue
-        verdict = FREE if lost_high >= lost_low else BEARING
-        if verdict == FREE:
-            # The fewest units that are no worse than all of them.
-            other = len(curve.units) - 1
-            place = int(
-                np.flatnonzero(curve.loss_increase <= curve.loss_increase[other] + tolerance)[0]
-            )
-        else:
-            # The most of what is given up, beside what does best.
-            other = int(np.argmin(curve.loss_increase))
-            place = max(int(np.searchsorted(curve.units, new[0][column])) - 1, 0)
-        kind = "attention" if column < shape.depth else "mlp"
-        block = column % shape.depth
-        narrowing_step = NarrowingStep(
-            kind,
+    """Narrowings of single columns, joined where adjacent blocks narrowed alike."""
+    steps: list[NarrowingStep] = []
+    lost_low, lost_high = np.abs(new.rows - old.rows)
+    for column in np.flatnonzero(lost_low + lost_high):
+        units, loss_increase = curves[column]
+        verdict = INSENSITIVE if lost_high[column] >= lost_low[column] else SENSITIVE
+        if verdict == INSENSITIVE:  # the fewest units that are no worse than all of them
+            other = len(units) - 1
+            place = int(np.flatnonzero(loss_increase <= loss_increase[other] + tolerance)[0])
+        else:  # the most of the units given up, against the best
+            other = int(np.argmin(loss_increase))
+            place = max(int(np.searchsorted(units, new.rows[0, column])) - 1, 0)
+        block = int(column % shape.depth)
+        dense = dense_row(shape)[column]
+        step = NarrowingStep(
+            "attention" if column < shape.depth else "mlp",
             (block, block),
             verdict,
-            float(curve.units[place] / units[column]),
-            float(curve.units[other] / units[column]),
-            float(curve.loss_increase[place] - curve.loss_increase[other]),
-            None if contributions is None else float(contributions[column]),
+            float(units[place] / dense),
+            float(units[other] / dense),
+            float(loss_increase[place] - loss_increase[other]),
         )
-        before = narrowing_steps[-1] if narrowing_steps else None
+        before = steps[-1] if steps else None
         if (
             before is not None
-            and (before.kind, before.verdict) == (kind, verdict)
+            and (before.kind, before.verdict) == (step.kind, verdict)
             and before.blocks[1] == block - 1
-            and abs(before.cost - narrowing_step.cost) <= max(tolerance, 0.5 * abs(before.cost))
+            and abs(before.cost - step.cost) <= max(tolerance, 0.5 * abs(before.cost))
         ):
-            narrowing_steps[-1] = _joined(before, narrowing_step)
+            steps[-1] = _joined(before, step)
         else:
-            narrowing_steps.append(narrowing_step)
-    return tuple(sorted(narrowing_steps, key=lambda one: -one.cost))
+            steps.append(step)
+    return tuple(sorted(steps, key=lambda one: -one.cost))
 
 
-def _joined(run: NarrowingStep, narrowing_step: NarrowingStep) -> NarrowingStep:
-    """A run of blocks with one block more; numbers are means over blocks."""
+def _joined(run: NarrowingStep, step: NarrowingStep) -> NarrowingStep:
+    """A run of blocks with one block more."""
     count = run.blocks[1] - run.blocks[0] + 1
-
-    def mean(so_far: float, more: float) -> float:
-        return (so_far * count + more) / (count + 1)
-
+    weights = np.array([count, 1]) / (count + 1)
+    pair = [(one.keeping, one.instead_of, one.cost) for one in (run, step)]
     return NarrowingStep(
-        run.kind,
-        (run.blocks[0], narrowing_step.blocks[1]),
-        run.verdict,
-        mean(run.keeping, narrowing_step.keeping),
-        mean(run.instead_of, narrowing_step.instead_of),
-        mean(run.cost, narrowing_step.cost),
-        None
-        if run.contribution is None or narrowing_step.contribution is None
-        else mean(run.contribution, narrowing_step.contribution),
+        run.kind, (run.blocks[0], step.blocks[1]), run.verdict, *(weights @ pair).tolist()
     )

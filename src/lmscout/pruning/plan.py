@@ -1,12 +1,6 @@
-"""Plans: the number of units that each block keeps, alone and as rows of one array.
+"""Plans: the number of units that each block keeps, alone and as rows of an array.
 
-Plans: how many units each block keeps, and what that is in parameters.
-
-Units of a block are sorted by importance once, so that a plan needs no list of which units
-stay: it keeps the first ones.
-
-Plans as rows of one integer array, for whatever looks at many of them at once.
-
+Units of a block are sorted by importance once, so a plan keeps the first ones and needs no list.
 A row is [2L]: the groups that blocks 0 to L-1 keep, then the channels.
 """
 
@@ -23,13 +17,13 @@ from lmscout.errors import LmscoutError
 
 @dataclass(frozen=True)
 class Shape:
-    """Units of a dense model, block by block, and the parameters that each carries.
+    """Units of a dense model by block, and the parameters of one unit.
 
     Attributes:
         groups: attention groups (a key-value head with its query heads) of each block.
         channels: MLP channels of each block.
-        group_parameters: parameters of one group, for each block.
-        channel_parameters: parameters of one channel, for each block.
+        group_parameters: parameters of one group of each block.
+        channel_parameters: parameters of one channel of each block.
     """
 
     groups: tuple[int, ...]
@@ -44,7 +38,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Parameters that units carry: all of attention and MLP but the output biases."""
+        """Parameters in all units: attention and MLP without output biases."""
         return self.parameters_of(self.dense)
 
     @property
@@ -54,23 +48,19 @@ class Shape:
 
     def parameters_of(self, plan: Plan) -> int:
         """Parameters in the units that a plan keeps."""
-        return sum(
-            kept * each
-            for kept, each in (
-                *zip(plan.attention, self.group_parameters, strict=True),
-                *zip(plan.mlp, self.channel_parameters, strict=True),
-            )
-        )
+        kept = plan.attention + plan.mlp
+        each = self.group_parameters + self.channel_parameters
+        return sum(units * number for units, number in zip(kept, each, strict=True))
 
     def kept_share(self, plan: Plan) -> float:
         """Share of the parameters in units that a plan keeps, from 0 to 1."""
         return self.parameters_of(plan) / self.parameters
 
     def check(self, plan: Plan) -> None:
-        """Refuse a plan that does not fit.
+        """Check that a plan fits.
 
         Raises:
-            LmscoutError: it has another depth, or keeps more units than there are.
+            LmscoutError: it has another depth, or keeps more units than a block has.
         """
         for name, kept, present in (
             ("attention", plan.attention, self.groups),
@@ -87,11 +77,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plan:
-    """How many units each block keeps; a block with none of either is dropped.
+    """The units that each block keeps; a block that keeps neither kind is dropped.
 
     Attributes:
-        attention: groups kept, for each block.
-        mlp: channels kept, for each block.
+        attention: groups kept by each block.
+        mlp: channels kept by each block.
     """
 
     attention: tuple[int, ...]
@@ -104,31 +94,24 @@ class Plan:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Units kept in the order in which a model computes: attention 0, MLP 0, ..."""
+        """Units kept in the order of computation: attention 0, MLP 0, attention 1, ..."""
         return tuple(kept for both in zip(self.attention, self.mlp, strict=True) for kept in both)
 
     @property
-    def dropped(self) -> tuple[int, ...]:
-        """Blocks of which nothing is kept."""
-        return tuple(
-            block
-            for block, kept in enumerate(zip(self.attention, self.mlp, strict=True))
-            if kept == (0, 0)
-        )
+    def kept(self) -> tuple[int, ...]:
+        """Numbers of the blocks that are not dropped."""
+        both = zip(self.attention, self.mlp, strict=True)
+        return tuple(block for block, units in enumerate(both) if any(units))
 
     @property
-    def kept(self) -> tuple[int, ...]:
-        """Blocks of which something is kept."""
-        dropped = set(self.dropped)
-        return tuple(block for block in range(self.depth) if block not in dropped)
+    def dropped(self) -> tuple[int, ...]:
+        """Numbers of the blocks that keep nothing."""
+        return tuple(sorted(set(range(self.depth)) - set(self.kept)))
 
     def as_dict(self) -> dict[str, int]:
         """Unit counts by name: ``block00.attention``, ``block00.mlp``, ..."""
-        named = {}
-        for block, (groups, channels) in enumerate(zip(self.attention, self.mlp, strict=True)):
-            named[f"block{block:02d}.attention"] = groups
-            named[f"block{block:02d}.mlp"] = channels
-        return named
+        names = [f"block{block:02d}.{kind}" for block in range(self.depth) for kind in _KINDS]
+        return dict(zip(names, self.steps, strict=True))
 
     @classmethod
     def from_dict(cls, named: dict[str, int]) -> Plan:
@@ -138,20 +121,21 @@ class Plan:
             LmscoutError: a name is missing or unknown.
         """
         depth = len(named) // 2
-        plan_names = cls((0,) * depth, (0,) * depth).as_dict()
-        if set(plan_names) != set(named):
-            odd = sorted(set(plan_names) ^ set(named))
+        names = cls((0,) * depth, (0,) * depth).as_dict().keys()
+        if odd := sorted(names ^ named.keys()):
             raise LmscoutError(f"plan: {odd[0]} is missing or unknown")
-        counts = [int(named[name]) for name in plan_names]
+        counts = [int(named[name]) for name in names]
         return cls(tuple(counts[::2]), tuple(counts[1::2]))
 
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+_KINDS = ("attention", "mlp")
+
 
 def as_rows(plans: Sequence[Plan]) -> Rows:
-    """Plans of one depth as rows, [n, 2L]; no plans give [0, 0]."""
+    """Plans of one depth as rows, [n, 2L]; [0, 0] for no plans."""
     if not plans:
         return np.zeros((0, 0), np.int64)
     return np.array([plan.attention + plan.mlp for plan in plans], np.int64)
@@ -164,12 +148,12 @@ def as_plans(rows: Rows) -> list[Plan]:
 
 
 def dense_row(shape: Shape) -> Rows:
-    """The units there are, [2L]."""
+    """The row that keeps everything, [2L]."""
     return np.array(shape.groups + shape.channels, np.int64)
 
 
 def unit_parameters(shape: Shape) -> Rows:
-    """Parameters of one unit in every column of a row, [2L]."""
+    """Parameters of one unit of each column, [2L]."""
     return np.array(shape.group_parameters + shape.channel_parameters, np.int64)
 
 
@@ -180,16 +164,16 @@ def kept_shares(shape: Shape, rows: Rows) -> Floats:
 
 
 def unseen(rows: Rows, seen: set[bytes]) -> list[int]:
-    """Places of the rows that were not seen before, each once; they are seen from now on."""
+    """Positions of the rows that are not in `seen`, each once; adds them to `seen`."""
     new = []
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         if (key := row.tobytes()) not in seen:
             seen.add(key)
-            new.append(place)
+            new.append(position)
     return new
 
 
 def in_block_order(rows: Rows) -> Rows:
-    """Columns as a model computes them: attention 0, MLP 0, attention 1, ..."""
+    """Rows with their columns in the order of computation: attention 0, MLP 0, attention 1, ..."""
     depth = rows.shape[1] // 2
     return rows.reshape(len(rows), 2, depth).swapaxes(1, 2).reshape(len(rows), 2 * depth)

@@ -1,9 +1,8 @@
-"""A proxy as a judge of plans: its score of any number of subnetworks, with nothing measured.
+"""Proxies as objectives: scores of any number of subnetworks without measurements.
 
-Which side of a proxy is better cannot be learnt where nothing is measured.  It follows from
-what needs no measuring: the dense model is better than what is left of it, and as a rule the
-more is left the better.  So a judge takes its proxy with the sign with which scores of plans of
-all sizes rise with the share that they keep.
+Without measurements the better side of a proxy is unknown.  The dense model is better than its
+subnetworks, and larger ones are usually better than smaller ones; so a proxy gets the sign with
+which its scores of plans of all sizes increase with the share that they keep.
 """
 
 from __future__ import annotations
@@ -23,29 +22,30 @@ from lmscout.metrics import spearman
 from lmscout.proxies import Entry, Expression, Reading, as_expression, resolve, walk
 from lmscout.proxies.primitives import NUMBER, REDUCTIONS, SPEC_LEAVES
 from lmscout.pruning.families import ATTENTION, Family
-from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, kept_shares
-from lmscout.pruning.plan import unit_parameters as parameters_of_units
-from lmscout.pruning.prefix_tables import BlockTable, Place, read_trained, tabulate, widened
+from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, kept_shares, unit_parameters
+from lmscout.pruning.prefix_tables import BlockTable, Place, tabulate, visit_tensors
 from lmscout.statistics.deep_values import number_value, raised_value
 from lmscout.statistics.single_pass import INPUT_NAMES
 
 PREFIX = "proxy:"
-WINDOWS = 16  # of calibration text, on which a judge reads the model
+WINDOWS = 16  # of calibration text in the pass
 _SIGNS = {"+": 1, "-": -1}
-_DRAWN = 500  # plans of all sizes by which a sign is found
-_TELLING = 0.1  # the least rank correlation with the kept share by which it is taken
+_DRAWN = 500  # plans of all sizes that determine a sign
+_LEAST_AGREEMENT = 0.1  # |ρ| with the kept share below which the sign is unknown
 _MEANS_OVER_TENSORS = ("attention-confidence", "softmax-confidence")
-_NOWHERE = 1e300  # the rise of a plan that has no score
+_NO_SCORE = 1e300  # loss increase of a plan without a score
+
+Score = Callable[[Rows], Floats]  # plans [n, 2L] -> scores [n]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A proxy as a user asks for it.
+class SignedProxy:
+    """A proxy as given with ``--objective`` or ``--feature``.
 
     Attributes:
-        name: its name in the catalog, or its text as given.
-        sign: 1 or -1 where one was given, else 0.
-        proxy: a tree, or a catalog entry whose function reads tensors one by one.
+        name: in the catalog, or its text.
+        sign: 1 or -1 if given, else 0.
+        proxy: a tree, or a catalog entry with a function of single tensors.
     """
 
     name: str
@@ -53,45 +53,41 @@ class Asked:
     proxy: Expression | Entry
 
 
-def asked_proxy(text: str) -> Asked:
-    """Read what stands after ``--judge`` or ``--feature``.
-
-    Args:
-        text: ``proxy:`` and a catalog name or an expression, with or without ``+`` or ``-``
-            before it.
+def parse_proxy(text: str) -> SignedProxy:
+    """Parse ``proxy:`` and a catalog name or an expression, with an optional ``+`` or ``-``.
 
     Raises:
-        LmscoutError: it is none, or one that cannot judge subnetworks.
+        LmscoutError: the proxy is unknown, or cannot score subnetworks.
     """
     if not text.startswith(PREFIX):
         raise LmscoutError(
-            f"judge {text!r}: write {PREFIX} and a proxy, such as {PREFIX}snip or "
+            f"objective {text!r}: write {PREFIX} and a proxy, such as {PREFIX}snip or "
             f"'{PREFIX}sum(average(abs(mul(weight, grad))))'"
         )
     bare = text.removeprefix(PREFIX).strip()
     sign = _SIGNS.get(bare[:1], 0)
     name = bare[1:].strip() if sign else bare
-    found = resolve(name)
-    tree = as_expression(found)
+    entry = resolve(name)
+    tree = as_expression(entry)
     if tree is not None:
-        return Asked(name, sign, tree)
-    assert isinstance(found, Entry)
-    if not found.reads or found.reads == ("jacob",):
-        why = "runs the model again" if not found.reads else "reads what enters the first block"
+        return SignedProxy(name, sign, tree)
+    assert isinstance(entry, Entry)
+    if not entry.reads or entry.reads == ("jacob",):
+        why = "runs the model again" if not entry.reads else "uses the input of the first block"
         raise LmscoutError(
-            f"judge {name}: this proxy {why}, and cannot tell subnetworks apart; give an "
+            f"objective {name}: this proxy {why}, and cannot distinguish subnetworks; give an "
             "expression, or another of the catalog"
         )
-    return Asked(name, sign, found)
+    return SignedProxy(name, sign, entry)
 
 
 @dataclass(frozen=True)
 class ProxyReport:
-    """What judged.
+    """The proxy of a search.
 
     Attributes:
         name: of the proxy.
-        sign: 1 where a higher score is better, -1 where a lower one is.
+        sign: 1 if a higher score is better, -1 if a lower one is.
     """
 
     name: str
@@ -99,86 +95,91 @@ class ProxyReport:
 
     @property
     def words(self) -> str:
-        """What objectives, and which side of it is better."""
-        side = "higher" if self.sign > 0 else "lower"
-        return f"{self.name}, {side} is better"
-
-    def to_json(self) -> dict[str, object]:
-        """What objectives, and its sign."""
-        return {"proxy": self.name, "sign": self.sign}
+        """The proxy and its better side."""
+        return f"{self.name}, {'higher' if self.sign > 0 else 'lower'} is better"
 
 
 class ProxyObjective:
     """Scores plans of one model; made by `compute_objectives`."""
 
-    def __init__(self, asked: Asked, shape: Shape, score: Callable[[Rows], Floats]) -> None:
-        """Find out which side is better, unless that was said.
+    def __init__(self, proxy: SignedProxy, shape: Shape, score: Score) -> None:
+        """Determine the sign, unless it was given.
 
         Args:
-            asked: the proxy.
+            proxy: the proxy.
             shape: of the dense model.
             score: of plans, [n, 2L] to [n].
 
         Raises:
-            LmscoutError: neither side is: scores do not follow size.
+            LmscoutError: the scores do not follow size.
         """
-        self.name, self._score = asked.name, score
-        self.sign = asked.sign or _sign(asked.name, shape, score)
+        self.name, self._score = proxy.name, score
+        self.sign = proxy.sign
+        if not self.sign:
+            agreement = size_agreement(shape, score)
+            if not abs(agreement) >= _LEAST_AGREEMENT:
+                raise LmscoutError(
+                    f"objective {self.name}: its scores of subnetworks do not follow how much they "
+                    f"keep (ρ {agreement:.2f}), so its better side is unknown: give it, by + or - "
+                    "before the proxy"
+                )
+            self.sign = 1 if agreement > 0 else -1
 
     @property
     def report(self) -> ProxyReport:
-        """What objectives, as it is reported."""
+        """The proxy and its sign."""
         return ProxyReport(self.name, self.sign)
 
     def scores(self, rows: Rows) -> Floats:
-        """Scores of plans [n, 2L], higher is better, [n]; NaN where a plan has none."""
+        """Scores of plans [n, 2L], higher is better, [n]; NaN if undefined."""
         return self.sign * self._score(rows)
 
     def loss_increases(self, rows: Rows) -> Floats:
-        """What a search takes for rises, [n]: lower is better, the unit is the proxy's own."""
+        """Negated scores in place of loss increases, [n], in the proxy's own unit."""
         scores = self.scores(rows)
-        return np.where(np.isfinite(scores), -scores, _NOWHERE)
+        return np.where(np.isfinite(scores), -scores, _NO_SCORE)
 
 
 def compute_objectives(
-    asked: Sequence[Asked],
+    proxies: Sequence[SignedProxy],
     model: PreTrainedModel,
     family: Family,
     shape: Shape,
     tokens: Tensor,
 ) -> list[ProxyObjective]:
-    """Read a model once, and judge its plans by proxies.
+    """Make objectives of proxies; all trees share one pass of the model.
 
     Args:
-        asked: the proxies.
-        model: the dense model, its units in final order; left as it was found.
+        proxies: trees and catalog entries.
+        model: the dense model, its units in final order; unchanged afterwards.
         family: its family.
         shape: its units.
-        tokens: [B, T] int64 of calibration text; `WINDOWS` rows are read.
+        tokens: [B, T] int64 of calibration text; the first `WINDOWS` rows are used.
 
     Raises:
-        LmscoutError: the loss is not finite, or a proxy's better side cannot be told.
+        LmscoutError: the loss is not finite, or the better side of a proxy is unknown.
     """
     tokens = tokens[:WINDOWS]
-    trees = [one.proxy for one in asked if isinstance(one.proxy, Expression)]
     reductions = dict.fromkeys(
-        node for tree in trees for _, node in walk(tree) if node.name in REDUCTIONS
+        node
+        for one in proxies
+        if isinstance(one.proxy, Expression)
+        for _, node in walk(one.proxy)
+        if node.name in REDUCTIONS
     )
-    tables: Mapping[Expression, BlockTable] = {}
-    if reductions:
-        tables = tabulate(model, family, shape, tokens, reductions)
-    configuration = _Configuration(model, family, shape)
+    tables = tabulate(model, family, shape, tokens, reductions) if reductions else {}
+    leaves = partial(_leaf_values, shape, _width(model, family), parameter_count(model))
     objectives = []
-    for one in asked:
+    for one in proxies:
         if isinstance(one.proxy, Expression):
-            score = partial(_scores, one.proxy, tables, configuration)
+            score: Score = partial(_scores, one.proxy, tables, leaves)
         else:
             score = partial(_summed, _function_table(one.proxy, model, family, shape, tokens))
         objectives.append(ProxyObjective(one, shape, score))
     return objectives
 
 
-def size_agreement(shape: Shape, score: Callable[[Rows], Floats]) -> float:
+def size_agreement(shape: Shape, score: Score) -> float:
     """Spearman's ρ of scores with the kept share, over plans of all sizes and the dense one."""
     rng = np.random.default_rng(0)
     units = dense_row(shape)
@@ -188,38 +189,26 @@ def size_agreement(shape: Shape, score: Callable[[Rows], Floats]) -> float:
     return float(spearman(score(rows), kept_shares(shape, rows)))
 
 
-def _sign(name: str, shape: Shape, score: Callable[[Rows], Floats]) -> int:
-    agreement = size_agreement(shape, score)
-    if not abs(agreement) >= _TELLING:
-        raise LmscoutError(
-            f"judge {name}: its scores of subnetworks do not follow how much they keep "
-            f"(ρ {agreement:.2f}), so its better side cannot be told: say it, by + or - before it"
-        )
-    return 1 if agreement > 0 else -1
+def _width(model: PreTrainedModel, family: Family) -> int:
+    return family.parts(family.blocks(model)[0]).mlp.output.weight.shape[0]
 
 
-class _Configuration:
-    """What leaves read of the configuration of plans."""
-
-    def __init__(self, model: PreTrainedModel, family: Family, shape: Shape) -> None:
-        self._shape = shape
-        self._width = family.parts(family.blocks(model)[0]).mlp.output.weight.shape[0]
-        self._parameters = parameter_count(model)
-
-    def of(self, leaf: str, rows: Rows, exists: Tensor) -> Tensor:
-        """A leaf's values, [n]; `params` counts norms and output biases of what is dropped."""
-        if leaf == "depth":
-            return exists.sum(-1).double()
-        if leaf == "width":
-            return torch.full((len(rows),), float(self._width), dtype=torch.float64)
-        gone = (dense_row(self._shape) - rows) @ parameters_of_units(self._shape)
-        return torch.from_numpy(self._parameters - gone).double()
+def _leaf_values(
+    shape: Shape, width: int, parameters: int, leaf: str, rows: Rows, exists: Tensor
+) -> Tensor:
+    """Values [n] of a leaf; `params` counts norms and output biases of dropped blocks."""
+    if leaf == "depth":
+        return exists.sum(-1).double()
+    if leaf == "width":
+        return torch.full((len(rows),), float(width), dtype=torch.float64)
+    cut = (dense_row(shape) - rows) @ unit_parameters(shape)
+    return torch.from_numpy(parameters - cut).double()
 
 
 def _scores(
     tree: Expression,
     tables: Mapping[Expression, BlockTable],
-    configuration: _Configuration,
+    leaves: Callable[[str, Rows, Tensor], Tensor],
     rows: Rows,
 ) -> Floats:
     """Scores of plans [n, 2L] by a tree, [n]."""
@@ -231,7 +220,7 @@ def _scores(
             if node.word == NUMBER:
                 known[node] = number_value(node).expand(len(rows))
             elif node.name in SPEC_LEAVES:
-                known[node] = configuration.of(node.name, rows, exists)
+                known[node] = leaves(node.name, rows, exists)
             elif node.name in REDUCTIONS:
                 known[node] = torch.from_numpy(tables[node].block_values(rows))
             else:
@@ -242,22 +231,21 @@ def _scores(
 
 
 def _summed(table: BlockTable, rows: Rows) -> Floats:
-    """Functions of the catalog add up over blocks."""
+    """Sum over blocks, the aggregation of catalog functions."""
     return np.asarray(table.block_values(rows).sum(axis=1))
 
 
 def _function_table(
     entry: Entry, model: PreTrainedModel, family: Family, shape: Shape, tokens: Tensor
 ) -> BlockTable:
-    """A function of the catalog by its definition, tensor by tensor."""
+    """Values of a catalog function by its definition, tensor by tensor."""
     function = entry.function
     assert function is not None
+    none: tuple[tuple[Tensor, ...], ...] = ((),)
+    linears: tuple[tuple[nn.Linear, ...], ...] = ((),)
 
     def value(place: Place, count: int) -> float:
-        tensors = widened(place.first(count))
-        kept = {name: ((tensor,),) for name, tensor in tensors.items()}
-        none: tuple[tuple[Tensor, ...], ...] = ((),)
-        linears: tuple[tuple[nn.Linear, ...], ...] = ((),)
+        kept = {name: ((tensor,),) for name, tensor in place.first(count).items()}
         return function(
             Reading(
                 model=model,  # type: ignore[arg-type]
@@ -270,11 +258,11 @@ def _function_table(
             )
         )
 
-    table = BlockTable(shape, mean=entry.name in _MEANS_OVER_TENSORS, by_definition=value)
+    table = BlockTable(shape, mean=entry.name in _MEANS_OVER_TENSORS, definition=value)
 
-    def see(place: Place) -> None:
+    def visit(place: Place) -> None:
         if set(entry.reads) <= place.tensors.keys():
             table.add(place, None)
 
-    read_trained(model, family, tokens, see)
+    visit_tensors(model, family, tokens, visit)
     return table

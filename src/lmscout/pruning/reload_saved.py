@@ -1,8 +1,8 @@
-"""Load a saved model as a stranger would: in a process of its own, without lmscout.
+"""Load a saved model in a process of its own, without lmscout.
 
-Run as a script with a folder and an exchange folder; the latter holds `request.json`, and
-gets `answer.json` and `logits.safetensors`.  It imports nothing of lmscout, so that what it
-finds is what somebody who does not have lmscout finds.
+Run as a script with a folder and an exchange folder; reads `request.json` in the latter, and
+writes `answer.json` and `logits.safetensors`.  It does not import lmscout, so it finds what a
+user without lmscout finds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def weight_digests(model: PreTrainedModel) -> dict[str, str]:
 
 
 def check_tokens(model: PreTrainedModel) -> Tensor:
-    """Two short windows of tokens, always the same for models of one vocabulary: [2, T] int64."""
+    """Two short windows of tokens, equal for models of one vocabulary: [2, T] int64."""
     length = min(16, getattr(model.config, "max_position_embeddings", 16))
     generator = torch.Generator().manual_seed(0)
     return torch.randint(model.config.vocab_size, (2, length), generator=generator)

@@ -1,4 +1,4 @@
-"""Models of one size side by side: cut as they would be saved, measured on the report text."""
+"""Models of one size side by side, with the weights that would be saved."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from lmscout.pruning.reload_saved import check_logits
 from lmscout.pruning.results import Reported
 from lmscout.pruning.sampler import order_for_prefix_sharing
 
+Variant = tuple[Plan, bool]  # a plan, and whether its output projections are compensated
+
 
 @dataclass(frozen=True)
 class ReportText:
-    """On what perplexities are reported, and of which weights.
+    """The text of the reported perplexities.
 
     Attributes:
         tokenizer: the model's.
         text: the text; None to report none.
         protocol: of the perplexity.
-        dtype: that saved weights have.
-        limit_tokens: use only so many tokens from the text's beginning; None for all.
+        dtype: of the saved weights.
+        limit_tokens: use only the first tokens of the text; None for all.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -45,7 +47,7 @@ class ReportText:
     limit_tokens: int | None = None
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse, before anything is measured, a text or protocol that has no perplexity.
+        """Refuse, before anything is measured, a text or protocol without a perplexity.
 
         Raises:
             LmscoutError: the protocol's window is longer than the model reads, the text is
@@ -55,7 +57,7 @@ class ReportText:
             checked_tokens(model, self.tokenizer, self.text, self.protocol, self.limit_tokens)
 
     def perplexity(self, model: PreTrainedModel) -> Perplexity | None:
-        """Of weights as they are saved, products as the model in memory computes them.
+        """Perplexity of the weights as saved, computed in the dtype of the model in memory.
 
         Args:
             model: its weights are rounded in place.
@@ -73,7 +75,7 @@ class ReportText:
         )
 
     def dense_perplexity(self, calibrated: Calibrated) -> Perplexity | None:
-        """Of the dense model, with the weights that are there now.
+        """Perplexity of the dense model with its current weights.
 
         Raises:
             LmscoutError: as `perplexity`, or the model does not compute what its configuration
@@ -86,14 +88,14 @@ class ReportText:
         return self.perplexity(whole)
 
 
-def _check_same(model: PreTrainedModel, whole: PreTrainedModel) -> None:
-    """Refuse a model that computes otherwise than one made from its configuration and weights.
+def _check_same(model: PreTrainedModel, rebuilt: PreTrainedModel) -> None:
+    """Refuse a model that differs from the one that its configuration and weights make.
 
-    Every reported and saved model is made in that way.
+    Every reported and saved model is made from these.
     """
-    theirs, ours = check_logits(model), check_logits(whole)
-    most = max(1e-3, 16 * torch.finfo(model.dtype).eps) * max(1.0, theirs.abs().max().item())
-    difference = (theirs - ours).abs().max().item()
+    ours, theirs = check_logits(model), check_logits(rebuilt)
+    most = max(1e-3, 16 * torch.finfo(model.dtype).eps) * max(1.0, ours.abs().max().item())
+    difference = (ours - theirs).abs().max().item()
     if difference > most:
         raise LmscoutError(
             f"the model computes otherwise than its configuration describes (logits differ by "
@@ -110,67 +112,105 @@ def report(
     dense: Perplexity | None = None,
     progress: StageProgress | None = None,
 ) -> tuple[Reported, list[tuple[Reported, ...]]]:
-    """Measure the dense model, and for every size the uniform cuts and the winner.
+    """Measure the dense model, and for every size the uniform models and the selected plan.
 
     Args:
         calibrated: the dense model, its units in final order.
         budgets: the sizes.
-        winners: the plan found for each.
-        on: on what perplexities are reported; without a text, none are.
-        dense: perplexity of the dense model with the weights that are there now, if measured.
+        winners: the selected plan of each.
+        on: the text of the perplexities.
+        dense: perplexity of the dense model with its current weights, if measured before.
         progress: called with models done and in all.
 
     Returns:
-        The dense model's row, and for every size its rows.
+        The dense model's row, and the rows of every size.
 
     Raises:
         LmscoutError: the text is too short, or a loss is not finite.
     """
     units = calibrated.shape
-    sizes = [_rows(calibrated, *one) for one in zip(budgets, winners, strict=True)]
-    wanted = list(
-        dict.fromkeys([(units.dense, False), *(row[1:] for rows in sizes for row in rows)])
-    )
-    increases = _loss_increases(calibrated, wanted)
-    known: dict[tuple[Plan, bool], tuple[int, Perplexity | None]] = {}
-    if dense is not None:
-        known[units.dense, False] = parameter_count(calibrated.model), dense
-    for plan, compensated in wanted:
-        if (plan, compensated) in known:
+    whole = (units.dense, False)
+    sizes = [_variants(calibrated, *one) for one in zip(budgets, winners, strict=True)]
+    variants = list(dict.fromkeys([whole, *(one for size in sizes for one in size.values())]))
+    increases = _loss_increases(calibrated, variants)
+    params: dict[Variant, int] = {}
+    perplexities: dict[Variant, Perplexity | None] = {}
+    for number, (plan, compensated) in enumerate(variants):
+        one = (plan, compensated)
+        if one == whole and dense is not None:
+            params[one], perplexities[one] = parameter_count(calibrated.model), dense
             continue
-        smaller = cut(calibrated.model, plan, calibrated.compensated(plan) if compensated else None)
-        known[plan, compensated] = parameter_count(smaller), on.perplexity(smaller)
+        model = cut(calibrated.model, plan, calibrated.compensated(plan) if compensated else None)
+        params[one], perplexities[one] = parameter_count(model), on.perplexity(model)
         if progress:
-            progress(len(known), len(wanted))
+            progress(number + 1, len(variants))
 
-    def row(name: str, plan: Plan, compensated: bool, budget: Budget | None = None) -> Reported:
-        params, found = known[plan, compensated]
-        cost = 1.0
+    def row(name: str, one: Variant, budget: Budget | None = None) -> Reported:
+        plan, cost = one[0], 1.0
         if budget is not None:
-            kept, dense = budget.cost(as_rows([plan, units.dense]))
-            cost = float(kept / dense)
-        all_params, _ = known[units.dense, False]
+            kept, full = budget.cost(as_rows([plan, units.dense]))
+            cost = float(kept / full)
         return Reported(
             name,
             plan,
-            params,
+            params[one],
             units.kept_share(plan),
             cost,
-            found,
-            kept_of_all=params / all_params,
-            loss_increase=increases[plan, compensated],
+            perplexities[one],
+            kept_of_all=params[one] / params[whole],
+            loss_increase=increases[one],
         )
 
-    return row("dense", units.dense, False), [
-        tuple(row(*one, budget) for one in rows)
-        for rows, budget in zip(sizes, budgets, strict=True)
+    return row("dense", whole), [
+        tuple(row(*one, budget) for one in size.items())
+        for size, budget in zip(sizes, budgets, strict=True)
     ]
+
+
+def _variants(calibrated: Calibrated, budget: Budget, winner: Plan) -> dict[str, Variant]:
+    """The models of one size by name."""
+    units = calibrated.shape
+    compensate = calibrated.settings.compensate
+    full = Ranges.above(units, 0.0)
+    level, protected = uniform(units, full, budget), full.protected(units)
+    variants = {"uniform": (level, False)}
+    if compensate:
+        variants["uniform_compensated"] = level, True
+    if protected.can_meet(budget):
+        variants["uniform_protected"] = uniform(units, protected, budget), False
+    variants["found"] = winner, compensate
+    if compensate:
+        variants["found_plain"] = winner, False
+    return variants
+
+
+def _loss_increases(calibrated: Calibrated, variants: Sequence[Variant]) -> dict[Variant, float]:
+    """Loss increases on the windows of finalists, nats/token; infinite if not finite."""
+    settings = replace(calibrated.settings, quality=LIKELIHOOD)
+    compensated = replace(calibrated, settings=settings)
+    plain = replace(
+        compensated,
+        compensation=None,
+        copies=tuple((model, None) for model, _ in calibrated.copies),
+    )
+    found = {}
+    for flag, measuring in ((False, plain), (True, compensated)):
+        plans = order_for_prefix_sharing([plan for plan, own in variants if own == flag])
+        if plans:
+            values = measuring.evaluator(calibrated.final).measure(plans)
+            for plan, measured in zip(plans, values, strict=True):
+                found[plan, flag] = _finite(measured.loss_increase)
+    return found
+
+
+def _finite(increase: float) -> float:
+    return increase if math.isfinite(increase) else math.inf
 
 
 def held_out_increase(
     model: PreTrainedModel, calibrated: Calibrated, trained_on: torch.Tensor
 ) -> float | None:
-    """Loss increase of a model that was trained, on calibration windows kept for finalists.
+    """Loss increase of a trained model on the calibration windows of finalists.
 
     Args:
         model: a cut model after recovery.
@@ -178,7 +218,7 @@ def held_out_increase(
         trained_on: [windows, T] of the recovery.
 
     Returns:
-        Nats/token over the dense model; None where the training has seen one of the windows.
+        Nats/token over the dense model; None if one of the windows was trained on.
     """
     windows = calibrated.final
     if len(apart_from(windows, trained_on)) < len(windows):
@@ -189,52 +229,9 @@ def held_out_increase(
         for some in torch.split(windows.to(model.device), rows):
             logits = model(input_ids=some, use_cache=False).logits[:, :-1].flatten(0, 1)
             total += cross_entropy(logits.float(), some[:, 1:].flatten(), reduction="sum").item()
-    increase = total / held_out_tokens(calibrated) - dense_nll
-    return increase if math.isfinite(increase) else math.inf
+    return _finite(total / held_out_tokens(calibrated) - dense_nll)
 
 
 def held_out_tokens(calibrated: Calibrated) -> int:
     """Predicted tokens on which loss increases are reported."""
     return calibrated.final.numel() - len(calibrated.final)
-
-
-def _loss_increases(
-    calibrated: Calibrated, models: Sequence[tuple[Plan, bool]]
-) -> dict[tuple[Plan, bool], float]:
-    """Loss increases on the windows kept for finalists, nats/token; infinite where there is none.
-
-    Args:
-        calibrated: the dense model and the text.
-        models: plans, and whether output projections are compensated.
-    """
-    whole = replace(calibrated, settings=replace(calibrated.settings, quality=LIKELIHOOD))
-    plain = replace(
-        whole, compensation=None, copies=tuple((model, None) for model, _ in whole.copies)
-    )
-    found = {}
-    for compensated, one in ((False, plain), (True, whole)):
-        plans = order_for_prefix_sharing([plan for plan, own in models if own == compensated])
-        if plans:
-            measured = one.evaluator(calibrated.final).measure(plans)
-            for plan, each in zip(plans, measured, strict=True):
-                found[plan, compensated] = (
-                    each.loss_increase if math.isfinite(each.loss_increase) else math.inf
-                )
-    return found
-
-
-def _rows(calibrated: Calibrated, budget: Budget, winner: Plan) -> list[tuple[str, Plan, bool]]:
-    """Names, plans, and whether output projections are compensated."""
-    units = calibrated.shape
-    level = uniform(units, Ranges.above(units, 0.0), budget)
-    compensate = calibrated.settings.compensate
-    rows = [("uniform", level, False)]
-    if compensate:
-        rows.append(("uniform_compensated", level, True))
-    protected = Ranges.above(units, 0.0).protected(units)
-    if protected.can_meet(budget):
-        rows.append(("uniform_guarded", uniform(units, protected, budget), False))
-    rows.append(("found", winner, compensate))
-    if compensate:
-        rows.append(("found_plain", winner, False))
-    return rows

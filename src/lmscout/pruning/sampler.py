@@ -1,35 +1,25 @@
-"""Sampler: the plans of the first round, and those that later rounds measure.
+"""Sampler: the plans that a round measures.
 
-Plans that begin alike: the evaluator computes what they share once.
+Round 0 covers the space.  Later rounds exploit a predictor: they measure what a search on it
+found, relatives of the best measured plans, and plans with a low confidence bound about which it is
+unsure.  Proposals depend on the seed, the round and the pairs of earlier rounds alone, so that a
+run that was killed proposes the same again, and skips what its study holds.
 
-A model is computed block by block, attention first, so two plans share the computation of
-all steps before the first at which they keep different numbers of units.
-
-Plans that cover the space, for the first round: before anything has been learnt.
-
-Which plans a round measures.
-
-Round 0 covers the space: the two uniform plans, plans with adjacent blocks tied, free ones.
-Later rounds measure what a search on the predictor found, what one near the best measured
-plans found, and plans that look good but about which the predictor is unsure.
-
-Proposals depend on the seed, the round and the pairs of earlier rounds alone, so that a run
-that was killed proposes the same again, and skips what the study has.
+A model is computed block by block, attention first, so two plans share the computation of all steps
+before the first at which they keep different numbers of units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from itertools import product, zip_longest
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import qmc
 
-from lmscout.pruning.budgets import Budget
 from lmscout.pruning.plan import (
     Floats,
     Plan,
@@ -40,149 +30,36 @@ from lmscout.pruning.plan import (
     dense_row,
     in_block_order,
 )
-from lmscout.pruning.ranges import Ranges, best_pairs, fit, meets, uniform
+from lmscout.pruning.predictor import Predictor
+from lmscout.pruning.ranges import Ranges, Target, fit, uniform
 from lmscout.pruning.search import (
     DISTANCE,
     GENERATIONS,
     Candidate,
     Predict,
     apart,
-    drawn,
-    moved,
+    mutate,
+    rank_uniform,
     search,
+    uniform_draws,
 )
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
 
-
-def order_for_prefix_sharing(plans: Sequence[Plan]) -> list[Plan]:
-    """The same plans, those that begin alike side by side.
-
-    Sorted like words, with steps for letters: of all orders, this shares the most steps
-    between neighbours.
-    """
-    return [plans[place] for place in sharing_order(as_rows(plans))]
-
-
-def sharing_order(rows: Rows) -> list[int]:
-    """Places of rows [n, 2L] in the order of `order_for_prefix_sharing`."""
-    if not len(rows):
-        return []
-    return [int(place) for place in np.lexsort(in_block_order(rows).T[::-1])]
-
-
-def shared_share(plans: Sequence[Plan]) -> float:
-    """Mean share of a plan's steps that the plan before it has in common, 0 to 1."""
-    if not plans:
-        return 0.0
-    steps = in_block_order(as_rows(plans))
-    alike = np.minimum.accumulate(steps[1:] == steps[:-1], axis=1).sum()
-    return float(alike / steps.size)
-
-
-def families(
-    wanted: npt.NDArray[np.float64], ranges: Ranges, budget: Budget, *, size: int = 4
-) -> Rows:
-    """Fit plans so that every few of them begin with the same blocks.
-
-    The first of `size` rows is fitted freely; the others take its first half of the blocks
-    and fit their own second half, where that can meet the budget.
-
-    Args:
-        wanted: [n, 2L] units, in families one after the other.
-        ranges: within which plans lie.
-        budget: that they meet.
-        size: plans a family; 1 leaves every plan by itself.
-
-    Returns:
-        [n, 2L].
-    """
-    rows = fit(wanted, ranges, budget)
-    first = np.arange(len(rows)) // size * size
-    depth = rows.shape[1] // 2
-    begun = np.tile(np.arange(depth) < depth // 2, 2)
-    low, high = as_rows([ranges.low, ranges.high])
-    lead = rows[first]
-    together = fit(
-        np.where(begun, lead, wanted),
-        (np.where(begun, lead, low), np.where(begun, lead, high)),
-        budget,
-    )
-    return np.where(meets(together, budget)[:, None], together, rows)
-
-
-def share_prefixes(
-    plans: Sequence[Plan],
-    predict: Predict,
-    shape: Shape,
-    ranges: Ranges,
-    budget: Budget,
-    *,
-    tolerance: float,
-    taken: Sequence[Plan] = (),
-    distance: float = DISTANCE,
-) -> list[Plan]:
-    """Give plans the first blocks of plans before them, where the prediction allows.
-
-    Each plan in turn is offered the first blocks, up to half of them, of every plan kept so
-    far; its other blocks are fitted to the budget anew.  It takes the longest beginning with
-    which it is predicted to rise by no more than `tolerance` above what it was.
-
-    Args:
-        plans: distinct, best first.
-        predict: rises of plans, [n, 2L] to [n].
-        shape: of the dense model.
-        ranges: within which plans lie.
-        budget: that they meet.
-        tolerance: nats a token.
-        taken: plans that no result may equal.
-        distance: least mean difference of kept shares between a changed plan and others.
-
-    Returns:
-        As many plans, distinct, in the same order.
-    """
-    if len(plans) < 2 or shape.depth < 2:
-        return list(plans)
-    rows = as_rows(plans)
-    loss_increases = predict(rows)
-    units, depth = dense_row(shape), shape.depth
-    low, high = as_rows([ranges.low, ranges.high])
-    others = as_rows([*plans, *taken])
-    lengths = np.arange(depth // 2, 0, -1)
-    kept = rows[:1]
-    for row, loss_increase in zip(rows[1:], loss_increases[1:], strict=True):
-        donors = np.repeat(np.arange(len(kept)), len(lengths))
-        length = np.tile(lengths, len(kept))
-        begun = np.tile(np.arange(depth) < length[:, None], 2)
-        wanted = np.where(begun, kept[donors], row)
-        grafts = fit(wanted, (np.where(begun, wanted, low), np.where(begun, wanted, high)), budget)
-        good = (predict(grafts) <= loss_increase + tolerance) & meets(grafts, budget)
-        chosen = row
-        for place in np.flatnonzero(good)[np.argsort(-length[good], kind="stable")]:
-            graft = grafts[place]
-            apart = np.abs((kept - graft) / units).mean(axis=1).min() >= distance
-            if apart and not (others == graft).all(axis=1).any():
-                chosen = graft
-                break
-        kept = np.concatenate([kept, chosen[None]])
-    return as_plans(kept)
-
-
 _TIES = (2, 3, 4)  # adjacent blocks that share their ratio
-_FAMILY = 4  # plans that begin with the same blocks
+_FAMILY = 4  # plans that share their first blocks
 _ATTEMPTS = 8  # draws of more plans where too many were known already
 
+_ELITE = 12  # best measured plans, with which searches start
+_PARENTS = 5  # of them, whose relatives are searched
+_NEAR = 0.5  # share of a later round that is searched around the parents
+_MARGIN = 0.1  # of a block's units, beyond what parents keep
+_UNSURE = 0.15  # share of a later round
+_SPREADS = 2.0  # of an unsure plan's prediction, subtracted from it
+_POOL = 1000  # mutations, and draws, among which unsure plans are chosen
+_TOLERANCE = 0.5  # typical errors that a plan may lose in prediction to share a prefix
 
-@dataclass(frozen=True, eq=False)
-class Target:
-    """A size for which plans are sought.
-
-    Attributes:
-        budget: that plans meet.
-        ranges: within which they lie.
-    """
-
-    budget: Budget
-    ranges: Ranges
+_Named = tuple[Rows, str]  # a row and its origin
 
 
 @dataclass(frozen=True)
@@ -191,309 +68,353 @@ class Proposal:
 
     Attributes:
         plan: the plan.
-        origin: how it came about: "uniform", "guarded", "tied" or "free" where the space is
-            covered; "found", "near" or "unsure" where a predictor was asked.
+        origin: "uniform", "protected", "tied" or "free" where the space is covered; "found",
+            "near" or "unsure" where a predictor is exploited.
     """
 
     plan: Plan
     origin: str
 
 
-class Chosen:
-    """Proposals so far: distinct, none of them known."""
-
-    def __init__(self, known: Iterable[Plan]) -> None:
-        self.proposals: list[Proposal] = []
-        self._taken = set(known)
-
-    def take(self, rows: Rows, origin: str, most: int) -> None:
-        """Add the first new plans of rows, `most` at most."""
-        for plan in as_plans(rows) if most > 0 else ():
-            if plan not in self._taken:
-                self._taken.add(plan)
-                self.proposals.append(Proposal(plan, origin))
-                most -= 1
-                if most == 0:
-                    return
-
-
-def covering(
-    shape: Shape,
-    target: Target,
-    count: int,
-    known: Iterable[Plan],
-    rng: np.random.Generator,
-    share: bool,
-) -> list[Proposal]:
-    """The uniform plans, then tied and free ones in turn, half of them guarded."""
-    chosen = Chosen(known)
-    ranges, budget = target.ranges, target.budget
-    protected = ranges.protected(shape)
-    if not protected.can_meet(budget):
-        protected = ranges
-    for origin, within in (("uniform", ranges), ("protected", protected)):
-        left = count - len(chosen.proposals)
-        chosen.take(as_rows([uniform(shape, within, budget)]), origin, min(left, 1))
-    for _ in range(_ATTEMPTS):
-        missing = count - len(chosen.proposals)
-        if missing <= 0:
-            break
-        each = -(-missing // 4)
-        for tied, within in (
-            (True, protected),
-            (False, protected),
-            (True, ranges),
-            (False, ranges),
-        ):
-            sobol = qmc.Sobol(2 * shape.depth, seed=rng)
-            draws = sobol.random_base2(int(np.ceil(np.log2(max(each, 2)))))
-            if tied:
-                draws = _tied(draws, shape.depth, rng)
-            low, high = as_rows([within.low, within.high])
-            rows = families(
-                low + draws * (high - low), within, budget, size=_FAMILY if share else 1
-            )
-            left = count - len(chosen.proposals)
-            chosen.take(rows[meets(rows, budget)], "tied" if tied else "free", min(each, left))
-    return chosen.proposals
-
-
-def _tied(draws: Floats, depth: int, rng: np.random.Generator) -> Floats:
-    """Give adjacent blocks the same draw, two to four of them, as many in all of a row."""
-    ties = rng.choice(_TIES, len(draws))[:, None]
-    block = np.arange(depth) // ties * ties
-    return np.take_along_axis(draws, np.concatenate([block, depth + block], axis=1), axis=1)
-
-
-# What uniform plans are proposed by, too:
-ELITE = 12  # best measured plans, with which searches begin
-NEAR = 0.5  # share of a later round that is sought near the best measured
-PARENTS = 5  # of the best measured, near which it is sought
-_WIDTH = 0.1  # of a block's units, beyond what parents keep
-UNSURE = 0.15  # share of a later round
-_POOL = 1000  # mutations, and draws, among which the best predicted are taken
-PROMISING = 2.0  # spreads by which an unsure plan is taken to be better than predicted
-_SHARING = 0.5  # typical errors that a plan may lose in prediction to begin like another
-
-
-_Result = TypeVar("_Result")
-Seeking = Callable[[], list[Candidate]]  # a search that is yet to be done
-
-
-class Calls(Protocol):
-    """What calls a function elsewhere, such as an executor of Python's own."""
-
-    def submit(self, function: Callable[[], _Result], /) -> Future[_Result]:
-        """Have a function called."""
-
-
-class PredictsLoss(Protocol):
-    """What proposals ask of a predictor."""
-
-    def cautious(self, rows: Rows) -> Floats:
-        """Rises that are not hoped for, plans [n, 2L] to [n]."""
-
-    def spread(self, rows: Rows) -> Floats:
-        """Standard deviation of predictions, in nats."""
-
-    def error_near(self, loss_increase: float) -> float:
-        """Typical error in nats of a prediction about a rise."""
-
-
 def propose(
-    shape: Shape,
+    space: PlanSpace,
     targets: Sequence[Target],
     *,
     count: int,
     seed: int,
     round_: int,
     pairs: Sequence[Pair] = (),
-    predictor: PredictsLoss | None = None,
+    predictor: Predictor | None = None,
     waiting: Collection[Plan] = (),
-    beside: Calls | None = None,
+    executor: Executor | None = None,
     generations: int = GENERATIONS,
-    share: bool = True,
 ) -> list[Proposal]:
     """Plans for one round, in the order in which to measure them.
 
     Args:
-        shape: of the dense model.
+        space: of plans.
         targets: sizes that the study is to serve; each gets an equal part of the round.
-        count: of proposals; fewer come back where there are no more plans.
+        count: of proposals; fewer are returned if there are no more plans.
         seed: of the run.
         round_: from 0.
-        pairs: the study's; those of this round and later ones are not looked at.
+        pairs: the study's; those of this round and later ones are ignored.
         predictor: fitted on the pairs of earlier rounds; needed after round 0.
         waiting: plans that are being measured, and not proposed again.
-        beside: does one of two searches while the other is done here; what is found is the same.
-        generations: of the search.
-        share: whether plans are made to begin alike where that costs little.
+        executor: runs one of two searches at the same time as the other; results are the same.
+        generations: of the searches.
 
     Returns:
         Distinct plans, none of an earlier round's, each meeting its target's budget; those
-        that begin alike are neighbours.
+        with common prefixes are neighbours.
 
     Raises:
-        LmscoutError: no plan meets a target's budget.
+        LmscoutError: no plan meets a target.
     """
+    for target in targets:
+        space.require(target.budget, target.ranges)
     earlier = [pair for pair in pairs if pair.round < round_]
+    best = [space.best_pairs(earlier, one.budget, _ELITE, one.ranges) for one in targets]
     known = {*waiting, *(pair.plan for pair in earlier)}
     proposals: list[Proposal] = []
     for index, target in enumerate(targets):
-        target.ranges.require(target.budget)
         part = count // len(targets) + (index < count % len(targets))
         rng = np.random.default_rng([seed, round_, index])
-        elsewhere = [
-            pair.plan
-            for other in targets
-            if other is not target
-            for pair in best_pairs(earlier, other.ranges, other.budget, PARENTS)
-        ]
+        selection = _Selection(space, target, part, known, rng)
         if round_ == 0 or predictor is None:
-            found = covering(shape, target, part, known, rng, share)
+            selection.cover()
         else:
-            found = _promising(
-                shape,
-                target,
-                part,
-                known,
-                rng,
-                earlier,
-                predictor,
-                elsewhere,
-                generations,
-                share,
-                beside,
-            )
-        proposals += found
-        known |= {one.plan for one in found}
-    order = sharing_order(as_rows([one.plan for one in proposals]))
+            others = [
+                pair.plan
+                for other, its_best in enumerate(best)
+                if other != index
+                for pair in its_best[:_PARENTS]
+            ]
+            selection.exploit(predictor, best[index], others, executor, generations)
+        proposals += selection.proposals
+        known |= {one.plan for one in selection.proposals}
+    order = _prefix_order(as_rows([one.plan for one in proposals]))
     return [proposals[place] for place in order]
 
 
-def _promising(
-    shape: Shape,
-    target: Target,
-    count: int,
-    known: Iterable[Plan],
-    rng: np.random.Generator,
-    earlier: Sequence[Pair],
-    predictor: PredictsLoss,
-    elsewhere: Sequence[Plan],
-    generations: int,
-    share: bool,
-    beside: Calls | None,
-) -> list[Proposal]:
-    """What the search found, near relatives of the best measured, and the unsure."""
-    ranges, budget, units = target.ranges, target.budget, dense_row(shape)
-    best = best_pairs(earlier, ranges, budget, ELITE)
-    elite = [pair.plan for pair in best]
-    unsure, near = round(UNSURE * count), round(NEAR * count)
+class _Selection:
+    """Distinct unknown plans of one target.  Rows are in steps of the space."""
 
-    def seeking(within: Ranges, number: int, begin: Sequence[Plan]) -> Seeking:
-        seed = int(rng.integers(2**31))
-        return partial(
-            search,
-            predictor.cautious,
-            shape,
-            within,
-            budget,
-            seed=seed,
-            count=number,
-            begin=begin,
-            generations=generations,
-        )
+    def __init__(
+        self,
+        space: PlanSpace,
+        target: Target,
+        count: int,
+        known: Iterable[Plan],
+        rng: np.random.Generator,
+    ) -> None:
+        self.proposals: list[Proposal] = []
+        self._space, self._budget, self._target = space, target.budget, space.in_steps(target)
+        self._count, self._rng = count, rng
+        self._known = set(known)
 
-    anywhere = seeking(ranges, 2 * count, [*elite, *elsewhere])
-    if elite:
-        parents = as_rows(elite)
-        close = seeking(_around(parents[:PARENTS], ranges, units), 2 * near, elite)
-        candidates, relatives = _both(anywhere, close, beside)
-        found = as_rows([candidate.plan for candidate in candidates])
-    else:
-        candidates = anywhere()
-        found = as_rows([candidate.plan for candidate in candidates])
-        parents = found[:ELITE]
-        if not len(parents):  # so few plans are of this size that the search came by none
-            return covering(shape, target, count, known, rng, share)
-        relatives = seeking(_around(parents[:PARENTS], ranges, units), 2 * near, elite)()
-    chosen = Chosen(known)
-    chosen.take(found, "found", count - unsure - near)
-    chosen.take(as_rows([candidate.plan for candidate in relatives]), "near", near)
+    @property
+    def _missing(self) -> int:
+        return self._count - len(self.proposals)
 
-    far = np.concatenate([parents, found])
-    far = moved(far[rng.integers(0, len(far), _POOL)], shape, rng, most=8)
-    far = np.concatenate([fit(far, ranges, budget), fit(drawn(ranges, _POOL, rng), ranges, budget)])
-    promising = predictor.cautious(far) - PROMISING * predictor.spread(far)
-    order = np.argsort(promising, kind="stable")
-    far = far[order[meets(far[order], budget)]]
-    chosen.take(far[apart(far, units, 2 * unsure, DISTANCE)], "unsure", unsure)
+    def _take(self, rows: Rows, origin: str, most: int) -> None:
+        """Add the first unknown plans of rows, `most` at most."""
+        end = len(self.proposals) + min(most, self._missing)
+        for row in self._space.to_units(rows):
+            if len(self.proposals) >= end:
+                return
+            (plan,) = as_plans(row[None])
+            if plan not in self._known:
+                self._known.add(plan)
+                self.proposals.append(Proposal(plan, origin))
 
-    missing = count - len(chosen.proposals)
-    if missing > 0:
-        rest = fit(drawn(ranges, 4 * missing, rng), ranges, budget)
-        chosen.take(rest[meets(rest, budget)], "free", missing)
-    if not share:
-        return chosen.proposals
-    return _alike(
-        chosen.proposals,
-        predictor,
-        shape,
-        target,
-        tolerance=_SHARING
-        * predictor.error_near(best[0].value if best else candidates[0].loss_increase),
-        known=known,
-    )
+    def _fitted(self, wanted: Floats | Rows) -> Rows:
+        """Plans near to wanted ones [n, 2L]; only those that meet the target."""
+        rows = fit(wanted, self._target.ranges, self._target.budget)
+        return rows[self._target.budget.meets(rows)]
 
+    def cover(self) -> None:
+        """Take plans that cover the space."""
+        if self._space.uniform is not None:
+            self._cover_uniform()
+            return
+        shape, ranges, budget = self._space.steps, self._target.ranges, self._target.budget
+        protected = ranges.protected(shape)
+        if not protected.can_meet(budget):
+            protected = ranges
+        for origin, within in (("uniform", ranges), ("protected", protected)):
+            self._take(as_rows([uniform(shape, within, budget)]), origin, 1)
+        for _ in range(_ATTEMPTS):
+            each = -(-self._missing // 4)
+            if not each:
+                break
+            for within, tied in product((protected, ranges), (True, False)):
+                sobol = qmc.Sobol(2 * shape.depth, seed=self._rng)
+                draws = sobol.random_base2(int(np.ceil(np.log2(max(each, 2)))))
+                if tied:
+                    draws = _tied(draws, shape.depth, self._rng)
+                low, high = within.rows
+                rows = families(low + draws * (high - low), Target(budget, within))
+                self._take(rows[budget.meets(rows)], "tied" if tied else "free", each)
 
-def _both(
-    one: Seeking, other: Seeking, beside: Calls | None
-) -> tuple[list[Candidate], list[Candidate]]:
-    """What two searches find, side by side where there is somebody for the second."""
-    if beside is None:
-        return one(), other()
-    coming = beside.submit(other)
-    return one(), coming.result()
+    def _cover_uniform(self) -> None:
+        """Take a plan of each size in turn: one that drops adjacent blocks, then another."""
+        plans = self._space.plans(self._budget)
+        by_size = []
+        for turn, place in enumerate(self._rng.permutation(len(plans.sizes))):
+            size = plans.sizes[place]
+            adjacent, others = plans.of_size(size, self._count + len(self._known), self._rng)
+            name = "tied" if size.dropped else "uniform"
+            both = [[(row, name) for row in adjacent], [(row, "free") for row in others]]
+            by_size.append(_in_turn(both if turn % 2 else both[::-1]))
+        for row, origin in _in_turn(by_size):
+            if not self._missing:
+                break
+            self._take(row[None], origin, 1)
 
+    def exploit(
+        self,
+        predictor: Predictor,
+        best: Sequence[Pair],
+        others: Sequence[Plan],
+        executor: Executor | None,
+        generations: int,
+    ) -> None:
+        """Take what a search found, relatives of the best pairs, and unsure plans.
 
-def _around(parents: Rows, ranges: Ranges, units: Rows) -> Ranges:
-    """Ranges that hold the parents, and a little on either side."""
-    low, high = as_rows([ranges.low, ranges.high])
-    room = np.ceil(_WIDTH * units).astype(np.int64)
-    return Ranges(
-        *as_plans(
-            np.stack(
-                [
-                    np.maximum(low, parents.min(axis=0) - room),
-                    np.minimum(high, parents.max(axis=0) + room),
-                ]
+        Searches start from the best of this target and of others.
+        """
+        elite = [pair.plan for pair in best]
+        if self._space.uniform is not None:
+            self._exploit_uniform(predictor, [*elite, *others])
+            return
+        unsure, near = round(_UNSURE * self._count), round(_NEAR * self._count)
+        shape, rng = self._space.steps, self._rng
+
+        def searching(
+            ranges: Ranges, count: int, initial: Sequence[Plan]
+        ) -> Callable[[], list[Candidate]]:
+            return partial(
+                search,
+                self._space,
+                predictor.cautious,
+                Target(self._budget, Ranges.of_rows(*self._space.to_units(ranges.rows))),
+                seed=int(rng.integers(2**31)),
+                count=count,
+                initial=initial,
+                generations=generations,
             )
+
+        anywhere = searching(self._target.ranges, 2 * self._count, [*elite, *others])
+        if elite:
+            parents = self._rows(elite)
+            nearby = searching(self._around(parents), 2 * near, elite)
+            future = executor.submit(nearby) if executor else None
+            candidates = anywhere()
+            relatives = future.result() if future else nearby()
+        else:
+            candidates = anywhere()
+            parents = self._rows([one.plan for one in candidates[:_ELITE]])
+            if not len(parents):  # so few plans are of this size that the search finds none
+                self.cover()
+                return
+            relatives = searching(self._around(parents), 2 * near, elite)()
+        found = self._rows([one.plan for one in candidates])
+        self._take(found, "found", self._count - unsure - near)
+        self._take(self._rows([one.plan for one in relatives]), "near", near)
+
+        pool = np.concatenate([parents, found])
+        pool = mutate(pool[rng.integers(0, len(pool), _POOL)], shape, rng, most=8)
+        draws = uniform_draws(self._target.ranges, _POOL, rng)
+        pool = np.concatenate([self._fitted(pool), self._fitted(draws)])
+        units = self._space.to_units(pool)
+        bound = predictor.cautious(units) - _SPREADS * predictor.spread(units)
+        pool = pool[np.argsort(bound, kind="stable")]
+        self._take(pool[apart(pool, dense_row(shape), 2 * unsure, DISTANCE)], "unsure", unsure)
+        if self._missing:
+            draws = uniform_draws(self._target.ranges, 4 * self._missing, rng)
+            self._take(self._fitted(draws), "free", self._missing)
+        lowest = best[0].value if best else candidates[0].loss_increase
+        self._share_prefixes(predictor, _TOLERANCE * predictor.error_near(lowest))
+
+    def _exploit_uniform(self, predictor: Predictor, initial: Sequence[Plan]) -> None:
+        unsure, near = round(_UNSURE * self._count), round(_NEAR * self._count)
+        plans = self._space.plans(self._budget)
+        start = plans.projected(initial)
+        rows, loss_increases = rank_uniform(plans, start, predictor.cautious, self._rng)
+        self._take(rows, "found", self._count - unsure - near)
+        relatives = plans.neighbours(start[:_PARENTS] if len(start) else rows[:_PARENTS])
+        if len(relatives):
+            relatives = relatives[np.argsort(predictor.cautious(relatives), kind="stable")]
+        self._take(relatives, "near", near)
+        bound = loss_increases - _SPREADS * predictor.spread(rows)
+        self._take(rows[np.argsort(bound, kind="stable")], "unsure", unsure)
+        self._take(rows, "found", self._missing)
+
+    def _rows(self, plans: Sequence[Plan]) -> Rows:
+        """Plans in steps, [n, 2L]."""
+        return self._space.to_steps(as_rows(plans).reshape(-1, 2 * self._space.shape.depth))
+
+    def _around(self, rows: Rows) -> Ranges:
+        """Ranges that hold the first rows, with a margin."""
+        low, high = self._target.ranges.rows
+        room = np.ceil(_MARGIN * dense_row(self._space.steps)).astype(np.int64)
+        parents = rows[:_PARENTS]
+        return Ranges.of_rows(
+            np.maximum(low, parents.min(axis=0) - room),
+            np.minimum(high, parents.max(axis=0) + room),
         )
+
+    def _share_prefixes(self, predictor: Predictor, tolerance: float) -> None:
+        """Share prefixes among plans of one origin, so that origins stay different."""
+        taken = {*self._known}
+        shared: list[Proposal] = []
+        for origin in dict.fromkeys(one.origin for one in self.proposals):
+            rows = share_prefixes(
+                self._rows([one.plan for one in self.proposals if one.origin == origin]),
+                lambda rows: predictor.cautious(self._space.to_units(rows)),
+                self._space.steps,
+                self._target,
+                tolerance=tolerance,
+                taken=self._rows(list(taken)),
+            )
+            plans = as_plans(self._space.to_units(rows))
+            taken |= set(plans)
+            shared += [Proposal(plan, origin) for plan in plans]
+        self.proposals = shared
+
+
+def _in_turn(sequences: Sequence[Sequence[_Named]]) -> list[_Named]:
+    """The first of each sequence, then the second of each, ..., as long as any has more."""
+    return [one for some in zip_longest(*sequences) for one in some if one is not None]
+
+
+def _tied(draws: Floats, depth: int, rng: np.random.Generator) -> Floats:
+    """Give two to four adjacent blocks the same draw, the same number in all of a row."""
+    ties = rng.choice(_TIES, len(draws))[:, None]
+    block = np.arange(depth) // ties * ties
+    return np.take_along_axis(draws, np.concatenate([block, depth + block], axis=1), axis=1)
+
+
+def order_for_prefix_sharing(plans: Sequence[Plan]) -> list[Plan]:
+    """The same plans in lexicographic order of their steps.
+
+    Of all orders, this shares the most steps between neighbours.
+    """
+    return [plans[place] for place in _prefix_order(as_rows(plans))]
+
+
+def _prefix_order(rows: Rows) -> list[int]:
+    """Indices of rows [n, 2L] in the order of `order_for_prefix_sharing`."""
+    return [int(place) for place in np.lexsort(in_block_order(rows).T[::-1])] if len(rows) else []
+
+
+def families(wanted: Floats, target: Target) -> Rows:
+    """Fit plans near to wanted ones [n, 2L], every four with the same first half of blocks.
+
+    A plan is fitted by itself where it cannot meet the budget with the first half of its family's
+    first plan.
+    """
+    rows = fit(wanted, target.ranges, target.budget)
+    depth = rows.shape[1] // 2
+    prefix = np.tile(np.arange(depth) < depth // 2, 2)
+    low, high = target.ranges.rows
+    lead = rows[np.arange(len(rows)) // _FAMILY * _FAMILY]
+    together = fit(
+        np.where(prefix, lead, wanted),
+        (np.where(prefix, lead, low), np.where(prefix, lead, high)),
+        target.budget,
     )
+    return np.where(target.budget.meets(together)[:, None], together, rows)
 
 
-def _alike(
-    proposals: Sequence[Proposal],
-    predictor: PredictsLoss,
+def share_prefixes(
+    rows: Rows,
+    predict: Predict,
     shape: Shape,
     target: Target,
     *,
     tolerance: float,
-    known: Iterable[Plan],
-) -> list[Proposal]:
-    """Proposals of one origin made to begin alike; others' beginnings would defeat an origin."""
-    taken = {*known, *(one.plan for one in proposals)}
-    result: list[Proposal] = []
-    for origin in dict.fromkeys(one.origin for one in proposals):
-        shared = share_prefixes(
-            [one.plan for one in proposals if one.origin == origin],
-            predictor.cautious,
-            shape,
-            target.ranges,
-            target.budget,
-            tolerance=tolerance,
-            taken=list(taken),
-        )
-        taken |= set(shared)
-        result += [Proposal(plan, origin) for plan in shared]
-    return result
+    taken: Rows,
+) -> Rows:
+    """Give plans the first blocks of plans before them, where the prediction allows.
+
+    Each plan in turn is tried with the first blocks, up to half of them, of every plan kept so
+    far, its other blocks fitted to the budget anew.  It takes the longest prefix whose predicted
+    loss increase is at most `tolerance` above its own.
+
+    Args:
+        rows: [n, 2L] distinct plans, best first.
+        predict: loss increases of plans, [n, 2L] to [n].
+        shape: of the dense model.
+        target: that plans meet.
+        tolerance: nats/token.
+        taken: [m, 2L] plans that no result may equal.
+
+    Returns:
+        [n, 2L] distinct plans, in the same order.
+    """
+    if len(rows) < 2 or shape.depth < 2:
+        return rows
+    loss_increases = predict(rows)
+    units, depth = dense_row(shape), shape.depth
+    low, high = target.ranges.rows
+    others = np.concatenate([rows, taken])
+    lengths = np.arange(depth // 2, 0, -1)
+    kept = rows[:1]
+    for row, loss_increase in zip(rows[1:], loss_increases[1:], strict=True):
+        donors = np.repeat(np.arange(len(kept)), len(lengths))
+        length = np.tile(lengths, len(kept))
+        prefix = np.tile(np.arange(depth) < length[:, None], 2)
+        wanted = np.where(prefix, kept[donors], row)
+        bounds = np.where(prefix, wanted, low), np.where(prefix, wanted, high)
+        grafts = fit(wanted, bounds, target.budget)
+        good = (predict(grafts) <= loss_increase + tolerance) & target.budget.meets(grafts)
+        chosen = row
+        for place in np.flatnonzero(good)[np.argsort(-length[good], kind="stable")]:
+            graft = grafts[place]
+            far = np.abs((kept - graft) / units).mean(axis=1).min() >= DISTANCE
+            if far and not (others == graft).all(axis=1).any():
+                chosen = graft
+                break
+        kept = np.concatenate([kept, chosen[None]])
+    return kept

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.text import row_file
-from lmscout.pruning.calibration import CalibrationSettings
+from lmscout.pruning.calibration import CalibrationConfig
 from lmscout.pruning.evaluator import QUALITIES
 from lmscout.pruning.importance import METHODS
 from lmscout.pruning.storage import (
@@ -57,12 +57,12 @@ class Recorded:
     settings: Mapping[str, str | int | float | bool | None]
     model: str | None
     text: str | None
-    calibration: CalibrationSettings
+    calibration: CalibrationConfig
     dtype: torch.dtype | None = None
 
 
 def record_origin(
-    pair_study: PairStudy, model: str, text: str, settings: CalibrationSettings, dtype: torch.dtype
+    pair_study: PairStudy, model: str, text: str, settings: CalibrationConfig, dtype: torch.dtype
 ) -> None:
     """Write down what a run's pairs are of; what is there already stays.
 
@@ -111,11 +111,11 @@ def read_recorded(storage: str | Path) -> Recorded:
         )
     settings = _table(found[SETTINGS], SETTINGS, shown)
     origin = _table(_parsed(found.get(_ORIGIN_KEY, "{}"), shown), _ORIGIN_KEY, shown)
-    calibration = CalibrationSettings(
+    calibration = CalibrationConfig(
         **{
             one.name: _setting(one.name, one.default, known[one.name], shown)
             for known in (settings, origin)
-            for one in fields(CalibrationSettings)
+            for one in fields(CalibrationConfig)
             if one.name in known
         }
     )

@@ -1,16 +1,7 @@
-"""Uniform plans of one budget: subsets of blocks to drop, and one width for the others.
-
-Which blocks to drop: subsets of blocks, as rows of a boolean array.
-
-The first block and the last are sensitive in nearly every model, so they are dropped
-rarely where subsets are drawn, and never left out where all are listed.
-
-Sizes of uniform plans: how many blocks are dropped, and one width for those that are kept.
+"""Uniform plans: whole blocks dropped, and one width for all others.
 
 A uniform plan can be saved as a plain model of its family.  Under a budget, the number of
-dropped blocks and the groups leave one choice of channels: as many as the budget allows.
-
-The uniform plans of one budget: each size with each choice of blocks to drop.
+dropped blocks and of groups leaves one choice of channels: as many as the budget allows.
 """
 
 from __future__ import annotations
@@ -19,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +23,9 @@ from lmscout.pruning.plan import Plan, Rows, Shape
 
 Subsets = npt.NDArray[np.bool_]
 
-_LISTED = 5_000  # subsets that are listed and put in random order, rather than drawn
-_ENDS = 0.1  # weight of the first and the last block in draws; others have 1
+_LISTED = 5_000  # subsets that are listed and shuffled, rather than drawn
+_ENDS = 0.1  # weight of the first and the last block in draws: both are sensitive; others have 1
+_MOST_DROPPED = 2  # one block in so many
 
 
 def every_subset(depth: int, size: int) -> Subsets:
@@ -42,33 +35,26 @@ def every_subset(depth: int, size: int) -> Subsets:
 
 
 def runs(depth: int, size: int) -> Subsets:
-    """All subsets of adjacent blocks, [depth - size + 1, depth]; of no blocks there is one."""
+    """All subsets of adjacent blocks, [depth - size + 1, depth]; one of no blocks."""
     first = np.arange(depth - size + 1 if size else 1)[:, None]
     return _of_members(first + np.arange(size), depth)
 
 
 def are_runs(subsets: Subsets) -> npt.NDArray[np.bool_]:
     """Whether the blocks of each subset [n, depth] are adjacent, [n]."""
-    begins = subsets[:, 0] + (subsets[:, 1:] & ~subsets[:, :-1]).sum(axis=1)
-    return np.asarray(begins <= 1)
+    starts = subsets[:, 0] + (subsets[:, 1:] & ~subsets[:, :-1]).sum(axis=1)
+    return np.asarray(starts <= 1)
 
 
 def drawn_subsets(depth: int, size: int, count: int, rng: np.random.Generator) -> Subsets:
     """Distinct subsets in random order, those with the first or the last block late.
 
-    Args:
-        depth: number of blocks.
-        size: of every subset.
-        count: wanted.
-        rng: draws them.
-
     Returns:
-        [n, depth]; at most `count`, and fewer only where there are no more, but for a few
-        that came twice.
+        [n, depth]; at most `count`, and few less unless there are no more.
     """
     if comb(depth, size) <= max(4 * count, _LISTED):
         return in_random_order(every_subset(depth, size), rng)[:count]
-    # Of keys with Gumbel noise, the largest are a draw without replacement by weight.
+    # The largest of keys with Gumbel noise are a draw without replacement by weight.
     keys = _log_weights(depth) + rng.gumbel(size=(2 * count, depth))
     subsets = _of_members(np.argsort(-keys, axis=1)[:, :size], depth)
     _, first = np.unique(subsets, axis=0, return_index=True)
@@ -85,9 +71,9 @@ def swapped(subset: Subsets) -> Subsets:
     """All subsets that have another block in place of one of a subset's [depth]."""
     inside, outside = np.flatnonzero(subset), np.flatnonzero(~subset)
     others = np.tile(subset, (len(inside) * len(outside), 1))
-    place = np.arange(len(others))
-    others[place, np.repeat(inside, len(outside))] = False
-    others[place, np.tile(outside, len(inside))] = True
+    each = np.arange(len(others))
+    others[each, np.repeat(inside, len(outside))] = False
+    others[each, np.tile(outside, len(inside))] = True
     return others
 
 
@@ -111,18 +97,8 @@ def _log_weights(depth: int) -> npt.NDArray[np.float64]:
     return weights
 
 
-_MOST_DROPPED = 2  # one block in so many
-
-
-@dataclass(frozen=True)
-class UniformSize:
-    """What all kept blocks of a plan have in common.
-
-    Attributes:
-        dropped: number of blocks dropped whole.
-        groups: of every other block.
-        channels: likewise.
-    """
+class UniformSize(NamedTuple):
+    """Number of dropped blocks, and the groups and channels of every other block."""
 
     dropped: int
     groups: int
@@ -131,12 +107,12 @@ class UniformSize:
 
 @dataclass(frozen=True)
 class UniformChoices:
-    """What a plain model of a family may be.
+    """The sizes that plain models of a family may have.
 
     Attributes:
         depth: blocks of the dense model.
-        dropped: numbers of blocks that may be dropped, rising from 0.
-        groups: numbers of groups that kept blocks may have, rising.
+        dropped: numbers of blocks that may be dropped, ascending from 0.
+        groups: numbers of groups that kept blocks may have, ascending.
         channels: of a dense block.
     """
 
@@ -147,14 +123,14 @@ class UniformChoices:
 
     @classmethod
     def of(cls, shape: Shape, config: PreTrainedConfig) -> UniformChoices:
-        """What transformers accepts of a model's family.
+        """The sizes that transformers accepts of a model's family.
 
         Args:
             shape: of the dense model.
             config: the dense model's.
 
         Raises:
-            LmscoutError: blocks are not alike, or there is no plain form at all.
+            LmscoutError: blocks differ in size, or there is no plain form at all.
         """
         kinds = (shape.groups, shape.channels, shape.group_parameters, shape.channel_parameters)
         if any(len(set(kind)) > 1 for kind in kinds):
@@ -163,21 +139,19 @@ class UniformChoices:
                 "family is a part of it: save it with --shape any"
             )
         depth, channels = shape.depth, shape.channels[0]
-        groups = tuple(
-            number
-            for number in range(1, shape.groups[0] + 1)
-            if is_uniform(Plan((number,) * depth, (channels,) * depth), config)
-        )
+
+        def plan(groups: int, blocks: int) -> Plan:
+            gone = (0,) * (depth - blocks)
+            return Plan((groups,) * blocks + gone, (channels,) * blocks + gone)
+
+        allowed = range(1, shape.groups[0] + 1)
+        groups = tuple(number for number in allowed if is_uniform(plan(number, depth), config))
         if not groups:
             raise LmscoutError(
                 f"{config.model_type} has no plain form of this model: save it with --shape any"
             )
         most = depth // _MOST_DROPPED
-        kept = (True,) * (depth - 1) + (False,)
-        shorter = Plan(
-            tuple(groups[-1] * one for one in kept), tuple(channels * one for one in kept)
-        )
-        if most and not is_uniform(shorter, config):
+        if most and not is_uniform(plan(groups[-1], depth - 1), config):
             most = 0
         return cls(depth, tuple(range(most + 1)), groups, channels)
 
@@ -185,68 +159,51 @@ class UniformChoices:
         """All sizes that use a budget up, as far as whole channels in every block do.
 
         A channel more in every kept block would exceed the budget.  Sizes whose blocks have
-        all their channels count where they use the budget up, to its slack or to a channel a
-        block; where a budget has no slack, if neither a block more nor more groups fit.
+        all their channels count where they use the budget up, to its slack or to a channel per
+        block; if a budget has no slack, where neither a block more nor more groups fit.
 
         Args:
-            budget: one that costs blocks alike.
+            budget: one whose cost is the same for all blocks.
 
         Raises:
             LmscoutError: there is none; it names the nearest budget that can be met.
         """
-        grid = self._grid()
-        channels = self._most_channels(grid, budget)
-        full = channels == self.channels
-        if budget.slack is None:
-            table = np.pad(full.reshape(len(self.dropped), -1), ((1, 0), (0, 1)))
-            larger = (table[:-1, :-1] | table[1:, 1:]).ravel()
-            spent = ~(full & larger)
-        else:
-            costs = budget.cost(self._rows(grid, channels))
-            step = costs - budget.cost(self._rows(grid, np.maximum(channels - 1, 0)))
-            spent = ~full | (budget.limit - costs <= np.maximum(budget.slack, step))
-        chosen = (channels > 0) & spent
-        if not chosen.any():
-            raise LmscoutError(self._nearest(grid, channels, budget))
-        return tuple(
-            UniformSize(int(dropped), int(groups), int(number))
-            for (dropped, groups), number in zip(grid[chosen], channels[chosen], strict=True)
-        )
-
-    def _grid(self) -> Rows:
-        """Every number of dropped blocks with every number of groups, [n, 2]."""
         dropped, groups = np.meshgrid(self.dropped, self.groups, indexing="ij")
-        return np.stack([dropped.ravel(), groups.ravel()], axis=1)
+        grid = np.stack([dropped.ravel(), groups.ravel()], axis=1)
 
-    def _rows(self, grid: Rows, channels: Rows) -> Rows:
-        """A plan of each size, [n, 2L]; which blocks it drops does not matter."""
-        kept = np.arange(self.depth) >= grid[:, :1]
-        return np.concatenate([kept * grid[:, 1:], kept * channels[:, None]], axis=1)
+        def cost(channels: Rows) -> npt.NDArray[np.float64]:
+            """Of each size; which blocks it drops does not matter."""
+            kept = np.arange(self.depth) >= grid[:, :1]
+            return budget.cost(
+                np.concatenate([kept * grid[:, 1:], kept * channels[:, None]], axis=1)
+            )
 
-    def _most_channels(self, grid: Rows, budget: Budget) -> Rows:
-        """The most channels with which a size costs no more than the limit, or 0, [n]."""
-        low, high = np.zeros(len(grid), np.int64), np.full(len(grid), self.channels)
-        while (low < high).any():
-            middle = (low + high + 1) // 2
-            fits = budget.cost(self._rows(grid, middle)) <= budget.limit
-            low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
-        return low
-
-    def _nearest(self, grid: Rows, channels: Rows, budget: Budget) -> str:
-        """The message about a budget that no size meets."""
-        below = budget.cost(self._rows(grid, channels))[channels > 0]
-        above = budget.cost(self._rows(grid, np.minimum(channels + 1, self.channels)))
-        costs = np.concatenate([below, above[channels < self.channels]])
-        nearest = float(costs[np.argmin(np.abs(costs - budget.limit))])
-        update = budget.words(nearest, nearer=1 if nearest > budget.limit else -1)
-        return (
-            f"no uniform plan meets the budget of {budget.words(budget.limit)}: the nearest that "
-            f"can be met is {update}"
+        channels, high = np.zeros(len(grid), np.int64), np.full(len(grid), self.channels)
+        while (channels < high).any():
+            middle = (channels + high + 1) // 2
+            fits = cost(middle) <= budget.limit
+            channels, high = np.where(fits, middle, channels), np.where(fits, high, middle - 1)
+        full, costs = channels == self.channels, cost(channels)
+        if budget.slack is None:
+            table = np.pad(full.reshape(dropped.shape), ((1, 0), (0, 1)))
+            used_up = ~(full & (table[:-1, :-1] | table[1:, 1:]).ravel())
+        else:
+            step = costs - cost(np.maximum(channels - 1, 0))
+            used_up = ~full | (budget.limit - costs <= np.maximum(budget.slack, step))
+        chosen = (channels > 0) & used_up
+        if not chosen.any():
+            above = cost(np.minimum(channels + 1, self.channels))
+            found = np.concatenate([costs[channels > 0], above[~full]])
+            nearest = float(found[np.argmin(np.abs(found - budget.limit))])
+            raise budget.nearest(nearest, "uniform plan")
+        return tuple(
+            UniformSize(*size)
+            for size in np.column_stack([grid[chosen], channels[chosen]]).tolist()
         )
 
 
 class UniformPlans:
-    """A finite set of plans, too large to list where many blocks may be dropped of many."""
+    """The uniform plans of one budget: each size with each choice of blocks to drop."""
 
     def __init__(self, depth: int, sizes: Sequence[UniformSize]) -> None:
         """Make the set.
@@ -261,7 +218,7 @@ class UniformPlans:
 
     @property
     def count(self) -> int:
-        """How many plans there are."""
+        """Number of plans."""
         return sum(comb(self._depth, one.dropped) for one in self.sizes)
 
     def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
@@ -285,10 +242,7 @@ class UniformPlans:
         )
 
     def drawn(self, count: int, rng: np.random.Generator) -> Rows:
-        """About so many distinct plans, as many of each size, [n, 2L].
-
-        Dropped are runs of adjacent blocks, and blocks drawn at random.
-        """
+        """About so many distinct plans, as many of each size, [n, 2L]."""
         each = -(-count // len(self.sizes))
         return np.concatenate([np.concatenate(self.of_size(one, each, rng)) for one in self.sizes])
 
@@ -298,22 +252,18 @@ class UniformPlans:
         The first block and the last are rarely dropped.
 
         Returns:
-            [m, 2L] and [n, 2L]; all plans of the size where there are no more than `count`.
+            [m, 2L] and [n, 2L]; all plans of the size if there are no more than `count`.
         """
         adjacent = in_random_order(runs(self._depth, size.dropped), rng)
         others = drawn_subsets(self._depth, size.dropped, count, rng)
-        others = others[~are_runs(others)]
-        return self._rows(adjacent, size), self._rows(others, size)
+        return self._rows(adjacent, size), self._rows(others[~are_runs(others)], size)
 
-    def near(self, rows: Rows) -> Rows:
-        """All plans a step away from given ones of the set.
+    def neighbours(self, rows: Rows) -> Rows:
+        """All plans one step away from given ones of the set, [n, 2L], distinct, sorted.
 
         A step drops one block in place of another, or one more or one less, or changes the
         number of groups; where the number of dropped blocks changes, groups change as little
         as that allows.
-
-        Returns:
-            [n, 2L], distinct, sorted.
         """
         steps = [rows[:0]]
         for row in rows:
@@ -323,29 +273,26 @@ class UniformPlans:
                 if size.dropped == gone:
                     others = swapped(subset) if size.groups == groups else subset[None]
                     steps.append(self._rows(others, size))
-            for change, present in ((-1, False), (1, True)):
-                nearest = self._nearest(gone + change, groups)
-                if nearest is not None:
-                    steps.append(self._rows(changed_by_one(subset, present), nearest))
+                elif abs(size.dropped - gone) == 1 and size == self._nearest(size.dropped, groups):
+                    others = changed_by_one(subset, size.dropped > gone)
+                    steps.append(self._rows(others, size))
         return np.unique(np.concatenate(steps), axis=0)
 
-    def moved(self, plans: Iterable[Plan]) -> Rows:
-        """Uniform plans of any size as plans of the set that drop the same blocks.
+    def projected(self, plans: Iterable[Plan]) -> Rows:
+        """Uniform plans of any size as plans of the set that drop the same blocks, [n, 2L].
 
-        Groups change as little as that allows; a plan is left out where it is not uniform or
+        Groups change as little as that allows; a plan is left out if it is not uniform, or if
         no size of the set drops as many blocks.
         """
         rows = [np.zeros((0, 2 * self._depth), np.int64)]
         for plan in plans:
-            dropped = plan.dropped
-            kept = plan.kept
-            widths = {(plan.attention[block], plan.mlp[block]) for block in kept}
-            size = (
-                self._nearest(len(dropped), plan.attention[kept[0]]) if len(widths) == 1 else None
-            )
-            if size is not None:
-                subset = np.isin(np.arange(self._depth), dropped)
-                rows.append(self._rows(subset[None], size))
+            widths = {(plan.attention[block], plan.mlp[block]) for block in plan.kept}
+            if len(widths) == 1:
+                ((groups, _),) = widths
+                size = self._nearest(len(plan.dropped), groups)
+                if size is not None:
+                    subset = np.isin(np.arange(self._depth), plan.dropped)
+                    rows.append(self._rows(subset[None], size))
         return np.concatenate(rows)
 
     def _nearest(self, dropped: int, groups: int) -> UniformSize | None:

@@ -1,28 +1,26 @@
-"""Prune a language model with an accuracy predictor, from text to a saved folder.
+"""Prune a language model with an accuracy predictor (arXiv 2309.09507): the steps of a run.
 
-Measure pairs of plans and their quality, learn to predict quality, narrow and search by what
-was learnt, measure the few best again on more text, save the winner, and report it beside
-what a uniform cut of the same size gives (arXiv 2309.09507).
+`prune` opens the run and calls the steps in order: prepare, calibrate, find plans, report,
+recover the selected plans, save.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
 
 from lmscout.evaluation import LoadedModel, Perplexity, Text, model_windows, read_origin
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.pruning.budgets import Budget, budget_of
 from lmscout.pruning.calibration import Calibrated, calibrate
-from lmscout.pruning.config import Request, check_request, model_folders
+from lmscout.pruning.config import PruneConfig, check_request, model_folders
 from lmscout.pruning.cutting import ShapeName, check_range
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import check_generation, check_plan, is_finished, save
@@ -33,35 +31,34 @@ from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
 from lmscout.pruning.measuring import Fitted, judged, measure_rounds, proxy_columns, tail_on
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.ranges import Ranges
-from lmscout.pruning.recovery.elastic import Elastic
+from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.recovery.elastic import Elastic, recover_all_plans
 from lmscout.pruning.recovery.run import (
+    ELASTIC,
     WinnerRecovery,
-    recover_plans,
     recover_winners,
+    recovery_file,
     remove_finished,
 )
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.report import ReportText, held_out_tokens, report
-from lmscout.pruning.results import SHOWN, Finalist, Pruning, Reported, Size
-from lmscout.pruning.sampler import Target
+from lmscout.pruning.results import LABELS, Finalist, Pruning, Reported, Size
 from lmscout.pruning.saved_run import is_complete, open_pruning
-from lmscout.pruning.space import PlanSpace
+from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
 from lmscout.pruning.storage import asked_storage
 from lmscout.pruning.study import STUDY as PAIRS
 from lmscout.pruning.study import PairStudy
 from lmscout.pruning.study_record import begun_chunks, record_origin
 from lmscout.pruning.turns import alone_in
-from lmscout.pruning.uniform_space import fast_multiple, space_of
 from lmscout.runs import Run
 
-_TIMED_WINDOWS = 8  # on which latency is measured
+_TIMED_WINDOWS = 8  # of calibration text, for latency
 
 
 def prune(
     loaded: LoadedModel,
     calibration: Text,
-    request: Request,
+    config: PruneConfig,
     out: Path,
     *,
     report_on: Text | None = None,
@@ -70,331 +67,348 @@ def prune(
 ) -> Pruning:
     """Prune a model to one or several sizes.
 
-    The same call continues a run that was stopped at any moment, and gives the result of one that
-    has finished.
+    The same call continues a run that was stopped at any moment, and returns the result of one
+    that has finished.
 
     Args:
         loaded: the dense model with its tokenizer; its units are reordered in place, and elastic
             recovery changes its weights.
         calibration: text on which plans are measured.
-        request: what is wanted.
-        out: folder of the run: the study and the saved model; where several sizes are
-            wanted, each model in a folder of its own in it, such as ``keep-0.8``.
+        config: all other settings.
+        out: run folder, for the study and the saved model; of several sizes each model has a
+            folder in it, such as ``keep-0.8``.
         report_on: text on which perplexities are reported; never the calibration text.
         recover_on: text that recovery trains on; the calibration text if None.
-        progress: called with a stage's name, what is done of it, and its size.
+        progress: called with the name of a stage, its steps done, and all of its steps.
 
     Returns:
-        What was found and saved.
+        The selected plans, the saved models, and all measurements.
 
     Raises:
-        LmscoutError: whatever the user can mend.
+        LmscoutError: an option is invalid, or a file cannot be read or written.
     """
-    check_request(request, calibration, report_on, out, recover_on)
+    check_request(config, calibration, report_on, out, recover_on)
     computed = str(loaded.model.dtype).removeprefix("torch.")
-    run = open_pruning(out, loaded.source, computed, request, calibration, report_on, recover_on)
-    if is_complete(run, request):
-        remove_finished(out, request.keep)
+    run = open_pruning(out, loaded.source, computed, config, calibration, report_on, recover_on)
+    if is_complete(run, config):
+        remove_finished(out, config.keep)
         return run.load(Pruning)
     stages = Stages(progress)
-    with ExitStack() as held:
-        result = _pruning(loaded, calibration, request, run, report_on, recover_on, stages, held)
+    with ExitStack() as lock:
+        job = _prepared(loaded, calibration, config, run, stages, report_on, recover_on)
+        dense = _calibrated(job, lock)
+        found = _find_plans(job, dense.calibrated)
+        result = _reported_and_saved(job, dense, found)
         run.end(result)
-        remove_finished(out, request.keep)
+        remove_finished(out, config.keep)
     return result
 
 
-def _pruning(
+@dataclass(frozen=True)
+class _Job:
+    """The input of a run.
+
+    Attributes:
+        loaded: the dense model with its tokenizer.
+        calibration: the text on which plans are measured.
+        config: with the calibration settings that fit the model.
+        run: the run folder.
+        stages: report progress.
+        report_text: the text of the perplexities.
+        recover_on: the text that recovery trains on; the calibration text if None.
+        space: of plans.
+    """
+
+    loaded: LoadedModel
+    calibration: Text
+    config: PruneConfig
+    run: Run
+    stages: Stages
+    report_text: ReportText
+    recover_on: Text | None
+    space: PlanSpace
+
+    @property
+    def storage(self) -> str | Path:
+        """Where the study is kept."""
+        storage = self.config.storage
+        return self.run.folder if storage is None else asked_storage(storage)
+
+
+def _prepared(
     loaded: LoadedModel,
     calibration: Text,
-    request: Request,
+    config: PruneConfig,
     run: Run,
+    stages: Stages,
     report_on: Text | None,
     recover_on: Text | None,
-    stages: Stages,
-    held: ExitStack,
-) -> Pruning:
-    """Do what a checked request asks for, in the folder of its run, which is locked in `held`."""
-    out, model = run.folder, loaded.model
-    settings = request.calibration.fitted(model.config, request.seed)
-    request, window = replace(request, calibration=settings), settings.length
-    request.recovery.check(None, window, request.keep, request.of)
-    family = family_of(model.config)
-    units = shape_of(family.all_parts(model))
-    space = space_of(request.shape, units, model, request.channel_multiple or fast_multiple(model))
-    if request.of != "latency":  # else it takes measuring first
-        for budget in _budgets(request, model, units, None):
-            space.require(budget)
-    storage = out if request.storage is None else asked_storage(request.storage)
-    dtype = request.dtype or loaded.saved_dtype or model.dtype
-    on = ReportText(
-        loaded.tokenizer, report_on, request.protocol, dtype, limit_tokens=request.report_tokens
-    )
-    begun = [begun_chunks(storage, study) for study in (PAIRS, FINALS)]
-    with stages("calibrating") as update:
-        windows = model_windows(model, loaded.tokenizer, calibration, window)
-        training = windows
-        if recover_on is not None:
-            training = model_windows(model, loaded.tokenizer, recover_on, window)
-        on.check(model)
-        calibrated = calibrate(model, windows, settings, progress=update).as_begun(*begun)
-    elastic = None
-    if request.recovery.elastic is not None:
-        _begin(run, held)
-        sizes = dict(zip(request.keep, _budgets(request, model, units, None), strict=True))
-        calibrated, elastic = recover_plans(
-            calibrated, training, space, sizes, request.recovery.elastic, out, on, stages
-        )
-    calibrated = calibrated.copied_to(request.devices)
-    calibrated, known = _dense_measured(calibrated, on, request, elastic, stages)
-    if elastic is None:
-        _begin(run, held)
-    origin = (loaded.source, calibration.source)
-    found = _found(calibrated, space, request, storage, origin, stages)
-    winners = [contest[0].plan for contest in found.contests]
-    folders = _checked_folders(request.keep, out, winners, dtype)
-    with stages("reporting") as update:
-        dense, reported = report(
-            calibrated, found.budgets, winners, on, dense=known, progress=update
-        )
-    dense, dense_elastic = _dense_rows(dense, elastic)
-    winner_of = None
-    trained: Sequence[Trained | None] = [None] * len(winners)
-    if request.recovery.winners is not None:
-        winner_of = WinnerRecovery(
-            calibrated, training, request.recovery.winners, request.shape, out
-        )
-        reported, trained = recover_winners(winner_of, request.keep, winners, reported, on, stages)
-    with stages("saving") as update:
-        for number, (keep, winner) in enumerate(zip(request.keep, winners, strict=True)):
-            if not is_finished(folders[number]):
-                recovered = None if winner_of is None else winner_of(keep, winner)[0]
-                size = Size(keep, reported[number], (), folders[number])
-                _save(
-                    calibrated,
-                    loaded.tokenizer,
-                    winner,
-                    recovered,
-                    folders[number],
-                    dtype,
-                    note=request.note(keep),
-                    figures=_card_figures(loaded, found.pairs, (dense, dense_elastic), size),
-                    shape=request.shape,
-                )
-            if update:
-                update(number + 1, len(folders))
-    fitted = found.fitted
-    return Pruning(
-        request.of,
-        dense,
-        tuple(
-            Size(keep, rows, tuple(contest), folder, done)
-            for keep, contest, rows, folder, done in zip(
-                request.keep, found.contests, reported, folders, trained, strict=True
+) -> _Job:
+    """Fit the settings to the model; refuse budgets that no plan meets."""
+    model = loaded.model
+    settings = config.calibration.fitted(model.config, config.seed)
+    config = replace(config, calibration=settings)
+    config.recovery.check(None, settings.length, config.keep, config.of)
+    units = shape_of(family_of(model.config).all_parts(model))
+    space = space_of(config.shape, units, model, config.channel_multiple or fast_multiple(model))
+    dtype = config.dtype or loaded.saved_dtype or model.dtype
+    on = ReportText(loaded.tokenizer, report_on, config.protocol, dtype, config.report_tokens)
+    job = _Job(loaded, calibration, config, run, stages, on, recover_on, space)
+    if config.of != "latency":  # which is measured first
+        _budgets(job, units)
+    return job
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The calibrated dense model.
+
+    Attributes:
+        calibrated: measures plans.
+        training: [windows, T] that recovery trains on.
+        perplexity: of the model as given; None without a report text.
+        elastic: the recovery of all plans; None without.
+    """
+
+    calibrated: Calibrated
+    training: Tensor
+    perplexity: Perplexity | None
+    elastic: Elastic | None
+
+
+def _calibrated(job: _Job, lock: ExitStack) -> _Dense:
+    """Split the text, order the units, measure the dense model, and begin the run.
+
+    A model without a finite loss, or one that cannot be saved, is refused before anything is
+    written.  From then on `lock` holds the run folder.
+    """
+    model, config = job.loaded.model, job.config
+    chunks = [begun_chunks(job.storage, study) for study in (PAIRS, FINALS)]
+    with job.stages("calibrating") as update:
+        windows = _windows(job, job.calibration)
+        training = windows if job.recover_on is None else _windows(job, job.recover_on)
+        job.report_text.check(model)
+        calibrated = calibrate(model, windows, config.calibration, progress=update)
+        calibrated = calibrated.with_chunks(*chunks)
+    check_range(model, job.report_text.dtype)
+    check_generation(model)
+    with job.stages("reporting"):
+        perplexity = job.report_text.dense_perplexity(calibrated)
+    recovery, elastic = config.recovery.elastic, None
+    if recovery is None and config.objective is None:
+        with job.stages("calibrating"):
+            calibrated = calibrated.checked()
+    lock.enter_context(alone_in(job.run.folder))
+    job.run.begin()
+    if recovery is not None:
+        sizes = dict(zip(config.keep, _budgets(job, calibrated.shape), strict=True))
+        file = recovery_file(job.run.folder, ELASTIC)
+        with job.stages("recovering all plans") as update:
+            calibrated, elastic = recover_all_plans(
+                calibrated, training, job.space, sizes, recovery, file, progress=update
             )
-        ),
-        fitted.predictor.report if fitted.predictor else None,
-        fitted.narrowing_steps,
-        found.pairs,
-        found.pair_study,
-        stages.seconds,
-        elastic,
-        dense_elastic,
-        None if fitted.objective is None else fitted.objective.report,
-        held_out_tokens(calibrated),
-    )
+        elastic = replace(elastic, as_given=perplexity)
+        check_range(model, job.report_text.dtype)
+    return _Dense(calibrated.copied_to(config.devices), training, perplexity, elastic)
+
+
+def _windows(job: _Job, text: Text) -> Tensor:
+    length = job.config.calibration.length
+    return model_windows(job.loaded.model, job.loaded.tokenizer, text, length)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What pairs, or a judge, and a search have found: finalists of every budget, best first."""
+    """The plans of a search.
+
+    Attributes:
+        budgets: of every size.
+        finalists: of every size, best first.
+        fitted: the predictor or the proxy.
+        pairs: number of pairs in the study.
+        study: its URL.
+    """
 
     budgets: Sequence[Budget]
-    contests: Sequence[Sequence[Finalist]]
+    finalists: Sequence[Sequence[Finalist]]
     fitted: Fitted
     pairs: int
-    pair_study: str
+    study: str
+
+    @property
+    def winners(self) -> list[Plan]:
+        """The selected plan of every size."""
+        return [finalists[0].plan for finalists in self.finalists]
 
 
-def _found(
-    calibrated: Calibrated,
-    space: PlanSpace,
-    request: Request,
-    storage: str | Path,
-    origin: tuple[str, str],
-    stages: Stages,
-) -> _Found:
-    """Measure, learn and search, or let a proxy judge, and measure the finalists."""
-    units, settings = calibrated.shape, calibrated.settings
-    final_settings = {**calibrated.study_settings, "final_tokens": settings.final_tokens}
+def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
+    """Open the study, measure pairs, fit, search, and measure the finalists."""
+    config, stages, units = job.config, job.stages, calibrated.shape
+    settings = calibrated.study_settings
+    final_settings = {**settings, "final_tokens": calibrated.settings.final_tokens}
     with (
-        PairStudy(storage, units, calibrated.study_settings) as pair_study,
-        PairStudy(storage, units, final_settings, study=FINALS) as finals,
+        PairStudy(job.storage, units, settings) as study,
+        PairStudy(job.storage, units, final_settings, study=FINALS) as finals,
     ):
-        record_origin(pair_study, *origin, settings, calibrated.model.dtype)
-        latency = _latency(pair_study, calibrated) if request.of == "latency" else None
-        budgets = _budgets(request, calibrated.model, units, latency)
-        for budget in budgets:
-            space.require(budget)
+        sources = job.loaded.source, job.calibration.source
+        record_origin(study, *sources, calibrated.settings, calibrated.model.dtype)
+        latency = _latency(study, calibrated) if config.of == "latency" else None
+        budgets = _budgets(job, units, latency)
         targets = [Target(budget, Ranges.above(units)) for budget in budgets]
-        if request.objective is not None:
-            with stages("judging"):
-                fitted = judged(request.objective, calibrated, targets)
+        if config.objective is not None:
+            with stages("scoring"):
+                fitted = judged(config.objective, calibrated, targets)
         else:
-            with (
-                stages("measuring pairs") as update,
-                pair_study.alone(update and partial(_report_other_studies, update, request.pairs)),
-            ):
-                # Another run may have begun the study since this one looked at it.
-                if not calibrated.references:
-                    calibrated = calibrated.as_begun(pair_study.chunks, finals.chunks)
-                fitted = measure_rounds(
-                    pair_study,
-                    calibrated.evaluator(calibrated.measured),
-                    calibrated.mass,
-                    space,
-                    targets,
-                    pairs=request.pairs,
-                    seed=request.seed,
-                    tail=tail_on(calibrated.model.device),
-                    extra=proxy_columns(request.features, calibrated),
-                    progress=update,
-                )
+            calibrated, fitted = _measure_pairs(job, calibrated, (study, finals), targets)
         with stages("searching") as update:
             candidates = []
             for number, target in enumerate(fitted.targets):
-                candidates.append(candidates_of(pair_study, fitted, space, target, request.seed))
+                candidates.append(candidates_of(study, fitted, job.space, target, config.seed))
                 if update:
                     update(number + 1, len(budgets))
         with stages("measuring finalists") as update:
-            contests = measure_finalists(calibrated, pair_study, finals, fitted, candidates, update)
-        return _Found(budgets, contests, fitted, len(pair_study), pair_study.url)
+            finalists = measure_finalists(calibrated, study, finals, fitted, candidates, update)
+        return _Found(budgets, finalists, fitted, len(study), study.url)
 
 
-def _report_other_studies(update: StageProgress, wanted: int, there: int) -> None:
-    """Tell how far another run is, for which this one waits."""
-    update(min(there, wanted), wanted)
+def _measure_pairs(
+    job: _Job,
+    calibrated: Calibrated,
+    studies: tuple[PairStudy, PairStudy],
+    targets: Sequence[Target],
+) -> tuple[Calibrated, Fitted]:
+    """Measure pairs and fit a predictor, in turns with other processes on the study."""
+    config, (study, finals) = job.config, studies
+    with (
+        job.stages("measuring pairs") as update,
+        study.alone(update and partial(_report_pairs, update, config.pairs)),
+    ):
+        begun = calibrated.with_chunks(study.chunks, finals.chunks)
+        if begun.chunks != calibrated.chunks and config.recovery.elastic is None:
+            # Another run has begun the study meanwhile, perhaps on another kind of device.
+            calibrated = replace(begun, references={})
+        fitted = measure_rounds(
+            study,
+            calibrated.evaluator(calibrated.measured),
+            calibrated.mass,
+            job.space,
+            targets,
+            pairs=config.pairs,
+            seed=config.seed,
+            tail=tail_on(calibrated.model.device),
+            extra=proxy_columns(config.features, calibrated),
+            progress=update,
+        )
+    return calibrated, fitted
 
 
-def _budgets(
-    request: Request,
-    model: PreTrainedModel,
-    units: Shape,
-    latency: Latency | None,
-) -> list[Budget]:
-    family, window = family_of(model.config), request.calibration.length
-    return [
-        budget_of(request.of, keep, model, family, units, window=window, latency=latency)
-        for keep in request.keep
+def _report_pairs(update: StageProgress, wanted: int, pairs: int) -> None:
+    update(min(pairs, wanted), wanted)
+
+
+def _budgets(job: _Job, units: Shape, latency: Latency | None = None) -> list[Budget]:
+    """The budget of every size.
+
+    Raises:
+        LmscoutError: no plan of the space meets one.
+    """
+    config, model = job.config, job.loaded.model
+    family, window = family_of(model.config), config.calibration.length
+    budgets: list[Budget] = [
+        budget_of(config.of, keep, model, family, units, window=window, latency=latency)
+        for keep in config.keep
     ]
+    for budget in budgets:
+        job.space.require(budget)
+    return budgets
 
 
-def _latency(pair_study: PairStudy, calibrated: Calibrated) -> Latency:
-    """Measured once a run, since times differ from run to run and plans must not."""
-    noted = pair_study.note("latency")
+def _latency(study: PairStudy, calibrated: Calibrated) -> Latency:
+    """Measured once for a study: times differ between runs, and plans must not."""
+    noted = study.note("latency")
     if noted is None:
         windows = calibrated.measured[:_TIMED_WINDOWS]
         measured = measure_latency(calibrated.model, calibrated.family, windows)
-        noted = pair_study.note("latency", json.dumps(to_json(measured)))
+        noted = study.note("latency", json.dumps(to_json(measured)))
     assert noted is not None
     return from_json(json.loads(noted))
 
 
-def _dense_measured(
-    calibrated: Calibrated,
-    on: ReportText,
-    request: Request,
-    elastic: Elastic | None,
-    stages: Stages,
-) -> tuple[Calibrated, Perplexity | None]:
-    """Measure the dense model on every text before any plan, so that one without loss ends here.
-
-    Returns:
-        What measures plans, and the dense model's perplexity on the report text: None without
-        one, and after elastic recovery, for which it was measured before.
-
-    Raises:
-        LmscoutError: its loss is not finite, its weights do not fit into the saved dtype,
-            or transformers would not save its generation configuration.
-    """
-    known = None
-    check_range(calibrated.model, on.dtype)
-    check_generation(calibrated.model)
-    if elastic is None:
-        with stages("reporting"):
-            known = on.dense_perplexity(calibrated)
-    if request.objective is None:
-        with stages("calibrating"):
-            calibrated = calibrated.checked()
-    return calibrated, known
-
-
-def _begin(run: Run, held: ExitStack) -> None:
-    """Lock the run folder in `held`: from here on it is written to."""
-    held.enter_context(alone_in(run.folder))
-    run.begin()
-
-
-def _checked_folders(
-    keep: Sequence[float], out: Path, winners: Sequence[Plan], dtype: torch.dtype
-) -> list[Path]:
-    """Folders of the saved models; one that is finished holds the winner of its size."""
-    folders = model_folders(keep, out)
+def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
+    """Measure the models of the report, recover the selected plans, and save them."""
+    config, stages, calibrated = job.config, job.stages, dense.calibrated
+    out, on, winners = job.run.folder, job.report_text, found.winners
+    folders = model_folders(config.keep, out)
     for winner, folder in zip(winners, folders, strict=True):
         if is_finished(folder):
-            check_plan(folder, winner, dtype)
-    return folders
-
-
-def _dense_rows(dense: Reported, elastic: Elastic | None) -> tuple[Reported, Reported | None]:
-    """The dense model as it was given, and with elastic recovery."""
-    if elastic is None:
-        return dense, None
-    as_given = replace(dense, perplexity=elastic.as_given, loss_increase=0.0)
-    return as_given, replace(dense, name="dense_elastic")
+            check_plan(folder, winner, on.dtype)
+    with stages("reporting") as update:
+        # Elastic recovery has changed the dense weights.
+        known = dense.perplexity if dense.elastic is None else None
+        row, models = report(calibrated, found.budgets, winners, on, dense=known, progress=update)
+    dense_elastic = None
+    if dense.elastic is not None:
+        dense_elastic = replace(row, name="dense_elastic")
+        row = replace(row, perplexity=dense.perplexity, loss_increase=0.0)
+    recovery, settings = None, config.recovery.winners
+    trained: Sequence[Trained | None] = [None] * len(winners)
+    if settings is not None:
+        recovery = WinnerRecovery(calibrated, dense.training, settings, config.shape, out)
+        models, trained = recover_winners(recovery, config.keep, winners, models, on, stages)
+    columns = config.keep, models, map(tuple, found.finalists), folders, trained
+    fitted = found.fitted
+    result = Pruning(
+        config.of,
+        row,
+        tuple(Size(*one) for one in zip(*columns, strict=True)),
+        fitted.predictor.report if fitted.predictor else None,
+        fitted.narrowing_steps,
+        found.pairs,
+        found.study,
+        stages.seconds,
+        dense.elastic,
+        dense_elastic,
+        None if fitted.objective is None else fitted.objective.report,
+        held_out_tokens(calibrated),
+    )
+    with stages("saving") as update:
+        for number, size in enumerate(result.sizes):
+            if not is_finished(size.folder):
+                _save(job, calibrated, result, size, recovery)
+            if update:
+                update(number + 1, len(folders))
+    return result
 
 
 def _save(
+    job: _Job,
     calibrated: Calibrated,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: Plan,
-    recovered: PreTrainedModel | None,
-    folder: Path,
-    dtype: torch.dtype,
-    *,
-    note: Mapping[str, object],
-    figures: CardFigures,
-    shape: str,
+    result: Pruning,
+    size: Size,
+    recovery: WinnerRecovery | None,
 ) -> None:
+    """Save the selected plan of one size; a recovered one is merged again from its adapter."""
+    loaded, plan, folder = job.loaded, size.plan, size.folder
+    rows: list[Reported] = [result.dense, *filter(None, [result.dense_elastic]), *size.models]
+    figures = CardFigures(
+        result.pairs,
+        tuple(
+            MeasuredModel(row.name, LABELS[row.name], row.params, row.perplexity) for row in rows
+        ),
+        "found" if recovery is None else "found_recovered",
+        read_origin(loaded.source, loaded.folder),
+        size.verdict,
+    )
     save(
         calibrated.model,
         plan,
         folder,
-        shape=cast(ShapeName, shape),
-        tokenizer=tokenizer,
-        outputs=calibrated.compensated(plan) if recovered is None else None,
-        recovered=recovered,
-        dtype=dtype,
-        beside=[path.name for path in folder.iterdir()] if folder.is_dir() else (),
-        note=note,
+        shape=cast(ShapeName, job.config.shape),
+        tokenizer=loaded.tokenizer,
+        outputs=calibrated.compensated(plan) if recovery is None else None,
+        recovered=None if recovery is None else recovery(size.keep, plan)[0],
+        dtype=job.report_text.dtype,
+        existing=[path.name for path in folder.iterdir()] if folder.is_dir() else (),
+        settings=job.config.note(size.keep),
         figures=figures,
-    )
-
-
-def _card_figures(
-    loaded: LoadedModel, pairs: int, dense: Sequence[Reported | None], size: Size
-) -> CardFigures:
-    """What the card of the model that is saved says of the run."""
-    rows = (*dense, *size.reported)
-    names = [row.name for row in rows if row]
-    return CardFigures(
-        pairs,
-        tuple(
-            MeasuredModel(row.name, row.params, row.perplexity, SHOWN[row.name])
-            for row in rows
-            if row
-        ),
-        "found_recovered" if "found_recovered" in names else "found",
-        read_origin(loaded.source, loaded.folder),
-        size.verdict,
     )

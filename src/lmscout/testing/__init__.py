@@ -1,4 +1,4 @@
-"""Conformance kits: what a new part of lmscout has to pass, as plain functions."""
+"""Conformance kits for new model families and search engines, as plain functions."""
 
 from lmscout.testing.engines import check_engine
 from lmscout.testing.families import check_family

@@ -1,9 +1,8 @@
-"""The conformance kit for engines that search the deep space.
+"""Conformance kit for engines that search the deep space.
 
-from lmscout.testing import check_engine
-
-def test_my_engine():
-    check_engine(MyEngine)
+Example:
+    >>> def test_my_engine():
+    ...     check_engine(MyEngine)
 """
 
 from __future__ import annotations
@@ -21,52 +20,47 @@ _ROUNDS, _COUNT = 12, 40
 
 
 def check_engine(make: MakeEngine, *, chance: bool = True) -> None:
-    """Check that an engine can be used in a run, and that a run of it can be continued.
+    """Check that an engine can be used in a run, and that such a run can be continued.
 
-    Checked are: that it gives as many trees as asked for, all of its grammar; that it begins
-    with the trees that it was given; that the same seed and the same answers give the same
-    trees, and another seed others; and that it goes on where all that it asked was discarded.
+    It proposes the requested number of trees, all of its grammar; its first ones include the given
+    trees; the same seed and the same fitness give the same trees, and another seed others; and it
+    proposes new trees after all were discarded.
 
     Args:
-        make: makes one from a grammar, a seed, and trees to begin with.
-        chance: whether what it asks depends on the seed.
+        make: makes an engine from a grammar, a seed, and first trees.
+        chance: whether its proposals depend on the seed.
 
     Raises:
-        AssertionError: it does not, with what is wrong.
+        AssertionError: it does not conform; the message says how.
     """
-    first = _trajectory(make(_GRAMMAR, 0, _SEEDS), _by_size)
-    asked = [node for batch in first for node in batch]
-    assert all(len(batch) == _COUNT for batch in first), "it gave fewer or more than asked"
-    outside = [node for node in asked if not _GRAMMAR.holds(node)]
-    assert not outside, f"it gave a tree that is not of its grammar: {outside[0]}"
-    assert set(_SEEDS) <= set(first[0]), "it did not begin with the trees that it was given"
-    assert first == _trajectory(make(_GRAMMAR, 0, _SEEDS), _by_size), "one seed gave two courses"
-    another = _trajectory(make(_GRAMMAR, 1, _SEEDS), _by_size)
+    first = _run(make(_GRAMMAR, 0, _SEEDS), _by_size)
+    proposed = [node for batch in first for node in batch]
+    assert all(len(batch) == _COUNT for batch in first), "another number of trees than requested"
+    outside = [node for node in proposed if not _GRAMMAR.holds(node)]
+    assert not outside, f"it proposed a tree outside its grammar: {outside[0]}"
+    assert set(_SEEDS) <= set(first[0]), "its first proposals lack a given tree"
+    assert first == _run(make(_GRAMMAR, 0, _SEEDS), _by_size), "one seed gave two sequences"
+    another = _run(make(_GRAMMAR, 1, _SEEDS), _by_size)
     if chance:
-        assert first != another, "two seeds gave one course"
+        assert first != another, "two seeds gave one sequence"
     else:
-        assert first == another, "it draws by chance, and was said not to"
-    nothing = _trajectory(make(_GRAMMAR, 0, ()), lambda _: None)
-    assert len({node for batch in nothing for node in batch}) > _COUNT, (
-        "it asks the same again where all was discarded"
+        assert first == another, "its proposals depend on the seed, despite chance=False"
+    discarded = _run(make(_GRAMMAR, 0, ()), lambda _: None)
+    assert len({node for batch in discarded for node in batch}) > _COUNT, (
+        "it repeats its proposals after all were discarded"
     )
 
 
-def _trajectory(
-    engine: Engine, fitness: Callable[[Expression], float | None]
-) -> list[list[Expression]]:
-    """What an engine asks, told a fitness each time."""
+def _run(engine: Engine, fitness: Callable[[Expression], float | None]) -> list[list[Expression]]:
+    """The proposals of every round, each of which gets its fitness."""
     batches = []
     for _ in range(_ROUNDS):
         batches.append(engine.ask(_COUNT))
-        engine.tell([_evaluated(node, fitness(node)) for node in batches[-1]])
+        values = [(node, fitness(node)) for node in batches[-1]]
+        engine.tell([Candidate(*one, "" if one[1] is not None else "discarded") for one in values])
     return batches
 
 
-def _evaluated(node: Expression, fitness: float | None) -> Candidate:
-    return Candidate(node, fitness, "" if fitness is not None else "discarded")
-
-
 def _by_size(node: Expression) -> float | None:
-    """Some fitness that follows from the tree; now and then none."""
+    """A fitness that follows from the tree, and is missing for some."""
     return None if node.size % 5 == 0 else 1.0 / node.size

@@ -1,17 +1,15 @@
-"""The conformance kit for families of models.
+"""Conformance kit for model families.
 
-from lmscout.testing import check_family, random_model
-
-def test_my_family():
-    model = random_model(MyConfig(vocab_size=64, hidden_size=32, num_hidden_layers=3, ...))
-    check_family(MyFamily(), model, torch.randint(64, (2, 12)))
+Example:
+    >>> def test_my_family():
+    ...     model = random_model(MyConfig(vocab_size=64, hidden_size=32, num_hidden_layers=3, ...))
+    ...     check_family(MyFamily(), model, torch.randint(64, (2, 12)))
 """
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_count
-from lmscout.pruning.cutting import cut, is_uniform
+from lmscout.pruning.cutting import ShapeName, cut, is_uniform
+from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import save, write
-from lmscout.pruning.families import Family, unit_maps, unit_parameters
+from lmscout.pruning.families import KINDS, Attention, Family
+from lmscout.pruning.importance import sort_sublayer
 from lmscout.pruning.plan import Plan
-from lmscout.testing.reference_models import dense_plan, functional_logits, masked_model
+from lmscout.testing.reference_models import functional_logits, masked_model
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
+_GENERATED = 6  # tokens
 
 
 def check_family(
@@ -36,14 +37,15 @@ def check_family(
     *,
     fresh_process: bool = False,
 ) -> None:
-    """Check that a family says of a model what is true, and that its plans can be saved.
+    """Check that a family describes a model correctly, and that its plans can be saved.
 
-    Checked are: that parts are views of the model and fit together; that the family's forward
-    pass is the model's, and what proxies read a part of it; that units can be put in another
-    order; that a prefix of units, a model in which the other units are masked, a cut model and its
-    saved and reloaded folder compute the same; that a cut model has the parameters that the plan
-    leaves, and generates alike with and without the cache; and that bfloat16 survives saving bit
-    by bit.
+    - Sublayers are views of the model whose shapes fit together.
+    - The family's forward pass is the model's, and units can be reordered.
+    - A prefix of units, a model with the other units masked, the cut model and its reloaded folder
+      compute the same.
+    - A cut model has the parameters that the plan leaves, and generates the same with and without
+      a cache.
+    - bfloat16 survives saving bit by bit.
 
     Args:
         family: the family to check; `lmscout.pruning.families` must list it.
@@ -53,13 +55,13 @@ def check_family(
         fresh_process: also save and reload as users do, which takes seconds.
 
     Raises:
-        AssertionError: something does not hold; the message says what.
+        AssertionError: a check fails; the message says which.
     """
     assert model.dtype == torch.float32, "give the model in float32: it is compared to 1e-4"
     model = copy.deepcopy(model)
     model.train(False)
     _check_parts(family, model)
-    dense = dense_plan(family, model)
+    dense = shape_of(family.all_parts(model)).dense
     assert dense.depth >= 3, "give a model of at least 3 blocks"
     assert min(dense.attention) >= 2, "give a model of at least 2 groups a block"
     assert min(dense.mlp) >= 4, "give a model of at least 4 channels a block"
@@ -67,100 +69,71 @@ def check_family(
     _assert_same(
         functional_logits(family, model, tokens, dense), logits, "the family's forward pass"
     )
-    for kind in ("attention", "mlp"):
-        permuted = _permuted(family, model, kind)
-        _assert_same(_logits(permuted, tokens), logits, f"the model with {kind} units reordered")
-    for name, plan in _plans(dense).items():
+    for kind in KINDS:
+        reversed_model = copy.deepcopy(model)
+        for parts in family.all_parts(reversed_model):
+            sublayer = parts.sublayers[kind]
+            sort_sublayer(sublayer, torch.arange(sublayer.units))
+        _assert_same(
+            _logits(reversed_model, tokens), logits, f"the model with {kind} units reordered"
+        )
+    plans = _plans(dense)
+    for name, plan in plans.items():
         _check_plan(family, model, plan, tokens, logits, f"plan {name!r}")
-    _check_readings(family, model, tokens)
-    _check_bfloat16(model, _plans(dense)["uneven"], tokens)
+    _check_bfloat16(model, plans["uneven"], tokens)
     if fresh_process:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "saved"
-            save(model, _plans(dense)["sublayers"], out, shape="any", tokenizer=None, note={})
+            save(model, plans["sublayers"], out, shape="any")
 
 
 def _plans(dense: Plan) -> dict[str, Plan]:
-    """Plans of every sort: the middle block is block 1, the last one keeps all."""
-    groups, channels = list(dense.attention), list(dense.mlp)
+    """Plans of every sort; the last block keeps all in most of them."""
+    groups, channels = dense.attention, dense.mlp
+    half = tuple(number // 2 for number in channels)
 
-    def with_blocks(*kept: tuple[int, int]) -> Plan:
-        attention, mlp = groups.copy(), channels.copy()
-        for block, (one, other) in enumerate(kept):
-            attention[block], mlp[block] = one, other
-        return Plan(tuple(attention), tuple(mlp))
+    def starting_with(*kept: tuple[int, int]) -> Plan:
+        attention, mlp = zip(*kept, strict=True)
+        return Plan(attention + groups[len(kept) :], mlp + channels[len(kept) :])
 
-    sublayer = tuple(number // 2 for number in channels)
+    def without_block_1(units: tuple[int, ...]) -> tuple[int, ...]:
+        return (*units[:1], 0, *units[2:])
+
     return {
         "dense": dense,
-        "uneven": with_blocks((1, channels[0] - 1), (groups[1], sublayer[1])),
-        "sublayers": with_blocks((0, sublayer[0]), (1, 0)),
-        "dropped block": with_blocks((groups[0], sublayer[0]), (0, 0)),
-        "one MLP width": Plan(
-            tuple(0 if block == 1 else number for block, number in enumerate(groups)),
-            tuple(0 if block == 1 else number for block, number in enumerate(sublayer)),
-        ),
-        "one width": Plan(tuple(number - 1 for number in groups), sublayer),
+        "uneven": starting_with((1, channels[0] - 1), (groups[1], half[1])),
+        "sublayers": starting_with((0, half[0]), (1, 0)),
+        "dropped block": starting_with((groups[0], half[0]), (0, 0)),
+        "one MLP width": Plan(without_block_1(groups), without_block_1(half)),
+        "one width": Plan(tuple(number - 1 for number in groups), half),
     }
 
 
-@torch.no_grad()
-def _check_readings(family: Family, model: PreTrainedModel, tokens: Tensor) -> None:
-    """What proxies read is what the family computes with."""
-    hidden = family.embed(model, tokens)
-    context = family.context(model, hidden)
-    for index, block in enumerate(family.blocks(model)):
-        parts = family.parts(block)
-        attention = parts.attention
-        normed = family.attention_norm(block, hidden)
-        seen = family.probabilities(block, attention, normed, context)
-        value = torch.nn.functional.linear(normed, attention.value.weight, attention.value.bias)
-        value = value.view(*tokens.shape, attention.groups, -1).transpose(1, 2)
-        attended = seen @ value.repeat_interleave(attention.group_size, dim=1)
-        _assert_same(
-            attended.transpose(1, 2).flatten(2),
-            family.attend(block, attention, normed, context),
-            f"block {index}: values weighted by the attention probabilities",
-        )
-        normed = family.mlp_norm(block, hidden)
-        act, inner = family.activated(block, parts.mlp, normed)
-        assert act.shape == inner.shape, f"block {index}: one activation a channel is expected"
-        _assert_same(
-            inner, family.activate(block, parts.mlp, normed), f"block {index}: what is activated"
-        )
-
-
 def _check_parts(family: Family, model: PreTrainedModel) -> None:
-    """Parts are views of the model's weights, and their sides agree on the units."""
+    """Sublayers are views of the model's weights, and their sides agree on the units."""
     storages = {one.untyped_storage().data_ptr() for one in model.parameters()}
-    for index, block in enumerate(family.blocks(model)):
-        parts = family.parts(block)
-        for kind, part in parts.sublayers.items():
-            for one in unit_maps(part):
-                for tensor in (one.weight, one.bias):
-                    assert tensor is None or tensor.untyped_storage().data_ptr() in storages, (
-                        f"block {index} {kind}: a part is a copy, not a view of the model's weight"
-                    )
-                assert one.bias is None or one.bias.shape == one.weight.shape[:1], (
-                    f"block {index} {kind}: a bias does not have one entry an output"
+    for (block, kind), sublayer in family.all_sublayers(model).items():
+        where, units = f"block {block} {kind}", sublayer.units
+        for one in sublayer.maps:
+            for tensor in (one.weight, one.bias):
+                assert tensor is None or tensor.untyped_storage().data_ptr() in storages, (
+                    f"{where}: a map is a copy, not a view of the model's weight"
                 )
-        attention, mlp = parts.attention, parts.mlp
-        wide = attention.groups * attention.group_size * attention.head_size
-        narrow = attention.groups * attention.head_size
-        for name, length, expected in (
-            ("rows of query", attention.query.weight.shape[0], wide),
-            ("rows of key", attention.key.weight.shape[0], narrow),
-            ("rows of value", attention.value.weight.shape[0], narrow),
-            ("columns of output", attention.output.weight.shape[1], wide),
-        ):
-            assert length == expected, (
-                f"block {index} attention: {length} {name}, but {attention.groups} groups of "
-                f"{attention.group_size} heads of {attention.head_size} make {expected}"
+            assert one.bias is None or one.bias.shape == one.weight.shape[:1], (
+                f"{where}: a bias does not have one entry for each output"
             )
-        for one in mlp.expand:
-            assert one.weight.shape[0] == mlp.channels, (
-                f"block {index} mlp: {one.weight.shape[0]} rows expand to {mlp.channels} channels"
-            )
+        columns = sublayer.output.weight.shape[1]
+        rows = [len(one.weight) for one in sublayer.inputs]
+        each, expected = 1, [columns] * len(rows)
+        if isinstance(sublayer, Attention):
+            each = sublayer.head_size
+            expected = [columns, units * each, units * each]
+        assert columns % (units * each) == 0, (
+            f"{where}: {columns} columns of output do not make {units} units of {each}"
+        )
+        assert rows == expected, (
+            f"{where}: input maps have {rows} rows, but {units} units make {expected}"
+        )
 
 
 def _check_plan(
@@ -173,7 +146,7 @@ def _check_plan(
 ) -> None:
     """A plan is the same as prefixes, masked, cut and saved."""
     expected = _logits(masked_model(family, model, plan), tokens)
-    if plan != dense_plan(family, model):
+    if name != "plan 'dense'":
         change = (expected - dense_logits).abs().max().item()
         assert change > 100 * TOLERANCE * _scale(dense_logits), (
             f"{name}: changes logits by {change:.2g} only, too little to check anything; make the "
@@ -182,13 +155,14 @@ def _check_plan(
     _assert_same(
         functional_logits(family, model, tokens, plan), expected, f"{name}: prefixes of units"
     )
-    shapes = ("any", "uniform") if is_uniform(plan, model.config) else ("any",)
+    shapes: list[ShapeName] = ["any"]
+    if is_uniform(plan, model.config):
+        shapes.append("uniform")
     for shape in shapes:
-        pruned = cut(model, plan, shape=shape)  # type: ignore[arg-type]
+        pruned = cut(model, plan, shape=shape)
         _assert_same(_logits(pruned, tokens), expected, f"{name}: the cut model ({shape})")
         _check_parameters(family, model, pruned, plan, f"{name} ({shape})")
-        _check_cache(pruned, tokens, expected, f"{name} ({shape})")
-        _check_generation(pruned, tokens[:, :3], f"{name} ({shape})")
+        _check_generation(pruned, tokens, expected, f"{name} ({shape})")
         reloaded = _reloaded(pruned)
         assert type(reloaded) is type(pruned), f"{name}: reloads as {type(reloaded).__name__}"
         _assert_same(_logits(reloaded, tokens), expected, f"{name}: the saved folder ({shape})")
@@ -201,49 +175,43 @@ def _check_parameters(
 ) -> None:
     """A cut model has the dense model's parameters less what the plan removes.
 
-    Where attention or MLP goes as a whole, its norm and output bias must go too, and only the
-    rest is known to stay.
+    A removed sublayer also removes its norm and output bias.
     """
-    least = most = parameter_count(model)
-    kept = plan.kept
-    for index, block in enumerate(family.blocks(model)):
-        if index not in kept:
-            least, most = least - parameter_count(block), most - parameter_count(block)
+    expected, removed_sublayer = parameter_count(model), False
+    for index, (block, *kept) in enumerate(
+        zip(family.blocks(model), plan.attention, plan.mlp, strict=True)
+    ):
+        if index in plan.dropped:
+            expected -= parameter_count(block)
             continue
-        parts = family.parts(block)
-        units_kept = plan.attention[index], plan.mlp[index]
-        sublayers = tuple(zip(parts.sublayers.values(), units_kept, strict=True))
-        for part, units in sublayers:
-            removed = unit_parameters(part) - unit_parameters(part.first(units))
-            least, most = least - removed, most - removed
-        whole = parameter_count(block) - sum(unit_parameters(part) for part, _ in sublayers)
-        if not all(units for _, units in sublayers):
-            least, most = least - whole + 1, most - 1
+        for sublayer, units in zip(family.parts(block).sublayers.values(), kept, strict=True):
+            expected -= sublayer.parameters - sublayer.first(units).parameters
+            removed_sublayer |= not units
     number = parameter_count(pruned)
-    assert least <= number <= most, (
-        f"{name}: the cut model has {number} parameters, not {least}"
-        + ("" if least == most else f" to {most}")
+    assert number < expected if removed_sublayer else number == expected, (
+        f"{name}: the cut model has {number} parameters, not {expected}"
+        + (" less norms and output biases of removed sublayers" if removed_sublayer else "")
     )
 
 
-def _check_cache(pruned: Any, tokens: Tensor, expected: Tensor, name: str) -> None:
-    """Text in two parts, the second with the first one's cache, is the same as at once."""
-    sublayer = tokens.shape[1] // 2
+def _check_generation(pruned: Any, tokens: Tensor, expected: Tensor, name: str) -> None:
+    """Logits in two parts with a cache, and greedy generation with and without one, are right."""
+    half = tokens.shape[1] // 2
     with torch.no_grad():
-        first = pruned(input_ids=tokens[:, :sublayer], use_cache=True)
-        second = pruned(input_ids=tokens[:, sublayer:], past_key_values=first.past_key_values)
+        first = pruned(input_ids=tokens[:, :half], use_cache=True)
+        second = pruned(input_ids=tokens[:, half:], past_key_values=first.past_key_values)
     parts = torch.cat([first.logits, second.logits], dim=1)
     _assert_same(parts, expected, f"{name}: text in two parts with the cache")
-
-
-def _check_generation(pruned: PreTrainedModel, prompts: Tensor, name: str, length: int = 6) -> None:
-    """Greedy generation with the cache, without it, and by hand is the same."""
-    by_hand = prompts
-    for _ in range(length):
+    by_hand = prompts = tokens[:, :3]
+    for _ in range(_GENERATED):
         following = _logits(pruned, by_hand)[:, -1].argmax(-1, keepdim=True)
         by_hand = torch.cat([by_hand, following], dim=1)
+    settings: Any = GenerationConfig
+    # The model's own settings might stop at a token, or sample.
+    pruned.generation_config = settings(max_new_tokens=_GENERATED, do_sample=False, pad_token_id=0)
+    mask = torch.ones_like(prompts)
     for use_cache in (True, False):
-        generated = _generate(pruned, prompts, length, use_cache)
+        generated = pruned.generate(prompts, attention_mask=mask, use_cache=use_cache)
         assert torch.equal(generated, by_hand), (
             f"{name}: generate() with use_cache={use_cache} gives {generated.tolist()}, "
             f"the largest logits {by_hand.tolist()}"
@@ -254,35 +222,14 @@ def _check_bfloat16(model: PreTrainedModel, plan: Plan, tokens: Tensor) -> None:
     """In bfloat16, saving and loading changes no bit."""
     pruned = cut(copy.deepcopy(model).to(torch.bfloat16), plan)  # type: ignore[arg-type]
     reloaded = _reloaded(pruned)
-    theirs = reloaded.state_dict()
+    loaded = reloaded.state_dict()
     for name, weight in pruned.state_dict().items():
         assert weight.dtype == torch.bfloat16, f"{name} is cut as {weight.dtype}, not bfloat16"
-        assert theirs[name].dtype == torch.bfloat16, f"{name} reloads as {theirs[name].dtype}"
-        assert torch.equal(weight, theirs[name]), f"{name} changes when saved in bfloat16"
+        assert loaded[name].dtype == torch.bfloat16, f"{name} reloads as {loaded[name].dtype}"
+        assert torch.equal(weight, loaded[name]), f"{name} changes when saved in bfloat16"
     assert torch.equal(_logits(pruned, tokens), _logits(reloaded, tokens)), (
         "logits change when a bfloat16 model is saved and loaded"
     )
-
-
-def _permuted(family: Family, model: PreTrainedModel, kind: str) -> PreTrainedModel:
-    """A copy of the model with the units of every block in reverse order."""
-    permuted = copy.deepcopy(model)
-    for block in family.blocks(permuted):
-        for tensor, axis, units in _sides(family, block, kind):
-            each = tensor.shape[axis] // units
-            order = torch.arange(units * each).view(units, each).flip(0).flatten()
-            tensor.copy_(tensor.index_select(axis, order))
-    return permuted
-
-
-def _sides(family: Family, block: Any, kind: str) -> Iterator[tuple[Tensor, int, int]]:
-    """Every tensor side that follows the units: the tensor, the axis, how many units."""
-    part = family.parts(block).sublayers[kind]
-    for one in part.inputs:
-        yield one.weight, 0, part.units
-        if one.bias is not None:
-            yield one.bias, 0, part.units
-    yield part.output.weight, 1, part.units
 
 
 def _reloaded(pruned: PreTrainedModel) -> PreTrainedModel:
@@ -290,15 +237,6 @@ def _reloaded(pruned: PreTrainedModel) -> PreTrainedModel:
         write(pruned, Path(folder))
         reloaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         return reloaded.eval()  # type: ignore[no-any-return]
-
-
-def _generate(pruned: Any, prompts: Tensor, length: int, use_cache: bool) -> Tensor:
-    settings: Any = GenerationConfig
-    # The model's own settings might stop at a token, or sample.
-    pruned.generation_config = settings(max_new_tokens=length, do_sample=False, pad_token_id=0)
-    mask = torch.ones_like(prompts)
-    generated: Tensor = pruned.generate(prompts, attention_mask=mask, use_cache=use_cache)
-    return generated
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Families of models that can be pruned, as one literal table."""
+"""Model families that can be pruned."""
 
 from __future__ import annotations
 
@@ -10,24 +10,41 @@ from lmscout.pruning.families.family import (
     KINDS,
     MLP,
     Affine,
-    AttentionParts,
+    Attention,
     BlockParts,
     Family,
-    MlpParts,
-    unit_maps,
-    unit_parameters,
+    Mlp,
+    Place,
+    Sublayer,
 )
 from lmscout.pruning.families.gpt2 import Gpt2
 from lmscout.pruning.families.llama import Llama
 
 FAMILIES: tuple[Family, ...] = (Llama(), Gpt2())
 
+__all__ = [
+    "ATTENTION",
+    "FAMILIES",
+    "KINDS",
+    "MLP",
+    "Affine",
+    "Attention",
+    "BlockParts",
+    "Family",
+    "Gpt2",
+    "Llama",
+    "Mlp",
+    "Place",
+    "Sublayer",
+    "family_of",
+]
+
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The family that covers a model's configuration.
 
     Raises:
-        LmscoutError: none does.
+        LmscoutError: no family does.
     """
     for family in FAMILIES:
         if config.model_type in family.model_types:
@@ -36,21 +53,3 @@ def family_of(config: PreTrainedConfig) -> Family:
     raise LmscoutError(
         f"models of type {config.model_type!r} cannot be pruned: lmscout knows {known}"
     )
-
-
-__all__ = [
-    "ATTENTION",
-    "FAMILIES",
-    "KINDS",
-    "MLP",
-    "Affine",
-    "AttentionParts",
-    "BlockParts",
-    "Family",
-    "Gpt2",
-    "Llama",
-    "MlpParts",
-    "family_of",
-    "unit_maps",
-    "unit_parameters",
-]

@@ -1,18 +1,17 @@
-"""What a family of models has to say: where its units are, and how a block computes.
+"""What a model family provides: its blocks, their matrices by unit, and how they compute.
 
-A unit is what pruning removes: an attention group (a key-value head with the query heads
-that read it) or an MLP channel.  A family names the matrices whose rows or columns follow
-the units, as views of the model's own weights in one orientation, and computes the inner
-part of attention and MLP from whatever prefix of them it is handed.  All else (sorting,
-cutting, measuring, refitting, saving) is written once, for every family.
+A unit is what pruning removes: an attention group (a key-value head with its query heads) or an
+MLP channel.  A family describes both sublayers of a block as views of the model's own weights;
+any prefix of their units computes by itself.  Sorting, measuring, compensating, cutting and
+saving are written once, for every family.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,10 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 ATTENTION, MLP = "attention", "mlp"
-KINDS = (ATTENTION, MLP)  # the halves of a block, in the order in which it computes them
+KINDS = (ATTENTION, MLP)  # the sublayers of a block, in the order of computation
+
+Place = tuple[int, str]  # a block's number, and "attention" or "mlp"
+Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,156 +38,173 @@ class Affine:
     bias: Tensor | None
 
     def rows(self, count: int) -> Affine:
-        """The first outputs alone."""
+        """The first outputs only."""
         return Affine(self.weight[:count], None if self.bias is None else self.bias[:count])
 
     def columns(self, count: int) -> Affine:
-        """The first inputs alone."""
+        """The first inputs only."""
         return Affine(self.weight[:, :count], self.bias)
 
     def apply(self, x: Tensor) -> Tensor:
         """The map of [..., in] to [..., out]."""
         return functional.linear(x, self.weight, self.bias)
 
+    def as_leaf(self) -> Affine:
+        """The same map as leaves of the autograd graph, in the same memory."""
+        bias = None if self.bias is None else self.bias.detach().requires_grad_()
+        return Affine(self.weight.detach().requires_grad_(), bias)
 
-@dataclass(frozen=True)
-class AttentionParts:
-    """The matrices of a block's attention.
+
+@dataclass(frozen=True, kw_only=True)
+class Sublayer(ABC):
+    """Attention or MLP of one block: x + output(inner(norm(x))).
 
     Attributes:
-        query: rows follow groups, `group_size` heads a group.
-        key: rows follow groups, one head a group.
-        value: rows follow groups, one head a group.
-        output: columns follow groups, as the rows of `query`.
-        groups: number of groups.
-        group_size: query heads a group.
-        head_size: rows a head.
+        inputs: maps whose rows follow the units, an equal number of rows for each unit.
+        output: the output projection, whose columns follow the units.
+        units: number of units.
+        norm: the norm before the sublayer, [..., width] to the same.
     """
 
-    query: Affine
-    key: Affine
-    value: Affine
+    inputs: tuple[Affine, ...]
     output: Affine
-    groups: int
-    group_size: int
+    units: int
+    norm: Function
+
+    @abstractmethod
+    def inner(self, normed: Tensor, context: Any) -> Tensor:
+        """The sublayer between norm and output projection.
+
+        Args:
+            normed: [B, T, width].
+            context: from `Family.context`.
+
+        Returns:
+            [B, T, columns of `output`].
+        """
+
+    def entering(self, hidden: Tensor, context: Any) -> Tensor:
+        """What enters the output projection: [B, T, width] to [B, T, columns of `output`]."""
+        return self.inner(self.norm(hidden), context)
+
+    def step(self, hidden: Tensor, context: Any) -> Tensor:
+        """The hidden state after the sublayer: [B, T, width] to the same."""
+        return hidden + self.output.apply(self.entering(hidden, context))
+
+    @property
+    def maps(self) -> tuple[Affine, ...]:
+        """All linear maps, the output projection last."""
+        return *self.inputs, self.output
+
+    def with_maps(self, maps: Iterable[Affine]) -> Self:
+        """The same units with other maps, in the order of `maps`."""
+        *inputs, output = maps
+        return replace(self, inputs=tuple(inputs), output=output)
+
+    def first(self, units: int) -> Self:
+        """The first units only, as views."""
+        inputs = tuple(one.rows(len(one.weight) // self.units * units) for one in self.inputs)
+        columns = self.output.weight.shape[1] // self.units * units
+        return replace(self, inputs=inputs, output=self.output.columns(columns), units=units)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters in the units: all but the output bias and the norm."""
+        biases = sum(one.bias.numel() for one in self.inputs if one.bias is not None)
+        return biases + sum(one.weight.numel() for one in self.maps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Sublayer):
+    """Causal attention; its inputs are query, key and value, and its units groups of heads.
+
+    Attributes:
+        head_size: rows of a head; a group has one head of keys and one of values.
+        scale: factor of the products of queries and keys.
+        query_norm: norm over each head of queries, or None.
+        key_norm: norm over each head of keys, or None.
+        rotate: (queries, keys, context) to both with rotary positions; None without these.
+    """
+
     head_size: int
+    scale: float
+    query_norm: Function | None = None
+    key_norm: Function | None = None
+    rotate: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]] | None = None
 
     @property
-    def output_columns(self) -> int:
-        """Columns of `output` that one group feeds."""
-        return self.group_size * self.head_size
+    def group_size(self) -> int:
+        """Query heads of a group."""
+        return len(self.inputs[0].weight) // (self.units * self.head_size)
 
-    @property
-    def units(self) -> int:
-        """Number of groups."""
-        return self.groups
-
-    @property
-    def inputs(self) -> tuple[Affine, ...]:
-        """The maps whose rows follow groups."""
-        return self.query, self.key, self.value
-
-    def with_maps(self, maps: Iterable[Affine]) -> AttentionParts:
-        """The same groups with other maps, in the order of `unit_maps`."""
-        query, key, value, output = maps
-        return replace(self, query=query, key=key, value=value, output=output)
-
-    def first(self, groups: int) -> AttentionParts:
-        """The first groups alone, as views."""
-        wide, narrow = groups * self.output_columns, groups * self.head_size
-        return AttentionParts(
-            self.query.rows(wide),
-            self.key.rows(narrow),
-            self.value.rows(narrow),
-            self.output.columns(wide),
-            groups,
-            self.group_size,
-            self.head_size,
+    def inner(self, normed: Tensor, context: Any) -> Tensor:
+        """Attended values, [B, T, units * group_size * head_size]."""
+        query, key = self._queries_and_keys(normed, context)
+        value = self._heads(self.inputs[2], normed)
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.scale, enable_gqa=self.group_size > 1
         )
+        return attended.transpose(1, 2).flatten(2)
+
+    def probabilities(self, normed: Tensor, context: Any) -> Tensor:
+        """The attention probabilities, [B, units * group_size, T, T]."""
+        query, key = self._queries_and_keys(normed, context)
+        scores = query @ key.repeat_interleave(self.group_size, 1).transpose(-1, -2) * self.scale
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+    def _queries_and_keys(self, normed: Tensor, context: Any) -> tuple[Tensor, Tensor]:
+        query = self._heads(self.inputs[0], normed, self.query_norm)
+        key = self._heads(self.inputs[1], normed, self.key_norm)
+        return (query, key) if self.rotate is None else self.rotate(query, key, context)
+
+    def _heads(self, affine: Affine, normed: Tensor, norm: Function | None = None) -> Tensor:
+        """[B, T, width] to [B, heads, T, head_size]."""
+        heads = affine.apply(normed).view(*normed.shape[:2], -1, self.head_size)
+        return (heads if norm is None else norm(heads)).transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class MlpParts:
-    """The matrices of a block's MLP.
+@dataclass(frozen=True, kw_only=True)
+class Mlp(Sublayer):
+    """An MLP: the activation of its first input map, times the second one's output if there is one.
 
     Attributes:
-        expand: maps whose rows follow channels (gate and up, or one).
-        output: columns follow channels.
+        activation: the elementwise activation function.
     """
 
-    expand: tuple[Affine, ...]
-    output: Affine
+    activation: Function
 
-    @property
-    def channels(self) -> int:
-        """Number of channels."""
-        return self.output.weight.shape[1]
+    def inner(self, normed: Tensor, context: Any = None) -> Tensor:
+        """The activated (and gated) channels, [B, T, channels]."""
+        return self.gated(self.activated(normed), normed)
 
-    @property
-    def units(self) -> int:
-        """Number of channels."""
-        return self.channels
+    def activated(self, normed: Tensor) -> Tensor:
+        """The output of the activation function, [B, T, channels]."""
+        return self.activation(self.inputs[0].apply(normed))
 
-    @property
-    def inputs(self) -> tuple[Affine, ...]:
-        """The maps whose rows follow channels."""
-        return self.expand
-
-    def with_maps(self, maps: Iterable[Affine]) -> MlpParts:
-        """The same channels with other maps, in the order of `unit_maps`."""
-        *expand, output = maps
-        return MlpParts(tuple(expand), output)
-
-    def first(self, channels: int) -> MlpParts:
-        """The first channels alone, as views."""
-        return MlpParts(
-            tuple(one.rows(channels) for one in self.expand), self.output.columns(channels)
-        )
-
-
-def unit_maps(part: AttentionParts | MlpParts) -> tuple[Affine, ...]:
-    """The linear maps of attention or MLP, the output projection last."""
-    return *part.inputs, part.output
-
-
-def unit_parameters(part: AttentionParts | MlpParts) -> int:
-    """Parameters of attention or MLP that its units carry: all but the output bias."""
-    biases = sum(one.bias.numel() for one in part.inputs if one.bias is not None)
-    return part.output.weight.numel() + biases + sum(one.weight.numel() for one in part.inputs)
-
-
-def causal_probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Attention probabilities of heads that see what came before them.
-
-    Args:
-        query: [B, heads, T, head size].
-        key: [B, heads or a divisor of them, T, head size]; neighbouring queries share a key.
-        scale: of the products.
-
-    Returns:
-        [B, heads, T, T].
-    """
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = query @ key.transpose(-1, -2) * scale
-    unseen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(unseen, -torch.inf).softmax(-1)
+    def gated(self, act: Tensor, normed: Tensor) -> Tensor:
+        """The output of `activated` times the other input map's; in place without gradients."""
+        for one in self.inputs[1:]:
+            factor = one.apply(normed)
+            act = act * factor if act.requires_grad else act.mul_(factor)
+        return act
 
 
 @dataclass(frozen=True)
 class BlockParts:
-    """The matrices of one block whose sides follow units."""
+    """Both sublayers of a block."""
 
-    attention: AttentionParts
-    mlp: MlpParts
+    attention: Attention
+    mlp: Mlp
 
     @property
-    def sublayers(self) -> dict[str, AttentionParts | MlpParts]:
+    def sublayers(self) -> dict[str, Sublayer]:
         """Attention and MLP by kind, in the order of `KINDS`."""
         return {ATTENTION: self.attention, MLP: self.mlp}
 
 
 class Family(ABC):
-    """Models of one layout.
+    """Models of one layout; `lmscout.testing.check_family` checks an implementation.
 
     Attributes:
         model_types: the `model_type` of the configurations it covers.
@@ -199,21 +218,7 @@ class Family(ABC):
 
     @abstractmethod
     def parts(self, block: nn.Module) -> BlockParts:
-        """The matrices of a block, as views: writing to them writes to the model."""
-
-    def all_parts(self, model: PreTrainedModel) -> list[BlockParts]:
-        """The matrices of every block, in order."""
-        return [self.parts(block) for block in self.blocks(model)]
-
-    def all_sublayers(
-        self, model: PreTrainedModel
-    ) -> dict[tuple[int, str], AttentionParts | MlpParts]:
-        """Attention and MLP of every block by its number and kind, as a model computes them."""
-        return {
-            (index, kind): sublayer
-            for index, parts in enumerate(self.all_parts(model))
-            for kind, sublayer in parts.sublayers.items()
-        }
+        """A block's sublayers, as views: writing to them writes to the model."""
 
     @abstractmethod
     def embed(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -221,52 +226,11 @@ class Family(ABC):
 
     @abstractmethod
     def context(self, model: PreTrainedModel, hidden: Tensor) -> Any:
-        """What every block's attention needs of the positions; made once for [B, T, width]."""
-
-    @abstractmethod
-    def attention_norm(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The hidden state as attention reads it."""
-
-    @abstractmethod
-    def attend(
-        self, block: nn.Module, parts: AttentionParts, normed: Tensor, context: Any
-    ) -> Tensor:
-        """Attention up to its output projection.
-
-        Args:
-            block: for what is not cut (norms of queries and keys).
-            parts: the groups that are kept.
-            normed: [B, T, width].
-            context: from `context`.
-
-        Returns:
-            [B, T, groups * group_size * head_size].
-        """
-
-    @abstractmethod
-    def mlp_norm(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The hidden state as the MLP reads it."""
-
-    @abstractmethod
-    def activate(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> Tensor:
-        """The MLP up to its output projection: [B, T, width] to [B, T, channels]."""
-
-    @abstractmethod
-    def probabilities(
-        self, block: nn.Module, parts: AttentionParts, normed: Tensor, context: Any
-    ) -> Tensor:
-        """The attention probabilities of `attend`, [B, groups * group_size, T, T]."""
-
-    @abstractmethod
-    def activated(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """The output of the MLP's activation function, and what `activate` makes of it.
-
-        Both [B, T, channels], and the first is not overwritten: it can be differentiated.
-        """
+        """What attention of every block needs to know of the positions of [B, T, width]."""
 
     @abstractmethod
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
-        """The last hidden state [..., width] through the final norm and head: [..., vocabulary]."""
+        """The last hidden state [..., width] through final norm and head: [..., vocabulary]."""
 
     @abstractmethod
     def uniform_config(
@@ -277,3 +241,15 @@ class Family(ABC):
         Raises:
             LmscoutError: the layout has no such configuration.
         """
+
+    def all_parts(self, model: PreTrainedModel) -> list[BlockParts]:
+        """The sublayers of every block, in order."""
+        return [self.parts(block) for block in self.blocks(model)]
+
+    def all_sublayers(self, model: PreTrainedModel) -> dict[Place, Sublayer]:
+        """All sublayers by block number and kind, in the order of computation."""
+        return {
+            (index, kind): sublayer
+            for index, parts in enumerate(self.all_parts(model))
+            for kind, sublayer in parts.sublayers.items()
+        }

@@ -7,22 +7,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families.family import (
-    Affine,
-    AttentionParts,
-    BlockParts,
-    Family,
-    MlpParts,
-    causal_probabilities,
-)
+from lmscout.pruning.families.family import Affine, Attention, BlockParts, Family, Mlp
 
 
 class Gpt2(Family):
-    """GPT-2 and its like; its Conv1D layers store weights transposed."""
+    """GPT-2; its Conv1D layers store weights transposed."""
 
     model_types = ("gpt2",)
 
@@ -32,21 +24,28 @@ class Gpt2(Family):
 
     def parts(self, block: nn.Module) -> BlockParts:
         """Thirds of the fused projection, and the output; expansion and contraction."""
-        attention, mlp = cast(Any, block).attn, cast(Any, block).mlp
-        weight, bias = attention.c_attn.weight.data.T, attention.c_attn.bias.data
-        thirds = zip(weight.chunk(3), bias.chunk(3), strict=True)
-        query, key, value = (Affine(*third) for third in thirds)
+        layers = cast(Any, block)
+        attention, mlp = layers.attn, layers.mlp
+        fused = _affine(attention.c_attn)
+        assert fused.bias is not None
+        thirds = zip(fused.weight.chunk(3), fused.bias.chunk(3), strict=True)
+        contraction = _affine(mlp.c_proj)
         return BlockParts(
-            AttentionParts(
-                query,
-                key,
-                value,
-                _affine(attention.c_proj),
-                groups=query.weight.shape[0] // attention.head_dim,
-                group_size=1,
+            Attention(
+                inputs=tuple(Affine(*third) for third in thirds),
+                output=_affine(attention.c_proj),
+                units=len(fused.weight) // 3 // attention.head_dim,
+                norm=layers.ln_1,
                 head_size=attention.head_dim,
+                scale=attention.scaling,
             ),
-            MlpParts((_affine(mlp.c_fc),), _affine(mlp.c_proj)),
+            Mlp(
+                inputs=(_affine(mlp.c_fc),),
+                output=contraction,
+                units=contraction.weight.shape[1],
+                norm=layers.ln_2,
+                activation=mlp.act,
+            ),
         )
 
     def embed(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -57,46 +56,6 @@ class Gpt2(Family):
 
     def context(self, model: PreTrainedModel, hidden: Tensor) -> None:
         """Nothing: positions are part of the hidden state."""
-
-    def attention_norm(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """LayerNorm before attention."""
-        return cast(Tensor, cast(Any, block).ln_1(hidden))
-
-    def attend(
-        self, block: nn.Module, parts: AttentionParts, normed: Tensor, context: Any
-    ) -> Tensor:
-        """Causal attention of the given heads, before the output projection."""
-        batch, length, _ = normed.shape
-        query, key, value = (_heads(one, parts, normed) for one in parts.inputs)
-        attended = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=True,
-            scale=cast(Any, block).attn.scaling,
-        )
-        return attended.transpose(1, 2).reshape(batch, length, -1)
-
-    def probabilities(
-        self, block: nn.Module, parts: AttentionParts, normed: Tensor, context: Any
-    ) -> Tensor:
-        """Of every head."""
-        query, key = (_heads(one, parts, normed) for one in (parts.query, parts.key))
-        return causal_probabilities(query, key, cast(Any, block).attn.scaling)
-
-    def mlp_norm(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """LayerNorm before the MLP."""
-        return cast(Tensor, cast(Any, block).ln_2(hidden))
-
-    def activate(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> Tensor:
-        """The activated expansion."""
-        (expand,) = parts.expand
-        return cast(Tensor, cast(Any, block).mlp.act(expand.apply(normed)))
-
-    def activated(self, block: nn.Module, parts: MlpParts, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """The activated expansion, twice: nothing is multiplied with it."""
-        act = self.activate(block, parts, normed)
-        return act, act
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Final LayerNorm and language-model head."""
@@ -114,11 +73,6 @@ class Gpt2(Family):
         plain = type(config).from_dict(config.to_dict())
         plain.n_layer, plain.n_inner = depth, channels
         return plain
-
-
-def _heads(affine: Affine, parts: AttentionParts, normed: Tensor) -> Tensor:
-    split = affine.apply(normed)
-    return split.view(*normed.shape[:2], -1, parts.head_size).transpose(1, 2)
 
 
 def _affine(layer: Any) -> Affine:

@@ -1,14 +1,8 @@
-"""Low-rank adapters on a model's blocks, trained for one cut model and merged.
-
-Low-rank adapters (LoRA, arXiv 2106.09685) of peft on a model's blocks, and merged back.
-
-Recover one cut model: adapters trained on a text, against it or against the dense model.
-"""
+"""Recover one cut model: low-rank adapters of peft (LoRA, arXiv 2106.09685), trained and merged."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +16,6 @@ from lmscout.evaluation.quiet import quiet
 from lmscout.progress import StageProgress
 from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
 from lmscout.pruning.recovery.training import (
-    Head,
     Identity,
     Trained,
     divergence_loss,
@@ -32,69 +25,47 @@ from lmscout.pruning.recovery.training import (
 
 
 def check_peft() -> None:
-    """Make sure, before any work, that there is peft.
+    """Check that peft is installed.
 
     Raises:
-        LmscoutError: it is not installed.
+        LmscoutError: it is not.
     """
     if importlib.util.find_spec("peft") is None:
         raise LmscoutError("recovery needs peft: pip install 'lmscout[recover]'")
 
 
-class Adapted:
-    """A model with an adapter on every linear layer of its blocks.
+def add_adapters(
+    model: PreTrainedModel, rank: int, seed: int
+) -> tuple[Any, dict[str, nn.Parameter]]:
+    """Put an adapter on every linear layer of a model's blocks, in place; at first it adds nothing.
 
-    Attributes:
-        adapters: what can be trained, by name; in float32 where the model's weights are narrower.
+    Args:
+        model: dense or cut; only its adapters require gradients afterwards.
+        rank: of the adapters; their scale is 1.
+        seed: of the adapters' first factor; the second one is 0.
+
+    Returns:
+        The `peft.LoraModel`, and its adapters by name, in float32 or wider.
+
+    Raises:
+        LmscoutError: peft is not installed.
     """
+    check_peft()
+    from peft import LoraConfig, LoraModel
 
-    def __init__(self, model: PreTrainedModel, rank: int, seed: int) -> None:
-        """Put adapters in, in place; until they are trained the model computes what it did.
-
-        Args:
-            model: dense or cut; only the adapters can learn then.
-            rank: of the adapters; their scale is 1.
-            seed: of their first half, the other one starts at 0.
-
-        Raises:
-            LmscoutError: peft is not installed.
-        """
-        check_peft()
-        from peft import LoraConfig, LoraModel
-
-        layers = linear_layers(model)
-        config: Any = LoraConfig(
-            r=rank,
-            lora_alpha=rank,
-            target_modules=list(layers),
-            fan_in_fan_out=any(isinstance(one, Conv1D) for one in layers.values()),
-        )
-        devices = [model.device] if model.device.type == "cuda" else []
-        with quiet(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            self._tuner: Any = LoraModel(model, config, "default")
-        self.adapters: dict[str, nn.Parameter] = {}
-        for name, one in model.named_parameters():
-            if one.requires_grad:
-                one.data = one.data.to(torch.promote_types(one.dtype, torch.float32))
-                self.adapters[name] = one
-
-    def merge(self) -> PreTrainedModel:
-        """Add the adapters to the weights, and take them out: the model, plain again."""
-        with quiet():
-            merged: PreTrainedModel = self._tuner.merge_and_unload()
-        return merged.requires_grad_(True)
-
-
-def linear_layers(model: PreTrainedModel) -> Mapping[str, nn.Module]:
-    """The linear layers of a model's blocks by name: all but embeddings and head."""
-    whole: Any = model
-    head = whole.get_output_embeddings()
-    return {
-        name: one
-        for name, one in model.named_modules()
-        if isinstance(one, nn.Linear | Conv1D) and one is not head
-    }
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(one, Conv1D) for one in model.modules()),
+    )
+    with quiet(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        adapted = LoraModel(model, config, "default")
+    adapters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    for one in adapters.values():
+        one.data = one.data.to(torch.promote_types(one.dtype, torch.float32))
+    return adapted, adapters
 
 
 def recover(
@@ -113,34 +84,35 @@ def recover(
 
     Args:
         cut: the cut model; changed in place.
-        dense: the model that it was cut from, with the same vocabulary; only read.
+        dense: the model that it was cut from; not changed.
         windows: [windows, T] int64, the text.
         settings: how, and for how long.
-        checkpoint: file from which a training goes on.
+        checkpoint: file to continue from.
         identity: all that the cut model and the text depend on.
-        progress: called with steps made and allowed.
+        progress: called with steps done and allowed.
 
     Returns:
-        The cut model with recovered weights, and what was done.
+        The cut model with recovered weights, and a summary of the training.
 
     Raises:
         LmscoutError: peft is not installed, the checkpoint does not fit, or the loss is not
             finite.
     """
-    adapted = Adapted(cut, settings.rank, settings.seed)
+    adapted, adapters = add_adapters(cut, settings.rank, settings.seed)
+    models: tuple[Any, Any] = cut, dense
+    head, dense_head = (one.get_output_embeddings() for one in models)
     vocabulary = cut.config.vocab_size
-    head, dense_head = _head(cut), _head(dense)
 
     def loss_of(_: int, tokens: Tensor) -> Tensor:
         hidden = _hidden(cut, tokens)
         if settings.method != DISTILL:
             return likelihood_loss(head, hidden, tokens, vocabulary)
         with torch.no_grad():
-            theirs = _hidden(dense, tokens)
-        return divergence_loss(head, hidden, dense_head, theirs, vocabulary)
+            target = _hidden(dense, tokens)
+        return divergence_loss(head, hidden, dense_head, target, vocabulary)
 
-    done = train(
-        adapted.adapters,
+    trained = train(
+        adapters,
         loss_of,
         windows,
         settings,
@@ -150,16 +122,13 @@ def recover(
         dtype=cut.dtype,
         progress=progress,
     )
-    return adapted.merge(), done
+    with quiet():
+        merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged.requires_grad_(True), trained
 
 
 def _hidden(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """The last hidden state, as the head reads it: [B, T, width]."""
+    """The last hidden state, [B, T, width]."""
     body: Any = model.base_model
     hidden: Tensor = body(input_ids=tokens, use_cache=False).last_hidden_state
     return hidden
-
-
-def _head(model: Any) -> Head:
-    head: Head = model.get_output_embeddings()
-    return head

@@ -1,4 +1,4 @@
-"""How a recovery trains, and when it ends."""
+"""Settings of a recovery training, and its limits."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ _MOST = {
     "tokens": 10**13,
     "seconds": 1e9,
 }
+_WHOLE = ("rank", "batch_tokens", "steps", "tokens")
 
 
 @dataclass(frozen=True)
 class RecoverySettings:
-    """What is trained, how fast, and for how long.
+    """How a recovery trains, and for how long.
 
-    Training ends at the first bound that it meets; one of steps and tokens must be there, since
-    the learning rate falls towards it.  A bound of seconds makes the rate fall by the clock where
-    that is ahead, so that what comes out then depends on the machine.
+    Training ends at the first limit that it reaches.  Steps or tokens must be limited, since the
+    learning rate falls towards that limit.  With a limit of seconds the rate also falls by the
+    clock, so the result then depends on the machine.
 
     Attributes:
-        method: "lora" (the text's own next tokens) or "distill" (the dense model's logits).
-        rank: of the low-rank adapters (LoRA, arXiv 2106.09685).
-        learning_rate: the highest, after the warm-up.
-        batch_tokens: tokens a step; at least one window.
-        steps: at most so many; None for no such bound.
-        tokens: at most so many, over all steps; None for no such bound.
-        seconds: at most so many of training; None for no such bound.
-        seed: of the order of the text and of the adapters' start.
-        save_seconds: how often a checkpoint is written.
+        method: "lora" (the text's next tokens) or "distill" (the dense model's logits).
+        rank: rank of the low-rank adapters (LoRA, arXiv 2106.09685).
+        learning_rate: highest learning rate, after the warm-up.
+        batch_tokens: tokens of a step; at least one window.
+        steps: largest number of steps, or None.
+        tokens: largest number of tokens over all steps, or None.
+        seconds: longest time of training, or None.
+        seed: of the order of the text and of the adapters.
+        save_seconds: time between checkpoints.
     """
 
     method: str = DISTILL
@@ -51,27 +52,27 @@ class RecoverySettings:
     save_seconds: float = 60.0
 
     def check(self) -> None:
-        """Refuse what cannot be trained by.
+        """Check the settings.
 
         Raises:
-            LmscoutError: the method is unknown, a number is not positive, or there is no bound.
+            LmscoutError: the method is unknown, a number is out of its bounds, or neither steps
+                nor tokens are limited.
         """
         if self.method not in METHODS:
             raise LmscoutError(
                 f"unknown recovery {self.method!r}: expected one of {', '.join(METHODS)}"
             )
-        for name in ("rank", "learning_rate", "batch_tokens", "steps", "tokens", "seconds"):
+        for name, most in _MOST.items():
             value = getattr(self, name)
             if value is None:
                 continue
-            if value > (most := _MOST[name]):
+            if value > most:
                 raise LmscoutError(
                     f"recovery: {name} is too large (got {brief(value)}, expected at most {most:,})"
                 )
-            if not value > 0:  # which a number that is none is not either
+            if not value > 0:  # NaN as well
                 raise LmscoutError(f"recovery: {name} of {value:g} is not above 0")
-        for name in ("rank", "batch_tokens", "steps", "tokens"):
-            if (value := getattr(self, name)) is not None:
+            if name in _WHOLE:
                 check_whole(f"recovery: {name}", value, 1)
         if not self.save_seconds >= 0:
             raise LmscoutError(f"recovery: save_seconds of {self.save_seconds:g} is not 0 or more")
@@ -80,38 +81,36 @@ class RecoverySettings:
                 f"recovery: seed of {brief(self.seed)} is not from 0 to {_LAST_SEED}: give another"
             )
         if self.steps is None and self.tokens is None:
-            raise LmscoutError("recovery: give a bound of steps or of tokens")
+            raise LmscoutError("recovery: give a limit of steps or of tokens")
 
     def batch(self, window: int) -> int:
-        """Windows of so many tokens a step."""
+        """Windows of a step, for windows of so many tokens."""
         return max(1, self.batch_tokens // window)
 
     def last_step(self, window: int) -> int:
-        """How many steps the bounds allow, time aside.
+        """Number of steps that the limits of steps and tokens allow.
 
         Raises:
-            LmscoutError: not even one.
+            LmscoutError: they do not allow one.
         """
-        bounds = []
-        if self.steps is not None:
-            bounds.append(self.steps)
+        limits = [] if self.steps is None else [self.steps]
         if self.tokens is not None:
             each = self.batch(window) * window
-            bounds.append(self.tokens // each)
-            if not bounds[-1]:
+            limits.append(self.tokens // each)
+            if not limits[-1]:
                 raise LmscoutError(
                     f"recovery: {self.tokens} tokens are fewer than one step of {each}: allow more"
                 )
-        return min(bounds)
+        return min(limits)
 
     def words(self, window: int) -> str:
-        """The bounds in words."""
+        """The limits as text."""
         steps, each = self.last_step(window), self.batch(window) * window
         limit = "" if self.seconds is None else f", {self.seconds:g} s at most"
         return f"{self.method}, {steps:,} steps of {each:,} tokens{limit}"
 
     def identity(self) -> dict[str, str | int | float | None]:
-        """All of it on which trained weights depend."""
+        """The settings that trained weights depend on."""
         settings = asdict(self)
         del settings["save_seconds"]
         return settings

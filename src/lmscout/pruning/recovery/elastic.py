@@ -1,21 +1,15 @@
-"""Elastic recovery: one adapter for all plans.
+"""Elastic recovery: one low-rank adapter for all plans of a dense model.
 
-One low-rank adapter for all plans of a dense model.
-
-What an adapter adds to a matrix is B A.  Its first rows are those of B, its first columns those
-of A; so the adapter of a plan's prefix is a prefix of the adapter, and adding B A to the dense
-weights gives weights of which every prefix is adapted.
-
-Elastic recovery: one adapter for all plans, so that plans are ranked as they will be used.
-
-At every step a plan is drawn and the adapter's prefix for it is trained, as LoNAS does (Muñoz,
-Yuan, Zheng and Jain, LREC-COLING 2024).  Merged into the dense weights, the adapter has recovered
-every plan at once; what is measured of plans after that is what a user gets.
+An adapter adds B A to a matrix.  The first rows of the sum follow from the first rows of B, its
+first columns from those of A, so the adapter of a plan's prefix is a prefix of the adapter.  Every
+step draws a plan and trains the adapter's prefix for it, as LoNAS does (Muñoz, Yuan, Zheng and
+Jain, LREC-COLING 2024).  Merged into the dense weights, the adapter has recovered every plan:
+plans are then measured as they will be used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,25 +24,30 @@ from lmscout.evaluation import Perplexity
 from lmscout.metrics.correlation import kendall
 from lmscout.progress import StageProgress
 from lmscout.pruning.budgets import Budget
-from lmscout.pruning.calibration import Calibrated, calibrate_again, text_digest
+from lmscout.pruning.calibration import Calibrated, text_digest
 from lmscout.pruning.evaluator import Evaluator
-from lmscout.pruning.families import Affine, AttentionParts, Family, MlpParts, unit_maps
-from lmscout.pruning.moments import half_step
+from lmscout.pruning.families import Affine, Family, Place
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.ranges import Ranges
+from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
 from lmscout.pruning.recovery.training import (
     Trained,
     apart_from,
     divergence_loss,
     likelihood_loss,
-    read_adapter,
+    read_state,
     train,
     weights_digest,
 )
-from lmscout.pruning.sampler import Target, order_for_prefix_sharing
+from lmscout.pruning.sampler import order_for_prefix_sharing, propose
 from lmscout.pruning.space import PlanSpace
 from lmscout.statistics.single_pass import train_only
+
+SETTING = "elastic"  # of a study whose pairs were measured after elastic recovery
+_TRAINED_PLANS = 256  # trained in turn
+_DENSE_EVERY = 8  # steps, one of which trains the dense plan
+_COMPARED_PLANS = 24  # of a size, whose order before and after is compared
+_TRAINING_DRAW, _COMPARISON_DRAW = 101, 102  # with the run's seed; rounds have lower numbers
 
 
 @dataclass(frozen=True)
@@ -64,61 +63,52 @@ class LowRank(Affine):
     up: Tensor
 
     def rows(self, count: int) -> LowRank:
-        """The first outputs alone."""
+        """The first outputs only."""
         first = super().rows(count)
         return LowRank(first.weight, first.bias, self.down, self.up[:count])
 
     def columns(self, count: int) -> LowRank:
-        """The first inputs alone."""
+        """The first inputs only."""
         return LowRank(self.weight[:, :count], self.bias, self.down[:, :count], self.up)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The map and what the adapter adds."""
+        """The map and the adapter."""
         narrow = functional.linear(x.to(self.down.dtype), self.down)
         return super().apply(x) + functional.linear(narrow, self.up).to(x.dtype)
 
 
 class ElasticAdapter:
-    """Adapters of every matrix whose sides follow units.
+    """Adapters of every matrix whose rows or columns follow units.
 
     Attributes:
-        weights: what learns, by name; float32 or wider.
-        vocabulary: how many logits a token has.
+        weights: the trained parameters by name, in float32 or wider.
+        vocabulary: number of logits of a token.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family, rank: int, seed: int) -> None:
-        """Adapters that add nothing yet.
-
-        Args:
-            model: the dense model, its units in final order; its own weights do not learn.
-            family: its family.
-            rank: of the adapters.
-            seed: of the first half, A; B starts at 0.
-        """
+        """Make adapters of a dense model, with A drawn by the seed and B = 0."""
         self._model, self._family = model, family
         self.vocabulary: int = model.config.vocab_size
-        self._blocks = list(family.blocks(model))
         self._sublayers = family.all_sublayers(model)
         self.weights: dict[str, nn.Parameter] = {}
         generator = torch.Generator().manual_seed(seed)
-        for (index, kind), part in self._sublayers.items():
-            for number, one in enumerate(unit_maps(part)):
+        for (block, kind), sublayer in self._sublayers.items():
+            for number, one in enumerate(sublayer.maps):
                 out, entries = one.weight.shape
                 wide = torch.promote_types(one.weight.dtype, torch.float32)
                 down = torch.randn(rank, entries, generator=generator) / entries**0.5
-                up = torch.zeros(out, rank)
-                name = f"{index}.{kind}.{number}"
-                self.weights[f"{name}.down"] = nn.Parameter(down.to(one.weight.device, wide))
-                self.weights[f"{name}.up"] = nn.Parameter(up.to(one.weight.device, wide))
+                for name, value in (("down", down), ("up", torch.zeros(out, rank))):
+                    parameter = nn.Parameter(value.to(one.weight.device, wide))
+                    self.weights[f"{block}.{kind}.{number}.{name}"] = parameter
 
     def hidden(self, plan: Plan, tokens: Tensor) -> Tensor:
         """The last hidden state of an adapted plan, with its gradient: [B, T, width]."""
-        return self._walk(plan.steps, tokens, adapted=True)
+        return self._forward(plan.steps, tokens, adapted=True)
 
     @torch.no_grad()
     def dense_hidden(self, tokens: Tensor) -> Tensor:
-        """That of the dense model as it is."""
-        return self._walk([part.units for part in self._sublayers.values()], tokens, adapted=False)
+        """The last hidden state of the dense model without adapters."""
+        return self._forward([one.units for one in self._sublayers.values()], tokens, adapted=False)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Last hidden states to logits."""
@@ -127,40 +117,24 @@ class ElasticAdapter:
     @torch.no_grad()
     def merge(self) -> None:
         """Add the adapters to the dense weights, in place, one matrix at a time."""
-        for (index, kind), part in self._sublayers.items():
-            for number, one in enumerate(unit_maps(part)):
-                down, up = self._pair(index, kind, number)
-                one.weight.copy_(one.weight.to(down.dtype) + up @ down)
+        for place in self._sublayers:
+            for one in self._adapted_maps(place):
+                one.weight.copy_(one.weight.to(one.down.dtype) + one.up @ one.down)
 
-    def _walk(self, steps: Sequence[int], tokens: Tensor, *, adapted: bool) -> Tensor:
+    def _forward(self, steps: Sequence[int], tokens: Tensor, *, adapted: bool) -> Tensor:
         hidden = self._family.embed(self._model, tokens)
         context = self._family.context(self._model, hidden)
-        for ((index, kind), whole), units in zip(self._sublayers.items(), steps, strict=True):
+        for (place, sublayer), units in zip(self._sublayers.items(), steps, strict=True):
             if units:
-                part = self._adapted(index, kind, whole) if adapted else whole
-                block = self._blocks[index]
-                hidden = half_step(self._family, block, part.first(units), hidden, context)
+                used = sublayer.with_maps(self._adapted_maps(place)) if adapted else sublayer
+                hidden = used.first(units).step(hidden, context)
         return hidden
 
-    def _adapted(
-        self, index: int, kind: str, part: AttentionParts | MlpParts
-    ) -> AttentionParts | MlpParts:
-        """The matrices of attention or MLP, each with its adapter."""
-        return part.with_maps(
-            LowRank(one.weight, one.bias, *self._pair(index, kind, number))
-            for number, one in enumerate(unit_maps(part))
-        )
-
-    def _pair(self, index: int, kind: str, number: int) -> tuple[Tensor, Tensor]:
-        name = f"{index}.{kind}.{number}"
-        return self.weights[f"{name}.down"], self.weights[f"{name}.up"]
-
-
-SETTING = "elastic"  # of a study whose pairs were measured afterwards
-_DRAWN = 256  # plans that are trained in turn
-_DENSE_EVERY = 8  # steps, of which one trains the whole
-_JUDGED = 24  # plans of a size, by which its order before and after is compared
-_FOR_TRAINING, _FOR_JUDGING = 101, 102  # with the run's seed, so that no round draws the same
+    def _adapted_maps(self, place: Place) -> Iterator[LowRank]:
+        for number, one in enumerate(self._sublayers[place].maps):
+            name = f"{place[0]}.{place[1]}.{number}"
+            down, up = self.weights[f"{name}.down"], self.weights[f"{name}.up"]
+            yield LowRank(one.weight, one.bias, down, up)
 
 
 @dataclass(frozen=True)
@@ -169,9 +143,9 @@ class OrderChange:
 
     Attributes:
         keep: the size.
-        kendall: τ-b between the rises of the same plans before and after.
-        before: rises over the dense model, nats a token.
-        after: rises over the dense model as it was before.
+        kendall: τ-b between the loss increases of the same plans before and after.
+        before: loss increases over the dense model, in nats/token.
+        after: loss increases over the dense model as it was before.
     """
 
     keep: float
@@ -181,26 +155,17 @@ class OrderChange:
 
     @property
     def words(self) -> str:
-        """In one sentence."""
+        """The change in one sentence."""
         return (
             f"keep {self.keep:g}: the order of {len(self.before)} plans before and after elastic "
-            f"recovery has a Kendall τ of {self.kendall:.2f}; their mean rise went from "
-            f"{np.mean(self.before):.3f} to {np.mean(self.after):.3f} nats a token"
+            f"recovery has a Kendall τ of {self.kendall:.2f}; their mean loss increase went from "
+            f"{np.mean(self.before):.3f} to {np.mean(self.after):.3f} nats/token"
         )
-
-    def to_json(self) -> dict[str, object]:
-        """All of it."""
-        return {
-            "keep": self.keep,
-            "kendall": None if np.isnan(self.kendall) else self.kendall,
-            "before": list(self.before),
-            "after": list(self.after),
-        }
 
 
 @dataclass(frozen=True)
 class Elastic:
-    """What an elastic recovery did.
+    """Summary of an elastic recovery.
 
     Attributes:
         trained: the training.
@@ -211,10 +176,6 @@ class Elastic:
     trained: Trained
     orders: tuple[OrderChange, ...]
     as_given: Perplexity | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """All of it."""
-        return {**self.trained.to_json(), "orders": [one.to_json() for one in self.orders]}
 
 
 def recover_all_plans(
@@ -234,23 +195,25 @@ def recover_all_plans(
     Args:
         calibrated: the dense model, which is changed in place.
         windows: [windows, T] int64, the text.
-        space: draws plans.
-        sizes: budgets that plans are drawn for, by the share that is kept.
+        space: of plans.
+        sizes: budgets of the trained plans, by the share that is kept.
         settings: how, and for how long.
-        checkpoint: file from which a training goes on.
-        progress: called with steps made and allowed.
+        checkpoint: file to continue from.
+        progress: called with steps done and allowed.
 
     Returns:
-        The recovered model, calibrated anew; rises stay those over the dense model as it was.
-        And what was done.
+        The recovered model with new moments, whose loss increases are over the dense model as it
+        was; and a summary.
 
     Raises:
-        LmscoutError: the text is that on which plans are measured and no more, the checkpoint
-            does not fit, or the loss is not finite.
+        LmscoutError: all of the text is measured on, the checkpoint does not fit, or the loss is
+            not finite.
     """
-    windows = _unmeasured(windows, calibrated)
-    judged = [
-        order_for_prefix_sharing(drawn_plans(calibrated, space, [one], _JUDGED, _FOR_JUDGING))
+    _unmeasured(windows, calibrated)
+    compared = [
+        order_for_prefix_sharing(
+            drawn_plans(calibrated, space, [one], _COMPARED_PLANS, _COMPARISON_DRAW)
+        )
         for one in sizes.values()
     ]
     evaluator = calibrated.evaluator(calibrated.measured)
@@ -258,59 +221,52 @@ def recover_all_plans(
         text_digest(calibrated.measured): evaluator.references,
         text_digest(calibrated.final): calibrated.evaluator(calibrated.final).references,
     }
-    before = [_loss_increases(evaluator, plans) for plans in judged]
+    before = [_loss_increases(evaluator, plans) for plans in compared]
     adapter, trained = train_all_plans(
         calibrated, windows, space, sizes, settings, checkpoint, progress=progress
     )
     adapter.merge()
     words = f"{settings.words(windows.shape[1])}, {_adapter_words(adapter.weights)}"
-    recovered = calibrate_again(calibrated, references, {SETTING: words})
+    recovered = calibrated.recalibrated(references, {SETTING: words})
     evaluator = recovered.evaluator(recovered.measured)
-    after = [_loss_increases(evaluator, plans) for plans in judged]
+    after = [_loss_increases(evaluator, plans) for plans in compared]
     orders = tuple(
-        OrderChange(keep, kendall(two, one), tuple(one), tuple(two))
-        for keep, one, two in zip(sizes, before, after, strict=True)
+        OrderChange(keep, kendall(new, old), old, new)
+        for keep, old, new in zip(sizes, before, after, strict=True)
     )
     return recovered, Elastic(trained, orders)
 
 
 def merge_trained(calibrated: Calibrated, checkpoint: Path, words: str) -> None:
-    """Merge what a run has trained for all plans into the dense model, in place.
+    """Merge the adapter in an earlier run's checkpoint into the dense model, in place.
 
-    Args:
-        calibrated: the dense model as it was before, calibrated as it was then.
-        checkpoint: the run's file.
-        words: what the settings of its study say of the adapter.
+    `words` is what the settings of the run's study say of the adapter.
 
     Raises:
-        LmscoutError: the file is not there, or damaged, or holds another adapter.
+        LmscoutError: the file is absent, damaged, or of another adapter.
     """
-    identity, weights = read_adapter(checkpoint)
-    if not words.endswith(_adapter_words(weights)):
+    state = read_state(checkpoint)
+    if not words.endswith(_adapter_words(state.weights)):
         raise LmscoutError(
             f"recovery {checkpoint}: is not the adapter with which the study's pairs were "
             "measured; put that one in its place"
         )
-    rank, seed = (int(identity[name] or 0) for name in ("rank", "seed"))
+    rank, seed = (int(state.identity[name] or 0) for name in ("rank", "seed"))
     adapter = ElasticAdapter(calibrated.model, calibrated.family, rank, seed)
     for name, one in adapter.weights.items():
-        one.data.copy_(weights[name])
+        one.data.copy_(state.weights[name])
     adapter.merge()
 
 
 def drawn_plans(
     calibrated: Calibrated, space: PlanSpace, budgets: Sequence[Budget], count: int, number: int
 ) -> list[Plan]:
-    """Distinct plans that cover what a search of some sizes may look at.
+    """Draw distinct plans of some sizes, in equal parts; `number` and the run's seed decide which.
 
-    Args:
-        calibrated: the dense model.
-        space: draws them.
-        budgets: the sizes, each with an equal part of the plans.
-        count: how many; fewer where there are no more.
-        number: with the seed of `calibrated` this says which.
+    There are fewer than `count` if the space has no more.
     """
-    proposals = space.propose(
+    proposals = propose(
+        space,
         [Target(budget, Ranges.above(calibrated.shape)) for budget in budgets],
         count=count,
         seed=calibrated.seed + (number << 32),
@@ -331,30 +287,17 @@ def train_all_plans(
     *,
     progress: StageProgress | None = None,
 ) -> tuple[ElasticAdapter, Trained]:
-    """The training alone: nothing is merged, and no plan is measured.
-
-    Args:
-        calibrated: as for `recover_all_plans`, and so are the others.
-        windows: [windows, T] int64, the text.
-        space: draws plans.
-        sizes: budgets that plans are drawn for.
-        settings: how, and for how long.
-        checkpoint: file from which a training goes on.
-        progress: called with steps made and allowed.
-
-    Raises:
-        LmscoutError: as `recover_all_plans`.
-    """
+    """The training of `recover_all_plans` alone: nothing is merged, and no plan is measured."""
     windows = _unmeasured(windows, calibrated)
     model = calibrated.model
-    drawn = drawn_plans(calibrated, space, list(sizes.values()), _DRAWN, _FOR_TRAINING)
-    turns = np.random.default_rng([settings.seed, _FOR_TRAINING]).permutation(len(drawn))
-    plans = [drawn[turn] for turn in turns]
+    drawn = drawn_plans(calibrated, space, list(sizes.values()), _TRAINED_PLANS, _TRAINING_DRAW)
+    order = np.random.default_rng([settings.seed, _TRAINING_DRAW]).permutation(len(drawn))
+    plans = [drawn[number] for number in order]
     adapter = ElasticAdapter(model, calibrated.family, settings.rank, settings.seed)
 
     def loss_of(step: int, tokens: Tensor) -> Tensor:
-        whole = step % _DENSE_EVERY == _DENSE_EVERY - 1
-        plan = calibrated.shape.dense if whole else plans[step % len(plans)]
+        dense = step % _DENSE_EVERY == _DENSE_EVERY - 1
+        plan = calibrated.shape.dense if dense else plans[step % len(plans)]
         return plan_loss(adapter, plan, tokens, settings.method)
 
     identity = {
@@ -362,7 +305,7 @@ def train_all_plans(
         **settings.identity(),
         "text": text_digest(windows),
         "sizes": ", ".join(repr(float(keep)) for keep in sizes),
-        "plans": f"{type(space).__name__}, {len(plans)} drawn",
+        "plans": f"{space.name}, {len(plans)} drawn",
     }
     with train_only(model, ()):
         trained = train(
@@ -380,19 +323,12 @@ def train_all_plans(
 
 
 def plan_loss(adapter: ElasticAdapter, plan: Plan, tokens: Tensor, method: str) -> Tensor:
-    """What a step on a plan minimises.
-
-    Args:
-        adapter: of all plans.
-        plan: whose prefix of it learns.
-        tokens: [B, T] int64.
-        method: as in `RecoverySettings`.
-    """
+    """The loss of a plan on tokens [B, T], by the method of `RecoverySettings`."""
     hidden = adapter.hidden(plan, tokens)
     if method != DISTILL:
         return likelihood_loss(adapter.head, hidden, tokens, adapter.vocabulary)
-    theirs = adapter.dense_hidden(tokens)
-    return divergence_loss(adapter.head, hidden, adapter.head, theirs, adapter.vocabulary)
+    target = adapter.dense_hidden(tokens)
+    return divergence_loss(adapter.head, hidden, adapter.head, target, adapter.vocabulary)
 
 
 def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:
@@ -406,9 +342,9 @@ def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:
     return left
 
 
+def _loss_increases(evaluator: Evaluator, plans: Sequence[Plan]) -> tuple[float, ...]:
+    return tuple(one.loss_increase for one in evaluator.measure(plans))
+
+
 def _adapter_words(weights: Mapping[str, Tensor]) -> str:
     return f"adapter {weights_digest(weights)}"
-
-
-def _loss_increases(evaluator: Evaluator, plans: Sequence[Plan]) -> list[float]:
-    return [one.loss_increase for one in evaluator.measure(plans)]

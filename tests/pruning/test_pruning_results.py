@@ -11,7 +11,7 @@ from lmscout.cli.prune import table
 from lmscout.evaluation import Perplexity, protocol_of
 from lmscout.pruning import Plan
 from lmscout.pruning.predictor import Agreement, PredictorReport
-from lmscout.pruning.results import SHOWN, Finalist, Pruning, Reported, Size
+from lmscout.pruning.results import LABELS, Finalist, Pruning, Reported, Size
 
 PLAN = Plan((1,), (8,))
 
@@ -37,7 +37,7 @@ def test_a_found_model_that_is_worse_is_said_to_be_worse_and_by_how_much():
     one = size(
         row("uniform", 0.9, 200.0),
         row("uniform_compensated", 0.50, 153.50),
-        row("uniform_guarded", 0.6, 163.85),
+        row("uniform_protected", 0.6, 163.85),
         row("found", 0.55, 163.85),
         row("found_plain", 2.0, 900.0),
     )
@@ -46,7 +46,7 @@ def test_a_found_model_that_is_worse_is_said_to_be_worse_and_by_how_much():
         "keep 0.8: found is worse than uniform, compensated: loss increase +0.5500 against +0.5000 "
         "nats/token (+0.0500); perplexity 163.85 against 153.50 (+6.7%)"
     )
-    assert [(two["baseline"], two["measure"]) for two in one.to_json()["worse_than"]] == [
+    assert [(two.baseline, two.measure) for two in one.comparisons if two.worse] == [
         ("uniform_compensated", "loss_increase"),
         ("uniform_compensated", "perplexity"),
     ]
@@ -65,7 +65,7 @@ def test_a_better_one_is_said_to_be_better_than_the_closest():
         "keep 0.8: found is better than every uniform cut, closest uniform, compensated: loss "
         "increase +0.5000 against +0.7000 nats/token (-0.2000)",
     )
-    assert one.to_json()["worse_than"] == []
+    assert not any(two.worse for two in one.comparisons)
 
 
 def test_an_equal_one_is_neither_and_a_recovered_one_is_compared_too():
@@ -78,14 +78,16 @@ def test_an_equal_one_is_neither_and_a_recovered_one_is_compared_too():
 
 
 def test_a_loss_that_is_not_finite_is_worse_and_null_in_json():
-    one = size(row("uniform", 0.9), row("found", float("inf")))
+    found = pruning(row("uniform", 0.9), row("found", float("inf")))
+    (one,) = found.sizes
     assert one.verdict == (
         "keep 0.8: found is worse than uniform: no finite loss, against a loss increase of "
         "+0.9000 nats/token",
     )
-    update = one.to_json()
-    assert update["found"]["loss_increase"] is None
-    assert update["worse_than"][0]["value"] is None
+    (values,) = found.to_json()["sizes"]
+    assert values["models"][1]["loss_increase"] is None
+    assert values["comparisons"][0]["value"] is None
+    assert values["comparisons"][0]["worse"] is True
 
 
 def test_what_recovery_was_trained_on_is_compared_by_perplexity_alone():
@@ -122,12 +124,12 @@ def test_a_predictor_no_better_than_the_mean_is_said_to_be_so(kendall, r2, beats
     report = PredictorReport(Agreement("ridge", "log", kendall, kendall, r2, 0.1), (), 40, 0.0, 0.0)
     assert report.beats_mean is beats
     assert ("no better than predicting the mean" in report.words) is not beats
-    update = replace(pruning(row("found", 0.1)), predictor=report).to_json()
-    assert update["predictor"]["beats_mean"] is beats
+    values = replace(pruning(row("found", 0.1)), predictor=report).to_json()
+    assert values["predictor"]["beats_mean"] is beats
 
 
 def test_the_table_of_a_large_model_is_whole_at_80_columns():
-    names = ("uniform", "uniform_compensated", "uniform_guarded", "found", "found_recovered")
+    names = ("uniform", "uniform_compensated", "uniform_protected", "found", "found_recovered")
     rows = [replace(row(name, 0.123, 1234.5), params=6_738_415_616) for name in names]
     found = pruning(*rows, dense_elastic=replace(row("dense_elastic", 0.1, 10.0)))
     screen = Console(width=80, file=io.StringIO())
@@ -135,5 +137,5 @@ def test_the_table_of_a_large_model_is_whole_at_80_columns():
     shown = screen.file.getvalue()
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown
-    for word in (*(SHOWN[name] for name in names), "6,738,415,616", "90.0%", "80.0%", "+0.1230"):
+    for word in (*(LABELS[name] for name in names), "6,738,415,616", "90.0%", "80.0%", "+0.1230"):
         assert word in shown

@@ -10,8 +10,8 @@ from lmscout.proxies import Reading, resolve
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
 from lmscout.pruning.plan import dense_row
-from lmscout.pruning.prefix_tables import read_trained
-from lmscout.pruning.proxy_objective import asked_proxy, compute_objectives, size_agreement
+from lmscout.pruning.prefix_tables import visit_tensors
+from lmscout.pruning.proxy_objective import compute_objectives, parse_proxy, size_agreement
 from lmscout.statistics import score
 
 STACKS = ("linear", "act", "hidden", "head", "softmax")
@@ -47,17 +47,17 @@ def read(request):
     shape = shape_of([family.parts(block) for block in family.blocks(model)])
     places = []
 
-    def see(place):
+    def visit(place):
         places.append((place, {name: one.clone() for name, one in place.tensors.items()}))
 
-    read_trained(model, family, random_windows(), see)
+    visit_tensors(model, family, random_windows(), visit)
     return model, family, shape, places
 
 
 def objectives(read, *texts):
     model, family, shape, _ = read
     return compute_objectives(
-        [asked_proxy(text) for text in texts], model, family, shape, random_windows()
+        [parse_proxy(text) for text in texts], model, family, shape, random_windows()
     )
 
 
@@ -178,7 +178,7 @@ def test_a_plan_without_a_score_is_the_last(read, sign):
 )
 def test_what_cannot_judge_is_one_line(text, says):
     with pytest.raises(LmscoutError, match=says) as error:
-        asked_proxy(text)
+        parse_proxy(text)
     assert "\n" not in str(error.value)
 
 

@@ -8,18 +8,17 @@ from tiny_language_models import random_model
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Text
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate
-from lmscout.pruning.config import Request, check_request
+from lmscout.pruning.calibration import CalibrationConfig, calibrate
+from lmscout.pruning.config import PruneConfig, check_request
 from lmscout.pruning.features import PlanFeatures
 from lmscout.pruning.finalists import candidates_of, measure_finalists
 from lmscout.pruning.measuring import calibrated_objectives, judged, proxy_columns
 from lmscout.pruning.plan import as_plans, as_rows, dense_row
 from lmscout.pruning.predictor import fit_predictor
-from lmscout.pruning.ranges import Ranges, fit, meets
-from lmscout.pruning.sampler import Target
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.ranges import Ranges, Target, fit
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
-from lmscout.pruning.uniform_space import UniformSpace
+from lmscout.pruning.uniform_plans import UniformChoices
 
 SNIP = "proxy:snip"
 
@@ -27,7 +26,7 @@ SNIP = "proxy:snip"
 @pytest.fixture(scope="module")
 def calibrated():
     windows = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
-    settings = CalibrationSettings(
+    settings = CalibrationConfig(
         measured_tokens=160, final_tokens=160, moment_tokens=160, gradient_windows=4
     )
     return calibrate(random_model("llama"), windows, settings)
@@ -37,7 +36,7 @@ def drawn(shape, budget, count, seed=0):
     rng = np.random.default_rng(seed)
     wanted = rng.uniform(0.1, 1, (count, 2 * shape.depth)) * dense_row(shape)
     rows = fit(wanted, Ranges.above(shape), budget)
-    return np.unique(rows[meets(rows, budget)], axis=0)
+    return np.unique(rows[budget.meets(rows)], axis=0)
 
 
 def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_measured(calibrated):
@@ -45,19 +44,19 @@ def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_meas
     budget = keep_budget(shape, 0.7)
     target = Target(budget, Ranges.above(shape))
     fitted = judged(SNIP, calibrated, [target])
-    plans = candidates_of(None, fitted, AnySpace(shape), target, seed=0)
+    plans = candidates_of(None, fitted, PlanSpace(shape), target, seed=0)
     assert len(plans) == 1
     scores = fitted.objective.scores
     assert scores(as_rows(plans))[0] >= scores(drawn(shape, budget, 500)).max()
-    assert meets(as_rows(plans), budget).all()
+    assert budget.meets(as_rows(plans)).all()
     ((winner,),) = measure_finalists(calibrated, None, None, fitted, [plans])
     assert winner.plan == plans[0]
-    assert (winner.predicted, winner.measured, winner.final) == (None, None, None)
+    assert (winner.predicted, winner.measured, winner.held_out) == (None, None, None)
 
 
 def test_uniform_plans_are_judged_too(calibrated):
     shape = calibrated.shape
-    space = UniformSpace(shape, calibrated.model.config)
+    space = PlanSpace(shape, uniform=UniformChoices.of(shape, calibrated.model.config))
     budget = keep_budget(shape, 0.6)
     target = Target(budget, Ranges.above(shape))
     fitted = judged(SNIP, calibrated, [target])
@@ -95,10 +94,10 @@ def test_no_features_cost_no_pass(calibrated):
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        (Request(objective="proxy:snipp"), "did you mean 'snip'"),
-        (Request(objective="sum(abs(weight))"), "write proxy:"),
-        (Request(features=("proxy:grasp",)), "runs the model again"),
-        (Request(objective=SNIP, features=(SNIP,)), "leave out --objective or --feature"),
+        (PruneConfig(objective="proxy:snipp"), "did you mean 'snip'"),
+        (PruneConfig(objective="sum(abs(weight))"), "write proxy:"),
+        (PruneConfig(features=("proxy:grasp",)), "runs the model again"),
+        (PruneConfig(objective=SNIP, features=(SNIP,)), "leave out --objective or --feature"),
     ],
 )
 def test_bad_judges_are_refused_before_any_work(request_, says, tmp_path):

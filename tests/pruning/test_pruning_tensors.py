@@ -5,7 +5,7 @@ import torch
 from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.pruning.families import family_of
-from lmscout.pruning.prefix_tables import read_trained
+from lmscout.pruning.prefix_tables import visit_tensors
 
 KINDS = [name for name in CONFIGS if name != "mistral"]  # which computes as llama does
 
@@ -14,10 +14,10 @@ def read(model, tokens):
     family = family_of(model.config)
     places = []
 
-    def see(place):
+    def visit(place):
         places.append((place, {name: one.clone() for name, one in place.tensors.items()}))
 
-    read_trained(model, family, tokens, see)
+    visit_tensors(model, family, tokens, visit)
     return places
 
 

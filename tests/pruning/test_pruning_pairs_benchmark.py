@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,23 +15,23 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, read_text, tokenize_windows
 from lmscout.proxies import Branch, published, simplified
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.calibration import CalibrationSettings, calibrate, model_digest
+from lmscout.pruning.calibration import CalibrationConfig, calibrate, model_digest
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.pairs_benchmark import SubnetworkSpec, study_benchmark
 from lmscout.pruning.plan import as_plans, dense_row
 from lmscout.pruning.prefix_tables import tabulate
-from lmscout.pruning.proxy_objective import asked_proxy, compute_objectives
+from lmscout.pruning.proxy_objective import compute_objectives, parse_proxy
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import recover_all_plans
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
-from lmscout.pruning.recovery.training import State, read_adapter, write_state
-from lmscout.pruning.space import AnySpace
+from lmscout.pruning.recovery.training import read_state, write_state
+from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_record import read_recorded, record_origin
 from lmscout.statistics import INPUT_NAMES
 
 TRUTH = "sum(std(weight) * square(act))"
-SETTINGS = CalibrationSettings(
+SETTINGS = CalibrationConfig(
     window=32,
     measured_tokens=640,
     final_tokens=640,
@@ -60,7 +61,7 @@ def run(tmp_path_factory, text):
     rows = rng.integers(1, dense_row(shape) + 1, (41, 2 * shape.depth))
     rows[0, [1, shape.depth + 1]] = 0  # the second block dropped
     (objective,) = compute_objectives(
-        [asked_proxy(f"proxy:+{TRUTH}")],
+        [parse_proxy(f"proxy:+{TRUTH}")],
         calibrated.model,
         calibrated.family,
         shape,
@@ -179,7 +180,7 @@ def elastic(tmp_path_factory, text):
     recovered, _ = recover_all_plans(
         calibrated,
         windows,
-        AnySpace(calibrated.shape),
+        PlanSpace(calibrated.shape),
         {0.8: keep_budget(calibrated.shape, 0.8)},
         RecoverySettings(steps=4, learning_rate=1e-2, batch_tokens=64, rank=3, seed=3),
         recovery_file(folder, ELASTIC),
@@ -212,8 +213,9 @@ def test_without_the_adapter_of_its_pairs_a_run_is_refused(elastic, tmp_path, te
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     adapter = recovery_file(run, ELASTIC)
-    identity, weights = read_adapter(adapter)
-    write_state(adapter, identity, State({name: one * 2 for name, one in weights.items()}))
+    state = read_state(adapter)
+    doubled = {name: one * 2 for name, one in state.weights.items()}
+    write_state(adapter, replace(state, weights=doubled))
     with pytest.raises(LmscoutError, match="is not the adapter with which"):
         study_benchmark(str(run), tmp_path).read((("abs",),))
     adapter.unlink()
