@@ -81,7 +81,7 @@ def test_an_untrained_architecture_is_loaded_by_transformers(results, tmp_path, 
     assert loaded.num_parameters() == spec.parameters()
     tokens = torch.arange(32).reshape(2, 16)
     with torch.no_grad():
-        loss = loaded(input_ids=tokens, labels=tokens).loss
+        loss = loaded(input_ids=tokens, labels=tokens).loss.item()
         assert loss == pytest.approx(spec.build(3).loss(tokens).item(), rel=1e-5)
         assert loaded.generate(tokens[:, :4], max_new_tokens=3, do_sample=False).shape == (2, 7)
 

@@ -163,7 +163,7 @@ def _plain_llama(spec: LlamaSpec, weights: dict[str, Tensor]) -> LlamaForCausalL
     for name, tensor in weights.items():
         for own, other in _LLAMA_NAMES:
             name = name.replace(own, other)  # noqa: PLW2901
-        renamed[name] = tensor
+        renamed[f"model.{name}" if name.startswith("norm.") else name] = tensor
     model.load_state_dict(renamed)
     return model
 
