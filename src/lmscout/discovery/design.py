@@ -6,25 +6,23 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from lmscout.benchmarks.mutation import LimitedSpace, limited
 from lmscout.benchmarks.space import Space
-from lmscout.discovery.assessment import SignedProxy
+from lmscout.discovery.assessment import SavedSpec, SignedProxy
 from lmscout.discovery.scorer import Scorer, ScorerOptions
 from lmscout.errors import LmscoutError
-from lmscout.models import ArchitectureSpec, LanguageModel, spec_from_dict
+from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.progress import Progress, Stages, part_of
-from lmscout.results import Result, SavedAs
+from lmscout.results import Result
 from lmscout.statistics.workers import worker_processes
 
 POPULATION, SAMPLE = 50, 10
 AT_ONCE = 16  # architectures proposed at a time, whatever the number of workers
 _TRIES = 20  # mutations, and then draws, until one is new
-
-SavedSpec = Annotated[ArchitectureSpec, SavedAs(lambda one: one.to_dict(), spec_from_dict)]
 
 
 class RegularizedEvolution:
