@@ -16,7 +16,7 @@ from lmscout.pruning.importance import (
     importance,
     loss_scale,
     lower_scale,
-    unit_sides,
+    unit_views,
 )
 from lmscout.pruning.plan import dense_row
 from lmscout.pruning.prefix_tables import visit_tensors
@@ -82,11 +82,13 @@ def test_a_factor_falls_where_a_blocks_gradients_overflow():
     for index, parts, scale in gradients_by_block(model.half(), family, windows):
         scales.append(scale)
         for kind, part in parts.sublayers.items():
-            for one, other in zip(
-                unit_sides(part), unit_sides(wide[index].sublayers[kind]), strict=True
-            ):
-                error = one.view.grad.float() / scale - other.view.grad
-                assert error.norm() < 0.02 * other.view.grad.norm()
+            both = [
+                unit_views(one, lambda tensor: tensor.grad)
+                for one in (part, wide[index].sublayers[kind])
+            ]
+            for one, other in zip(*both, strict=True):
+                error = one.float() / scale - other
+                assert error.norm() < 0.02 * other.norm()
     assert max(scales) < loss_scale(torch.float16, windows[:, 1:].numel())
     assert scales == sorted(scales, reverse=True)
 
@@ -101,7 +103,7 @@ def read(model, windows):
     return places
 
 
-def test_what_a_judge_reads_is_that_of_wider_weights():
+def test_what_a_proxy_reads_is_that_of_wider_weights():
     model, windows = faint(), random_windows(256)
     wide = read(model, windows)
     for one, other in zip(read(model.half(), windows), wide, strict=True):
@@ -109,8 +111,8 @@ def test_what_a_judge_reads_is_that_of_wider_weights():
             assert (tensor - other[name]).norm() < 0.01 * other[name].norm(), name
 
 
-def test_gradients_that_overflow_where_a_judge_reads_are_one_line():
-    with pytest.raises(LmscoutError, match="overflow in float16: read it in bfloat16") as error:
+def test_gradients_that_overflow_where_a_proxy_reads_are_one_line():
+    with pytest.raises(LmscoutError, match="overflow in float16: load it in bfloat16") as error:
         read(steep().half(), random_windows(256))
     assert "\n" not in str(error.value)
 
@@ -127,7 +129,7 @@ def test_gradients_that_overflow_where_a_judge_reads_are_one_line():
         "sum(average(invert(relu(normalize(weight)))))",  # by its definition, of which most are 0
     ],
 )
-def test_judges_compute_in_float32(text):
+def test_proxies_compute_in_float32(text):
     model, windows = faint(), random_windows(64)
     with torch.no_grad():
         for block in model.model.layers:
@@ -138,8 +140,8 @@ def test_judges_compute_in_float32(text):
     rows = np.stack([units, np.maximum(1, units // 2)])
     asked = [parse_proxy(f"proxy:+{text}")]
     (wide,) = (one.scores(rows) for one in compute_objectives(asked, model, family, shape, windows))
-    narrow_judges = compute_objectives(asked, model.half(), family, shape, windows)
-    np.testing.assert_allclose(narrow_judges[0].scores(rows), wide, rtol=2e-2)
+    narrow = compute_objectives(asked, model.half(), family, shape, windows)
+    np.testing.assert_allclose(narrow[0].scores(rows), wide, rtol=2e-2)
 
 
 def trained(tmp_path, dtype, factor, *, steps=3):

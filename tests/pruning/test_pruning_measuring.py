@@ -21,7 +21,7 @@ from lmscout.pruning.importance import (
     importance,
     importance_from_moments,
     sort_sublayer,
-    unit_sides,
+    unit_views,
 )
 from lmscout.pruning.moments import moments_by_block
 from lmscout.pruning.plan import Plan
@@ -44,6 +44,10 @@ def all_parts(model, family):
 def sorted_by(model, family, scores):
     """Sort every sublayer, and give the orders of what enters the output projections."""
     return {place: sort_sublayer(part, scores[place]) for place, part in all_parts(model, family)}
+
+
+def unit_gradients(part):
+    return unit_views(part, lambda tensor: tensor.grad)
 
 
 def outputs(model, family):
@@ -249,10 +253,9 @@ def test_gradients_do_not_depend_on_how_text_is_batched(model, family):
     for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=1):
         assert scale == 1
         for kind, part in parts.sublayers.items():
-            for one, other in zip(
-                unit_sides(part), unit_sides(whole[index].sublayers[kind]), strict=True
-            ):
-                torch.testing.assert_close(one.view.grad, other.view.grad, rtol=1e-4, atol=1e-7)
+            both = unit_gradients(part), unit_gradients(whole[index].sublayers[kind])
+            for one, other in zip(*both, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
@@ -457,11 +460,12 @@ def test_an_unknown_importance_and_a_broken_model_are_refused():
         SubnetworkEvaluator(model, family, random_windows())
 
 
-def test_every_side_of_every_unit_is_a_view_of_the_model(model, family):
+def test_what_follows_units_is_a_view_of_the_model(model, family):
     starts = {p.untyped_storage().data_ptr() for p in model.parameters()}
     for _, part in all_parts(model, family):
-        for side in unit_sides(part):
-            assert side.view.untyped_storage().data_ptr() in starts
+        for view in unit_views(part):
+            assert len(view) == part.units
+            assert view.untyped_storage().data_ptr() in starts
     assert {kind for (_, kind), _ in all_parts(model, family)} == set(KINDS)
 
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.compensation import Compensation
-from lmscout.pruning.families import KINDS, BlockParts, Family
+from lmscout.pruning.families import BlockParts, Family
 from lmscout.pruning.moments import batches_of, retry_with_half_batch
 from lmscout.pruning.plan import Plan, Shape
 
@@ -169,10 +169,10 @@ class SubnetworkEvaluator:
         if quality not in QUALITIES:
             raise LmscoutError(f"unknown quality {quality!r}: expected nll or kl")
         self._model, self._family = model, family
-        self._parts = family.all_parts(model)
+        self._sublayers = list(family.all_sublayers(model).items())
         self._compensation = compensation
         self._quality = quality
-        self.shape = shape_of(self._parts)
+        self.shape = shape_of(family.all_parts(model))
         parts = windows.to(model.device).chunk(min(chunks, len(windows)))
         self._chunks = [_Chunk(part) for part in parts]
         self._stride = _stride(self.shape, model, windows.numel())
@@ -257,12 +257,12 @@ class SubnetworkEvaluator:
 
     def _added(self, step: int, kept: int, hidden: Tensor, context: object) -> Tensor:
         """What one step adds to the hidden state."""
-        index, kind = step // len(KINDS), KINDS[step % len(KINDS)]
-        first = self._parts[index].sublayers[kind].first(kept)
+        place, sublayer = self._sublayers[step]
+        first = sublayer.first(kept)
         inner = first.entering(hidden, context)
         output = first.output
         if self._compensation is not None:
-            output = self._compensation.output(index, kind, output.weight.shape[1])
+            output = self._compensation.output(*place, output.weight.shape[1])
         return output.apply(inner)
 
     @torch.no_grad()
@@ -331,7 +331,7 @@ def _stride(shape: Shape, model: PreTrainedModel, tokens: int) -> int:
         return 1
     width = next(model.get_input_embeddings().parameters()).shape[1]
     each = tokens * width * model.dtype.itemsize
-    steps = len(KINDS) * shape.depth
+    steps = 2 * shape.depth
     room = KEPT_SHARE * torch.cuda.mem_get_info(model.device)[0] / max(1, each) - 1
     return max(1, math.ceil(steps / room)) if room > 1 else steps + 1
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -96,7 +95,7 @@ def gradients_by_block(
         for index in reversed(range(len(blocks))):
             states = [batch.pop() for batch in entering]
             parts, before = _backward(model, family, blocks[index], states, gradients)
-            while scale > 1 and not _all_finite([*before, *_weight_gradients(parts)]):
+            while scale > 1 and not _all_finite(parts, before):
                 lower = lower_scale(scale)
                 gradients = [gradient * (lower / scale) for gradient in gradients]
                 scale = lower
@@ -133,16 +132,16 @@ def _run_block(parts: BlockParts, hidden: Tensor, context: object) -> Tensor:
     return hidden
 
 
-def _weight_gradients(parts: BlockParts) -> Iterator[Tensor]:
-    for sublayer in parts.sublayers.values():
-        for affine in sublayer.maps:
-            for one in (affine.weight, affine.bias):
-                if one is not None and one.grad is not None:
-                    yield one.grad
-
-
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(torch.isfinite(one).all()) for one in tensors)
+def _all_finite(parts: BlockParts, gradients: Iterable[Tensor]) -> bool:
+    """Whether the gradients of a block's matrices, and the others given, are finite."""
+    tensors = (
+        tensor.grad
+        for sublayer in parts.sublayers.values()
+        for one in sublayer.maps
+        for tensor in one.tensors
+        if tensor.grad is not None
+    )
+    return all(bool(torch.isfinite(one).all()) for one in (*gradients, *tensors))
 
 
 @torch.no_grad()
@@ -161,44 +160,21 @@ def _loss(model: PreTrainedModel, family: Family, hidden: Tensor, batch: Tensor)
     return functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum")
 
 
-@dataclass(frozen=True)
-class UnitSide:
-    """Rows or columns of one matrix that follow the units.
+def unit_views(
+    sublayer: Sublayer, of: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> list[Tensor]:
+    """Every tensor that follows the units, as views [units, entries of a unit, ...].
 
-    Attributes:
-        view: [out, in], a view of a parameter, or [out] for a bias.
-        rows: whether rows follow the units, not columns.
-        each: rows or columns of one unit.
+    The output projection is first, transposed.  `of` picks what is viewed of each parameter.
     """
-
-    view: Tensor
-    rows: bool
-    each: int
-
-    def fold(self, values: Tensor) -> Tensor:
-        """Sum values of the view's shape over each unit: [units]."""
-        if values.dim() == 2:
-            values = values.sum(1 if self.rows else 0)
-        return values.view(-1, self.each).sum(1)
-
-    def by_unit(self) -> Tensor:
-        """The numbers of each unit, [units, n]."""
-        rows = self.view if self.rows else self.view.T
-        return rows.reshape(len(rows) // self.each, -1)
+    tensors = [of(sublayer.output.weight).T]
+    tensors += [of(tensor) for one in sublayer.inputs for tensor in one.tensors]
+    return [torch.unflatten(one, 0, (sublayer.units, -1)) for one in tensors]
 
 
-def unit_sides(sublayer: Sublayer) -> list[UnitSide]:
-    """Every side that follows the units of a sublayer, that of the output projection first."""
-    output = sublayer.output.weight
-    sides = [UnitSide(output, rows=False, each=output.shape[1] // sublayer.units)]
-    for affine in sublayer.inputs:
-        each = len(affine.weight) // sublayer.units
-        sides += [
-            UnitSide(one, rows=True, each=each)
-            for one in (affine.weight, affine.bias)
-            if one is not None
-        ]
-    return sides
+def _sum_by_unit(values: Tensor) -> Tensor:
+    """Sum [units, entries, ...] over all but units."""
+    return (values.sum(2) if values.dim() > 2 else values).sum(1)
 
 
 def importance(
@@ -242,12 +218,12 @@ def importance_from_moments(
     Raises:
         LmscoutError: a score is not finite.
     """
-    output = unit_sides(sublayer)[0]
-    weight = output.view.double()
+    weight = unit_views(sublayer)[0].double()
     if method == "activation":
-        values = output.fold(weight.abs() * moments.square.double().sqrt())
+        weight, factor = weight.abs(), moments.square.double().sqrt()
     else:
-        values = output.fold(weight**2 * moments.variance.double())
+        weight, factor = weight**2, moments.variance.double()
+    values = _sum_by_unit(weight * factor.view(sublayer.units, -1, 1))
     _check_finite(method, place, values)
     return values.cpu()
 
@@ -261,22 +237,22 @@ def _check_finite(method: str, place: Place, values: Tensor) -> None:
 
 def _random(place: Place, sublayer: Sublayer, seed: int) -> Tensor:
     """Numbers in [0, 1), each from a digest of the seed, the place and a unit's weights."""
-    sides = [
-        side.by_unit().detach().contiguous().view(torch.uint8).cpu().numpy()
-        for side in unit_sides(sublayer)
+    views = [
+        view.flatten(1).detach().contiguous().view(torch.uint8).cpu().numpy()
+        for view in unit_views(sublayer)
     ]
     values = []
     for unit in range(sublayer.units):
         digest = hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8)
-        for side in sides:
-            digest.update(side[unit].tobytes())
+        for view in views:
+            digest.update(view[unit].tobytes())
         values.append((int.from_bytes(digest.digest(), "big") >> 11) * 2.0**-53)
     return torch.tensor(values, dtype=torch.float64)
 
 
 def _magnitude(sublayer: Sublayer) -> Tensor:
-    folded = [side.fold(side.view.double() ** 2) for side in unit_sides(sublayer)]
-    return torch.stack(folded).sum(0).cpu()
+    sums = [_sum_by_unit(view.double() ** 2) for view in unit_views(sublayer)]
+    return torch.stack(sums).sum(0).cpu()
 
 
 def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) -> UnitScores:
@@ -285,13 +261,12 @@ def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) 
     tokens = size * windows.shape[1]
     for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=tokens):
         for kind, sublayer in parts.sublayers.items():
-            folded = []
-            for side in unit_sides(sublayer):
-                gradient = side.view.grad
-                assert gradient is not None
-                salience = (side.view.detach().float() * gradient.float()).abs()
-                folded.append(side.fold(salience).double().cpu())
-            scores[index, kind] = torch.stack(folded).sum(0) / scale
+            both = zip(unit_views(sublayer), unit_views(sublayer, _gradient), strict=True)
+            sums = [
+                _sum_by_unit((view.detach().float() * gradient.float()).abs()).double().cpu()
+                for view, gradient in both
+            ]
+            scores[index, kind] = torch.stack(sums).sum(0) / scale
     return dict(sorted(scores.items()))
 
 
@@ -303,13 +278,12 @@ def sort_sublayer(sublayer: Sublayer, scores: Tensor) -> Tensor:
     order of what enters the output projection, [entries], for `Moments.reordered`.
     """
     order = torch.argsort(scores, descending=True, stable=True)
-    sides = unit_sides(sublayer)
-    for side in sides:
-        entries = _entries(order, side.each).to(side.view.device)
-        side.view.copy_(side.view.index_select(0 if side.rows else 1, entries))
-    return _entries(order, sides[0].each)
+    for view in unit_views(sublayer):
+        view.copy_(view.index_select(0, order.to(view.device)))
+    entries = torch.arange(sublayer.output.weight.shape[1])
+    return entries.view(sublayer.units, -1)[order].flatten()
 
 
-def _entries(order: Tensor, each: int) -> Tensor:
-    """Entry numbers of units of `each` entries, in the order of the units."""
-    return (order[:, None] * each + torch.arange(each)).flatten()
+def _gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad

@@ -115,8 +115,8 @@ def _check_parts(family: Family, model: PreTrainedModel) -> None:
     for (block, kind), sublayer in family.all_sublayers(model).items():
         where, units = f"block {block} {kind}", sublayer.units
         for one in sublayer.maps:
-            for tensor in (one.weight, one.bias):
-                assert tensor is None or tensor.untyped_storage().data_ptr() in storages, (
+            for tensor in one.tensors:
+                assert tensor.untyped_storage().data_ptr() in storages, (
                     f"{where}: a map is a copy, not a view of the model's weight"
                 )
             assert one.bias is None or one.bias.shape == one.weight.shape[:1], (

@@ -37,6 +37,11 @@ class Affine:
     weight: Tensor
     bias: Tensor | None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The weight, and the bias if there is one."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
     def rows(self, count: int) -> Affine:
         """The first outputs only."""
         return Affine(self.weight[:count], None if self.bias is None else self.bias[:count])
@@ -110,8 +115,8 @@ class Sublayer(ABC):
     @property
     def parameters(self) -> int:
         """Parameters in the units: all but the output bias and the norm."""
-        biases = sum(one.bias.numel() for one in self.inputs if one.bias is not None)
-        return biases + sum(one.weight.numel() for one in self.maps)
+        inputs = sum(tensor.numel() for one in self.inputs for tensor in one.tensors)
+        return inputs + self.output.weight.numel()
 
 
 @dataclass(frozen=True, kw_only=True)
