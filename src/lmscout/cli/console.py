@@ -123,12 +123,7 @@ def check_json_target(target: str | None) -> None:
 
 
 def finish(
-    result: Reported,
-    show: Callable[[Any], None],
-    json: str | None,
-    run: Run,
-    *,
-    kept: bool = False,
+    result: Reported, show: Callable[[Any], None], json: str | None, run: Run, *, kept: bool = False
 ) -> None:
     """Print a result, and write it as JSON.
 

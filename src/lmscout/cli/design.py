@@ -69,8 +69,7 @@ def design(
         ),
     ] = 1,
     on_benchmark: Annotated[
-        bool,
-        option(_SEARCH, "SPACE is a benchmark (pico names both).", "--on-benchmark"),
+        bool, option(_SEARCH, "SPACE is a benchmark (pico names both).", "--on-benchmark")
     ] = False,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",

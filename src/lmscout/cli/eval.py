@@ -31,8 +31,7 @@ def evaluate(
     context: typer.Context,
     model: ModelArgument,
     perplexity: Annotated[
-        list[str] | None,
-        option(_PERPLEXITY, f"Text: {TEXT_HELP}; repeatable.", metavar="TEXT"),
+        list[str] | None, option(_PERPLEXITY, f"Text: {TEXT_HELP}; repeatable.", metavar="TEXT")
     ] = None,
     protocol: Annotated[
         list[str] | None,

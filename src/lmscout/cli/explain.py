@@ -30,8 +30,7 @@ _FORMS = "Explanation"
 def explain(
     context: typer.Context,
     proxy: Annotated[
-        str,
-        argument("PROXY", "Name of the catalog, or expression such as 'sum(std(grad))'."),
+        str, argument("PROXY", "Name of the catalog, or expression such as 'sum(std(grad))'.")
     ],
     benchmark: Annotated[
         str | None,
@@ -72,13 +71,7 @@ def explain(
         problem = "{option} has nothing to apply to: give BENCHMARK after PROXY, or leave it out"
         refuse_given(context, ("seed", "workers", "backend"), problem)
     result = api.explain(
-        proxy,
-        benchmark,
-        seed=seed,
-        workers=workers,
-        backend=backend,
-        device=device,
-        out=out,
+        proxy, benchmark, seed=seed, workers=workers, backend=backend, device=device, out=out
     )
 
     def shown(_: object) -> None:

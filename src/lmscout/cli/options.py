@@ -116,8 +116,7 @@ DeviceOption = Annotated[
     ),
 ]
 OutOption = Annotated[
-    Path | None,
-    option(OUTPUT, "Run folder; by default a new one under runs/.", metavar="FOLDER"),
+    Path | None, option(OUTPUT, "Run folder; by default a new one under runs/.", metavar="FOLDER")
 ]
 KeepOption = Annotated[
     Path | None,

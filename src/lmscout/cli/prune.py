@@ -47,8 +47,7 @@ def prune(
         str | None, option(_TEXTS, "Text on which perplexities are reported.", metavar="TEXT")
     ] = None,
     report_tokens: Annotated[
-        int | None,
-        option(_TEXTS, "Use only the report text's first tokens.", whole=(2, 10**12)),
+        int | None, option(_TEXTS, "Use only the report text's first tokens.", whole=(2, 10**12))
     ] = None,
     protocol: Annotated[
         str,
@@ -91,9 +90,7 @@ def prune(
     keep: Annotated[
         str,
         option(
-            _BUDGET,
-            "Share to keep, or several from one study: 0.9,0.8,0.7.",
-            metavar="SHARE,...",
+            _BUDGET, "Share to keep, or several from one study: 0.9,0.8,0.7.", metavar="SHARE,..."
         ),
     ] = "0.8",
     of: Annotated[
@@ -132,9 +129,7 @@ def prune(
     quality: Annotated[
         str,
         option(
-            _SEARCH,
-            "What is measured (kl: divergence from the dense model)",
-            choices=QUALITIES,
+            _SEARCH, "What is measured (kl: divergence from the dense model)", choices=QUALITIES
         ),
     ] = "nll",
     objective: Annotated[
@@ -189,8 +184,7 @@ def prune(
         option(_RECOVERY, "Training text; by default the calibration text.", metavar="TEXT"),
     ] = None,
     recover_steps: Annotated[
-        int | None,
-        option(_RECOVERY, "Maximum steps; 300 unless tokens are given.", metavar="INT"),
+        int | None, option(_RECOVERY, "Maximum steps; 300 unless tokens are given.", metavar="INT")
     ] = None,
     recover_tokens: Annotated[
         int | None, option(_RECOVERY, "Maximum tokens over all steps.", metavar="INT")
@@ -198,17 +192,14 @@ def prune(
     recover_minutes: Annotated[
         float | None,
         option(
-            _RECOVERY,
-            "Maximum minutes; the result then depends on the machine.",
-            metavar="FLOAT",
+            _RECOVERY, "Maximum minutes; the result then depends on the machine.", metavar="FLOAT"
         ),
     ] = None,
     recover_rank: Annotated[
         int | None, option(_RECOVERY, "Rank of the adapters; 16 by default.", metavar="INT")
     ] = None,
     recover_rate: Annotated[
-        float | None,
-        option(_RECOVERY, "Highest learning rate; 0.001 by default.", metavar="FLOAT"),
+        float | None, option(_RECOVERY, "Highest learning rate; 0.001 by default.", metavar="FLOAT")
     ] = None,
     recover_batch: Annotated[
         int | None, option(_RECOVERY, "Tokens per step; 2,048 by default.", metavar="INT")

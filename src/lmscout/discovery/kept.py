@@ -66,13 +66,7 @@ def kept_discovery(
         found, read = source() if source else (benchmark, None)
         assert isinstance(found, Benchmark)
         return discover(
-            found,
-            space,
-            search=search,
-            seed=seed,
-            progress=progress,
-            read=read,
-            **options,
+            found, space, search=search, seed=seed, progress=progress, read=read, **options
         )
 
     return kept_result(out, "discover", settings, Discovery, compute, save_discovery)
@@ -128,12 +122,7 @@ def kept_rank(
         "device": _workers(options).device_kind,
     }
     compute = partial(
-        rank_proxies,
-        benchmark,
-        list(proxies),
-        seed=seed,
-        progress=progress,
-        **options,
+        rank_proxies, benchmark, list(proxies), seed=seed, progress=progress, **options
     )
     save = partial(save_rank, benchmark=benchmark)
     return kept_result(out, "rank", settings, RankResult, compute, save)
