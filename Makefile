@@ -27,7 +27,7 @@ help:
 	@echo 'make demo       discover and prune, on what comes with lmscout'
 	@echo 'make test       run the tests'
 	@echo 'make lint       check style, types and the direction of imports'
-	@echo 'make reference  write docs/proxies.md anew from the tables in the code'
+	@echo 'make reference  write docs/proxies.md and docs/options.md from the code'
 	@echo 'make clean      remove .venv and every cache; runs/ stays'
 
 demo: $(INSTALLED)
@@ -45,6 +45,7 @@ lint: $(INSTALLED)
 
 reference: $(INSTALLED)
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_options.py
 
 # The stamp is written last: an install that was interrupted is done again.
 $(INSTALLED): pyproject.toml constraints.txt

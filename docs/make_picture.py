@@ -1,10 +1,10 @@
-"""Write docs/picture.svg: what was foretold against what came out, in both halves of lmscout.
+"""Write docs/picture.svg: predicted against measured, in both halves of lmscout.
 
     python docs/make_picture.py RUN
 
-Left, the architectures of `pico` that no choice has seen: the score of the best proxy, found as
+Left, the held-out architectures of `pico`: the score of the best proxy, found as
 `lmscout demo` finds it, against their loss after training.  Right, the pairs of the demo's
-ledger: rises foretold by cross-validation against those measured.  RUN is the folder of
+study: loss increases predicted by cross-validation against measured ones.  RUN is the folder of
 `lmscout demo --out RUN`.
 """
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def architectures() -> tuple[str, str, str, str, np.ndarray, np.ndarray]:
-    """The best proxy on architectures that no choice has seen."""
+    """The best proxy on held-out architectures."""
     benchmark = load("pico")
     space = proxies.published(("mean", "sum"))
     cache = cache_directory() / "statistics"
@@ -66,7 +66,7 @@ def architectures() -> tuple[str, str, str, str, np.ndarray, np.ndarray]:
     rho = spearmanr(score, -loss).statistic
     return (
         "Discover: untrained against trained",
-        f"{len(loss)} architectures not searched on, ρ {rho:.2f}",
+        f"{len(loss)} held-out architectures, ρ {rho:.2f}",
         "score of the best proxy (rank)",
         "loss after training (nats)",
         rankdata(score),
@@ -85,9 +85,9 @@ def pairs(run: Path) -> tuple[str, str, str, str, np.ndarray, np.ndarray]:
     measured, predicted = predictor.cross_validated
     tau = kendalltau(measured, predicted).statistic
     return (
-        "Prune: foretold against measured",
+        "Prune: predicted against measured",
         f"{len(measured)} plans of lmscout-tiny, cross-validated, τ {tau:.2f}",
-        "foretold rise of the loss (nats)",
+        "predicted loss increase (nats)",
         "measured (nats)",
         predicted,
         measured,

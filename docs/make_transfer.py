@@ -2,8 +2,8 @@
 
     python docs/make_transfer.py [BENCHMARK ...] [--cache DIR] [--workers N]
 
-It reads every architecture a few times (GraSP and SynFlow have passes of their own): some six
-seconds of one core each, kept in the cache, so that what was interrupted goes on.
+Every architecture is evaluated a few times (GraSP and SynFlow have passes of their own): some six
+seconds of one core each, cached, so that an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ BENCHMARKS = ("pico", "flexibert", "lts:random_GPT2_wt103")
 
 
 def main() -> None:
-    """Judge the catalog on the benchmarks asked for, and write the page."""
+    """Rank the catalog on the benchmarks, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmarks", nargs="*", default=BENCHMARKS)
     parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
     parser.add_argument("--workers", type=int, default=-1)
-    update = parser.parse_args()
-    ranked = [
-        rank_proxies(load(name), seed=0, cache=update.cache, workers=Workers(update.workers))
-        for name in update.benchmarks
+    given = parser.parse_args()
+    results = [
+        rank_proxies(load(name), seed=0, cache=given.cache, workers=Workers(given.workers))
+        for name in given.benchmarks
     ]
-    PAGE.write_text(page(ranked), encoding="utf-8")
+    PAGE.write_text(page(results), encoding="utf-8")
 
 
-def page(ranked: list[RankResult]) -> str:
-    """The whole page, from one judgement a benchmark."""
-    heads = ["", *(f"{one.benchmark} ({one.n_architectures})" for one in ranked)]
-    names = [one.name for one in ranked[0].proxies]
-    baselines = [one.name for one in ranked[0].baselines]
+def page(results: list[RankResult]) -> str:
+    """The whole page, one result per benchmark."""
+    heads = ["", *(f"{one.benchmark} ({one.n_architectures})" for one in results)]
+    names = [one.name for one in results[0].proxies]
+    baselines = [one.name for one in results[0].baselines]
     lines = [_INTRODUCTION, _row(heads), _row(["---"] * len(heads))]
     for place, name in enumerate(names):
-        cells = [_cell(one.proxies[place], one.seen(name)) for one in ranked]
+        cells = [_cell(one.proxies[place], one.seen(name)) for one in results]
         lines.append(_row([f"`{name}`", *cells]))
     for place, name in enumerate(baselines):
-        lines.append(_row([name, *(_cell(one.baselines[place], False) for one in ranked)]))
+        lines.append(_row([name, *(_cell(one.baselines[place], False) for one in results)]))
     return "\n".join(lines) + "\n"
 
 
@@ -66,8 +66,8 @@ _INTRODUCTION = """\
 
 Spearman's ρ with its 95 % bootstrap interval, and Kendall's τ-b, on all architectures of each
 benchmark, with the sign that a proxy was published with. † marks benchmarks of which the search
-that found a champion saw a part: there its figure flatters it, and the others say what it is
-worth elsewhere. At the end, what the configuration alone says.
+that found a champion used a part: that figure is optimistic, the others are held out. The last
+rows are the configuration baselines.
 """
 
 

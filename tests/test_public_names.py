@@ -1,12 +1,15 @@
 """The public interface: lazily imported names, and no effect on `import transformers`."""
 
 import doctest
+import inspect
 import subprocess
 import sys
 
 import pytest
 
 import lmscout
+from lmscout.builtin import tiny_folder
+from lmscout.builtin.corpus import corpus_text
 
 LIGHT = """
 import sys
@@ -63,21 +66,39 @@ def test_every_public_name_can_be_imported_and_unknown_ones_are_refused():
         lmscout.nothing  # noqa: B018
 
 
-def test_every_public_function_has_an_example():
-    finder = doctest.DocTestFinder(recurse=False)
-    for name in lmscout.__all__:
-        value = getattr(lmscout, name)
-        if callable(value) and not isinstance(value, type):
-            (found,) = finder.find(value, name)
-            assert found.examples, f"{name} has no example"
+FUNCTIONS = [name for name in lmscout.__all__ if inspect.isfunction(getattr(lmscout, name))]
 
 
-@pytest.mark.parametrize(
-    "name", ["load_benchmark", "rank", "explain", "design", "check_benchmark", "register"]
-)
-def test_examples_run(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with what the examples name: MODEL, train.txt and test.txt."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "MODEL").symlink_to(tiny_folder())
+    for side in ("train", "test"):
+        (folder / f"{side}.txt").write_text(corpus_text(side, 150)[:60_000])
+    return folder
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_example_of_every_public_function_runs(name, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LMSCOUT_CACHE", str(folder / "cache"))
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(lmscout, name), name)
+    assert example.examples, f"{name} has no example"
+    assert not any(doctest.SKIP in one.options for one in example.examples)
     runner = doctest.DocTestRunner()
     runner.run(example)
-    assert runner.failures == 0
+    assert runner.failures == 0, capsys.readouterr().out
+
+
+def test_progress_is_shown_by_default_and_can_be_turned_off(folder, monkeypatch, capsys):
+    monkeypatch.setenv("LMSCOUT_CACHE", str(folder / "progress"))
+    bench = lmscout.load_benchmark("pico").subset(range(12))
+    lmscout.rank(bench, "snip", workers=1)
+    assert "0/12" in capsys.readouterr().err
+    lmscout.rank(bench, "snip", workers=1, seed=1, progress=False)
+    assert capsys.readouterr().err == ""
+    calls = []
+    lmscout.rank(bench, "snip", workers=1, seed=2, progress=lambda *call: calls.append(call))
+    assert calls[-1][1:] == (12, 12)
+    assert capsys.readouterr().err == ""

@@ -1,11 +1,15 @@
 """Results: what every one of them offers, whatever was computed."""
 
 import json
+from dataclasses import replace
 
 import pandas
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import lmscout
+from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,46 @@ def test_a_design_is_a_model_within_the_limit(results):
     assert sum(one.numel() for one in model.parameters()) <= 300_000
 
 
+def specs():
+    """A LLaMA with blocks of their own, one whose blocks are alike, and two GPT-2."""
+    common = {"width": 32, "vocabulary": 50, "max_length": 16}
+    llama = {"heads": (2, 4, 0), "key_value_heads": (1, 2, 0), "inner": (48, 0, 64)}
+    alike = {"heads": (2, 2), "key_value_heads": (1, 1), "inner": (48, 48), "tied": False}
+    gpt2 = {"heads": (2, 4), "inner": (48, 0), "embedding_width": 32, "tied": (True,)}
+    clusters = {"divisor": 2, "cutoffs": (10, 20), "tied": (True, False, True)}
+    return {
+        "own blocks": LlamaSpec(**common, **llama),
+        "alike": LlamaSpec(**common, **alike),
+        "gpt2": Gpt2Spec(**common, **gpt2),
+        "clusters": Gpt2Spec(**common, **gpt2 | clusters),
+    }
+
+
+@pytest.mark.parametrize("name", specs())
+@pytest.mark.parametrize("registered", [True, False])
+def test_an_untrained_architecture_is_loaded_by_transformers(results, tmp_path, name, registered):
+    spec = specs()[name]
+    replace(results["design"], spec=spec).save_pretrained(tmp_path, seed=3)
+    if registered:
+        lmscout.register()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=not registered)
+    assert (type(loaded).__name__ == "LlamaForCausalLM") == (name == "alike")
+    assert loaded.num_parameters() == spec.parameters()
+    tokens = torch.arange(32).reshape(2, 16)
+    with torch.no_grad():
+        loss = loaded(input_ids=tokens, labels=tokens).loss.item()
+        assert loss == pytest.approx(spec.build(3).loss(tokens).item(), rel=1e-5)
+        assert loaded.generate(tokens[:, :4], max_new_tokens=3, do_sample=False).shape == (2, 7)
+
+
+def test_an_encoder_has_no_class_of_transformers(results, tmp_path):
+    block = FlexibertBlock(mixer="SDP", heads=2, feed_forward=64, stack=1)
+    spec = FlexibertSpec(width=32, blocks=(block,))
+    with pytest.raises(lmscout.LmscoutError, match="no transformers class for this architecture"):
+        replace(results["design"], spec=spec).save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_folder_keeps_the_result_of_a_call(tmp_path, monkeypatch):
     monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path / "cache"))
     first = lmscout.rank("pico", "parameters", out=tmp_path / "run", progress=False)
@@ -63,7 +107,10 @@ def test_a_run_folder_keeps_the_result_of_a_call(tmp_path, monkeypatch):
     ("call", "message"),
     [
         (lambda: lmscout.rank("pico", "nothing"), "nothing"),
-        (lambda: lmscout.discover("pico", space="nowhere"), "unknown space"),
+        (
+            lambda: lmscout.discover("pico", space="nowhere"),
+            "expected one of published, two-op, deep",
+        ),
         (lambda: lmscout.discover(["pico", "pico"]), "several benchmarks"),
         (lambda: lmscout.discover("pico", n_search=[1, 2]), "n_search gives 2 numbers for 1"),
         (lambda: lmscout.discover("pico", config=lmscout.DeepSearchConfig()), "config is for"),

@@ -30,33 +30,6 @@ if TYPE_CHECKING:
     from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.recovery.run import RecoveryConfig
 
-_PUBLIC = {
-    **dict.fromkeys(
-        (
-            "build_benchmark",
-            "check_benchmark",
-            "design",
-            "discover",
-            "evaluate",
-            "explain",
-            "load_benchmark",
-            "load_model",
-            "prune",
-            "rank",
-            "register",
-        ),
-        "api",
-    ),
-}
-"""Public name -> the module that defines it."""
-
-_CONFIGS = {
-    "CalibrationConfig": ("pruning.calibration", "CalibrationConfig"),
-    "DeepSearchConfig": ("discovery.symbolic_search", "DeepSettings"),
-    "PruneConfig": ("pruning.config", "PruneConfig"),
-    "RecoveryConfig": ("pruning.recovery.run", "RecoveryConfig"),
-}
-
 __all__ = [
     "CalibrationConfig",
     "DeepSearchConfig",
@@ -77,14 +50,20 @@ __all__ = [
     "register",
 ]
 
+_CONFIGS = {
+    "CalibrationConfig": ("pruning.calibration", "CalibrationConfig"),
+    "DeepSearchConfig": ("discovery.symbolic_search", "DeepSettings"),
+    "PruneConfig": ("pruning.config", "PruneConfig"),
+    "RecoveryConfig": ("pruning.recovery.run", "RecoveryConfig"),
+}
+"""Public name -> module and name of its definition; all others are functions of `lmscout.api`."""
+
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(f"lmscout.{_PUBLIC[name]}"), name)
-    if name in _CONFIGS:
-        module, defined = _CONFIGS[name]
-        return getattr(import_module(f"lmscout.{module}"), defined)
-    raise AttributeError(f"module 'lmscout' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'lmscout' has no attribute {name!r}")
+    module, defined = _CONFIGS.get(name, ("api", name))
+    return getattr(import_module(f"lmscout.{module}"), defined)
 
 
 def __dir__() -> list[str]:

@@ -2,19 +2,16 @@
 
 Each function is the command of the same name.  Whatever is given as a string may be given as the
 object that it names.  With `out` a function keeps its run in a folder: the same call continues a
-run that was stopped, and returns the result of one that has finished without computing anything.
+run that was stopped, and loads the result of a finished one.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     from lmscout.benchmarks.build import Built
     from lmscout.benchmarks.check import Check
     from lmscout.benchmarks.space import Space as ArchitectureSpace
-    from lmscout.benchmarks.training import Recipe
     from lmscout.discovery import Design, Explanation, RankResult, Selection
     from lmscout.discovery.discover import Discovery
     from lmscout.discovery.explain import Forms
@@ -35,12 +31,10 @@ if TYPE_CHECKING:
     from lmscout.proxies import Space
     from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.results import Pruning
-    from lmscout.runs import Run
 
 Path_ = str | os.PathLike[str]
 Progress = bool | Callable[[str, int, int], None] | None
 STUDY, DEEP = "study:", "deep"
-RANKED_ALONE, DEEP_ALONE = ("aggregations",), ("config",)
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -61,6 +55,8 @@ def load_benchmark(name: str) -> Benchmark:
         >>> bench = lmscout.load_benchmark("pico")
         >>> len(bench.specs)
         240
+        >>> bench.subset(range(20)).metric
+        'negated validation loss after 4,500,000 tokens'
     """
     from lmscout.benchmarks import load
 
@@ -85,20 +81,20 @@ def discover(
 ) -> Discovery | DeepDiscovery:
     """Find the best proxy of a space on search data, and report it on held-out data.
 
-    The published space (24,000 proxies an aggregation, arXiv 2410.04808) and ``two-op`` are
+    The published space (24,000 proxies per aggregation, arXiv 2410.04808) and ``two-op`` are
     ranked exhaustively; the deep space is searched by genetic programming.
 
     Args:
-        benchmark: a benchmark or its name; of the deep space also several: fitness is then the
+        benchmark: a benchmark or its name; for the deep space also several: fitness is then the
             minimum over them. ``study:RUN`` for the pairs of a pruning run.
         space: ``published``, ``two-op``, ``deep``, or a space of proxies.
         aggregations: over blocks: any of mean, sum, max, min; not for the deep space.
-        n_search: number of architectures that the choice may use; one per benchmark or for all.
+        n_search: number of search architectures; one for all benchmarks, or one each.
         seed: of the split and, in the deep space, of the search.
-        config: how the deep space is searched.
+        config: settings of the search of the deep space.
         model: for ``study:RUN``, the dense model if it has moved.
         calibration: for ``study:RUN``, the calibration text if it has moved.
-        workers: architectures computed at once; -1 for one per core.
+        workers: architectures evaluated at once; -1 for one per core.
         backend: of joblib.
         device: ``cpu``, or a CUDA device that computes the statistics.
         out: run folder; None to keep nothing.
@@ -113,165 +109,70 @@ def discover(
 
     Example:
         >>> import lmscout
-        >>> found = lmscout.discover("pico", n_search=40)  # doctest: +SKIP
-        >>> found.best  # doctest: +SKIP
-        'mean(frobenius(act) * frobenius(weight))'
+        >>> bench = lmscout.load_benchmark("pico").subset(range(16))
+        >>> found = lmscout.discover(bench, n_search=10, workers=1, progress=False)
+        >>> len(found.to_frame())
+        10
+        >>> config = lmscout.DeepSearchConfig(evaluations=2, searches=1, catalog=False)
+        >>> found = lmscout.discover(
+        ...     bench, space="deep", n_search=10, config=config, workers=1, progress=False
+        ... )
+        >>> len(found.findings)
+        1
     """
-    from lmscout.statistics import Workers
+    from lmscout.benchmarks import Benchmark
+    from lmscout.discovery.kept import kept_deep_discovery, kept_discovery
+    from lmscout.discovery.symbolic_search import DeepSettings
+    from lmscout.proxies import space as space_called
 
-    spread = Workers(workers, backend, device)
-    several = _benchmarks(benchmark)
+    benchmarks = [benchmark] if isinstance(benchmark, str | Benchmark) else list(benchmark)
+    sizes = (n_search,) * len(benchmarks) if isinstance(n_search, int) else tuple(n_search)
+    if space != DEEP and len(benchmarks) != 1:
+        raise LmscoutError(f"several benchmarks at once are for space {DEEP!r}: give one")
+    if len(sizes) != len(benchmarks):
+        raise LmscoutError(
+            f"n_search gives {len(sizes)} numbers for {len(benchmarks)} benchmarks: give one for "
+            "all, or one for each"
+        )
+    in_study = [one for one in benchmarks if isinstance(one, str) and one.startswith(STUDY)]
+    if in_study and device != "cpu":
+        raise LmscoutError(
+            f"--device {device}: not for {STUDY}RUN, whose statistics are computed on the CPU; "
+            "leave --device out"
+        )
+    common = _settings(workers, backend, device, seed, out)
     if space == DEEP:
-        sizes = _sizes(n_search, len(several))
-        return _discover_deep(several, config, sizes, seed, spread, _path(out), progress)
+        if in_study:
+            raise LmscoutError(
+                f"{in_study[0]}: the deep space builds every architecture; {STUDY}RUN has the "
+                "spaces published and two-op"
+            )
+        loaded = [_benchmark(one) for one in benchmarks]
+        settings = config or DeepSettings()
+        with shown_progress(progress) as advance:
+            return kept_deep_discovery(loaded, settings, search=sizes, progress=advance, **common)
     if config is not None:
         raise LmscoutError(f"config is for space {DEEP!r}: leave it out")
-    if len(several) != 1:
-        raise LmscoutError(f"several benchmarks at once are for space {DEEP!r}: give one")
-    (size,) = _sizes(n_search, 1)
-    return _discover_ranked(
-        several[0], _proxy_space(space, aggregations), size, seed, spread, _path(out), progress,
-        model=model, calibration=calibration,
-    )  # fmt: skip
-
-
-def _benchmarks(
-    benchmark: str | Benchmark | Sequence[str | Benchmark],
-) -> list[str | Benchmark]:
-    from lmscout.benchmarks import Benchmark
-
-    if isinstance(benchmark, str | Benchmark):
-        return [benchmark]
-    return list(benchmark)
-
-
-def _sizes(n_search: int | Sequence[int], benchmarks: int) -> tuple[int, ...]:
-    sizes = (n_search,) * benchmarks if isinstance(n_search, int) else tuple(n_search)
-    if len(sizes) != benchmarks:
-        raise LmscoutError(
-            f"n_search gives {len(sizes)} numbers for {benchmarks} benchmarks: give one for all, "
-            "or one for each"
-        )
-    return sizes
-
-
-def _proxy_space(space: str | Space, aggregations: Sequence[str]) -> Space:
-    from lmscout import proxies
-    from lmscout.proxies.spelling import did_you_mean, shown
-
-    if not isinstance(space, str):
-        return space
-    if space not in proxies.SPACES:
-        known = (*proxies.SPACES, DEEP)
-        raise LmscoutError(
-            f"unknown space {shown(space)}: expected one of {', '.join(known)}"
-            f"{did_you_mean(space, known)}"
-        )
-    return proxies.space(space, tuple(aggregations))
-
-
-def _discover_ranked(
-    benchmark: str | Benchmark,
-    space: Space,
-    size: int,
-    seed: int,
-    spread: Any,
-    out: Path | None,
-    progress: Progress,
-    *,
-    model: str | None,
-    calibration: str | None,
-) -> Discovery:
-    from lmscout.discovery.discover import Discovery
-    from lmscout.discovery.discover import discover as search_space
-    from lmscout.discovery.saved_run import benchmark_digest, save_discovery
-
-    in_study = isinstance(benchmark, str) and benchmark.startswith(STUDY)
     if not in_study and (model or calibration):
         raise LmscoutError(f"{benchmark}: --model and --calibration are for {STUDY}RUN")
-    if in_study and spread.device != "cpu":
-        raise LmscoutError(
-            f"--device {spread.device}: not for {STUDY}RUN, whose statistics are computed on the "
-            "CPU; leave --device out"
-        )
-    settings: dict[str, object] = {
-        "space": space.name,
-        "benchmark": benchmark if isinstance(benchmark, str) else benchmark.name,
-        "aggregations": space.aggregations,
-        "search": size,
-        "seed": seed,
-        "device": spread.device_kind,
-    }
-    architectures = None
-    if in_study:
-        settings |= {"model": model, "calibration": calibration}
-    else:
-        architectures = _benchmark(benchmark)
-        settings["benchmark_sha256"] = benchmark_digest(architectures)
-    run = _run(out, "discover", settings)
-    if run is not None and run.finished:
-        return run.load(Discovery)
-    read, cache = None, _cache()
-    if architectures is None:
+    moved = {"model": model, "calibration": calibration} if in_study else {}
+
+    def source() -> tuple[Benchmark, Any]:
         from lmscout.pruning.pairs_benchmark import study_benchmark
 
-        folder = str(benchmark).removeprefix(STUDY)
-        study = study_benchmark(folder, cache, model=model, calibration=calibration)
-        architectures, read = study.benchmark, study.read
+        study = study_benchmark(str(benchmarks[0]).removeprefix(STUDY), common["cache"], **moved)
+        return study.benchmark, study.read
+
     with shown_progress(progress) as advance:
-        result = search_space(
-            architectures,
-            space,
-            search=size,
-            seed=seed,
-            cache=cache,
-            workers=spread,
+        return kept_discovery(
+            benchmarks[0] if in_study else _benchmark(benchmarks[0]),
+            space_called(space, tuple(aggregations)) if isinstance(space, str) else space,
+            search=sizes[0],
+            source=source if in_study else None,
+            moved=moved,
             progress=advance,
-            read=read,
+            **common,
         )
-    if run is not None:
-        save_discovery(run, result)
-    return result
-
-
-def _discover_deep(
-    benchmarks: Sequence[str | Benchmark],
-    config: DeepSettings | None,
-    sizes: Sequence[int],
-    seed: int,
-    spread: Any,
-    out: Path | None,
-    progress: Progress,
-) -> DeepDiscovery:
-    from lmscout.discovery.saved_run import begin_deep
-    from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings, discover_deep
-
-    for one in benchmarks:
-        if isinstance(one, str) and one.startswith(STUDY):
-            raise LmscoutError(
-                f"{one}: the deep space builds every architecture; {STUDY}RUN has the spaces "
-                "published and two-op"
-            )
-    loaded = [_benchmark(one) for one in benchmarks]
-    config = config or DeepSettings()
-    with ExitStack() as stack:
-        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-        run = begin_deep(folder, loaded, config, search=sizes, seed=seed, device=spread.device)
-        if run.finished:
-            return run.load(DeepDiscovery)
-        with shown_progress(progress) as advance:
-            result = discover_deep(
-                loaded,
-                config,
-                search=sizes,
-                seed=seed,
-                cache=_cache(),
-                folder=run.folder,
-                workers=spread,
-                progress=advance,
-            )
-        run.end(result)
-    return result
 
 
 def rank(
@@ -309,33 +210,12 @@ def rank(
         >>> lmscout.rank("pico", ["parameters"], progress=False).proxies[0].name
         'parameters'
     """
-    from lmscout.discovery import RankResult, rank_proxies, signed_proxy
-    from lmscout.discovery.saved_run import benchmark_digest, save_rank
-    from lmscout.proxies import CATALOG
-    from lmscout.statistics import Workers
+    from lmscout.discovery.kept import kept_rank
 
-    spread = Workers(workers, backend, device)
-    names = [proxies] if isinstance(proxies, str) else list(proxies)
-    # Unknown names are refused before anything is computed.
-    asked = [str(signed_proxy(name)) for name in names or [one.name for one in CATALOG]]
-    architectures = _benchmark(benchmark)
-    settings = {
-        "benchmark": architectures.name,
-        "benchmark_sha256": benchmark_digest(architectures),
-        "proxies": asked,
-        "seed": seed,
-        "device": spread.device_kind,
-    }
-    run = _run(_path(out), "rank", settings)
-    if run is not None and run.finished:
-        return run.load(RankResult)
+    names = [proxies] if isinstance(proxies, str) else proxies
+    common = _settings(workers, backend, device, seed, out)
     with shown_progress(progress) as advance:
-        result = rank_proxies(
-            architectures, names, seed=seed, cache=_cache(), workers=spread, progress=advance
-        )
-    if run is not None:
-        save_rank(run, result, architectures)
-    return result
+        return kept_rank(_benchmark(benchmark), names, progress=advance, **common)
 
 
 def explain(
@@ -373,35 +253,14 @@ def explain(
         >>> lmscout.explain("snip").latex is not None
         True
     """
-    from lmscout.discovery import Explanation
-    from lmscout.discovery import explain as take_apart
     from lmscout.discovery.explain import forms
-    from lmscout.discovery.saved_run import benchmark_digest
-    from lmscout.proxies import resolve
-    from lmscout.statistics import Workers
+    from lmscout.discovery.kept import kept_explanation
 
     if benchmark is None:
         return forms(proxy)
-    spread = Workers(workers, backend, device)
-    resolve(proxy)  # an unknown name is refused before anything is computed
-    architectures = _benchmark(benchmark)
-    settings = {
-        "proxy": proxy,
-        "benchmark": architectures.name,
-        "benchmark_sha256": benchmark_digest(architectures),
-        "seed": seed,
-        "device": spread.device_kind,
-    }
-    run = _run(_path(out), "explain", settings)
-    if run is not None and run.finished:
-        return run.load(Explanation)
+    common = _settings(workers, backend, device, seed, out)
     with shown_progress(progress) as advance:
-        result = take_apart(
-            architectures, proxy, seed=seed, cache=_cache(), workers=spread, progress=advance
-        )
-    if run is not None:
-        run.save(result)
-    return result
+        return kept_explanation(_benchmark(benchmark), proxy, progress=advance, **common)
 
 
 def design(
@@ -450,31 +309,24 @@ def design(
         ... )
         >>> found.spec.parameters() <= 300_000
         True
+        >>> found.save_pretrained("untrained")
     """
     from lmscout.benchmarks import Benchmark
     from lmscout.benchmarks.loading import load, load_space_or_benchmark
     from lmscout.discovery import design as search
     from lmscout.discovery import pick, signed_proxy
-    from lmscout.statistics import Workers
 
-    spread = Workers(workers, backend, device)
+    common = _settings(workers, backend, device, seed, None)
+    del common["out"]
     signed = signed_proxy(proxy)
     source: Any = space
     if isinstance(space, str):
         source = load(space) if on_benchmark else load_space_or_benchmark(space)
+    limits = {"limit": max_params, "evaluations": n_evaluations, "weights": n_weights}
+    run: Any = pick if isinstance(source, Benchmark) else search
     with shown_progress(progress) as advance:
-        settings: dict[str, Any] = {
-            "limit": max_params,
-            "evaluations": n_evaluations,
-            "seed": seed,
-            "weights": n_weights,
-            "cache": _cache(),
-            "workers": spread,
-            "progress": advance,
-        }
-        if isinstance(source, Benchmark):
-            return pick(source, signed, **settings)
-        return search(source, signed, **settings)
+        found: Design | Selection = run(source, signed, progress=advance, **limits, **common)
+        return found
 
 
 def prune(
@@ -513,10 +365,19 @@ def prune(
 
     Example:
         >>> import lmscout
+        >>> config = lmscout.PruneConfig(
+        ...     pairs=20, calibration=lmscout.CalibrationConfig(moment_tokens=4_000)
+        ... )
         >>> pruned = lmscout.prune(
-        ...     "MODEL", keep=0.8, calibration="train.txt", out="smaller"
-        ... )  # doctest: +SKIP
-        >>> pruned.model, pruned.plan  # doctest: +SKIP
+        ...     "MODEL",
+        ...     keep=0.8,
+        ...     calibration="train.txt",
+        ...     out="smaller",
+        ...     config=config,
+        ...     progress=False,
+        ... )
+        >>> [size.keep for size in pruned.sizes]
+        [0.8]
     """
     import torch
 
@@ -603,98 +464,29 @@ def evaluate(
 
     Example:
         >>> import lmscout
-        >>> lmscout.evaluate("smaller", perplexity="test.txt").to_frame()  # doctest: +SKIP
+        >>> found = lmscout.evaluate("MODEL", perplexity="test.txt", progress=False)
+        >>> found.perplexities[0].value > 1
+        True
     """
-    import torch
+    from lmscout.evaluation.measurement import kept_evaluation
 
-    from lmscout import evaluation
-    from lmscout.evaluation import LoadedModel
-
-    texts = [perplexity] if isinstance(perplexity, str) else list(perplexity)
-    asked = [tasks] if isinstance(tasks, str) else list(tasks)
-    asked = [one for one in asked if one]
-    names = [protocol] if isinstance(protocol, str) else list(protocol)
-    if not (texts or asked):
-        raise LmscoutError("nothing to measure: give perplexity texts, tasks or both")
-    if asked:
-        evaluation.check_tasks(asked, None if task_data is None else Path(task_data))
-    protocols = [evaluation.protocol_of(name) for name in names]
-    start = time.perf_counter()
-    read = [evaluation.read_text(source) for source in texts]
-    source = model.source if isinstance(model, LoadedModel) else model
-    settings = {
-        "model": source,
-        # The whole folder is read, which only a run that is kept has a use for.
-        "model_fingerprint": None if out is None else evaluation.model_fingerprint(model),
-        "perplexity": texts,
-        "text_sha256": [text.sha256 for text in read],
-        "protocol": [one.name for one in protocols] if read else [],
-        "limit_tokens": limit_tokens,
-        "batch_tokens": batch_tokens,
-        "tasks": asked,
-        "task_data": None if task_data is None else str(task_data),
-        "task_data_sha256": (
-            evaluation.questions_sha256(Path(task_data), asked)
-            if task_data is not None and asked and out is not None
-            else None
-        ),
-        "shots": shots,
-        "limit": limit,
-        "speed": speed,
-        "dtype": dtype,
-        "device": device,
-    }
-    run = _run(_path(out), "eval", settings)
-    if run is not None and run.finished:
-        return run.load(evaluation.Evaluation)
-    loaded = model
-    if not isinstance(loaded, LoadedModel):
-        loaded = evaluation.load_model(loaded, getattr(torch, dtype), device)
-    # All of them before the first is measured: an error in the last would cost the work before it.
-    for text, one in product(read, protocols):
-        evaluation.checked_tokens(loaded.model, loaded.tokenizer, text, one, limit_tokens)
-    # Before the texts: it takes seconds, and an error in it would cost their work.
-    timed = evaluation.measure_speed(loaded.model, *_SPEED) if speed else None
-    scores: tuple[Any, ...] = ()
-    found = []
     with shown_progress(progress) as advance:
-        for text, one in product(read, protocols):
-            stage = f"{Path(text.source).name or text.source}, {one.name}"
-            found.append(
-                evaluation.perplexity(
-                    loaded.model,
-                    loaded.tokenizer,
-                    text,
-                    one,
-                    batch_tokens=batch_tokens,
-                    limit_tokens=limit_tokens,
-                    progress=advance and partial(advance, stage),
-                )
-            )
-        if asked:
-            scores = evaluation.score_tasks(
-                loaded,
-                asked,
-                shots=shots,
-                limit=limit,
-                batch=max(1, batch_tokens // _PROMPT),
-                data=None if task_data is None else Path(task_data),
-                progress=advance and partial(advance, "tasks"),
-            )
-    result = evaluation.Evaluation(
-        model=loaded.source,
-        parameters=evaluation.parameter_count(loaded.model),
-        bytes=evaluation.parameter_bytes(loaded.model),
-        multiply_adds=evaluation.multiply_adds(loaded.model),
-        dtype=dtype,
-        perplexities=tuple(found),
-        tasks=tuple(scores),
-        speed=timed,
-        seconds=round(time.perf_counter() - start, 3),
-    )
-    if run is not None:
-        run.save(result)
-    return result
+        return kept_evaluation(
+            model,
+            perplexity=_several(perplexity),
+            tasks=[one for one in _several(tasks) if one],
+            protocol=_several(protocol),
+            limit_tokens=limit_tokens,
+            batch_tokens=batch_tokens,
+            task_data=_path(task_data),
+            shots=shots,
+            limit=limit,
+            speed=speed,
+            dtype=dtype,
+            device=device,
+            out=_path(out),
+            progress=advance,
+        )
 
 
 def build_benchmark(
@@ -702,7 +494,7 @@ def build_benchmark(
     *,
     n: int,
     out: Path_,
-    recipe: Recipe | None = None,
+    tokens: int | None = None,
     texts: Sequence[Path_] = (),
     corpus: Path_ | None = None,
     seed: int = 0,
@@ -718,7 +510,7 @@ def build_benchmark(
         n: number of architectures.
         out: folder of the benchmark, afterwards ``bench:OUT``; the same call continues a build
             that was stopped.
-        recipe: how each is trained; the default one with the space's length if None.
+        tokens: training tokens of each architecture; None for the recipe's.
         texts: files to train on; the built-in text if none.
         corpus: safetensors file of tokens to train on instead of texts.
         seed: of the draw of architectures.
@@ -735,7 +527,11 @@ def build_benchmark(
 
     Example:
         >>> import lmscout
-        >>> lmscout.build_benchmark("nano", n=12, out="mine")  # doctest: +SKIP
+        >>> built = lmscout.build_benchmark(
+        ...     "nano", n=2, tokens=20_000, n_seeds=1, out="mine", device="cpu", progress=False
+        ... )
+        >>> built.n_architectures
+        2
     """
     from lmscout.benchmarks.build import build
     from lmscout.benchmarks.space import load_space
@@ -754,7 +550,7 @@ def build_benchmark(
             n,
             Path(out),
             data,
-            recipe or Recipe(length=drawn_from.max_length),
+            Recipe(length=drawn_from.max_length, **({} if tokens is None else {"tokens": tokens})),
             seed=seed,
             seeds=n_seeds,
             device=device,
@@ -784,16 +580,12 @@ def check_benchmark(benchmark: str, *, seed: int = 0, out: Path_ | None = None) 
     """
     from lmscout.benchmarks.built import built_folder, table_digest
     from lmscout.benchmarks.check import Check, check
+    from lmscout.runs import kept_result
 
     folder = built_folder(benchmark)
     settings = {"benchmark": benchmark, "table_sha256": table_digest(folder), "seed": seed}
-    run = _run(_path(out), "bench check", settings)
-    if run is not None and run.finished:
-        return run.load(Check)
-    result = check(folder, seed=seed)
-    if run is not None:
-        run.save(result)
-    return result
+    compute = partial(check, folder, seed=seed)
+    return kept_result(_path(out), "bench check", settings, Check, compute)
 
 
 def load_model(source: str, *, dtype: str | None = None, device: str = "cpu") -> LoadedModel:
@@ -814,7 +606,9 @@ def load_model(source: str, *, dtype: str | None = None, device: str = "cpu") ->
 
     Example:
         >>> import lmscout
-        >>> model = lmscout.load_model("smaller").model  # doctest: +SKIP
+        >>> loaded = lmscout.load_model("MODEL")
+        >>> loaded.model.training
+        False
     """
     import torch
 
@@ -824,7 +618,7 @@ def load_model(source: str, *, dtype: str | None = None, device: str = "cpu") ->
 
 
 def register() -> None:
-    """Register pruned models with transformers' Auto classes in this process.
+    """Register pruned and designed models with transformers' Auto classes in this process.
 
     Afterwards ``AutoModelForCausalLM.from_pretrained(FOLDER)`` loads a saved model with blocks
     of different sizes without ``trust_remote_code``.
@@ -833,13 +627,8 @@ def register() -> None:
         >>> import lmscout
         >>> lmscout.register()
     """
-    import importlib
-
-    importlib.import_module("lmscout.evaluation.modeling_lmscout")  # registers when imported
-
-
-_SPEED = 8, 128  # sequences per forward pass, tokens per sequence
-_PROMPT = 512  # tokens assumed for a prompt of a task
+    for name in ("evaluation.modeling_lmscout", "models.pretrained"):
+        import_module(f"lmscout.{name}")  # registers when imported
 
 
 def _benchmark(benchmark: str | Benchmark) -> Benchmark:
@@ -852,14 +641,20 @@ def _text(source: str | Text | None) -> Text | None:
     return read_text(source) if isinstance(source, str) else source
 
 
-def _path(out: Path_ | None) -> Path | None:
-    return None if out is None else Path(out)
+def _several(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
 
 
-def _run(out: Path | None, command: str, settings: dict[str, Any]) -> Run | None:
-    from lmscout.runs import open_run
+def _path(given: Path_ | None) -> Path | None:
+    return None if given is None else Path(given)
 
-    return None if out is None else open_run(out, command, settings)
+
+def _settings(workers: int, backend: str, device: str, seed: int, out: Path_ | None) -> Any:
+    """Keyword arguments that the discovery functions share."""
+    from lmscout.statistics import Workers
+
+    spread = Workers(workers, backend, device)
+    return {"workers": spread, "seed": seed, "cache": _cache(), "out": _path(out)}
 
 
 def _cache() -> Path:

@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -188,6 +188,37 @@ def open_run(
     if not finished:
         check_folder(folder, run.name, _REMEDY, make=False)
     return Run(folder, command, run.settings, begun=True, finished=finished)
+
+
+def kept_result(
+    folder: Path | None,
+    command: str,
+    settings: Mapping[str, object],
+    kind: type[Of],
+    compute: Callable[[], Of],
+    save: Callable[[Run, Of], None] = Run.save,
+) -> Of:
+    """The result of a finished run in a folder; else compute it, and keep it there.
+
+    Args:
+        folder: of the run; None to keep nothing.
+        command: such as "rank".
+        settings: all on which the result depends.
+        kind: type of the result.
+        compute: computes it.
+        save: writes the run folder.
+
+    Raises:
+        LmscoutError: as `open_run`, or the folder cannot be written.
+    """
+    if folder is None:
+        return compute()
+    run = open_run(folder, command, settings)
+    if run.finished:
+        return run.load(kind)
+    result = compute()
+    save(run, result)
+    return result
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:

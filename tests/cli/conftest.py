@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forked import Server
+from forked import Server, errors, progress_lines
 
 MIXERS = [("SA", "SDP"), ("SA", "WMA"), ("LT", "DFT"), ("LT", "DCT"), ("DSC", 5), ("DSC", 9)]
 
@@ -54,14 +54,18 @@ def server():
 
 @pytest.fixture
 def lmscout(server, cache, tmp_path, tmp_path_factory):
-    """Run the command in an empty folder: (exit code, stdout, stderr)."""
+    """Run the command in an empty folder: (exit code, stdout, stderr without progress).
+
+    Lines of progress of the last run are in its attribute `progress`.
+    """
 
     def run(*arguments, **environment):
-        update = tmp_path_factory.mktemp("told")
-        out, err = update / "out", update / "err"
+        folder = tmp_path_factory.mktemp("output")
+        out, err = folder / "out", folder / "err"
         environment = os.environ | {"LMSCOUT_CACHE": str(cache)} | environment
         code = server.run([*map(str, arguments)], tmp_path, environment, out, err, seconds=300)
-        return code, out.read_text(), err.read_text()
+        run.progress = progress_lines(err.read_text())
+        return code, out.read_text(), errors(err.read_text())
 
     return run
 

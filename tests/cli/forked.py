@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,18 @@ LOADED = (  # imported, and nothing run: a process with threads must not be fork
     "lmscout.pruning.workflow",
     "transformers.models.llama.modeling_llama",
 )
+
+_PROGRESS = re.compile(r"^[^\n]+: \d+/\d+(, \d+ s)?\n", re.MULTILINE)
+
+
+def progress_lines(stderr):
+    """The lines of progress on standard error: one per stage, then one per minute."""
+    return [one.group().rstrip() for one in _PROGRESS.finditer(stderr)]
+
+
+def errors(stderr):
+    """Standard error without lines of progress."""
+    return _PROGRESS.sub("", stderr)
 
 
 class Server:

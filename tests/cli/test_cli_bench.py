@@ -20,7 +20,7 @@ def test_a_benchmark_is_built_checked_and_ranked(lmscout, tokens, tmp_path):
     code, out, err = lmscout(*arguments)
     assert (code, err) == (0, "")
     assert out.startswith("3 architectures, ")
-    assert out.endswith("benchmark: mine\nwhat it is good for: lmscout bench check mine\n")
+    assert out.endswith("benchmark: mine\ncheck it: lmscout bench check mine\n")
     assert (tmp_path / "mine" / "table.jsonl").read_text().count("\n") == 3 + 2
 
     code, out, err = lmscout("bench", "check", "mine", "--json", "-")
@@ -41,7 +41,7 @@ def test_check_prints_ceiling_baselines_and_verdict(lmscout):
     assert "240 architectures, 24 of them trained with several seeds" in out
     for word in ("noise ceiling", "measured again", "parameters", "depth²×width"):
         assert word in out
-    assert "This benchmark can tell proxies apart." in out
+    assert "This benchmark can distinguish proxies." in out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from forked import errors
 
 import lmscout as package
 
@@ -23,6 +24,7 @@ def test_discover_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_pa
     arguments = ["discover", f"flexibert:{flexibert_file}", "--search", 12, "--seed", 1]
     code, out, err = lmscout(*arguments, "--aggregations", "mean,sum", "--json", "-")
     assert (code, err) == (0, "")
+    assert [line.partition(":")[0] for line in lmscout.progress] == ["statistics", "ranking"]
     result = json.loads(out)
     assert result["n_architectures"] == 24
     assert (result["n_search"], result["n_test"]) == (12, 12)
@@ -71,7 +73,7 @@ def test_the_deep_space_is_searched_and_a_deep_proxy_ranked(lmscout, flexibert_f
     result = json.loads(out)
     assert result["evaluations"] >= 5
     assert len(result["members"]) <= 4
-    assert result["asked"] == result["evaluations"] + sum(result["discarded"].values())
+    assert result["proposed"] == result["evaluations"] + sum(result["discarded"].values())
     sizes = [one["size"] for one in result["front"]]
     assert sizes == sorted(set(sizes))
     fitness = [one["fitness"] for one in result["top"]]
@@ -138,8 +140,12 @@ def test_eighty_columns_show_names_whole_and_formulas_to_their_end(flexibert_fil
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown.replace(" … ", "")  # of an interval
     assert "body-parameters" in shown
-    first = [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
+    first = [line[:20].split("  ")[0] for line in shown.splitlines()]
     assert formula.replace(" ", "") in "".join(first).replace(" ", "")
+    wide = on_a_terminal(asked, 120, cache, tmp_path)
+    for heading in ("ρ", "95 %", "τ", "cell", "size", "tenth"):  # the same columns
+        assert heading in shown
+        assert heading in wide
 
 
 def test_rank_shows_the_whole_catalog(lmscout, flexibert_file):
@@ -161,7 +167,7 @@ def test_version_and_help(installed_lmscout):
 
 
 def bad_lines(folder, flexibert_file):
-    """Arguments that a user can mend, and a word that tells how."""
+    """Arguments with a user error, and a part of its message."""
     truncated = folder / "truncated.json"
     truncated.write_text(flexibert_file.read_text()[:700])
     rows = json.loads(flexibert_file.read_text())
@@ -231,7 +237,7 @@ def bad_lines(folder, flexibert_file):
         (["discover", good, "--workers", 0, "--search", 12], "workers"),
         (["discover", good, "--device", "gpu", "--search", 12], "'gpu' cannot be used"),
         (["discover", good, "--space", "deep", "--device", "meta"], "'meta'"),
-        (["discover", "ledger:here", "--device", "cuda"], "--device cuda: not for ledger:RUN"),
+        (["discover", "ledger:here", "--device", "cuda"], "--device cuda: not for study:RUN"),
         (["rank", good, "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["explain", "snip", good, "--device", "cuda:0,cuda:1"], "cuda:0,cuda:1"),
         (["design", "nano", "--proxy", "snip", "--max-params", "9M", "--device", "x"], "'x'"),
@@ -241,9 +247,7 @@ def bad_lines(folder, flexibert_file):
     ]
 
 
-def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(
-    lmscout, flexibert_file, tmp_path_factory
-):
+def test_user_errors_are_one_line_and_exit_code_2(lmscout, flexibert_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     for arguments, hint in bad_lines(folder, flexibert_file):
         code, out, err = lmscout(*arguments)
@@ -299,7 +303,7 @@ def test_a_full_disk_is_one_line(flexibert_file, cache, tmp_path):
             cwd=tmp_path,
             env=os.environ | {"LMSCOUT_CACHE": str(cache)},
         )
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert (done.returncode, errors(done.stderr).count("\n")) == (2, 1), done.stderr
     assert "No space left on device" in done.stderr
 
 

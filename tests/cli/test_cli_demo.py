@@ -23,7 +23,9 @@ def test_both_halves_run_on_what_is_brought_along(lmscout, tmp_path):
         assert words in out
     values = {
         name.strip(): float(value)
-        for name, value in re.findall(r"│ (.+?) +│ +[\d,]+ │ +[\d.]+% │ +([\d.]+) │", out)
+        for name, value in re.findall(
+            r"^(.+?) +[\d,]+(?: +[\d.]+%){2} +\S+ +([\d.]+) +\S+%", out, re.MULTILINE
+        )
     }
     assert values["dense"] < values["found"] < values["uniform, compensated"] < values["uniform"]
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}

@@ -128,7 +128,7 @@ def check_refusal(code, out, err, hint):
         (["empty", "--perplexity", "TEXT"], "config.json"),
     ],
 )
-def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(
+def test_user_errors_are_one_line_and_exit_code_2(
     arguments, hint, model_folder, text_file, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "short.txt").write_text("short")

@@ -96,9 +96,7 @@ def test_what_is_no_expression_says_so(lmscout, flexibert_file):
         (["max(average(relu(log(softmax))))", "FILE", "--workers", "1"], "the same score"),
     ],
 )
-def test_whatever_a_user_can_mend_is_one_line_and_exit_code_2(
-    lmscout, flexibert_file, arguments, hint
-):
+def test_user_errors_are_one_line_and_exit_code_2(lmscout, flexibert_file, arguments, hint):
     named = [f"flexibert:{flexibert_file}" if one == "FILE" else one for one in arguments]
     code, out, err = lmscout("explain", *named)
     assert (code, out) == (2, "")

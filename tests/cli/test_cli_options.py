@@ -1,7 +1,44 @@
-import pytest
+from typing import get_args
 
+import pytest
+import typer
+
+from lmscout import proxies
+from lmscout.cli import options
+from lmscout.cli.main import app
 from lmscout.cli.options import parameter_count
+from lmscout.discovery import engines
 from lmscout.errors import LmscoutError
+from lmscout.pruning import budgets, cutting, evaluator, importance
+from lmscout.pruning.recovery import config as recovery
+
+
+def test_choices_are_those_of_the_packages():
+    for shown, known in (
+        (options.SPACES, (*proxies.SPACES, "deep")),
+        (options.ENGINES, engines.ENGINES),
+        (options.FITNESS, engines.OBJECTIVES),
+        (options.IMPORTANCES, importance.METHODS),
+        (options.QUALITIES, evaluator.QUALITIES),
+        (options.MEASURES, budgets.MEASURES),
+        (options.SHAPES, get_args(cutting.ShapeName)),
+        (options.RECOVERIES, recovery.METHODS),
+    ):
+        assert sorted(shown) == sorted(known)
+
+
+def leaves(command):
+    children = getattr(command, "commands", None)
+    return [one for child in children.values() for one in leaves(child)] if children else [command]
+
+
+@pytest.mark.parametrize("command", leaves(typer.main.get_command(app)), ids=lambda one: one.name)
+def test_every_option_has_a_group_a_type_and_help(command):
+    for one in command.params:
+        if one.param_type_name == "option" and not one.hidden and one.name != "help":
+            assert one.rich_help_panel, one.name
+            assert one.help, one.name
+            assert one.is_flag or one.metavar, one.name
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from lmscout.builtin import tiny_folder
-from lmscout.cli.recovery_options import recovery_request
+from lmscout.cli.prune import recovery_request
 from lmscout.errors import LmscoutError
 
 
 def asked(method=None, elastic=False, text=None, seed=0, **given):
-    return recovery_request(method, elastic, text, seed, **given)
+    return recovery_request(method, elastic, seed, text=text, **given)
 
 
 def test_nothing_asked_for_is_nothing_trained():

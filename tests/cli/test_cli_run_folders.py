@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import errors
 
 import lmscout as package
 
@@ -131,7 +132,7 @@ def test_a_target_that_cannot_be_written_loses_nothing(
             cwd=tmp_path,
             env=os.environ | {"LMSCOUT_CACHE": str(cache)},
         )
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert (done.returncode, errors(done.stderr).count("\n")) == (2, 1), done.stderr
     assert "No space left on device" in done.stderr
     (where,) = re.findall(r"the result is in (\S+)", done.stderr)
     assert json.loads((tmp_path / where).read_text())["benchmark"] == benchmark
@@ -151,7 +152,7 @@ def test_an_earlier_json_file_survives_a_disk_that_fills_up(flexibert_file, cach
         env=os.environ | {"LMSCOUT_CACHE": str(cache)},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)),
     )
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert (done.returncode, errors(done.stderr).count("\n")) == (2, 1), done.stderr
     assert "File too large" in done.stderr
     assert target.read_text() == "earlier"
     assert [one.name for one in tmp_path.iterdir() if "draft" in one.name] == []
@@ -171,7 +172,7 @@ def test_json_to_standard_output_by_name_follows_the_table(flexibert_file, cache
             cwd=tmp_path,
             env=os.environ | {"LMSCOUT_CACHE": str(cache)} | ascii_only,
         )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, errors(done.stderr.decode())) == (0, "")
     text = (tmp_path / "printed").read_bytes().decode("utf-8", "replace")
     table, brace, rest = text.partition("\n{")
     assert "parameters" in table

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import errors
 
 linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc says what is running")
 
@@ -80,6 +81,7 @@ def test_sigterm_to_the_main_process_ends_it_as_control_c_does(designing, tmp_pa
     started = time.monotonic()
     designing.send_signal(signal.SIGTERM)
     out, err = designing.communicate(timeout=60)
+    err = errors(err)
     assert time.monotonic() - started < 5
     assert (designing.returncode, out, err) == (128 + signal.SIGTERM, "", CONTINUES)
     wait_for(lambda: not processes(tmp_path), 10)
@@ -95,6 +97,7 @@ def test_workers_end_with_a_main_process_that_was_killed(designing, tmp_path):
 def test_a_killed_worker_is_one_line(designing, tmp_path):
     os.kill(processes(tmp_path, "LokyProcess")[0], signal.SIGKILL)
     out, err = designing.communicate(timeout=60)
+    err = errors(err)
     assert (designing.returncode, out) == (2, "")
     assert err.startswith("lmscout: a worker process has ended (")
     assert err.endswith("run the same command again with fewer --workers\n")
@@ -125,7 +128,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     time.sleep(0.2)
     started = time.monotonic()
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=60)
+    err = errors(run.communicate(timeout=60)[1])
     assert time.monotonic() - started < 2
     assert (run.returncode, err) == (130, CONTINUES)
 
@@ -135,7 +138,7 @@ def test_what_does_not_end_in_time_is_ended(tmp_path):
     assert run.stdout.readline() == "begun\n"
     started = time.monotonic()
     run.send_signal(signal.SIGHUP)
-    _, err = run.communicate(timeout=60)
+    err = errors(run.communicate(timeout=60)[1])
     assert time.monotonic() - started < 6
     assert (run.returncode, err) == (128 + signal.SIGHUP, CONTINUES)
 
@@ -163,7 +166,7 @@ def test_an_interruption_that_a_destructor_drops_is_not_lost(tmp_path):
     assert run.stdout.readline() == "begun\n"
     started = time.monotonic()
     run.send_signal(signal.SIGTERM)
-    _, err = run.communicate(timeout=60)
+    err = errors(run.communicate(timeout=60)[1])
     assert time.monotonic() - started < 3.5
     assert (run.returncode, err) == (143, CONTINUES)
 
@@ -192,6 +195,7 @@ def test_control_c_while_modules_are_loaded_is_one_line(tmp_path, monkeypatch, m
     assert run.stdout.readline() == "begun\n"
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
+    err = errors(err)
     assert (run.returncode, out) == (130, "")
     assert err.startswith("lmscout: interrupted")
     assert err.count("\n") == 1

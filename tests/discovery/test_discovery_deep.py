@@ -1,4 +1,4 @@
-"""Searching the deep space: what is screened, what is recorded, and what is chosen."""
+"""Search of the deep space: filters, record, and choice."""
 
 import dataclasses
 import inspect
@@ -56,7 +56,7 @@ def search_data(cache):
     benchmark = tiny_benchmark(40)
     sketches, others = (
         collect_sketches(
-            benchmark.specs, name="screen", folder=cache, batch=one, workers=Workers(1)
+            benchmark.specs, name="filters", folder=cache, batch=one, workers=Workers(1)
         )
         for one in BATCHES
     )
@@ -133,7 +133,7 @@ def test_results_do_not_depend_on_workers(search_data):
     assert found[0] == found[1] == found[2]
 
 
-def test_the_race_never_drops_what_would_enter_the_front(search_data):
+def test_racing_never_drops_what_would_enter_the_front(search_data):
     """It may, by chance; those that it drops are far behind as a rule."""
     racing, patient = Filters([search_data]), Filters([search_data], race=False)
     dropped = entered = 0
@@ -151,8 +151,8 @@ def test_the_race_never_drops_what_would_enter_the_front(search_data):
     patient.close()
 
 
-def test_a_candidate_falls_at_the_first_look_that_makes_it_unlikely(search_data):
-    """The race, by its definition, on every tree: after each look, z and what it may yet rise."""
+def test_a_candidate_is_dropped_at_the_first_rung_that_makes_it_unlikely(search_data):
+    """Racing by its definition on every tree: z after each rung, and its possible increase."""
     filters = Filters([search_data], objective="spearman")
     filters.evaluate(trees(150, 0))
     front = filters.best
@@ -171,8 +171,8 @@ def test_a_candidate_falls_at_the_first_look_that_makes_it_unlikely(search_data)
         beat = max((o.fitness for o in front if o.node.size <= node.size), default=0.0)
         scores, quality = every.scores(node)[order], search_data.quality[order]
         lost = [
-            look
-            for look, end in enumerate(ends[:-1])
+            rung
+            for rung, end in enumerate(ends[:-1])
             if np.arctanh(min(abs(scipy.stats.spearmanr(scores[:end], quality[:end])[0]), 1 - 1e-6))
             + np.sqrt(1 / (end - 3) - 1 / 37)
             < np.arctanh(beat)
@@ -184,7 +184,7 @@ def test_a_candidate_falls_at_the_first_look_that_makes_it_unlikely(search_data)
             rho = scipy.stats.spearmanr(*known).statistic
             assert one.estimate == pytest.approx(abs(rho), abs=0.02)  # near ties are rounded apart
         fell[lost[0] if lost else "none"] += 1
-    assert all(fell[look] for look in (0, 1, 2, "none")), fell
+    assert all(fell[rung] for rung in (0, 1, 2, "none")), fell
 
 
 def test_what_the_other_architectures_may_bring_has_the_size_that_is_assumed():
@@ -207,7 +207,7 @@ def test_a_shorter_tree_of_the_same_order_is_no_duplicate(search_data):
 
 
 @given(st.integers(1, 300), st.integers(0, 5))
-def test_every_architecture_is_looked_at_once(n, seed):
+def test_every_architecture_is_in_one_rung(n, seed):
     rungs = draw_rungs(n, seed)
     assert sorted(np.concatenate(rungs)) == list(range(n))
     assert len(rungs) == len(draw_rungs(200, seed))  # benchmarks of any size race together
@@ -250,26 +250,26 @@ def evolved(search_data, folder, evaluations, engine="genetic", workers=1):
     ["genetic", *(pytest.param(one, marks=pytest.mark.slow) for one in ("regularized", "random"))],
 )
 def test_a_search_that_was_stopped_ends_as_one_that_was_not(search_data, tmp_path, engine):
-    whole = evolved(search_data, None, 80, engine)
-    evolved(search_data, tmp_path, 30, engine)
-    for _ in range(2):  # the second time everything is told again, nothing judged
-        assert evolved(search_data, tmp_path, 80, engine, workers=2) == whole
+    whole = evolved(search_data, None, 40, engine)
+    evolved(search_data, tmp_path, 20, engine)
+    for _ in range(2):  # the second time everything is replayed
+        assert evolved(search_data, tmp_path, 40, engine, workers=2) == whole
     batches = sorted((tmp_path / "evaluations").iterdir())
     batches[-1].write_bytes(b"")
     with pytest.raises(LmscoutError, match=r"cannot be read.*remove it and those after it"):
-        evolved(search_data, tmp_path, 80, engine)
+        evolved(search_data, tmp_path, 40, engine)
     batches[-1].unlink()
-    assert evolved(search_data, tmp_path, 80, engine) == whole
+    assert evolved(search_data, tmp_path, 40, engine) == whole
     hall = tmp_path / "hall_of_fame.csv"
     shown = hall.read_text()
     hall.write_text("of a batch before: it was killed when the last one was kept, not shown\n")
-    evolved(search_data, tmp_path, 80, engine)
+    evolved(search_data, tmp_path, 40, engine)
     assert hall.read_text() == shown
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_every_candidate_is_in_the_record(search_data, tmp_path):
-    result = evolved(search_data, tmp_path, 100)
+    result = evolved(search_data, tmp_path, 40)
     rows = [
         row
         for path in sorted((tmp_path / "evaluations").iterdir())
@@ -351,7 +351,7 @@ def test_the_proxy_is_the_product_of_the_best_of_every_search(found):
 
 
 def test_on_several_benchmarks_the_worst_counts(cache):
-    """A tree's fitness is the least |ρ|, and 0 where it rises on one and falls on the other."""
+    """A tree's fitness is the least |ρ|, and 0 if its signs differ."""
     benchmarks = tiny_pair()
     search_data = []
     for benchmark in benchmarks:
@@ -511,20 +511,20 @@ def test_without_a_folder_the_newest_unfinished_run_of_the_same_search_goes_on(
     monkeypatch.chdir(tmp_path)
     benchmarks = [tiny_benchmark(40)]
 
-    def begun(seed):
+    def folder_of(seed):
         return begin_deep(None, benchmarks, SMALL, search=[25], seed=seed).folder
 
-    first = begun(3)
-    assert begun(3) == first
+    first = folder_of(3)
+    assert folder_of(3) == first
     renamed = first.with_name(first.name + "-earlier")
     first.rename(renamed)
     (renamed.parent / "discover-damaged").mkdir()
     (renamed.parent / "discover-damaged" / "settings.json").touch()
-    other = begun(4)
+    other = folder_of(4)
     assert other != renamed
-    assert begun(3) == renamed
+    assert folder_of(3) == renamed
     begin_deep(renamed, benchmarks, SMALL, search=[25], seed=3).end(found)
-    assert begun(3) not in (renamed, other)
+    assert folder_of(3) not in (renamed, other)
 
 
 def test_the_command_searches_as_the_settings_do():

@@ -92,7 +92,7 @@ def test_the_json_says_it_all_and_is_plain(found):
     assert ahead["low"] <= ahead["value"] <= ahead["high"]
 
 
-def test_the_ten_best_are_sorted_differ_in_order_and_are_judged_on_both_splits(found, cache):
+def test_the_ten_best_are_sorted_differ_in_order_and_are_reported_on_both_splits(found, cache):
     benchmark = tiny_benchmark()
     assert len(found.top) == 10
     first = found.top[0]
@@ -181,7 +181,7 @@ def test_a_default_folder_has_a_plain_name():
     assert default_run_folder("rank-lts:/a b/c").name.startswith("rank-lts--a-b-c-")
 
 
-def test_judging_the_catalog(cache, tmp_path):
+def test_ranking_the_catalog(cache, tmp_path):
     benchmark = tiny_benchmark()
     result = rank_proxies(benchmark, seed=0, cache=cache, **SETTINGS)
     assert [one.name for one in result.proxies] == [entry.name for entry in CATALOG]
@@ -203,7 +203,7 @@ def test_judging_the_catalog(cache, tmp_path):
     assert {one["proxy"] for one in plain["baselines"]} >= {"parameters", "depth"}
 
 
-def test_judging_an_expression_of_a_users_own(cache):
+def test_ranking_an_expression_of_the_user(cache):
     benchmark = tiny_benchmark()
     text = "sum(std(exp(weight)) * abs(grad))"
     result = rank_proxies(benchmark, [text, "snip"], seed=0, cache=cache, **SETTINGS)

@@ -1,4 +1,4 @@
-"""The product of what several searches found: who is a member, and which way each counts."""
+"""The product of several searches: its members, and the sign of each."""
 
 import dataclasses
 

@@ -78,7 +78,7 @@ def test_what_no_formula_says_is_not_approximated():
     noise = np.random.default_rng(1).normal(size=60)
     found = surrogate(BENCHMARK, noise, seed=0)
     assert not found.says_as_much
-    assert found.fitted > 0  # the formula rises with the proxy on the half that chose it
+    assert found.fitted > 0  # the formula increases with the proxy on the half that chose it
     assert found.fitted > abs(found.held_out)
 
 

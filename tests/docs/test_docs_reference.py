@@ -12,6 +12,23 @@ def test_the_committed_reference_is_what_the_tables_say():
     assert (DOCS / "proxies.md").read_text(encoding="utf-8") == written, "run `make reference`"
 
 
+def test_the_committed_options_are_those_of_the_commands():
+    written = runpy.run_path(str(DOCS / "make_options.py"))["reference"]()
+    assert (DOCS / "options.md").read_text(encoding="utf-8") == written, "run `make reference`"
+
+
+def test_the_readme_is_short_and_names_options_and_files_that_exist():
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    options = (DOCS / "options.md").read_text(encoding="utf-8")
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    used = set(re.findall(r"(?<= )--[a-z-]+", shell))
+    assert len(used) > 10
+    assert not [one for one in used if f"`{one}`" not in options]
+    for target in re.findall(r"\]\(((?!http)[^)#]+)", text):
+        assert (DOCS.parent / target).exists(), target
+
+
 def test_every_module_that_the_architecture_names_is_there():
     text = (DOCS / "architecture.md").read_text()
     packages = {path.parent.name for path in Path(lmscout.__file__).parent.glob("*/__init__.py")}

@@ -133,7 +133,7 @@ def test_the_table_of_a_large_model_is_whole_at_80_columns():
     rows = [replace(row(name, 0.123, 1234.5), params=6_738_415_616) for name in names]
     found = pruning(*rows, dense_elastic=replace(row("dense_elastic", 0.1, 10.0)))
     screen = Console(width=80, file=io.StringIO())
-    screen.print(table(found, wide=False))
+    screen.print(table(found))
     shown = screen.file.getvalue()
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown

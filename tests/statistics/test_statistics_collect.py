@@ -141,7 +141,7 @@ def test_other_settings_are_collected_into_another_file(tmp_path, monkeypatch):
 
 
 class Counting:
-    """Measures a spec by its depth, and remembers which it was asked for."""
+    """Measures a spec by its depth, and records the specs."""
 
     def __init__(self):
         self.specs = []
@@ -173,10 +173,10 @@ def test_an_equal_architecture_that_is_done_is_not_measured_again(tmp_path):
 def test_a_worker_that_has_grown_is_replaced_without_a_word(tmp_path, recwarn):
     def measure(_):
         joblib.held = [*getattr(joblib, "held", []), np.ones(50_000_000)]  # for ever
-        time.sleep(1.1)  # joblib looks at what a worker holds once a second
+        time.sleep(1.1)  # joblib checks the memory of a worker once a second
         return np.array([os.getpid()], float)
 
-    specs = [gpt2(width=16 * (1 + number)) for number in range(6)]
+    specs = [gpt2(width=16 * (1 + number)) for number in range(5)]
     store = RowStore(tmp_path, "tiny", provenance("test", ["a"], specs, 0, BATCH), (1,))
     fill(store, specs, measure, Workers(2))
     assert store.done.all()

@@ -75,7 +75,7 @@ def test_the_peak_is_that_of_the_bare_pass_and_one_tensor(name, tmp_path, monkey
     def keep():
         full_reading(model, tokens, spec.parameters())
 
-    bare()  # what PyTorch allocates once and keeps is nobody's
+    bare()  # PyTorch's own caches are allocated
     bound = peak(bare, tmp_path) + largest_tensor(model, tokens) + 3 * piece * 4
     assert peak(read, tmp_path) <= bound
     # The measure can tell: keeping all that is read breaks the bound.

@@ -21,7 +21,7 @@ def built(kind, seed=0):
 
 
 def plain_reading(model, tokens):
-    """The six inputs by an ordinary pass in which everything learns: name, block -> tensors.
+    """The six inputs by an ordinary pass that trains everything: name, block -> tensors.
 
     What is read where follows from the types and the names of the modules.
     """

@@ -1,4 +1,4 @@
-"""`lmscout bench`: build a benchmark of one's own, and see what it is good for."""
+"""`lmscout bench`: build a benchmark of trained architectures, and check it."""
 
 from __future__ import annotations
 
@@ -7,96 +7,92 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import LAST_SEED, JsonOption, KeepOption
+from lmscout.cli.options import (
+    COMPUTATION,
+    LAST_SEED,
+    OUTPUT,
+    JsonOption,
+    KeepOption,
+    argument,
+    option,
+)
 
 if TYPE_CHECKING:
     from lmscout.benchmarks.build import Built
     from lmscout.benchmarks.check import Check
 
-app = typer.Typer(
-    help="Build benchmarks of trained architectures, and check them.", rich_markup_mode=None
-)
+_ARCHITECTURES, _TRAINING = "Architectures", "Training"
+
+app = typer.Typer(help="Build benchmarks of trained architectures, and check them.")
 
 
 @app.command()
 def build(
-    space: Annotated[
-        str,
-        typer.Argument(
-            metavar="SPACE",
-            help="pico; nano, a toy to try this with; or FILE.json, a space of your own.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The benchmark's folder.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", min=1, max=100_000, help="Architectures.")] = 240,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=10**12,
-            help="Tokens that each architecture is trained on.",
-            show_default="the recipe's",
-        ),
-    ] = None,
+    space: Annotated[str, argument("SPACE", "pico, nano (a toy), or FILE.json, your own space.")],
+    *,
+    n: Annotated[
+        int, option(_ARCHITECTURES, "Number of architectures.", "--n", whole=(1, 100_000))
+    ] = 240,
     seed: Annotated[
-        int, typer.Option(min=0, max=LAST_SEED, help="Of the draw of architectures.")
+        int, option(_ARCHITECTURES, "Seed of the draw of architectures.", whole=(0, LAST_SEED))
     ] = 0,
     seeds: Annotated[
         int,
-        typer.Option(
-            min=1, max=1000, help="Trainings of every tenth one, by which noise is known."
+        option(
+            _ARCHITECTURES,
+            "Trainings of every tenth architecture, by which noise is estimated.",
+            whole=(1, 1000),
         ),
     ] = 3,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda (every GPU), cuda:1, or auto: every GPU, else the CPU.")
-    ] = "auto",
-    workers: Annotated[
+    tokens: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            help="Models trained at once.",
-            show_default="8 a GPU, or one a CPU core",
-        ),
+        option(_TRAINING, "Training tokens of each; by default the recipe's.", whole=(1, 10**12)),
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Train on this text; may be given several times; the built-in text by default.",
-            show_default=False,
-        ),
+        option(_TRAINING, "Training text; repeatable; by default the built-in.", metavar="FILE"),
     ] = None,
     corpus: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            _TRAINING,
+            "Training tokens: safetensors with the vectors train and validation.",
             metavar="FILE",
-            help="Train on these tokens: safetensors with the vectors train and validation.",
-            show_default=False,
         ),
     ] = None,
+    device: Annotated[
+        str,
+        option(
+            COMPUTATION,
+            "cpu, cuda (every GPU), cuda:1, or auto: every GPU, else the CPU.",
+            metavar="DEVICE",
+        ),
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        option(
+            COMPUTATION,
+            "Models trained at once; by default 8 per GPU, or one per CPU core.",
+            whole=(1, 1024),
+        ),
+    ] = None,
+    out: Annotated[Path, option(OUTPUT, "Folder of the benchmark.", metavar="FOLDER")],
 ) -> None:
-    """Train architectures of a space and write a benchmark.
+    """Train architectures of a space by one recipe, and write a benchmark.
 
-    All are trained by one recipe.  The same command continues a build that was stopped, at
-    whatever moment; the benchmark is then rank's and discover's as bench:DIR.
+    The same command continues a build that was stopped.  The benchmark is bench:FOLDER for rank
+    and discover.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import api
-    from lmscout.benchmarks.space import load_space
-    from lmscout.benchmarks.training import Recipe
 
-    drawn_from = load_space(space)
-    settings = {} if tokens is None else {"tokens": tokens}
     result = api.build_benchmark(
-        drawn_from,
+        space,
         n=n,
         out=out,
-        recipe=Recipe(length=drawn_from.max_length, **settings),
+        tokens=tokens,
         texts=text or (),
         corpus=corpus,
         seed=seed,
@@ -106,7 +102,7 @@ def build(
     )
     show_built(result)
     print(f"benchmark: {out}")
-    print(f"what it is good for: lmscout bench check {out}")
+    print(f"check it: lmscout bench check {out}")
 
 
 def show_built(result: Built) -> None:
@@ -123,20 +119,15 @@ def show_built(result: Built) -> None:
 
 @app.command()
 def check(
-    benchmark: Annotated[
-        str,
-        typer.Argument(
-            metavar="DIR", help="What lmscout bench build wrote, or pico.", show_default=False
-        ),
-    ],
-    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the simulated noise.")] = 0,
+    benchmark: Annotated[str, argument("FOLDER", "Folder of bench build, or pico.")],
+    seed: Annotated[int, option("Noise", "Seed of the simulated noise.", whole=(0, LAST_SEED))] = 0,
     out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Say what a built benchmark is good for.
+    """Measure whether a built benchmark can distinguish proxies.
 
-    How much of a quality is noise, what the configuration alone says, and whether proxies can
-    be distinguished on it.
+    The noise of a quality, the correlations of the configuration baselines, and the share of
+    architectures that differ by more than noise.
     """
     # Imported here, so that `--help` does not wait for NumPy.
     from lmscout import api
@@ -144,43 +135,37 @@ def check(
 
     console.check_json_target(json)
     result = api.check_benchmark(benchmark, seed=seed, out=out)
-    if json != console.STDOUT:
-        show_check(result)
-    console.write_result(json, result, Run(out or default_run_folder("bench-check"), "bench check"))
+    run = Run(out or default_run_folder("bench-check"), "bench check")
+    console.finish(result, show_check, json, run)
 
 
 def show_check(result: Check) -> None:
     """Print what a benchmark can distinguish."""
-    screen = console.table_console()
     left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
-    screen.print(
+    console.say(
         f"[bold]{escape(result.folder.name)}[/bold]: {result.n_architectures} architectures"
         f"{left_out}, {result.n_replicated} of them trained with several seeds"
     )
-    screen.print(
-        f"quality spreads by {result.spread:.3f} nats a token (standard deviation), "
-        f"{result.spread_in_cell:.3f} within one depth and width; "
-        f"its noise is {result.noise:.3f}",
-        highlight=False,
+    console.say(
+        f"standard deviation of quality {result.spread:.3f} nats/token, "
+        f"{result.spread_in_cell:.3f} within one depth and width; noise {result.noise:.3f}"
     )
-    table = Table(
-        caption="95 %: of simulated noise above the line, bootstrap over architectures below it"
+    table = console.table(
+        "",
+        *("ρ", "95 %", "τ", "95 %"),
+        caption="95 %: of simulated noise in the first rows, bootstrap over architectures below",
     )
-    table.add_column("")
-    for column in ("ρ", "95 %", "τ", "95 %"):
-        table.add_column(column, justify="right")
     table.add_row("noise ceiling: a perfect proxy", *console.agreement_cells(result.ceiling))
     table.add_row("quality measured again", *console.agreement_cells(result.repeat))
     table.add_section()
     for name, found in result.baselines.items():
         table.add_row(name, *console.agreement_cells(found), style="dim")
-    screen.print(table)
-    screen.print(
+    console.print_table(table)
+    console.say(
         f"pairs of architectures that differ by more than noise: {result.distinguishable:.1%}; "
-        f"of one depth and width: {result.distinguishable_in_cell:.1%}",
-        highlight=False,
+        f"of one depth and width: {result.distinguishable_in_cell:.1%}"
     )
     for condition, holds in result.verdicts.items():
-        screen.print(f"  {'yes' if holds else 'no '}  {condition}", highlight=False)
+        console.say(f"  {'yes' if holds else 'no '}  {condition}")
     can = "can" if result.distinguishes else "cannot"
-    screen.print(f"This benchmark {can} tell proxies apart.", highlight=False)
+    console.say(f"This benchmark {can} distinguish proxies.")

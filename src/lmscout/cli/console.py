@@ -1,14 +1,16 @@
-"""What the commands share of the terminal: progress on stderr, results on stdout."""
+"""Output of the commands: tables of one style, results on stdout, JSON to a file or stdout."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lmscout.errors import LmscoutError
@@ -20,27 +22,98 @@ if TYPE_CHECKING:
     from lmscout.runs import Reported, Run
 
 STDOUT = "-"
+WIDTH = 120  # columns without a terminal
 _OF_RUN = (
     *("settings.json", "result.json", "lmscout.json", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer_config.json", ".db", ".safetensors", ".parquet", ".py", ".md"),
 )
-_WIDE = 100  # characters, from which on an assessment is shown whole
-_WHERE_WIDE = (3, 4, 6)  # places among its figures of those that are shown then alone
-SEEN = " †"  # behind what a search found on a part of the benchmark
+SEEN = " †"
 FLATTERED = (
-    "Found by a search that saw a part of this benchmark, so the figures flatter it: what it is "
-    "worth elsewhere is in docs/transfer.md."
+    "found by a search on part of this benchmark, so these figures are optimistic; "
+    "docs/transfer.md has those on other benchmarks"
 )
-NO_BASELINE = "The configuration tells none of these architectures from another."
+NO_BASELINE = "no configuration baseline: all architectures have one configuration"
+ASSESSMENT = ("ρ", "95 %", "τ", "in\ncell", "given\nsize", "top\ntenth")
+"""Columns of `assessment_cells`."""
 
 
 def table_console() -> Console:
-    """The console for tables: as wide as the terminal, or wide enough when there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    """The console for stdout, as wide as the terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+
+
+def say(text: str, *, style: str | None = None, whole: bool = False) -> None:
+    """Print a line with markup to stdout.
+
+    Args:
+        text: the line.
+        style: of all of it.
+        whole: whether a long line stays one, so that it can be pasted.
+    """
+    table_console().print(text, style=style, highlight=False, soft_wrap=whole)
+
+
+def table(first: str, *columns: str, caption: str | None = None) -> Table:
+    """A table of a column of names, which are folded if long, and columns of figures."""
+    shown = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), caption=caption
+    )
+    shown.caption_justify = "left"
+    shown.add_column(first, overflow="fold", vertical="bottom")
+    for column in columns:
+        shown.add_column(column, justify="right", no_wrap=True, vertical="bottom")
+    return shown
+
+
+def print_table(shown: Table) -> None:
+    """Print a table to stdout."""
+    table_console().print(shown)
+
+
+def print_benchmark(name: str, architectures: int, metric: str, more: str = "") -> None:
+    """Print what a result was computed on."""
+    say(f"[bold]{escape(name)}[/bold]: {architectures} architectures{more}; quality is {metric}")
+
+
+def assessment_cells(one: Assessment) -> list[str]:
+    """Cells of a table row, see `ASSESSMENT`."""
+    return [
+        *agreement_cells(one.agreement)[:3],
+        number(one.within_cell),
+        number(one.given_params),
+        number(one.recall_top_tenth, 2),
+    ]
+
+
+def agreement_cells(one: Agreement) -> list[str]:
+    """Cells of a table row: ρ, its interval, τ, its interval."""
+    return [
+        text
+        for interval in (one.spearman, one.kendall)
+        for text in (number(interval.value), f"{number(interval.low)} … {number(interval.high)}")
+    ]
+
+
+def baseline_verdict(beats: bool | None, hardest: Assessment, ahead: Interval) -> str:
+    """Whether a proxy beats the best configuration baseline, as a sentence."""
+    if beats is None:
+        return NO_BASELINE
+    verb = "beats" if beats else "does not beat"
+    rho = number(hardest.agreement.spearman.value)
+    text = f"It {verb} the best configuration baseline, {hardest.name} (ρ {rho})"
+    if math.isfinite(ahead.value):
+        chance = "; not significant" if ahead.low <= 0 <= ahead.high else ""
+        text += f": {ahead.value:+.3f} (95 % {ahead.low:+.3f} to {ahead.high:+.3f}){chance}"
+    return f"{text}."
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A figure for a table; a dash if it is undefined."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 def check_json_target(target: str | None) -> None:
-    """Refuse a --json target that could not be written, before any work is done.
+    """Refuse a --json target that cannot be written, before any work.
 
     Raises:
         LmscoutError: its folder does not exist.
@@ -49,29 +122,31 @@ def check_json_target(target: str | None) -> None:
         check_file(Path(str(target)), "--json")
 
 
-def write_result(target: str | None, result: Reported, run: Run) -> None:
-    """Write a result as exactly one JSON object to stdout ("-") or to a file.
+def finish(
+    result: Reported, show: Callable[[Any], None], json: str | None, run: Run, *, kept: bool = False
+) -> None:
+    """Print a result, and write it as JSON.
 
     Args:
-        target: as given with --json.
-        result: what was found.
-        run: whose folder holds the result; one that does not yet gets it if the target cannot be
-            written.
+        result: of a command.
+        show: prints it; not called if the JSON goes to stdout.
+        json: as given with --json.
+        run: its folder holds the result; otherwise it is saved there if `json` cannot be written.
+        kept: whether to print the run folder.
 
     Raises:
-        LmscoutError: the target cannot be written; says where the result is.
+        LmscoutError: the target cannot be written; the message has the place of the result.
     """
     from lmscout.runs import RESULT
 
-    if target not in (None, STDOUT) and _is_of_run(Path(str(target)), run.folder):
-        if not (run.folder / RESULT).is_file():
-            run.save(result)
-        raise LmscoutError(
-            f"--json {target}: is a file of the run: name another file; the result is in "
-            f"{run.folder / RESULT}"
-        )
+    if json != STDOUT:
+        show(result)
+        if kept:
+            print(f"run folder: {run.folder}")
     try:
-        write_values(target, result.to_json())
+        if json not in (None, STDOUT) and _is_of_run(Path(str(json)), run.folder):
+            raise LmscoutError(f"--json {json}: is a file of the run: name another file")
+        write_values(json, result.to_json())
     except LmscoutError as error:
         if not (run.folder / RESULT).is_file():
             run.save(result)
@@ -79,7 +154,7 @@ def write_result(target: str | None, result: Reported, run: Run) -> None:
 
 
 def _is_of_run(target: Path, folder: Path) -> bool:
-    """Whether a file would take the place of one that a run folder, or a model in it, needs."""
+    """Whether writing the target would replace a file of a run folder or of a model in it."""
     inside = target.resolve().is_relative_to(folder.resolve())
     return inside and (target.name in _OF_RUN or target.suffix in _OF_RUN)
 
@@ -92,18 +167,14 @@ def write_values(target: str | None, values: Mapping[str, object]) -> None:
     """
     if target is None:
         return
-    if target == STDOUT:
-        _print_utf8(as_json(values))
-    else:
+    if target != STDOUT:
         write_file(
             Path(target), as_json(values), name=f"--json {target}", remedy="name another file"
         )
-
-
-def _print_utf8(text: str) -> None:
-    """Print JSON, which is UTF-8 whatever the locale."""
+        return
     if sys.stdout is None:
         raise LmscoutError(f"--json {STDOUT}: standard output is closed: name a file")
+    text = as_json(values)  # printed in UTF-8 in any locale
     try:
         sys.stdout.flush()
         if hasattr(sys.stdout, "buffer"):
@@ -119,53 +190,17 @@ def _print_utf8(text: str) -> None:
         ) from error
 
 
-def assessment_table() -> Table:
-    """A table for `assessment_cells`, with a first column for what was assessed."""
-    table = Table(caption="intervals: 95 % bootstrap over architectures")
-    add_name_column(table)
-    for column in fitting(("ρ", "95 %", "τ", "95 %", "in cell", "given size", "top tenth")):
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+def print_formulas(
+    title: str, headings: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]
+) -> None:
+    """Print one formula per line, unbroken, so that it can be pasted.
 
-
-def add_name_column(table: Table, title: str = "") -> None:
-    """A column of names or formulas: long ones go on below, as nothing else tells rows apart."""
-    table.add_column(title, overflow="fold", min_width=len("body-parameters"))
-
-
-def assessment_cells(one: Assessment) -> list[str]:
-    """Cells of a table row: ρ, its interval, τ, its interval, in cell, given size, top tenth.
-
-    Without the second interval, in cell and top tenth where the screen is narrow.
+    Args:
+        title: of the list.
+        headings: of the figures before each formula.
+        rows: figures and formula.
     """
-    cells = agreement_cells(one.agreement)
-    cells += [number(one.within_cell), number(one.given_params)]
-    cells.append(number(one.recall_top_tenth, 2))
-    return fitting(cells)
-
-
-def fitting(figures: Sequence[str]) -> list[str]:
-    """Those of the figures of an assessment, or of their headings, for which there is room."""
-    narrow = table_console().width < _WIDE
-    return [one for place, one in enumerate(figures) if not (narrow and place in _WHERE_WIDE)]
-
-
-def agreement_cells(one: Agreement) -> list[str]:
-    """Cells of a table row: ρ, its interval, τ, its interval."""
-    cells = []
-    for interval in (one.spearman, one.kendall):
-        cells += [number(interval.value), f"{number(interval.low)} … {number(interval.high)}"]
-    return cells
-
-
-def difference(ahead: Interval) -> str:
-    """A difference of two ρ behind a figure, and whether it may be chance; "" if undefined."""
-    if not math.isfinite(ahead.value):
-        return ""
-    chance = "; that may be chance" if ahead.low <= 0 <= ahead.high else ""
-    return f": {ahead.value:+.3f} (95 % {ahead.low:+.3f} to {ahead.high:+.3f}){chance}"
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A figure for a table; a dash where it is not defined."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+    say(f"\n{title}:")
+    for figures, formula in [(headings, "formula"), *rows]:
+        line = "".join(f"{figure:>8}  " for figure in figures) + formula
+        table_console().print(line, soft_wrap=True, highlight=False, markup=False)

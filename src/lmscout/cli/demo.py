@@ -1,4 +1,4 @@
-"""`lmscout demo`: both halves on what lmscout brings along, with nothing to download."""
+"""`lmscout demo`: both halves on the built-in benchmark and model."""
 
 from __future__ import annotations
 
@@ -7,32 +7,26 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.rule import Rule
 
 from lmscout.cli import console
 from lmscout.cli.discover import show as show_discovery
-from lmscout.cli.options import WorkersOption
+from lmscout.cli.options import OUTPUT, WorkersOption, option
 from lmscout.cli.prune import show as show_pruning
 from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
-    from lmscout.discovery import Discovery
     from lmscout.evaluation import Text
     from lmscout.pruning import CalibrationConfig
 
-SEARCH = 40  # architectures that the choice may see
-SEQUENCES = 16  # that every architecture reads: half of what discover takes, half the wait
+SEARCH = 40  # search architectures
+SEQUENCES = 16  # per architecture: half of discover's default, in half the time
 PAIRS = 110
 KEEP = 0.8
 LINE = "    def __repr__(self):\n        return"
-# Proxies of the literature that one pass over an architecture gives; the others take several.
-DESIGNED = (
-    "snip",
-    "grad-norm",
-    "synaptic-saliency",
-    "head-importance",
-    "attention-confidence",
+# Proxies of the literature that need one pass per architecture.
+COMPARED = (
+    *("snip", "grad-norm", "synaptic-saliency", "head-importance", "attention-confidence"),
     "lpzero-flexibert",
 )
 
@@ -48,24 +42,24 @@ MODEL is a folder that save_pretrained wrote, or a name on the Hugging Face Hub.
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(help="Keep the pruned model here; by default it goes again."),
+        option(OUTPUT, "Keep the pruned model here; by default it is deleted.", metavar="FOLDER"),
     ] = None,
     workers: WorkersOption = -1,
 ) -> None:
     """Discover proxies and prune a model, with nothing to download.
 
-    The benchmark and the small model are lmscout's own.
-    Some three minutes on two cores, half of it reading architectures, which is kept.
+    The benchmark and the small model are built in.  About three minutes on two cores; the
+    statistics of the architectures, half of that, are cached.
     """
     started = time.perf_counter()
     screen = console.table_console()
     screen.print(Rule("1. Discover: which formula predicts a trained model's quality?"))
     _discover(workers)
-    screen.print(Rule("2. Prune: the best fifth of a trained model to leave out"))
+    screen.print(Rule("2. Prune: which fifth of a trained model to remove?"))
     with tempfile.TemporaryDirectory(prefix="lmscout-") as folder:
         _prune(out or Path(folder) / "smaller")
     print(NEXT)
-    screen.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
+    console.say(f"{time.perf_counter() - started:.0f} s in all")
 
 
 def _discover(workers: int) -> None:
@@ -77,29 +71,19 @@ def _discover(workers: int) -> None:
     from lmscout.statistics.workers import worker_processes
 
     benchmark = load("pico")
-    batch = Batch(size=SEQUENCES)
-    cache = cache_directory() / "statistics"
     with worker_processes(), shown_progress() as progress:
-        found: Discovery = discover(
-            benchmark,
-            proxies.published(("mean", "sum")),
-            search=SEARCH,
-            seed=0,
-            cache=cache,
-            batch=batch,
-            workers=Workers(workers),
-            progress=progress,
-        )
-        rivals = rank_proxies(
-            benchmark.subset(found.split.test),
-            DESIGNED,
-            seed=0,
-            cache=cache,
-            batch=batch,
-            workers=Workers(workers),
-            progress=progress,
-        )
-    show_discovery(found, rivals.proxies)
+        common = {
+            "seed": 0,
+            "cache": cache_directory() / "statistics",
+            "batch": Batch(size=SEQUENCES),
+            "workers": Workers(workers),
+            "progress": progress,
+        }
+        space = proxies.published(("mean", "sum"))
+        found = discover(benchmark, space, search=SEARCH, **common)  # type: ignore[arg-type]
+        test = benchmark.subset(found.split.test)
+        others = rank_proxies(test, COMPARED, **common)  # type: ignore[arg-type]
+    show_discovery(found, others.proxies)
 
 
 def _prune(out: Path) -> None:
@@ -119,34 +103,28 @@ def _prune(out: Path) -> None:
         )
     show_pruning(result)
     print("\nThe saved model, loaded again, continues a line of Python:")
-    print(_completed(out))
+    loaded = load_model(str(out))
+    tokens = loaded.tokenizer(LINE, return_tensors="pt")
+    made = loaded.model.generate(**tokens, max_new_tokens=48, do_sample=False)  # type: ignore[operator]
+    print(loaded.tokenizer.decode(made[0], skip_special_tokens=True))
 
 
 def calibration_settings() -> CalibrationConfig:
-    """Less text than by default: the model is small, and so should be the wait."""
+    """Less text than by default, since the model is small."""
     from lmscout.pruning import CalibrationConfig
 
     return CalibrationConfig(measured_tokens=4_500, final_tokens=4_500, moment_tokens=20_000)
 
 
 def calibration_text() -> Text:
-    """Enough of the train side for these settings; all of it takes ten seconds to tokenize."""
+    """A part of the train side that suffices; all of it takes ten seconds to tokenize."""
     return builtin_text("train", every=15)
 
 
 def builtin_text(side: str, *, every: int) -> Text:
-    """Every so manieth document of a side of the built-in text, as one text."""
+    """One document in `every` of a side of the built-in text, as one text."""
     from lmscout.builtin.corpus import corpus_digest, corpus_text
     from lmscout.evaluation import Text
 
     name = f"built-in text, {side} side, one document in {every}"
     return Text(name, corpus_text(side, every), corpus_digest(side, every))
-
-
-def _completed(folder: Path) -> str:
-    from lmscout.evaluation import load_model
-
-    loaded = load_model(str(folder))
-    tokens = loaded.tokenizer(LINE, return_tensors="pt")
-    made = loaded.model.generate(**tokens, max_new_tokens=48, do_sample=False)  # type: ignore[operator]
-    return str(loaded.tokenizer.decode(made[0], skip_special_tokens=True))

@@ -1,13 +1,10 @@
-"""`lmscout prune --dry-run`: what a run would take, and nothing done."""
+"""`lmscout prune --dry-run`: an estimate of memory and time; nothing is pruned."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from lmscout.cli import console
-from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
 _GIB, _MIB = 2**30, 2**20
 
 
-def estimate_training_cost(
+def dry_run(
     model: str,
     request: PruneConfig,
     compute_dtype: str | None,
@@ -26,18 +23,18 @@ def estimate_training_cost(
     *,
     reporting: bool,
 ) -> None:
-    """Print what a run would take.
+    """Print an estimate of a run.
 
     Args:
-        model: a folder or a name on the Hub.
-        request: what is wanted.
-        compute_dtype: of the weights in memory; None for what a run would take.
-        device: on which it would run.
+        model: folder or Hub name.
+        request: options of the run.
+        compute_dtype: of the weights in memory; None for the run's default.
+        device: of the run.
         json: where the result goes as JSON.
         reporting: whether the run would report perplexities.
 
     Raises:
-        LmscoutError: the run would be refused for what its model is.
+        LmscoutError: the run would be refused because of its model.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     import torch
@@ -47,26 +44,19 @@ def estimate_training_cost(
 
     config = load_config(model)
     if reporting:
-        fit_protocol(request.protocol, config)  # refuses windows that the model does not read
+        fit_protocol(request.protocol, config)  # refuses windows longer than the model's
     dtype = getattr(torch, compute_dtype) if compute_dtype else memory_dtype(config, device)
-    with shown_progress() as progress:
-        if progress:
-            progress("timing a block", 0, 1)
-        found = estimate(config, request, dtype=dtype, device=device)
-        if progress:
-            progress("timing a block", 1, 1)
+    found = estimate(config, request, dtype=dtype, device=device)
     if json != console.STDOUT:
-        table = Table()
-        table.add_column("")
-        table.add_column("memory", justify="right")
-        table.add_column("time", justify="right")
+        table = console.table("", "memory", "time")
         table.add_row("weights", _size(found.weights), "")
         table.add_row("ordering units", _size(found.importance), "")
         table.add_row("collecting moments", _size(found.calibrating), "")
         pairs = _size(found.measuring)
         if found.pairs:
             for keep, seconds in found.pair.items():
-                table.add_row(f"a pair at keep {keep:g}", pairs, _short(seconds))
+                short = f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+                table.add_row(f"a pair at keep {keep:g}", pairs, short)
             table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
         for one in found.recovery:
             what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
@@ -75,23 +65,16 @@ def estimate_training_cost(
                 _size(one.memory),
                 f"about {_duration(one.seconds)}",
             )
-        screen = console.table_console()
-        screen.print(table)
-        screen.print(
+        console.print_table(table)
+        console.say(
             f"{found.parameters:,} parameters in {str(dtype).removeprefix('torch.')} on "
-            f"{found.device}; peak {_size(found.peak)}. Nothing was pruned.",
-            highlight=False,
+            f"{found.device}; peak {_size(found.peak)}. Nothing was pruned."
         )
     console.write_values(json, found.to_json())
 
 
 def _size(count: int) -> str:
-    """Bytes, in a unit that shows them."""
     return f"{count / _GIB:.2f} GiB" if count >= _GIB / 10 else f"{count / _MIB:.1f} MiB"
-
-
-def _short(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
 
 
 def _duration(seconds: float) -> str:

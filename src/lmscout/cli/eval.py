@@ -1,4 +1,4 @@
-"""`lmscout eval`: what a model or a saved folder is worth, and what it costs."""
+"""`lmscout eval`: perplexity, tasks and cost of a model or a saved folder."""
 
 from __future__ import annotations
 
@@ -7,123 +7,109 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from lmscout.cli import console
-from lmscout.cli.options import DTYPES, JsonOption, KeepOption
+from lmscout.cli.options import (
+    COMPUTATION,
+    DTYPES,
+    TEXT_HELP,
+    JsonOption,
+    KeepOption,
+    ModelArgument,
+    option,
+    refuse_given,
+)
 from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from lmscout.evaluation import Evaluation
 
-    from lmscout.evaluation import Evaluation, Perplexity, TaskScore
-    from lmscout.runs import Run
-
-_SPEED = 8, 128  # sequences a forward, tokens a sequence
-_OTHER_LIMIT = {  # the two are easily taken for each other
-    "--limit": ", or for a text --limit-tokens",
-    "--limit-tokens": ", or for tasks --limit",
-}
-_PROMPT = 512  # tokens that a task's prompt is taken to have
+_PERPLEXITY, _TASKS = "Perplexity", "Tasks"
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder that save_pretrained wrote, or a name on the Hugging Face Hub.",
-            show_default=False,
-        ),
-    ],
+    context: typer.Context,
+    model: ModelArgument,
     perplexity: Annotated[
+        list[str] | None, option(_PERPLEXITY, f"Text: {TEXT_HELP}; repeatable.", metavar="TEXT")
+    ] = None,
+    protocol: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="A text: a file (plain, gzip, or FILE#FIELD of .jsonl or .parquet), or "
-            "hub:OWNER/NAME/CONFIG:SPLIT#FIELD; may be given several times.",
-            show_default=False,
+        option(
+            _PERPLEXITY,
+            "llm-pruner (windows of 128 tokens; the default), windows-512, sliding or "
+            "sliding-1024; repeatable.",
+            metavar="NAME",
         ),
+    ] = None,
+    limit_tokens: Annotated[
+        int | None, option(_PERPLEXITY, "Use only a text's first tokens.", whole=(1, 10**9))
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(
+        option(
+            _TASKS,
+            "Tasks or groups of lm-eval, by log-likelihood: mmlu,piqa,arc_easy.",
             metavar="NAME,...",
-            help="Tasks or groups of lm-eval, by log-likelihood: mmlu,piqa,arc_easy.",
-            show_default=False,
         ),
     ] = None,
     task_data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Read the questions of mmlu, piqa, arc_easy, winogrande and boolq from files "
-            "here, without a network.",
-            show_default=False,
+        option(
+            _TASKS,
+            "Read the questions of mmlu, piqa, arc_easy, winogrande and boolq from files here.",
+            metavar="FOLDER",
         ),
     ] = None,
     shots: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            max=1000,
-            help="Examples before each question; 5 for mmlu, else 0.",
-            show_default=False,
-        ),
+        option(_TASKS, "Examples before each question; 5 for mmlu, else 0.", whole=(0, 1000)),
     ] = None,
     limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=10**9, help="Ask only the first questions of a task.", show_default=False
-        ),
+        int | None, option(_TASKS, "Use only the first questions of a task.", whole=(1, 10**9))
     ] = None,
     speed: Annotated[
-        bool, typer.Option("--speed", help="Measure tokens a second and peak memory too.")
+        bool, option(COMPUTATION, "Measure tokens per second and peak memory.", "--speed")
     ] = False,
-    protocol: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="llm-pruner (windows of 128; the default), windows-512, sliding or "
-            "sliding-1024; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    limit_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, max=10**9, help="Use only a text's first tokens.", show_default=False),
-    ] = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Tokens a forward.")] = 4096,
-    dtype: Annotated[str, typer.Option(help="Of the weights: " + ", ".join(DTYPES))] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
+    batch_tokens: Annotated[
+        int, option(COMPUTATION, "Tokens per forward pass.", whole=(1, 2**24))
+    ] = 4096,
+    dtype: Annotated[
+        str, option(COMPUTATION, "Type of the weights in memory", choices=DTYPES)
+    ] = "float32",
+    device: Annotated[
+        str, option(COMPUTATION, "cpu, cuda, cuda:1, mps, ...", metavar="DEVICE")
+    ] = "cpu",
     out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:
     """Measure a causal language model: perplexity, tasks and cost.
 
-    Each perplexity is reported with its protocol: text, windows, stride, BOS and tokenizer; each
-    score with its standard error and the examples given before a question.
+    Each perplexity has its protocol: text, windows, stride, BOS and tokenizer; each score its
+    standard error and the number of examples before a question.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import api
     from lmscout.runs import Run, default_run_folder
 
     console.check_json_target(json)
-    if dtype not in DTYPES:
-        raise LmscoutError(f"--dtype {dtype}: is none of {', '.join(DTYPES)}")
     if not perplexity and tasks is None:
         raise LmscoutError("nothing to measure: give --perplexity TEXT, --tasks NAME,... or both")
-    asked = [one.strip() for one in (tasks or "").split(",") if one.strip()]
-    if tasks is not None and not asked:
+    names = [one.strip() for one in (tasks or "").split(",") if one.strip()]
+    if tasks is not None and not names:
         raise LmscoutError("--tasks names none: give lm-eval's names, as mmlu,piqa")
-    for_tasks = {"--task-data": task_data, "--shots": shots, "--limit": limit}
-    for_texts = {"--protocol": protocol or None, "--limit-tokens": limit_tokens}
-    _refuse_idle({} if asked else for_tasks, "--tasks NAME,...")
-    _refuse_idle({} if perplexity else for_texts, "--perplexity TEXT")
+    idle = "{option} has nothing to apply to: give %s, or leave it out"
+    if not names:
+        refuse_given(context, ("limit",), idle % "--tasks NAME,..., or for a text --limit-tokens")
+        refuse_given(context, ("task_data", "shots"), idle % "--tasks NAME,...")
+    if not perplexity:
+        also = ", or for tasks --limit"
+        refuse_given(context, ("limit_tokens",), idle % f"--perplexity TEXT{also}")
+        refuse_given(context, ("protocol",), idle % "--perplexity TEXT")
     result = api.evaluate(
         model,
         perplexity=perplexity or (),
-        tasks=asked,
+        tasks=names,
         protocol=protocol or "llm-pruner",
         limit_tokens=limit_tokens,
         batch_tokens=batch_tokens,
@@ -135,88 +121,52 @@ def evaluate(
         device=device,
         out=out,
     )
-    _report(result, Run(out or default_run_folder("eval"), "eval"), json)
-
-
-def _report(result: Evaluation, run: Run, json: str | None) -> None:
-    if json != console.STDOUT:
-        show(result)
-    console.write_result(json, result, run)
+    console.finish(result, show, json, Run(out or default_run_folder("eval"), "eval"))
 
 
 def show(result: Evaluation) -> None:
     """Print costs, perplexities and scores."""
-    _show_cost(result)
-    if result.perplexities:
-        _show_perplexities(result.perplexities)
-    if result.tasks:
-        _show_scores(result.tasks)
-
-
-def _refuse_idle(options: Mapping[str, object], needed: str) -> None:
-    """Refuse options that nothing asked for would use: who gives them believes otherwise."""
-    for option, given in options.items():
-        if given is not None:
-            instead = _OTHER_LIMIT.get(option, "")
-            raise LmscoutError(
-                f"{option} has nothing to apply to: give {needed}{instead}, or leave it out"
-            )
-
-
-def _short(source: str) -> str:
-    """The end of a path or address, so that the bar has room beside it."""
-    return escape(source.rsplit("/", 1)[-1])
-
-
-def _show_cost(result: Evaluation) -> None:
-    said = (
+    adds = result.multiply_adds
+    cost = (
         f"[bold]{escape(result.model)}[/bold]: {result.parameters:,} parameters, "
-        f"{result.bytes / 1e6:,.1f} MB, {_in_millions(result.multiply_adds)} "
-        "multiply-adds a token"
+        f"{result.bytes / 1e6:,.1f} MB, "
+        f"{f'{adds / 1e6:,.1f} million' if adds >= 1e6 else f'{adds:,}'} multiply-adds per token"
     )
     if speed := result.speed:
         shape = f"{speed.batch} x {speed.length}"
-        said += f", {speed.tokens_per_second:,.0f} tokens/s ({shape})"
+        cost += f", {speed.tokens_per_second:,.0f} tokens/s ({shape})"
         if speed.peak_bytes is not None:
-            said += f", peak {speed.peak_bytes / 1e6:,.0f} MB"
-    console.table_console().print(said, highlight=False)
-
-
-def _in_millions(count: int) -> str:
-    return f"{count / 1e6:,.1f} million" if count >= 1e6 else f"{count:,}"
-
-
-def _show_scores(scores: Sequence[TaskScore]) -> None:
-    table = Table(caption="lm-eval, by log-likelihood; ± is the standard error")
-    table.add_column("task")
-    table.add_column("metric")
-    for column in ("score", "±", "shots", "questions"):
-        table.add_column(column, justify="right")
-    for one in scores:
-        table.add_row(
-            escape(one.task + (f" ({one.note})" if one.note else "")),
-            one.metric,
-            f"{one.value:.4f}",
-            "" if one.error is None else f"{one.error:.4f}",
-            str(one.shots),
-            f"{one.questions:,}",
+            cost += f", peak {speed.peak_bytes / 1e6:,.0f} MB"
+    console.say(cost)
+    if result.perplexities:
+        table = console.table(
+            "text",
+            *("protocol", "window", "stride", "perplexity", "tokens"),
+            caption="tokens: those scored; lower perplexity is better",
         )
-    console.table_console().print(table)
-
-
-def _show_perplexities(found: Sequence[Perplexity]) -> None:
-    table = Table(caption="tokens: those scored; lower perplexity is better")
-    table.add_column("text", overflow="fold")
-    table.add_column("protocol")
-    for column in ("window", "stride", "perplexity", "tokens"):
-        table.add_column(column, justify="right")
-    for one in found:
-        table.add_row(
-            escape(one.source),
-            one.protocol.name,
-            str(one.protocol.window),
-            str(one.protocol.stride),
-            f"{one.value:.2f}",
-            f"{one.tokens:,}",
+        for text in result.perplexities:
+            table.add_row(
+                escape(text.source),
+                text.protocol.name,
+                str(text.protocol.window),
+                str(text.protocol.stride),
+                f"{text.value:.2f}",
+                f"{text.tokens:,}",
+            )
+        console.print_table(table)
+    if result.tasks:
+        table = console.table(
+            "task",
+            *("metric", "score", "±", "shots", "questions"),
+            caption="lm-eval, by log-likelihood; ± is the standard error",
         )
-    console.table_console().print(table)
+        for one in result.tasks:
+            table.add_row(
+                escape(one.task + (f" ({one.note})" if one.note else "")),
+                one.metric,
+                f"{one.value:.4f}",
+                "" if one.error is None else f"{one.error:.4f}",
+                str(one.shots),
+                f"{one.questions:,}",
+            )
+        console.print_table(table)

@@ -1,4 +1,4 @@
-"""`lmscout`: one command a module, and one place where errors become one line."""
+"""The command `lmscout`: its commands, and errors as one line."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ from lmscout.version import __version__
 
 INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
 _LONGEST = 1000  # characters of an error
+_ABOUT = "Discover zero-cost proxies, design architectures, prune and evaluate language models."
+_DISCOVER, _PRUNE = "Discover and design", "Prune and evaluate"
 
 app = typer.Typer(
-    help="Judge language-model architectures cheaply.",
+    help=_ABOUT,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
 )
-app.command()(demo)
-app.command()(discover)
-app.command()(rank)
-app.command()(explain)
-app.command()(design)
-app.command()(prune)
-app.command("eval")(evaluate)
-app.add_typer(bench_app, name="bench")
+for command in (demo, discover, rank, explain, design):
+    app.command(rich_help_panel=_DISCOVER if command is not demo else None)(command)
+app.add_typer(bench_app, name="bench", rich_help_panel=_DISCOVER)
+app.command(rich_help_panel=_PRUNE)(prune)
+app.command("eval", rich_help_panel=_PRUNE)(evaluate)
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,16 +54,15 @@ def _options(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Judge language-model architectures cheaply."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one line and exit code 2."""
+    """Run the command line; user errors print one line to stderr and exit with code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # of letters that the locale does not have
+            stream.reconfigure(errors="replace")  # characters that the locale lacks
     with stopping.stoppable():
         _run()
 
@@ -78,12 +76,12 @@ def _run() -> None:
         _fail(str(error))
     except typer.Abort:
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
+    except BrokenPipeError:  # the reader of a pipe has ended
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
         if out_of_memory(error):
-            reason = "".join(str(error).strip().splitlines()[:1]) or "no more can be had"
+            reason = "".join(str(error).strip().splitlines()[:1]) or "none is left"
             _fail(f"out of memory ({reason}): use a larger device, or fewer tokens at once")
         problem = storage_problem(error)
         if problem is None:
@@ -96,14 +94,14 @@ def _run() -> None:
 
 
 def _fail(message: str) -> None:
-    if stopping.is_stopping():  # an error that the end of the work has brought about
+    if stopping.is_stopping():  # an error that the interruption caused
         raise KeyboardInterrupt
     print(f"lmscout: {_shown(without_passwords(message))}", file=sys.stderr)
     sys.exit(2)
 
 
 def _shown(message: str) -> str:
-    """One line; what a terminal would act on, or cannot show, is escaped."""
+    """One line; control characters, and those that a terminal cannot show, are escaped."""
     line = " ".join(message.split())
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST - 200]} ... {line[-190:]}"

@@ -1,80 +1,168 @@
-"""Options that several commands take, each said once."""
+"""Options of the commands: how they are declared, and those that several commands share."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 
-LAST_SEED = 2**63 - 1  # that PyTorch's generators take
+LAST_SEED = 2**63 - 1  # the largest that PyTorch's generators take
 MOST_PARAMETERS = 10**15
+COMPUTATION, OUTPUT = "Computation", "Output"
+MODEL_HELP = "Folder that save_pretrained wrote, or a name on the Hugging Face Hub."
+TEXT_HELP = (
+    "a file (plain, gzip, or FILE#FIELD of .jsonl or .parquet) or hub:NAME/CONFIG:SPLIT#FIELD"
+)
+BENCHMARK_HELP = "pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH."
+
+# Names that the packages accept; repeated here, since importing these takes seconds.
+SPACES = ("published", "two-op", "deep")
+ENGINES = ("genetic", "regularized", "random", "exhaustive")
+FITNESS = ("spearman+pearson", "spearman", "kendall", "beyond-size")
+IMPORTANCES = ("taylor", "magnitude", "activation", "fluctuation", "random")
+COMPENSATIONS = ("least-squares", "none")
+QUALITIES = ("nll", "kl")
+MEASURES = ("parameters", "multiply-adds", "memory", "latency")
+SHAPES = ("any", "uniform")
+RECOVERIES = ("lora", "distill")
 DTYPES = ("float32", "bfloat16", "float16")
 
-BenchmarkArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="BENCHMARK",
-        help="pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH.",
-        show_default=False,
-    ),
-]
+
+def argument(metavar: str, text: str) -> Any:
+    """Declare an argument of a command."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False)
+
+
+def option(
+    group: str,
+    text: str,
+    *names: str,
+    metavar: str | None = None,
+    whole: tuple[int, int] | None = None,
+    choices: Sequence[str] | None = None,
+    **more: Any,
+) -> Any:
+    """Declare an option of a command.
+
+    Args:
+        group: heading under which the help lists it.
+        text: its help; choices are appended.
+        names: its names; by default that of the parameter.
+        metavar: type of its value, such as FILE.
+        whole: least and largest value of a whole number.
+        choices: names that it accepts.
+        more: further arguments of `typer.Option`.
+    """
+    if whole is not None:
+        metavar, more["parser"] = metavar or "INT", _whole_number(*whole)
+    if choices is not None:
+        metavar, more["parser"] = metavar or "NAME", _one_of(choices)
+        more["autocompletion"] = lambda: list(choices)
+        text = f"{text}: {', '.join(choices[:-1])} or {choices[-1]}."
+    return typer.Option(*names, help=text, rich_help_panel=group, metavar=metavar, **more)
+
+
+def _whole_number(least: int, largest: int) -> Callable[[str], int]:
+    def parse(text: str | int) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= largest:
+            raise typer.BadParameter(
+                f"no valid number (got {brief(text)}, expected {least} to {largest})"
+            )
+        return value
+
+    return parse
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            from lmscout.proxies.spelling import did_you_mean
+
+            raise typer.BadParameter(
+                f"unknown name (got {brief(text)}, expected {', '.join(choices)})"
+                f"{did_you_mean(text, choices)}"
+            )
+        return text
+
+    return parse
+
+
+BenchmarkArgument = Annotated[str, argument("BENCHMARK", BENCHMARK_HELP)]
+ModelArgument = Annotated[str, argument("MODEL", MODEL_HELP)]
 WorkersOption = Annotated[
     int,
-    typer.Option(max=1024, help="Architectures read at once; -1 is one a core.", show_default=True),
+    option(COMPUTATION, "Architectures evaluated at once; -1: one per core.", whole=(-1024, 1024)),
 ]
 BackendOption = Annotated[
-    str, typer.Option(help="joblib backend that runs them: loky is processes here.")
+    str, option(COMPUTATION, "joblib backend; loky: local processes.", metavar="NAME")
 ]
 DeviceOption = Annotated[
     str,
-    typer.Option(
-        "--device",
+    option(
+        COMPUTATION,
+        "Device that computes the statistics: cpu, cuda or cuda:1; a GPU evaluates one "
+        "architecture at a time.",
         metavar="DEVICE",
-        help="Where statistics are computed: cpu, or a GPU as cuda or cuda:1, on which one "
-        "architecture follows the other.",
     ),
 ]
 OutOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder for the run; by default a new one under runs/.", show_default=False),
+    Path | None, option(OUTPUT, "Run folder; by default a new one under runs/.", metavar="FOLDER")
 ]
 KeepOption = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Folder for the result and its settings; by default they are not kept.",
-        show_default=False,
-    ),
+    option(OUTPUT, "Run folder; by default the result is not kept.", "--out", metavar="FOLDER"),
 ]
 JsonOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        OUTPUT,
+        "Write the result as JSON; -: to standard output, in place of the table.",
         "--json",
         metavar="FILE",
-        help="Write the result as JSON; - writes it to standard output instead of the table.",
-        show_default=False,
     ),
 ]
 
+
+def refuse_given(context: typer.Context, names: Sequence[str], problem: str) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        context: of the command.
+        names: parameters that must have their defaults.
+        problem: the error, with {option} for the option's name.
+
+    Raises:
+        LmscoutError: one of them was given.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise LmscoutError(problem.format(option=f"--{name.replace('_', '-')}"))
+
+
 _LONGEST_COUNT = 60  # characters
-_THOUSANDS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3}
+_THOUSANDS: Mapping[str, int] = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3}
 
 
 def parameter_count(text: str, option: str) -> int:
-    """Read a number of parameters, such as 3M, 120k, 1.5G or 2,500,000.
+    """Parse a number of parameters, such as 3M, 120k, 1.5G or 2,500,000.
 
     Args:
-        text: a number above 0; k, M, and G or B, are a thousand times each other.
-        option: that it was given to, for the error.
+        text: a positive number; k, M, and G or B are powers of 1,000.
+        option: name of the option, for the error.
 
     Raises:
-        LmscoutError: it is none.
+        LmscoutError: the text is no such number.
     """
     short = text.strip() if len(text) <= _LONGEST_COUNT else ""
     found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)\s*([kmgb]?)", short, re.IGNORECASE)

@@ -1,205 +1,250 @@
-"""`lmscout prune`: a smaller model, chosen by a predictor, saved and reported."""
+"""`lmscout prune`: prune a causal language model with an accuracy predictor."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich import box
 from rich.table import Table
 
-from lmscout.cli import console, recovery_options
-from lmscout.cli.dry_run import estimate_training_cost
-from lmscout.cli.options import DTYPES, LAST_SEED, JsonOption
+from lmscout.cli import console
+from lmscout.cli.dry_run import dry_run as estimate_run
+from lmscout.cli.options import (
+    COMPENSATIONS,
+    COMPUTATION,
+    DTYPES,
+    IMPORTANCES,
+    LAST_SEED,
+    MEASURES,
+    OUTPUT,
+    QUALITIES,
+    RECOVERIES,
+    SHAPES,
+    TEXT_HELP,
+    JsonOption,
+    ModelArgument,
+    option,
+)
 from lmscout.errors import LmscoutError
 
 if TYPE_CHECKING:
+    from lmscout.pruning.recovery.run import RecoveryConfig
     from lmscout.pruning.results import Pruning, Reported
 
-_SHRINKS = 8  # that the table lists, those of most account
-_WIDE = 90  # characters, from which on the table has all its columns
+_TEXTS, _BUDGET, _SEARCH, _RECOVERY = "Texts", "Budget", "Measurement and search", "Recovery"
+_WINDOW, _WINDOWS = (2, 2**31), (12, 10**9)
+_NARROWINGS = 8  # lines of the summary, those of the largest cost
 
 
 def prune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder that save_pretrained wrote, or a name on the Hugging Face Hub.",
-            show_default=False,
-        ),
-    ],
+    model: ModelArgument,
+    *,
     calibration: Annotated[
+        str, option(_TEXTS, f"Text on which plans are measured: {TEXT_HELP}.", metavar="TEXT")
+    ],
+    report: Annotated[
+        str | None, option(_TEXTS, "Text on which perplexities are reported.", metavar="TEXT")
+    ] = None,
+    report_tokens: Annotated[
+        int | None, option(_TEXTS, "Use only the report text's first tokens.", whole=(2, 10**12))
+    ] = None,
+    protocol: Annotated[
         str,
-        typer.Option(
-            metavar="TEXT",
-            help="Text on which plans are measured: a file (plain, gzip, or FILE#FIELD of .jsonl "
-            "or .parquet), or hub:OWNER/NAME/CONFIG with :SPLIT#FIELD behind it.",
-            show_default=False,
+        option(
+            _TEXTS,
+            "Protocol of the reported perplexities: llm-pruner, windows-512, sliding or "
+            "sliding-1024.",
+            metavar="NAME",
         ),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder for the study and the saved model; a stopped run in it goes on.",
-            show_default=False,
+    ] = "llm-pruner",
+    window: Annotated[
+        int | None,
+        option(
+            _TEXTS,
+            "Tokens per calibration window (or --seqlen); by default 128, or the model's attention "
+            "span if that is less.",
+            whole=_WINDOW,
         ),
-    ],
+    ] = None,
+    seqlen: Annotated[int | None, option(_TEXTS, "", whole=_WINDOW, hidden=True)] = None,
+    calibration_windows: Annotated[
+        int | None,
+        option(
+            _TEXTS,
+            "Windows of calibration text, drawn at random (or --nsamples); by default those of "
+            "74,000 tokens.",
+            whole=_WINDOWS,
+        ),
+    ] = None,
+    nsamples: Annotated[int | None, option(_TEXTS, "", whole=_WINDOWS, hidden=True)] = None,
+    calibration_tokens: Annotated[
+        int | None,
+        option(
+            _TEXTS,
+            "The same in tokens: an eighth measures plans, a fifth the finalists, two thirds "
+            "fit the compensation.",
+            whole=(24, 10**12),
+        ),
+    ] = None,
     keep: Annotated[
-        str, typer.Option(help="Share to keep, or several: 0.9,0.8,0.7, served by one study.")
+        str,
+        option(
+            _BUDGET, "Share to keep, or several from one study: 0.9,0.8,0.7.", metavar="SHARE,..."
+        ),
     ] = "0.8",
     of: Annotated[
         str,
-        typer.Option(
-            help="What it is a share of: parameters (in attention and MLP), multiply-adds, "
-            "memory or latency (of the whole model)."
+        option(
+            _BUDGET,
+            "What it is a share of (parameters: in attention and MLP; else of the whole model)",
+            choices=MEASURES,
         ),
     ] = "parameters",
-    report: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="Text on which perplexities are reported.", show_default=False
+    shape: Annotated[
+        str,
+        option(
+            _BUDGET,
+            "Block sizes (uniform: all alike, a model that stock transformers loads)",
+            choices=SHAPES,
         ),
-    ] = None,
-    report_tokens: Annotated[
+    ] = "any",
+    channel_multiple: Annotated[
         int | None,
-        typer.Option(min=2, help="Use only the report text's first tokens.", show_default=False),
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(
-            "--window",
-            "--seqlen",
-            min=2,
-            help="Tokens of a calibration window (sequence length); 128 by default, or what the "
-            "model attends over if that is less.",
-            show_default=False,
-        ),
-    ] = None,
-    calibration_windows: Annotated[
-        int | None,
-        typer.Option(
-            "--calibration-windows",
-            "--nsamples",
-            min=12,
-            help="Windows of calibration text in all, drawn at random; by default as many as make "
-            "74,000 tokens.",
-            show_default=False,
-        ),
-    ] = None,
-    calibration_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=24,
-            help="The same in tokens: an eighth measures plans, a fifth the finalists, two thirds "
-            "fit the compensation.",
-            show_default=False,
+        option(
+            _BUDGET,
+            "MLP widths are multiples of it; by default of what is fast on the device.",
+            whole=(1, 2**20),
         ),
     ] = None,
     pairs: Annotated[
-        int, typer.Option(min=20, max=100_000, help="Architecture-accuracy pairs.")
+        int, option(_SEARCH, "Architecture-accuracy pairs to measure.", whole=(20, 100_000))
     ] = 200,
     importance: Annotated[
-        str, typer.Option(help="random, magnitude, taylor, activation or fluctuation.")
+        str, option(_SEARCH, "Importance that orders units", choices=IMPORTANCES)
     ] = "taylor",
     compensation: Annotated[
-        str,
-        typer.Option(
-            help="least-squares, or none: whether what stays is compensated for what goes."
-        ),
+        str, option(_SEARCH, "Compensation of pruned units", choices=COMPENSATIONS)
     ] = "least-squares",
     quality: Annotated[
-        str, typer.Option(help="nll, or kl (divergence from the dense model): what is measured.")
+        str,
+        option(
+            _SEARCH, "What is measured (kl: divergence from the dense model)", choices=QUALITIES
+        ),
     ] = "nll",
-    shape: Annotated[
-        str,
-        typer.Option(
-            help="any: every block at its own size; uniform: as stock transformers loads."
-        ),
-    ] = "any",
-    protocol: Annotated[str, typer.Option(help="Of the reported perplexities.")] = "llm-pruner",
-    dtype: Annotated[
+    objective: Annotated[
         str | None,
-        typer.Option(
-            help="Of the saved weights: " + ", ".join(DTYPES) + "; as MODEL's by default.",
-            show_default=False,
+        option(
+            _SEARCH,
+            "Search by a proxy alone, without measured pairs: name of the catalog or expression, "
+            "as proxy:snip.",
+            metavar="proxy:PROXY",
         ),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(help="cpu, cuda, mps, or several that share the measuring: cuda:0,cuda:1."),
-    ] = "cpu",
-    compute_dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the weights in memory: " + ", ".join(DTYPES) + "; by default float32 on a "
-            "CPU, as MODEL is saved elsewhere.",
-            show_default=False,
-        ),
-    ] = None,
-    channel_multiple: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=2**20,
-            help="MLP widths are multiples of it; by default of what the device runs fast.",
-            show_default=False,
+    judge: Annotated[str | None, option(_SEARCH, "", hidden=True)] = None,
+    feature: Annotated[
+        list[str] | None,
+        option(
+            _SEARCH,
+            "Use a proxy's score as a feature of the predictor; repeatable.",
+            metavar="proxy:PROXY",
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=LAST_SEED, help="Of everything that is drawn.")
+        int, option(_SEARCH, "Seed of everything that is drawn.", whole=(0, LAST_SEED))
     ] = 0,
     storage: Annotated[
         str | None,
-        typer.Option(
+        option(
+            _SEARCH,
+            "Optuna storage of the study: a URL or a SQLite file; by default a file in the run "
+            "folder. Runs that share a storage take turns.",
             metavar="URL|FILE",
-            help="Optuna storage for the study: a URL or a SQLite file; by default a file in the "
-            "run folder. Runs that share one wait for each other.",
-            show_default=False,
         ),
     ] = None,
-    recover: recovery_options.MethodOption = None,
-    elastic: recovery_options.ElasticOption = False,
-    recover_text: recovery_options.TextOption = None,
-    recover_steps: recovery_options.StepsOption = None,
-    recover_tokens: recovery_options.TokensOption = None,
-    recover_minutes: recovery_options.MinutesOption = None,
-    recover_rank: recovery_options.RankOption = None,
-    recover_rate: recovery_options.RateOption = None,
-    recover_batch: recovery_options.BatchOption = None,
-    judge: Annotated[str | None, typer.Option(hidden=True)] = None,
-    objective: Annotated[
+    recover: Annotated[
         str | None,
-        typer.Option(
-            metavar="proxy:PROXY",
-            help="Search by a proxy alone, with no pair and no finalist measured: an expression, "
-            "or a name of the catalog, such as proxy:snip.",
-            show_default=False,
+        option(
+            _RECOVERY,
+            "Train the selected model through adapters that are merged before saving (distill: "
+            "towards the dense model's logits)",
+            choices=RECOVERIES,
         ),
     ] = None,
-    feature: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="proxy:PROXY",
-            help="Tell the predictor a proxy's score of every plan; may be given again.",
-            show_default=False,
+    elastic: Annotated[
+        bool,
+        option(
+            _RECOVERY,
+            "Train one adapter for all plans before any is measured, by --recover or distill.",
+            "--elastic",
         ),
+    ] = False,
+    recover_text: Annotated[
+        str | None,
+        option(_RECOVERY, "Training text; by default the calibration text.", metavar="TEXT"),
+    ] = None,
+    recover_steps: Annotated[
+        int | None, option(_RECOVERY, "Maximum steps; 300 unless tokens are given.", metavar="INT")
+    ] = None,
+    recover_tokens: Annotated[
+        int | None, option(_RECOVERY, "Maximum tokens over all steps.", metavar="INT")
+    ] = None,
+    recover_minutes: Annotated[
+        float | None,
+        option(
+            _RECOVERY, "Maximum minutes; the result then depends on the machine.", metavar="FLOAT"
+        ),
+    ] = None,
+    recover_rank: Annotated[
+        int | None, option(_RECOVERY, "Rank of the adapters; 16 by default.", metavar="INT")
+    ] = None,
+    recover_rate: Annotated[
+        float | None, option(_RECOVERY, "Highest learning rate; 0.001 by default.", metavar="FLOAT")
+    ] = None,
+    recover_batch: Annotated[
+        int | None, option(_RECOVERY, "Tokens per step; 2,048 by default.", metavar="INT")
+    ] = None,
+    device: Annotated[
+        str,
+        option(
+            COMPUTATION,
+            "cpu, cuda, mps, or several that share the measuring: cuda:0,cuda:1.",
+            metavar="DEVICE",
+        ),
+    ] = "cpu",
+    compute_dtype: Annotated[
+        str | None,
+        option(
+            COMPUTATION,
+            "Type of the weights in memory; by default float32 on a CPU, else as saved",
+            choices=DTYPES,
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        option(
+            OUTPUT,
+            "Run folder: study and saved model; a stopped run in it continues.",
+            metavar="FOLDER",
+        ),
+    ],
+    dtype: Annotated[
+        str | None,
+        option(OUTPUT, "Type of the saved weights; by default as MODEL's", choices=DTYPES),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
+        option(
+            OUTPUT,
+            "Estimate memory and time, and stop; MODEL needs no weights, only its config.json.",
             "--dry-run",
-            help="Say what memory and time a run would take, and stop; a MODEL with nothing but "
-            "its config.json will do.",
         ),
     ] = False,
     json: JsonOption = None,
 ) -> None:
     """Prune a causal language model with an accuracy predictor.
 
-    The same command continues a run that was stopped; nothing is measured twice.
+    The same command continues a run that was stopped; no pair is measured twice.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     import torch
@@ -214,25 +259,21 @@ def prune(
 
     console.check_json_target(json)
     out = home_path(out)
-    if compensation not in ("least-squares", "none"):
-        raise LmscoutError(f"--compensation {compensation}: is neither least-squares nor none")
-    for option, name in (("--dtype", dtype), ("--compute-dtype", compute_dtype)):
-        if name is not None and name not in DTYPES:
-            raise LmscoutError(f"{option} {name}: is none of {', '.join(DTYPES)}")
     if report_tokens is not None and report is None:
         raise LmscoutError("--report-tokens has nothing to apply to: give --report TEXT")
+    windows = calibration_windows or nsamples
     calibration_settings = CalibrationConfig(
         importance=importance,
         compensate=compensation != "none",
         quality=quality,
-        window=window,
-        windows=calibration_windows,
+        window=window or seqlen,
+        windows=windows,
     )
     if calibration_tokens is not None:
-        if calibration_windows is not None:
+        if windows is not None:
             raise LmscoutError("--calibration-windows and --calibration-tokens: give one of them")
         calibration_settings = calibration_settings.of_tokens(calibration_tokens)
-    devices_of(device)
+    devices = devices_of(device)
     request = PruneConfig(
         keep=_shares(keep),
         of=of,
@@ -245,11 +286,11 @@ def prune(
         calibration=calibration_settings,
         storage=storage,
         channel_multiple=channel_multiple,
-        recovery=recovery_options.recovery_request(
+        recovery=recovery_request(
             recover,
             elastic,
-            recover_text,
             seed,
+            text=recover_text,
             steps=recover_steps,
             tokens=recover_tokens,
             minutes=recover_minutes,
@@ -257,21 +298,13 @@ def prune(
             rate=recover_rate,
             batch=recover_batch,
         ),
-        objective=objective or judge,  # `--judge` is its name in version 0.1
+        objective=objective or judge,  # `--judge`: its name in version 0.1
         features=tuple(feature or ()),
     )
     if dry_run:
-        text = read_text(calibration)
-        others = [read_text(one) for one in (report, recover_text) if one is not None]
-        check_request(
-            request,
-            text,
-            others[0] if report is not None else None,
-            None,
-            others[-1] if recover_text is not None else None,
-        )
-        estimate_training_cost(model, request, compute_dtype, devices_of(device)[0], json,
-                 reporting=report is not None)  # fmt: skip
+        texts = [one and read_text(one) for one in (calibration, report, recover_text)]
+        check_request(request, texts[0], texts[1], None, texts[2])  # type: ignore[arg-type]
+        estimate_run(model, request, compute_dtype, devices[0], json, reporting=report is not None)
         return
     result = api.prune(
         model,
@@ -283,52 +316,78 @@ def prune(
         device=device,
         compute_dtype=compute_dtype,
     )
-    if json != console.STDOUT:
-        show(result)
-    console.write_result(json, result, Run(out, COMMAND))
+    console.finish(result, show, json, Run(out, COMMAND))
 
 
 def _shares(given: str) -> tuple[float, ...]:
-
     try:
         return tuple(float(one) for one in given.split(","))
     except ValueError:
-        raise LmscoutError(
-            f"--keep {given}: is no share, nor shares with commas between; try 0.8"
-        ) from None
+        raise LmscoutError(f"--keep {given}: no share (expected 0.8, or 0.9,0.8)") from None
+
+
+def recovery_request(
+    method: str | None, elastic: bool, seed: int, *, text: str | None = None, **given: Any
+) -> RecoveryConfig:
+    """The recovery that the options describe.
+
+    Args:
+        method: of the selected model's training; None for none.
+        elastic: whether one adapter is trained for all plans.
+        seed: of the training.
+        text: training text; None for the calibration text.
+        given: steps, tokens, minutes, rank, rate and batch; None for the default.
+
+    Raises:
+        LmscoutError: there are options of a recovery without one, or a number is invalid.
+    """
+    from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
+    from lmscout.pruning.recovery.run import RecoveryConfig
+
+    values = {name: value for name, value in given.items() if value is not None}
+    if method is None and not elastic:
+        for name in [*(["text"] if text is not None else []), *values]:
+            raise LmscoutError(
+                f"--recover-{name} is for --recover lora, --recover distill or --elastic"
+            )
+        return RecoveryConfig()
+    names = {"rate": "learning_rate", "batch": "batch_tokens", "minutes": "seconds"}
+    if "minutes" in values:
+        values["minutes"] *= 60
+    if "tokens" in values:
+        values.setdefault("steps", None)  # tokens alone bound the training
+    settings = RecoverySettings(
+        method=method or DISTILL,
+        seed=seed,
+        **{names.get(name, name): value for name, value in values.items()},
+    )
+    settings.check()
+    return RecoveryConfig(
+        winners=settings if method else None, elastic=settings if elastic else None
+    )
 
 
 def show(result: Pruning) -> None:
-    """Print what was found beside what a uniform cut gives, and what was learnt on the way."""
-    screen = console.table_console()
-    screen.print(table(result, wide=screen.width >= _WIDE))
+    """Print the found models beside uniform pruning, and what the run measured."""
+    console.print_table(table(result))
     for note in _notes(result):
-        screen.print(note, highlight=False, style="dim")
-    _tell(result)
+        console.say(note, style="dim")
+    _show_run(result)
     print(f"study: {result.study}")
     for size in result.sizes:
         print(f"saved model: {size.folder}")
 
 
-def table(result: Pruning, *, wide: bool) -> Table:
-    """The models of the report, a row each.
-
-    Args:
-        result: what was found.
-        wide: whether there is room for perplexities over the dense model's.
-    """
+def table(result: Pruning) -> Table:
+    """The models of the report, one row each."""
     from lmscout.pruning.results import LABELS
 
     dense = result.dense
-    measured = dense.perplexity is not None
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    shown.add_column("", overflow="fold", min_width=len("uniform, compensated"))
-    perplexities = ["perplexity", *(["over\ndense"] if wide else [])] if measured else []
-    for column in (
-        *("parameters", "kept\nof all", "kept of\nprunable", "loss\nincrease"),
-        *perplexities,
-    ):
-        shown.add_column(column, justify="right", no_wrap=True, vertical="bottom")
+    shown = console.table(
+        "",
+        *("parameters", "kept\nof all", "of pru-\nnable", "loss\nincr."),
+        *(["perplex-\nity", "over\ndense"] if dense.perplexity is not None else []),
+    )
     recovered = any(size.recovery for size in result.sizes)
     rows: list[tuple[str, Reported | None]] = [(LABELS["dense"], dense)]
     if result.dense_elastic is not None:
@@ -347,18 +406,19 @@ def table(result: Pruning, *, wide: bool) -> Table:
             cells.append(f"{one.perplexity.value:,.2f}")
             cells.append(f"{one.perplexity.value / dense.perplexity.value - 1:+.1%}")
         best = one.name == ("found_recovered" if recovered else "found")
-        shown.add_row(*cells[: len(shown.columns)], style="bold" if best else None)
+        shown.add_row(*cells, style="bold" if best else None)
     return shown
 
 
 def _notes(result: Pruning) -> list[str]:
-    """What the table's columns are."""
+    """Legends of the table's columns and rows."""
+    from lmscout.pruning.results import LABELS
+
     rows = [one for size in result.sizes for one in size.models]
     seen = any(one.loss_increase is None for one in rows)
-    protected = any(one.name == "uniform_protected" for one in rows)
+    protected = any("protected" in LABELS[one.name] for one in rows)
     return [
-        "kept: share of the dense model's parameters: of all, and of the prunable ones, those in "
-        "attention and MLP",
+        "kept: share of the dense model's parameters; prunable: those in attention and MLP",
         f"loss increase: nats/token over the dense model on {result.held_out_tokens:,} held-out "
         f"tokens of calibration text{'; –: recovery was trained on them' if seen else ''}",
         *(["protected: first and last sixth of the blocks unpruned"] if protected else []),
@@ -371,29 +431,29 @@ def _signed(increase: float | None) -> str:
     return f"{increase:+.4f}" if math.isfinite(increase) else "infinite"
 
 
-def _tell(result: Pruning) -> None:
-    """Predictor, narrowings, sizes, recovery and seconds, in sentences."""
-    screen = console.table_console()
-    words = result.predictor.words if result.predictor else "none: all plans were measured"
-    who = "predictor" if result.objective is None else "objective"
-    words = words if result.objective is None else result.objective.words
-    screen.print(f"{who}: {words}", highlight=False)
-    telling = sorted(result.narrowing_steps, key=lambda narrowing_step: -abs(narrowing_step.cost))
-    for narrowing_step in telling[:_SHRINKS]:
-        screen.print(f"  {narrowing_step.words}", highlight=False)
-    if len(telling) > _SHRINKS:
-        screen.print(f"  and {len(telling) - _SHRINKS} more narrowings, see --json")
+def _show_run(result: Pruning) -> None:
+    """Print predictor, narrowing, sizes, recovery and seconds."""
+    if result.objective is not None:
+        console.say(f"objective: {result.objective.words}")
+    else:
+        words = result.predictor.words if result.predictor else "none: all plans were measured"
+        console.say(f"predictor: {words}")
+    steps = sorted(result.narrowing_steps, key=lambda one: -abs(one.cost))
+    for step in steps[:_NARROWINGS]:
+        console.say(f"  {step.words}")
+    if len(steps) > _NARROWINGS:
+        console.say(f"  and {len(steps) - _NARROWINGS} more narrowing steps, see --json")
     for size in result.sizes:
-        screen.print(size.words, highlight=False)
+        console.say(size.words)
         for verdict in size.verdict:
-            screen.print(verdict, highlight=False, style="bold")
+            console.say(verdict, style="bold")
         if size.recovery is not None:
-            screen.print(f"  recovered by {size.recovery.words}", highlight=False)
+            console.say(f"  recovered by {size.recovery.words}")
     if result.elastic is not None:
-        screen.print(f"elastic recovery by {result.elastic.trained.words}", highlight=False)
+        console.say(f"elastic recovery by {result.elastic.trained.words}")
         for change in result.elastic.orders:
-            screen.print(f"  {change.words}", highlight=False)
+            console.say(f"  {change.words}")
     if result.below_dense is not None:
-        screen.print(result.below_dense, highlight=False)
+        console.say(result.below_dense)
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result.seconds.items())
-    screen.print(f"{result.pairs} pairs; {seconds}", highlight=False)
+    console.say(f"{result.pairs} pairs; {seconds}")

@@ -1,11 +1,8 @@
-"""`lmscout rank`: judge given proxies on a benchmark."""
+"""`lmscout rank`: rank given proxies by their correlation with quality."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
-
-import typer
-from rich.markup import escape
 
 from lmscout.cli import console
 from lmscout.cli.options import (
@@ -16,35 +13,39 @@ from lmscout.cli.options import (
     JsonOption,
     OutOption,
     WorkersOption,
+    option,
 )
 
 if TYPE_CHECKING:
     from lmscout.discovery import RankResult
+
+_PROXIES = "Proxies"
 
 
 def rank(
     benchmark: BenchmarkArgument,
     proxy: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME_OR_EXPRESSION",
-            help="A proxy of the catalog, or an expression such as 'sum(std(grad))'; a minus sign "
-            "before it where lower scores are better; may be given several times; the whole "
-            "catalog by default.",
-            show_default=False,
+        option(
+            _PROXIES,
+            "Name of the catalog, or expression such as 'sum(std(grad))'; with a minus sign if "
+            "lower scores are better; repeatable; by default the whole catalog.",
+            metavar="PROXY",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the models' weights.")] = 0,
+    seed: Annotated[
+        int, option(_PROXIES, "Seed of the models' weights.", whole=(0, LAST_SEED))
+    ] = 0,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     device: DeviceOption = "cpu",
     out: OutOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Judge proxies on all architectures of a benchmark.
+    """Rank given proxies on all architectures of a benchmark.
 
-    Correlations are with the sign that a proxy was published with, or is given: a negative one
-    says that the proxy ranks architectures the wrong way round.
+    Correlations have the sign that a proxy is published or given with: a negative one is a
+    proxy that ranks architectures in the wrong direction.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import api
@@ -62,27 +63,20 @@ def rank(
         device=device,
         out=folder,
     )
-    if json != console.STDOUT:
-        show(result)
-        print(f"run folder: {folder}")
-    console.write_result(json, result, Run(folder, "rank"))
+    console.finish(result, show, json, Run(folder, "rank"), kept=True)
 
 
 def show(result: RankResult) -> None:
     """Print the correlations of proxies and baselines."""
-    screen = console.table_console()
-    screen.print(
-        f"[bold]{escape(result.benchmark)}[/bold]: {result.n_architectures} architectures; "
-        f"quality is {result.metric}",
-        highlight=False,
-    )
-    table = console.assessment_table()
+    console.print_benchmark(result.benchmark, result.n_architectures, result.metric)
+    table = console.table("", *console.ASSESSMENT, caption="95 % bootstrap over architectures")
+    seen = [one.name for one in result.proxies if result.seen(one.name)]
     for one in result.proxies:
-        mark = console.SEEN if result.seen(one.name) else ""
+        mark = console.SEEN if one.name in seen else ""
         table.add_row(one.name + mark, *console.assessment_cells(one))
     table.add_section()
     for one in result.baselines:
         table.add_row(one.name, *console.assessment_cells(one), style="dim")
-    screen.print(table)
-    if any(result.seen(one.name) for one in result.proxies):
-        screen.print(f"{console.SEEN.strip()} {console.FLATTERED}", highlight=False)
+    console.print_table(table)
+    if seen:
+        console.say(f"{console.SEEN.strip()} {console.FLATTERED}")

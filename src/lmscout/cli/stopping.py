@@ -1,9 +1,9 @@
 """How a command ends when a signal stops it: one line, within five seconds, no traceback.
 
-The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt in the main thread, so that the work
-ends as for Control-C, with everything saved that is saved then.  A second one ends the process at
-once, and so does a thread that hears signals also while the main thread is in compiled code.
-Child processes end with this one (`lmscout.children`).  No library call installs any of this.
+The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt in the main thread, so that finished
+work is saved as for Control-C.  A second one ends the process at once; so does a thread that
+receives signals even while the main thread runs compiled code.  Child processes end with this one
+(`lmscout.children`).  No library call installs any of this.
 """
 
 from __future__ import annotations
@@ -27,28 +27,27 @@ SECONDS = 4.0
 """From the first signal to the end of the process, at most."""
 
 _TOGETHER = 0.1  # seconds within which signals are one: of `timeout`, of a terminal that closes
-_UNHEARD = "ignore:resource_tracker:UserWarning"
+_QUIET = "ignore:resource_tracker:UserWarning"
 _CONTINUES = "; the same command continues where this one stopped"
-# Where that is not so.
 _AFTER_STOP = {
-    "eval": "; the same command begins anew",
-    "demo": "; the same command begins anew, with what was read of the architectures",
+    "eval": "; the same command starts again",
+    "demo": "; the same command starts again, with the cached statistics",
 }
 
 
 class _State:
-    """What signals have come, and what they are to do."""
+    """Signals received, and their effect."""
 
     def __init__(self) -> None:
-        self.working = False  # whether there is work that a KeyboardInterrupt ends
+        self.working = False  # whether a KeyboardInterrupt ends the work
         self.received = 0  # number of the first signal; 0 before
         self.first = 0.0  # its time
-        self.again = False  # the KeyboardInterrupt was lost and is raised once more
-        self.resent = 0  # signals that come from here, and that `_hear` has not heard yet
-        self.said = False  # whether the line has been printed
+        self.again = False  # whether the KeyboardInterrupt was lost and is raised again
+        self.resent = 0  # own signals that `_watch` has not received yet
+        self.printed = False  # whether the line has been printed
         self.ending = threading.Lock()
-        self.heard, self.update = socket.socketpair()
-        self.update.setblocking(False)
+        self.receiver, self.sender = socket.socketpair()
+        self.sender.setblocking(False)
 
     def is_second(self) -> bool:
         return time.monotonic() - self.first > _TOGETHER
@@ -58,7 +57,7 @@ _listening: list[_State] = []  # one at most
 
 
 def listen() -> Callable[[], None]:
-    """Have signals end this process; in the main thread of a command.
+    """Install the signal handlers; in the main thread of a command.
 
     Returns:
         A function that undoes it.
@@ -68,17 +67,16 @@ def listen() -> Callable[[], None]:
     handlers = {
         one: signal.getsignal(one) for one in STOPPING if signal.getsignal(one) != signal.SIG_IGN
     }
-    wakeup = signal.set_wakeup_fd(state.update.fileno(), warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(state.sender.fileno(), warn_on_full_buffer=False)
     for one in handlers:
         signal.signal(one, _handle)
-    # Semaphores that are left where the process ends at once are removed by a process of joblib's,
-    # which would warn of them.
+    # If the process ends at once, a process of joblib's removes its semaphores, with a warning.
     known = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (known, _UNHEARD)))
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (known, _QUIET)))
     unraisable, in_thread = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = _quiet_after_stop(unraisable)
     threading.excepthook = _quiet_after_stop(in_thread)
-    thread = threading.Thread(target=_hear, args=(state,), daemon=True)
+    thread = threading.Thread(target=_watch, args=(state,), daemon=True)
     thread.start()
 
     def undo() -> None:
@@ -86,9 +84,9 @@ def listen() -> Callable[[], None]:
             signal.signal(one, handler)
         signal.set_wakeup_fd(wakeup)
         sys.unraisablehook, threading.excepthook = unraisable, in_thread
-        state.update.close()
-        thread.join(1.0)  # which ends as its end of the pair is closed
-        state.heard.close()
+        state.sender.close()
+        thread.join(1.0)  # ends since its socket is closed
+        state.receiver.close()
         del os.environ["PYTHONWARNINGS"]
         if known is not None:
             os.environ["PYTHONWARNINGS"] = known
@@ -99,10 +97,10 @@ def listen() -> Callable[[], None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let a signal interrupt the block; if one came, print one line and exit with 128 + its number.
+    """Let a signal interrupt the block; then print one line and exit with 128 + its number.
 
     Raises:
-        SystemExit: a signal came, whatever the block made of it.
+        SystemExit: a signal was received, whatever the block raised.
     """
     undo = None if _listening else listen()
     (state,) = _listening
@@ -121,15 +119,15 @@ def stoppable() -> Iterator[None]:
         if undo:
             undo()
     if state.received:
-        _say(state)
-        if undo is None:  # taking all modules apart may take seconds
+        _print_line(state)
+        if undo is None:  # unloading all modules may take seconds
             atexit._run_exitfuncs()
             os._exit(128 + state.received)
         sys.exit(128 + state.received)
 
 
 def is_stopping() -> bool:
-    """Whether a signal has come that ends the command."""
+    """Whether a signal that ends the command has been received."""
     return any(state.received for state in _listening)
 
 
@@ -140,22 +138,22 @@ def _handle(number: int, _: FrameType | None) -> None:
         if not state.received:
             state.received, state.first = number, time.monotonic()
         state.again = False
-        warnings.simplefilter("ignore")  # of libraries whose work is cut off
+        warnings.simplefilter("ignore")  # of interrupted libraries
         raise KeyboardInterrupt
     if not state.received or state.is_second():
         _end(state, number)
 
 
-def _hear(state: _State) -> None:
-    """What the thread does: end the process where the main thread does not in time."""
+def _watch(state: _State) -> None:
+    """End the process if the main thread does not in time."""
     until, first = None, 0
     while True:
-        state.heard.settimeout(None if until is None else max(0.0, until - time.monotonic()))
+        state.receiver.settimeout(None if until is None else max(0.0, until - time.monotonic()))
         try:
-            numbers = state.heard.recv(64)
+            numbers = state.receiver.recv(64)
         except TimeoutError:
             _end(state, first)
-        if not numbers:  # the other end is closed
+        if not numbers:  # the socket is closed
             return
         for number in numbers:
             if number not in STOPPING or signal.getsignal(number) is not _handle:
@@ -173,17 +171,17 @@ def _hear(state: _State) -> None:
 def _end(state: _State, number: int) -> NoReturn:
     """End the process now; files are written atomically, and children end by themselves."""
     if not state.ending.acquire(blocking=False):
-        while True:  # another thread is at it
+        while True:  # another thread ends the process
             time.sleep(1)
     state.received = state.received or number
-    _say(state)
+    _print_line(state)
     os._exit(128 + state.received)
 
 
-def _say(state: _State) -> None:
-    if state.said:
+def _print_line(state: _State) -> None:
+    if state.printed:
         return
-    state.said = True
+    state.printed = True
     (command,) = sys.argv[1:2] or ("",)
     line = f"lmscout: interrupted{_AFTER_STOP.get(command, _CONTINUES)}\n"
     with suppress(OSError, ValueError):  # the terminal may be gone
@@ -195,7 +193,7 @@ def _say(state: _State) -> None:
 
 
 def _quiet_after_stop(hook: Callable[[Any], object]) -> Callable[[Any], None]:
-    """A hook for exceptions that nothing catches, which says nothing once a signal has come.
+    """A hook for uncaught exceptions that is silent once a signal has been received.
 
     A KeyboardInterrupt that was raised where it is dropped, as in a destructor, is raised again.
     """

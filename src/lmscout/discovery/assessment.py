@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import Annotated
 
 from lmscout.benchmarks import Benchmark
+from lmscout.discovery.scorer import Scores
 from lmscout.errors import LmscoutError
 from lmscout.metrics import (
     Agreement,
@@ -21,10 +20,14 @@ from lmscout.metrics import (
     top_recall,
     within_cell_spearman,
 )
-from lmscout.proxies import Entry, Expression, format_expression, resolve
+from lmscout.models import ArchitectureSpec, spec_from_dict
+from lmscout.proxies import Entry, Expression, format_expression, parse, resolve
 from lmscout.proxies.spelling import shown
+from lmscout.results import SavedAs
 
-Scores = npt.NDArray[np.float64]
+SavedTree = Annotated[Expression, SavedAs(format_expression, parse)]
+OptionalTree = Annotated[Expression | None, SavedAs(format_expression, parse)]
+SavedSpec = Annotated[ArchitectureSpec, SavedAs(lambda one: one.to_dict(), spec_from_dict)]
 
 FALLING = "-"  # before a proxy whose lower scores are better
 _FIGURES = ("within_cell", "given_params", "recall_top_tenth")
@@ -32,21 +35,13 @@ _FIGURES = ("within_cell", "given_params", "recall_top_tenth")
 
 @dataclass(frozen=True)
 class Assessment:
-    """How well scores rank a set of architectures.
-
-    Attributes:
-        name: the proxy's name or text, or the baseline's name.
-        agreement: Spearman's ρ and Kendall's τ-b with bootstrap intervals.
-        within_cell: Spearman's ρ among architectures of one depth and width.
-        given_params: Spearman's ρ with the number of parameters held fixed.
-        recall_top_tenth: share of the best tenth that is in the scores' best tenth.
-    """
+    """How well a named proxy's or baseline's scores rank a set of architectures."""
 
     name: str
-    agreement: Agreement
-    within_cell: float
-    given_params: float
-    recall_top_tenth: float
+    agreement: Agreement  # ρ and τ-b with bootstrap intervals
+    within_cell: float  # ρ among architectures of one depth and width
+    given_params: float  # ρ with the number of parameters held fixed
+    recall_top_tenth: float  # share of the best tenth that is in the scores' best tenth
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -77,13 +72,7 @@ def interval_json(interval: Interval) -> dict[str, object]:
 
 
 def assess(name: str, scores: Scores, benchmark: Benchmark) -> Assessment:
-    """Assess scores on a benchmark or on a subset of one.
-
-    Args:
-        name: of the scores.
-        scores: [n], higher means better.
-        benchmark: the architectures and their quality.
-    """
+    """Assess named scores [n], higher is better, on a benchmark or on a subset of one."""
     quality, specs = benchmark.quality, benchmark.specs
     return Assessment(
         name,
@@ -152,12 +141,7 @@ class Compared:
 def compare_baselines(
     scores: Scores, benchmark: Benchmark
 ) -> tuple[tuple[Assessment, ...], Interval]:
-    """The configuration baselines, and the difference of ρ between scores and the best of them.
-
-    Args:
-        scores: [n], higher means better.
-        benchmark: the architectures and their quality.
-    """
+    """The configuration baselines, and ρ of scores [n] less that of the best of them."""
     baselines = assess_baselines(benchmark)
     best = baseline_scores(benchmark)[hardest(baselines).name]
     return baselines, spearman_difference(scores, best, benchmark.quality)
@@ -184,15 +168,10 @@ def _spearman_or_zero(one: Assessment) -> float:
 
 @dataclass(frozen=True)
 class SignedProxy:
-    """A proxy with its sign.
+    """A proxy with its sign."""
 
-    Attributes:
-        name: its name in the catalog, or its text in the usual form.
-        sign: 1 if a higher score is better, -1 if a lower one is.
-    """
-
-    name: str
-    sign: int
+    name: str  # in the catalog, or its text in the usual form
+    sign: int  # 1 if a higher score is better, -1 if a lower one is
 
     def __str__(self) -> str:
         """The text that `signed_proxy` parses."""

@@ -19,21 +19,20 @@ LiteTransformerSearch +0.014 +- 0.006, +0.030; FlexiBERT +0.011 +- 0.006, +0.013
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.linear_model import BayesianRidge
 
 from lmscout.discovery.engines import Candidate, Coefficient, fittest, joint_fitness
+from lmscout.discovery.scorer import Scores
 from lmscout.metrics import fisher_z, logarithm, spearman
-from lmscout.proxies import LARGEST, Expression
+from lmscout.proxies import LARGEST, Expression, format_expression, parse
 from lmscout.proxies.primitives import SPEC_LEAVES, number_text
 from lmscout.statistics.deep_values import joined_score
 
-Scores = npt.NDArray[np.float64]
 Term = tuple[int, ...]  # places of the quantities that are multiplied; that of the product is 0
 
 FEWEST = 30
@@ -47,34 +46,23 @@ _CONSTANT = 1e-9  # standard deviation of a quantity that does not vary
 
 @dataclass(frozen=True)
 class Known:
-    """What a choice may use of one benchmark.
+    """Search data of one benchmark."""
 
-    Attributes:
-        scores: of every finalist, on full tensors: [search architectures].
-        quality: [search architectures].
-        params: [search architectures].
-    """
-
-    scores: Mapping[Expression, Scores]
-    quality: Scores
-    params: Scores
+    scores: Mapping[
+        Expression, Scores
+    ]  # of every finalist, on full tensors: [search architectures]
+    quality: Scores  # [search architectures]
+    params: Scores  # [search architectures]
 
 
 @dataclass(frozen=True)
 class Product:
-    """The best of every search, and their product.
+    """The best of every search, and their product."""
 
-    Attributes:
-        members: with their fitness on full tensors.
-        node: the product, or the only member; it increases with quality.
-        searched: its scores on each benchmark: [search architectures].
-        corrected: whether a correction was fitted, see `correction`.
-    """
-
-    members: tuple[Candidate, ...]
-    node: Expression
-    searched: tuple[Scores, ...]
-    corrected: bool = False
+    members: tuple[Candidate, ...]  # with their fitness on full tensors
+    node: Expression  # the product, or the only member; it increases with quality
+    searched: tuple[Scores, ...]  # its scores on each benchmark: [search architectures]
+    corrected: bool = False  # whether it has a correction
 
 
 def choose(
@@ -177,15 +165,15 @@ def correction(product: Product, spec: Mapping[str, Scores], quality: Scores) ->
         term: float(slope) / float(np.prod([spreads[place] for place in term]))
         for term, slope in zip(terms, slopes, strict=True)
     }
-    leaves = [
-        Expression("abslog", (product.node,)),
-        *(Expression("log", (Expression(leaf),)) for leaf in SPEC_LEAVES),
+    logarithms = [
+        f"abslog({format_expression(product.node)})",
+        *(f"log({leaf})" for leaf in SPEC_LEAVES),
     ]
     quantities = [
-        Expression("-" if centre >= 0 else "+", (leaf, _number(abs(centre))))
-        for leaf, centre in zip(leaves, centres, strict=True)
+        f"({one} {'-' if centre >= 0 else '+'} {_number(abs(centre))})"
+        for one, centre in zip(logarithms, centres, strict=True)
     ]
-    node = _polynomial(numbers, quantities)
+    node = parse(_polynomial(numbers, quantities))
     known = {product.node: scores, **{Expression(leaf): spec[leaf] for leaf in SPEC_LEAVES}}
     return replace(product, node=node, searched=(joined_score(node, known),), corrected=True)
 
@@ -199,41 +187,31 @@ def _terms(varying: Sequence[int]) -> list[Term]:
     return [*own, *linear, *square]
 
 
-def _polynomial(numbers: Mapping[Term, float], quantities: Sequence[Expression]) -> Expression:
+def _polynomial(numbers: Mapping[Term, float], quantities: Sequence[str]) -> str:
     """The sum of all terms, with each first quantity factored out."""
-    parts: list[tuple[float, Expression | None]] = []
+    parts: list[tuple[float, str]] = []
     for place, quantity in enumerate(quantities):
         own = [(number, term[1:]) for term, number in numbers.items() if term[0] == place]
-        inner = _sum(
-            (number, quantities[rest[0]] if rest else None) for number, rest in own if number
-        )
-        if inner is not None:
-            parts.append((1.0, Expression("*", (quantity, inner))))
-    whole = _sum(parts)
-    return whole if whole is not None else Expression("0")
+        inner = [
+            (number, " * ".join([_number(abs(number)), *(quantities[at] for at in rest)]))
+            for number, rest in own
+            if number
+        ]
+        if inner:
+            parts.append((1.0, f"{quantity} * ({_sum(inner)})"))
+    return _sum(parts) if parts else "0"
 
 
-def _sum(parts: Iterable[tuple[float, Expression | None]]) -> Expression | None:
-    """Numbers times nodes, or alone; positive ones first, as the language has no minus sign."""
-    every = [(number, _times(abs(number), node)) for number, node in parts]
-    if not every:
-        return None
-    positive = [one for number, one in every if number >= 0]
-    negative = [one for number, one in every if number < 0]
-    if not positive:
-        return Expression("negate", (_chain("+", negative),))
-    return _chain("-", [_chain("+", positive), *negative])
+def _sum(parts: Sequence[tuple[float, str]]) -> str:
+    """Signed terms; positive ones first, as the language has no leading minus sign."""
+    positive = " + ".join(text for sign, text in parts if sign >= 0)
+    negative = [text for sign, text in parts if sign < 0]
+    return " - ".join([positive, *negative]) if positive else f"negate({' + '.join(negative)})"
+
+
+def _number(value: float) -> str:
+    return number_text(float(f"{value:.{_DIGITS}g}"))
 
 
 def _chain(operation: str, nodes: Sequence[Expression]) -> Expression:
     return reduce(lambda left, right: Expression(operation, (left, right)), nodes)
-
-
-def _times(number: float, node: Expression | None) -> Expression:
-    if node is None:
-        return _number(number)
-    return node if number == 1 else Expression("*", (_number(number), node))
-
-
-def _number(value: float) -> Expression:
-    return Expression(number_text(float(f"{value:.{_DIGITS}g}")))

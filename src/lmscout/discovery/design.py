@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Unpack
+from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 
 from lmscout.benchmarks.mutation import LimitedSpace, limited
 from lmscout.benchmarks.space import Space
-from lmscout.discovery.assessment import SignedProxy
+from lmscout.discovery.assessment import SavedSpec, SignedProxy
 from lmscout.discovery.scorer import Scorer, ScorerOptions
 from lmscout.errors import LmscoutError
-from lmscout.models import ArchitectureSpec, LanguageModel, spec_from_dict
+from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.progress import Progress, Stages, part_of
-from lmscout.results import Result, SavedAs
+from lmscout.results import Result
 from lmscout.statistics.workers import worker_processes
 
 POPULATION, SAMPLE = 50, 10
 AT_ONCE = 16  # architectures proposed at a time, whatever the number of workers
 _TRIES = 20  # mutations, and then draws, until one is new
-
-SavedSpec = Annotated[ArchitectureSpec, SavedAs(lambda one: one.to_dict(), spec_from_dict)]
 
 
 class RegularizedEvolution:
@@ -100,8 +99,40 @@ def architecture_json(spec: ArchitectureSpec) -> dict[str, object]:
     return {**size, "spec": spec.to_dict()}
 
 
+class Untrained:
+    """Methods of results that hold an architecture.
+
+    Attributes:
+        spec: the architecture.
+    """
+
+    spec: ArchitectureSpec
+
+    def to_model(self, seed: int = 0) -> LanguageModel:
+        """The architecture as an untrained PyTorch model in eval mode.
+
+        Args:
+            seed: of its weights.
+        """
+        return self.spec.build(seed)
+
+    def save_pretrained(self, folder: Path | str, seed: int = 0) -> None:
+        """Write the untrained architecture as a folder that transformers loads.
+
+        Args:
+            folder: made if it does not exist.
+            seed: of its weights.
+
+        Raises:
+            LmscoutError: transformers has no class for it, as for FlexiBERT's encoders.
+        """
+        from lmscout.models.pretrained import save_untrained  # transformers is slow to import
+
+        save_untrained(self.spec, folder, seed)
+
+
 @dataclass(frozen=True, repr=False)
-class Design(Result):
+class Design(Untrained, Result):
     """The architecture of a space with the best score of a proxy.
 
     Attributes:
@@ -129,14 +160,6 @@ class Design(Result):
     n_undefined: int
     drawn_score: float | None
     seconds: dict[str, float]
-
-    def to_model(self, seed: int = 0) -> LanguageModel:
-        """The architecture as an untrained PyTorch model in eval mode.
-
-        Args:
-            seed: of its weights.
-        """
-        return self.spec.build(seed)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the architecture found."""

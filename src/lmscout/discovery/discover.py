@@ -8,31 +8,28 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Unpack
 
-import numpy as np
-import numpy.typing as npt
-
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import (
     Assessment,
     Compared,
+    SavedTree,
     SignedProxy,
     assess,
     compare_baselines,
     number_json,
 )
 from lmscout.discovery.exhaustive import SpaceRanking, rank_space
-from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
 from lmscout.discovery.splits import Split, split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval, kendall, spearman
 from lmscout.progress import Progress, StageProgress, Stages
-from lmscout.proxies import Expression, Space, evaluate, format_expression, parse
+from lmscout.proxies import Expression, Space, evaluate, format_expression
 from lmscout.proxies import space as space_called
 from lmscout.results import NotSaved, Result, SavedAs
 from lmscout.statistics import Statistics
 from lmscout.statistics.workers import worker_processes
 
-Scores = npt.NDArray[np.float64]
 Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
 
 TOP = 10  # formulas that are listed
@@ -116,8 +113,8 @@ def assess_choice(
         benchmark: architectures with measured quality.
         split: search and test architectures.
         text: the proxy.
-        searched: its scores of the search architectures.
-        held_out: its scores of the test architectures.
+        searched: [search architectures] its scores.
+        held_out: [test architectures] its scores.
     """
     quality, test = benchmark.quality[split.search], benchmark.subset(split.test)
     sign = 1 if spearman(searched, quality) >= 0 else -1
@@ -137,17 +134,11 @@ def assess_choice(
 
 @dataclass(frozen=True)
 class Leader:
-    """One of the best proxies of a space.
-
-    Attributes:
-        proxy: with the sign by which it increases with quality on the search split.
-        search: Spearman's ρ on the search split, with that sign.
-        test: the same on the test split.
-    """
+    """One of the best proxies of a space, with its sign on the search split."""
 
     proxy: SignedProxy
-    search: float
-    test: float
+    search: float  # ρ on the search split, with that sign
+    test: float  # ρ on the test split, with that sign
 
     def to_json(self) -> dict[str, object]:
         """The expression, its sign, and both correlations; null where one is not defined."""
@@ -182,7 +173,7 @@ class Discovery(Finding, Result):
     space: Annotated[Space, SavedAs(_space_to_json, _space_from_json)]
     n_distinct: int
     n_undefined: int
-    proxy: Annotated[Expression, SavedAs(format_expression, parse)]
+    proxy: SavedTree
     seconds: dict[str, float]
     statistics: Path
     top: tuple[Leader, ...]

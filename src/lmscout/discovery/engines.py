@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
+from lmscout.discovery.assessment import SavedTree
+from lmscout.discovery.scorer import Scores
 from lmscout.errors import LmscoutError
 from lmscout.metrics import kendall, log_pearson, partial_spearman, spearman
-from lmscout.proxies import Expression, Grammar, canonical, format_expression, parse
+from lmscout.proxies import Expression, Grammar, canonical
 from lmscout.proxies.genetic import (
     crossover,
     hoist_mutation,
@@ -29,10 +30,8 @@ from lmscout.proxies.genetic import (
     subtree_mutation,
 )
 from lmscout.proxies.spaces import every_score, random_score
-from lmscout.results import SavedAs
 
-Values = npt.NDArray[np.float64]
-Coefficient = Callable[[Values, Values, Values], float]
+Coefficient = Callable[[Scores, Scores, Scores], float]
 
 DEFAULT_OBJECTIVE = "spearman+pearson"  # chosen on halves of search splits: docs/deep-search.md
 OBJECTIVES: Mapping[str, Coefficient] = MappingProxyType(
@@ -52,21 +51,13 @@ the number of parameters fixed."""
 
 @dataclass(frozen=True)
 class Candidate:
-    """A proposed tree and its evaluation.
+    """A proposed tree and its evaluation."""
 
-    Attributes:
-        node: the tree.
-        fitness: on the search split, from 0 to 1; None if the tree was discarded before.
-        discarded: name of the rule that discarded it, "" if it was evaluated.
-        order: fingerprint of its order of the probe architectures, 0 if not computed.
-        estimate: of the fitness, if racing dropped the tree: on the architectures up to then.
-    """
-
-    node: Annotated[Expression, SavedAs(format_expression, parse)]
-    fitness: float | None
-    discarded: str = ""
-    order: int = 0
-    estimate: float | None = None
+    node: SavedTree
+    fitness: float | None  # on the search split, from 0 to 1; None if it was discarded before
+    discarded: str = ""  # name of the rule that discarded it
+    order: int = 0  # fingerprint of its order of the probe architectures, 0 if not computed
+    estimate: float | None = None  # of the fitness, on the rungs up to which racing kept it
 
     @property
     def estimated_fitness(self) -> float | None:

@@ -37,15 +37,10 @@ _ROWS = 1 << 19  # proxies that are written at once
 
 @dataclass(frozen=True)
 class SpaceRanking:
-    """Every proxy of a space with its rank correlation on the given architectures.
+    """Every proxy of a space with its rank correlation on the given architectures."""
 
-    Attributes:
-        spearman: [space.size] float32, NaN if the proxy ranks nothing.
-        fingerprint: [space.size] uint64, equal for equal scores (to 1e-12).
-    """
-
-    spearman: npt.NDArray[np.float32]
-    fingerprint: Marks
+    spearman: npt.NDArray[np.float32]  # [space.size], NaN if the proxy ranks nothing
+    fingerprint: Marks  # [space.size], equal for equal scores (to 1e-12)
 
     @property
     def n_undefined(self) -> int:
@@ -202,11 +197,6 @@ def write_scores(path: Path, space: Space, ranking: SpaceRanking) -> None:
     Columns: proxy (the expression, as `rank --proxy` reads it), aggregation, binary, left_input,
     left_chain, right_input, right_chain (operations of a chain innermost first, joined by "|"),
     spearman on the search split (null if undefined) and fingerprint, equal for equal scores.
-
-    Args:
-        path: the file.
-        space: the proxies.
-        ranking: their correlations.
     """
     chains = pa.array(["|".join(chain) for chain in space.chains])
     columns = {  # name -> axis of the space's shape, and its values

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import (
     Assessment,
     Compared,
+    OptionalTree,
+    SavedTree,
     assess,
     compare_baselines,
     number_json,
     proxy_name,
 )
-from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
 from lmscout.discovery.surrogate_formula import SurrogateFormula, surrogate
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval, spearman
@@ -30,7 +31,6 @@ from lmscout.proxies import (
     as_expression,
     format_expression,
     has_seen,
-    parse,
     replaced,
     resolve,
     to_latex,
@@ -38,15 +38,12 @@ from lmscout.proxies import (
     walk,
 )
 from lmscout.proxies.primitives import SPEC_LEAVES
-from lmscout.results import Result, SavedAs
+from lmscout.results import Result
 from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import spec_values
 from lmscout.statistics.workers import worker_processes
 
-Scores = npt.NDArray[np.float64]
 Score = Callable[[Sequence[Expression]], Mapping[Expression, Scores]]  # scores of trees
-SavedTree = Annotated[Expression, SavedAs(format_expression, parse)]
-OptionalTree = Annotated[Expression | None, SavedAs(format_expression, parse)]
 
 DEAD = 0.999
 """The |Spearman| with the whole tree's scores from which on a branch counts as dead."""
@@ -58,18 +55,11 @@ the pass through each architecture that makes the sketches."""
 
 @dataclass(frozen=True)
 class Cut:
-    """A tree without one branch.
+    """A tree without one branch."""
 
-    Attributes:
-        removed: the branch; an operation of one operand with an ellipsis for that.
-        shorter: the rest of the tree.
-        spearman: |Spearman| between its scores and those of the whole tree; NaN if it has no
-            order.
-    """
-
-    removed: str
-    shorter: SavedTree
-    spearman: float = float("nan")
+    removed: str  # the branch; an operation of one operand with an ellipsis for that
+    shorter: SavedTree  # the rest of the tree
+    spearman: float = float("nan")  # |ρ| of its scores with those of the whole tree
 
     @property
     def dead(self) -> bool:
@@ -79,19 +69,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class DeadBranches:
-    """The dead branches of a proxy, and the proxy without them.
+    """The dead branches of a proxy, and the proxy without them."""
 
-    Attributes:
-        measured_on: "full tensors" or "sketches", for the cuts.
-        dead: the cuts that do not change the order of architectures.
-        shortest: the tree without all dead branches, removed one after the other.
-        spearman: |Spearman| between its scores and the proxy's, on full tensors.
-    """
-
-    measured_on: str
-    dead: tuple[Cut, ...]
-    shortest: SavedTree
-    spearman: float
+    measured_on: str  # "full tensors" or "sketches", for the cuts
+    dead: tuple[Cut, ...]  # cuts that do not change the order of architectures
+    shortest: SavedTree  # without all dead branches, removed one after the other
+    spearman: float  # |ρ| of its scores with the proxy's, on full tensors
 
     def to_json(self) -> dict[str, object]:
         """The cuts, and the tree without them."""
@@ -134,13 +117,7 @@ def cuts(node: Expression) -> tuple[Cut, ...]:
 
 
 def measured_cuts(node: Expression, score: Score, own: Scores | None = None) -> tuple[Cut, ...]:
-    """Every cut of a tree, measured.
-
-    Args:
-        node: the tree.
-        score: gives trees' scores.
-        own: scores to compare with, the tree's own by default.
-    """
+    """Every cut of a tree, measured against the tree's own scores, or others."""
     every = cuts(node)
     scores = score([node, *(cut.shorter for cut in every)])
     target = scores[node] if own is None else own
@@ -152,10 +129,6 @@ def shortenings(node: Expression, score: Score) -> tuple[Expression, ...]:
 
     Every step takes the shortest rest, and of several the one closest to the whole tree, among
     those with the order of the whole tree.
-
-    Args:
-        node: the tree.
-        score: gives trees' scores.
     """
     (own,) = score([node]).values()
     left = [node]
@@ -167,15 +140,10 @@ def shortenings(node: Expression, score: Score) -> tuple[Expression, ...]:
 
 @dataclass(frozen=True)
 class Change:
-    """Scores after a change of a proxy's inputs.
+    """Scores after a change of a proxy's inputs; NaN if they have no order."""
 
-    Attributes:
-        spearman: Spearman's ρ with the unchanged scores; NaN if they have no order.
-        quality: Spearman's ρ with quality.
-    """
-
-    spearman: float
-    quality: float
+    spearman: float  # ρ with the unchanged scores
+    quality: float  # ρ with quality
 
     def to_json(self) -> dict[str, float | None]:
         """Both figures; null if one is not defined."""
@@ -184,19 +152,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Sensitivity of a proxy's scores to changes of its inputs.
+    """Sensitivity of a proxy's scores to changes of its inputs."""
 
-    Attributes:
-        other_data: another batch of tokens.
-        other_weights: other initial weights.
-        inputs: input -> its tensors replaced by ones of the same shapes.
-        left_out: why there is no `inputs`, or "".
-    """
-
-    other_data: Change
-    other_weights: Change
-    inputs: dict[str, Change]
-    left_out: str
+    other_data: Change  # another batch of tokens
+    other_weights: Change  # other initial weights
+    inputs: dict[str, Change]  # input -> its tensors replaced by ones of the same shapes
+    left_out: str  # why there is no `inputs`, or ""
 
     def to_json(self) -> dict[str, object]:
         """The figures by name."""
@@ -241,21 +202,13 @@ def why_no_inputs(proxy: Entry | Expression, tree: Expression | None) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Forms(Result):
-    """The forms of a proxy that follow from its formula alone.
+    """The forms of a proxy that follow from its formula alone."""
 
-    Attributes:
-        name: in the catalog, or its text in the usual form.
-        definition: of the catalog, in one line; None for an expression.
-        tree: the proxy as an expression, or None.
-        latex: the proxy in LaTeX; None if it is no expression.
-        torch: the source of a PyTorch module that computes it; None if it is no expression.
-    """
-
-    name: str
-    definition: str | None
-    tree: OptionalTree
-    latex: str | None
-    torch: str | None
+    name: str  # in the catalog, or its text in the usual form
+    definition: str | None  # of the catalog, in one line; None for an expression
+    tree: OptionalTree  # None if the proxy is no expression
+    latex: str | None  # likewise
+    torch: str | None  # source of a PyTorch module that computes it; likewise
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the proxy in every form."""

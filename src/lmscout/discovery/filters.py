@@ -19,20 +19,18 @@ from functools import partial
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.engines import (
     DEFAULT_OBJECTIVE,
     OBJECTIVES,
     Candidate,
-    Values,
     front,
     joint_fitness,
     to_beat,
 )
-from lmscout.discovery.scorer import Scorer
-from lmscout.discovery.splits import Split
+from lmscout.discovery.scorer import Scorer, Scores
+from lmscout.discovery.splits import Indices, Split
 from lmscout.metrics import fisher_z, midranks
 from lmscout.progress import StageProgress
 from lmscout.proxies import Expression, canonical
@@ -63,22 +61,15 @@ NAMES = (*(rule.name for rule in RULES), *VALUE_RULES)
 
 @dataclass(frozen=True)
 class SearchData:
-    """The search split of a benchmark, on which candidates are evaluated.
+    """The search split of a benchmark, on which candidates are evaluated."""
 
-    Attributes:
-        sketches: of the search architectures.
-        quality: [n], higher is better.
-        rungs: rows of the architectures, in the order of evaluation; the first are the probe.
-        other_data: sketches of the probe on another batch.
-    """
-
-    sketches: Sketches
-    quality: Values
-    rungs: tuple[npt.NDArray[np.int64], ...]
-    other_data: Sketches
+    sketches: Sketches  # of the search architectures
+    quality: Scores  # [n], higher is better
+    rungs: tuple[Indices, ...]  # rows in the order of evaluation, the probe first
+    other_data: Sketches  # of the probe, on another batch
 
 
-def draw_rungs(n: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
+def draw_rungs(n: int, seed: int) -> tuple[Indices, ...]:
     """Rungs of n search architectures: `PROBE` of them first, or all.
 
     Returns:
@@ -93,13 +84,7 @@ def draw_rungs(n: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
 
 @dataclass(frozen=True)
 class SplitBenchmark:
-    """A benchmark with its split.
-
-    Attributes:
-        benchmark: architectures with measured quality.
-        split: search and test architectures.
-        scorer: of all architectures.
-    """
+    """A benchmark with its split and the scorer of all its architectures."""
 
     benchmark: Benchmark
     split: Split
@@ -117,17 +102,11 @@ class SplitBenchmark:
 
 @dataclass(frozen=True)
 class _Partial:
-    """A tree with its scores up to a rung.
-
-    Attributes:
-        node: the tree.
-        values: on each benchmark: [architectures up to the rung].
-        order: fingerprint of its order of the probe, 0 if not computed.
-    """
+    """A tree with its scores up to a rung."""
 
     node: Expression
-    values: tuple[Values, ...]
-    order: int = 0
+    values: tuple[Scores, ...]  # on each benchmark: [architectures up to the rung]
+    order: int = 0  # fingerprint of its order of the probe, 0 if not computed
 
     def discard(self, rule: str) -> Candidate:
         return Candidate(self.node, None, rule, self.order)
@@ -149,7 +128,7 @@ class _Bench:
         self.quality = data.quality[order]
         self.params = data.sketches.spec["params"][order]
 
-    def scores(self, node: Expression, rung: int) -> Values:
+    def scores(self, node: Expression, rung: int) -> Scores:
         """Scores of the architectures of one rung."""
         evaluator = self._rungs[rung]
         return np.zeros(0) if evaluator is None else evaluator.scores(node)
@@ -316,7 +295,7 @@ def _reads_data(node: Expression) -> bool:
     return not node.leaves <= {"weight", "mixer_weight", "mlp_weight", *SPEC_LEAVES}
 
 
-def _fingerprint(probed: Sequence[Values]) -> int:
+def _fingerprint(probed: Sequence[Scores]) -> int:
     """A nonzero number shared by scores of one order or its reverse."""
     ranks = [midranks(values) for values in probed]
     falling = [len(one) - 1 - one for one in ranks]

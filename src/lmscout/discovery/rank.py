@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Unpack
 
-import numpy as np
-import numpy.typing as npt
-
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import FALLING, Assessment, assess, assess_baselines, signed_proxy
-from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
 from lmscout.progress import Progress, Stages
 from lmscout.proxies import (
     CATALOG,
@@ -50,7 +47,7 @@ class RankResult(Result):
     proxies: tuple[Assessment, ...]
     baselines: tuple[Assessment, ...]
     seconds: dict[str, float]
-    scores: Annotated[dict[str, npt.NDArray[np.float64]], NotSaved] = field(default_factory=dict)
+    scores: Annotated[dict[str, Scores], NotSaved] = field(default_factory=dict)
 
     def seen(self, name: str) -> bool:
         """Whether the search that found a proxy used a part of this benchmark."""
@@ -113,7 +110,7 @@ def rank_proxies(
     }
     others = [name for name in resolved if name not in from_statistics]
     scorer = Scorer(benchmark.specs, cache_name(benchmark.name), seed=seed, **options)
-    scores: dict[str, npt.NDArray[np.float64]] = {}
+    scores: dict[str, Scores] = {}
     stages = Stages(progress)
     if from_statistics:
         with stages("statistics") as update:

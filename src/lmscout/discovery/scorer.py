@@ -21,7 +21,7 @@ Scores = npt.NDArray[np.float64]
 
 
 class ScorerOptions(TypedDict, total=False):
-    """Attributes of `Scorer` that are not the architectures'."""
+    """Attributes of `Scorer` that callers choose."""
 
     cache: Required[Path]
     batch: Batch | None
@@ -30,23 +30,14 @@ class ScorerOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Scorer:
-    """Evaluates architectures; all numbers of one call come from one pass through each.
-
-    Attributes:
-        specs: the architectures.
-        name: prefix of the cache files' names.
-        cache: cache folder.
-        batch: input of the models; `Batch()` if None.
-        workers: how architectures are spread over workers; `Workers()` if None.
-        seed: of the models' weights.
-    """
+    """Evaluates architectures; all numbers of one call come from one pass through each."""
 
     specs: Sequence[ArchitectureSpec]
-    name: str
-    cache: Path
-    batch: Batch | None = None
-    workers: Workers | None = None
-    seed: int = 0
+    name: str  # prefix of the cache files' names
+    cache: Path  # cache folder
+    batch: Batch | None = None  # input of the models; `Batch()` if None
+    workers: Workers | None = None  # `Workers()` if None
+    seed: int = 0  # of the models' weights
     _known: dict[tuple[str, str], Scores] = field(default_factory=dict, init=False, repr=False)
 
     @property

@@ -110,21 +110,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Evolution:
-    """The result of one search.
+    """The result of one search."""
 
-    Attributes:
-        hall: the fittest candidates, fittest first.
-        front: the Pareto front of fitness and size, shortest first.
-        evaluations: candidates evaluated on every search architecture.
-        proposed: candidates proposed.
-        discarded: number of candidates that each rule discarded.
-    """
-
-    hall: tuple[Candidate, ...]
-    front: tuple[Candidate, ...]
-    evaluations: int
-    proposed: int
-    discarded: dict[str, int]
+    hall: tuple[Candidate, ...]  # the fittest, fittest first
+    front: tuple[Candidate, ...]  # Pareto front of fitness and size, shortest first
+    evaluations: int  # candidates evaluated on every search architecture
+    proposed: int  # candidates proposed
+    discarded: dict[str, int]  # number of candidates that each rule discarded
 
 
 def evolve(

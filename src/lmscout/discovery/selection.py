@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.assessment import SignedProxy, baseline_scores
-from lmscout.discovery.design import SavedSpec, architecture_json
-from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
+from lmscout.discovery.assessment import SavedSpec, SignedProxy, baseline_scores
+from lmscout.discovery.design import Untrained, architecture_json
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
+from lmscout.discovery.splits import Indices
 from lmscout.errors import LmscoutError
 from lmscout.metrics import equivalent_trials, true_ranks
 from lmscout.progress import Progress, Stages
@@ -19,32 +19,20 @@ from lmscout.proxies import has_seen
 from lmscout.results import Result
 from lmscout.statistics.workers import worker_processes
 
-Indices = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float64]
-
 AT_RANDOM, BEST_DRAWN = "one at random", "the best drawn"
 _TIED = 1e-12  # relative, as in the rank correlations
 
 
 @dataclass(frozen=True)
 class Pick:
-    """Rank and regret of one way to select among the architectures within the limit.
-
-    Attributes:
-        name: of the way to select.
-        rank: true rank of its choice, 1 is the best; the mean over tied choices.
-        top: that rank as a share of the architectures within the limit.
-        regret: the best quality less that of its choice; the mean over tied choices.
-        n_tied: number of tied choices.
-        trials: the fewest random trials whose best is expected to be as good.
-    """
+    """Rank and regret of one way to select among the architectures within the limit."""
 
     name: str
-    rank: float
-    top: float
-    regret: float
-    n_tied: int
-    trials: int
+    rank: float  # true rank of its choice, 1 is the best; the mean over tied choices
+    top: float  # that rank as a share of the architectures within the limit
+    regret: float  # the best quality less that of its choice; the mean over tied choices
+    n_tied: int  # number of tied choices
+    trials: int  # the fewest random trials whose best is expected to be as good
 
     def to_json(self) -> dict[str, object]:
         """The figures by name."""
@@ -52,7 +40,7 @@ class Pick:
 
 
 @dataclass(frozen=True, repr=False)
-class Selection(Result):
+class Selection(Untrained, Result):
     """A proxy's choice among drawn architectures of a benchmark, and its true rank.
 
     Attributes:
@@ -221,12 +209,7 @@ def rows_within(benchmark: Benchmark, limit: int) -> Indices:
 
 
 def chosen(scores: Scores, drawn: Indices) -> Indices:
-    """The drawn rows with the highest finite score, in the order of the draw.
-
-    Args:
-        scores: [n] one per row of the benchmark, higher is better.
-        drawn: the rows to choose from.
-    """
+    """The drawn rows with the highest finite score [n], in the order of the draw."""
     defined = drawn[np.isfinite(scores[drawn])]
     if not len(defined):
         return defined

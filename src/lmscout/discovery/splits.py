@@ -17,15 +17,10 @@ SMALLEST_SPLIT = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of a benchmark, two disjoint sets in ascending order.
+    """Row numbers of a benchmark, two disjoint sets in ascending order."""
 
-    Attributes:
-        search: candidates are compared on these.
-        test: held out; the chosen proxy is reported on these.
-    """
-
-    search: Indices
-    test: Indices
+    search: Indices  # candidates are compared on these
+    test: Indices  # held out; the chosen proxy is reported on these
 
 
 def split_benchmark(architectures: Sequence[Hashable], *, search: int, seed: int) -> Split:

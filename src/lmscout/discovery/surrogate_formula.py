@@ -11,14 +11,13 @@ from itertools import product
 from math import gcd
 
 import numpy as np
-import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import number_json
+from lmscout.discovery.scorer import Scores
 from lmscout.discovery.splits import halves
 from lmscout.metrics import spearman, spearman_many
 
-Scores = npt.NDArray[np.float64]
 Exponents = tuple[int, int, int]
 
 NAMES = ("depth", "width", "params")
@@ -31,22 +30,13 @@ _SAME_ORDER = 1 - 1e-9  # |ρ| of formulas with one order on a benchmark
 
 @dataclass(frozen=True)
 class SurrogateFormula:
-    """A formula chosen on half of the architectures, and its figures on the others.
+    """A formula chosen on half of the architectures, and its figures on the others."""
 
-    Attributes:
-        exponents: of depth, width and params; their sign is such that the formula increases with
-            the proxy on the half that chose it.
-        fitted: Spearman's ρ with the proxy on that half.
-        held_out: the same on the other half.
-        quality: the formula's own ρ with quality, on all architectures.
-        tried: number of formulas with different orders on this benchmark.
-    """
-
-    exponents: Exponents
-    fitted: float
-    held_out: float
-    quality: float
-    tried: int
+    exponents: Exponents  # of depth, width and params; it increases with the proxy on that half
+    fitted: float  # ρ with the proxy on that half
+    held_out: float  # ρ with the proxy on the other half
+    quality: float  # ρ with quality, on all architectures
+    tried: int  # number of formulas with different orders on this benchmark
 
     @property
     def formula(self) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from lmscout.benchmarks import Benchmark
+from lmscout.discovery.assessment import SavedTree
 from lmscout.discovery.combination import Known, Product, choose, correction
 from lmscout.discovery.discover import TOP, Finding, assess_choice
 from lmscout.discovery.engines import (
@@ -30,9 +31,9 @@ from lmscout.discovery.search_record import Evolution, Record, evolve
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError, check_whole
 from lmscout.progress import Progress, StageProgress, Stages, part_of
-from lmscout.proxies import LITERATURE, Expression, Grammar, format_expression, parse
+from lmscout.proxies import LITERATURE, Grammar, format_expression
 from lmscout.proxies.primitives import SPEC_LEAVES
-from lmscout.results import Result, SavedAs
+from lmscout.results import Result
 from lmscout.statistics import Workers
 from lmscout.statistics.workers import worker_processes
 
@@ -113,7 +114,7 @@ class DeepDiscovery(Result):
     settings: DeepSettings
     evolutions: tuple[Evolution, ...]
     members: tuple[Candidate, ...]
-    proxy: Annotated[Expression, SavedAs(format_expression, parse)]
+    proxy: SavedTree
     corrected: bool
     seconds: dict[str, float]
 
@@ -174,12 +175,7 @@ def _row(one: Candidate) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A proxy that was chosen on search splits.
-
-    Attributes:
-        evolutions: the result of each search.
-        product: the best of each search, and their product.
-    """
+    """A proxy that was chosen on search splits: the searches, and the product of their best."""
 
     evolutions: tuple[Evolution, ...]
     product: Product
@@ -252,18 +248,7 @@ def choose_deep(
     folder: Path | None = None,
     stages: Stages | None = None,
 ) -> Choice:
-    """The first part of `discover_deep`, which uses the search splits alone.
-
-    Args:
-        splits: the benchmarks, each with its split.
-        settings: of the search.
-        seed: of the searches.
-        folder: of the record; a recorded search is continued.
-        stages: for times and progress.
-
-    Raises:
-        LmscoutError: the cache cannot be written, or no proxy was found.
-    """
+    """The first part of `discover_deep`, which uses the search splits alone."""
     stages = stages or Stages()
     with stages("sketches") as update:
         data = [one.search_data(seed, update) for one in splits]

@@ -49,16 +49,9 @@ def multiplicities(n: int, seed: int, samples: int = SAMPLES) -> Array:
 def agreement(
     scores: npt.ArrayLike, quality: npt.ArrayLike, *, seed: int = 0, samples: int = SAMPLES
 ) -> Agreement:
-    """Spearman's ρ and Kendall's τ-b with 95 % percentile bootstrap intervals over architectures.
+    """Spearman's ρ and Kendall's τ-b of scores [n] and quality [n] with bootstrap intervals.
 
-    Args:
-        scores: [n] one score per architecture.
-        quality: [n] measured quality.
-        seed: of the bootstrap.
-        samples: number of bootstrap samples.
-
-    Returns:
-        Both coefficients; all NaN if the scores are not finite or constant.
+    All values are NaN if the scores are not finite or constant.
     """
     x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     rho = spearman(x, y)
@@ -80,20 +73,10 @@ def spearman_difference(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> Interval:
-    """Paired difference of two ρ on the same architectures.
+    """ρ of scores [n] with quality [n], less that of other scores [n]; NaN if not defined.
 
     Both are computed on the same bootstrap samples: common variation cancels, and the interval is
     much narrower than two separate intervals suggest.
-
-    Args:
-        scores: [n] one score per architecture.
-        others: [n] scores to compare with.
-        quality: [n] measured quality.
-        seed: of the bootstrap.
-        samples: number of bootstrap samples.
-
-    Returns:
-        ρ of `scores` less that of `others`; all NaN if one of them is not defined.
     """
     x, other, y = (np.asarray(one, np.float64) for one in (scores, others, quality))
     value = spearman(x, y) - spearman(other, y)

@@ -27,8 +27,7 @@ def partial_spearman(scores: npt.ArrayLike, quality: npt.ArrayLike, given: npt.A
         given: [n] quantity held fixed, usually the number of parameters.
 
     Returns:
-        The coefficient; NaN if the scores have the order of `given` or its reverse, so that
-        nothing is left to correlate.
+        The coefficient; NaN if the scores have the order of `given` or its reverse.
     """
     xy, xz, yz = spearman(scores, quality), spearman(scores, given), spearman(quality, given)
     left = (1 - xz**2) * (1 - yz**2)
@@ -70,13 +69,8 @@ def within_cell_spearman(
 def top_recall(scores: npt.ArrayLike, quality: npt.ArrayLike, share: float = 0.1) -> float:
     """Share of the best architectures that are also the best by their scores.
 
-    Args:
-        scores: [n] one score per architecture, higher is better.
-        quality: [n] measured quality, higher is better.
-        share: share that counts as the top; at least one architecture.
-
-    Returns:
-        From 0 to 1; NaN if a score is not finite.  Scores tied at the border count in proportion.
+    Scores and quality are [n], higher is better; the top holds at least one architecture.  NaN if a
+    score is not finite.  Scores tied at the border count in proportion.
     """
     x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     if not np.isfinite(x).all():
@@ -97,16 +91,9 @@ def configuration_baselines(
     depth: npt.ArrayLike,
     width: npt.ArrayLike,
 ) -> dict[str, Array]:
-    """Scores of the five baselines that read the configuration alone, by name.
+    """Scores [n] float64 of the five baselines that read the configuration alone, by name.
 
-    Args:
-        parameters: [n] all parameters.
-        body_parameters: [n] parameters of the blocks and the final norm.
-        depth: [n] number of blocks.
-        width: [n] width of the hidden state.
-
-    Returns:
-        name -> [n] float64, in the order in which they are reported.
+    Body parameters are those of the blocks and the final norm, width is that of the hidden state.
     """
     every, body, depths, widths = (
         np.asarray(one, np.float64) for one in (parameters, body_parameters, depth, width)
@@ -151,9 +138,6 @@ def equivalent_trials(ranks: npt.ArrayLike, rank: float) -> int:
     Args:
         ranks: [n] of all architectures, from `true_ranks`.
         rank: one of them, or a mean of some.
-
-    Returns:
-        The smallest k, 1 to n, with `expected_best_rank(ranks, k)` at most `rank`.
     """
     low, high = 1, len(np.asarray(ranks))
     while low < high:  # the expectation does not increase with k

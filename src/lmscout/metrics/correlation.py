@@ -34,12 +34,9 @@ def log_pearson(scores: npt.ArrayLike, quality: npt.ArrayLike) -> float:
     one does not.  Logarithms, since quality follows size by power laws (Kaplan et al., arXiv
     2001.08361).  A vector of both signs, or with a zero, counts as it is: see `logarithm`.
 
-    Args:
-        scores: [n] one score per architecture.
-        quality: [n] measured quality.
-
     Returns:
-        The coefficient; NaN if a score is not finite or either vector is constant.
+        The coefficient of scores [n] and quality [n]; NaN if a score is not finite or either vector
+        is constant.
     """
     x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     if not np.isfinite(x).all():
@@ -90,17 +87,8 @@ def kendall_many(scores: npt.ArrayLike, quality: npt.ArrayLike) -> Array:
     """Kendall's τ-b of every row of scores with one quality vector.
 
     τ-b = (C - D) / sqrt((n0 - n1) (n0 - n2)), with C concordant and D discordant pairs, n0
-    all pairs, n1 and n2 the pairs tied in either vector (Kendall 1945).
-
-    Args:
-        scores: [n_rows, n] one row per proxy, one column per architecture.
-        quality: [n] measured quality.
-
-    Returns:
-        [n_rows] float64; NaN as for `spearman_many`.
-
-    Raises:
-        ValueError: the shapes disagree, or the quality is not finite.
+    all pairs, n1 and n2 the pairs tied in either vector (Kendall 1945).  Arguments, result and
+    errors are those of `spearman_many`.
     """
     return _correlate(scores, quality, _kendall_of_keys, scipy.stats.kendalltau)
 

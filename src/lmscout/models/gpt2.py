@@ -181,6 +181,18 @@ class AdaptiveVocabulary(nn.Module):
             result = result.index_add(0, rows, within)
         return result
 
+    def log_probabilities(self, hidden: Tensor) -> Tensor:
+        """Log-probability of every token, in nats: ``[N, width]`` to ``[N, vocabulary]``."""
+        projected = self._project(0, hidden)
+        clusters = functional.linear(projected, self.cluster_weight, self.cluster_bias)
+        first = torch.cat([self._logits(0, projected), clusters], dim=1).log_softmax(dim=1)
+        size = first.shape[1] - len(self.layout.cutoffs)
+        parts = [first[:, :size]]
+        for cluster in range(1, len(self.layout.bounds)):
+            within = self._logits(cluster, self._project(cluster, hidden)).log_softmax(dim=1)
+            parts.append(first[:, size + cluster - 1, None] + within)
+        return torch.cat(parts, dim=1)
+
     def _project(self, cluster: int, hidden: Tensor) -> Tensor:
         """Hidden state ``[N, width]`` into the space of that cluster's embeddings."""
         if not self.layout.projected:

@@ -221,7 +221,7 @@ def space(name: str, aggregations: tuple[str, ...] = ("mean",)) -> Space:
     """
     if name not in SPACES:
         raise LmscoutError(
-            f"unknown space {shown(name)}: expected one of {', '.join(SPACES)}"
+            f"unknown space {shown(name)}: expected one of {', '.join(SPACES)}, deep"
             f"{did_you_mean(name, SPACES)}"
         )
     return SPACES[name](aggregations)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -49,27 +49,16 @@ _SAVE_EVERY = 10.0  # seconds
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that the numbers of one file depend on.
+    """Everything that the numbers of one file depend on."""
 
-    Attributes:
-        what: the kind of numbers, such as "unary means".
-        columns: names of the numbers of each architecture.
-        seed: of the models' weights.
-        batch: input of the models.
-        architectures: the specs, in the order of the rows.
-        format: `FORMAT` of the code that computed the numbers.
-        torch: version of PyTorch that computed them.
-        device: kind of device that computed them.
-    """
-
-    what: str
-    columns: tuple[str, ...]
-    seed: int
-    batch: Batch
-    architectures: tuple[dict[str, Any], ...]
-    format: int
-    torch: str
-    device: str = "cpu"
+    what: str  # the kind of numbers, such as "unary means"
+    columns: tuple[str, ...]  # names of the numbers of each architecture
+    seed: int  # of the models' weights
+    batch: Batch  # input of the models
+    architectures: tuple[dict[str, Any], ...]  # specs, in the order of the rows
+    format: int  # `FORMAT` of the code that computed the numbers
+    torch: str  # version of PyTorch
+    device: str = "cpu"  # kind of device
 
     def to_json(self) -> str:
         """Canonical JSON: equal provenances have equal text.  "cpu" is left out."""
@@ -92,16 +81,7 @@ def provenance(
     *,
     device: str = "cpu",
 ) -> Provenance:
-    """The provenance of numbers that the running code is about to compute.
-
-    Args:
-        what: the kind of numbers.
-        columns: names of the numbers of each architecture.
-        specs: the architectures.
-        seed: of the models' weights.
-        batch: input of the models.
-        device: that computes the numbers; its kind counts, not its number.
-    """
+    """The provenance of numbers that the running code computes; a device's number is left out."""
     return Provenance(
         what=what,
         columns=tuple(columns),
@@ -195,18 +175,14 @@ def make_folder(folder: Path) -> None:
 class Statistics:
     """Block values of every architecture of a benchmark.
 
-    Attributes:
-        values: [architectures, inputs, chains, blocks] float32; NaN beyond an architecture's
-            depth and where a value is not defined; 0 where a block lacks the input.
-        chains: the chains of unary operations, innermost first.
-        depth: [architectures] number of blocks.
-        path: the file that holds them.
+    They are NaN beyond an architecture's depth and where a value is not defined, and 0 where a
+    block lacks the input.
     """
 
-    values: npt.NDArray[np.float32]
-    chains: tuple[tuple[str, ...], ...]
-    depth: npt.NDArray[np.int64]
-    path: Path
+    values: npt.NDArray[np.float32]  # [architectures, inputs, chains, blocks]
+    chains: tuple[tuple[str, ...], ...]  # of unary operations, innermost first
+    depth: npt.NDArray[np.int64]  # [architectures] number of blocks
+    path: Path  # the cache file
 
     def branch(self, name: str, chain: tuple[str, ...]) -> npt.NDArray[np.float32]:
         """Block values of one input under one chain: [architectures, blocks]."""
@@ -215,17 +191,11 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Build:
-    """How models are built.
+    """How models are built."""
 
-    Attributes:
-        seed: of the weights, which are drawn on the CPU and are the same on all devices.
-        batch: input of the models.
-        device: of model and input.
-    """
-
-    seed: int
-    batch: Batch
-    device: str = "cpu"
+    seed: int  # of the weights, which are drawn on the CPU and are the same on all devices
+    batch: Batch  # input of the model
+    device: str = "cpu"  # of model and input
 
     def __call__(self, spec: ArchitectureSpec) -> tuple[LanguageModel, Tensor]:
         """The model of one architecture and its input tokens, [B, T] int64."""
@@ -233,16 +203,21 @@ class Build:
         return model.to(self.device), self.batch.tokens(spec).to(self.device)
 
 
+class Options(TypedDict, total=False):
+    """Options of every function that evaluates the architectures of a benchmark."""
+
+    name: Required[str]  # prefix of the cache file's name
+    folder: Required[Path]  # cache folder
+    seed: int  # of the models' weights
+    batch: Batch | None  # input of the models
+    workers: Workers | None  # how architectures are spread over workers
+    progress: Progress | None  # called with architectures done and in all
+
+
 def collect(
     specs: Sequence[ArchitectureSpec],
     chains: Sequence[tuple[str, ...]],
-    *,
-    name: str,
-    folder: Path,
-    seed: int = 0,
-    batch: Batch | None = None,
-    workers: Workers | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> Statistics:
     """Collect the statistics of a benchmark, or read them from the cache.
 
@@ -251,12 +226,7 @@ def collect(
     Args:
         specs: the architectures; equal ones are evaluated once.
         chains: chains of unary operations, innermost first.
-        name: prefix of the cache file's name.
-        folder: cache folder.
-        seed: of the models' weights.
-        batch: input of the models.
-        workers: how architectures are spread over workers.
-        progress: called with architectures done and in all.
+        **options: see `Options`.
 
     Returns:
         The statistics; the next call continues interrupted work.
@@ -264,28 +234,43 @@ def collect(
     Raises:
         LmscoutError: the folder cannot be written.
     """
-    batch, workers = batch or Batch(), workers or Workers()
     depth = np.array([spec.depth for spec in specs])
     columns = ["|".join(chain) for chain in chains]
-    store = RowStore(
-        folder,
-        name,
-        provenance("unary means", columns, specs, seed, batch, device=workers.device),
-        (len(INPUT_NAMES), len(chains), int(depth.max())),
-    )
-    build = Build(seed, batch, workers.device)
-    measure = partial(_measure, chains=tuple(chains), build=build, blocks=depth.max())
-    fill(store, specs, measure, workers, progress)
+    shape = (len(INPUT_NAMES), len(chains), int(depth.max()))
+    measure = partial(_measure, chains=tuple(chains), blocks=shape[2])
+    store = evaluated_rows(specs, ("unary means", columns), shape, measure, **options)
     return Statistics(store.rows, tuple(chains), depth, store.path)
 
 
 def _measure(
-    spec: ArchitectureSpec, *, chains: tuple[tuple[str, ...], ...], build: Build, blocks: int
+    build: Build, spec: ArchitectureSpec, *, chains: tuple[tuple[str, ...], ...], blocks: int
 ) -> Row:
     row = np.full((len(INPUT_NAMES), len(chains), blocks), np.nan)
     means = partial(chain_means, chains=chains)
     row[:, :, : spec.depth] = read_model(*build(spec), means, len(chains))
     return row
+
+
+def evaluated_rows(
+    specs: Sequence[ArchitectureSpec],
+    kind: tuple[str, Sequence[str]],
+    row_shape: tuple[int, ...],
+    measure: Callable[[Build, ArchitectureSpec], Row],
+    dtype: npt.DTypeLike = np.float32,
+    **options: Unpack[Options],
+) -> RowStore:
+    """One row of numbers per architecture, computed or read from the cache.
+
+    The kind of the numbers and their names are those of `Provenance`; `measure` maps a spec to its
+    row, and is sent to the workers.
+    """
+    batch, workers = options.get("batch") or Batch(), options.get("workers") or Workers()
+    seed = options.get("seed", 0)
+    source = provenance(*kind, specs, seed, batch, device=workers.device)
+    store = RowStore(options["folder"], options["name"], source, row_shape, dtype)
+    build = Build(seed, batch, workers.device)
+    fill(store, specs, partial(measure, build), workers, options.get("progress"))
+    return store
 
 
 def fill(

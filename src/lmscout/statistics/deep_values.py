@@ -38,9 +38,8 @@ CACHE_BYTES = 64 << 20
 """Block values and scores that an evaluator keeps."""
 
 # Elements of a sample computed at once: few enough for caches, and enough that two threads seldom
-# wait for the interpreter's lock (1 << 16: 1.2 times as fast on two as on one, 1 << 18: 1.5), and
-# that a GPU is filled.
-_PIECE, _GPU_PIECE = 1 << 18, 1 << 24
+# wait for the interpreter's lock (1 << 16: 1.2 times as fast on two as on one, 1 << 18: 1.5).
+_PIECE = 1 << 18
 
 
 def full_score(node: Expression, reading: Reading, spec_values: Mapping[str, float]) -> float:
@@ -72,7 +71,7 @@ def joined_score(
         parts: scores of subtrees, [A] each.
 
     Returns:
-        [A] float64, the scores of the whole tree.
+        [A] float64.
 
     Raises:
         LmscoutError: a leaf of the tree is in none of the parts.
@@ -191,19 +190,16 @@ class DeepEvaluator:
     Several threads may call at once; each computes its own call.
     """
 
-    def __init__(
-        self, sketches: Sketches, cache_bytes: int = CACHE_BYTES, device: str = "cpu"
-    ) -> None:
+    def __init__(self, sketches: Sketches, cache_bytes: int = CACHE_BYTES) -> None:
         """Arrange sketches for computing.
 
         Args:
             sketches: of A architectures; copied.
             cache_bytes: largest size of the cached values of subtrees.
-            device: that computes; on a GPU the last digits differ from call to call.
         """
-        depth = torch.from_numpy(sketches.depth).to(device)
-        self._exists = torch.arange(int(depth.max()), device=device) < depth[:, None]
-        self._spec = {name: torch.from_numpy(one).to(device) for name, one in sketches.spec.items()}
+        depth = torch.from_numpy(sketches.depth)
+        self._exists = torch.arange(int(depth.max())) < depth[:, None]
+        self._spec = {name: torch.from_numpy(one) for name, one in sketches.spec.items()}
         stacks = dict(sketches.stacks)
         linear = stacks["linear"]
         stacks |= {"mixer": linear.only(linear.mixes), "mlp": linear.only(~linear.mixes)}
@@ -228,13 +224,13 @@ class DeepEvaluator:
         """
         _require_score(node)
         with torch.no_grad():
-            scores: npt.NDArray[np.float64] = self._value(node).cpu().numpy().copy()
+            scores: npt.NDArray[np.float64] = self._value(node).numpy().copy()
         return scores
 
     def _value(self, node: Expression) -> Tensor:
         """Block values [A, L] or scores [A]."""
         if node.word == NUMBER:  # expanded, as it may be the whole tree
-            return number_value(node).to(self._exists.device).expand(len(self._exists))
+            return number_value(node).expand(len(self._exists))
         if node.name in SPEC_LEAVES:
             return self._spec[node.name]
         with self._lock:
@@ -263,26 +259,23 @@ class _Pieces:
     """The tensors of one stack, cut into pieces, and the blocks to which they belong."""
 
     def __init__(self, leaves: tuple[str, ...], stack: StackSketch, exists: Tensor) -> None:
-        self._shape, device = exists.shape, exists.device
+        self._shape = exists.shape
         self._pieces: list[Piece] = []
         orders = [torch.zeros(0, dtype=torch.int64)]
         heights, widths = stack.sampled_sizes()
         for height, width in sorted({*zip(heights.tolist(), widths.tolist(), strict=True)}):
             alike = ((heights == height) & (widths == width)).nonzero()[:, 0]
             orders.append(alike)
-            self._pieces += _cut(leaves, stack, alike, (height, width), device)
+            self._pieces += _cut(leaves, stack, alike, (height, width))
         order = torch.cat(orders)
-        segments = (stack.architecture * self._shape[1] + stack.block)[order]
-        counts = torch.bincount(segments, minlength=math.prod(self._shape)).clamp(min=1)
-        self._segments, self._counts = segments.to(device), counts.to(device)
-        self._sampled = (heights * widths)[order].double().to(device)
+        self._segments = (stack.architecture * self._shape[1] + stack.block)[order]
+        self._counts = self._segments.bincount(minlength=math.prod(self._shape)).clamp(min=1)
+        self._sampled = (heights * widths)[order].double()
 
     def block_values(self, node: Expression) -> Tensor:
         """`average` or `total` of a tree of this stack: [A, L] float64."""
         compiled = reduction(node)
-        blocks = torch.zeros(
-            math.prod(self._shape), dtype=torch.float64, device=self._counts.device
-        )
+        blocks = torch.zeros(math.prod(self._shape), dtype=torch.float64)
         if self._pieces:
             values = torch.cat([compiled.run(one) for one in self._pieces]).double()
             if compiled.of_sample:
@@ -296,27 +289,19 @@ class _Pieces:
 
 
 def _cut(
-    leaves: tuple[str, ...],
-    stack: StackSketch,
-    alike: Tensor,
-    shape: tuple[int, int],
-    device: torch.device,
+    leaves: tuple[str, ...], stack: StackSketch, alike: Tensor, shape: tuple[int, int]
 ) -> Iterator[Piece]:
     """Pieces of the tensors whose sample has this height and width, without padding."""
     height, width = shape
     samples = {
-        leaf: one[alike, :height, :width].reshape(len(alike), -1).to(device).contiguous()
+        leaf: one[alike, :height, :width].reshape(len(alike), -1).contiguous()
         for leaf, one in zip(leaves, stack.samples.values(), strict=True)
     }
-    moments = {
-        leaf: one[alike].to(device)
-        for leaf, one in zip(leaves, stack.moments.values(), strict=True)
-    }
-    rows = stack.rows[alike].double().to(device)
-    elements = rows * stack.columns[alike].to(device)
+    moments = {leaf: one[alike] for leaf, one in zip(leaves, stack.moments.values(), strict=True)}
+    rows = stack.rows[alike].double()
+    elements = rows * stack.columns[alike]
     share = (height / rows).float()[:, None, None]
-    room = _PIECE if device.type == "cpu" else _GPU_PIECE
-    length = max(1, room // (height * width))
+    length = max(1, _PIECE // (height * width))
     for start in range(0, len(alike), length):
         here = slice(start, start + length)
         broken = {leaf: one[here, 0].isnan() for leaf, one in moments.items()}

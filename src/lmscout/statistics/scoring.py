@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -14,38 +14,27 @@ from torch import Tensor
 
 from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.proxies import Entry, Expression, Reading, as_published, evaluate, resolve
-from lmscout.statistics.collect import Build, Progress, Row, RowStore, fill, provenance
+from lmscout.statistics.collect import Build, Options, Row, evaluated_rows
 from lmscout.statistics.deep_values import full_score
 from lmscout.statistics.reductions import chain_means
-from lmscout.statistics.single_pass import INPUT_NAMES, Batch, run_pass
+from lmscout.statistics.single_pass import INPUT_NAMES, run_pass
 from lmscout.statistics.sketches import spec_values
-from lmscout.statistics.workers import Workers
 
 
 def score_proxies(
     specs: Sequence[ArchitectureSpec],
     names: Sequence[str],
     *,
-    name: str,
-    folder: Path,
-    seed: int = 0,
-    batch: Batch | None = None,
     ones: str = "",
-    workers: Workers | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Score architectures by a few proxies, or read the scores from the cache.
 
     Args:
         specs: the architectures.
         names: catalog names or expressions.
-        name: prefix of the cache file's name.
-        folder: cache folder.
-        seed: of the models' weights.
-        batch: input of the models.
         ones: an input, or "act_grad", whose tensors are replaced by ones.
-        workers: how architectures are spread over workers.
-        progress: called with architectures done and in all.
+        **options: see `collect.Options`.
 
     Returns:
         name -> [architectures] float64.
@@ -53,21 +42,16 @@ def score_proxies(
     Raises:
         LmscoutError: a proxy is unknown or malformed, or the folder cannot be written.
     """
-    batch, workers = batch or Batch(), workers or Workers()
+    options["name"] += "-proxies"
     kind = f"scores with ones for {ones}" if ones else "scores"
-    source = provenance(kind, names, specs, seed, batch, device=workers.device)
-    # SynFlow multiplies from layer to layer: a deep model's is beyond float32.
-    store = RowStore(folder, f"{name}-proxies", source, (len(names),), np.float64)
-    proxies = tuple(map(resolve, names))
-    measure = partial(
-        _measure, proxies=proxies, build=Build(seed, batch, workers.device), ones=ones
-    )
-    fill(store, specs, measure, workers, progress)
+    measure = partial(_measure, proxies=tuple(map(resolve, names)), ones=ones)
+    # In float64: SynFlow multiplies from layer to layer, and a deep model's is beyond float32.
+    store = evaluated_rows(specs, (kind, names), (len(names),), measure, np.float64, **options)
     return {proxy: store.rows[:, column] for column, proxy in enumerate(names)}
 
 
 def _measure(
-    spec: ArchitectureSpec, *, proxies: tuple[Entry | Expression, ...], build: Build, ones: str
+    build: Build, spec: ArchitectureSpec, *, proxies: tuple[Entry | Expression, ...], ones: str
 ) -> Row:
     reading = full_reading(*build(spec), spec.parameters())
     if ones:
@@ -76,13 +60,7 @@ def _measure(
 
 
 def full_reading(model: LanguageModel, tokens: Tensor, parameters: int) -> Reading:
-    """Run one pass and keep a copy of every tensor.
-
-    Args:
-        model: built by a spec; unchanged afterwards.
-        tokens: [B, T] int64.
-        parameters: number of parameters of the model.
-    """
+    """Run one pass over tokens [B, T] int64 and keep a copy of every tensor."""
     points = model.probe_points()
     kept: dict[str, list[dict[int, Tensor]]] = {
         name: [{} for _ in points] for name in (*INPUT_NAMES, "act_grad")

@@ -128,11 +128,9 @@ def run_pass(
 
 @contextmanager
 def train_only(model: nn.Module, chosen: Collection[Tensor]) -> Iterator[None]:
-    """Require gradients of some parameters of a model alone while the block runs.
+    """Require gradients of chosen parameters of a model alone while the block runs.
 
-    Args:
-        model: unchanged afterwards, without gradients.
-        chosen: some of its parameters.
+    Afterwards the model is as before, without gradients.
     """
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:

@@ -32,23 +32,14 @@ _PROPAGATE = frozenset({"abs", "negate", "abslog", "logsoftmax", "minmax"})
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Some tensors of one stack, sampled in one shape, that are computed together.
+    """Some tensors of one stack, sampled in one shape, that are computed together."""
 
-    Attributes:
-        samples: leaf -> [n, height * width] float32.
-        moments: leaf -> [n, 6] float32, in the order of `sketches.MOMENTS`.
-        broken: leaf -> [n] bool, if there are tensors with a NaN or an infinity.
-        height: rows of a sample.
-        elements: [n] float64, number of elements of the whole tensor.
-        share: [n, 1, 1] float32, sampled rows per row.
-    """
-
-    samples: Mapping[str, Tensor]
-    moments: Mapping[str, Tensor]
-    broken: Mapping[str, Tensor]
-    height: int
-    elements: Tensor
-    share: Tensor
+    samples: Mapping[str, Tensor]  # leaf -> [n, height * width] float32
+    moments: Mapping[str, Tensor]  # leaf -> [n, 6] float32, in the order of `sketches.MOMENTS`
+    broken: Mapping[str, Tensor]  # leaf -> [n] bool, if there are tensors that are not finite
+    height: int  # rows of a sample
+    elements: Tensor  # [n] float64, number of elements of the whole tensor
+    share: Tensor  # [n, 1, 1] float32, sampled rows per row
 
     def moment(self, leaf: str, name: str) -> Tensor:
         """An exact number of each tensor: [n, 1]."""
@@ -66,33 +57,23 @@ Operation = Callable[[Tensor, Tensor, Piece], Tensor]
 class Step:
     """A compiled tree of tensor operations.
 
-    Attributes:
-        run: gives [n, height * width], or [n, 1] for one number per tensor; appends masks [n] of
-            tensors without a value to the list that it is given.
-        single: whether it gives one number per tensor.
-        fresh: whether the result may be overwritten.
-        risky: whether it may hold a NaN or an infinity.
+    `run` gives [n, height * width], or [n, 1] for one number per tensor; it appends masks [n] of
+    tensors without a value to the list that it is given.
     """
 
     run: Run
-    single: bool
-    fresh: bool
-    risky: bool
+    single: bool  # whether it gives one number per tensor
+    fresh: bool  # whether the result may be overwritten
+    risky: bool  # whether it may hold a NaN or an infinity
 
 
 @dataclass(frozen=True, eq=False)
 class Reduction:
-    """A compiled `average(...)` or `total(...)`.
+    """A compiled `average(...)` or `total(...)`."""
 
-    Attributes:
-        run: maps a piece to [n] numbers, not finite for a tensor without a value.
-        of_sample: whether these are sums over the sample, to be divided by its elements.
-        of_tensor: whether the result is a mean, to be multiplied by the tensor's elements.
-    """
-
-    run: Callable[[Piece], Tensor]
-    of_sample: bool
-    of_tensor: bool
+    run: Callable[[Piece], Tensor]  # [n] numbers, not finite for a tensor without a value
+    of_sample: bool  # whether these are sums over the sample, to be divided by its elements
+    of_tensor: bool  # whether the result is a mean, to be multiplied by the tensor's elements
 
 
 def reduction(node: Expression) -> Reduction:

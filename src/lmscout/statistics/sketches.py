@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,8 @@ from torch import Tensor
 from lmscout.errors import LmscoutError
 from lmscout.models import ArchitectureSpec
 from lmscout.proxies.primitives import SPEC_LEAVES, STACKS
-from lmscout.statistics.collect import Build, Progress, Row, RowStore, fill, provenance
-from lmscout.statistics.single_pass import Batch, run_pass
-from lmscout.statistics.workers import Workers
+from lmscout.statistics.collect import Build, Options, Row, evaluated_rows
+from lmscout.statistics.single_pass import run_pass
 
 ROWS, COLUMNS = 16, 16
 """Rows and columns of a tensor that are kept."""
@@ -51,24 +50,18 @@ _HEADER = (*_KEY, *MOMENTS)  # stored before each sample
 class StackSketch:
     """The N tensors of one stack, of all blocks of all architectures.
 
-    Attributes:
-        samples: leaf -> [N, R, C] float32; 0 beyond the size of a smaller tensor, NaN throughout
-            if the tensor holds a NaN or an infinity.
-        moments: leaf -> [N, 6] float32 in the order of `MOMENTS`, exact; NaN likewise.
-        architecture: [N] int64.
-        block: [N] int64.
-        mixes: [N] bool, whether a linear layer belongs to the mixer rather than to the MLP.
-        rows: [N] int64, size of the first axis.
-        columns: [N] int64, product of the other axes.
+    Samples and moments are NaN throughout if a tensor holds a NaN or an infinity.
     """
 
-    samples: Mapping[str, Tensor]
-    moments: Mapping[str, Tensor]
-    architecture: Tensor
-    block: Tensor
-    mixes: Tensor
-    rows: Tensor
-    columns: Tensor
+    samples: Mapping[
+        str, Tensor
+    ]  # leaf -> [N, R, C] float32; 0 beyond the size of a smaller tensor
+    moments: Mapping[str, Tensor]  # leaf -> [N, 6] float32 in the order of `MOMENTS`, exact
+    architecture: Tensor  # [N] int64
+    block: Tensor  # [N] int64
+    mixes: Tensor  # [N] bool, whether a linear layer is of the mixer rather than the MLP
+    rows: Tensor  # [N] int64, size of the first axis
+    columns: Tensor  # [N] int64, product of the other axes
 
     def sampled_sizes(self) -> tuple[Tensor, Tensor]:
         """Sampled rows and columns of each tensor: [N] and [N] int64."""
@@ -87,17 +80,11 @@ class StackSketch:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sketches:
-    """Sketches of every architecture of a benchmark.
+    """Sketches of the A architectures of a benchmark."""
 
-    Attributes:
-        stacks: `linear`, `act`, `hidden`, `head` and `softmax` of `proxies.primitives.STACKS`.
-        depth: [A] int64, number of blocks.
-        spec: "depth", "width" and "params" -> [A] float64.
-    """
-
-    stacks: Mapping[str, StackSketch]
-    depth: npt.NDArray[np.int64]
-    spec: Mapping[str, npt.NDArray[np.float64]]
+    stacks: Mapping[str, StackSketch]  # those of `OWN_STACKS`
+    depth: npt.NDArray[np.int64]  # [A] number of blocks
+    spec: Mapping[str, npt.NDArray[np.float64]]  # "depth", "width" and "params" -> [A]
 
     def subset(self, rows: npt.ArrayLike) -> Sketches:
         """The sketches of some architectures.
@@ -124,25 +111,15 @@ class Sketches:
 def collect_sketches(
     specs: Sequence[ArchitectureSpec],
     *,
-    name: str,
-    folder: Path,
-    seed: int = 0,
-    batch: Batch | None = None,
-    workers: Workers | None = None,
-    progress: Progress | None = None,
     size: tuple[int, int] = (ROWS, COLUMNS),
+    **options: Unpack[Options],
 ) -> Sketches:
     """Sketch a benchmark, or read the sketches from the cache.
 
     Args:
         specs: the architectures; equal ones are evaluated once.
-        name: prefix of the cache file's name.
-        folder: cache folder.
-        seed: of the models' weights and of the sampled places.
-        batch: input of the models.
-        workers: how architectures are spread over workers.
-        progress: called with architectures done and in all.
         size: rows and columns of a tensor that are kept.
+        **options: see `collect.Options`; the seed is that of the sampled places too.
 
     Returns:
         The sketches; the next call continues interrupted work.
@@ -150,14 +127,12 @@ def collect_sketches(
     Raises:
         LmscoutError: the folder cannot be written, or an architecture has too many tensors.
     """
-    batch, workers = batch or Batch(), workers or Workers()
+    options["name"] += "-sketches"
     slots = ROOM * max(spec.depth for spec in specs)
     columns = [*_HEADER, f"{size[0]} x {size[1]} elements"]
-    source = provenance("sketches", columns, specs, seed, batch, device=workers.device)
     shape = (slots, len(_HEADER) + size[0] * size[1])
-    store = RowStore(folder, f"{name}-sketches", source, shape)
-    build = Build(seed, batch, workers.device)
-    fill(store, specs, partial(_measure, build=build, slots=slots, size=size), workers, progress)
+    measure = partial(_measure, slots=slots, size=size)
+    store = evaluated_rows(specs, ("sketches", columns), shape, measure, **options)
     known = list(map(spec_values, specs))
     return Sketches(
         {stack: _stack(stack, store.rows, size) for stack in OWN_STACKS},
@@ -172,7 +147,7 @@ def spec_values(spec: ArchitectureSpec) -> dict[str, float]:
     return {leaf: float(values[leaf]) for leaf in SPEC_LEAVES}
 
 
-def _measure(spec: ArchitectureSpec, *, build: Build, slots: int, size: tuple[int, int]) -> Row:
+def _measure(build: Build, spec: ArchitectureSpec, *, slots: int, size: tuple[int, int]) -> Row:
     """One architecture's row: [slots, header and sample], NaN in unused slots."""
     model, tokens = build(spec)
     mixing = [
@@ -219,11 +194,7 @@ def sampled_places(
 ) -> tuple[Tensor, Tensor]:
     """Sampled rows and columns of a matrix: drawn without replacement, ascending.
 
-    Args:
-        rows: of the matrix.
-        columns: of the matrix.
-        seed: of the draw, with the shape.
-        size: how many are kept; all of a smaller matrix.
+    The draw depends on the seed and the shape; all of a smaller matrix are kept.
     """
     random = np.random.default_rng((seed, rows, columns))
     drawn = (
