@@ -256,11 +256,11 @@ def test_a_study_continues_in_the_chunks_in_which_it_was_begun(tmp_path, monkeyp
     """As one that is begun on an accelerator and continued on a CPU."""
     settings = replace(CALIBRATION, measured_tokens=3000)
     begun = replace(CONFIG, pairs=24, calibration=settings)
-    monkeypatch.setattr(calibration, "_CHUNK", 300)
+    monkeypatch.setattr(calibration, "_CPU_CHUNK", 300)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         pruned(out, begun, progress=interrupted("measuring finalists", 3))
-    monkeypatch.setattr(calibration, "_CHUNK", 1500)
+    monkeypatch.setattr(calibration, "_CPU_CHUNK", 1500)
     result = pruned(out, replace(begun, pairs=30))
     for study, chunks in (("lmscout", 8), ("lmscout-finalists", 7)):
         trials = trials_of(result.study, study)
