@@ -15,7 +15,7 @@ from pathlib import Path
 from lmscout import proxies
 from lmscout.discovery.filters import VALUE_RULES
 from lmscout.errors import LmscoutError
-from lmscout.proxies import CATALOG, Entry, format_expression, parser
+from lmscout.proxies import CATALOG, CatalogEntry, format_expression, parser
 from lmscout.proxies.primitives import (
     AGGREGATIONS,
     BINARY,
@@ -137,7 +137,7 @@ def reference() -> str:
     )
 
 
-def _expression(entry: Entry) -> str:
+def _expression(entry: CatalogEntry) -> str:
     return _code(format_expression(entry.expression)) if entry.expression else ""
 
 
@@ -225,7 +225,7 @@ def _slip() -> str:
 def _other_forms() -> str:
     proxy = proxies.parse(EXAMPLE)
     return (
-        "As JSON (`proxies.to_json`, `proxies.from_json`), the whole tree:\n\n"
+        "As JSON (`proxies.to_json`), the whole tree:\n\n"
         f"```json\n{json.dumps(proxies.to_json(proxy), indent=2)}\n```\n\n"
         "As LaTeX (`proxies.to_latex`), angle brackets for the mean over elements and tensors:\n\n"
         f"```latex\n{proxies.to_latex(proxy)}\n```"
@@ -246,7 +246,7 @@ def _spaces() -> str:
     )
 
 
-def _paper(entry: Entry) -> str:
+def _paper(entry: CatalogEntry) -> str:
     return _linked(f"{entry.paper} ({entry.source})" if entry.source else entry.paper)
 
 

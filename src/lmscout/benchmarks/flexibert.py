@@ -5,7 +5,6 @@ arXiv 2305.18915; github aaronserianni/training-free-nas, ``data/BERT_benchmark.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,37 +33,29 @@ class Layer(Row):
     num_feed_forward: int
 
 
-class NasConfig(Row):
-    """The layers of an encoder."""
-
+class _Layers(Row):
     encoder_layers: list[Layer]
 
 
-class Overrides(Row):
-    """What distinguishes an encoder from the others."""
-
+class _Overrides(Row):
     hidden_size: int
-    nas_config: NasConfig
+    nas_config: _Layers
 
 
-class Hyperparameters(Row):
-    """The training settings; only the architecture matters here."""
-
-    model_hparam_overrides: Overrides
+class _Hyperparameters(Row):
+    model_hparam_overrides: _Overrides
 
 
-class Scores(Row):
-    """The scores after fine-tuning; ``glue`` is their mean."""
-
-    glue: float
+class _Scores(Row):
+    glue: float  # the mean of the tasks' scores
 
 
 class TrainedEncoder(Row):
     """One row of the file."""
 
     id: int
-    scores: Scores
-    hparams: Hyperparameters
+    scores: _Scores
+    hparams: _Hyperparameters
 
 
 def read_flexibert(path: Path, name: str) -> Benchmark:
@@ -72,17 +63,19 @@ def read_flexibert(path: Path, name: str) -> Benchmark:
 
     Args:
         path: the file: rows as a JSON array, or one a line.
-        name: what the benchmark is called.
+        name: of the benchmark.
 
     Raises:
-        LmscoutError: the file is not JSON, or a row lacks what it needs.
+        LmscoutError: the file is not JSON, or a row is invalid.
     """
-    rows = _rows(path)
-    specs = []
-    encoders = []
+    rows = read_json_rows(path)
+    if not rows:
+        raise LmscoutError(f"{path}: expected a list of architectures with at least one in it")
+    specs, encoders = [], []
     for index, row in enumerate(rows):
-        called = row.get("id") if isinstance(row, dict) else None
-        where = f"{path}: row {index}" + ("" if called is None else f" (id {brief(called)})")
+        identifier = row.get("id") if isinstance(row, dict) else None
+        where = f"{path}: row {index}"
+        where += "" if identifier is None else f" (id {brief(identifier)})"
         encoder = checked(TrainedEncoder, row, where)
         specs.append(_spec(encoder, where))
         encoders.append(encoder)
@@ -94,13 +87,6 @@ def read_flexibert(path: Path, name: str) -> Benchmark:
         identifiers=tuple(str(encoder.id) for encoder in encoders),
         source=str(path),
     )
-
-
-def _rows(path: Path) -> list[Any]:
-    rows = read_json_rows(path)
-    if not rows:
-        raise LmscoutError(f"{path}: expected a list of architectures with at least one in it")
-    return rows
 
 
 def _spec(encoder: TrainedEncoder, where: str) -> FlexibertSpec:

@@ -1,11 +1,14 @@
-"""The proxy language: one typed expression, its notations and spaces, and the literature.
+"""The proxy language: one typed expression, its notations and spaces, and the catalog."""
 
-`parse` reads a text such as `sum(abslog(head) - sqrt(weight))`, and `format_expression`, `to_json`,
-`from_json`, `to_latex` and `to_torch` give its other forms; `published` and `two_op` number whole
-spaces of proxies, which `evaluate` scores from collected statistics; `resolve` finds a measure of
-the literature by name.
-"""
-
+from lmscout.proxies.catalog import (
+    CATALOG,
+    CATALOG_ENTRY,
+    LITERATURE,
+    CatalogEntry,
+    as_expression,
+    has_seen,
+    resolve,
+)
 from lmscout.proxies.expression import (
     LARGEST,
     Branch,
@@ -17,16 +20,7 @@ from lmscout.proxies.expression import (
     simplified,
     walk,
 )
-from lmscout.proxies.formats import from_json, to_json, to_latex, to_torch
-from lmscout.proxies.literature import (
-    CATALOG,
-    CATALOG_ENTRY,
-    LITERATURE,
-    Entry,
-    as_expression,
-    has_seen,
-    resolve,
-)
+from lmscout.proxies.formats import to_json, to_latex, to_torch
 from lmscout.proxies.measures import Model, Reading
 from lmscout.proxies.parser import format_expression, parse
 from lmscout.proxies.spaces import SPACES, Grammar, Space, evaluate, published, space, two_op
@@ -38,7 +32,7 @@ __all__ = [
     "LITERATURE",
     "SPACES",
     "Branch",
-    "Entry",
+    "CatalogEntry",
     "Expression",
     "Grammar",
     "Model",
@@ -50,7 +44,6 @@ __all__ = [
     "canonical",
     "evaluate",
     "format_expression",
-    "from_json",
     "has_seen",
     "parse",
     "published",

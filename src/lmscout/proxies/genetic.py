@@ -1,7 +1,7 @@
 """Genetic operators on expressions: mutation, crossover, join.
 
-Each draws from a generator that is handed in, so that a seed gives the same expressions, and gives
-an expression of the grammar: the first of some draws that is another one, or its parent.
+Each returns an expression of the grammar: the first of some draws that differs from the parent, or
+the parent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lmscout.proxies.expression import Expression, replaced, walk
 from lmscout.proxies.primitives import ARITHMETIC, SCORE, SEARCHED, TENSOR
 from lmscout.proxies.spaces import LEAST, Grammar, Random, any_of, random_expression
 
-_TRIES = 20  # draws of a change, at most; one that does not fit is drawn again
+_TRIES = 20  # draws of a change; one that does not fit is drawn again
 
 
 def point_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:

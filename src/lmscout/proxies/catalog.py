@@ -1,17 +1,16 @@
 """The catalog: measures of the literature by name, each with its paper, and lmscout's champions.
 
-An entry is an expression where the language has one, or a function of a `Reading`; an entry with
-both is scored by the function, which sums in float64.
+A champion is a proxy that the deep search found on the search split of the benchmarks that it
+names; it increases with quality.  A later engine, or a CPU that rounds differently, ends with
+another formula of about the same correlation (docs/deep-search.md).
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import measures
-from lmscout.proxies.champions import CHAMPIONS
 from lmscout.proxies.expression import Expression, simplified
 from lmscout.proxies.measures import Reading
 from lmscout.proxies.parser import parse, require_short
@@ -20,20 +19,20 @@ from lmscout.proxies.spelling import nearest, shown
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A measure of the literature, or a proxy that lmscout found.
+class CatalogEntry:
+    """A measure of the literature, or a champion.
 
     Attributes:
-        name: Its name here.
-        paper: Where it was published: title and arXiv number.
+        name: In the catalog.
+        paper: Title and arXiv number.
         definition: What it computes, in one line.
         expression: The proxy in the language, or None.
-        function: The proxy as a function, which its scores are taken from where there is one.
-        source: Where exactly it was taken from, if not from the paper's text; the command that
-            found it.
-        found_on: Benchmarks of which the search saw a part, by name.
-        reads: Of a function that reads tensors alone, and not the model: which ones, "act_grad"
-            among them.
+        function: The proxy as a function that sums in float64; it takes precedence.
+        source: Of the exact form, if not the paper's text; of a champion the command that found
+            it.
+        reads: Tensors that the function reads, "act_grad" among them; empty if it needs the
+            model.
+        found_on: Benchmarks on a part of which it was searched, by name.
     """
 
     name: str
@@ -55,15 +54,30 @@ _SERIANNI = "Training-free Neural Architecture Search for RNNs and Transformers,
 _DSS = "Training-free Transformer Architecture Search, arXiv 2203.12217"
 _LPZERO = "LPZero: Language Model Zero-cost Proxy Search from Zero, arXiv 2410.04808"
 
-CATALOG: tuple[Entry, ...] = (
-    Entry(
+
+def _champion(
+    name: str, text: str, command: str, revision: str, found_on: tuple[str, ...], split: str
+) -> CatalogEntry:
+    """A champion: its expression, the command and lmscout's revision that found it."""
+    return CatalogEntry(
+        name,
+        f"found by lmscout, after {_LPZERO}",
+        f"what the deep search found on {split}",
+        expression=parse(text),
+        source=f"{command} (lmscout at {revision})",
+        found_on=found_on,
+    )
+
+
+CATALOG: tuple[CatalogEntry, ...] = (
+    CatalogEntry(
         "parameters",
         f"baseline of {_ABDELFATTAH}",
         "number of parameters of the model",
         expression=parse("params"),
         function=measures.parameters,
     ),
-    Entry(
+    CatalogEntry(
         "grad-norm",
         _ABDELFATTAH,
         "sum of the Frobenius norms of the linear layers' gradients",
@@ -71,7 +85,7 @@ CATALOG: tuple[Entry, ...] = (
         function=measures.grad_norm,
         reads=("grad",),
     ),
-    Entry(
+    CatalogEntry(
         "snip",
         "SNIP: Single-shot Network Pruning based on Connection Sensitivity, arXiv 1810.02340",
         "sum of |w g| over the linear layers",
@@ -79,13 +93,13 @@ CATALOG: tuple[Entry, ...] = (
         function=measures.snip,
         reads=("weight", "grad"),
     ),
-    Entry(
+    CatalogEntry(
         "grasp",
         "Picking Winning Tickets Before Training by Preserving Gradient Flow, arXiv 2002.07376",
         "-sum of w (H g) over the linear layers",
         function=measures.grasp,
     ),
-    Entry(
+    CatalogEntry(
         "fisher",
         "Faster gaze prediction with dense networks and Fisher pruning, arXiv 1801.05787",
         "sum over samples and channels of (sum over positions of act times its gradient)^2",
@@ -93,20 +107,20 @@ CATALOG: tuple[Entry, ...] = (
         reads=("act", "act_grad"),
         source=f"as a proxy in {_ABDELFATTAH}",
     ),
-    Entry(
+    CatalogEntry(
         "synflow",
         "Pruning neural networks without any data by iteratively conserving synaptic flow, "
         "arXiv 2006.05467",
         "sum of |w| dR/d|w| in the linearised model fed with ones",
         function=measures.synflow,
     ),
-    Entry(
+    CatalogEntry(
         "logsynflow",
         "FreeREA: Training-Free Evolution-based Architecture Search, arXiv 2207.05135",
         "sum of |w| ln(|dR/d|w|| + 1) in the linearised model fed with ones",
         function=measures.logsynflow,
     ),
-    Entry(
+    CatalogEntry(
         "jacobian-covariance",
         "Neural Architecture Search without Training, arXiv 2006.04647v1",
         "-sum of ln(v + 1e-5) + 1 / (v + 1e-5), v eigenvalues of the samples' correlations",
@@ -114,14 +128,14 @@ CATALOG: tuple[Entry, ...] = (
         reads=("jacob",),
         source=f"on transformers in {_SERIANNI}",
     ),
-    Entry(
+    CatalogEntry(
         "synaptic-diversity",
         _DSS,
         "sum of nuclear norm of w times nuclear norm of g over the mixers' linear layers",
         function=measures.synaptic_diversity,
         reads=("weight", "grad"),
     ),
-    Entry(
+    CatalogEntry(
         "synaptic-saliency",
         _DSS,
         "sum of |w g| over the MLPs' linear layers",
@@ -129,7 +143,7 @@ CATALOG: tuple[Entry, ...] = (
         function=measures.synaptic_saliency,
         reads=("weight", "grad"),
     ),
-    Entry(
+    CatalogEntry(
         "activation-distance",
         _SERIANNI,
         "sum over pairs of positions of the agreements of their binary activation codes",
@@ -137,7 +151,7 @@ CATALOG: tuple[Entry, ...] = (
         reads=("act",),
         source="codes of Neural Architecture Search without Training, arXiv 2006.04647",
     ),
-    Entry(
+    CatalogEntry(
         "head-importance",
         "Are Sixteen Heads Really Better than One?, arXiv 1905.10650",
         "sum of |w g| over the mixers' linear layers",
@@ -146,14 +160,14 @@ CATALOG: tuple[Entry, ...] = (
         reads=("weight", "grad"),
         source=f"in the form of {_SERIANNI}",
     ),
-    Entry(
+    CatalogEntry(
         "attention-confidence",
         _SERIANNI,
         "sum over blocks of the mean of the head tensors' maxima over positions",
         function=measures.attention_confidence,
         reads=("head",),
     ),
-    Entry(
+    CatalogEntry(
         "softmax-confidence",
         "Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy Lifting, the Rest "
         "Can Be Pruned, arXiv 1905.09418",
@@ -165,7 +179,7 @@ CATALOG: tuple[Entry, ...] = (
     # The log of a 1000-iteration search on FlexiBERT, kept as a comment beside the genotype
     # that the FlexiBERT runners score and choose with, names these operations in full.  The
     # act half is a constant: the log-softmax of a scalar is 0.
-    Entry(
+    CatalogEntry(
         "lpzero-flexibert",
         _LPZERO,
         "LPZero's champion of the FlexiBERT search; its act half is always 0",
@@ -176,7 +190,7 @@ CATALOG: tuple[Entry, ...] = (
     # The genotype that the function scoring the GPT-2 benchmark builds, marked there as the
     # best so far.  The grad half hardly varies with the gradients, which are near zero: their
     # softmax over n rows is near 1/n.
-    Entry(
+    CatalogEntry(
         "lpzero-gpt2",
         _LPZERO,
         "LPZero's champion of the GPT-2 search",
@@ -184,54 +198,75 @@ CATALOG: tuple[Entry, ...] = (
         source="github.com/pprp/LPZero, lpzero/predictor/measures/lpzero.py at 48877572, as "
         "eval_rank_gpt2.py calls it: inputs weight, grad; genotype [[3, 10], [11, 3], 0]",
     ),
-    *(
-        Entry(
-            one.name,
-            f"found by lmscout, after {_LPZERO}",
-            f"what the deep search found on {one.saw}",
-            expression=parse(one.text),
-            source=f"{one.command} (lmscout at {one.revision})",
-            found_on=one.found_on,
-        )
-        for one in CHAMPIONS
+    _champion(
+        "champion-encoder",
+        "negate((sum(average(abs(abslog(softmax(weight))))) * sum(total(frobenius(sqrt(jacob)))) "
+        "+ max(total(head))) * (min(average(logsoftmax(mixer_weight))) "
+        "* sum(average(logsoftmax(log(mlp_weight))))) "
+        "* (sum(average(logsoftmax(log(invert(grad))))) + sum(negate(average(abs(jacob))))) "
+        "* (sum(average(frobenius(minmax(head))) + total(mlp_weight)) "
+        "+ sum(total(frobenius(sub(weight, abs(weight)))))))",
+        "lmscout discover flexibert --space deep --objective spearman --no-spec-leaves "
+        "--search 100 --seed 0",
+        "fad948d",
+        ("flexibert",),
+        "100 encoders; on the other 400 ρ 0.912; reads no configuration",
+    ),
+    _champion(
+        "champion-decoder",
+        "negate(min(average(log(mlp_weight))) * width * max(total(square(act))) "
+        "* (sum(total(div(frobenius(mlp_grad), square(square(mlp_weight))))) "
+        "- sum(total(div(frobenius(mlp_grad), square(mlp_grad))))) "
+        "* (max(total(act) + total(minmax(weight))) "
+        "* mean(total(square(square(log(mlp_weight)))))) * (max(total(act)) "
+        "* sum(total(square(mul(log(mlp_weight), mul(abslog(mlp_weight), mlp_grad)))))))",
+        "lmscout discover pico,lts:random_GPT2_wt103 --space deep --objective spearman "
+        "--search 40 --seed 0",
+        "fad948d",
+        ("pico", "lts:random_GPT2_wt103"),
+        "40 decoders of each; on the others ρ 0.940 (pico) and 0.962 (GPT-2)",
+    ),
+    _champion(
+        "champion",
+        "sum(total(frobenius(mlp_grad))) * sum(total(sigmoid(invert(sub(act_grad, abs(act)))))) "
+        "* (sum(total(minmax(act_grad))) * sum(total(sigmoid(jacob))) "
+        "* sum(total(abs(mlp_grad)))) * (sum(total(abs(mul(act, act_grad)))) "
+        "* sum(total(sqrt(head))) - mean(total(logsoftmax(mlp_grad)))) "
+        "* ((depth * sum(total(relu(mlp_grad))) + max(total(act))) * params * depth)",
+        "lmscout discover flexibert,pico,lts:random_GPT2_wt103 --space deep --objective spearman "
+        "--search 40 --seed 0",
+        "fad948d",
+        ("flexibert", "pico", "lts:random_GPT2_wt103"),
+        "40 architectures of each; on the others ρ 0.865 (FlexiBERT), 0.902 (pico), 0.969 (GPT-2)",
     ),
 )
 
-CATALOG_ENTRY: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in CATALOG})
+CATALOG_ENTRY: Mapping[str, CatalogEntry] = {entry.name: entry for entry in CATALOG}
 
-LITERATURE: Mapping[str, Expression] = MappingProxyType(
-    {
-        entry.name: simplified(entry.expression)
-        for entry in CATALOG
-        if entry.expression is not None and not entry.found_on
-    }
-)
-"""Catalog name to expression, for every measure of the literature that the language can state: a
-search may begin with them.
+LITERATURE: Mapping[str, Expression] = {
+    entry.name: simplified(entry.expression)
+    for entry in CATALOG
+    if entry.expression is not None and not entry.found_on
+}
+"""Catalog name to expression, for every measure of the literature that the language can state.
 
-The others look along one axis alone (fisher, activation-distance, the two confidences), at
-eigenvalues (jacobian-covariance, synaptic-diversity), or run the model once more.  lmscout's
-champions are not among them: a search that began with one would begin with what its benchmark's
-test split may have been part of."""
+Searches may start from them.  Champions are left out: another split's search data may be this
+split's test data."""
 
 # An expression without a parenthesis: a number or a leaf of the configuration, and signs.
 _BARE = re.compile(rf"\s*({'|'.join(SPEC_LEAVES)}|[0-9.]+)\s*([-+*/]|$)")
 
 
 def has_seen(name: str, benchmark: str) -> bool:
-    """Whether the search that found a proxy saw a part of a benchmark.
+    """Whether a proxy of the catalog was searched on a part of a benchmark of that name.
 
-    There its figures flatter it.
-
-    Args:
-        name: Of a proxy; one that is not in the catalog has seen nothing.
-        benchmark: Its name.
+    Its correlations there are optimistic.
     """
     entry = CATALOG_ENTRY.get(name)
     return entry is not None and benchmark in entry.found_on
 
 
-def resolve(text: str) -> Entry | Expression:
+def resolve(text: str) -> CatalogEntry | Expression:
     """The catalog entry of a name, or the expression of a text.
 
     An expression is text with a parenthesis, or one that begins with a number or with a leaf that
@@ -246,8 +281,8 @@ def resolve(text: str) -> Entry | Expression:
     name = text.strip()
     if name.startswith("-"):
         raise LmscoutError(
-            f"{shown(name)}: the minus sign that says that lower scores are better is read by rank "
-            "and design; give the proxy without it"
+            f"{shown(name)}: only rank and design accept a minus sign (lower scores are better); "
+            "give the proxy without it"
         )
     if name not in CATALOG_ENTRY:
         guess = nearest(name, CATALOG_ENTRY)
@@ -258,7 +293,7 @@ def resolve(text: str) -> Entry | Expression:
     return CATALOG_ENTRY[name]
 
 
-def as_expression(proxy: Entry | Expression) -> Expression | None:
-    """A proxy as searches write it; None where the language cannot state it."""
-    expression = proxy.expression if isinstance(proxy, Entry) else proxy
+def as_expression(proxy: CatalogEntry | Expression) -> Expression | None:
+    """A proxy in the form of `simplified`; None if the language cannot state it."""
+    expression = proxy.expression if isinstance(proxy, CatalogEntry) else proxy
     return None if expression is None else simplified(expression)
