@@ -64,7 +64,7 @@ def test_training_follows_the_definition_of_its_recipe(spec):
 
 
 @by_family
-def test_what_can_be_learnt_is_learnt(spec):
+def test_a_predictable_text_is_fitted(spec):
     data = text()
     recipe = replace(RECIPE, tokens=200 * 64)
     losses = train(spec, 0, data, recipe, "cpu").validation_loss

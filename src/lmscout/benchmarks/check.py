@@ -37,6 +37,13 @@ REAL = 1.96  # standard errors by which a difference exceeds noise
 LEAST_CEILING = 0.9  # Kendall's τ
 MIN_DISTINGUISHABLE = 0.5  # of the pairs within a cell
 
+CONDITIONS = {
+    "ceiling": f"noise leaves τ {LEAST_CEILING} to a perfect proxy",
+    "baseline": "a proxy can beat the best baseline",
+    "cells": "half of the pairs of one depth and width differ by more than noise",
+}
+"""Conditions under which a benchmark distinguishes proxies: name in JSON -> in words."""
+
 
 @dataclass(frozen=True, repr=False)
 class Check(Result):
@@ -80,21 +87,17 @@ class Check(Result):
 
     @property
     def verdicts(self) -> dict[str, bool]:
-        """Conditions under which the benchmark distinguishes proxies, and whether they hold."""
+        """Whether each of the `CONDITIONS` holds."""
         best = self.baselines[self.best_baseline].spearman
         return {
-            f"noise leaves τ {LEAST_CEILING} to a perfect proxy": (
-                self.ceiling.kendall.value >= LEAST_CEILING
-            ),
-            "a proxy can beat the best baseline": best.high < self.ceiling.spearman.low,
-            "half of the pairs of one depth and width differ by more than noise": (
-                self.distinguishable_in_cell >= MIN_DISTINGUISHABLE
-            ),
+            "ceiling": self.ceiling.kendall.value >= LEAST_CEILING,
+            "baseline": best.high < self.ceiling.spearman.low,
+            "cells": self.distinguishable_in_cell >= MIN_DISTINGUISHABLE,
         }
 
     @property
     def distinguishes(self) -> bool:
-        """Whether all of that holds."""
+        """Whether all conditions hold."""
         return all(self.verdicts.values())
 
     def rows(self) -> list[dict[str, Any]]:

@@ -193,10 +193,7 @@ class ArchitectureSpec(ABC):
         """
 
     def pass_bytes(self) -> int:
-        """Bytes that one forward and one backward pass takes, at least: weights, gradients, logits.
-
-        Positions that are computed instead of learned count as well.
-        """
+        """Least bytes of one forward and one backward pass: weights, gradients, logits."""
         logits = 2 * _TOKENS * self.vocabulary if self.causal else 0
         return _FLOAT * (2 * self.parameters() + logits)
 
@@ -224,9 +221,9 @@ class ArchitectureSpec(ABC):
         return spec
 
 
-def linear_parameters(inputs: int, outputs: int, bias: bool = True) -> int:
-    """Parameters of a linear layer."""
-    return (inputs + bias) * outputs
+def linear_parameters(inputs: int, outputs: int) -> int:
+    """Parameters of a linear layer with a bias."""
+    return (inputs + 1) * outputs
 
 
 def linear_layers(module: nn.Module) -> tuple[nn.Linear, ...]:
@@ -304,8 +301,8 @@ def _check_value(value: Any, hint: tuple[Any, Any], where: str) -> None:
 
 
 def _check_number(value: Any, kind: type, bounds: Bounds, where: str) -> None:
-    number = isinstance(value, kind if kind is int else int | float) and value is not True
-    if not number or value is False or not (value > 0 or (bounds.absent and value == 0)):
+    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not number or not (value > 0 or (bounds.absent and value == 0)):
         expected = "a number" if kind is float else "a whole number"
         absent = ", or 0 where the block has none," if bounds.absent else ","
         raise LmscoutError(f"{where} must be {expected} above 0{absent} not {brief(value)}")

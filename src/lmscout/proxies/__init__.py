@@ -21,7 +21,7 @@ from lmscout.proxies.expression import (
     walk,
 )
 from lmscout.proxies.formats import to_json, to_latex, to_torch
-from lmscout.proxies.measures import Model, Reading
+from lmscout.proxies.measures import Reading
 from lmscout.proxies.parser import format_expression, parse
 from lmscout.proxies.spaces import SPACES, Grammar, Space, evaluate, published, space, two_op
 
@@ -35,7 +35,6 @@ __all__ = [
     "CatalogEntry",
     "Expression",
     "Grammar",
-    "Model",
     "Published",
     "Reading",
     "Space",

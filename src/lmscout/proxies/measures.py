@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,31 +33,13 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _SOFTMAX = (torch.softmax, torch.special.softmax, Tensor.softmax, functional.softmax)
 
 
-class Model(Protocol):
-    """A language model (which is also an `nn.Module`).
-
-    Attributes:
-        blocks: The transformer layers, in order.
-    """
-
-    blocks: nn.ModuleList
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T] to the hidden state [B, T, width] that enters block 0."""
-
-    def encode(self, hidden: Tensor) -> Tensor:
-        """Hidden state [B, T, width] through the blocks to the last one."""
-
-    def loss(self, tokens: Tensor) -> Tensor:
-        """The scalar whose gradient the proxies read."""
-
-
 @dataclass(frozen=True, eq=False)
 class Reading:
     """Full tensors of one forward and one backward pass.
 
     Attributes:
-        model: The model, in eval mode.
+        model: A `lmscout.models.LanguageModel` in eval mode, or another module with its `blocks`,
+            `embed`, `encode` and `loss`.
         tokens: The batch [B, T].
         inputs: Input name to blocks to tensors, the six inputs of `primitives.INPUTS`.
         act_grad: Gradients of the loss with respect to the act tensors, aligned with
@@ -70,7 +52,7 @@ class Reading:
         gates: Modules whose output multiplies another path: the activations of gated MLPs.
     """
 
-    model: Model
+    model: Any
     tokens: Tensor
     inputs: Mapping[str, tuple[tuple[Tensor, ...], ...]]
     act_grad: tuple[tuple[Tensor, ...], ...]
@@ -288,13 +270,14 @@ def _flow(reading: Reading, remap: Callable[[Tensor], Tensor]) -> float:
 class _Encoder(nn.Module):
     """A model whose call is its `encode`, for `functional_call`."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = cast(nn.Module, model)
+        self.model: Any = model
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden state [B, T, width] to the last one."""
-        return cast(Model, self.model).encode(hidden)
+        encoded: Tensor = self.model.encode(hidden)
+        return encoded
 
 
 class _ConstantSoftmax(TorchFunctionMode):
