@@ -230,7 +230,7 @@ def _text(folder: Path) -> str:
 def _read_expression(folder: Path) -> None:
     from lmscout.discovery import signed_proxy
     from lmscout.proxies import (
-        CatalogEntry,
+        Entry,
         as_expression,
         format_expression,
         parse,
@@ -244,7 +244,7 @@ def _read_expression(folder: Path) -> None:
     if signed_proxy(str(signed)) != signed:
         raise AssertionError(f"{signed} is read as another proxy")
     proxy = resolve(signed.name)
-    if not isinstance(proxy, CatalogEntry) and parse(format_expression(proxy)) != proxy:
+    if not isinstance(proxy, Entry) and parse(format_expression(proxy)) != proxy:
         raise AssertionError(f"{format_expression(proxy)} is read as another proxy")
     expression = as_expression(proxy)
     if expression is not None:

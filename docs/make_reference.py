@@ -15,7 +15,7 @@ from pathlib import Path
 from lmscout import proxies
 from lmscout.discovery.filters import VALUE_RULES
 from lmscout.errors import LmscoutError
-from lmscout.proxies import CATALOG, CatalogEntry, format_expression, parser
+from lmscout.proxies import CATALOG, Entry, format_expression, parser
 from lmscout.proxies.primitives import (
     AGGREGATIONS,
     BINARY,
@@ -137,7 +137,7 @@ def reference() -> str:
     )
 
 
-def _expression(entry: CatalogEntry) -> str:
+def _expression(entry: Entry) -> str:
     return _code(format_expression(entry.expression)) if entry.expression else ""
 
 
@@ -246,7 +246,7 @@ def _spaces() -> str:
     )
 
 
-def _paper(entry: CatalogEntry) -> str:
+def _paper(entry: Entry) -> str:
     return _linked(f"{entry.paper} ({entry.source})" if entry.source else entry.paper)
 
 

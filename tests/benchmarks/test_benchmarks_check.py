@@ -101,7 +101,7 @@ def test_what_is_all_noise_does_not_tell_proxies_apart(tmp_path):
     found = check(tmp_path)
     assert found.ceiling.kendall.value < 0.9
     assert not found.distinguishes
-    assert not found.verdicts["ceiling"]
+    assert not found.conditions["ceiling"]
 
 
 def test_what_the_size_says_already_leaves_nothing_to_tell(tmp_path):
@@ -112,7 +112,7 @@ def test_what_the_size_says_already_leaves_nothing_to_tell(tmp_path):
     (tmp_path / "table.jsonl").write_text(text + json.dumps(again) + "\n")
     found = check(tmp_path)
     assert found.best_baseline in found.baselines
-    assert not found.verdicts["baseline"]
+    assert not found.conditions["baseline"]
     assert not found.distinguishes
 
 

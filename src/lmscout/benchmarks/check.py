@@ -86,7 +86,7 @@ class Check(Result):
         return max(self.baselines, key=lambda name: _or_lowest(self.baselines[name].spearman.value))
 
     @property
-    def verdicts(self) -> dict[str, bool]:
+    def conditions(self) -> dict[str, bool]:
         """Whether each of the `CONDITIONS` holds."""
         best = self.baselines[self.best_baseline].spearman
         return {
@@ -96,9 +96,14 @@ class Check(Result):
         }
 
     @property
+    def verdicts(self) -> dict[str, bool]:
+        """The conditions in words."""
+        return {CONDITIONS[name]: holds for name, holds in self.conditions.items()}
+
+    @property
     def distinguishes(self) -> bool:
         """Whether all conditions hold."""
-        return all(self.verdicts.values())
+        return all(self.conditions.values())
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per configuration baseline, with its correlation."""
@@ -115,7 +120,7 @@ class Check(Result):
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
-        return {**self.to_dict(), "verdicts": self.verdicts, "distinguishes": self.distinguishes}
+        return {**self.to_dict(), "verdicts": self.conditions, "distinguishes": self.distinguishes}
 
 
 def check(folder: Path, *, seed: int = 0) -> Check:

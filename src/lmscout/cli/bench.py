@@ -151,8 +151,6 @@ def check(
 
 def show_check(result: Check) -> None:
     """Print what a benchmark can distinguish."""
-    from lmscout.benchmarks.check import CONDITIONS
-
     screen = console.table_console()
     left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
     screen.print(
@@ -182,7 +180,7 @@ def show_check(result: Check) -> None:
         f"of one depth and width: {result.distinguishable_in_cell:.1%}",
         highlight=False,
     )
-    for name, holds in result.verdicts.items():
-        screen.print(f"  {'yes' if holds else 'no '}  {CONDITIONS[name]}", highlight=False)
+    for condition, holds in result.verdicts.items():
+        screen.print(f"  {'yes' if holds else 'no '}  {condition}", highlight=False)
     can = "can" if result.distinguishes else "cannot"
     screen.print(f"This benchmark {can} tell proxies apart.", highlight=False)

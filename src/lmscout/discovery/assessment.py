@@ -26,7 +26,7 @@ from lmscout.metrics import (
     top_recall,
     within_cell_spearman,
 )
-from lmscout.proxies import CatalogEntry, Expression, format_expression, resolve
+from lmscout.proxies import Entry, Expression, format_expression, resolve
 from lmscout.proxies.spelling import shown
 
 Scores = npt.NDArray[np.float64]
@@ -229,6 +229,6 @@ def _enclosed(text: str) -> bool:
     return False
 
 
-def proxy_name(proxy: CatalogEntry | Expression) -> str:
+def proxy_name(proxy: Entry | Expression) -> str:
     """A proxy's name in the catalog, or its text in the usual form."""
-    return proxy.name if isinstance(proxy, CatalogEntry) else format_expression(proxy)
+    return proxy.name if isinstance(proxy, Entry) else format_expression(proxy)

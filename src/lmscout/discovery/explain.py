@@ -46,7 +46,7 @@ from lmscout.metrics import Interval, spearman
 from lmscout.progress import Progress, Stages
 from lmscout.proxies import (
     LARGEST,
-    CatalogEntry,
+    Entry,
     Expression,
     as_expression,
     format_expression,
@@ -339,13 +339,13 @@ def _with_ones(node: Expression, leaf: str) -> Expression:
     return Expression(node.name, tuple(_with_ones(one, leaf) for one in node.operands))
 
 
-def why_no_inputs(proxy: CatalogEntry | Expression, tree: Expression | None) -> str:
+def why_no_inputs(proxy: Entry | Expression, tree: Expression | None) -> str:
     """Why inputs cannot be replaced by ones; "" where they can be."""
     if tree is not None:
         if not tree.leaves - set(SPEC_LEAVES):
             return "it reads the configuration alone"
         return "" if silenced(tree) else f"it has {tree.size} words, more than {LARGEST // 4}"
-    assert isinstance(proxy, CatalogEntry)  # every expression is a tree
+    assert isinstance(proxy, Entry)  # every expression is a tree
     return "" if proxy.reads else "it runs the model itself"
 
 
@@ -400,7 +400,7 @@ def forms(proxy: str) -> Forms:
     tree = as_expression(resolved)
     return Forms(
         name=proxy_name(resolved),
-        definition=resolved.definition if isinstance(resolved, CatalogEntry) else None,
+        definition=resolved.definition if isinstance(resolved, Entry) else None,
         tree=tree,
         latex=None if tree is None else to_latex(tree),
         torch=None if tree is None else to_torch(tree),
@@ -546,7 +546,7 @@ def explain(
     else:
         inputs = {
             read: change(scored.with_ones(name, read), own, quality)
-            for read in (resolved.reads if isinstance(resolved, CatalogEntry) else ())
+            for read in (resolved.reads if isinstance(resolved, Entry) else ())
         }
     baselines, ahead = beside_baselines(own, benchmark)
     sensitivity = Sensitivity(

@@ -1,14 +1,5 @@
 """The proxy language: one typed expression, its notations and spaces, and the catalog."""
 
-from lmscout.proxies.catalog import (
-    CATALOG,
-    CATALOG_ENTRY,
-    LITERATURE,
-    CatalogEntry,
-    as_expression,
-    has_seen,
-    resolve,
-)
 from lmscout.proxies.expression import (
     LARGEST,
     Branch,
@@ -21,6 +12,15 @@ from lmscout.proxies.expression import (
     walk,
 )
 from lmscout.proxies.formats import to_json, to_latex, to_torch
+from lmscout.proxies.literature import (
+    CATALOG,
+    CATALOG_ENTRY,
+    LITERATURE,
+    Entry,
+    as_expression,
+    has_seen,
+    resolve,
+)
 from lmscout.proxies.measures import Reading
 from lmscout.proxies.parser import format_expression, parse
 from lmscout.proxies.spaces import SPACES, Grammar, Space, evaluate, published, space, two_op
@@ -32,7 +32,7 @@ __all__ = [
     "LITERATURE",
     "SPACES",
     "Branch",
-    "CatalogEntry",
+    "Entry",
     "Expression",
     "Grammar",
     "Published",

@@ -1,4 +1,4 @@
-"""Measures of the literature as functions of a `Reading`; `catalog` has their papers.
+"""Measures of the literature as functions of a `Reading`; `literature` has their papers.
 
 The published form reduces every tensor to a number before anything is joined, so it has no product
 of a weight with its own gradient, no maximum along one axis, no eigenvalue, and averages over a

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_count
 from lmscout.metrics import spearman
-from lmscout.proxies import CatalogEntry, Expression, Reading, as_expression, resolve, walk
+from lmscout.proxies import Entry, Expression, Reading, as_expression, resolve, walk
 from lmscout.proxies.primitives import NUMBER, REDUCTIONS, SPEC_LEAVES
 from lmscout.pruning.families import ATTENTION, Family
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, kept_shares
@@ -50,7 +50,7 @@ class Asked:
 
     name: str
     sign: int
-    proxy: Expression | CatalogEntry
+    proxy: Expression | Entry
 
 
 def asked_proxy(text: str) -> Asked:
@@ -75,7 +75,7 @@ def asked_proxy(text: str) -> Asked:
     tree = as_expression(found)
     if tree is not None:
         return Asked(name, sign, tree)
-    assert isinstance(found, CatalogEntry)
+    assert isinstance(found, Entry)
     if not found.reads or found.reads == ("jacob",):
         why = "runs the model again" if not found.reads else "reads what enters the first block"
         raise LmscoutError(
@@ -247,7 +247,7 @@ def _summed(table: BlockTable, rows: Rows) -> Floats:
 
 
 def _function_table(
-    entry: CatalogEntry, model: PreTrainedModel, family: Family, shape: Shape, tokens: Tensor
+    entry: Entry, model: PreTrainedModel, family: Family, shape: Shape, tokens: Tensor
 ) -> BlockTable:
     """A function of the catalog by its definition, tensor by tensor."""
     function = entry.function

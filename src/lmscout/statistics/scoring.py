@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmscout.models import ArchitectureSpec, LanguageModel
-from lmscout.proxies import CatalogEntry, Expression, Reading, as_published, evaluate, resolve
+from lmscout.proxies import Entry, Expression, Reading, as_published, evaluate, resolve
 from lmscout.statistics.collect import Build, Progress, Row, RowStore, fill, provenance
 from lmscout.statistics.deep_values import full_score
 from lmscout.statistics.reductions import chain_means
@@ -99,15 +99,15 @@ def full_reading(model: LanguageModel, tokens: Tensor, parameters: int) -> Readi
     )
 
 
-def score(proxy: CatalogEntry | Expression, reading: Reading, spec: ArchitectureSpec) -> float:
+def score(proxy: Entry | Expression, reading: Reading, spec: ArchitectureSpec) -> float:
     """Score one model by one proxy, from the full tensors of a reading.
 
     An expression of the published form is computed as the collected statistics are, so that both
     agree; any other one by its definition.
     """
-    if isinstance(proxy, CatalogEntry) and proxy.function is not None:
+    if isinstance(proxy, Entry) and proxy.function is not None:
         return proxy.function(reading)
-    expression = proxy.expression if isinstance(proxy, CatalogEntry) else proxy
+    expression = proxy.expression if isinstance(proxy, Entry) else proxy
     assert expression is not None  # an entry has one or the other
     if as_published(expression) is None:
         return full_score(expression, reading, spec_values(spec))
@@ -138,7 +138,7 @@ def _ones(blocks: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], .
 def _score(
     spec: ArchitectureSpec,
     *,
-    proxies: tuple[CatalogEntry | Expression, ...],
+    proxies: tuple[Entry | Expression, ...],
     build: Build,
     ones: str,
 ) -> Row:

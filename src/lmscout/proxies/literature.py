@@ -1,9 +1,4 @@
-"""The catalog: measures of the literature by name, each with its paper, and lmscout's champions.
-
-A champion is a proxy that the deep search found on the search split of the benchmarks that it
-names; it increases with quality.  A later engine, or a CPU that rounds differently, ends with
-another formula of about the same correlation (docs/deep-search.md).
-"""
+"""The catalog: measures of the literature by name, each with its paper, and lmscout's champions."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +6,7 @@ from dataclasses import dataclass
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import measures
+from lmscout.proxies.champions import CHAMPIONS
 from lmscout.proxies.expression import Expression, simplified
 from lmscout.proxies.measures import Reading
 from lmscout.proxies.parser import parse, require_short
@@ -19,7 +15,7 @@ from lmscout.proxies.spelling import nearest, shown
 
 
 @dataclass(frozen=True)
-class CatalogEntry:
+class Entry:
     """A measure of the literature, or a champion.
 
     Attributes:
@@ -54,30 +50,15 @@ _SERIANNI = "Training-free Neural Architecture Search for RNNs and Transformers,
 _DSS = "Training-free Transformer Architecture Search, arXiv 2203.12217"
 _LPZERO = "LPZero: Language Model Zero-cost Proxy Search from Zero, arXiv 2410.04808"
 
-
-def _champion(
-    name: str, text: str, command: str, revision: str, found_on: tuple[str, ...], split: str
-) -> CatalogEntry:
-    """A champion: its expression, the command and lmscout's revision that found it."""
-    return CatalogEntry(
-        name,
-        f"found by lmscout, after {_LPZERO}",
-        f"what the deep search found on {split}",
-        expression=parse(text),
-        source=f"{command} (lmscout at {revision})",
-        found_on=found_on,
-    )
-
-
-CATALOG: tuple[CatalogEntry, ...] = (
-    CatalogEntry(
+CATALOG: tuple[Entry, ...] = (
+    Entry(
         "parameters",
         f"baseline of {_ABDELFATTAH}",
         "number of parameters of the model",
         expression=parse("params"),
         function=measures.parameters,
     ),
-    CatalogEntry(
+    Entry(
         "grad-norm",
         _ABDELFATTAH,
         "sum of the Frobenius norms of the linear layers' gradients",
@@ -85,7 +66,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         function=measures.grad_norm,
         reads=("grad",),
     ),
-    CatalogEntry(
+    Entry(
         "snip",
         "SNIP: Single-shot Network Pruning based on Connection Sensitivity, arXiv 1810.02340",
         "sum of |w g| over the linear layers",
@@ -93,13 +74,13 @@ CATALOG: tuple[CatalogEntry, ...] = (
         function=measures.snip,
         reads=("weight", "grad"),
     ),
-    CatalogEntry(
+    Entry(
         "grasp",
         "Picking Winning Tickets Before Training by Preserving Gradient Flow, arXiv 2002.07376",
         "-sum of w (H g) over the linear layers",
         function=measures.grasp,
     ),
-    CatalogEntry(
+    Entry(
         "fisher",
         "Faster gaze prediction with dense networks and Fisher pruning, arXiv 1801.05787",
         "sum over samples and channels of (sum over positions of act times its gradient)^2",
@@ -107,20 +88,20 @@ CATALOG: tuple[CatalogEntry, ...] = (
         reads=("act", "act_grad"),
         source=f"as a proxy in {_ABDELFATTAH}",
     ),
-    CatalogEntry(
+    Entry(
         "synflow",
         "Pruning neural networks without any data by iteratively conserving synaptic flow, "
         "arXiv 2006.05467",
         "sum of |w| dR/d|w| in the linearised model fed with ones",
         function=measures.synflow,
     ),
-    CatalogEntry(
+    Entry(
         "logsynflow",
         "FreeREA: Training-Free Evolution-based Architecture Search, arXiv 2207.05135",
         "sum of |w| ln(|dR/d|w|| + 1) in the linearised model fed with ones",
         function=measures.logsynflow,
     ),
-    CatalogEntry(
+    Entry(
         "jacobian-covariance",
         "Neural Architecture Search without Training, arXiv 2006.04647v1",
         "-sum of ln(v + 1e-5) + 1 / (v + 1e-5), v eigenvalues of the samples' correlations",
@@ -128,14 +109,14 @@ CATALOG: tuple[CatalogEntry, ...] = (
         reads=("jacob",),
         source=f"on transformers in {_SERIANNI}",
     ),
-    CatalogEntry(
+    Entry(
         "synaptic-diversity",
         _DSS,
         "sum of nuclear norm of w times nuclear norm of g over the mixers' linear layers",
         function=measures.synaptic_diversity,
         reads=("weight", "grad"),
     ),
-    CatalogEntry(
+    Entry(
         "synaptic-saliency",
         _DSS,
         "sum of |w g| over the MLPs' linear layers",
@@ -143,7 +124,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         function=measures.synaptic_saliency,
         reads=("weight", "grad"),
     ),
-    CatalogEntry(
+    Entry(
         "activation-distance",
         _SERIANNI,
         "sum over pairs of positions of the agreements of their binary activation codes",
@@ -151,7 +132,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         reads=("act",),
         source="codes of Neural Architecture Search without Training, arXiv 2006.04647",
     ),
-    CatalogEntry(
+    Entry(
         "head-importance",
         "Are Sixteen Heads Really Better than One?, arXiv 1905.10650",
         "sum of |w g| over the mixers' linear layers",
@@ -160,14 +141,14 @@ CATALOG: tuple[CatalogEntry, ...] = (
         reads=("weight", "grad"),
         source=f"in the form of {_SERIANNI}",
     ),
-    CatalogEntry(
+    Entry(
         "attention-confidence",
         _SERIANNI,
         "sum over blocks of the mean of the head tensors' maxima over positions",
         function=measures.attention_confidence,
         reads=("head",),
     ),
-    CatalogEntry(
+    Entry(
         "softmax-confidence",
         "Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy Lifting, the Rest "
         "Can Be Pruned, arXiv 1905.09418",
@@ -179,7 +160,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
     # The log of a 1000-iteration search on FlexiBERT, kept as a comment beside the genotype
     # that the FlexiBERT runners score and choose with, names these operations in full.  The
     # act half is a constant: the log-softmax of a scalar is 0.
-    CatalogEntry(
+    Entry(
         "lpzero-flexibert",
         _LPZERO,
         "LPZero's champion of the FlexiBERT search; its act half is always 0",
@@ -190,7 +171,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
     # The genotype that the function scoring the GPT-2 benchmark builds, marked there as the
     # best so far.  The grad half hardly varies with the gradients, which are near zero: their
     # softmax over n rows is near 1/n.
-    CatalogEntry(
+    Entry(
         "lpzero-gpt2",
         _LPZERO,
         "LPZero's champion of the GPT-2 search",
@@ -198,50 +179,20 @@ CATALOG: tuple[CatalogEntry, ...] = (
         source="github.com/pprp/LPZero, lpzero/predictor/measures/lpzero.py at 48877572, as "
         "eval_rank_gpt2.py calls it: inputs weight, grad; genotype [[3, 10], [11, 3], 0]",
     ),
-    _champion(
-        "champion-encoder",
-        "negate((sum(average(abs(abslog(softmax(weight))))) * sum(total(frobenius(sqrt(jacob)))) "
-        "+ max(total(head))) * (min(average(logsoftmax(mixer_weight))) "
-        "* sum(average(logsoftmax(log(mlp_weight))))) "
-        "* (sum(average(logsoftmax(log(invert(grad))))) + sum(negate(average(abs(jacob))))) "
-        "* (sum(average(frobenius(minmax(head))) + total(mlp_weight)) "
-        "+ sum(total(frobenius(sub(weight, abs(weight)))))))",
-        "lmscout discover flexibert --space deep --objective spearman --no-spec-leaves "
-        "--search 100 --seed 0",
-        "fad948d",
-        ("flexibert",),
-        "100 encoders; on the other 400 ρ 0.912; reads no configuration",
-    ),
-    _champion(
-        "champion-decoder",
-        "negate(min(average(log(mlp_weight))) * width * max(total(square(act))) "
-        "* (sum(total(div(frobenius(mlp_grad), square(square(mlp_weight))))) "
-        "- sum(total(div(frobenius(mlp_grad), square(mlp_grad))))) "
-        "* (max(total(act) + total(minmax(weight))) "
-        "* mean(total(square(square(log(mlp_weight)))))) * (max(total(act)) "
-        "* sum(total(square(mul(log(mlp_weight), mul(abslog(mlp_weight), mlp_grad)))))))",
-        "lmscout discover pico,lts:random_GPT2_wt103 --space deep --objective spearman "
-        "--search 40 --seed 0",
-        "fad948d",
-        ("pico", "lts:random_GPT2_wt103"),
-        "40 decoders of each; on the others ρ 0.940 (pico) and 0.962 (GPT-2)",
-    ),
-    _champion(
-        "champion",
-        "sum(total(frobenius(mlp_grad))) * sum(total(sigmoid(invert(sub(act_grad, abs(act)))))) "
-        "* (sum(total(minmax(act_grad))) * sum(total(sigmoid(jacob))) "
-        "* sum(total(abs(mlp_grad)))) * (sum(total(abs(mul(act, act_grad)))) "
-        "* sum(total(sqrt(head))) - mean(total(logsoftmax(mlp_grad)))) "
-        "* ((depth * sum(total(relu(mlp_grad))) + max(total(act))) * params * depth)",
-        "lmscout discover flexibert,pico,lts:random_GPT2_wt103 --space deep --objective spearman "
-        "--search 40 --seed 0",
-        "fad948d",
-        ("flexibert", "pico", "lts:random_GPT2_wt103"),
-        "40 architectures of each; on the others ρ 0.865 (FlexiBERT), 0.902 (pico), 0.969 (GPT-2)",
+    *(
+        Entry(
+            one.name,
+            f"found by lmscout, after {_LPZERO}",
+            f"what the deep search found on {one.split}",
+            expression=parse(one.text),
+            source=f"{one.command} (lmscout at {one.revision})",
+            found_on=one.found_on,
+        )
+        for one in CHAMPIONS
     ),
 )
 
-CATALOG_ENTRY: Mapping[str, CatalogEntry] = {entry.name: entry for entry in CATALOG}
+CATALOG_ENTRY: Mapping[str, Entry] = {entry.name: entry for entry in CATALOG}
 
 LITERATURE: Mapping[str, Expression] = {
     entry.name: simplified(entry.expression)
@@ -266,7 +217,7 @@ def has_seen(name: str, benchmark: str) -> bool:
     return entry is not None and benchmark in entry.found_on
 
 
-def resolve(text: str) -> CatalogEntry | Expression:
+def resolve(text: str) -> Entry | Expression:
     """The catalog entry of a name, or the expression of a text.
 
     An expression is text with a parenthesis, or one that begins with a number or with a leaf that
@@ -293,7 +244,7 @@ def resolve(text: str) -> CatalogEntry | Expression:
     return CATALOG_ENTRY[name]
 
 
-def as_expression(proxy: CatalogEntry | Expression) -> Expression | None:
+def as_expression(proxy: Entry | Expression) -> Expression | None:
     """A proxy in the form of `simplified`; None if the language cannot state it."""
-    expression = proxy.expression if isinstance(proxy, CatalogEntry) else proxy
+    expression = proxy.expression if isinstance(proxy, Entry) else proxy
     return None if expression is None else simplified(expression)

@@ -12,7 +12,7 @@ from lmscout.proxies import (
     CATALOG,
     CATALOG_ENTRY,
     LITERATURE,
-    CatalogEntry,
+    Entry,
     as_expression,
     as_published,
     evaluate,
@@ -120,10 +120,10 @@ def test_every_entry_scores_a_real_model():
 
 
 def test_an_entry_is_an_expression_or_a_function():
-    CatalogEntry("name", "paper", "definition", expression=parse("sum(abs(act))"))
-    CatalogEntry("name", "paper", "definition", function=snip)
+    Entry("name", "paper", "definition", expression=parse("sum(abs(act))"))
+    Entry("name", "paper", "definition", function=snip)
     with pytest.raises(LmscoutError, match="give an expression or a function"):
-        CatalogEntry("name", "paper", "definition")
+        Entry("name", "paper", "definition")
 
 
 def test_an_entry_with_both_is_one_measure():
@@ -150,7 +150,7 @@ def small_spec():
 
 def test_a_champion_is_scored_as_its_tree():
     tree = parse("sum(total(abs(mul(weight, grad)))) / params")
-    champion = CatalogEntry("champion", "here", "found", expression=tree, found_on=("pico",))
+    champion = Entry("champion", "here", "found", expression=tree, found_on=("pico",))
     spec = small_spec()
     model_reading = full_reading(spec.build(0), Batch(2, 8).tokens(spec), spec.parameters())
     assert score(champion, model_reading, spec) == score(tree, model_reading, spec) != 0
