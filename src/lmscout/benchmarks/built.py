@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import AliasPath, Field
 
 from lmscout.benchmarks.benchmark import Benchmark, Row, checked, require_few
 from lmscout.errors import LmscoutError
@@ -57,12 +57,8 @@ class TrainedRow(Row):
     device: str
 
 
-class _Recipe(Row):
-    tokens: int
-
-
 class _Settings(Row):
-    recipe: _Recipe
+    tokens: int = Field(validation_alias=AliasPath("recipe", "tokens"))
 
 
 def write_row(folder: Path, row: TrainedRow) -> None:
@@ -173,7 +169,7 @@ def read_built(name: str) -> Benchmark:
     if not kept:
         raise LmscoutError(f"{folder}: no architecture was trained to a finite loss")
     settings = read_json_object(folder / SETTINGS)
-    tokens = checked(_Settings, settings, str(folder / SETTINGS)).recipe.tokens
+    tokens = checked(_Settings, settings, str(folder / SETTINGS)).tokens
     return Benchmark(
         name=name,
         specs=tuple(one.spec for one in kept),

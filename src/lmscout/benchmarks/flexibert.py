@@ -7,6 +7,7 @@ arXiv 2305.18915; github aaronserianni/training-free-nas, ``data/BERT_benchmark.
 from pathlib import Path
 
 import numpy as np
+from pydantic import AliasPath, Field
 
 from lmscout.benchmarks.benchmark import Benchmark, Row, checked
 from lmscout.errors import LmscoutError, brief
@@ -33,29 +34,16 @@ class Layer(Row):
     num_feed_forward: int
 
 
-class _Layers(Row):
-    encoder_layers: list[Layer]
-
-
-class _Overrides(Row):
-    hidden_size: int
-    nas_config: _Layers
-
-
-class _Hyperparameters(Row):
-    model_hparam_overrides: _Overrides
-
-
-class _Scores(Row):
-    glue: float  # the mean of the tasks' scores
+_MODEL = "hparams", "model_hparam_overrides"
 
 
 class TrainedEncoder(Row):
-    """One row of the file."""
+    """One row of the file: architecture, and mean GLUE score after fine-tuning."""
 
     id: int
-    scores: _Scores
-    hparams: _Hyperparameters
+    glue: float = Field(validation_alias=AliasPath("scores", "glue"))
+    hidden_size: int = Field(validation_alias=AliasPath(*_MODEL, "hidden_size"))
+    layers: list[Layer] = Field(validation_alias=AliasPath(*_MODEL, "nas_config", "encoder_layers"))
 
 
 def read_flexibert(path: Path, name: str) -> Benchmark:
@@ -82,7 +70,7 @@ def read_flexibert(path: Path, name: str) -> Benchmark:
     return Benchmark(
         name=name,
         specs=tuple(specs),
-        quality=np.array([encoder.scores.glue for encoder in encoders]),
+        quality=np.array([encoder.glue for encoder in encoders]),
         metric="GLUE score",
         identifiers=tuple(str(encoder.id) for encoder in encoders),
         source=str(path),
@@ -90,9 +78,8 @@ def read_flexibert(path: Path, name: str) -> Benchmark:
 
 
 def _spec(encoder: TrainedEncoder, where: str) -> FlexibertSpec:
-    overrides = encoder.hparams.model_hparam_overrides
     blocks = []
-    for index, layer in enumerate(overrides.nas_config.encoder_layers):
+    for index, layer in enumerate(encoder.layers):
         operation = (layer.operation_type, layer.operation_parameter)
         if operation not in MIXER_NAMES:
             known = ", ".join(f"{kind} {parameter}" for kind, parameter in MIXER_NAMES)
@@ -110,6 +97,6 @@ def _spec(encoder: TrainedEncoder, where: str) -> FlexibertSpec:
             )
         )
     try:
-        return FlexibertSpec(width=overrides.hidden_size, blocks=tuple(blocks))
+        return FlexibertSpec(width=encoder.hidden_size, blocks=tuple(blocks))
     except LmscoutError as error:
         raise LmscoutError(f"{where}: {error}") from None
