@@ -225,7 +225,7 @@ def _slip() -> str:
 def _other_forms() -> str:
     proxy = proxies.parse(EXAMPLE)
     return (
-        "As JSON (`proxies.to_json`, `proxies.from_json`), the whole tree:\n\n"
+        "As JSON (`proxies.to_json`), the whole tree:\n\n"
         f"```json\n{json.dumps(proxies.to_json(proxy), indent=2)}\n```\n\n"
         "As LaTeX (`proxies.to_latex`), angle brackets for the mean over elements and tensors:\n\n"
         f"```latex\n{proxies.to_latex(proxy)}\n```"

@@ -116,7 +116,7 @@ def test_an_interruption_after_any_row_is_continued(tmp_path, undisturbed, after
 
 
 def kill_after(folder, workers, wanted, pace=0.05):
-    """Start a build and kill it, as nobody can answer, once so many rows are there."""
+    """Start a build and kill it with SIGKILL once so many rows are there."""
     running = process(folder, workers, pace)
     children = []
     for line in running.stdout:
@@ -136,7 +136,7 @@ def test_a_process_killed_at_random_is_continued(tmp_path, undisturbed, workers)
     deadline = time.monotonic() + 20
     while not all(map(is_gone, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert all(map(is_gone, children))  # nobody goes on training for nobody
+    assert all(map(is_gone, children))  # workers end with their parent
     assert 0 < rows(tmp_path) < ROWS
     assert not (tmp_path / "table.jsonl").exists()
     kept = {path.name: path.read_bytes() for path in (tmp_path / "rows").glob("*.json")}
@@ -216,7 +216,7 @@ def test_a_folder_of_another_benchmark_is_refused(undisturbed, changes, differin
         ({"workers": 0}, "--workers 0"),
     ],
 )
-def test_what_cannot_work_is_told_before_anything_is_written(tmp_path, changes, said):
+def test_invalid_settings_are_refused_before_anything_is_written(tmp_path, changes, said):
     with pytest.raises(LmscoutError, match=said):
         build_tiny(tmp_path / "new", **changes)
     assert not (tmp_path / "new").exists()

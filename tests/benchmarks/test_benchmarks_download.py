@@ -48,7 +48,7 @@ def test_files_arrive_whole_in_a_folder_that_need_not_exist(served, tmp_path):
         download(url, FILES, content_digest(served, FILES), destination)
         for file in FILES:
             assert (destination / file).read_bytes() == (served / file).read_bytes()
-        # Another process asked for the same: nothing changes, nothing fails.
+        # Another process downloads the same: nothing changes, nothing fails.
         download(url, FILES, content_digest(served, FILES), destination)
     assert len(left_in(tmp_path / "cache")) == len(FILES)
 

@@ -136,7 +136,7 @@ def test_a_perplexity_that_is_none_names_the_row(tmp_path, entry, said):
         ({"n_layer": 3}, "n_layer is 3, but n_head has 2 entries and d_inner 2"),
         ({"tie_projs": [False]}, "tied has 1 entries; the 3 clusters need one each"),
         ({"d_model": "128"}, "d_model: input should be a valid integer, not '128'"),
-        ({"cutoffs": [39997, 19997]}, "must rise"),
+        ({"cutoffs": [39997, 19997]}, "must increase"),
     ],
 )
 def test_a_config_that_is_no_gpt2_names_its_file(tmp_path, changes, said):

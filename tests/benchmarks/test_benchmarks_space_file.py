@@ -45,16 +45,22 @@ def test_the_least_that_a_file_says_is_enough_to_draw(tmp_path):
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
-        ({"depths": []}, "depths: is empty"),
-        ({"depths": [0, 1]}, "depths: 0 is not above 0"),
+        ({"depths": []}, "depths: list should have at least 1 item"),
+        ({"depths": [0, 1]}, "depths.0: input should be greater than 0, not 0"),
         ({"depths": "two"}, "depths: "),
-        ({"expansions": [1.0, -2.0]}, "expansions: -2.0 is not above 0"),
-        ({"families": ["gpt2", "mamba"]}, "'mamba' is unknown; there are gpt2 and llama"),
-        ({"missing": [0.0, 0.9]}, "from 0 to 0.5"),
-        ({"vocabulary": 1}, "at least 2"),
+        ({"expansions": [1.0, -2.0]}, "expansions.1: .*greater than 0, not -2.0"),
+        (
+            {"families": ["gpt2", "mamba"]},
+            "families.1: string should match pattern .*gpt2.llama.*, not 'mamba'",
+        ),
+        ({"missing": [0.0, 0.9]}, "less than or equal to 0.5, not 0.9"),
+        ({"vocabulary": 1}, "greater than or equal to 2"),
         ({"widths": [16, 20]}, "none of head_sizes divides 20"),
         ({"head_sizes": [1]}, "1 is odd"),
         ({"max_length": None}, "max_length"),
+        ({"colour": 1}, "unknown field colour"),
+        ({"width": [8]}, "unknown field width; did you mean 'widths'"),
+        ({"depths": [True]}, "depths.0: input should be a valid integer"),
     ],
 )
 def test_what_no_architecture_can_have_is_refused(tmp_path, change, hint):

@@ -64,7 +64,7 @@ def test_training_follows_the_definition_of_its_recipe(spec):
 
 
 @by_family
-def test_what_can_be_learnt_is_learnt(spec):
+def test_a_predictable_text_is_fitted(spec):
     data = text()
     recipe = replace(RECIPE, tokens=200 * 64)
     losses = train(spec, 0, data, recipe, "cpu").validation_loss
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_is_none():
     assert losses[-1] is None
 
 
-def test_too_few_tokens_are_told():
+def test_too_few_tokens_are_refused():
     data = text()
     with pytest.raises(LmscoutError, match="20 tokens to train on are too few: at least 32"):
         train(GPT2, 0, TokenData(data.train[:20], data.validation, {}), RECIPE, "cpu")

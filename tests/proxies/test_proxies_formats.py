@@ -6,10 +6,9 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from proxy_strategies import failure, proxies, scores
+from proxy_strategies import proxies, scores
 
-from lmscout.errors import LmscoutError
-from lmscout.proxies import as_published, from_json, parse, to_json, to_latex
+from lmscout.proxies import as_published, parse, to_json, to_latex
 from lmscout.proxies.primitives import INPUT, PRIMITIVES, UNARY_OPERATION
 
 GOOD = to_json(parse("sum(abslog(head) - sqrt(square(weight))) / 2.5"))
@@ -21,82 +20,10 @@ def test_the_json_form_is_what_it_says():
 
     left = operation("average", operation("abslog", "head"))
     right = operation("average", operation("sqrt", operation("square", "weight")))
-    assert {
+    assert json.loads(json.dumps(GOOD)) == {
         "schema": 1,
         "expression": operation("/", operation("sum", operation("-", left, right)), 2.5),
-    } == GOOD
-
-
-@given(st.one_of(proxies(), scores()))
-@settings(max_examples=100, deadline=None)
-def test_json_survives_the_trip_through_text(proxy):
-    assert from_json(json.loads(json.dumps(to_json(proxy)))) == proxy
-
-
-def changed(path, value):
-    copy = json.loads(json.dumps(GOOD))
-    at = copy
-    for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = value
-    return copy
-
-
-SUM = ["expression", "operands", 0]
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (None, "the proxy: found None, expected an object with schema, expression"),
-        ([GOOD], "the proxy: found [{'expression': {'operands'"),
-        ({"schema": 1}, "the proxy: found {'schema': 1}, expected an object with"),
-        (GOOD | {"more": 1}, "expected an object with schema, expression"),
-        (changed(["schema"], 2), "schema: found 2, expected 1"),
-        (changed(["schema"], True), "schema: found True, expected 1"),
-        (changed(["expression"], None), "expression: found None, expected an object with"),
-        (changed(["expression"], "act"), "expression: act gives no score"),
-        (changed(["expression"], -1), "expression: -1 is not a finite number of 0 or more"),
-        (changed(["expression"], 10**400), "expression: "),
-        (changed(["expression", "operation"], "?"), "expression: unknown word '?'"),
-        (changed([*SUM, "operation"], 3), "expression.operands[0].operation: found 3, expected a"),
-        (changed([*SUM, "operands"], []), "expression.operands[0].operands: found [], expected"),
-        (changed([*SUM, "operands"], "act"), "operands: found 'act', expected a list of 1 or 2"),
-        (changed([*SUM, "operands", 0], "hed"), "operands[0]: unknown word 'hed'; did you mean"),
-        (changed([*SUM, "operands", 0], "act"), "operands[0]: sum takes (block), not (act)"),
-    ],
-)
-def test_an_error_names_the_path(value, message):
-    with pytest.raises(LmscoutError) as caught:
-        from_json(value)
-    assert str(caught.value).startswith("proxy JSON, ")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_json_that_nests_without_end_is_one_line():
-    deep = "act"
-    for _ in range(400):
-        deep = {"operation": "abs", "operands": [deep]}
-    with pytest.raises(LmscoutError, match="more than 256 operations within each other"):
-        from_json({"schema": 1, "expression": deep})
-
-
-KEYS = ["schema", "expression", "operation", "operands"]
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.sampled_from(["sum", "head", "abs", "\n"]),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
-    ),
-    max_leaves=8,
-)
-
-
-@given(ANYTHING)
-def test_any_json_is_a_proxy_or_one_line(value):
-    for one in (value, {"schema": 1, "expression": value}):
-        error = failure(from_json, one)
-        assert error is None or len(error.splitlines()) == 1
+    }
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ class GatedStack(LinearStack):
         self.blocks = nn.ModuleList(Gated() for _ in range(layers))
 
 
-def gated_reading(model, *, update=True):
+def gated_reading(model, *, open_gates=True):
     return Reading(
         model=model,
         tokens=torch.zeros(2, 3, dtype=torch.long),
@@ -238,7 +238,7 @@ def gated_reading(model, *, update=True):
         linears=tuple((block.gate, block.up, block.down) for block in model.blocks),
         mixing=tuple((False, False, False) for _ in model.blocks),
         parameters=0,
-        gates=tuple(block.activation for block in model.blocks) if update else (),
+        gates=tuple(block.activation for block in model.blocks) if open_gates else (),
     )
 
 
@@ -265,6 +265,6 @@ def test_without_open_gates_the_flow_of_a_deep_model_is_beyond_float64():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)
-    assert not math.isfinite(measures.synflow(gated_reading(model, update=False)))
+    assert not math.isfinite(measures.synflow(gated_reading(model, open_gates=False)))
     assert math.isfinite(measures.synflow(gated_reading(model)))
     assert math.isfinite(measures.logsynflow(gated_reading(model)))

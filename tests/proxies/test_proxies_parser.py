@@ -175,7 +175,7 @@ def test_a_proxy_with_a_token_gone_is_another_one_or_one_line(expression, data):
         ("9" * 400, "has 400 digits: too large"),
     ],
 )
-def test_what_is_no_proxy_is_told_by_its_column(text, line):
+def test_an_error_names_the_column(text, line):
     with pytest.raises(LmscoutError) as caught:
         parse(text)
     assert line in str(caught.value)

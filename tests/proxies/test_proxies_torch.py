@@ -135,12 +135,12 @@ def test_it_defines_what_it_uses_and_no_more():
     source = to_torch(parse("sum(total(abs(mul(weight, grad)))) / params"))
     defined = [one.name for one in ast.parse(source).body if isinstance(one, ast.FunctionDef)]
     assert defined == [
-        *("guarded", "absolute", "invert", "mul", "div"),
+        *("finite_or_nan", "absolute", "invert", "mul", "div"),
         *("total", "sum_over_blocks", "block_1", "proxy"),
     ]
     assert "EPSILON = 1e-09" in source
     plain = to_torch(parse("params"))
-    assert "guarded" not in plain
+    assert "finite_or_nan" not in plain
     assert "EPSILON" not in plain
     assert executed(plain)({}, {"params": 7}) == 7.0
 

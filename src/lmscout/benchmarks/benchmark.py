@@ -1,9 +1,4 @@
-"""Benchmarks: architectures whose trained quality is known, and checked rows of files.
-
-What a benchmark is: architectures whose trained quality is known.
-
-Rows of files that people write: checked, or refused in one line.
-"""
+"""Benchmarks: architectures whose trained quality is known, and checks of their files."""
 
 from __future__ import annotations
 
@@ -23,9 +18,11 @@ from lmscout.proxies.spelling import did_you_mean
 MOST_ARCHITECTURES = 20_000
 """Rows of a benchmark; correlations compare every two of them."""
 
+T = TypeVar("T")
+
 
 def require_few(architectures: int, source: str) -> None:
-    """Raise LmscoutError where a benchmark has more architectures than can be compared."""
+    """Raise LmscoutError if a benchmark has more architectures than can be compared."""
     if architectures > MOST_ARCHITECTURES:
         raise LmscoutError(
             f"{source}: holds too many architectures (got {architectures:,}, expected at most "
@@ -41,8 +38,8 @@ class Benchmark:
         name: as a user names it: ``flexibert``, ``lts:random_GPT2_wt103``.
         specs: the architectures.
         quality: ``[n]`` float64, higher is better; a perplexity has been negated.  Read-only.
-        metric: what quality is, in words.
-        identifiers: the name of each row upstream; no two alike.
+        metric: name of the quality, in words.
+        identifiers: the name of each row upstream; no two are equal.
         source: the file or folder that was read.
     """
 
@@ -74,10 +71,7 @@ class Benchmark:
         return len(self.specs)
 
     def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> Benchmark:
-        """The benchmark of these rows, in this order.
-
-        Args:
-            indices: row numbers, counted from 0.
+        """The benchmark of these rows (counted from 0), in this order.
 
         Raises:
             IndexError: there is no such row.
@@ -92,34 +86,30 @@ class Benchmark:
 
 
 class Row(BaseModel):
-    """A part of a file; numbers are numbers, not text, and what is not asked for is ignored."""
+    """A part of a file: numbers are numbers, not text; other fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
 
-RowT = TypeVar("RowT", bound=Row)
-
-
-def checked(row: type[RowT], values: Any, where: str) -> RowT:
-    """The values as a row of that type.
+def checked(kind: type[T], values: Any, where: str) -> T:
+    """The values of a file as a row, or as a dataclass of pydantic.
 
     Args:
-        row: the type.
-        values: what the file holds.
+        kind: the type.
+        values: content of the file.
         where: the file, and the row in it.
 
     Raises:
         LmscoutError: a field is missing, unknown or of the wrong kind; names the first such one.
     """
     try:
-        return row.model_validate(values)
+        return kind.model_validate(values) if issubclass(kind, Row) else kind(**values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the row"
-        if first["type"] == "extra_forbidden":
-            raise LmscoutError(
-                f"{where}: unknown field {field[:60]}{did_you_mean(field, row.model_fields)}"
-            ) from None
-        got = "" if first["type"] == "missing" else f", not {brief(first['input'])}"
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        raise LmscoutError(f"{where}: {field}: {message}{got}") from None
+    field = ".".join(str(part) for part in first["loc"]) or "the row"
+    if first["type"] == "unexpected_keyword_argument":
+        known = vars(kind)["__pydantic_fields__"]
+        raise LmscoutError(f"{where}: unknown field {field[:60]}{did_you_mean(field, known)}")
+    got = "" if first["type"] == "missing" else f", not {brief(first['input'])}"
+    message = (first["msg"][:1].lower() + first["msg"][1:]).replace("tuple", "list")
+    raise LmscoutError(f"{where}: {field}: {message}{got}")

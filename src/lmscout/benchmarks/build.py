@@ -1,12 +1,8 @@
-"""Build a benchmark: draw architectures, train them on several devices, keep the rows.
+"""Build a benchmark: draw architectures, train each by one recipe, keep a row for each model.
 
-Jobs spread over processes, each on a device of its own, that end when their parent does.
-
-Build a benchmark: draw architectures, train each by one recipe, keep what they became.
-
-A row is on disk as soon as its model is trained, so that a build may be stopped at any moment
-and goes on where it was.  A row depends on its architecture, its seed, the recipe and the
-tokens alone: neither on what was trained before it nor on how many workers there are.
+A row is on disk as soon as its model is trained, so a build may be stopped at any moment and
+continues where it was.  A row depends on its architecture, its seed, the recipe and the tokens
+alone, not on the other trainings or the number of workers.
 """
 
 from __future__ import annotations
@@ -14,14 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +26,7 @@ import torch
 from lmscout.benchmarks.built import ROWS, TABLE, TrainedRow, read_rows, write_row, write_table
 from lmscout.benchmarks.space import Space, sample
 from lmscout.benchmarks.training import Recipe, TokenData, check_validation, train, window_starts
-from lmscout.children import WORKER_ENDED, run_pickled, signals_held
+from lmscout.children import WORKER_ENDED, end_with_parent, signals_held
 from lmscout.errors import LmscoutError
 from lmscout.files import check_folder
 from lmscout.models import ArchitectureSpec
@@ -39,8 +34,11 @@ from lmscout.results import Result
 from lmscout.runs import open_run
 
 Task = Callable[[Any, str], None]
+Progress = Callable[[int, int], None]
 
 WORKERS_A_GPU = 8
+REPLICATED = 10  # one architecture in so many is trained with several seeds
+SEEDS = 3
 
 
 def devices_of(wanted: str) -> tuple[str, ...]:
@@ -72,108 +70,65 @@ def default_workers(devices: Sequence[str]) -> int:
 
 
 def spread(task: Task, jobs: Sequence[Any], devices: Sequence[str], workers: int) -> Iterator[int]:
-    """Do every job once.
+    """Do every job once, and yield how many are done.
 
-    One worker on a CPU is this process; otherwise workers are processes, and take turns with
-    the devices.
+    One worker on a CPU is this process.  Otherwise workers are processes that end with this one;
+    devices are dealt out to them in order.
 
     Args:
         task: does a job on a device; is sent to each worker once, so it must be picklable.
-        jobs: what to do, in this order as workers come free.
-        devices: where.
-        workers: how many jobs at once.
-
-    Yields:
-        How many jobs are done.
+        jobs: in the order in which they are started.
+        devices: of the workers.
+        workers: number of jobs at once.
 
     Raises:
-        LmscoutError: as the task raises it, or a worker died.
-        RuntimeError: the task raised anything else; carries its traceback.
+        LmscoutError: a worker died.
+        Exception: as the task raises it.
     """
     if workers == 1 and devices[0] == "cpu":
         for done, job in enumerate(jobs, start=1):
             task(job, devices[0])
             yield done
         return
-    running: list[_Worker] = []
-    try:
-        for number in range(min(workers, len(jobs))):
-            running.append(_start(task, devices[number % len(devices)]))
-        yield from _hand_out(jobs, running)
-    finally:
-        for worker in running:
-            worker.process.kill()
-        for worker in running:
-            worker.process.join()
-            worker.pipe.close()
-
-
-@dataclass(frozen=True)
-class _Worker:
-    process: SpawnProcess
-    pipe: Connection[Any, Any]
-
-
-def _start(task: Task, device: str) -> _Worker:
+    count = min(workers, len(jobs))
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    call = pickle.dumps((_work, task, device))
-    process = context.Process(target=run_pickled, args=(os.getpid(), call, there), daemon=True)
     resource_tracker.ensure_running()  # unblocks signals where it starts its process
-    with signals_held():
-        process.start()
-    there.close()
-    return _Worker(process, here)
-
-
-def _hand_out(jobs: Sequence[Any], running: Sequence[_Worker]) -> Iterator[int]:
-    left = iter(jobs)
-    for worker, job in zip(running, left, strict=False):
-        worker.pipe.send(job)
-    done = 0
-    while done < len(jobs):
-        ready = wait([worker.pipe for worker in running])
-        for worker in (one for one in running if one.pipe in ready):
-            _raise_failure(worker)
-            done += 1
-            yield done
-            with suppress(StopIteration):
-                worker.pipe.send(next(left))
-
-
-def _raise_failure(worker: _Worker) -> None:
+    dealt = context.SimpleQueue()
+    for number in range(count):
+        dealt.put(devices[number % len(devices)])
+    # Pickled here: multiprocessing would move the tensors to shared memory, which may be small.
+    arguments = os.getpid(), pickle.dumps(task), dealt
+    executor = ProcessPoolExecutor(max(1, count), context, _begin, arguments)
     try:
-        failure = worker.pipe.recv()
-    except (EOFError, ConnectionError):
-        worker.process.join()
-        raise LmscoutError(WORKER_ENDED.format(f"exit code {worker.process.exitcode}")) from None
-    if failure is not None:
-        update, text = failure
-        raise LmscoutError(text) if update else RuntimeError(text)
+        with signals_held():
+            futures = [executor.submit(_work, job) for job in jobs]
+        for done, future in enumerate(as_completed(futures), start=1):
+            future.result()
+            yield done
+    except BrokenProcessPool:
+        # The executor ends the other workers by SIGTERM.
+        codes = {process.exitcode for process in executor._processes.values()} - {None, 0, -15}
+        ended = ", ".join(f"exit code {code}" for code in codes) or "exit code unknown"
+        raise LmscoutError(WORKER_ENDED.format(ended)) from None
+    finally:
+        for process in executor._processes.values():
+            process.kill()
+        executor.shutdown(cancel_futures=True)
 
 
-def _work(task: Task, device: str, pipe: Connection[Any, Any]) -> None:
-    """What a worker does: jobs from the pipe, until nobody sends any."""
+_task: Task  # of a worker
+_device: str
+
+
+def _begin(parent: int, task: bytes, dealt: SimpleQueue[str]) -> None:
+    global _task, _device
+    end_with_parent(parent)
     torch.set_num_threads(1)
-    while True:
-        try:
-            job = pipe.recv()
-        except (EOFError, ConnectionError):
-            return
-        try:
-            task(job, device)
-        except LmscoutError as error:
-            pipe.send((True, str(error)))
-        except Exception:
-            pipe.send((False, traceback.format_exc()))
-        else:
-            pipe.send(None)
+    _task, _device = pickle.loads(task), dealt.get()
 
 
-Progress = Callable[[int, int], None]
-
-REPLICATED = 10  # one architecture in so many is trained with several seeds
-SEEDS = 3
+def _work(job: Any) -> None:
+    _task(job, _device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,8 +137,8 @@ class Built(Result):
 
     Attributes:
         folder: of the benchmark.
-        n_architectures: how many it holds.
-        n_models: that were trained, replicates included.
+        n_architectures: number of architectures.
+        n_models: number of trained models, replicates included.
         n_left_out: architectures of which a training ended without a finite loss.
         losses: lowest and highest final loss of a training, nats/token; None if none is finite.
         seconds: of all trainings together.
@@ -202,19 +157,12 @@ class Built(Result):
         return self.folder / TABLE
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row: what was trained."""
-        return [self.to_json()]
+        """One row with all fields."""
+        return [{name: value for name, value in self.to_dict().items() if name != "schema"}]
 
     def to_json(self) -> dict[str, object]:
         """The result as it is kept."""
-        return {
-            "folder": str(self.folder),
-            "n_architectures": self.n_architectures,
-            "n_models": self.n_models,
-            "n_left_out": self.n_left_out,
-            "losses": self.losses,
-            "seconds": self.seconds,
-        }
+        return self.to_dict()
 
 
 @dataclass(frozen=True)
@@ -239,22 +187,22 @@ def build(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Built:
-    """Train architectures of a space and write a benchmark; go on with one that was begun.
+    """Train architectures of a space and write a benchmark; continue one that was begun.
 
     Args:
-        space: what architectures are drawn from.
-        n: how many architectures.
+        space: architectures are drawn from it.
+        n: number of architectures.
         out: the benchmark's folder.
-        data: what they are trained on and judged by.
-        recipe: how they are trained.
+        data: training and validation tokens.
+        recipe: of the training.
         seed: of the draw.
-        seeds: with how many seeds every tenth architecture is trained; the others with one.
+        seeds: number of seeds of every tenth architecture; the others have one.
         device: as in `devices_of`.
-        workers: models trained at once; as `default_workers` says, if None.
-        progress: called with models trained and in all.
+        workers: models trained at once; `default_workers` if None.
+        progress: called with the numbers of trained and of all models.
 
     Returns:
-        What was built; of a benchmark that was finished before, the same again.
+        The result; of a benchmark that was finished before, the saved one.
 
     Raises:
         LmscoutError: the folder holds another benchmark or cannot be written, the tokens do
@@ -262,9 +210,10 @@ def build(
     """
     if workers is not None and workers < 1:
         raise LmscoutError(f"--workers {workers}: at least one has to work")
+    progress = progress or (lambda done, total: None)
     devices = devices_of(device)
     wanted = jobs(space, n, seed=seed, seeds=seeds)
-    window_starts(len(data.train), recipe, 0)  # what does not suffice is told before any work
+    window_starts(len(data.train), recipe, 0)  # refuses too few tokens before any work
     check_validation(data, recipe)
     check_tokens(data, space, recipe)
     settings = {
@@ -278,22 +227,18 @@ def build(
     }
     run = open_run(out, "bench build", settings)
     if run.finished and (out / TABLE).is_file():
-        if progress:
-            progress(len(wanted), len(wanted))
+        progress(len(wanted), len(wanted))
         return run.load(Built)
     if not run.begun:
         run.begin()
     check_folder(out / ROWS, run.name, make=True)
-    todo = _missing(out, wanted)
-    done = len(wanted) - len(todo)
-    if progress:
-        progress(done, len(wanted))
+    rows = read_rows(out)
+    todo = [job for job in wanted if not _is_done(job, rows)]
+    before = len(wanted) - len(todo)
+    progress(before, len(wanted))
     task = partial(_train_and_keep, folder=out, data=data, recipe=recipe)
-    if todo:
-        count = workers or default_workers(devices)
-        for finished in spread(task, todo, devices, count):
-            if progress:
-                progress(done + finished, len(wanted))
+    for done in spread(task, todo, devices, workers or default_workers(devices)):
+        progress(before + done, len(wanted))
     rows = read_rows(out)
     kept = [rows[job.architecture, job.seed] for job in wanted]
     write_table(out, kept)
@@ -318,13 +263,11 @@ def _result(folder: Path, rows: list[TrainedRow]) -> Built:
 def jobs(space: Space, n: int, *, seed: int, seeds: int) -> list[Job]:
     """The models of a benchmark, in an order in which large and small ones are mixed.
 
-    Every tenth architecture, counted by size, is trained with several seeds.
-
     Args:
-        space: what is drawn from.
-        n: architectures.
+        space: architectures are drawn from it.
+        n: number of architectures.
         seed: of the draw.
-        seeds: with how many seeds a tenth is trained.
+        seeds: number of seeds of every tenth architecture, counted by size.
     """
     specs = sample(space, n, seed)
     by_size = sorted(range(n), key=lambda index: (specs[index].parameters(), index))
@@ -338,7 +281,7 @@ def jobs(space: Space, n: int, *, seed: int, seeds: int) -> list[Job]:
 
 
 def check_tokens(data: TokenData, space: Space, recipe: Recipe) -> None:
-    """Raise LmscoutError where the space's models cannot read the tokens."""
+    """Raise LmscoutError if the space's models cannot read the tokens."""
     least = int(min(data.train.min(), data.validation.min()))
     if least < 0:
         raise LmscoutError(f"the tokens go down to {least}; a token is 0 or more")
@@ -355,14 +298,9 @@ def check_tokens(data: TokenData, space: Space, recipe: Recipe) -> None:
         )
 
 
-def _missing(folder: Path, wanted: list[Job]) -> list[Job]:
-    rows = read_rows(folder)
-
-    def done(job: Job) -> bool:
-        row = rows.get((job.architecture, job.seed))
-        return row is not None and row.spec == job.spec.to_dict()
-
-    return [job for job in wanted if not done(job)]
+def _is_done(job: Job, rows: dict[tuple[int, int], TrainedRow]) -> bool:
+    row = rows.get((job.architecture, job.seed))
+    return row is not None and row.spec == job.spec.to_dict()
 
 
 def _train_and_keep(

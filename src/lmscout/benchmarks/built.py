@@ -1,12 +1,8 @@
-"""Benchmarks that lmscout built: their files, and reading them.
+"""Benchmarks that lmscout built, a user's own and `pico`: their files, and reading them.
 
-The files of a built benchmark: a row for each model that was trained, and the settings.
-
-- ``settings.json``: what decides the numbers: space, recipe, tokens, seeds.
+- ``settings.json``: space, recipe, tokens and seeds, on which all numbers depend.
 - ``rows/``: one file a trained model, while the benchmark is being built.
 - ``table.jsonl``: all rows, one a line, once the last of them is there.
-
-Benchmarks that lmscout built: a user's own, and `pico`, which is one of them.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import AliasPath, Field
 
 from lmscout.benchmarks.benchmark import Benchmark, Row, checked, require_few
 from lmscout.errors import LmscoutError
@@ -30,10 +26,11 @@ from lmscout.models import ArchitectureSpec, spec_from_dict
 from lmscout.reading import expanded, parse_json_lines, read_json, read_json_object, read_text
 from lmscout.runs import SETTINGS
 
+PICO = "pico"
+OWN = "bench:"
 ROWS, TABLE = "rows", "table.jsonl"
+
 MOST_LOSS = 1e6  # nats/token, up or down: sums of squares of such losses are finite
-
-
 Loss = Annotated[float, Field(ge=-MOST_LOSS, le=MOST_LOSS)]
 
 
@@ -43,12 +40,12 @@ class TrainedRow(Row):
     Attributes:
         architecture: its number in the benchmark; rows of one number differ in the seed.
         seed: of weights and order.
-        spec: what `ArchitectureSpec.to_dict` gave.
-        parameters: how many.
-        validation_loss: on the way, the last one at the end, nats a token; None where it was
+        spec: values of `ArchitectureSpec.to_dict`.
+        parameters: their number.
+        validation_loss: during training, the last one at the end, nats/token; None if it was
             not finite.
         seconds: of training.
-        device: what trained it.
+        device: it was trained on.
     """
 
     architecture: Annotated[int, Field(ge=0)]
@@ -60,18 +57,17 @@ class TrainedRow(Row):
     device: str
 
 
-def row_path(folder: Path, architecture: int, seed: int) -> Path:
-    """Where the row of one trained model is."""
-    return folder / ROWS / f"{architecture:05d}-{seed}.json"
+class _Settings(Row):
+    tokens: int = Field(validation_alias=AliasPath("recipe", "tokens"))
 
 
 def write_row(folder: Path, row: TrainedRow) -> None:
-    """Put a row on disk, whole and for good."""
-    write_file(row_path(folder, row.architecture, row.seed), _line(row))
+    """Write a row atomically."""
+    write_file(folder / ROWS / f"{row.architecture:05d}-{row.seed}.json", _line(row))
 
 
 def read_rows(folder: Path) -> dict[tuple[int, int], TrainedRow]:
-    """The rows that are there, by architecture and seed; a damaged one counts as absent."""
+    """The rows of a build so far, by architecture and seed; a damaged one counts as absent."""
     rows = {}
     for path in sorted((folder / ROWS).glob("*.json")):
         try:
@@ -82,13 +78,15 @@ def read_rows(folder: Path) -> dict[tuple[int, int], TrainedRow]:
     return rows
 
 
-def write_table(folder: Path, rows: Iterable[TrainedRow]) -> Path:
-    """Put all rows into one file, by architecture and seed."""
+def write_table(folder: Path, rows: Iterable[TrainedRow]) -> None:
+    """Write all rows into one file, by architecture and seed."""
     ordered = sorted(rows, key=lambda row: (row.architecture, row.seed))
-    path = folder / TABLE
-    write_file(path, "".join(map(_line, ordered)))
+    write_file(folder / TABLE, "".join(map(_line, ordered)))
     remove_drafts(folder / ROWS)
-    return path
+
+
+def _line(row: TrainedRow) -> str:
+    return json.dumps(row.model_dump(), allow_nan=False) + "\n"
 
 
 def read_table(folder: Path) -> list[TrainedRow]:
@@ -117,35 +115,6 @@ def read_table(folder: Path) -> list[TrainedRow]:
     return rows
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a benchmark.
-
-    Raises:
-        LmscoutError: they are not there, not JSON or no object.
-    """
-    return read_json_object(folder / SETTINGS)
-
-
-def _line(row: TrainedRow) -> str:
-    return json.dumps(row.model_dump(), allow_nan=False) + "\n"
-
-
-PICO = "pico"
-OWN = "bench:"
-
-
-class RecipePart(Row):
-    """What of the recipe says what quality is."""
-
-    tokens: int
-
-
-class SettingsPart(Row):
-    """What of the settings is read again."""
-
-    recipe: RecipePart
-
-
 @dataclass(frozen=True)
 class Replicates:
     """One architecture, and its validation loss at the end of each of its trainings.
@@ -153,7 +122,7 @@ class Replicates:
     Attributes:
         number: of the architecture in the benchmark.
         spec: the architecture.
-        losses: one a seed, nats a token; None where a training ended with none.
+        losses: one a seed, nats/token; None if a training ended with none.
     """
 
     number: int
@@ -162,8 +131,13 @@ class Replicates:
 
     @property
     def identifier(self) -> str:
-        """Its number, with what it is."""
+        """Number, kind, depth and width."""
         return f"{self.number:03d}-{self.spec.kind}-{self.spec.depth}x{self.spec.width}"
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over the seeds, if all losses are finite."""
+        return float(np.mean([loss for loss in self.losses if loss is not None]))
 
 
 def built_folder(name: str) -> Path:
@@ -194,12 +168,13 @@ def read_built(name: str) -> Benchmark:
     kept = finished(replicates(folder))
     if not kept:
         raise LmscoutError(f"{folder}: no architecture was trained to a finite loss")
-    settings = checked(SettingsPart, read_settings(folder), str(folder / SETTINGS))
+    settings = read_json_object(folder / SETTINGS)
+    tokens = checked(_Settings, settings, str(folder / SETTINGS)).tokens
     return Benchmark(
         name=name,
         specs=tuple(one.spec for one in kept),
-        quality=-np.array([mean_loss(one) for one in kept]),
-        metric=f"negated validation loss after {settings.recipe.tokens:,} tokens",
+        quality=-np.array([one.mean_loss for one in kept]),
+        metric=f"negated validation loss after {tokens:,} tokens",
         identifiers=tuple(one.identifier for one in kept),
         source=str(folder),
     )
@@ -211,20 +186,14 @@ def replicates(folder: Path) -> list[Replicates]:
     Raises:
         LmscoutError: the folder holds no finished benchmark, or a damaged one.
     """
-    rows = read_table(folder)
+    rows = sorted(read_table(folder), key=_number)
     require_few(len({row.architecture for row in rows}), str(folder / TABLE))
-    groups = groupby(sorted(rows, key=_number), _number)
-    return [_replicates(folder, number, list(group)) for number, group in groups]
+    return [_replicates(folder, number, list(group)) for number, group in groupby(rows, _number)]
 
 
 def finished(architectures: list[Replicates]) -> list[Replicates]:
     """Those whose every training ended with a finite loss."""
     return [one for one in architectures if None not in one.losses]
-
-
-def mean_loss(architecture: Replicates) -> float:
-    """Mean over the seeds of an architecture whose losses are all finite."""
-    return float(np.mean([loss for loss in architecture.losses if loss is not None]))
 
 
 def _replicates(folder: Path, number: int, rows: list[TrainedRow]) -> Replicates:

@@ -1,8 +1,8 @@
-"""What a built benchmark is good for: its noise, its baselines, and what can be distinguished.
+"""The noise of a built benchmark, its baselines, and which architectures it distinguishes.
 
-The quality of an architecture is known up to the noise of its training.  Architectures that
-were trained with several seeds say how large it is, and from that follow the highest
-correlation that any proxy can have, and which differences between architectures are real.
+Architectures that were trained with several seeds give the noise of one training.  From it
+follow the highest correlation that any proxy can have, and which differences between
+architectures are real.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.benchmarks.built import finished, mean_loss, replicates
+from lmscout.benchmarks.built import finished, replicates
 from lmscout.errors import LmscoutError
 from lmscout.metrics import (
     Agreement,
@@ -37,22 +37,29 @@ REAL = 1.96  # standard errors by which a difference exceeds noise
 LEAST_CEILING = 0.9  # Kendall's τ
 MIN_DISTINGUISHABLE = 0.5  # of the pairs within a cell
 
+CONDITIONS = {
+    "ceiling": f"noise leaves τ {LEAST_CEILING} to a perfect proxy",
+    "baseline": "a proxy can beat the best baseline",
+    "cells": "half of the pairs of one depth and width differ by more than noise",
+}
+"""Conditions under which a benchmark distinguishes proxies: name in JSON -> in words."""
+
 
 @dataclass(frozen=True, repr=False)
 class Check(Result):
-    """What was found.
+    """Noise, ceiling and baselines of a benchmark.
 
     Attributes:
         folder: of the benchmark.
         n_architectures: with a finite quality.
         n_left_out: without one.
         n_replicated: trained with several seeds.
-        noise: standard deviation of the quality of one training, nats a token: the root of the
+        noise: standard deviation of the quality of one training, nats/token: the root of the
             variance within architectures, pooled over the replicated ones.
         spread: standard deviation of quality over architectures.
-        ceiling: correlation of the true quality with the measured one: what a perfect proxy
-            would reach.  Mean and central 95 % over simulated measurings.
-        repeat: correlation of one measuring with another.
+        ceiling: correlation of the true quality with the measured one, which a perfect proxy
+            would reach.  Mean and central 95 % over simulated measurements.
+        repeat: correlation of one measurement with another.
         baselines: the configuration baselines, by name.
         distinguishable: share of the pairs of architectures whose qualities differ by more than
             1.96 standard errors of the difference.
@@ -79,23 +86,24 @@ class Check(Result):
         return max(self.baselines, key=lambda name: _or_lowest(self.baselines[name].spearman.value))
 
     @property
-    def verdicts(self) -> dict[str, bool]:
-        """What has to hold so that the benchmark can tell proxies apart."""
+    def conditions(self) -> dict[str, bool]:
+        """Whether each of the `CONDITIONS` holds."""
         best = self.baselines[self.best_baseline].spearman
         return {
-            f"noise leaves τ {LEAST_CEILING} to a perfect proxy": (
-                self.ceiling.kendall.value >= LEAST_CEILING
-            ),
-            "a proxy can beat the best baseline": best.high < self.ceiling.spearman.low,
-            "half of the pairs of one depth and width differ by more than noise": (
-                self.distinguishable_in_cell >= MIN_DISTINGUISHABLE
-            ),
+            "ceiling": self.ceiling.kendall.value >= LEAST_CEILING,
+            "baseline": best.high < self.ceiling.spearman.low,
+            "cells": self.distinguishable_in_cell >= MIN_DISTINGUISHABLE,
         }
 
     @property
+    def verdicts(self) -> dict[str, bool]:
+        """The conditions in words."""
+        return {CONDITIONS[name]: holds for name, holds in self.conditions.items()}
+
+    @property
     def distinguishes(self) -> bool:
-        """Whether all of that holds."""
-        return all(self.verdicts.values())
+        """Whether all conditions hold."""
+        return all(self.conditions.values())
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per configuration baseline, with its correlation."""
@@ -112,55 +120,44 @@ class Check(Result):
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
-        return {
-            "folder": str(self.folder),
-            "n_architectures": self.n_architectures,
-            "n_left_out": self.n_left_out,
-            "n_replicated": self.n_replicated,
-            "noise": self.noise,
-            "spread": self.spread,
-            "spread_in_cell": _number(self.spread_in_cell),
-            "ceiling": _agreement(self.ceiling),
-            "repeat": _agreement(self.repeat),
-            "baselines": {name: _agreement(one) for name, one in self.baselines.items()},
-            "distinguishable": self.distinguishable,
-            "distinguishable_in_cell": _number(self.distinguishable_in_cell),
-            "verdicts": self.verdicts,
-            "distinguishes": self.distinguishes,
-        }
+        return {**self.to_dict(), "verdicts": self.conditions, "distinguishes": self.distinguishes}
 
 
 def check(folder: Path, *, seed: int = 0) -> Check:
-    """Say what a built benchmark is good for.
+    """Measure the noise, the ceiling and the baselines of a built benchmark.
 
-    The true qualities are not known; the simulation takes the measured ones, drawn together
-    about their mean so that their variance is what it would be without the noise, and measures
-    them anew with normal noise, as much less of it as an architecture has been trained more
-    often.
+    The true qualities are not known; the simulation takes the measured ones, shrunk towards their
+    mean so that their variance is the one without the noise, and measures them again with normal
+    noise; its variance is inversely proportional to the number of trainings.
 
     Args:
-        folder: what `build` wrote.
+        folder: that `build` wrote.
         seed: of the simulated noise.
 
     Raises:
-        LmscoutError: there is no finished benchmark, or nothing to know its noise by.
+        LmscoutError: there is no finished benchmark, or no architecture with several seeds.
     """
     every = replicates(folder)
     kept = finished(every)
     if len(kept) < 3:
-        raise LmscoutError(f"{folder}: {len(kept)} architectures with a loss; at least 3 say more")
-    quality = np.array([-mean_loss(one) for one in kept])
+        raise LmscoutError(
+            f"{folder}: too few architectures with a loss (got {len(kept)}, expected at least 3)"
+        )
+    quality = np.array([-one.mean_loss for one in kept])
     noise = noise_of([np.array(one.losses, np.float64) for one in kept], folder)
     errors = noise / np.sqrt([len(one.losses) for one in kept])
     specs = [one.spec for one in kept]
-    cells = [(spec.depth, spec.width) for spec in specs]
+    sizes = [(spec.depth, spec.width) for spec in specs]
+    cells = np.array(sizes)
     scores = configuration_baselines(
         parameters=[spec.parameters() for spec in specs],
         body_parameters=[spec.body_parameters() for spec in specs],
         depth=[spec.depth for spec in specs],
         width=[spec.width for spec in specs],
     )
-    real, same = real_differences(quality, errors), _pairs_of_one_cell(cells)
+    real = real_differences(quality, errors)
+    first, second = np.triu_indices(len(cells), 1)
+    same = (cells[first] == cells[second]).all(axis=1)
     ceiling, repeat = simulate(quality, errors, seed)
     return Check(
         folder=folder,
@@ -174,7 +171,9 @@ def check(folder: Path, *, seed: int = 0) -> Check:
         baselines={name: agreement(values, quality) for name, values in scores.items()},
         distinguishable=float(real.mean()),
         distinguishable_in_cell=float(real[same].mean()) if same.any() else float("nan"),
-        spread_in_cell=_spread_within(quality, cells),
+        spread_in_cell=_pooled_deviation(
+            [quality[(cells == cell).all(axis=1)] for cell in dict.fromkeys(sizes)]
+        ),
     )
 
 
@@ -188,18 +187,24 @@ def noise_of(losses: list[Array], folder: Path) -> float:
     Raises:
         LmscoutError: no architecture was trained more than once.
     """
-    freedom = sum(len(one) - 1 for one in losses)
-    if freedom == 0:
+    noise = _pooled_deviation(losses)
+    if np.isnan(noise):
         raise LmscoutError(
             f"{folder}: no architecture was trained with several seeds, so that its noise is not "
             "known; build it with --seeds 3"
         )
-    squares = sum(float(((one - one.mean()) ** 2).sum()) for one in losses)
-    return float(np.sqrt(squares / freedom))
+    return noise
+
+
+def _pooled_deviation(groups: list[Array]) -> float:
+    """Root of the mean variance within groups; NaN if none has two members."""
+    freedom = sum(len(one) - 1 for one in groups)
+    squares = sum(float(((one - one.mean()) ** 2).sum()) for one in groups)
+    return float(np.sqrt(squares / freedom)) if freedom else float("nan")
 
 
 def simulate(quality: Array, errors: Array, seed: int) -> tuple[Agreement, Agreement]:
-    """Correlations of the truth with a measuring, and of two measurings.
+    """Correlations of the true quality with a measurement, and of two measurements.
 
     Args:
         quality: ``[n]`` as measured.
@@ -241,37 +246,10 @@ def real_differences(quality: Array, errors: Array) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _pairs_of_one_cell(cells: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-    first, second = np.triu_indices(len(cells), 1)
-    return np.array([cells[a] == cells[b] for a, b in zip(first, second, strict=True)])
-
-
-def _spread_within(quality: Array, cells: list[tuple[int, int]]) -> float:
-    members: dict[tuple[int, int], list[float]] = {}
-    for cell, value in zip(cells, quality, strict=True):
-        members.setdefault(cell, []).append(float(value))
-    several = [np.array(values) for values in members.values() if len(values) > 1]
-    freedom = sum(len(values) - 1 for values in several)
-    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in several)
-    return float(np.sqrt(squares / freedom)) if freedom else float("nan")
-
-
 def _central(values: Array) -> Interval:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return Interval(float(values.mean()), float(low), float(high))
-
-
-def _agreement(one: Agreement) -> dict[str, dict[str, float | None]]:
-    return {
-        name: {"value": _number(i.value), "low": _number(i.low), "high": _number(i.high)}
-        for name, i in (("spearman", one.spearman), ("kendall", one.kendall))
-    }
-
-
-def _number(value: float) -> float | None:
-    """A finite number, or None: JSON has no NaN."""
-    return value if np.isfinite(value) else None
 
 
 def _or_lowest(value: float) -> float:

@@ -1,8 +1,6 @@
-"""Benchmark files: where they are, and their download, exactly as pinned.
+"""Benchmark files: in the user's directories, else in the cache, else upstream.
 
-Fetching published files: all of them and exactly as pinned, or nothing.
-
-Where benchmark files are: the user's directories, then the cache, then upstream.
+A download is atomic, and its files are exactly the pinned ones.
 """
 
 from __future__ import annotations
@@ -23,6 +21,9 @@ import platformdirs
 from lmscout.errors import LmscoutError
 from lmscout.files import atomic_folder
 from lmscout.reading import MIB, MOST_STRUCTURED
+
+DATA_VARIABLE = "LMSCOUT_DATA"
+CACHE_VARIABLE = "LMSCOUT_CACHE"
 
 TIMEOUT_SECONDS = 30  # without a byte
 MOST_SECONDS = 600  # for a file
@@ -48,10 +49,10 @@ def download(url: str, files: tuple[str, ...], sha256: str, destination: Path) -
     """Fetch files into a folder, which appears only when it is complete and verified.
 
     Args:
-        url: where the files lie, ending in a slash.
-        files: their paths below `url` and, the same, below `destination`.
-        sha256: the `content_digest` that they must have.
-        destination: the folder to make, in a folder that need not exist.
+        url: of their folder, ending in a slash.
+        files: their paths below `url` and below `destination`.
+        sha256: their `content_digest`.
+        destination: the new folder; its parent need not exist.
 
     Raises:
         LmscoutError: the folder cannot be written, or the files are not the pinned ones, or too
@@ -65,11 +66,11 @@ def download(url: str, files: tuple[str, ...], sha256: str, destination: Path) -
             found = content_digest(draft, files)
             if found != sha256:
                 raise LmscoutError(
-                    f"{url}: what it serves is not what was published (SHA-256 {found}, expected "
+                    f"{url}: its files are not what was published (SHA-256 {found}, expected "
                     f"{sha256}); nothing was kept"
                 )
     except LmscoutError:
-        # Another process may have been first; what it put there has been verified as well.
+        # Another process may have been first; its files have been verified as well.
         if not all((destination / file).exists() for file in files):
             raise
 
@@ -89,7 +90,7 @@ def _fetch(url: str, path: Path) -> None:
     ends = time.monotonic() + MOST_SECONDS
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         announced, content = response.length, bytearray()
-        while chunk := response.read(_CHUNK):  # whatever length the server announces
+        while chunk := response.read(_CHUNK):  # the announced length may be wrong
             content += chunk
             if len(content) > MOST_DOWNLOAD:
                 raise LmscoutError(
@@ -113,16 +114,12 @@ def describe(error: OSError | http.client.HTTPException) -> str:
     return str(error) or type(error).__name__
 
 
-DATA_VARIABLE = "LMSCOUT_DATA"
-CACHE_VARIABLE = "LMSCOUT_CACHE"
-
-
 @dataclass(frozen=True)
 class Published:
-    """Files that upstream serves, and the bytes they must have.
+    """Files that upstream serves, and their digest.
 
     Attributes:
-        folder: where they lie below a data directory.
+        folder: below a data directory.
         files: their paths below that folder.
         url: the address of the folder upstream, ending in a slash.
         sha256: their `content_digest`.
@@ -164,31 +161,30 @@ LTS: dict[str, Published] = {
 
 
 def find_flexibert(url: str = FLEXIBERT.url) -> Path:
-    """The file of the FlexiBERT benchmark, downloaded into the cache if it is nowhere.
+    """The file of the FlexiBERT benchmark, downloaded into the cache if it was not found.
 
     Args:
         url: the folder to download from.
 
     Raises:
-        LmscoutError: it is nowhere and cannot be downloaded, or not to the cache directory.
+        LmscoutError: it cannot be downloaded, or not to the cache directory.
     """
     wanted = f"{FLEXIBERT.folder}/{FLEXIBERT_FILE}"
     return _present(wanted) or _fetched(FLEXIBERT, url) / FLEXIBERT_FILE
 
 
 def find_lts(name: str, url: str | None = None) -> Path:
-    """The LiteTransformerSearch folder of that name, downloaded if it is nowhere.
+    """The LiteTransformerSearch folder of that name, downloaded if it was not found.
 
     Args:
         name: upstream's name of the folder.
         url: the folder to download from; upstream's if None.
 
     Raises:
-        LmscoutError: it is nowhere and cannot be downloaded, or not to the cache directory.
+        LmscoutError: it cannot be downloaded, or not to the cache directory.
     """
     wanted = f"lts/{name}"
-    present = _present(wanted)
-    if present:
+    if present := _present(wanted):
         return present
     if name not in LTS:
         raise LmscoutError(
@@ -214,8 +210,7 @@ def _present(wanted: str) -> Path | None:
 
 
 def _searched() -> str:
-    directories = [str(directory) for directory in _data_directories()]
-    given = ", ".join(directories) if directories else "not set"
+    given = ", ".join(map(str, _data_directories())) or "not set"
     return f"{DATA_VARIABLE} ({given}) or the cache ({cache_directory()})"
 
 

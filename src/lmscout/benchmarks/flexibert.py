@@ -5,9 +5,9 @@ arXiv 2305.18915; github aaronserianni/training-free-nas, ``data/BERT_benchmark.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import AliasPath, Field
 
 from lmscout.benchmarks.benchmark import Benchmark, Row, checked
 from lmscout.errors import LmscoutError, brief
@@ -34,37 +34,16 @@ class Layer(Row):
     num_feed_forward: int
 
 
-class NasConfig(Row):
-    """The layers of an encoder."""
-
-    encoder_layers: list[Layer]
-
-
-class Overrides(Row):
-    """What distinguishes an encoder from the others."""
-
-    hidden_size: int
-    nas_config: NasConfig
-
-
-class Hyperparameters(Row):
-    """The training settings; only the architecture matters here."""
-
-    model_hparam_overrides: Overrides
-
-
-class Scores(Row):
-    """The scores after fine-tuning; ``glue`` is their mean."""
-
-    glue: float
+_MODEL = "hparams", "model_hparam_overrides"
 
 
 class TrainedEncoder(Row):
-    """One row of the file."""
+    """One row of the file: architecture, and mean GLUE score after fine-tuning."""
 
     id: int
-    scores: Scores
-    hparams: Hyperparameters
+    glue: float = Field(validation_alias=AliasPath("scores", "glue"))
+    hidden_size: int = Field(validation_alias=AliasPath(*_MODEL, "hidden_size"))
+    layers: list[Layer] = Field(validation_alias=AliasPath(*_MODEL, "nas_config", "encoder_layers"))
 
 
 def read_flexibert(path: Path, name: str) -> Benchmark:
@@ -72,41 +51,35 @@ def read_flexibert(path: Path, name: str) -> Benchmark:
 
     Args:
         path: the file: rows as a JSON array, or one a line.
-        name: what the benchmark is called.
+        name: of the benchmark.
 
     Raises:
-        LmscoutError: the file is not JSON, or a row lacks what it needs.
+        LmscoutError: the file is not JSON, or a row is invalid.
     """
-    rows = _rows(path)
-    specs = []
-    encoders = []
+    rows = read_json_rows(path)
+    if not rows:
+        raise LmscoutError(f"{path}: expected a list of architectures with at least one in it")
+    specs, encoders = [], []
     for index, row in enumerate(rows):
-        called = row.get("id") if isinstance(row, dict) else None
-        where = f"{path}: row {index}" + ("" if called is None else f" (id {brief(called)})")
+        identifier = row.get("id") if isinstance(row, dict) else None
+        where = f"{path}: row {index}"
+        where += "" if identifier is None else f" (id {brief(identifier)})"
         encoder = checked(TrainedEncoder, row, where)
         specs.append(_spec(encoder, where))
         encoders.append(encoder)
     return Benchmark(
         name=name,
         specs=tuple(specs),
-        quality=np.array([encoder.scores.glue for encoder in encoders]),
+        quality=np.array([encoder.glue for encoder in encoders]),
         metric="GLUE score",
         identifiers=tuple(str(encoder.id) for encoder in encoders),
         source=str(path),
     )
 
 
-def _rows(path: Path) -> list[Any]:
-    rows = read_json_rows(path)
-    if not rows:
-        raise LmscoutError(f"{path}: expected a list of architectures with at least one in it")
-    return rows
-
-
 def _spec(encoder: TrainedEncoder, where: str) -> FlexibertSpec:
-    overrides = encoder.hparams.model_hparam_overrides
     blocks = []
-    for index, layer in enumerate(overrides.nas_config.encoder_layers):
+    for index, layer in enumerate(encoder.layers):
         operation = (layer.operation_type, layer.operation_parameter)
         if operation not in MIXER_NAMES:
             known = ", ".join(f"{kind} {parameter}" for kind, parameter in MIXER_NAMES)
@@ -124,6 +97,6 @@ def _spec(encoder: TrainedEncoder, where: str) -> FlexibertSpec:
             )
         )
     try:
-        return FlexibertSpec(width=overrides.hidden_size, blocks=tuple(blocks))
+        return FlexibertSpec(width=encoder.hidden_size, blocks=tuple(blocks))
     except LmscoutError as error:
         raise LmscoutError(f"{where}: {error}") from None

@@ -11,10 +11,8 @@ from lmscout.benchmarks.space import SPACES, SUFFIX, Space, read_space
 from lmscout.errors import LmscoutError, brief
 from lmscout.reading import expanded
 
-# The data set of the folders whose name lmscout can vouch for.
-LTS_METRICS: dict[str, str] = {
-    "random_GPT2_wt103": "negated WikiText-103 validation perplexity",
-}
+LTS_METRICS = {"random_GPT2_wt103": "negated WikiText-103 validation perplexity"}
+"""The metric of the published folders, by name."""
 
 ACCEPTED = "pico, bench:DIR, flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
 
@@ -39,10 +37,8 @@ def load(name: str) -> Benchmark:
     kind, colon, rest = name.partition(":")
     if name == PICO or (name.startswith(OWN) and rest):
         return read_built(name)
-    if kind == "flexibert" and not colon:
-        return read_flexibert(find_flexibert(), name)
-    if kind == "flexibert" and rest:
-        return read_flexibert(expanded(rest), name)
+    if kind == "flexibert" and bool(colon) == bool(rest):
+        return read_flexibert(expanded(rest) if rest else find_flexibert(), name)
     if kind == "lts" and rest:
         path = expanded(rest)
         if os.sep in rest or "/" in rest or os.path.isdir(path):
@@ -55,7 +51,7 @@ def load_space_or_benchmark(name: str) -> Space | Benchmark:
     """A space by its name or its file, or else a benchmark; ``pico``, which is both, is the space.
 
     Raises:
-        LmscoutError: the name is neither's, or what it names cannot be found or read.
+        LmscoutError: there is neither, or it cannot be found or read.
     """
     for space in SPACES:
         if space.name == name:

@@ -10,6 +10,7 @@ lmscout recounts.
 
 import os
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ METRIC = "negated validation perplexity"
 
 
 class ModelConfig(Row):
-    """``model_config.yaml``: what of it makes the architecture."""
+    """The fields of ``model_config.yaml`` that define the architecture."""
 
     n_layer: Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
     n_head: int | list[int]
@@ -52,7 +53,7 @@ class ModelConfig(Row):
 
 
 class Perplexity(Row):
-    """One architecture's entry in ``ppl_summary.yaml``."""
+    """One architecture's values in ``ppl_summary.yaml``."""
 
     valid_ppl: Annotated[float, Field(gt=0)]
 
@@ -63,8 +64,8 @@ def read_lts(folder: Path, name: str, metric: str = METRIC) -> Benchmark:
     Args:
         folder: holds ``config_*/j*/model_config.yaml`` (or ``*/model_config.yaml``) and
             ``ppl_summary.yaml``.
-        name: what the benchmark is called.
-        metric: what the negated perplexities are, in words.
+        name: of the benchmark.
+        metric: of the negated perplexities, in words.
 
     Raises:
         LmscoutError: a file is missing or malformed, an architecture has no perplexity or is
@@ -75,15 +76,14 @@ def read_lts(folder: Path, name: str, metric: str = METRIC) -> Benchmark:
     if not os.path.exists(summary_path):
         raise LmscoutError(f"{folder}: {PERPLEXITY_FILE} is missing; it holds the perplexities")
     summary = read_yaml(summary_path)
-    specs = []
-    perplexities = []
+    specs, perplexities = [], []
     for identifier, path in configs.items():
         specs.append(_spec(checked(ModelConfig, read_yaml(path), str(path)), path))
         if identifier not in summary:
             raise LmscoutError(f"{summary_path}: no perplexity for {identifier} ({path})")
-        entry = summary[identifier]
-        # Upstream's Pareto folders record the number alone.
-        values = entry if isinstance(entry, dict) else {"valid_ppl": entry}
+        values = summary[identifier]
+        if not isinstance(values, dict):  # upstream's Pareto folders record the number alone
+            values = {"valid_ppl": values}
         row = checked(Perplexity, values, f"{summary_path}: {identifier}")
         perplexities.append(row.valid_ppl)
     return Benchmark(
@@ -124,7 +124,8 @@ def _spec(config: ModelConfig, path: Path) -> Gpt2Spec:
             f"{path}: n_layer is {config.n_layer}, but n_head has {len(heads)} entries and "
             f"d_inner {len(inner)}"
         )
-    cutoffs = _effective_cutoffs(config.cutoffs, config.n_token)
+    # Upstream stops at the first cutoff beyond the vocabulary.
+    cutoffs = tuple(takewhile(lambda cutoff: cutoff < config.n_token, config.cutoffs))
     try:
         return Gpt2Spec(
             width=config.d_model,
@@ -144,11 +145,10 @@ def _spec(config: ModelConfig, path: Path) -> Gpt2Spec:
 
 
 def _foreign(config: ModelConfig) -> str | None:
-    """Why this is not a GPT-2 of LiteTransformerSearch, if it is not.
+    """Why this is not a GPT-2 of LiteTransformerSearch, or None.
 
-    Its Transformer-XL rows have the same architecture fields, per-layer heads and all; what
-    tells them apart is that their trainer recorded its own settings too, a word vocabulary
-    among them, where GPT-2 rows have the architecture alone.
+    Its Transformer-XL rows have the same architecture fields, but also the settings of their
+    trainer, a word vocabulary among them.
     """
     if config.vocab == "word":
         return "vocab is 'word': a Transformer-XL architecture"
@@ -167,13 +167,3 @@ def _foreign(config: ModelConfig) -> str | None:
 
 def _per_layer(value: int | list[int], layers: int) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else (value,) * layers
-
-
-def _effective_cutoffs(cutoffs: list[int], vocabulary: int) -> tuple[int, ...]:
-    """The cluster borders inside the vocabulary: upstream stops at the first one beyond it."""
-    inside = []
-    for cutoff in cutoffs:
-        if cutoff >= vocabulary:
-            break
-        inside.append(cutoff)
-    return tuple(inside)

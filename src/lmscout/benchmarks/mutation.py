@@ -1,9 +1,4 @@
-"""Mutations of an architecture that stay in its space and below a limit of parameters.
-
-Small changes of an architecture that stay in its space, for a search that walks through it.
-
-A space under a limit of parameters: what is drawn from it, and changed, stays below.
-"""
+"""Mutations of an architecture that stay in its space and within a limit of parameters."""
 
 from __future__ import annotations
 
@@ -28,16 +23,19 @@ from lmscout.errors import LmscoutError
 from lmscout.models import ArchitectureSpec, Gpt2Spec, LlamaSpec
 
 Random = np.random.Generator
+Cell = tuple[str, int, int]  # family, depth, width
 
 T = TypeVar("T", int, float)
 U = TypeVar("U")
 
 KINDS = 2  # head sizes, and expansions, that an architecture draws
+_DRAWS = 20  # from a cell, before its smallest architecture is taken
+_WALKS, _STEPS = 20, 8  # mutations in a row, until the limit is kept
 
 
 @dataclass(frozen=True)
 class Form:
-    """An architecture by what a draw decides, which means the same at every width.
+    """The choices of a draw, which mean the same at every width.
 
     Attributes:
         family: ``gpt2`` or ``llama``.
@@ -66,37 +64,36 @@ class Form:
 
 
 def form_of(space: Space, spec: ArchitectureSpec) -> Form | None:
-    """What a draw from the space decides to give this architecture; None if no draw does."""
-    if not isinstance(spec, Gpt2Spec | LlamaSpec):
+    """The choices by which the space draws this architecture; None if it never does."""
+    if not isinstance(spec, Gpt2Spec | LlamaSpec) or spec.width not in space.widths:
         return None
     family, width = GPT2 if isinstance(spec, Gpt2Spec) else LLAMA, spec.width
-    if width not in space.widths:
-        return None
-    # Where two expansions are rounded to one width, the nearer one is meant.
     exact = width * (GATED if family == LLAMA else 1.0)
-    meant = {0: 0.0}
-    for one in sorted(
-        space.expansions, key=lambda e: -abs(e * exact - mlp_width(width, e, family))
-    ):
-        meant[mlp_width(width, one, family)] = one
-    if any(inner not in meant for inner in spec.inner):
+
+    def rounding(expansion: float) -> float:
+        return abs(expansion * exact - mlp_width(width, expansion, family))
+
+    # Of two expansions that are rounded to one width, the nearer one is taken.
+    expansion_of = {0: 0.0}
+    for one in sorted(space.expansions, key=rounding, reverse=True):
+        expansion_of[mlp_width(width, one, family)] = one
+    if any(inner not in expansion_of for inner in spec.inner):
         return None
     form = Form(
         family,
         width,
         space.groups[0],
         tuple(width // heads if heads else 0 for heads in spec.heads),
-        tuple(meant[inner] for inner in spec.inner),
+        tuple(expansion_of[inner] for inner in spec.inner),
     )
     forms = (replace(form, group=group) for group in space.groups)
     return next((one for one in forms if allowed(space, one) and one.spec(space) == spec), None)
 
 
 def allowed(space: Space, form: Form) -> bool:
-    """Whether the space can give the form."""
+    """Whether the space can draw the form: some attention, some MLP, no empty block."""
     sizes, expansions = set(form.sizes) - {0}, set(form.expansions) - {0.0}
-    halves = list(zip(form.sizes, form.expansions, strict=True))
-    whole = all(size and expansion for size, expansion in halves)
+    blocks = list(zip(form.sizes, form.expansions, strict=True))
     return (
         form.family in space.families
         and form.depth in space.depths
@@ -104,10 +101,10 @@ def allowed(space: Space, form: Form) -> bool:
         and form.group in space.groups
         and sizes <= set(head_sizes(space, form.width))
         and expansions <= set(space.expansions)
-        and 0 < len(sizes) <= KINDS  # it attends somewhere,
-        and 0 < len(expansions) <= KINDS  # and computes somewhere,
-        and all(size or expansion for size, expansion in halves)  # and no block is empty
-        and (whole or max(space.missing) > 0)
+        and 0 < len(sizes) <= KINDS
+        and 0 < len(expansions) <= KINDS
+        and all(size or expansion for size, expansion in blocks)
+        and (all(size and expansion for size, expansion in blocks) or max(space.missing) > 0)
     )
 
 
@@ -115,16 +112,16 @@ def mutate(space: Space, spec: ArchitectureSpec, rng: Random) -> ArchitectureSpe
     """A neighbour in the space: the architecture with one thing changed.
 
     The change is one of: a depth or a width next to its own; the head size, or the expansion,
-    of one block or of all that share it; the group; one half of a block gone or back; the
-    family.
+    of one block or of all that share it; the group; attention or MLP of one block removed or
+    restored; the family.
 
     Args:
-        space: what the architecture is of.
-        spec: one that the space holds.
-        rng: what decides.
+        space: of the architecture.
+        spec: an architecture of the space.
+        rng: source of randomness.
 
     Returns:
-        Another architecture of the space; the same one where none is so near.
+        Another architecture of the space; the same one if none is so near.
 
     Raises:
         ValueError: the space does not hold the architecture.
@@ -133,19 +130,19 @@ def mutate(space: Space, spec: ArchitectureSpec, rng: Random) -> ArchitectureSpe
     if form is None:
         raise ValueError(f"the space {space.name} does not hold {spec}")
     for _ in range(ATTEMPTS):
-        changed = _MOVES[rng.integers(len(_MOVES))](space, form, rng)
+        changed = _MUTATIONS[rng.integers(len(_MUTATIONS))](space, form, rng)
         if allowed(space, changed) and (found := changed.spec(space)) != spec:
             return found
     return spec
 
 
 def _depth(space: Space, form: Form, rng: Random) -> Form:
-    wanted = _beside(space.depths, form.depth, rng)
+    depth = _adjacent(space.depths, form.depth, rng)
     blocks = list(range(form.depth))
-    while len(blocks) < wanted:
+    while len(blocks) < depth:
         place = int(rng.integers(len(blocks)))
         blocks.insert(place, blocks[place])
-    while len(blocks) > wanted:
+    while len(blocks) > depth:
         del blocks[int(rng.integers(len(blocks)))]
     return replace(
         form,
@@ -155,7 +152,7 @@ def _depth(space: Space, form: Form, rng: Random) -> Form:
 
 
 def _width(space: Space, form: Form, rng: Random) -> Form:
-    width = _beside(space.widths, form.width, rng)
+    width = _adjacent(space.widths, form.width, rng)
     possible = head_sizes(space, width)
     nearest = {size: min(possible, key=lambda one: abs(one - size)) for size in set(form.sizes)}
     sizes = tuple(nearest[size] if size else 0 for size in form.sizes)
@@ -163,8 +160,7 @@ def _width(space: Space, form: Form, rng: Random) -> Form:
 
 
 def _head_size(space: Space, form: Form, rng: Random) -> Form:
-    possible = head_sizes(space, form.width)
-    return replace(form, sizes=_exchanged(form.sizes, possible, rng))
+    return replace(form, sizes=_exchanged(form.sizes, head_sizes(space, form.width), rng))
 
 
 def _expansion(space: Space, form: Form, rng: Random) -> Form:
@@ -175,8 +171,8 @@ def _group(space: Space, form: Form, rng: Random) -> Form:
     return replace(form, group=_one_of(space.groups, rng))
 
 
-def _half(space: Space, form: Form, rng: Random) -> Form:
-    """One half of one block goes, or comes back as another block has it."""
+def _sublayer(space: Space, form: Form, rng: Random) -> Form:
+    """Remove attention or MLP of one block, or restore it as another block has it."""
     block = int(rng.integers(form.depth))
     if rng.integers(2):
         return replace(form, sizes=_toggled(form.sizes, block, rng))
@@ -187,13 +183,13 @@ def _family(space: Space, form: Form, rng: Random) -> Form:
     return replace(form, family=_one_of(space.families, rng))
 
 
-_MOVES: tuple[Callable[[Space, Form, Random], Form], ...] = (
+_MUTATIONS: tuple[Callable[[Space, Form, Random], Form], ...] = (
     _depth,
     _width,
     _head_size,
     _expansion,
     _group,
-    _half,
+    _sublayer,
     _family,
 )
 
@@ -216,7 +212,7 @@ def _toggled(values: tuple[T, ...], block: int, rng: Random) -> tuple[T, ...]:
     return tuple(changed)
 
 
-def _beside(values: Sequence[int], own: int, rng: Random) -> int:
+def _adjacent(values: Sequence[int], own: int, rng: Random) -> int:
     """The next value above or below."""
     ordered = sorted(set(values))
     place = ordered.index(own)
@@ -229,19 +225,13 @@ def _one_of(values: Sequence[U], rng: Random) -> U:
     return values[int(rng.integers(len(values)))]
 
 
-Cell = tuple[str, int, int]  # family, depth, width
-
-_DRAWS = 20  # from a cell, before its smallest architecture is taken
-_WALKS, _STEPS = 20, 8  # changes in a row, until the limit is kept
-
-
 @dataclass(frozen=True)
 class LimitedSpace:
-    """The part of a space that keeps a limit.
+    """The architectures of a space within a limit of parameters.
 
     Attributes:
-        space: the whole.
-        limit: parameters of a model, at most, embeddings and all.
+        space: the space.
+        limit: most parameters of a model, embeddings included.
         smallest: for each family, depth and width that has an architecture within the limit,
             the one of the fewest parameters.
     """
@@ -259,10 +249,10 @@ class LimitedSpace:
         return next(within, self.smallest[cell])
 
     def mutate(self, spec: ArchitectureSpec, rng: Random) -> ArchitectureSpec:
-        """A neighbour within the limit, or a draw where there seems to be none.
+        """A neighbour within the limit, or a draw if there seems to be none.
 
-        What has grown beyond the limit is changed further until it keeps it, so that size can
-        move from one place to another.
+        An architecture that has grown beyond the limit is mutated further until it keeps it, so
+        that size can move from one place to another.
         """
         for _ in range(_WALKS):
             changed = spec
@@ -277,8 +267,8 @@ def limited(space: Space, limit: int) -> LimitedSpace:
     """The part of a space within a limit of parameters.
 
     Args:
-        space: the whole.
-        limit: parameters of a model, at most.
+        space: the space.
+        limit: most parameters of a model.
 
     Raises:
         LmscoutError: the space holds nothing so small; names the smallest that it holds.
@@ -298,27 +288,21 @@ def limited(space: Space, limit: int) -> LimitedSpace:
 def smallest_of(space: Space, family: str, depth: int, width: int) -> ArchitectureSpec:
     """The architecture of the fewest parameters of a family, a depth and a width.
 
-    Where halves of blocks may be missing, every block but the first keeps the cheaper half of
-    its own; the first keeps the other one, or both if it stands alone.
+    If attention or MLP may be missing, every block but the first has the cheaper of the two; the
+    first has the other one, or both if it is the only block.
     """
-    expansion = min(space.expansions)
-    rest = depth - 1
-    if max(space.missing) == 0:
-        choices = [((True,) * depth, (True,) * depth)]
-    elif rest == 0:
-        choices = [((True,), (True,))]
-    else:
-        choices = [
-            ((True,) + (False,) * rest, (False,) + (True,) * rest),
-            ((False,) + (True,) * rest, (True,) + (False,) * rest),
-        ]
+    ones, rest = (True,) * depth, depth - 1
+    choices = [(ones, ones)]  # blocks with attention, blocks with an MLP
+    if max(space.missing) > 0 and rest:
+        first, others = (True, *[False] * rest), (False, *[True] * rest)
+        choices = [(first, others), (others, first)]
     forms = (
         Form(
             family,
             width,
             group,
             tuple(size * attends for attends in attention),
-            tuple(expansion * computes for computes in mlp),
+            tuple(min(space.expansions) * computes for computes in mlp),
         )
         for attention, mlp in choices
         for size in head_sizes(space, width)

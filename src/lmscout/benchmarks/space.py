@@ -1,37 +1,46 @@
-"""Spaces of architectures: drawing from them, and files that define them.
-
-Spaces of architectures to train, and how architectures are drawn from one.
-
-Spaces that people write: a JSON file with the fields of `Space`, checked.
-"""
+"""Spaces of architectures: named ones, files that define them, and drawing from them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
-from lmscout.benchmarks.benchmark import Row, checked
+from lmscout.benchmarks.benchmark import checked
 from lmscout.errors import LmscoutError, brief
 from lmscout.models import ArchitectureSpec, Gpt2Spec, LlamaSpec
-from lmscout.models.spec import MOST, MOST_BLOCKS, MOST_OTHER
-from lmscout.reading import expanded, read_json
+from lmscout.models.spec import MOST_BLOCKS, MOST_SIZE, MOST_VOCABULARY, MOST_WIDTH
+from lmscout.reading import expanded, read_json_object
 
 GPT2, LLAMA = "gpt2", "llama"
+SUFFIX = ".json"
 
 PER_CELL = 8  # architectures of one depth and width, so that they can be compared within it
 FEWEST_CELLS = 5
 MULTIPLE = 32  # widths of MLPs are multiples of it, where the model is wide enough
 GATED = 2 / 3  # a gated MLP has three matrices where a plain one has two
 ATTEMPTS = 100  # to draw from a cell what was not drawn before
+_MOST_SIZES = 200_000  # of blocks; `smallest_of` tries all of them
+
+_Family = Annotated[str, Field(pattern=f"^({GPT2}|{LLAMA})$")]
+_LIST = Field(min_length=1, max_length=256, strict=False)  # JSON has lists for tuples
+_Depth = Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
+_Width = Annotated[int, Field(gt=0, le=MOST_WIDTH)]
+_Size = Annotated[int, Field(gt=0, le=MOST_SIZE)]
+_Expansion = Annotated[float, Field(gt=0, le=1024)]
+# Above one half, hardly a draw has both attention and an MLP.
+_Chance = Annotated[float, Field(ge=0, le=0.5)]
 
 
-@dataclass(frozen=True)
+@dataclass(
+    frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+)
 class Space:
-    """Decoders that may be drawn.
+    """Decoders that may be drawn; a file of a space has these fields, less the name.
 
     An architecture draws two head sizes and two expansions, and each of its blocks one of the
     two: architectures of one depth and width then differ as wholes, not only block by block.
@@ -45,26 +54,26 @@ class Space:
         head_sizes: sizes of a head; those that divide the width.
         expansions: widths of a plain MLP as multiples of the width; a gated one has two thirds.
         groups: query heads that share a key-value head, in LLaMA blocks.
-        missing: chances with which each half of a block is missing; an architecture draws one.
+        missing: chances with which the attention, or the MLP, of a block is missing; an
+            architecture draws one.
         vocabulary: number of tokens.
         max_length: number of positions.
     """
 
     name: str
-    families: tuple[str, ...]
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]
-    head_sizes: tuple[int, ...]
-    expansions: tuple[float, ...]
-    groups: tuple[int, ...]
-    missing: tuple[float, ...]
-    vocabulary: int
-    max_length: int
+    families: Annotated[tuple[_Family, ...], _LIST] = (GPT2, LLAMA)
+    depths: Annotated[tuple[_Depth, ...], _LIST]
+    widths: Annotated[tuple[_Width, ...], _LIST]
+    head_sizes: Annotated[tuple[_Width, ...], _LIST]
+    expansions: Annotated[tuple[_Expansion, ...], _LIST]
+    groups: Annotated[tuple[_Size, ...], _LIST] = (1,)
+    missing: Annotated[tuple[_Chance, ...], _LIST] = (0.0,)
+    vocabulary: Annotated[int, Field(ge=2, le=MOST_VOCABULARY)]
+    max_length: Annotated[int, Field(ge=2, le=MOST_SIZE)]
 
 
 PICO = Space(
     name="pico",
-    families=(GPT2, LLAMA),
     depths=tuple(range(2, 11)),
     widths=tuple(range(64, 321, 32)),
     head_sizes=(16, 32, 64),
@@ -77,7 +86,6 @@ PICO = Space(
 
 NANO = Space(
     name="nano",
-    families=(GPT2, LLAMA),
     depths=(1, 2, 3),
     widths=(16, 32, 48),
     head_sizes=(8, 16),
@@ -89,6 +97,15 @@ NANO = Space(
 )
 
 SPACES: tuple[Space, ...] = (PICO, NANO)
+
+
+def load_space(name: str) -> Space:
+    """The space of a name, or of a file, whose name ends in .json.
+
+    Raises:
+        LmscoutError: there is none of that name, or the file is no space.
+    """
+    return read_space(expanded(name)) if name.endswith(SUFFIX) else space_of(name)
 
 
 def space_of(name: str) -> Space:
@@ -104,16 +121,44 @@ def space_of(name: str) -> Space:
     raise LmscoutError(f"unknown space {brief(name)}; there are {names}")
 
 
+def read_space(path: Path) -> Space:
+    """A space from a file, named as the file is.
+
+    Raises:
+        LmscoutError: the file cannot be read, or no architecture can be of the space.
+    """
+    space = checked(Space, {**read_json_object(path), "name": path.stem}, str(path))
+    for problem in _problems(space):
+        raise LmscoutError(f"{path}: {problem}")
+    return space
+
+
+def _problems(space: Space) -> Iterator[str]:
+    """Fields that do not fit each other."""
+    for width in space.widths:
+        if not head_sizes(space, width):
+            yield f"widths: none of head_sizes divides {width}"
+    odd = [size for size in space.head_sizes if size % 2]
+    if LLAMA in space.families and odd:
+        yield f"head_sizes: {odd[0]} is odd; rotary positions of {LLAMA} need even ones"
+    blocks = len(space.families) * len(space.widths) * sum(space.depths)
+    if blocks * len(space.head_sizes) * len(space.groups) > _MOST_SIZES:
+        yield (
+            "depths, widths, head_sizes and groups: have too many values together (more than "
+            f"{_MOST_SIZES:,} blocks); give fewer"
+        )
+
+
 def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
-    """Draw architectures, no two alike, spread over the space's sizes.
+    """Draw distinct architectures, spread over the space's sizes.
 
     Depths and widths are paired as in a Latin square, so that every depth and every width comes
     equally often; there is a pair for each `PER_CELL` architectures, and at least
-    `FEWEST_CELLS`.  Within a pair the families take turns.
+    `FEWEST_CELLS`.  Within a pair the families alternate.
 
     Args:
-        space: what may be drawn.
-        n: how many.
+        space: the space.
+        n: number of architectures.
         seed: of the draw.
 
     Raises:
@@ -125,10 +170,10 @@ def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
     cells = _cells(space, n, rng)
     drawn: dict[ArchitectureSpec, None] = {}
     for index in range(n):
-        turn, place = divmod(index, len(cells))
-        family = space.families[(turn + place) % len(space.families)]
+        cycle, place = divmod(index, len(cells))
+        family = space.families[(cycle + place) % len(space.families)]
         for attempt in range(ATTEMPTS * len(cells)):
-            # A cell that seems to be exhausted leaves its turn to the next.
+            # A cell that seems to be exhausted is followed by the next.
             depth, width = cells[(place + attempt // ATTEMPTS) % len(cells)]
             spec = draw(space, family, depth, width, rng)
             if spec not in drawn:
@@ -145,8 +190,8 @@ def _cells(space: Space, n: int, rng: np.random.Generator) -> list[tuple[int, in
     depths = rng.permutation(space.depths).tolist()
     widths = rng.permutation(space.widths).tolist()
     pairs = [
-        (depths[place % len(depths)], widths[(place + turn) % len(widths)])
-        for turn in range(len(widths))
+        (depths[place % len(depths)], widths[(place + shift) % len(widths)])
+        for shift in range(len(widths))
         for place in range(len(depths))
     ]
     wanted = max(FEWEST_CELLS, -(-n // PER_CELL))
@@ -163,12 +208,12 @@ def draw(
     heads = [width // int(size) for size in rng.choice(sizes, depth)]
     inner = [mlp_width(width, float(one), family) for one in rng.choice(expansions, depth)]
     for index in range(depth):
-        lost = rng.random(2) < missing
-        if lost.all():  # a block keeps one half
-            lost[int(rng.integers(2))] = False
-        heads[index] *= not lost[0]
-        inner[index] *= not lost[1]
-    if not any(heads) or not any(inner):  # one that never attends, or never computes
+        absent = rng.random(2) < missing
+        if absent.all():  # a block keeps one of the two
+            absent[int(rng.integers(2))] = False
+        heads[index] *= not absent[0]
+        inner[index] *= not absent[1]
+    if not any(heads) or not any(inner):  # without any attention, or any MLP
         return draw(space, family, depth, width, rng)
     return assembled(space, family, width, heads, inner, group)
 
@@ -176,7 +221,7 @@ def draw(
 def assembled(
     space: Space, family: str, width: int, heads: Sequence[int], inner: Sequence[int], group: int
 ) -> ArchitectureSpec:
-    """The spec of what was drawn.
+    """The spec of a draw.
 
     Args:
         space: for the vocabulary and the positions.
@@ -222,110 +267,3 @@ def _shared(heads: int, group: int) -> int:
     """Key-value heads for query heads in groups of at most that size."""
     largest = min(group, heads)
     return next((heads // size for size in range(largest, 0, -1) if heads % size == 0), 0)
-
-
-SUFFIX = ".json"
-
-_LISTS = ("families", "depths", "widths", "head_sizes", "expansions", "groups", "missing")
-_MOST_ENTRIES = 256  # of a list
-_MOST_FORMS = 200_000  # the smallest of a space is looked for among so many
-_MOST = {"depths": MOST_BLOCKS, "widths": MOST["width"], "head_sizes": MOST["width"]}
-_MOST_EXPANSION = 1024
-_MOST_MISSING = 0.5  # beyond it, hardly a draw attends and computes at all
-
-
-class SpaceRow(Row):
-    """The file: what each field says is at `Space`."""
-
-    # A slip in a field that has a default would be another space, and hours of training.
-    model_config = ConfigDict(extra="forbid")
-
-    name: str | None = None  # as a build notes it; the file's name counts
-    families: list[str] = Field(default_factory=lambda: [GPT2, LLAMA])
-    depths: list[int]
-    widths: list[int]
-    head_sizes: list[int]
-    expansions: list[float]
-    groups: list[int] = Field(default_factory=lambda: [1])
-    missing: list[float] = Field(default_factory=lambda: [0.0])
-    vocabulary: int
-    max_length: int
-
-
-def load_space(name: str) -> Space:
-    """The space of a name, or of a file, whose name ends in .json.
-
-    Raises:
-        LmscoutError: there is none of that name, or the file is no space.
-    """
-    return read_space(expanded(name)) if name.endswith(SUFFIX) else space_of(name)
-
-
-def read_space(path: Path) -> Space:
-    """A space from a file, named as the file is.
-
-    Raises:
-        LmscoutError: the file cannot be read, or says something that no architecture can have.
-    """
-    row = checked(SpaceRow, read_json(path), str(path))
-    space = Space(
-        name=path.stem,
-        families=tuple(row.families),
-        depths=tuple(row.depths),
-        widths=tuple(row.widths),
-        head_sizes=tuple(row.head_sizes),
-        expansions=tuple(row.expansions),
-        groups=tuple(row.groups),
-        missing=tuple(row.missing),
-        vocabulary=row.vocabulary,
-        max_length=row.max_length,
-    )
-    complaint = next(_complaints(space), None)
-    if complaint:
-        raise LmscoutError(f"{path}: {complaint}")
-    return space
-
-
-def _complaints(space: Space) -> Iterator[str]:
-    """Why no architecture can be of a space; after the first, the others may make no sense."""
-    for field in _LISTS:
-        if not getattr(space, field):
-            yield f"{field}: is empty; give at least one value"
-        if len(getattr(space, field)) > _MOST_ENTRIES:
-            yield f"{field}: has too many values (more than {_MOST_ENTRIES})"
-    for field in ("depths", "widths", "head_sizes", "expansions", "groups"):
-        if min(getattr(space, field)) <= 0:
-            yield f"{field}: {brief(min(getattr(space, field)))} is not above 0"
-    yield from _too_large(space)
-    unknown = [one for one in space.families if one not in (GPT2, LLAMA)]
-    if unknown:
-        yield f"families: {brief(unknown[0])} is unknown; there are {GPT2} and {LLAMA}"
-    if not 0 <= min(space.missing) <= max(space.missing) <= _MOST_MISSING:
-        yield f"missing: chances go from 0 to {_MOST_MISSING}"
-    if min(space.vocabulary, space.max_length) < 2:
-        yield "vocabulary and max_length: give at least 2"
-    for width in space.widths:
-        if not head_sizes(space, width):
-            yield f"widths: none of head_sizes divides {width}"
-    odd = [size for size in space.head_sizes if size % 2]
-    if LLAMA in space.families and odd:
-        yield f"head_sizes: {odd[0]} is odd; rotary positions of {LLAMA} need even ones"
-
-
-def _too_large(space: Space) -> Iterator[str]:
-    """Sizes that no architecture has, and more of them than can be looked through."""
-    for field in ("depths", "widths", "head_sizes", "groups"):
-        largest, most = max(getattr(space, field)), _MOST.get(field, MOST_OTHER)
-        if largest > most:
-            yield f"{field}: {brief(largest)} is too large; give at most {most:,}"
-    if max(space.expansions) > _MOST_EXPANSION:
-        yield f"expansions: {max(space.expansions):g} is too large; give at most {_MOST_EXPANSION}"
-    for field, most in (("vocabulary", MOST["vocabulary"]), ("max_length", MOST_OTHER)):
-        if getattr(space, field) > most:
-            yield f"{field}: {brief(getattr(space, field))} is too large; give at most {most:,}"
-    blocks = len(space.families) * len(space.widths) * sum(space.depths)
-    if blocks * len(space.head_sizes) * len(space.groups) > _MOST_FORMS:
-        yield (
-            "depths, widths, head_sizes and groups: have too many values together (more than "
-            f"{_MOST_FORMS:,} blocks); give fewer"
-        )

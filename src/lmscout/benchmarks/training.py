@@ -1,8 +1,4 @@
-"""The recipe by which a benchmark's architectures are trained, and its tokens.
-
-The tokens on which a benchmark's architectures are trained and judged.
-
-One recipe: how an architecture of a benchmark is trained, and what is measured on the way.
+"""The tokens and the recipe by which a benchmark's architectures are trained and validated.
 
 Every architecture sees as many tokens, in the order that its seed gives, under the same
 optimizer and schedule.  On a GPU the models are so small that launching kernels costs more than
@@ -34,19 +30,22 @@ from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.models.layers import fuse_attention
 from lmscout.reading import check_safetensors_header, read_text
 
-_WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # in a file of tokens
+_INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # in a file of tokens
 
 HELD_OUT = 20  # of a user's text, the last twentieth validates
+POINTS = 5  # validation losses during training, at equal distances
+EAGER_STEPS = 3  # before a step is captured: they make the optimizer's state
+EVALUATED = 256  # windows of validation in one batch
 
 
 @dataclass(frozen=True, eq=False)
 class TokenData:
-    """Tokens to train on and tokens to judge by.
+    """Training and validation tokens.
 
     Attributes:
         train: ``[n]`` int64.
         validation: ``[m]`` int64.
-        made_of: where they come from, such as the digests of the texts.
+        made_of: their origin, such as the digests of the texts.
     """
 
     train: Tensor
@@ -54,7 +53,7 @@ class TokenData:
     made_of: dict[str, str]
 
     def describe(self) -> dict[str, object]:
-        """What a benchmark records of them: counts, SHA-256 of the tokens, where from."""
+        """The record in a benchmark's settings: counts, SHA-256 of the tokens, origin."""
         digest = hashlib.sha256()
         for tokens in (self.train, self.validation):
             digest.update(f"{len(tokens)}\0".encode() + tokens.numpy().astype("<i8").tobytes())
@@ -80,7 +79,7 @@ def stored_tokens(file: Path) -> TokenData:
     """Tokens of a safetensors file with the integer vectors ``train`` and ``validation``.
 
     Raises:
-        LmscoutError: it cannot be read, lacks one of them, or holds something else than tokens.
+        LmscoutError: it cannot be read, lacks one of them, or holds no tokens.
     """
     check_safetensors_header(file)
     try:
@@ -97,21 +96,20 @@ def stored_tokens(file: Path) -> TokenData:
     for side, tokens in zip(("train", "validation"), sides, strict=True):
         if len(tokens) and (least := int(tokens.min())) < 0:
             raise LmscoutError(
-                f"{file}: {side} holds a token that is none (got {least}, expected 0 or more); "
+                f"{file}: {side} holds an invalid token (got {least}, expected 0 or more); "
                 "write the token ids of a tokenizer"
             )
-    of_other_sides = {key for key in made_of if key.startswith("test")}
-    kept = {key: value for key, value in made_of.items() if key not in of_other_sides}
+    kept = {key: value for key, value in made_of.items() if not key.startswith("test")}
     return TokenData(sides[0], sides[1], kept)
 
 
 def _check_kind(stored: Any, what: str) -> None:
     """Refuse a tensor that is no vector of whole numbers, before it is read."""
     shape, dtype = stored.get_shape(), str(stored.get_dtype())
-    if len(shape) != 1 or dtype not in _WHOLE:
+    if len(shape) != 1 or dtype not in _INTEGERS:
         raise LmscoutError(
             f"{what}: must be a vector of whole numbers (got {dtype} {brief(list(shape))}, "
-            f"expected one of {', '.join(_WHOLE)})"
+            f"expected one of {', '.join(_INTEGERS)})"
         )
     require_memory(what, 8 * int(shape[0]), "give fewer tokens")
 
@@ -138,26 +136,21 @@ def text_tokens(files: Sequence[Path]) -> TokenData:
     return TokenData(torch.cat(train), torch.cat(validation), made_of)
 
 
-POINTS = 5  # validation losses on the way, at equal distances
-EAGER_STEPS = 3  # before a step is captured: they make the optimizer's state
-EVALUATED = 256  # windows of validation read at once
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How every architecture of a benchmark is trained: AdamW, a warm-up, half a cosine to 0.
+    """Training of every architecture of a benchmark: AdamW, a warm-up, half a cosine to 0.
 
     Attributes:
-        tokens: read in all; rounded down to whole steps.
+        tokens: in all; rounded down to whole steps.
         sequences: windows a step.
         length: tokens a window.
-        learning_rate: at its height.
-        warm_up: share of the steps over which the rate rises.
+        learning_rate: largest one.
+        warm_up: share of the steps over which the rate increases.
         weight_decay: of matrices; not of vectors.
         beta1: of AdamW.
         beta2: of AdamW.
-        clip: norm of the gradient above which it is shortened.
-        held_out: most tokens of validation that a loss is measured on.
+        clip: largest norm of the gradient.
+        held_out: most validation tokens of a loss.
     """
 
     tokens: int = 4_500_000
@@ -194,25 +187,25 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        rising = max(1, round(self.warm_up * self.steps))
-        if step < rising:
-            return self.learning_rate * (step + 1) / rising
-        along = (step - rising) / (self.steps - rising)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * along))
+        warm_up = max(1, round(self.warm_up * self.steps))
+        if step < warm_up:
+            return self.learning_rate * (step + 1) / warm_up
+        decayed = (step - warm_up) / (self.steps - warm_up)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * decayed))
 
     def measured_after(self) -> tuple[int, ...]:
-        """After how many steps the validation losses are measured."""
+        """Numbers of steps after which the validation losses are measured."""
         return tuple(self.steps * point // POINTS for point in range(1, POINTS + 1))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of an architecture once it was trained.
+    """Result of a training.
 
     Attributes:
-        validation_loss: at `POINTS` points, the last at the end; nats a token, None where it
-            is not finite.
-        seconds: it took.
+        validation_loss: at `POINTS` points, the last at the end; nats/token, None if it is not
+            finite.
+        seconds: of training.
     """
 
     validation_loss: tuple[float | None, ...]
@@ -225,15 +218,14 @@ def train(
     """Train an architecture by the recipe.
 
     The same seed gives the same losses to the last bit on the same device: weights and order
-    come from the seed, and the algorithms are deterministic ones.
+    come from the seed, and the algorithms are deterministic.
 
     Args:
         spec: the architecture.
         seed: of the weights and of the order of the windows.
-        data: what it is trained on and judged by.
-        recipe: how.
-        device: ``cpu``, in float32 and one thread, or ``cuda:0``, in bfloat16 where that is
-            safe.
+        data: training and validation tokens.
+        recipe: of the training.
+        device: ``cpu`` (float32, one thread) or ``cuda:0`` (bfloat16 autocast).
 
     Raises:
         LmscoutError: there are too few tokens, or not enough memory.
@@ -254,13 +246,13 @@ def train(
 
 
 def window_starts(tokens: int, recipe: Recipe, seed: int) -> Tensor:
-    """Where the windows of every step begin.
+    """First tokens of the windows of every step.
 
-    Each epoch reads the text's windows once, in an order of its own and cut at another place.
+    Each epoch reads the text's windows once, in an order of its own and with another offset.
 
     Args:
-        tokens: in the text.
-        recipe: how many windows of what length.
+        tokens: length of the text.
+        recipe: number and length of the windows.
         seed: of the order.
 
     Returns:
@@ -285,7 +277,7 @@ def window_starts(tokens: int, recipe: Recipe, seed: int) -> Tensor:
 
 
 def check_validation(data: TokenData, recipe: Recipe) -> None:
-    """Raise LmscoutError where there is not a single window to judge by."""
+    """Raise LmscoutError if there is no whole window of validation."""
     read = min(len(data.validation), recipe.held_out)
     if read < recipe.length:
         raise LmscoutError(
@@ -331,11 +323,11 @@ def _train(
 def _captured(
     step_on: Callable[[Tensor], None], optimizer: torch.optim.Optimizer, like: Tensor
 ) -> Callable[[Tensor], None]:
-    """A step as one graph of kernels that is launched at once, on tokens copied into place."""
+    """The step as one CUDA graph, on tokens copied into place."""
     held = like.clone()
     optimizer.zero_grad(set_to_none=True)  # so that the graph owns the gradients
     graph = torch.cuda.CUDAGraph()
-    # Left alone, a capture listens on the device that was current when the first one was made.
+    # The default stream of captures is on the device that was current at the first one.
     own = torch.cuda.Stream(held.device)  # type: ignore[no-untyped-call]
     with torch.cuda.device(held.device), torch.cuda.graph(graph, stream=own):
         step_on(held)
@@ -365,7 +357,7 @@ def _optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):  # a captured step reads it where it is
+        if isinstance(group["lr"], Tensor):  # in place, for a captured step
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
@@ -373,7 +365,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @torch.no_grad()
 def validation_loss(model: LanguageModel, tokens: Tensor, length: int) -> float:
-    """Mean next-token cross-entropy over all whole windows of a text, nats a token.
+    """Mean next-token cross-entropy over all whole windows of a text, nats/token.
 
     Args:
         model: on the device of the tokens.
@@ -394,7 +386,7 @@ def _precision(device: torch.device) -> torch.autocast:
 
 @contextmanager
 def _deterministic(device: str) -> Iterator[None]:
-    """Algorithms that give the same bits each time, and on a CPU one thread, as everywhere."""
+    """Deterministic algorithms, and on a CPU one thread, so that bits do not depend on cores."""
     threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     settings: Any = torch.utils.deterministic
     filled = settings.fill_uninitialized_memory

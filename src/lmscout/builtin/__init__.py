@@ -1,4 +1,4 @@
-"""What lmscout brings along: a text, a tokenizer, and a small model trained on the text."""
+"""The text, the tokenizer and the small model that lmscout brings."""
 
 from lmscout.builtin.corpus import (
     END_OF_DOCUMENT,

@@ -1,8 +1,7 @@
-"""The built-in text: what every CPython carries, its reference topics and its own source.
+"""The built-in text: the reference topics and the standard library of the running CPython.
 
-Nothing is downloaded and nothing is shipped: the documents are read from the interpreter that
-runs.  A document's name, and with it its side, depends on neither the version nor the machine,
-so that what one interpreter trained on, another does not test on.
+A document's name, and with it its side, depends on neither the version nor the machine, so that
+one interpreter's training text is not another one's test text.
 """
 
 from __future__ import annotations
@@ -22,14 +21,13 @@ SIDES = ("train", "validation", "test")
 END_OF_DOCUMENT = "<|endoftext|>"  # the tokenizer has a token for it
 
 _HELD_OUT = MappingProxyType({0: "validation", 1: "test"})  # by twentieths; the others train
-_FEWEST = 200  # source files of a standard library; all that lmscout knows have more than 300
+_FEWEST = 200  # source files of a standard library; CPython's have more than 300
 
-# Left out, wherever it is in a path: tests, installed packages, and what is not source.
+# Left out, wherever they are in a path: tests and installed packages.
 _FOREIGN = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 
-# Left out, by the first part of a path: packages that distributions and platforms install apart
-# or not at all, so that the text of a version is the same everywhere, and CPython's dummies for
-# testing the import of frozen modules.
+# Left out, by the first part of a path: packages that some distributions and platforms lack, so
+# that the text of a version is the same everywhere, and CPython's dummies for frozen modules.
 _APART = frozenset(
     {
         "__hello__.py",
@@ -47,11 +45,11 @@ _APART = frozenset(
         "usercustomize.py",
     }
 )
-_MACHINE = ("_sysconfigdata", "config-")  # what a build wrote down about its machine
+_MACHINE = ("_sysconfigdata", "config-")  # a build's record of its machine
 # Tables, and the module of the topics, which are documents themselves.
 _TABLES = frozenset({"encodings", "html/entities.py", "pydoc_data", "stringprep.py"})
 
-_LONG = 40  # characters; shorter lines recur without having been copied
+_LONG = 40  # characters; shorter lines recur without being copies
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,10 @@ class Document:
 
     Attributes:
         name: `topics/assert` for a topic of the reference, `lib/json/decoder.py` for a source
-            file; a package's `__init__.py` has the name of the module that it might have been,
-            `lib/json.py`, since modules become packages from one version to the next.
+            file; a package's `__init__.py` is named as a module, `lib/json.py`, since modules
+            become packages from one version to the next.
         side: "train", "validation" or "test".
-        text: all of it, lines ending as Python reads them, in one newline.
+        text: with universal newlines.
     """
 
     name: str
@@ -85,8 +83,8 @@ def side_of(name: str) -> str:
 def documents() -> tuple[Document, ...]:
     """The documents of the running interpreter, sorted by name.
 
-    Topics contain one another, and a few sources are copies: a document of validation or test
-    of whose long lines more than half also stand in a document of another side is left out.
+    Topics contain one another, and a few sources are copies: a document of validation or test is
+    left out if more than half of its long lines are in documents of another side.
 
     Returns:
         Some 450 documents of 8 million characters in all.
@@ -113,7 +111,7 @@ def corpus_text(side: str, every: int = 1) -> str:
 
     Args:
         side: "train", "validation" or "test".
-        every: one document in so many is taken.
+        every: one document in so many is used.
 
     Raises:
         LmscoutError: as `documents`.
@@ -122,7 +120,7 @@ def corpus_text(side: str, every: int = 1) -> str:
 
 
 def corpus_digest(side: str, every: int = 1) -> str:
-    """SHA-256 of `corpus_text(side, every)` in UTF-8: which text a record is of."""
+    """SHA-256 of `corpus_text(side, every)` in UTF-8."""
     return hashlib.sha256(corpus_text(side, every).encode()).hexdigest()
 
 
@@ -170,10 +168,8 @@ def _belongs(path: Path) -> bool:
     first = path.parts[0]
     return not (
         _FOREIGN.intersection(path.parts)
-        or first in _APART
         or first.startswith(_MACHINE)
-        or first in _TABLES
-        or path.as_posix() in _TABLES
+        or (_APART | _TABLES).intersection((first, path.as_posix()))
     )
 
 

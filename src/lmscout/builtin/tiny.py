@@ -1,10 +1,7 @@
-"""The model and the tokenizer that lmscout brings.
+"""lmscout-tiny, a small LLaMA trained on the built-in text, and its tokenizer.
 
-The shipped tokenizer: byte-level BPE of 4,096 pieces, learnt from the built-in text.
-
-`training/tokenizer.py` makes it.
-
-Where lmscout-tiny is: a small LLaMA trained on the built-in text, shipped with lmscout.
+The tokenizer is a byte-level BPE of 4,096 pieces, trained on the built-in text by
+`training/tokenizer.py`.
 """
 
 from __future__ import annotations
@@ -20,62 +17,56 @@ from lmscout.builtin.corpus import END_OF_DOCUMENT, side_documents
 from lmscout.errors import LmscoutError
 
 PIECES = 4096  # END_OF_DOCUMENT is the first of them
+TINY = "lmscout-tiny"
 
 
-@functools.cache
-def load_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, which adds nothing to a text of itself.
+def _folder_with(file: str, name: str) -> Path:
+    folder = Path(__file__).with_name("tiny")
+    if not (folder / file).is_file():
+        raise LmscoutError(f"{folder}: {name} is not there; install lmscout again, from its wheel")
+    return folder
 
-    Any text comes back unchanged: its alphabet is the 256 bytes.  The literal
-    `END_OF_DOCUMENT` in a text is the token that stands between documents.
+
+def tiny_folder() -> Path:
+    """The folder of lmscout-tiny: weights, config, tokenizer, training record and card.
 
     Raises:
         LmscoutError: this installation lacks it.
     """
-    folder = Path(__file__).with_name("tiny")
-    if not (folder / "tokenizer.json").is_file():
-        raise LmscoutError(
-            f"{folder}: the built-in tokenizer is not there; install lmscout again, from its wheel"
-        )
+    return _folder_with("model.safetensors", TINY)
+
+
+@functools.cache
+def load_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer, which adds no tokens of its own to a text.
+
+    Any text comes back unchanged: its alphabet is the 256 bytes.  The literal
+    `END_OF_DOCUMENT` in a text is the token between documents.
+
+    Raises:
+        LmscoutError: this installation lacks it.
+    """
+    folder = _folder_with("tokenizer.json", "the built-in tokenizer")
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     return tokenizer
 
 
 @functools.cache
 def encode(side: str) -> Tensor:
-    """The tokens of a side of the built-in text, documents in the order of their names.
-
-    They are those of `corpus_text(side)`: one token, `END_OF_DOCUMENT`, between documents.
+    """The tokens of `corpus_text(side)`: one token, `END_OF_DOCUMENT`, between documents.
 
     Args:
         side: "train", "validation" or "test".
 
     Returns:
-        [tokens] int64; the tensor is kept, so clone it before writing into it.
+        [tokens] int64; the tensor is cached, so clone it before writing into it.
 
     Raises:
         LmscoutError: the running Python lacks its sources, or the installation the tokenizer.
     """
     tokenizer = load_tokenizer()
     texts = [document.text for document in side_documents(side)]
-    between = tokenizer.convert_tokens_to_ids(END_OF_DOCUMENT)
+    separator = tokenizer.convert_tokens_to_ids(END_OF_DOCUMENT)
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    joined = [token for row in rows for token in (between, *row)][1:]
+    joined = [token for row in rows for token in (separator, *row)][1:]
     return torch.tensor(joined, dtype=torch.int64)
-
-
-TINY = "lmscout-tiny"
-
-
-def tiny_folder() -> Path:
-    """The folder of lmscout-tiny: weights, config, tokenizer, training record and card.
-
-    `lmscout.evaluation.load_model(str(tiny_folder()))` loads it.
-
-    Raises:
-        LmscoutError: this installation lacks it.
-    """
-    folder = Path(__file__).with_name("tiny")
-    if not (folder / "model.safetensors").is_file():
-        raise LmscoutError(f"{folder}: {TINY} is not there; install lmscout again, from its wheel")
-    return folder

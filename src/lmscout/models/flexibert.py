@@ -1,93 +1,149 @@
 """FlexiBERT encoders and their six token mixers.
 
-The six token mixers of the FlexiBERT search space, with their parameter counts.
-
-The space is Tuli et al.'s (arXiv 2205.11656); the form of every mixer, down to what the
-Fourier and cosine mixers leave out, follows the PyTorch models with which Serianni and Kalita
-(arXiv 2305.18915) measured their benchmark.  ConvBERT's span-based mixing is Jiang et al.'s
-(arXiv 2008.02496).
-
-FlexiBERT encoders: the 500 architectures with GLUE scores of Serianni and Kalita.
-
-The search space is Tuli et al.'s (arXiv 2205.11656), the benchmark is arXiv 2305.18915
-(github aaronserianni/training-free-nas).  The form is ELECTRA's, with LayerNorm after each
-residual connection; every block has a mixer, a head count and an MLP of its own.  The published
-measuring code built every model 256 wide with MLPs of 1,024; these are built as they were
-trained.
+The search space is Tuli et al.'s (arXiv 2205.11656), the benchmark Serianni and Kalita's (arXiv
+2305.18915, github aaronserianni/training-free-nas): ELECTRA's form, with LayerNorm after each
+residual connection, and a mixer, a head count and an MLP for each block.  The mixers are those of
+their PyTorch models; Fourier and cosine mixers lack a projection, a residual and a norm.
+The published measuring code built every model 256 wide with MLPs of 1,024; these are built as
+they were trained.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lmscout.errors import LmscoutError, brief
+from lmscout.errors import brief
 from lmscout.models.layers import Conv1d, Embedding, Linear, draw_weights, merge_heads, split_heads
 from lmscout.models.spec import (
     ArchitectureSpec,
+    Bounds,
     LanguageModel,
     ProbePoints,
-    require_depth,
-    require_fields,
-    require_positive,
+    Size,
+    Vocabulary,
+    Width,
+    linear_layers,
+    linear_parameters,
 )
 
-# Published as (operation type, parameter): (SA, SDP), (SA, WMA), (LT, DFT), (LT, DCT),
-# (DSC, 5), (DSC, 9).
-MIXERS = ("SDP", "WMA", "DFT", "DCT", "DSC5", "DSC9")
+WEIGHT_STD = 0.02
+NORM_EPSILON = 1e-12
+TOKEN_TYPES = 2
+PADDING_TOKEN = 0
+SIGN_SEED = 20_230_518
+CONVOLUTION_HEAD_RATIO = 2  # a convolving mixer keeps half of the heads for attention
 
-# A convolving mixer keeps half of the heads for attention; the other half convolve.
-CONVOLUTION_HEAD_RATIO = 2
-KERNELS = (("DSC5", 5), ("DSC9", 9))
 
-
-class Mixer(nn.Module, ABC):
-    """Mixes tokens: hidden state ``[B, T, width]`` to ``[B, T, width]``.
+@dataclass(frozen=True, kw_only=True)
+class FlexibertBlock:
+    """One encoder layer.
 
     Attributes:
-        residual: whether the block adds an output projection, a residual connection and a
-            LayerNorm after the mixer.
+        mixer: how tokens are mixed: one of `MIXERS`.
+        heads: how many heads share the width; even for the convolving mixers.
+        feed_forward: width of the MLP's hidden layers.
+        stack: how many hidden layers, each with its activation, the MLP has.
     """
 
-    residual: bool = True
+    mixer: str
+    heads: Size
+    feed_forward: Size
+    stack: Annotated[int, Bounds(64)]
 
-    @abstractmethod
-    def head(self) -> tuple[nn.Linear, ...]:
-        """The projections that make queries, keys and values, or what is transformed."""
-
-    def softmax_points(self) -> tuple[nn.Module, ...]:
-        """Modules that put out attention probabilities ``[B, heads, T, T]``."""
-        return ()
-
-    def spectrum_points(self) -> tuple[nn.Module, ...]:
-        """Modules that put out a transform ``[B, heads, T, size]`` instead of probabilities."""
-        return ()
+    def parameters(self, width: int) -> int:
+        """Parameters of the layer at a width of the model."""
+        inner = self.feed_forward
+        feed_forward = linear_parameters(width, inner) + linear_parameters(inner, width)
+        feed_forward += (self.stack - 1) * linear_parameters(inner, inner)
+        return mixer_parameters(self.mixer, width, self.heads) + feed_forward + 2 * width
 
 
-class Attention(Mixer):
-    """Multi-head attention over all positions; ``inner`` is the width of all heads together."""
+@dataclass(frozen=True, kw_only=True)
+class FlexibertSpec(ArchitectureSpec):
+    """A FlexiBERT encoder.
 
-    def __init__(self, width: int, inner: int, heads: int) -> None:
+    Attributes:
+        blocks: the layers, first to last.
+        embedding_width: width of the embeddings, projected to `width` if they differ.
+    """
+
+    kind: ClassVar[str] = "flexibert"
+    title: ClassVar[str] = "FlexiBERT spec"
+    causal: ClassVar[bool] = False
+
+    blocks: tuple[FlexibertBlock, ...]
+    embedding_width: Width = 128
+    vocabulary: Vocabulary = 30_522
+    max_length: Size = 512
+
+    def __post_init__(self) -> None:
+        self.check_fields()
+        if not self.blocks:
+            raise self.error("blocks is empty; an encoder has at least one")
+        for index, block in enumerate(self.blocks):
+            where, heads = f"blocks[{index}]", block.heads
+            if block.mixer not in MIXERS:
+                raise self.error(
+                    f"{where}: mixer {brief(block.mixer)} is unknown; there are {', '.join(MIXERS)}"
+                )
+            if self.width % heads:
+                raise self.error(f"{where}: heads {heads} does not divide the width {self.width}")
+            if block.mixer in KERNELS and heads % CONVOLUTION_HEAD_RATIO:
+                raise self.error(
+                    f"{where}: heads {heads} is odd; {block.mixer} splits them in two halves"
+                )
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def parameters(self) -> int:
+        """Parameters of embeddings and blocks; ELECTRA's heads are no part of the model."""
+        rows = self.vocabulary + self.max_length + TOKEN_TYPES
+        embeddings = (rows + 2) * self.embedding_width
+        if self.embedding_width != self.width:
+            embeddings += linear_parameters(self.embedding_width, self.width)
+        return embeddings + self.body_parameters()
+
+    def body_parameters(self) -> int:
+        """Parameters of the blocks; the last LayerNorm belongs to the last block."""
+        return sum(block.parameters(self.width) for block in self.blocks)
+
+    def build(self, seed: int) -> FlexibertEncoder:
+        """The encoder in eval mode: weights normal (0, 0.02), biases 0, norms the identity."""
+        self.require_memory()
+        model = FlexibertEncoder(self)
+        draw_weights(model, seed, WEIGHT_STD)
+        return model.eval()
+
+
+class Attention(nn.Module):
+    """SDP: softmax(q·k / √size) over all positions (Vaswani et al., arXiv 1706.03762).
+
+    Args:
+        width: of the hidden state.
+        heads: that attend.
+        inner: width of all heads together; the model's width if None.
+    """
+
+    def __init__(self, width: int, heads: int, inner: int | None = None) -> None:
         super().__init__()
+        inner = inner or width
         self.heads = heads
         self.query = Linear(width, inner)
         self.key = Linear(width, inner)
         self.value = Linear(width, inner)
         self.softmax = nn.Softmax(dim=-1)
-
-    def head(self) -> tuple[nn.Linear, ...]:
-        """Query, key and value."""
-        return self.query, self.key, self.value
-
-    def softmax_points(self) -> tuple[nn.Module, ...]:
-        """The one attention softmax."""
-        return (self.softmax,)
 
     def attend(self, query: Tensor, hidden: Tensor) -> Tensor:
         """Queries ``[B, T, inner]`` over the hidden state: context ``[B, heads, T, size]``."""
@@ -98,13 +154,6 @@ class Attention(Mixer):
         context: Tensor = self.softmax(scores) @ values
         return context
 
-
-class ScaledDotProduct(Attention):
-    """SDP: softmax(q·k / √size) (Vaswani et al., arXiv 1706.03762)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, width, heads)
-
     def forward(self, hidden: Tensor) -> Tensor:
         """Mix ``[B, T, width]``."""
         return merge_heads(self.attend(self.query(hidden), hidden))
@@ -114,7 +163,7 @@ class WeightedMultiplicative(Attention):
     """WMA: softmax(qW·k / √size), with one more matrix W between query and key."""
 
     def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, width, heads)
+        super().__init__(width, heads)
         self.weight = Linear(width, width, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -126,13 +175,14 @@ class SpanConvolution(Attention):
     """DSC: half of the heads attend, the others convolve with a kernel made for each position.
 
     The kernel of a position is a softmax over ``kernel`` numbers, computed from the product of
-    the query with a separable convolution of the hidden state around it.
+    the query with a separable convolution of the hidden state around it (ConvBERT, Jiang et al.,
+    arXiv 2008.02496).
     """
 
     def __init__(self, width: int, heads: int, kernel: int) -> None:
         attention_heads = heads // CONVOLUTION_HEAD_RATIO
         inner = attention_heads * (width // heads)
-        super().__init__(width, inner, attention_heads)
+        super().__init__(width, attention_heads, inner)
         self.kernel = kernel
         self.depthwise = Conv1d(width, width, kernel, groups=width, padding=kernel // 2, bias=False)
         self.pointwise = Conv1d(width, inner, 1, bias=False)
@@ -159,14 +209,12 @@ class SpanConvolution(Attention):
         return convolved.squeeze(-1)
 
 
-class Transform(Mixer):
+class Transform(nn.Module, ABC):
     """A fixed transform over positions and over the features of each head.
 
     Upstream's measuring code follows these mixers with no output projection, no residual
     connection and no LayerNorm; its recorded parameter counts confirm it.
     """
-
-    residual = False
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -177,14 +225,6 @@ class Transform(Mixer):
     @abstractmethod
     def transform(self, features: Tensor) -> Tensor:
         """``[B, heads, T, size]`` to the same shape."""
-
-    def head(self) -> tuple[nn.Linear, ...]:
-        """The one projection before the transform."""
-        return (self.mixing,)
-
-    def spectrum_points(self) -> tuple[nn.Module, ...]:
-        """The transformed heads."""
-        return (self.spectrum,)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Mix ``[B, T, width]``."""
@@ -217,153 +257,37 @@ def _cosines(size: int, like: Tensor) -> Tensor:
     return (2 * angles.cos()).to(like.dtype)
 
 
-def build_mixer(mixer: str, width: int, heads: int) -> Mixer:
+KERNELS = {"DSC5": 5, "DSC9": 9}
+# Published as (operation type, parameter): (SA, SDP), (SA, WMA), (LT, DFT), (LT, DCT),
+# (DSC, 5), (DSC, 9).
+_MIXERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "SDP": Attention,
+    "WMA": WeightedMultiplicative,
+    "DFT": Fourier,
+    "DCT": Cosine,
+    **{name: partial(SpanConvolution, kernel=kernel) for name, kernel in KERNELS.items()},
+}
+MIXERS = tuple(_MIXERS)
+
+
+def build_mixer(mixer: str, width: int, heads: int) -> nn.Module:
     """The mixer of that name (one of `MIXERS`), its tensors not yet drawn."""
-    if mixer == "SDP":
-        return ScaledDotProduct(width, heads)
-    if mixer == "WMA":
-        return WeightedMultiplicative(width, heads)
-    if mixer == "DFT":
-        return Fourier(width, heads)
-    if mixer == "DCT":
-        return Cosine(width, heads)
-    return SpanConvolution(width, heads, dict(KERNELS)[mixer])
+    return _MIXERS[mixer](width, heads)
 
 
 def mixer_parameters(mixer: str, width: int, heads: int) -> int:
     """Parameters of the mixer, with the output projection and LayerNorm that follow it."""
+    square = linear_parameters(width, width)
     if mixer in ("DFT", "DCT"):
-        return _linear(width, width)
-    after = _linear(width, width) + 2 * width
-    if mixer in ("SDP", "WMA"):
-        between = width * width if mixer == "WMA" else 0
-        return 3 * _linear(width, width) + between + after
-    kernel = dict(KERNELS)[mixer]
-    attention_heads = heads // CONVOLUTION_HEAD_RATIO
+        return square
+    after = square + 2 * width
+    if mixer not in KERNELS:
+        return 3 * square + (width * width if mixer == "WMA" else 0) + after
+    kernel, attention_heads = KERNELS[mixer], heads // CONVOLUTION_HEAD_RATIO
     inner = attention_heads * (width // heads)
     separable = width * kernel + width * inner + inner
-    to_kernel = _linear(inner, attention_heads * kernel)
-    return 4 * _linear(width, inner) + separable + to_kernel + after
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
-
-
-WEIGHT_STD = 0.02
-NORM_EPSILON = 1e-12
-TOKEN_TYPES = 2
-PADDING_TOKEN = 0
-SIGN_SEED = 20_230_518
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlexibertBlock:
-    """One encoder layer.
-
-    Attributes:
-        mixer: how tokens are mixed: one of `flexibert_mixers.MIXERS`.
-        heads: how many heads share the width; even for the convolving mixers.
-        feed_forward: width of the MLP's hidden layers.
-        stack: how many hidden layers, each with its activation, the MLP has.
-    """
-
-    mixer: str
-    heads: int
-    feed_forward: int
-    stack: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlexibertSpec(ArchitectureSpec):
-    """A FlexiBERT encoder.
-
-    Attributes:
-        blocks: the layers, first to last.
-        embedding_width: width of the embeddings, projected to `width` where they differ.
-    """
-
-    kind: ClassVar[str] = "flexibert"
-    causal: ClassVar[bool] = False
-
-    blocks: tuple[FlexibertBlock, ...]
-    embedding_width: int = 128
-    vocabulary: int = 30_522
-    max_length: int = 512
-
-    def __post_init__(self) -> None:
-        require_positive(
-            "FlexiBERT spec",
-            width=self.width,
-            embedding_width=self.embedding_width,
-            vocabulary=self.vocabulary,
-            max_length=self.max_length,
-        )
-        if not self.blocks:
-            raise LmscoutError("FlexiBERT spec: blocks is empty; an encoder has at least one")
-        require_depth("FlexiBERT spec", len(self.blocks))
-        for index, block in enumerate(self.blocks):
-            _check_block(f"FlexiBERT spec: blocks[{index}]", block, self.width)
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    def parameters(self) -> int:
-        """Parameters of embeddings and blocks; ELECTRA's heads are no part of the model."""
-        rows = self.vocabulary + self.max_length + TOKEN_TYPES
-        embeddings = rows * self.embedding_width + 2 * self.embedding_width
-        if self.embedding_width != self.width:
-            embeddings += self.embedding_width * self.width + self.width
-        return embeddings + self.body_parameters()
-
-    def body_parameters(self) -> int:
-        """Parameters of the blocks; the last LayerNorm belongs to the last block."""
-        return sum(_block_parameters(block, self.width) for block in self.blocks)
-
-    def build(self, seed: int) -> FlexibertEncoder:
-        """The encoder in eval mode: weights normal (0, 0.02), biases 0, norms the identity."""
-        self.require_memory()
-        model = FlexibertEncoder(self)
-        draw_weights(model, seed, WEIGHT_STD)
-        return model.eval()
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> FlexibertSpec:
-        """The spec from what `to_dict` gave, less ``kind``."""
-        blocks = values.get("blocks", [])
-        if not isinstance(blocks, list):
-            raise LmscoutError(f"FlexiBERT spec: blocks must be a list, not {brief(blocks)}")
-        parsed = tuple(
-            FlexibertBlock(**require_fields(f"FlexiBERT spec: blocks[{index}]", FlexibertBlock, b))
-            for index, b in enumerate(blocks)
-        )
-        return cls(**require_fields("FlexiBERT spec", cls, {**values, "blocks": parsed}))
-
-
-def _check_block(owner: str, block: FlexibertBlock, width: int) -> None:
-    if block.mixer not in MIXERS:
-        names = ", ".join(MIXERS)
-        raise LmscoutError(f"{owner}: mixer {brief(block.mixer)} is unknown; there are {names}")
-    require_positive(owner, heads=block.heads, feed_forward=block.feed_forward, stack=block.stack)
-    if width % block.heads:
-        raise LmscoutError(f"{owner}: heads {block.heads} does not divide the width {width}")
-    if block.mixer.startswith("DSC") and block.heads % 2:
-        raise LmscoutError(
-            f"{owner}: heads {block.heads} is odd; {block.mixer} splits them in two halves"
-        )
-
-
-def _block_parameters(block: FlexibertBlock, width: int) -> int:
-    inner = block.feed_forward
-    feed_forward = (width * inner + inner) + (block.stack - 1) * (inner * inner + inner)
-    feed_forward += inner * width + width
-    return mixer_parameters(block.mixer, width, block.heads) + feed_forward + 2 * width
-
-
-def _linear_layers(module: nn.Module) -> tuple[nn.Linear, ...]:
-    return tuple(layer for layer in module.modules() if isinstance(layer, nn.Linear))
+    to_kernel = linear_parameters(inner, attention_heads * kernel)
+    return 4 * linear_parameters(width, inner) + separable + to_kernel + after
 
 
 class FeedForward(nn.Module):
@@ -385,12 +309,12 @@ class FeedForward(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Mixer, then MLP, each followed by what its kind asks for."""
+    """Mixer, then MLP; attention is followed by a projection, a residual and a LayerNorm."""
 
     def __init__(self, block: FlexibertBlock, width: int) -> None:
         super().__init__()
         self.mixer = build_mixer(block.mixer, width, block.heads)
-        if self.mixer.residual:
+        if isinstance(self.mixer, Attention):
             self.output = Linear(width, width)
             self.mixer_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.feed_forward = FeedForward(width, block.feed_forward, block.stack)
@@ -399,21 +323,30 @@ class EncoderBlock(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, width]`` to the same shape."""
         mixed = self.mixer(hidden)
-        if self.mixer.residual:
+        if isinstance(self.mixer, Attention):
             mixed = self.mixer_norm(self.output(mixed) + hidden)
         normed: Tensor = self.norm(self.feed_forward(mixed) + mixed)
         return normed
 
     def probe_points(self) -> ProbePoints:
         """Where the inputs are read in this block."""
+        head: tuple[nn.Linear, ...]
+        softmax: tuple[nn.Module, ...] = ()
+        spectrum: tuple[nn.Module, ...] = ()
+        if isinstance(self.mixer, Attention):
+            head = (self.mixer.query, self.mixer.key, self.mixer.value)
+            softmax = (self.mixer.softmax,)
+        else:
+            assert isinstance(self.mixer, Transform)
+            head, spectrum = (self.mixer.mixing,), (self.mixer.spectrum,)
         return ProbePoints(
             block=self,
             act=tuple(self.feed_forward.activations),
-            head=self.mixer.head(),
-            softmax=self.mixer.softmax_points(),
-            spectrum=self.mixer.spectrum_points(),
-            linear=_linear_layers(self),
-            mlp=_linear_layers(self.feed_forward),
+            head=head,
+            softmax=softmax,
+            spectrum=spectrum,
+            linear=linear_layers(self),
+            mlp=linear_layers(self.feed_forward),
         )
 
 
@@ -438,6 +371,7 @@ class FlexibertEncoder(LanguageModel):
         if embedding_width != spec.width:
             self.project = Linear(embedding_width, spec.width)
         self.blocks = nn.ModuleList(EncoderBlock(block, spec.width) for block in spec.blocks)
+        self.norm = nn.Identity()  # the last block ends in a norm
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens ``[B, T]`` (int64) to ``[B, T, width]``; every token is of type 0."""
@@ -446,30 +380,16 @@ class FlexibertEncoder(LanguageModel):
         hidden: Tensor = self.project(self.embedding_norm(self.tokens(tokens) + places))
         return hidden
 
-    def encode(self, hidden: Tensor) -> Tensor:
-        """``[B, T, width]`` through all blocks."""
-        for block in self.blocks:
-            hidden = block(hidden)
-        return hidden
-
     def loss(self, tokens: Tensor) -> Tensor:
-        """The last hidden state, summed with fixed random signs.
+        """The last hidden state, summed with fixed random signs, for tokens ``[B, T]`` (int64).
 
-        The plain sum says nothing: the last layer is a LayerNorm whose weight is 1 and whose
-        bias is 0, so every position sums to 0 whatever enters it, and every gradient is
-        rounding noise.  Random signs, drawn from a fixed seed for the shape of the hidden
-        state, keep the loss linear in the hidden state and give each of its entries a
-        gradient of magnitude 1.
-
-        Args:
-            tokens: ``[B, T]``, int64.
+        The plain sum is useless: the last layer is a LayerNorm of weight 1 and bias 0, so every
+        position sums to 0 and every gradient is rounding noise.  Random signs, drawn from a fixed
+        seed for the shape of the hidden state, keep the loss linear in the hidden state and give
+        each of its entries a gradient of magnitude 1.
         """
         hidden = self(tokens)
         generator = torch.Generator().manual_seed(self.sign_seed)
         signs = torch.randint(0, 2, hidden.shape, generator=generator) * 2 - 1
         total: Tensor = (hidden * signs.to(hidden)).sum()
         return total
-
-    def probe_points(self) -> tuple[ProbePoints, ...]:
-        """Where the inputs are read, one entry a block."""
-        return tuple(cast(EncoderBlock, block).probe_points() for block in self.blocks)

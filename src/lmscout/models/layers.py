@@ -1,8 +1,7 @@
 """Layers whose tensors are drawn once, from a given generator.
 
-PyTorch's own layers draw their default weights when they are made, from the global generator.
-These leave the tensors unset, and `draw_weights` fills each of them exactly once: building a
-model of 40 million parameters costs one pass over them, and nobody's random state moves.
+PyTorch's own layers draw default weights from the global generator when they are made.  These
+leave the tensors unset; `draw_weights` fills each of them exactly once.
 """
 
 import math
@@ -13,42 +12,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Linear(nn.Linear):
-    """`torch.nn.Linear` without the default draw."""
-
+class _Undrawn:
     def reset_parameters(self) -> None:
         """Leave the tensors to `draw_weights`."""
 
 
-class Projection(Linear):
-    """A bias-free linear map in and out of an embedding of another width.
+class Linear(_Undrawn, nn.Linear):
+    """`torch.nn.Linear` without the default draw."""
 
-    A type of its own because these maps have a standard deviation of their own.
-    """
+
+class Embedding(_Undrawn, nn.Embedding):
+    """`torch.nn.Embedding` without the default draw."""
+
+
+class Conv1d(_Undrawn, nn.Conv1d):
+    """`torch.nn.Conv1d` without the default draw."""
+
+
+class Projection(Linear):
+    """A bias-free linear map in and out of an embedding; has a standard deviation of its own."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
 
 class ResidualLinear(Linear):
-    """The linear map whose output is added to the residual stream.
-
-    A type of its own because GPT-2 draws these narrower, the deeper the model.
-    """
-
-
-class Embedding(nn.Embedding):
-    """`torch.nn.Embedding` without the default draw."""
-
-    def reset_parameters(self) -> None:
-        """Leave the tensors to `draw_weights`."""
-
-
-class Conv1d(nn.Conv1d):
-    """`torch.nn.Conv1d` without the default draw."""
-
-    def reset_parameters(self) -> None:
-        """Leave the tensors to `draw_weights`."""
+    """A linear map into the residual stream; GPT-2 draws it narrower, the deeper the model."""
 
 
 @torch.no_grad()
@@ -67,7 +56,7 @@ def draw_weights(
         model: the model; its parameters are overwritten.
         seed: the only source of randomness.
         std: standard deviation of weights and embeddings.
-        std_of: the standard deviation of types of layer that differ.
+        std_of: standard deviation by type of layer, where it differs.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn: set[int] = set()
@@ -99,11 +88,11 @@ def merge_heads(hidden: Tensor) -> Tensor:
 
 
 class CausalAttention(nn.Module):
-    """Attention in which a position sees itself and what came before.
+    """Attention of a position to itself and to earlier positions.
 
     Attributes:
-        softmax: what makes the probabilities ``[B, heads, T, T]``, so that a hook sees them.
-        fused: whether PyTorch's fused attention is used, which is faster and shows none.
+        softmax: makes the probabilities ``[B, heads, T, T]``; a hook on it sees them.
+        fused: whether PyTorch's fused attention is used, which has no such probabilities.
     """
 
     fused: bool = False
@@ -125,7 +114,7 @@ class CausalAttention(nn.Module):
 
 
 def fuse_attention(model: nn.Module) -> None:
-    """Let a model that nobody reads, because it is being trained, attend faster."""
+    """Use fused attention in a model that is trained and not probed."""
     for module in model.modules():
         if isinstance(module, CausalAttention):
             module.fused = True

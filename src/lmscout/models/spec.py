@@ -1,13 +1,15 @@
-"""What an architecture is: a spec that counts and builds, and a model that can be read.
+"""Architecture specs, which count parameters and build models, and models with probe points.
 
-A spec is a frozen dataclass.  It knows its parameter counts without building anything, and
-builds an untrained model from a seed.  The model names the modules at which the six inputs of
-a proxy are read; it computes no statistic itself.
+A spec is a frozen dataclass.  The annotations of its fields give their types and ranges.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, ClassVar
+from functools import cache
+from typing import Annotated, Any, ClassVar, Self, cast, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -15,36 +17,53 @@ from lmscout.errors import LmscoutError, brief
 from lmscout.memory import require_memory
 
 MOST_BLOCKS = 512
+MOST_WIDTH = 2**16
 MOST_VOCABULARY = 2**22
-MOST = {"width": 2**16, "embedding_width": 2**16, "vocabulary": MOST_VOCABULARY, "stack": 64}
-"""The largest sizes, by field; of a field that is not named, `MOST_OTHER`."""
-MOST_OTHER = 2**20
-MOST_NUMBER = 1e12
-"""Of a standard deviation, an epsilon, or the base of rotary frequencies."""
+MOST_SIZE = 2**20
+"""Of any other size."""
 
 _FLOAT = 4  # bytes
-_PASS = 1024  # tokens of a batch, about
+_TOKENS = 1024  # of a batch, about
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Annotation of a field: numbers above 0.
+
+    Attributes:
+        most: the largest.
+        absent: whether 0 is allowed, for a block without the part.
+    """
+
+    most: float
+    absent: bool = False
+
+
+Size = Annotated[int, Bounds(MOST_SIZE)]
+Width = Annotated[int, Bounds(MOST_WIDTH)]
+Vocabulary = Annotated[int, Bounds(MOST_VOCABULARY)]
+PerBlock = tuple[Annotated[int, Bounds(MOST_SIZE, absent=True)], ...]
+Positive = Annotated[float, Bounds(1e12)]
 
 
 @dataclass(frozen=True)
 class ProbePoints:
-    """Where the six inputs of a proxy can be read in one block, as modules of the model.
-
-    Attributes:
-        block: the block; its first positional argument is the hidden state (``jacob``).
-        act: modules whose output is the MLP's activation (``act``), one instance for each
-            stacked layer, so that a hook sees every one of them.
-        head: the query, key and value projections, or the mixing projection where there is
-            no attention (``head``).
-        softmax: modules whose output is attention probabilities (``softmax``).
-        spectrum: modules whose output becomes probabilities only through a softmax over its
-            last axis: the mixers that transform instead of attending (``softmax``).
-        linear: every linear layer of the block (``weight`` and ``grad``).
-        mlp: those of `linear` that belong to the MLP; the others mix tokens.
-        gate: those of `act` whose output multiplies another path instead of being passed on.
+    """Modules of one block at which the six inputs of a proxy are read.
 
     A block without attention has no `head`, `softmax` or mixing layer; one without an MLP has
     no `act` and no `mlp`.
+
+    Attributes:
+        block: the block; its first positional argument is the hidden state (``jacob``).
+        act: modules whose output is the MLP's activation (``act``), one for each stacked layer.
+        head: the query, key and value projections, or the mixing projection where there is
+            no attention (``head``).
+        softmax: modules whose output is attention probabilities (``softmax``).
+        spectrum: Fourier and cosine mixers, whose output becomes probabilities through a softmax
+            over its last axis (``softmax``).
+        linear: every linear layer of the block (``weight`` and ``grad``).
+        mlp: those of `linear` that belong to the MLP; the others mix tokens.
+        gate: those of `act` whose output multiplies another path.
     """
 
     block: nn.Module
@@ -61,11 +80,13 @@ class LanguageModel(nn.Module, ABC):
     """A model as a spec builds it: tokens to hidden state, through blocks, to a loss.
 
     Attributes:
-        blocks: the transformer layers, in the order in which the hidden state passes them.
-        max_length: how many positions a sequence may have.
+        blocks: the transformer layers, in order; each has a method `probe_points`.
+        norm: the norm after the last block.
+        max_length: positions of a sequence.
     """
 
     blocks: nn.ModuleList
+    norm: nn.Module
     max_length: int
 
     @abstractmethod
@@ -73,23 +94,27 @@ class LanguageModel(nn.Module, ABC):
         """Tokens ``[B, T]`` (int64) to the hidden state ``[B, T, width]`` that enters block 0."""
 
     @abstractmethod
-    def encode(self, hidden: Tensor) -> Tensor:
-        """Hidden state ``[B, T, width]`` through the blocks and the final norm, same shape."""
-
-    @abstractmethod
     def loss(self, tokens: Tensor) -> Tensor:
         """The scalar whose gradient the proxies read, for tokens ``[B, T]`` (int64)."""
 
-    @abstractmethod
+    def encode(self, hidden: Tensor) -> Tensor:
+        """Hidden state ``[B, T, width]`` through the blocks and the final norm, same shape."""
+        for block in self.blocks:
+            hidden = block(hidden)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
     def probe_points(self) -> tuple[ProbePoints, ...]:
         """Where the inputs are read, one entry a block."""
+        blocks: Any = self.blocks
+        return tuple(block.probe_points() for block in blocks)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens ``[B, T]`` (int64) to the last hidden state ``[B, T, width]``."""
         return self.encode(self.embed(tokens))
 
     def check_length(self, tokens: Tensor) -> None:
-        """Raise LmscoutError where the sequences are longer than the model has positions."""
+        """Raise LmscoutError if the sequences are longer than the model has positions."""
         if tokens.shape[1] > self.max_length:
             raise LmscoutError(
                 f"sequences of {tokens.shape[1]} tokens are too long: this architecture has "
@@ -115,7 +140,7 @@ class LanguageModel(nn.Module, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSpec(ABC):
-    """An architecture, whole: enough to count its parameters and to build it.
+    """An architecture: all that is needed to count its parameters and to build it.
 
     Attributes:
         width: size of the hidden state.
@@ -124,11 +149,25 @@ class ArchitectureSpec(ABC):
     """
 
     kind: ClassVar[str]
+    title: ClassVar[str]
+    """Name of the kind in messages."""
     causal: ClassVar[bool]
 
-    width: int
-    vocabulary: int
-    max_length: int
+    width: Width
+    vocabulary: Vocabulary
+    max_length: Size
+
+    def check_fields(self) -> None:
+        """Raise LmscoutError unless every field has the type and range of its annotation."""
+        _check(self, self.title)
+        if self.depth > MOST_BLOCKS:
+            raise self.error(
+                f"has too many blocks (got {self.depth:,}, expected at most {MOST_BLOCKS})"
+            )
+
+    def error(self, problem: str) -> LmscoutError:
+        """The error that names this kind of spec and a problem."""
+        return LmscoutError(f"{self.title}: {problem}")
 
     @property
     @abstractmethod
@@ -137,34 +176,29 @@ class ArchitectureSpec(ABC):
 
     @abstractmethod
     def parameters(self) -> int:
-        """Number of parameters of the whole model as built; a tied tensor counts once."""
+        """Number of parameters of the model as built; a tied tensor counts once."""
 
     @abstractmethod
     def body_parameters(self) -> int:
-        """Number of parameters of the blocks and the final norm alone."""
+        """Number of parameters of the blocks and the final norm."""
 
     @abstractmethod
     def build(self, seed: int) -> LanguageModel:
         """The untrained model in eval mode, its weights drawn from the seed.
 
         The same seed gives the same bits; PyTorch's global generator is not touched.
+
+        Raises:
+            LmscoutError: one pass does not fit into memory.
         """
 
     def pass_bytes(self) -> int:
-        """Bytes that one forward and one backward pass takes, at least: weights, gradients, logits.
-
-        Positions that are computed instead of learned count as well.
-        """
-        logits = 2 * _PASS * self.vocabulary if self.causal else 0
-        rotary = 0 if self.kind != "llama" else 2 * self.max_length * self.width
-        return _FLOAT * (2 * self.parameters() + logits + rotary)
+        """Least bytes of one forward and one backward pass: weights, gradients, logits."""
+        logits = 2 * _TOKENS * self.vocabulary if self.causal else 0
+        return _FLOAT * (2 * self.parameters() + logits)
 
     def require_memory(self) -> None:
-        """Refuse an architecture whose pass does not fit, before any of it is built.
-
-        Raises:
-            LmscoutError: it does not; says how many parameters it has.
-        """
+        """Raise LmscoutError if a pass does not fit into memory, before anything is built."""
         require_memory(
             f"{self.kind} architecture of {self.parameters():,} parameters (depth {self.depth}, "
             f"width {self.width})",
@@ -177,129 +211,101 @@ class ArchitectureSpec(ABC):
         return {"kind": self.kind, **_plain(self)}
 
     @classmethod
-    @abstractmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ArchitectureSpec":
-        """The spec from what `to_dict` gave, less ``kind``.
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The spec from the values of `to_dict`, less ``kind``.
 
         Raises:
-            LmscoutError: a field is missing, unknown or out of its range.
+            LmscoutError: a field is missing, unknown or out of range.
         """
+        spec: Self = _read(cast(type, cls), values, cls.title)
+        return spec
+
+
+def linear_parameters(inputs: int, outputs: int) -> int:
+    """Parameters of a linear layer with a bias."""
+    return (inputs + 1) * outputs
+
+
+def linear_layers(module: nn.Module) -> tuple[nn.Linear, ...]:
+    """The linear layers in a module, in the order of registration."""
+    return tuple(layer for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def require_positive(owner: str, **values: object) -> None:
-    """Raise LmscoutError, naming the field, unless every value is a whole number above 0.
-
-    Sizes that no architecture has, as `MOST` says, are refused as well.
-    """
-    for field, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise LmscoutError(
-                f"{owner}: {field} must be a whole number above 0, not {brief(value)}"
-            )
-        require_at_most(owner, field, value)
+@cache
+def _hints(kind: Hashable) -> dict[str, tuple[Any, Any]]:
+    """The fields of a dataclass: name -> its type and its bounds, or those of its items."""
+    spec_type: Any = kind
+    hints = get_type_hints(spec_type, include_extras=True)
+    return {field.name: _split(hints[field.name]) for field in fields(spec_type)}
 
 
-def require_at_most(owner: str, field: str, value: int) -> None:
-    """Raise LmscoutError, naming the field, where a size is larger than any architecture's."""
-    most = MOST.get(field, MOST_VOCABULARY if field.startswith("cutoffs") else MOST_OTHER)
-    if value > most:
-        raise LmscoutError(
-            f"{owner}: {field} is too large (got {brief(value)}, expected at most {most:,})"
-        )
+def _split(hint: Any) -> tuple[Any, Any]:
+    """(type, bounds); for a tuple ``(tuple, (type, bounds) of its items)``."""
+    if get_origin(hint) is tuple:
+        return tuple, _split(get_args(hint)[0])
+    kind, *bounds = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    return kind, bounds[0] if bounds else None
 
 
-def require_numbers(owner: str, **values: object) -> None:
-    """Raise LmscoutError, naming the field, unless every value is above 0, up to `MOST_NUMBER`."""
-    for field, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise LmscoutError(f"{owner}: {field} must be a number above 0, not {brief(value)}")
-        if value > MOST_NUMBER:
-            raise LmscoutError(
-                f"{owner}: {field} is too large (got {brief(value)}, expected at most "
-                f"{MOST_NUMBER:g})"
-            )
-
-
-def require_tuples(owner: str, **values: object) -> None:
-    """Raise LmscoutError, naming the field, unless every value is a tuple: in JSON a list."""
-    for field, value in values.items():
-        if not isinstance(value, tuple):
-            raise LmscoutError(
-                f"{owner}: {field} must be a list (in Python a tuple), not {brief(value)}"
-            )
-
-
-def require_truths(owner: str, **values: object) -> None:
-    """Raise LmscoutError, naming the field, unless every value is true or false."""
-    for field, value in values.items():
-        if not isinstance(value, bool):
-            raise LmscoutError(f"{owner}: {field} must be true or false, not {brief(value)}")
-
-
-def require_blocks(owner: str, width: int, heads: tuple[int, ...], inner: tuple[int, ...]) -> None:
-    """Raise LmscoutError unless every block has heads that divide the width, or an MLP, or both.
-
-    Args:
-        owner: what the error says that it is about.
-        width: size of the hidden state.
-        heads: of each block; 0 where it has no attention.
-        inner: of each block; 0 where it has no MLP.
-    """
-    require_tuples(owner, heads=heads, inner=inner)
-    if not heads or len(heads) != len(inner):
-        raise LmscoutError(
-            f"{owner}: heads has {len(heads)} entries and inner {len(inner)}; "
-            "both need one for each block"
-        )
-    require_depth(owner, len(heads))
-    for index, (n_heads, n_inner) in enumerate(zip(heads, inner, strict=True)):
-        for field, value in (("heads", n_heads), ("inner", n_inner)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise LmscoutError(
-                    f"{owner}: {field}[{index}] must be a whole number above 0, or 0 where the "
-                    f"block has none, not {brief(value)}"
-                )
-            require_at_most(owner, f"{field}[{index}]", value)
-        if n_heads == n_inner == 0:
-            raise LmscoutError(
-                f"{owner}: heads[{index}] and inner[{index}] are both 0; a block has attention, "
-                "an MLP or both"
-            )
-        if n_heads and width % n_heads:
-            raise LmscoutError(
-                f"{owner}: heads[{index}] is {n_heads}, which does not divide width {width}"
-            )
-
-
-def require_depth(owner: str, blocks: int) -> None:
-    """Raise LmscoutError where there are more blocks than any architecture has."""
-    if blocks > MOST_BLOCKS:
-        raise LmscoutError(
-            f"{owner}: has too many blocks (got {blocks:,}, expected at most {MOST_BLOCKS})"
-        )
-
-
-def require_fields(owner: str, cls: type, values: object) -> dict[str, Any]:
-    """The values, once they are known to be a dict with exactly the fields that `cls` takes.
-
-    Raises:
-        LmscoutError: not a dict, or a field is unknown, or one without a default is missing.
-    """
+def _read(kind: type, values: object, where: str) -> Any:
+    """A dataclass from a dict of plain values; lists become tuples."""
     if not isinstance(values, dict):
-        raise LmscoutError(f"{owner}: expected an object with fields, not {brief(values)}")
-    known = [field.name for field in fields(cls)]
-    for name in values:
+        raise LmscoutError(f"{where}: expected an object with fields, not {brief(values)}")
+    known, given = _hints(kind), {}
+    for name, value in values.items():
         if name not in known:
-            raise LmscoutError(f"{owner}: unknown field {brief(name)}; it has {', '.join(known)}")
-    for field in fields(cls):
+            raise LmscoutError(f"{where}: unknown field {brief(name)}; it has {', '.join(known)}")
+        given[name] = value
+        outer, item = known[name]
+        if outer is tuple and isinstance(value, list):
+            nested = is_dataclass(item[0])
+            given[name] = tuple(
+                _read(item[0], one, f"{where}: {name}[{index}]") if nested else one
+                for index, one in enumerate(value)
+            )
+    for field in fields(kind):
         if field.default is MISSING and field.name not in values:
-            raise LmscoutError(f"{owner}: field {field.name!r} is missing")
-    return values
+            raise LmscoutError(f"{where}: field {field.name!r} is missing")
+    return kind(**given)
+
+
+def _check(value: Any, where: str) -> None:
+    """Check every field of a dataclass against its annotation."""
+    kind: Any = type(value)
+    for name, hint in _hints(kind).items():
+        _check_value(getattr(value, name), hint, f"{where}: {name}")
+
+
+def _check_value(value: Any, hint: tuple[Any, Any], where: str) -> None:
+    kind, inner = hint
+    if kind is tuple:
+        if not isinstance(value, tuple):
+            raise LmscoutError(f"{where} must be a list (in Python a tuple), not {brief(value)}")
+        for index, item in enumerate(value):
+            _check_value(item, inner, f"{where}[{index}]")
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise LmscoutError(f"{where} must be true or false, not {brief(value)}")
+    elif inner is not None:
+        _check_number(value, kind, inner, where)
+    elif not isinstance(value, kind):
+        raise LmscoutError(f"{where} must be a {kind.__name__}, not {brief(value)}")
+    elif is_dataclass(kind):
+        _check(value, where)
+
+
+def _check_number(value: Any, kind: type, bounds: Bounds, where: str) -> None:
+    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not number or not (value > 0 or (bounds.absent and value == 0)):
+        expected = "a number" if kind is float else "a whole number"
+        absent = ", or 0 where the block has none," if bounds.absent else ","
+        raise LmscoutError(f"{where} must be {expected} above 0{absent} not {brief(value)}")
+    if value > bounds.most:
+        most = f"{bounds.most:g}" if kind is float else f"{bounds.most:,}"
+        raise LmscoutError(f"{where} is too large (got {brief(value)}, expected at most {most})")

@@ -1,10 +1,4 @@
-"""The proxy language: one typed expression, its notations and spaces, and the literature.
-
-`parse` reads a text such as `sum(abslog(head) - sqrt(weight))`, and `format_expression`, `to_json`,
-`from_json`, `to_latex` and `to_torch` give its other forms; `published` and `two_op` number whole
-spaces of proxies, which `evaluate` scores from collected statistics; `resolve` finds a measure of
-the literature by name.
-"""
+"""The proxy language: one typed expression, its notations and spaces, and the catalog."""
 
 from lmscout.proxies.expression import (
     LARGEST,
@@ -17,7 +11,7 @@ from lmscout.proxies.expression import (
     simplified,
     walk,
 )
-from lmscout.proxies.formats import from_json, to_json, to_latex, to_torch
+from lmscout.proxies.formats import to_json, to_latex, to_torch
 from lmscout.proxies.literature import (
     CATALOG,
     CATALOG_ENTRY,
@@ -27,7 +21,7 @@ from lmscout.proxies.literature import (
     has_seen,
     resolve,
 )
-from lmscout.proxies.measures import Model, Reading
+from lmscout.proxies.measures import Reading
 from lmscout.proxies.parser import format_expression, parse
 from lmscout.proxies.spaces import SPACES, Grammar, Space, evaluate, published, space, two_op
 
@@ -41,7 +35,6 @@ __all__ = [
     "Entry",
     "Expression",
     "Grammar",
-    "Model",
     "Published",
     "Reading",
     "Space",
@@ -50,7 +43,6 @@ __all__ = [
     "canonical",
     "evaluate",
     "format_expression",
-    "from_json",
     "has_seen",
     "parse",
     "published",

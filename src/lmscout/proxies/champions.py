@@ -1,38 +1,25 @@
-"""lmscout's own champions: proxies that its search of the deep space found, and how.
+"""lmscout's champions: proxies that its deep search found, and the commands that found them.
 
-Each was chosen on the search split of the benchmarks that it names, and rises with quality.  The
-command found it at the revision of lmscout that is named.  A search is a long chain of comparisons:
-a later engine, or a CPU that rounds differently, ends with another formula of about the same
+Each was chosen on the search split of the benchmarks that it names, and increases with quality.  A
+later engine, or a CPU that rounds differently, ends with another formula of about the same
 correlation (docs/deep-search.md).
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Champion:
-    """A proxy that was found.
-
-    Attributes:
-        name: in the catalog.
-        text: the tree.
-        command: that found it; the rest of its output is in docs/deep-search.md.
-        revision: of lmscout, at which it did.
-        found_on: benchmarks of which the search saw a part, by name.
-        saw: how much of them, and what the others say of it, in one line.
-    """
+class Champion(NamedTuple):
+    """A proxy, the command and the revision of lmscout that found it, on which benchmarks."""
 
     name: str
     text: str
     command: str
     revision: str
     found_on: tuple[str, ...]
-    saw: str
+    split: str  # size of the search split, and correlations on the others
 
 
-CHAMPIONS: tuple[Champion, ...] = (
+CHAMPIONS = (
     Champion(
         "champion-encoder",
         "negate((sum(average(abs(abslog(softmax(weight))))) * sum(total(frobenius(sqrt(jacob)))) "

@@ -2,8 +2,8 @@
 
 An expression of the *published form* aggregates one block value, or two that a sign joins; each is
 the average of a chain of unary operations on one input, as in
-`mean(average(abs(act)) + average(std(head)))`.  Such expressions have a shorter notation, numbers
-of their own (`spaces`) and a fast evaluation from collected statistics.
+`mean(average(abs(act)) + average(std(head)))`.  Such expressions have a shorter notation, an index
+in a space (`spaces`) and a fast evaluation from collected statistics.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lmscout.proxies.primitives import (
 from lmscout.proxies.spelling import did_you_mean, shown
 
 LARGEST = 256
-"""The most words of an expression; more is a slip rather than a proxy."""
+"""Most words of an expression."""
 
 _PUBLISHED_SIGNS = ("+", "-", "*")
 
@@ -41,12 +41,12 @@ class Expression:
     """A primitive with its operands.
 
     Attributes:
-        name: Of the primitive; of a number the shortest digits, however it was given.
-        operands: Expressions that it takes.
-        word: Its entry in the table, found by the name and the operands' types.
+        name: Of the primitive; of a number its shortest digits.
+        operands: Expressions.
+        word: The primitive, by the name and the operands' types.
         type: "block", "score", or the stack of its tensors.
         size: Number of words.
-        leaves: Names of the leaves under it, of what is read; numbers are not among them.
+        leaves: Names of the leaves under it, without numbers.
     """
 
     name: str
@@ -66,9 +66,8 @@ class Expression:
         size = 1 + sum(one.size for one in self.operands)
         if size > LARGEST:
             raise LmscoutError(f"a proxy of {size} words is too large: at most {LARGEST}")
-        below = (one.leaves for one in self.operands)
-        read = {self.name} if number is None else set()
-        leaves = frozenset().union(*below) if self.operands else frozenset(read)
+        own = {self.name} if number is None and not self.operands else set()
+        leaves = frozenset(own).union(*(one.leaves for one in self.operands))
         for name, value in (
             ("word", word),
             ("type", kind),
@@ -79,7 +78,7 @@ class Expression:
             object.__setattr__(self, name, value)
 
     def __hash__(self) -> int:
-        return self._hash  # kept: a tree is looked up more often than it is made
+        return self._hash  # computed once: a tree is looked up more often than it is made
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Expression, (self.name, self.operands)  # text hashes differently in every process
@@ -111,7 +110,7 @@ def replaced(expression: Expression, path: tuple[int, ...], subtree: Expression)
 
 
 def canonical(expression: Expression) -> Expression:
-    """The same with the operands of what commutes in one order, so that equals are equal."""
+    """The expression with operands of commutative operations sorted, so that equals are equal."""
     operands = tuple(canonical(one) for one in expression.operands)
     if expression.name in COMMUTATIVE:
         operands = tuple(sorted(operands, key=repr))
@@ -119,7 +118,7 @@ def canonical(expression: Expression) -> Expression:
 
 
 def simplified(expression: Expression) -> Expression:
-    """The same without `identity`, and with `mean` for `meansum`: as searches write it."""
+    """The expression without `identity`, and with `mean` for `meansum`: the form of searches."""
     operands = tuple(simplified(one) for one in expression.operands)
     if expression.name in SYNONYMS:
         name = SYNONYMS[expression.name]
@@ -158,11 +157,11 @@ class Branch:
 
 @dataclass(frozen=True)
 class Published:
-    """An expression of the published form, taken apart.
+    """The parts of an expression of the published form.
 
     Attributes:
         aggregation: Over blocks.
-        sign: "+", "-" or "*" between two branches, "" where there is one.
+        sign: "+", "-" or "*" between two branches, "" for one branch.
         branches: One or two, left to right.
     """
 
@@ -172,7 +171,7 @@ class Published:
 
 
 def as_published(expression: Expression) -> Published | None:
-    """An expression taken apart where it is of the published form, else None."""
+    """The parts of an expression of the published form; None if it is of another form."""
     if not expression.word.aggregates:
         return None
     (body,) = expression.operands
@@ -195,7 +194,7 @@ def _branch(expression: Expression) -> Branch | None:
     return Branch(node.name, tuple(reversed(chain)))
 
 
-_BY_NAME: dict[str, tuple[Primitive, ...]] = {
+BY_NAME: dict[str, tuple[Primitive, ...]] = {
     name: tuple(word for word in PRIMITIVES if word.name == name)
     for name in dict.fromkeys(word.name for word in PRIMITIVES)
 }
@@ -203,19 +202,19 @@ _BY_NAME: dict[str, tuple[Primitive, ...]] = {
 
 @cache
 def _typed(name: str, types: tuple[str, ...]) -> tuple[Primitive, str]:
-    """The primitive of a name that takes operands of these types, and the type that it gives."""
+    """The primitive of a name on operands of these types, and the type of its value."""
     if as_number(name) is not None:
         if types:
             raise LmscoutError(f"{name} is a number and takes nothing, not ({', '.join(types)})")
         return NUMBER, NUMBER.gives
-    if name not in _BY_NAME:
-        raise LmscoutError(f"unknown word {shown(name)}{did_you_mean(name, _BY_NAME)}")
+    if name not in BY_NAME:
+        raise LmscoutError(f"unknown word {shown(name)}{did_you_mean(name, BY_NAME)}")
     general = tuple(TENSOR if one in STACKS else one for one in types)
-    for word in _BY_NAME[name]:
+    for word in BY_NAME[name]:
         if word.takes == general and len({one for one in types if one in STACKS}) <= 1:
             return word, types[0] if word.gives == TENSOR else word.gives
     wanted = " or ".join(
-        f"({', '.join(word.takes)})" if word.takes else "nothing" for word in _BY_NAME[name]
+        f"({', '.join(word.takes)})" if word.takes else "nothing" for word in BY_NAME[name]
     )
     raise LmscoutError(
         f"{name} takes {wanted}, not ({', '.join(types)})"

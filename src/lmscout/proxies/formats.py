@@ -13,8 +13,7 @@ of a tensor and over a block's tensors (`average`), and the sum over i is that o
 a block's tensors (`total`).  Tensors are multiplied and divided element by element, by the circled
 signs.  d is the width, P the number of parameters.
 
-The module's operations are the definitions of `primitives`, taken from its source, so that each is
-written in one place; only those that the expression uses are included.
+The module contains the formulas of `primitives` that the expression uses, from their source.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies.expression import LARGEST, Expression, walk
+from lmscout.proxies.expression import Expression, walk
 from lmscout.proxies.parser import format_expression
 from lmscout.proxies.primitives import (
     AGGREGATION,
@@ -42,9 +40,7 @@ from lmscout.proxies.primitives import (
     TENSOR_ARITHMETIC,
     UNARY,
     UNARY_OPERATION,
-    number_text,
 )
-from lmscout.proxies.spelling import shown
 
 SCHEMA = 1
 """Of the JSON form."""
@@ -65,88 +61,28 @@ def _to_json(expression: Expression) -> Any:
     return {"operation": expression.name, "operands": list(map(_to_json, expression.operands))}
 
 
-def from_json(value: object) -> Expression:
-    """Read an expression from what `json.loads` gives.
-
-    Raises:
-        LmscoutError: The value is not that of an expression that gives a score; the line names
-            the path.
-    """
-    members = _members("the proxy", value, ("schema", "expression"))
-    if members["schema"] != SCHEMA or isinstance(members["schema"], bool):
-        raise LmscoutError(
-            f"proxy JSON, schema: found {shown(members['schema'])}, expected {SCHEMA}"
-        )
-    expression = _from_json("expression", members["expression"], LARGEST)
-    if expression.type != SCORE:
-        raise LmscoutError(
-            f"proxy JSON, expression: {format_expression(expression)} gives no score: aggregate "
-            "it over the blocks"
-        )
-    return expression
-
-
-def _from_json(path: str, value: object, room: int) -> Expression:
-    if room == 0:
-        raise LmscoutError(f"proxy JSON: more than {LARGEST} operations within each other")
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return Expression(number_text(value))
-        if isinstance(value, str):
-            return Expression(value)
-    except (LmscoutError, ValueError, OverflowError) as error:
-        raise LmscoutError(f"proxy JSON, {path}: {error}") from None
-    members = _members(path, value, ("operation", "operands"))
-    name, operands = members["operation"], members["operands"]
-    if not isinstance(name, str):
-        raise LmscoutError(f"proxy JSON, {path}.operation: found {shown(name)}, expected a name")
-    if not isinstance(operands, list) or not 1 <= len(operands) <= 2:
-        raise LmscoutError(
-            f"proxy JSON, {path}.operands: found {shown(operands)}, expected a list of 1 or 2"
-        )
-    inner = tuple(
-        _from_json(f"{path}.operands[{place}]", one, room - 1) for place, one in enumerate(operands)
-    )
-    try:
-        return Expression(name, inner)
-    except LmscoutError as error:
-        raise LmscoutError(f"proxy JSON, {path}: {error}") from None
-
-
-def _members(path: str, value: object, keys: tuple[str, ...]) -> dict[str, object]:
-    if not isinstance(value, dict) or set(value) != set(keys):
-        raise LmscoutError(
-            f"proxy JSON, {path}: found {shown(value)}, expected an object with {', '.join(keys)}"
-        )
-    return value
-
-
-_REDUCTION: Mapping[str, str] = MappingProxyType(
-    {
-        "average": r"\left\langle #1 \right\rangle",
-        "total": r"\sum_{i}\left(#1\right)_{i}",
-    }
-)
+_REDUCTION = {
+    "average": r"\left\langle #1 \right\rangle",
+    "total": r"\sum_{i}\left(#1\right)_{i}",
+}
 # How a sign is written, and how it binds; a fraction needs no brackets, in it or around it.
-_SIGN: Mapping[str, tuple[str, int]] = MappingProxyType(
-    {
-        "add": ("#1 + #2", 1),
-        "sub": ("#1 - #2", 1),
-        "mul": (r"#1 \odot #2", 2),
-        "div": (r"#1 \oslash #2", 2),
-        "+": ("#1 + #2", 1),
-        "-": ("#1 - #2", 1),
-        "*": (r"#1 \cdot #2", 2),
-        "/": (r"\frac{#1}{#2}", 0),
-    }
-)
+_SIGN = {
+    "add": ("#1 + #2", 1),
+    "sub": ("#1 - #2", 1),
+    "mul": (r"#1 \odot #2", 2),
+    "div": (r"#1 \oslash #2", 2),
+    "+": ("#1 + #2", 1),
+    "-": ("#1 - #2", 1),
+    "*": (r"#1 \cdot #2", 2),
+    "/": (r"\frac{#1}{#2}", 0),
+}
 
 
 def to_latex(expression: Expression) -> str:
     """The expression as a LaTeX formula, without delimiters."""
     name, operands = expression.name, expression.operands
     if not operands:
-        return LEAF[name].latex if name in LEAF else name  # a number is written as it stands
+        return LEAF[name].latex if name in LEAF else name
     if name in _SIGN:
         template, binding = _SIGN[name]
         right = _bracketed(operands[1], binding + bool(binding))
@@ -168,64 +104,56 @@ def _bracketed(expression: Expression, binding: int) -> str:
 
 
 def _filled(template: str, *operands: str) -> str:
-    # An operand holds no '#', so one that is already in place is never filled again.
     for number, operand in enumerate(operands, start=1):
         template = template.replace(f"#{number}", operand)
     return template
 
 
-_FORMULAS = MappingProxyType({one.formula.__name__: one.formula for one in UNARY})
-_JOINS = MappingProxyType({sign: name for name, sign in TENSOR_ARITHMETIC.items()})
-_VARIABLE = MappingProxyType({"softmax": "probabilities"})  # the operation has that name
+_FORMULAS = {one.formula.__name__: one.formula for one in UNARY}
+_JOINS = {sign: name for name, sign in TENSOR_ARITHMETIC.items()}
+_VARIABLE = {"softmax": "probabilities"}  # the operation has that name
 
-# What is no formula of one tensor; what another word needs is found by its name.
 _JOIN = '''
-@guarded
-def {name}(left, right):
-    """{definition}, element by element."""
-    return left {sign} right
+@finite_or_nan
+def {}(left, right):
+    """{}."""
+    return left {}
+'''
+_REDUCE = '''
+def {}(tensors):
+    """{}."""
+    {}s = [finite_or_nan(torch.{})(one, dtype=torch.float64) for one in tensors]
+    return torch.tensor(math.fsum({}, dtype=torch.float64)
 '''
 _OVER_BLOCKS = '''
-def {name}_over_blocks(values):
-    """{definition} of the values of all blocks."""
-    return guarded(torch.{function})(torch.stack(list(values)))
+def {}_over_blocks(values):
+    """{} of the values of all blocks."""
+    return finite_or_nan(torch.{})(torch.stack(list(values)))
 '''
-_WRITTEN: Mapping[str, str] = MappingProxyType(
-    {
-        "add": _JOIN.format(name="add", definition="Sum", sign="+"),
-        "sub": _JOIN.format(name="sub", definition="Difference", sign="-"),
-        "mul": _JOIN.format(name="mul", definition="Product", sign="*"),
-        "div": '''
-@guarded
-def div(left, right):
-    """Quotient, element by element; 0 where there is none."""
-    return left * invert(right)
-''',
-        "average": '''
-def average(tensors):
-    """Mean over the elements of each tensor, then over the tensors; 0 of none."""
-    means = [guarded(torch.mean)(one, dtype=torch.float64) for one in tensors]
-    return torch.tensor(math.fsum(means) / max(len(means), 1), dtype=torch.float64)
-''',
-        "total": '''
-def total(tensors):
-    """Sum over the elements of all tensors."""
-    sums = [guarded(torch.sum)(one, dtype=torch.float64) for one in tensors]
-    return torch.tensor(math.fsum(sums), dtype=torch.float64)
-''',
-        **{
-            f"{name}_over_blocks": _OVER_BLOCKS.format(
-                name=name, definition=definition, function=function
-            )
-            for name, definition, function in (
-                ("sum", "Sum", "sum"),
-                ("mean", "Mean", "mean"),
-                ("max", "Largest", "amax"),
-                ("min", "Smallest", "amin"),
-            )
-        },
-    }
-)
+# Functions of the module besides the formulas of one tensor.
+_WRITTEN = {
+    "add": _JOIN.format("add", "Sum, element by element", "+ right"),
+    "sub": _JOIN.format("sub", "Difference, element by element", "- right"),
+    "mul": _JOIN.format("mul", "Product, element by element", "* right"),
+    "div": _JOIN.format(
+        "div", "Quotient, element by element; 0 where there is none", "* invert(right)"
+    ),
+    "average": _REDUCE.format(
+        "average",
+        "Mean over the elements of each tensor, then over the tensors; 0 of none",
+        *("mean", "mean", "means) / max(len(means), 1)"),
+    ),
+    "total": _REDUCE.format("total", "Sum over the elements of all tensors", "sum", "sum", "sums)"),
+    **{
+        f"{name}_over_blocks": _OVER_BLOCKS.format(name, definition, function)
+        for name, definition, function in (
+            ("sum", "Sum", "sum"),
+            ("mean", "Mean", "mean"),
+            ("max", "Largest", "amax"),
+            ("min", "Smallest", "amin"),
+        )
+    },
+}
 
 _MODULE = '''"""A zero-cost proxy of untrained language models, in plain PyTorch:
 
@@ -236,8 +164,8 @@ import torch
 '''
 
 _RULE = '''
-def guarded(formula):
-    """The formula under one rule: what is given a NaN or an infinity gives NaN throughout."""
+def finite_or_nan(formula):
+    """The formula, whose result is NaN everywhere if an operand holds a NaN or an infinity."""
 
     def of(*operands, **options):
         result = formula(*operands, **options)
@@ -250,14 +178,13 @@ def guarded(formula):
 
 
 def to_torch(expression: Expression) -> str:
-    """The source of a module whose `proxy(tensors, spec)` is the tree's score of one model.
+    """The source of a module whose `proxy(tensors, spec)` is the expression's score of one model.
 
-    Its `tensors` are leaf -> blocks -> tensors for every tensor leaf of the tree, as lists or
-    tuples; its `spec` is "depth", "width" and "params" -> number, of which it reads those that
-    the tree does.
+    `tensors` is leaf -> blocks -> tensors for every tensor leaf of the expression, as lists or
+    tuples; `spec` is leaf -> number for its leaves "depth", "width" and "params".
 
     Raises:
-        LmscoutError: the tree gives no score.
+        LmscoutError: The expression gives no score.
     """
     if expression.type != SCORE:
         raise LmscoutError(
@@ -290,7 +217,7 @@ def _function(expression: Expression) -> str:
 
 
 def _functions(expression: Expression) -> list[str]:
-    """Names of all functions that a tree needs, what others need before them."""
+    """Names of all functions of a tree, each before its users."""
     used = {_function(one) for _, one in walk(expression) if one.operands}
     if "div" in used:
         used.add("invert")
@@ -299,14 +226,14 @@ def _functions(expression: Expression) -> list[str]:
 
 
 def _globals(name: str) -> set[str]:
-    """What a formula reads of the module around it: other formulas, `EPSILON`."""
+    """Global names in a formula: other formulas, `EPSILON`."""
     if name not in _FORMULAS:
         return set()
     return {one.argval for one in dis.get_instructions(_FORMULAS[name]) if "GLOBAL" in one.opname}
 
 
 def _source(name: str) -> str:
-    return _WRITTEN.get(name) or f"@guarded\n{inspect.getsource(_FORMULAS[name])}"
+    return _WRITTEN.get(name) or f"@finite_or_nan\n{inspect.getsource(_FORMULAS[name])}"
 
 
 def _block_function(name: str, body: Expression) -> str:
@@ -354,7 +281,7 @@ def _listed(heading: str, names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Code:
-    """An expression that can be broken into lines: what is between two brackets."""
+    """Items between two brackets, which can be broken into lines."""
 
     opening: str
     items: tuple[_Code | str, ...]

@@ -1,13 +1,8 @@
-"""The catalog: measures of the literature by name, each with its paper, and lmscout's champions.
-
-An entry is an expression where the language has one, or a function of a `Reading`; an entry with
-both is scored by the function, which sums in float64.
-"""
+"""The catalog: measures of the literature by name, each with its paper, and lmscout's champions."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import measures
@@ -21,19 +16,19 @@ from lmscout.proxies.spelling import nearest, shown
 
 @dataclass(frozen=True)
 class Entry:
-    """A measure of the literature, or a proxy that lmscout found.
+    """A measure of the literature, or a champion.
 
     Attributes:
-        name: Its name here.
-        paper: Where it was published: title and arXiv number.
+        name: In the catalog.
+        paper: Title and arXiv number.
         definition: What it computes, in one line.
         expression: The proxy in the language, or None.
-        function: The proxy as a function, which its scores are taken from where there is one.
-        source: Where exactly it was taken from, if not from the paper's text; the command that
-            found it.
-        found_on: Benchmarks of which the search saw a part, by name.
-        reads: Of a function that reads tensors alone, and not the model: which ones, "act_grad"
-            among them.
+        function: The proxy as a function that sums in float64; it takes precedence.
+        source: Of the exact form, if not the paper's text; of a champion the command that found
+            it.
+        reads: Tensors that the function reads, "act_grad" among them; empty if it needs the
+            model.
+        found_on: Benchmarks on a part of which it was searched, by name.
     """
 
     name: str
@@ -188,7 +183,7 @@ CATALOG: tuple[Entry, ...] = (
         Entry(
             one.name,
             f"found by lmscout, after {_LPZERO}",
-            f"what the deep search found on {one.saw}",
+            f"what the deep search found on {one.split}",
             expression=parse(one.text),
             source=f"{one.command} (lmscout at {one.revision})",
             found_on=one.found_on,
@@ -197,35 +192,26 @@ CATALOG: tuple[Entry, ...] = (
     ),
 )
 
-CATALOG_ENTRY: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in CATALOG})
+CATALOG_ENTRY: Mapping[str, Entry] = {entry.name: entry for entry in CATALOG}
 
-LITERATURE: Mapping[str, Expression] = MappingProxyType(
-    {
-        entry.name: simplified(entry.expression)
-        for entry in CATALOG
-        if entry.expression is not None and not entry.found_on
-    }
-)
-"""Catalog name to expression, for every measure of the literature that the language can state: a
-search may begin with them.
+LITERATURE: Mapping[str, Expression] = {
+    entry.name: simplified(entry.expression)
+    for entry in CATALOG
+    if entry.expression is not None and not entry.found_on
+}
+"""Catalog name to expression, for every measure of the literature that the language can state.
 
-The others look along one axis alone (fisher, activation-distance, the two confidences), at
-eigenvalues (jacobian-covariance, synaptic-diversity), or run the model once more.  lmscout's
-champions are not among them: a search that began with one would begin with what its benchmark's
-test split may have been part of."""
+Searches may start from them.  Champions are left out: another split's search data may be this
+split's test data."""
 
 # An expression without a parenthesis: a number or a leaf of the configuration, and signs.
 _BARE = re.compile(rf"\s*({'|'.join(SPEC_LEAVES)}|[0-9.]+)\s*([-+*/]|$)")
 
 
 def has_seen(name: str, benchmark: str) -> bool:
-    """Whether the search that found a proxy saw a part of a benchmark.
+    """Whether a proxy of the catalog was searched on a part of a benchmark of that name.
 
-    There its figures flatter it.
-
-    Args:
-        name: Of a proxy; one that is not in the catalog has seen nothing.
-        benchmark: Its name.
+    Its correlations there are optimistic.
     """
     entry = CATALOG_ENTRY.get(name)
     return entry is not None and benchmark in entry.found_on
@@ -246,8 +232,8 @@ def resolve(text: str) -> Entry | Expression:
     name = text.strip()
     if name.startswith("-"):
         raise LmscoutError(
-            f"{shown(name)}: the minus sign that says that lower scores are better is read by rank "
-            "and design; give the proxy without it"
+            f"{shown(name)}: only rank and design accept a minus sign (lower scores are better); "
+            "give the proxy without it"
         )
     if name not in CATALOG_ENTRY:
         guess = nearest(name, CATALOG_ENTRY)
@@ -259,6 +245,6 @@ def resolve(text: str) -> Entry | Expression:
 
 
 def as_expression(proxy: Entry | Expression) -> Expression | None:
-    """A proxy as searches write it; None where the language cannot state it."""
+    """A proxy in the form of `simplified`; None if the language cannot state it."""
     expression = proxy.expression if isinstance(proxy, Entry) else proxy
     return None if expression is None else simplified(expression)

@@ -18,7 +18,7 @@ import re
 from typing import NamedTuple, NoReturn
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies.expression import LARGEST, Branch, Expression, as_published
+from lmscout.proxies.expression import BY_NAME, LARGEST, Branch, Expression, as_published
 from lmscout.proxies.primitives import (
     AGGREGATES,
     ARITHMETIC,
@@ -40,14 +40,14 @@ _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<word>[A-Za-z_][A-Za-z0-9_]*|[0-9]+(?:\.[0-9]+)?)|(?P<sign>[()+\-*/@,])"
 )
 _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "@": 2}
-_PRODUCT = "inner product"  # a reading beside the three types: a score that is summed over blocks
+_PRODUCT = "inner product"  # a meaning besides the three types: a score summed over blocks
 
 _OPERATIONS = frozenset(one.name for one in PRIMITIVES if one.takes)
-# What people may write for a word, with its name here: LPZero's names are known too.
+# LPZero's names and lmscout's own -> name here.
 _SPELLINGS = {one.upstream: one.name for one in UNARY} | {one.name: one.name for one in PRIMITIVES}
 
-Readings = dict[str, Expression]
-"""What a part of a text may mean: type to expression."""
+Meanings = dict[str, Expression]
+"""Possible meanings of a part of a text: type to expression."""
 
 
 class _Token(NamedTuple):
@@ -60,21 +60,21 @@ class _Token(NamedTuple):
 
 
 def parse(text: str) -> Expression:
-    """Read a proxy from its text, in either notation.
+    """Parse a proxy in either notation.
 
     Returns:
         An expression that gives a score.
 
     Raises:
         LmscoutError: The text is malformed or gives no score; the line names the column (from
-            1), what was found there and what was expected.
+            1), the token found there and the expected ones.
     """
     require_short(text)
     return _Parser(text).proxy()
 
 
 def require_short(text: str) -> None:
-    """Raise LmscoutError where a text is longer than any proxy's."""
+    """Raise LmscoutError if a text is longer than any proxy's."""
     if len(text) > LONGEST:
         raise LmscoutError(
             f"proxy {shown(text)}: is too long (got {len(text):,} characters, expected at most "
@@ -83,7 +83,7 @@ def require_short(text: str) -> None:
 
 
 def format_expression(expression: Expression) -> str:
-    """The text of an expression; `parse` gives the same back where it is a score.
+    """The text of an expression, from which `parse` makes the same score.
 
     The published form has its shorter notation, without `average`.
     """
@@ -124,32 +124,32 @@ class _Parser:
 
     def proxy(self) -> Expression:
         """The whole text."""
-        readings = self._joined(0)
+        meanings = self._joined(0)
         if self._token.kind != "end":
             self._fail(self._token, "the end or a sign")
-        if SCORE not in readings:
-            kind = "a block value" if TENSOR not in readings else "a tensor"
+        if SCORE not in meanings:
+            kind = "a block value" if TENSOR not in meanings else "a tensor"
             raise LmscoutError(
                 f"proxy {shown(self._text)}, column 1: found {kind}, expected a score: aggregate "
                 f"it over the blocks, as in sum(...)"
             )
-        return readings[SCORE]
+        return meanings[SCORE]
 
-    def _joined(self, binding: int) -> Readings:
-        """Operands joined by signs that bind more than the given one."""
+    def _joined(self, binding: int) -> Meanings:
+        """Operands joined by signs of higher precedence than the given one."""
         left = self._operand()
         while _BINDING.get(self._token.text, 0) > binding:
             sign = self._take()
             left = self._applied(sign, (left, self._joined(_BINDING[sign.text])))
         return left
 
-    def _operand(self) -> Readings:
+    def _operand(self) -> Meanings:
         self._depth += 1
         if self._depth > LARGEST:
             self._fail(self._token, f"no more than {LARGEST} words within each other")
         token = self._take()
         if token.text == "(":
-            readings = self._joined(0)
+            meanings = self._joined(0)
             self._closing("'('")
         elif token.kind != "word":
             self._fail(token, "a word, a number or '('")
@@ -160,32 +160,32 @@ class _Parser:
                 self._take()
                 operands.append(self._joined(0))
             self._closing(token.text)
-            readings = self._applied(token, tuple(operands))
+            meanings = self._applied(token, tuple(operands))
         else:
-            readings = self._leaf(token)
+            meanings = self._leaf(token)
         self._depth -= 1
-        return readings
+        return meanings
 
-    def _leaf(self, token: _Token) -> Readings:
+    def _leaf(self, token: _Token) -> Meanings:
         if token.text in _OPERATIONS and token.text not in LEAF:
             self._fail(self._token, f"'(' after {token.text}")
         if token.text not in LEAF and as_number(token.text) is None:
             self._fail_unknown(token, f"a leaf ({', '.join(LEAF)})")
         return self._applied(token, ())
 
-    def _applied(self, token: _Token, operands: tuple[Readings, ...]) -> Readings:
-        """Everything that a word with its operands may mean."""
+    def _applied(self, token: _Token, operands: tuple[Meanings, ...]) -> Meanings:
+        """Every meaning of a word with its operands."""
         name = token.text
         if operands and name not in _OPERATIONS and name != "@" and as_number(name) is None:
             self._fail_unknown(token, "an operation", name in LEAF)
         try:
-            return self._readings(name, operands)
+            return self._meanings(name, operands)
         except LmscoutError as error:
             raise LmscoutError(
                 f"proxy {shown(self._text)}, column {token.column}: {error}"
             ) from None
 
-    def _readings(self, name: str, operands: tuple[Readings, ...]) -> Readings:
+    def _meanings(self, name: str, operands: tuple[Meanings, ...]) -> Meanings:
         if name == "@":
             if not all(BLOCK in one for one in operands):
                 raise LmscoutError("@ takes (block, block)")
@@ -194,20 +194,20 @@ class _Parser:
             return {SCORE: score, _PRODUCT: score}
         if name in AGGREGATES and len(operands) == 1 and _PRODUCT in operands[0]:
             return {SCORE: operands[0][_PRODUCT]}
-        readings: Readings = {}
-        for word in _BY_NAME.get(name, (NUMBER,)):
+        meanings: Meanings = {}
+        for word in BY_NAME.get(name, (NUMBER,)):
             gives = word.gives if word.gives in (BLOCK, SCORE) else TENSOR
             taken = [
                 one[kind] for kind, one in zip(word.takes, operands, strict=False) if kind in one
             ]
-            if gives in readings or not len(word.takes) == len(operands) == len(taken):
+            if gives in meanings or not len(word.takes) == len(operands) == len(taken):
                 continue
-            readings[gives] = Expression(name, tuple(taken))
+            meanings[gives] = Expression(name, tuple(taken))
             if gives == TENSOR:
-                readings[BLOCK] = Expression("average", (readings[TENSOR],))
-        if not readings:  # whatever it was meant as, the expression says why not
+                meanings[BLOCK] = Expression("average", (meanings[TENSOR],))
+        if not meanings:  # raises
             Expression(name, tuple(next(iter(one.values())) for one in operands))
-        return readings
+        return meanings
 
     def _closing(self, opened: str) -> None:
         if self._token.text != ")":
@@ -250,9 +250,3 @@ class _Parser:
             f"proxy {shown(self._text)}, column {token.column}: "
             f"found {token}{remark}, expected {expected}"
         )
-
-
-_BY_NAME = {
-    name: tuple(one for one in PRIMITIVES if one.name == name)
-    for name in dict.fromkeys(one.name for one in PRIMITIVES)
-}

@@ -1,19 +1,16 @@
-"""The primitives of the proxy language, as literal tables with their types.
+"""The primitives of the proxy language, as tables with their types.
 
-A value is one of three things.  A *tensor* of a block belongs to a stack: tensors of one stack
-have the same shape, place by place, so that they can be joined element by element.  A *block
-value* is one number a block, a *score* one number an architecture.  Types only go up: a reduction
-makes a block value of a stack's tensors, an aggregation a score of block values.  A number is a
-score that is the same for every architecture.
+A *tensor* of a block belongs to a stack: tensors of one stack have the same shape, place by place,
+so that they can be joined element by element.  A *block value* is one number a block, a *score* one
+number an architecture.  A reduction makes a block value of a stack's tensors, an aggregation a
+score of block values.  A number is a score that is the same for every architecture.
 
 The six inputs, the twenty unary operations and the binary ones are LPZero's (Dong et al., arXiv
 2410.04808, Table 1); names, guards and definitions here are lmscout's and exact.
 
-The formulas in torch are what everything faster is checked against, so they are written for
-reading.  Each is pure: it never modifies its input.  (LPZero's own code wrote into its input, so
-that one operation changed what the next one read.)  An elementwise formula works in the tensor's
-own precision; sums accumulate in float64 and are rounded back to it once.  The rule for tensors
-that hold a NaN or an infinity is the same for all of them: `UnaryOperation.apply`.
+The formulas in torch are the reference for faster implementations.  None modifies its input.  An
+elementwise formula works in the tensor's own precision; sums accumulate in float64 and are rounded
+back once.  `UnaryOperation.apply` handles tensors that hold a NaN or an infinity.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ from lmscout.proxies.spelling import require_known
 TENSOR, BLOCK, SCORE = "tensor", "block", "score"
 
 EPSILON = 1e-9
-"""What keeps a denominator from zero, as in LPZero."""
+"""Added to denominators, as in LPZero."""
 
 
 def log(x: Tensor) -> Tensor:
@@ -144,11 +141,11 @@ def identity(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Input:
-    """A leaf of an expression: something that is read of a model or of its configuration.
+    """A leaf of an expression.
 
     Attributes:
-        name: Its name in an expression.
-        definition: Which tensors of a block it stands for.
+        name: In an expression.
+        definition: Tensors of a block, or a number of the configuration.
         latex: Its symbol, at block l.
     """
 
@@ -162,14 +159,14 @@ class UnaryOperation:
     """A function of one tensor.
 
     Attributes:
-        name: Its name in an expression.
+        name: In an expression.
         upstream: Its name in LPZero's code.
         definition: The formula on a finite tensor of n elements.
-        guard: What holds where the bare formula has no value.
-        latex: LaTeX, in which `#1` stands for the operand.
-        scalar: The result is one number (a 0-dimensional tensor).
+        guard: Value where the formula has none.
+        latex: LaTeX, in which `#1` is the operand.
         formula: The definition in torch, for a finite tensor with at least one element.
-        source: Where it was published.
+        scalar: Whether the result is one number (a 0-dimensional tensor).
+        source: Publication.
     """
 
     name: str
@@ -177,19 +174,15 @@ class UnaryOperation:
     definition: str
     guard: str
     latex: str
-    scalar: bool
     formula: Callable[[Tensor], Tensor]
+    scalar: bool = False
     source: str = "LPZero, arXiv 2410.04808; lpzero/operators/unary_ops.py at c43210618e05"
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """The operation on any floating-point tensor; the input is never modified.
+        """The operation on a floating-point tensor of any shape; the input is not modified.
 
-        One rule for every operation: a tensor that holds a NaN or an infinity has no value,
-        so the result is NaN everywhere (and so is the scalar of an empty tensor).  A finite
-        tensor may overflow to infinity.
-
-        Args:
-            tensor: Any shape, 0-dimensional included.
+        If the tensor holds a NaN or an infinity, the result is NaN everywhere; so is the scalar
+        of an empty tensor.  A finite tensor may overflow to infinity.
 
         Returns:
             A 0-dimensional tensor for a scalar operation, else one of the input's shape.
@@ -205,10 +198,10 @@ class BinaryOperation:
     """A function of two block values, in an enumerated space.
 
     Attributes:
-        name: Its name in tables.
+        name: In tables.
         symbol: Its sign in an expression.
         definition: The formula in words.
-        source: Where it was published.
+        source: Publication.
     """
 
     name: str
@@ -222,10 +215,10 @@ class Aggregation:
     """A function of the block values of one architecture.
 
     Attributes:
-        name: Its name in an expression.
+        name: In an expression.
         definition: The formula in words; only blocks that exist count.
-        latex: LaTeX, in which `#1` stands for the value of block l of L.
-        source: Where it was published.
+        latex: LaTeX, in which `#1` is the value of block l of L.
+        source: Publication.
     """
 
     name: str
@@ -236,14 +229,14 @@ class Aggregation:
 
 @dataclass(frozen=True)
 class Primitive:
-    """One word of the language: what it takes and what it gives.
+    """A word of the language with one of its signatures.
 
     Attributes:
         name: As it is written.
         takes: Types of its operands; "tensor" is a tensor of any stack, all of the same one.
         gives: Its type; "tensor" is that of its operands' stack.
         definition: In words.
-        scalar: On tensors: whether the result is one number a tensor.
+        scalar: On tensors, whether the result is one number a tensor.
     """
 
     name: str
@@ -275,7 +268,7 @@ INPUTS: tuple[Input, ...] = (
           "attention)", r"S_{\ell}"),
 )
 
-# What an input stands for in part, the gradient beside an input, and the configuration.
+# Parts of the inputs, the gradient of act, and the configuration.
 _MORE_LEAVES: tuple[Input, ...] = (
     Input("mixer_weight", "weight matrices of the linear layers that mix tokens",
           r"W^{\mathrm{mixer}}_{\ell}"),
@@ -291,53 +284,43 @@ _MORE_LEAVES: tuple[Input, ...] = (
     Input("params", "number of parameters of the whole model", "P"),
 )
 
-# name, upstream name, definition, guard, LaTeX, scalar, formula
-UNARY: tuple[UnaryOperation, ...] = (
-    UnaryOperation("log", "element_wise_log", "ln x", "0 where x <= 0",
-                   r"\ln^{+}\left(#1\right)", False, log),
-    UnaryOperation("abslog", "element_wise_abslog", "ln |x|", "0 where x = 0",
-                   r"\ln\left|#1\right|", False, abslog),
-    UnaryOperation("abs", "element_wise_abs", "|x|", _NONE,
-                   r"\left|#1\right|", False, absolute),
-    UnaryOperation("square", "element_wise_pow", "x^2", _NONE,
-                   r"\left(#1\right)^{2}", False, square),
-    UnaryOperation("exp", "element_wise_exp", "e^x", "overflows to infinity",
-                   r"\exp\left(#1\right)", False, exp),
-    UnaryOperation("normalize", "normalize", "(x - mean) / (std + 1e-9)",
-                   "std as in the operation std; 0 for one element",
-                   r"\operatorname{normalize}\left(#1\right)", False,
-                   normalize),
-    UnaryOperation("relu", "element_wise_relu", "max(x, 0)", _NONE,
-                   r"\operatorname{ReLU}\left(#1\right)", False, relu),
-    UnaryOperation("invert", "element_wise_invert", "1 / (x + 1e-9)", "0 where x + 1e-9 = 0",
-                   r"\left(#1\right)^{-1}", False, invert),
-    UnaryOperation("frobenius", "frobenius_norm", "sqrt(sum x^2)", _NONE,
-                   r"\left\lVert #1\right\rVert_{F}", True, frobenius),
-    UnaryOperation("meansum", "element_wise_normalized_sum", "(sum x) / n", _NONE,
-                   r"\frac{1}{n}\sum\left(#1\right)", True, meansum),
-    UnaryOperation("l1", "l1_norm", "(sum |x|) / n", _NONE,
-                   r"\frac{1}{n}\left\lVert #1\right\rVert_{1}", True, l1),
-    UnaryOperation("softmax", "softmax", "e^x / sum e^x over the first axis", "1 for a scalar",
-                   r"\operatorname{softmax}\left(#1\right)", False, softmax),
-    UnaryOperation("sigmoid", "sigmoid", "1 / (1 + e^-x)", _NONE,
-                   r"\sigma\left(#1\right)", False, sigmoid),
-    UnaryOperation("logsoftmax", "logsoftmax", "x - ln sum e^x over the first axis",
-                   "0 for a scalar", r"\ln\operatorname{softmax}\left(#1\right)", False,
-                   logsoftmax),
-    UnaryOperation("sqrt", "element_wise_sqrt", "sqrt(x)", "0 where x < 0",
-                   r"\sqrt{\left(#1\right)^{+}}", False, sqrt),
-    UnaryOperation("negate", "element_wise_revert", "-x", _NONE,
-                   r"-\left(#1\right)", False, negate),
-    UnaryOperation("minmax", "min_max_normalize", "(x - min) / (max - min + 1e-9)",
-                   "0 where all elements are equal",
-                   r"\operatorname{minmax}\left(#1\right)", False, minmax),
-    UnaryOperation("mean", "to_mean_scalar", "mean of the elements", _NONE,
-                   r"\operatorname{mean}\left(#1\right)", True, mean),
-    UnaryOperation("std", "to_std_scalar", "sqrt(sum (x - mean)^2 / (n - 1))",
-                   "0 for one element",
-                   r"\operatorname{std}\left(#1\right)", True, std),
-    UnaryOperation("identity", "no_op", "x", _NONE, "#1", False, identity),
-)
+def _function(name: str) -> str:
+    return rf"\operatorname{{{name}}}\left(#1\right)"
+
+
+# name, name in LPZero's code, definition, guard, LaTeX, formula
+UNARY: tuple[UnaryOperation, ...] = tuple(UnaryOperation(*row) for row in (
+    ("log", "element_wise_log", "ln x", "0 where x <= 0", r"\ln^{+}\left(#1\right)", log),
+    ("abslog", "element_wise_abslog", "ln |x|", "0 where x = 0", r"\ln\left|#1\right|", abslog),
+    ("abs", "element_wise_abs", "|x|", _NONE, r"\left|#1\right|", absolute),
+    ("square", "element_wise_pow", "x^2", _NONE, r"\left(#1\right)^{2}", square),
+    ("exp", "element_wise_exp", "e^x", "overflows to infinity", r"\exp\left(#1\right)", exp),
+    ("normalize", "normalize", "(x - mean) / (std + 1e-9)",
+     "std as in the operation std; 0 for one element", _function("normalize"), normalize),
+    ("relu", "element_wise_relu", "max(x, 0)", _NONE, _function("ReLU"), relu),
+    ("invert", "element_wise_invert", "1 / (x + 1e-9)", "0 where x + 1e-9 = 0",
+     r"\left(#1\right)^{-1}", invert),
+    ("frobenius", "frobenius_norm", "sqrt(sum x^2)", _NONE,
+     r"\left\lVert #1\right\rVert_{F}", frobenius, True),
+    ("meansum", "element_wise_normalized_sum", "(sum x) / n", _NONE,
+     r"\frac{1}{n}\sum\left(#1\right)", meansum, True),
+    ("l1", "l1_norm", "(sum |x|) / n", _NONE,
+     r"\frac{1}{n}\left\lVert #1\right\rVert_{1}", l1, True),
+    ("softmax", "softmax", "e^x / sum e^x over the first axis", "1 for a scalar",
+     _function("softmax"), softmax),
+    ("sigmoid", "sigmoid", "1 / (1 + e^-x)", _NONE, r"\sigma\left(#1\right)", sigmoid),
+    ("logsoftmax", "logsoftmax", "x - ln sum e^x over the first axis", "0 for a scalar",
+     r"\ln" + _function("softmax"), logsoftmax),
+    ("sqrt", "element_wise_sqrt", "sqrt(x)", "0 where x < 0",
+     r"\sqrt{\left(#1\right)^{+}}", sqrt),
+    ("negate", "element_wise_revert", "-x", _NONE, r"-\left(#1\right)", negate),
+    ("minmax", "min_max_normalize", "(x - min) / (max - min + 1e-9)",
+     "0 where all elements are equal", _function("minmax"), minmax),
+    ("mean", "to_mean_scalar", "mean of the elements", _NONE, _function("mean"), mean, True),
+    ("std", "to_std_scalar", "sqrt(sum (x - mean)^2 / (n - 1))", "0 for one element",
+     _function("std"), std, True),
+    ("identity", "no_op", "x", _NONE, "#1", identity),
+))
 
 BINARY: tuple[BinaryOperation, ...] = (
     BinaryOperation("sum", "+", "left + right, block by block"),
@@ -356,29 +339,21 @@ AGGREGATIONS: tuple[Aggregation, ...] = (
 )
 # fmt: on
 
-INPUT: Mapping[str, Input] = MappingProxyType({entry.name: entry for entry in INPUTS})
-LEAF: Mapping[str, Input] = MappingProxyType(
-    {entry.name: entry for entry in (*INPUTS, *_MORE_LEAVES)}
-)
-UNARY_OPERATION: Mapping[str, UnaryOperation] = MappingProxyType(
-    {entry.name: entry for entry in UNARY}
-)
-AGGREGATION: Mapping[str, Aggregation] = MappingProxyType(
-    {entry.name: entry for entry in AGGREGATIONS}
-)
+INPUT: Mapping[str, Input] = MappingProxyType({one.name: one for one in INPUTS})
+LEAF: Mapping[str, Input] = MappingProxyType({one.name: one for one in (*INPUTS, *_MORE_LEAVES)})
+UNARY_OPERATION: Mapping[str, UnaryOperation] = MappingProxyType({one.name: one for one in UNARY})
+AGGREGATION: Mapping[str, Aggregation] = MappingProxyType({one.name: one for one in AGGREGATIONS})
 
-# What a stack holds of each block, in the order of its leaves.
-STACKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "linear": ("weight", "grad"),
-        "mixer": ("mixer_weight", "mixer_grad"),
-        "mlp": ("mlp_weight", "mlp_grad"),
-        "act": ("act", "act_grad"),
-        "hidden": ("jacob",),
-        "head": ("head",),
-        "softmax": ("softmax",),
-    }
-)
+# The leaves of each stack, in the order of joins.
+STACKS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("weight", "grad"),
+    "mixer": ("mixer_weight", "mixer_grad"),
+    "mlp": ("mlp_weight", "mlp_grad"),
+    "act": ("act", "act_grad"),
+    "hidden": ("jacob",),
+    "head": ("head",),
+    "softmax": ("softmax",),
+}
 SPEC_LEAVES = ("depth", "width", "params")
 REDUCTIONS = ("average", "total")
 
@@ -387,22 +362,17 @@ ELEMENTWISE = (
     *("abs", "abslog", "exp", "invert", "log"),
     *("negate", "relu", "sigmoid", "sqrt", "square"),
 )
-SYNONYMS: Mapping[str, str] = MappingProxyType({"identity": "", "meansum": "mean"})
-"""Operations of the published space that say what others say (or nothing), with these: no
-search draws them."""
+SYNONYMS: Mapping[str, str] = {"identity": "", "meansum": "mean"}
+"""Operations of the published space that equal others (or nothing); searches do not draw them."""
 
 COMMUTATIVE = frozenset({"add", "mul", "+", "*"})
-ARITHMETIC: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {
-        "+": lambda left, right: left + right,
-        "-": lambda left, right: left - right,
-        "*": lambda left, right: left * right,
-        "/": lambda left, right: left * invert(right),
-    }
-)
-TENSOR_ARITHMETIC: Mapping[str, str] = MappingProxyType(
-    {"add": "+", "sub": "-", "mul": "*", "div": "/"}
-)
+ARITHMETIC: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "+": lambda left, right: left + right,
+    "-": lambda left, right: left - right,
+    "*": lambda left, right: left * right,
+    "/": lambda left, right: left * invert(right),
+}
+TENSOR_ARITHMETIC: Mapping[str, str] = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _DEFINITION = {
     "+": "left + right",
     "-": "left - right",
@@ -441,7 +411,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
 )
 NUMBER = Primitive("number", (), SCORE, "a number, 0 or more, such as 0.5")
 
-# What searches draw from; the order is part of what a seed gives.
+# Words of searches; the draws of a seed depend on their order.
 SEARCHED = tuple(one for one in PRIMITIVES if one.name not in SYNONYMS)
 TENSOR_UNARY = tuple(one.name for one in SEARCHED if (one.takes, one.gives) == ((TENSOR,), TENSOR))
 TENSOR_JOINS = tuple(TENSOR_ARITHMETIC)
@@ -451,33 +421,28 @@ _DIGITS = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def number_text(value: float) -> str:
-    """The word for a number: its shortest digits, without an exponent.
-
-    Args:
-        value: Finite, and 0 or more; a negative number is subtracted.
-    """
+    """The word for a finite number of 0 or more: its shortest digits, without an exponent."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{value} is not a finite number of 0 or more")
     return np.format_float_positional(abs(value), trim="-")
 
 
 def as_number(word: str) -> float | None:
-    """The number that a word stands for; None where it is another word."""
+    """The number that a word is; None if it is another word."""
     return float(word) if _DIGITS.fullmatch(word) else None
 
 
 def reduce(chain: tuple[str, ...], tensor: Tensor) -> float:
-    """Apply a chain of unary operations, innermost first, and take the mean of the result.
+    """Apply a chain of unary operations and take the mean: the definition of a branch.
 
-    This is the plain definition of what a branch of a published proxy reads from one tensor.
     The operations work in the tensor's own precision; the last mean accumulates in float64.
 
     Args:
-        chain: Names of operations.
+        chain: Names of operations, innermost first.
         tensor: A floating-point tensor of any shape.
 
     Returns:
-        The mean; NaN where the chain has no value.
+        The mean; NaN if the chain has no value.
 
     Raises:
         LmscoutError: A name is not that of a unary operation.

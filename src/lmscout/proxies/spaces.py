@@ -1,17 +1,7 @@
-"""Spaces of expressions: the published ones by number, and the deep one by size or at random.
+"""Spaces of expressions: the published ones by index, and the deep one by size or at random.
 
-A published space holds every proxy that joins two branches on different inputs.  Its index runs in
-C order (the last varies fastest) over
-
-    (aggregation, pair of inputs, left chain, right chain, binary operation)
-
-so that an engine can work through it in contiguous blocks, and both directions between index and
-proxy take constant time.  A pair is unordered: the left input is the one that comes first in the
-space's `inputs`.  Every binary operation but the difference commutes, and swapping the difference
-only turns its sign, so nothing distinct is left out under the mean and the sum.
-
-A grammar bounds the deep space, of which only short expressions can be listed.  Whatever is drawn
-at random comes from a generator that is handed in, so that a seed gives the same expressions.
+A grammar bounds the deep space, of which only short expressions can be listed.  Random draws use
+the given generator, so that a seed gives the same expressions.
 """
 
 from __future__ import annotations
@@ -20,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,7 +26,6 @@ from lmscout.proxies.primitives import (
     COMMUTATIVE,
     ELEMENTWISE,
     INPUT,
-    INPUTS,
     REDUCTIONS,
     SCORE,
     SPEC_LEAVES,
@@ -45,7 +33,6 @@ from lmscout.proxies.primitives import (
     TENSOR,
     TENSOR_JOINS,
     TENSOR_UNARY,
-    UNARY,
     UNARY_OPERATION,
 )
 from lmscout.proxies.spelling import did_you_mean, require_known, shown
@@ -54,24 +41,32 @@ Random = np.random.Generator
 Lookup = Callable[[str, tuple[str, ...]], ArrayLike]
 """(input, chain) to block values [n_architectures, max_blocks]."""
 
-LEAST: Mapping[str, int] = MappingProxyType({TENSOR: 1, BLOCK: 2, SCORE: 3})
+LEAST: Mapping[str, int] = {TENSOR: 1, BLOCK: 2, SCORE: 3}
 """Words of the smallest expression of a type that reads a tensor."""
 
-_JOINS = 0.35  # how often a random expression branches where it could
-_BARE = 0.3  # how often a block value or a score is not worked on any further
+_JOINS = 0.35  # chance that a random expression joins two where it can
+_BARE = 0.3  # chance that a block value gets no further operation
 _SIGNS = tuple(one.symbol for one in BINARY)
-_APPLY = MappingProxyType({"+": np.add, "-": np.subtract, "*": np.multiply})
+_ARITHMETIC = tuple(ARITHMETIC)
+_APPLY = {"+": np.add, "-": np.subtract, "*": np.multiply}
 
 
 @dataclass(frozen=True)
 class Space:
-    """An enumerated space of the published form.
+    """Every proxy of the published form that joins two branches on different inputs.
+
+    The index runs in C order (the last varies fastest) over
+
+        (aggregation, pair of inputs, left chain, right chain, binary operation)
+
+    A pair is unordered: the left input is the one that comes first in `inputs`.  Every binary
+    operation but the difference commutes, and a swapped difference only changes its sign, so
+    nothing distinct is left out under the mean and the sum.
 
     Attributes:
-        name: What people call it.
+        name: In messages.
         inputs: The inputs that are paired, in order.
-        chains: The chains of unary operations a branch may have, in order, innermost
-            operation first.
+        chains: The chains of unary operations of a branch, in order, innermost operation first.
         aggregations: The aggregations, in order.
     """
 
@@ -81,22 +76,21 @@ class Space:
     aggregations: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for what, values, fewest in (
-            ("inputs", self.inputs, 2),
-            ("chains", self.chains, 1),
-            ("aggregations", self.aggregations, 1),
-        ):
+        for field, fewest in (("inputs", 2), ("chains", 1), ("aggregations", 1)):
+            values = getattr(self, field)
             if len(values) < fewest or len(set(values)) != len(values):
                 raise LmscoutError(
-                    f"space {self.name}: {what} are {shown(', '.join(map(str, values)))}, "
+                    f"space {self.name}: {field} are {shown(', '.join(map(str, values)))}, "
                     f"expected {fewest} or more, each once"
                 )
-        for aggregation in self.aggregations:
-            require_known("aggregation", aggregation, AGGREGATION)
-        for name in self.inputs:
-            require_known("input", name, INPUT)
-        for name in {name for chain in self.chains for name in chain}:
-            require_known("operation", name, UNARY_OPERATION)
+        operations = {name for chain in self.chains for name in chain}
+        for kind, names, known in (
+            ("aggregation", self.aggregations, AGGREGATION),
+            ("input", self.inputs, INPUT),
+            ("operation", operations, UNARY_OPERATION),
+        ):
+            for name in names:
+                require_known(kind, name, known)
 
     @cached_property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -112,8 +106,7 @@ class Space:
     @property
     def size(self) -> int:
         """Number of proxies."""
-        aggregations, pairs, left, right, binary = self.shape
-        return aggregations * pairs * left * right * binary
+        return int(np.prod(self.shape))
 
     def proxy(self, index: int) -> Expression:
         """The proxy of an index, from 0 to `size` - 1.
@@ -127,47 +120,14 @@ class Space:
             raise LmscoutError(
                 f"space {self.name}: index {index} is outside, give one from 0 to {self.size - 1}"
             )
-        aggregation, pair, left, right, binary = np.unravel_index(int(index), self.shape)
-        left_input, right_input = self.pairs[pair]
-        operands = (
-            Branch(left_input, self.chains[left]).expression(),
-            Branch(right_input, self.chains[right]).expression(),
+        aggregation, pair, *chains, binary = np.unravel_index(int(index), self.shape)
+        operands = tuple(
+            Branch(name, self.chains[chain]).expression()
+            for name, chain in zip(self.pairs[pair], chains, strict=True)
         )
         if (sign := _SIGNS[binary]) == "@":
             return Expression("sum", (Expression("*", operands),))
         return Expression(self.aggregations[aggregation], (Expression(sign, operands),))
-
-    def index(self, proxy: Expression) -> int:
-        """The index of a proxy: under `sum`, that of the product and not of the matrix product.
-
-        Raises:
-            LmscoutError: The space does not hold it (as written: operands are not swapped).
-        """
-        aggregations, pairs, chains = self._positions
-        form = as_published(proxy)
-        try:
-            if form is None or not form.sign:
-                raise KeyError
-            left, right = form.branches
-            aggregation, binary = aggregations.get(form.aggregation), _SIGNS.index(form.sign)
-            if aggregation is None and (form.aggregation, form.sign) == ("sum", "*"):
-                aggregation, binary = 0, _SIGNS.index("@")
-            if aggregation is None:
-                raise KeyError
-            place = (
-                aggregation,
-                pairs[left.input, right.input],
-                chains[left.chain],
-                chains[right.chain],
-                binary,
-            )
-        except KeyError:
-            raise LmscoutError(
-                f"space {self.name} does not hold {shown(format_expression(proxy))}: it pairs "
-                f"different inputs in the order {', '.join(self.inputs)}, with "
-                f"{len(self.chains)} chains a side and {', '.join(self.aggregations)}"
-            ) from None
-        return int(np.ravel_multi_index(place, self.shape))
 
     def __len__(self) -> int:
         return self.size
@@ -175,24 +135,15 @@ class Space:
     def __iter__(self) -> Iterator[Expression]:
         return (self.proxy(index) for index in range(self.size))
 
-    @cached_property
-    def _positions(
-        self,
-    ) -> tuple[dict[str, int], dict[tuple[str, str], int], dict[tuple[str, ...], int]]:
-        return (
-            {name: position for position, name in enumerate(self.aggregations)},
-            {pair: position for position, pair in enumerate(self.pairs)},
-            {chain: position for position, chain in enumerate(self.chains)},
-        )
-
 
 def published(aggregations: tuple[str, ...] = ("mean",)) -> Space:
     """LPZero's published space: one operation a side, C(6, 2) x 20^2 x 4 = 24,000 a mean.
 
     Args:
-        aggregations: Over blocks; the paper has the mean alone.
+        aggregations: Over blocks; the paper has only the mean.
     """
-    return Space("published", _inputs(), tuple((entry.name,) for entry in UNARY), aggregations)
+    chains = tuple((name,) for name in UNARY_OPERATION)
+    return Space("published", tuple(INPUT), chains, aggregations)
 
 
 def two_op(aggregations: tuple[str, ...] = ("mean",)) -> Space:
@@ -204,13 +155,14 @@ def two_op(aggregations: tuple[str, ...] = ("mean",)) -> Space:
     Args:
         aggregations: Over blocks.
     """
-    names = tuple(entry.name for entry in UNARY)
-    return Space("two-op", _inputs(), tuple(product(names, names)), aggregations)
+    chains = tuple(product(UNARY_OPERATION, UNARY_OPERATION))
+    return Space("two-op", tuple(INPUT), chains, aggregations)
 
 
-SPACES: Mapping[str, Callable[[tuple[str, ...]], Space]] = MappingProxyType(
-    {"published": published, "two-op": two_op}
-)
+SPACES: Mapping[str, Callable[[tuple[str, ...]], Space]] = {
+    "published": published,
+    "two-op": two_op,
+}
 
 
 def space(name: str, aggregations: tuple[str, ...] = ("mean",)) -> Space:
@@ -227,15 +179,11 @@ def space(name: str, aggregations: tuple[str, ...] = ("mean",)) -> Space:
     return SPACES[name](aggregations)
 
 
-def _inputs() -> tuple[str, ...]:
-    return tuple(entry.name for entry in INPUTS)
-
-
 def evaluate(proxy: Expression, lookup: Lookup, blocks: ArrayLike) -> NDArray[np.float64]:
     """Score many architectures by a published proxy from collected block values, in float64.
 
-    What is padding is told by the depths alone: values beyond an architecture's depth are
-    never looked at, and a NaN within it makes the score NaN.
+    Values beyond an architecture's depth are padding, whatever they are; a NaN within it makes
+    the score NaN.
 
     Args:
         proxy: An expression of the published form.
@@ -282,27 +230,22 @@ def _block_values(
 def _aggregate(
     aggregation: str, values: NDArray[np.float64], exists: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    total: NDArray[np.float64]
-    if aggregation == "max":
-        total = np.where(exists, values, -np.inf).max(axis=1)
-    elif aggregation == "min":
-        total = np.where(exists, values, np.inf).min(axis=1)
-    else:
-        total = np.where(exists, values, 0.0).sum(axis=1)
-        if aggregation == "mean":
-            total /= exists.sum(axis=1)
-    return total
+    padding = {"max": -np.inf, "min": np.inf}.get(aggregation, 0.0)
+    padded = np.where(exists, values, padding)
+    reduction = "sum" if aggregation == "mean" else aggregation
+    total: NDArray[np.float64] = getattr(padded, reduction)(axis=1)
+    return total / exists.sum(axis=1) if aggregation == "mean" else total
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """Which expressions of the deep space a search may hold.
+    """Bounds of the deep space.
 
     Attributes:
-        spec_leaves: Leaves that read the configuration and not the model; may be empty.
-        stacks: Whose tensors may be read.
+        spec_leaves: Leaves that read the configuration; may be empty.
+        stacks: Stacks whose tensors may be read.
         aggregates: Over blocks.
-        largest: Words of an expression, at most.
+        largest: Most words of an expression.
     """
 
     spec_leaves: tuple[str, ...] = SPEC_LEAVES
@@ -316,7 +259,7 @@ class Grammar:
         return frozenset({*self.spec_leaves, *(one for s in self.stacks for one in STACKS[s])})
 
     def holds(self, expression: Expression) -> bool:
-        """Whether a score is of this grammar."""
+        """Whether an expression is a score of this grammar."""
         aggregates = {one.name for _, one in walk(expression) if one.word.aggregates}
         return (
             expression.type == SCORE
@@ -327,37 +270,31 @@ class Grammar:
 
 
 def every_score(grammar: Grammar) -> Iterator[Expression]:
-    """Every score of a grammar, by size; of operands that commute, one order alone."""
+    """Every score of a grammar, by size; of commutative operands, one order."""
     for size in range(1, grammar.largest + 1):
         yield from every_expression(grammar, SCORE, size)
 
 
 def every_expression(grammar: Grammar, kind: str, size: int) -> Iterator[Expression]:
-    """Every expression of a type and a size, in an order that never changes.
+    """Every expression of a type and a size, in a fixed order.
 
-    Nothing is kept: of five words there are some ten thousand, of eight a hundred million.
+    Nothing is stored: of five words there are some ten thousand, of eight a hundred million.
 
     Args:
-        grammar: What they are made of.
+        grammar: Its bounds.
         kind: "score", "block" or a stack.
-        size: Words, exactly.
+        size: Number of words.
     """
-    if kind in STACKS:
-        if size == 1:
-            yield from (Expression(leaf) for leaf in STACKS[kind])
-        yield from _on_one(TENSOR_UNARY, grammar, kind, size)
-        yield from _on_two(TENSOR_JOINS, grammar, kind, size)
-    elif kind == BLOCK:
+    leaves = {BLOCK: (), SCORE: grammar.spec_leaves}.get(kind, STACKS.get(kind, ()))
+    if size == 1:
+        yield from map(Expression, leaves)
+    if kind == BLOCK:
         for stack in grammar.stacks:
             yield from _on_one(REDUCTIONS, grammar, stack, size)
-        yield from _on_one(ELEMENTWISE, grammar, BLOCK, size)
-        yield from _on_two(tuple(ARITHMETIC), grammar, BLOCK, size)
-    else:
-        if size == 1:
-            yield from (Expression(leaf) for leaf in grammar.spec_leaves)
+    if kind == SCORE:
         yield from _on_one(grammar.aggregates, grammar, BLOCK, size)
-        yield from _on_one(ELEMENTWISE, grammar, SCORE, size)
-        yield from _on_two(tuple(ARITHMETIC), grammar, SCORE, size)
+    yield from _on_one(TENSOR_UNARY if kind in STACKS else ELEMENTWISE, grammar, kind, size)
+    yield from _on_two(TENSOR_JOINS if kind in STACKS else _ARITHMETIC, grammar, kind, size)
 
 
 def _on_one(words: tuple[str, ...], grammar: Grammar, kind: str, size: int) -> Iterator[Expression]:
@@ -386,62 +323,46 @@ def random_expression(grammar: Grammar, kind: str, size: int, rng: Random) -> Ex
     """A random expression of a type.
 
     Args:
-        grammar: What it may be made of.
+        grammar: Its bounds.
         kind: "score", "block" or a stack.
-        size: Words, at most; as many as the smallest of the type needs, at least.
-        rng: The source of chance.
+        size: Most words; at least as many as the smallest expression of the type has.
+        rng: Source of randomness.
     """
-    if kind in STACKS:
-        return _random_tensor(kind, size, rng)
-    if kind == BLOCK:
-        return _random_block(grammar, size, rng)
-    return _random_score(grammar, size, rng)
-
-
-def any_of(names: tuple[str, ...] | list[str], rng: Random) -> str:
-    """One of some names, each as likely."""
-    return names[rng.integers(len(names))]
-
-
-def _random_tensor(stack: str, size: int, rng: Random) -> Expression:
-    if size >= 3 and rng.random() < _JOINS:
-        left = int(rng.integers(1, size - 1))
-        operands = (_random_tensor(stack, left, rng), _random_tensor(stack, size - 1 - left, rng))
-        return Expression(any_of(TENSOR_JOINS, rng), operands)
-    if size >= 2:
-        return Expression(any_of(TENSOR_UNARY, rng), (_random_tensor(stack, size - 1, rng),))
-    return Expression(any_of(STACKS[stack], rng))
-
-
-def _random_block(grammar: Grammar, size: int, rng: Random) -> Expression:
-    if size >= 5 and rng.random() < _JOINS:
-        left = int(rng.integers(2, size - 2))
-        operands = (
-            _random_block(grammar, left, rng),
-            _random_block(grammar, size - 1 - left, rng),
-        )
-        return Expression(any_of(tuple(ARITHMETIC), rng), operands)
-    if size >= 3 and rng.random() > 1 - _BARE / 2:
-        return Expression(any_of(ELEMENTWISE, rng), (_random_block(grammar, size - 1, rng),))
-    tensor = _random_tensor(any_of(grammar.stacks, rng), size - 1, rng)
-    return Expression(any_of(REDUCTIONS, rng), (tensor,))
-
-
-def _random_score(grammar: Grammar, size: int, rng: Random) -> Expression:
-    least = LEAST[SCORE]
-    if size < least:
+    least = LEAST.get(kind, LEAST[TENSOR])
+    if kind == SCORE and size < least:
         if grammar.spec_leaves:
             return Expression(any_of(grammar.spec_leaves, rng))
         size = least
     if size >= 2 * least + 1 and rng.random() < _JOINS:
         left = int(rng.integers(least, size - least))
         operands = (
-            _random_score(grammar, left, rng),
-            _random_score(grammar, size - 1 - left, rng),
+            random_expression(grammar, kind, left, rng),
+            random_expression(grammar, kind, size - 1 - left, rng),
         )
-        return Expression(any_of(tuple(ARITHMETIC), rng), operands)
-    if grammar.spec_leaves and size >= 5 and rng.random() < _JOINS:
+        return Expression(any_of(TENSOR_JOINS if kind in STACKS else _ARITHMETIC, rng), operands)
+    if kind in STACKS:
+        if size < 2:
+            return Expression(any_of(STACKS[kind], rng))
+        word, inner = any_of(TENSOR_UNARY, rng), kind
+    elif kind == BLOCK:
+        if size >= 3 and rng.random() > 1 - _BARE / 2:
+            word, inner = any_of(ELEMENTWISE, rng), BLOCK
+        else:
+            return _reduced(grammar, size, rng)
+    elif grammar.spec_leaves and size >= 5 and rng.random() < _JOINS:
         leaf = Expression(any_of(grammar.spec_leaves, rng))
-        operands = (_random_score(grammar, size - 2, rng), leaf)
-        return Expression(any_of(tuple(ARITHMETIC), rng), operands)
-    return Expression(any_of(grammar.aggregates, rng), (_random_block(grammar, size - 1, rng),))
+        operands = (random_expression(grammar, SCORE, size - 2, rng), leaf)
+        return Expression(any_of(_ARITHMETIC, rng), operands)
+    else:
+        word, inner = any_of(grammar.aggregates, rng), BLOCK
+    return Expression(word, (random_expression(grammar, inner, size - 1, rng),))
+
+
+def _reduced(grammar: Grammar, size: int, rng: Random) -> Expression:
+    tensor = random_expression(grammar, any_of(grammar.stacks, rng), size - 1, rng)
+    return Expression(any_of(REDUCTIONS, rng), (tensor,))
+
+
+def any_of(names: tuple[str, ...] | list[str], rng: Random) -> str:
+    """One of some names, each with the same probability."""
+    return names[rng.integers(len(names))]

@@ -1,4 +1,4 @@
-"""Unknown names: one line that says what was expected and which known name is nearest."""
+"""Unknown names: one line with the expected names and the nearest of them."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,25 +9,21 @@ LONGEST_SHOWN = 60
 
 
 def shown(value: object) -> str:
-    """A value in a one-line message: text quoted and escaped, whatever is long cut short."""
-    if isinstance(value, str):
-        return repr(_cut(value))
-    return brief(value)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+    """A value in a one-line message: text quoted and escaped, long values cut."""
+    if not isinstance(value, str):
+        return brief(value)
+    return repr(value if len(value) <= LONGEST_SHOWN else value[: LONGEST_SHOWN - 3] + "...")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that resembles `name` most, or None where none resembles it."""
+    """The known name that resembles `name` most, or None if none does."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name[:LONGEST_SHOWN].lower(), by_lower, n=1)
     return by_lower[found[0]] if found else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The tail `; did you mean 'x'?` of an error, or nothing where no known name is near."""
+    """The tail `; did you mean 'x'?` of an error, or nothing if no known name is near."""
     guess = nearest(name, known)
     return f"; did you mean {guess!r}?" if guess else ""
 
@@ -39,11 +35,10 @@ def require_known(kind: str, name: object, known: Iterable[str]) -> None:
         LmscoutError: It is not; the line lists the known names and the nearest of them.
     """
     known = tuple(known)
-    if isinstance(name, str) and name in known:
-        return
     if not isinstance(name, str):
         raise LmscoutError(f"{kind} must be a name, not {shown(name)}")
-    raise LmscoutError(
-        f"unknown {kind} {shown(name)}: expected one of {', '.join(known)}"
-        f"{did_you_mean(name, known)}"
-    )
+    if name not in known:
+        raise LmscoutError(
+            f"unknown {kind} {shown(name)}: expected one of {', '.join(known)}"
+            f"{did_you_mean(name, known)}"
+        )

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 import transformers
-from architecture_strategies import llama_specs
 from hypothesis import given, settings
+from model_strategies import llama_specs
 from torch.nn import functional
 
 from lmscout.errors import LmscoutError

@@ -3,8 +3,8 @@ import dataclasses
 
 import pytest
 import torch
-from architecture_strategies import flexibert_specs
 from hypothesis import given, settings
+from model_strategies import flexibert_specs
 from torch import nn
 from torch.nn import functional
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import transformers
 import yaml
-from architecture_strategies import gpt2_specs
 from hypothesis import given, settings
+from model_strategies import gpt2_specs
 from torch.nn import functional
 
 from lmscout.benchmarks import load
@@ -73,9 +73,9 @@ def test_counts_equal_the_built_module(spec):
 
     assert size(model) == spec.parameters()
     assert size(model.blocks, model.norm) == spec.body_parameters()
-    attending = [b for b in model.blocks if hasattr(b, "attention")]
+    attending = [b for b in model.blocks if b.attends]
     assert size(*(b.attention for b in attending)) == spec.attention_parameters()
-    mlps = [m for b in model.blocks if hasattr(b, "expand") for m in (b.expand, b.contract)]
+    mlps = [b.mlp for b in model.blocks if b.has_mlp]
     assert size(*mlps) == spec.mlp_parameters()
     tables = size(model.vocabulary.tables, model.vocabulary.projections)
     assert tables + size(model.positions) == spec.embedding_parameters()
@@ -104,9 +104,9 @@ def test_a_block_is_causal_attention_then_mlp_each_on_the_normed_state():
     normed = functional.layer_norm(
         added, (8,), layer.mlp_norm.weight, layer.mlp_norm.bias, eps=1e-5
     )
-    inner = layer.expand(normed)
+    inner = layer.mlp.expand(normed)
     inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
-    torch.testing.assert_close(layer(hidden), added + layer.contract(inner))
+    torch.testing.assert_close(layer(hidden), added + layer.mlp.contract(inner))
 
 
 def test_numbers_are_those_of_transformers_gpt2():
@@ -152,8 +152,8 @@ def test_numbers_are_those_of_transformers_gpt2():
         state[f"{inside}.attn.c_attn.bias"] = torch.cat([one.bias for one in joined])
         for name, layer in (
             ("attn.c_proj", attention.output),
-            ("mlp.c_fc", block.expand),
-            ("mlp.c_proj", block.contract),
+            ("mlp.c_fc", block.mlp.expand),
+            ("mlp.c_proj", block.mlp.contract),
         ):
             state[f"{inside}.{name}.weight"] = layer.weight.T
             state[f"{inside}.{name}.bias"] = layer.bias
@@ -172,18 +172,18 @@ def test_a_block_may_have_one_half_alone():
     hidden = torch.randn(2, 5, 8)
     expected = hidden + attending.attention(attending.attention_norm(hidden))
     torch.testing.assert_close(attending(hidden), expected)
-    inner = functional.gelu(computing.expand(computing.mlp_norm(hidden)), approximate="tanh")
-    torch.testing.assert_close(computing(hidden), hidden + computing.contract(inner))
+    inner = functional.gelu(computing.mlp.expand(computing.mlp_norm(hidden)), approximate="tanh")
+    torch.testing.assert_close(computing(hidden), hidden + computing.mlp.contract(inner))
     first, second = model.probe_points()
     assert (first.act, first.mlp, len(first.head), len(first.linear)) == ((), (), 3, 4)
     assert (second.head, second.softmax, len(second.act)) == ((), (), 1)
-    assert second.linear == second.mlp == (computing.expand, computing.contract)
+    assert second.linear == second.mlp == (computing.mlp.expand, computing.mlp.contract)
 
 
 def test_maps_into_the_residual_stream_are_drawn_by_how_many_there_are():
     spec = tiny(width=64, heads=(2, 0), inner=(0, 400), embedding_width=128)
     model = spec.build(seed=0)
-    for weight in (model.blocks[0].attention.output.weight, model.blocks[1].contract.weight):
+    for weight in (model.blocks[0].attention.output.weight, model.blocks[1].mlp.contract.weight):
         assert weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.1)
 
 
@@ -247,9 +247,9 @@ def test_weights_have_the_standard_deviations_of_the_spec():
     spec = tiny(width=64, inner=(300, 300), embedding_width=128, vocabulary=900, cutoffs=(300, 600))
     model = spec.build(seed=0)
     layer = model.blocks[0]
-    for weight in (layer.expand.weight, layer.attention.key.weight, model.positions.weight):
+    for weight in (layer.mlp.expand.weight, layer.attention.key.weight, model.positions.weight):
         assert weight.std().item() == pytest.approx(0.02, rel=0.1)
-    for weight in (layer.contract.weight, layer.attention.output.weight):
+    for weight in (layer.mlp.contract.weight, layer.attention.output.weight):
         # narrower by the square root of the number of maps into the residual stream
         assert weight.std().item() == pytest.approx(0.02 / (2 * spec.depth) ** 0.5, rel=0.1)
     vocabulary = model.vocabulary
@@ -258,7 +258,7 @@ def test_weights_have_the_standard_deviations_of_the_spec():
     assert len(projections) == 4
     for projection in projections:
         assert projection.weight.std().item() == pytest.approx(0.01, rel=0.1)
-    assert not layer.expand.bias.any()
+    assert not layer.mlp.expand.bias.any()
     assert not vocabulary.token_bias.any()
 
 
@@ -277,10 +277,15 @@ def test_probe_points_name_every_place():
     for points, layer in zip(model.probe_points(), model.blocks, strict=True):
         attention = layer.attention
         assert points.block is layer
-        assert points.act == (layer.activation,)
+        assert points.act == (layer.mlp.activation,)
         assert points.head == (attention.query, attention.key, attention.value)
         assert points.spectrum == ()
-        assert points.linear == (*points.head, attention.output, layer.expand, layer.contract)
+        assert points.linear == (
+            *points.head,
+            attention.output,
+            layer.mlp.expand,
+            layer.mlp.contract,
+        )
 
 
 @pytest.mark.parametrize(
@@ -296,7 +301,7 @@ def test_probe_points_name_every_place():
         ),
         ({"heads": (2, True)}, r"heads\[1\] must be a whole number above 0, or 0 .* not True"),
         ({"heads": (2, 0), "inner": (5, 0)}, r"heads\[1\] and inner\[1\] are both 0"),
-        ({"cutoffs": (11, 7)}, "cutoffs .* must rise"),
+        ({"cutoffs": (11, 7)}, "cutoffs .* must increase"),
         ({"cutoffs": (7, 17)}, "stay below the vocabulary 17"),
         ({"tied": (False,)}, "tied has 1 entries; the 3 clusters need one each"),
         ({"divisor": 4}, "divisor 4 leaves no width"),

@@ -2,7 +2,6 @@ from hypothesis import strategies as st
 
 from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
 from lmscout.models.flexibert import MIXERS
-from lmscout.models.gpt2 import AdaptiveLayout
 
 sizes = st.integers(1, 9)
 
@@ -25,7 +24,7 @@ flexibert_specs = st.builds(
 
 
 @st.composite
-def layouts(draw):
+def gpt2_specs(draw):
     clusters = draw(st.integers(1, 3))
     vocabulary = draw(st.integers(clusters + 3, 20))
     cutoffs = draw(
@@ -36,18 +35,22 @@ def layouts(draw):
             unique=True,
         )
     )
-    return AdaptiveLayout(
-        vocabulary=vocabulary,
+    heads, inner = draw(sublayers(st.sampled_from([1, 2, 4])))
+    return Gpt2Spec(
         width=draw(st.sampled_from([4, 8])),
+        heads=heads,
+        inner=inner,
         embedding_width=draw(st.sampled_from([4, 8])),
         divisor=draw(st.sampled_from([1, 2])),
         cutoffs=tuple(sorted(cutoffs)),
         tied=tuple(draw(st.booleans()) for _ in range(clusters)),
+        vocabulary=vocabulary,
+        max_length=draw(st.integers(2, 9)),
     )
 
 
 @st.composite
-def halves(draw, heads):
+def sublayers(draw, heads):
     """Heads and MLP widths of some blocks, of which each may lack one of the two."""
     blocks = []
     for _ in range(draw(st.integers(1, 3))):
@@ -62,25 +65,8 @@ def halves(draw, heads):
 
 
 @st.composite
-def gpt2_specs(draw):
-    layout = draw(layouts())
-    heads, inner = draw(halves(st.sampled_from([1, 2, 4])))
-    return Gpt2Spec(
-        width=layout.width,
-        heads=heads,
-        inner=inner,
-        embedding_width=layout.embedding_width,
-        divisor=layout.divisor,
-        cutoffs=layout.cutoffs,
-        tied=layout.tied,
-        vocabulary=layout.vocabulary,
-        max_length=draw(st.integers(2, 9)),
-    )
-
-
-@st.composite
 def llama_specs(draw):
-    heads, inner = draw(halves(st.sampled_from([1, 2, 4])))
+    heads, inner = draw(sublayers(st.sampled_from([1, 2, 4])))
     return LlamaSpec(
         width=8,
         heads=heads,
