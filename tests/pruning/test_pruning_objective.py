@@ -1,4 +1,4 @@
-"""Judges in a run, on a small random model: what is found, and what a predictor is told."""
+"""Proxies as objectives and as features of the predictor, on a small random model."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def drawn(shape, budget, count, seed=0):
     return np.unique(rows[budget.meets(rows)], axis=0)
 
 
-def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_measured(calibrated):
+def test_the_best_plan_scores_higher_than_any_drawn_and_nothing_is_measured(calibrated):
     shape = calibrated.shape
     budget = keep_budget(shape, 0.7)
     target = Target(budget, Ranges.above(shape))
@@ -54,7 +54,7 @@ def test_the_judges_best_plan_is_better_by_it_than_any_drawn_and_nothing_is_meas
     assert (winner.predicted, winner.measured, winner.held_out) == (None, None, None)
 
 
-def test_uniform_plans_are_judged_too(calibrated):
+def test_uniform_plans_are_scored_too(calibrated):
     shape = calibrated.shape
     space = PlanSpace(shape, uniform=UniformChoices.of(shape, calibrated.model.config))
     budget = keep_budget(shape, 0.6)
@@ -64,7 +64,7 @@ def test_uniform_plans_are_judged_too(calibrated):
     assert space.meets(as_rows([plan]), budget).all()
 
 
-def test_a_column_is_the_judges_score_and_predictors_use_it(calibrated):
+def test_a_column_is_the_score_of_its_proxy_and_predictors_use_it(calibrated):
     shape = calibrated.shape
     (column,) = proxy_columns([SNIP], calibrated)
     (objective,) = calibrated_objectives([SNIP], calibrated)
@@ -73,7 +73,7 @@ def test_a_column_is_the_judges_score_and_predictors_use_it(calibrated):
     features = PlanFeatures(shape, calibrated.mass, [column])
     assert features.names[-1] == "proxy.snip"
     assert (features(rows)[:, -1] == objective.scores(rows)).all()
-    # Quality that bends with the column, which sums of the other columns do not say so well.
+    # Quality is quadratic in the column, which sums of the other columns do not express.
     scores = objective.scores(rows)
     values = 0.1 + (scores.max() - scores) ** 2
     pairs = [
@@ -100,6 +100,6 @@ def test_no_features_cost_no_pass(calibrated):
         (PruneConfig(objective=SNIP, features=(SNIP,)), "leave out --objective or --feature"),
     ],
 )
-def test_bad_judges_are_refused_before_any_work(request_, says, tmp_path):
+def test_bad_proxies_are_refused_before_any_work(request_, says, tmp_path):
     with pytest.raises(LmscoutError, match=says):
         check_request(request_, Text("a", "words", "x"), None, tmp_path / "run")

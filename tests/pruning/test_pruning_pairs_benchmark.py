@@ -81,7 +81,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def test_the_ledger_says_what_it_is_of(run, text):
+def test_the_study_records_its_model_and_text(run, text):
     recorded = read_recorded(run[0])
     assert recorded.model == str(tiny_folder().resolve())
     assert recorded.text == str(text.resolve())
@@ -109,7 +109,7 @@ def test_architectures_are_the_plans_of_whole_pairs(run, tmp_path):
         second.build(0)
 
 
-def test_discovery_finds_what_orders_the_pairs_and_reads_them_once(run, cache):
+def test_discovery_finds_the_proxy_of_the_quality_and_caches_statistics(run, cache):
     folder, _ = run
     pair_study = study_benchmark(str(folder), cache / "statistics")
     space = published(("sum",))
@@ -129,7 +129,7 @@ def test_discovery_finds_what_orders_the_pairs_and_reads_them_once(run, cache):
     assert np.array_equal(again.read(space.chains).values, statistics.values, equal_nan=True)
 
 
-def test_another_text_or_model_is_told(run, tmp_path, text):
+def test_another_text_is_refused(run, tmp_path, text):
     other = tmp_path / "other.txt"
     other.write_text(text.read_text()[3_000:])
     pair_study = study_benchmark(str(run[0]), tmp_path, calibration=str(other))
@@ -237,15 +237,15 @@ def test_without_the_adapter_of_its_pairs_a_run_is_refused(elastic, tmp_path, te
     [
         (["discover", "ledger:{empty}"], "holds no study"),
         (["discover", "ledger:{run}", "--space", "deep"], "published and two-op"),
-        (["discover", "pico", "--model", "here"], "are for ledger:RUN"),
+        (["discover", "pico", "--model", "here"], "are for study:RUN"),
         (["discover", "ledger:{run}", "--search", "39"], "at most 35"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, arguments, says, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path / "cache"))
-    update = [one.format(run=run[0], empty=tmp_path) for one in arguments]
-    monkeypatch.setattr("sys.argv", ["lmscout", *update])
+    given = [one.format(run=run[0], empty=tmp_path) for one in arguments]
+    monkeypatch.setattr("sys.argv", ["lmscout", *given])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
@@ -256,9 +256,9 @@ def test_bad_input_is_one_line(run, tmp_path, arguments, says, monkeypatch, caps
 
 def test_the_command_prints_what_it_found(run, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LMSCOUT_CACHE", str(cache))
-    update = ["discover", f"ledger:{run[0]}", "--search", "20", "--aggregations", "sum"]
+    command = ["discover", f"ledger:{run[0]}", "--search", "20", "--aggregations", "sum"]
     monkeypatch.setattr(
-        "sys.argv", ["lmscout", *update, "--out", str(tmp_path / "out"), "--json", "-"]
+        "sys.argv", ["lmscout", *command, "--out", str(tmp_path / "out"), "--json", "-"]
     )
     with pytest.raises(SystemExit) as stopped:
         cli.main()

@@ -62,7 +62,7 @@ def objectives(read, *texts):
 
 
 class Spec:
-    """As much of an architecture as leaves read."""
+    """The attributes of an architecture that leaves use."""
 
     def __init__(self, depth, width, params):
         self.depth, self.width, self._params = depth, width, params
@@ -72,7 +72,7 @@ class Spec:
 
 
 def restricted(read, row):
-    """The reading of one plan, written out: every tensor cut to its first units."""
+    """The statistics of one plan by definition: every tensor cut to its first units."""
     model, _, shape, places = read
     depth = shape.depth
     kept = [block for block in range(depth) if row[block] or row[depth + block]]
@@ -117,7 +117,7 @@ def plans(shape):
 
 
 @pytest.mark.parametrize("text", PROXIES)
-def test_a_look_up_is_the_proxy_of_what_a_plan_keeps(read, text):
+def test_a_look_up_is_the_proxy_of_the_kept_tensors(read, text):
     rows = plans(read[2])
     (objective,) = objectives(read, f"proxy:+{text}")
     wanted = []
@@ -127,13 +127,13 @@ def test_a_look_up_is_the_proxy_of_what_a_plan_keeps(read, text):
     np.testing.assert_allclose(objective.scores(rows), wanted, rtol=2e-4)
 
 
-def test_a_plan_has_one_score_in_whatever_company(read):
+def test_a_score_does_not_depend_on_the_other_plans(read):
     rows = plans(read[2])
     (objective,) = objectives(read, "proxy:+sum(square(softmax(head)) + l1(act))")
     assert [objective.scores(row[None])[0] for row in rows] == objective.scores(rows).tolist()
 
 
-def test_the_side_that_rises_with_what_is_kept_is_better(read):
+def test_the_sign_makes_scores_increase_with_the_kept_share(read):
     shape = read[2]
     up, down, asked = objectives(
         read,
@@ -153,7 +153,7 @@ def test_the_side_that_rises_with_what_is_kept_is_better(read):
 
 
 @pytest.mark.parametrize("sign", "+-")
-def test_a_plan_without_a_score_is_the_last(read, sign):
+def test_a_plan_without_a_score_is_last(read, sign):
     # of what is left of the smaller plans this is finite, of the dense model it overflows
     (objective,) = objectives(read, f"proxy:{sign}sum(exp(total(abs(weight))))")
     shape = read[2]
@@ -176,20 +176,20 @@ def test_a_plan_without_a_score_is_the_last(read, sign):
         ("proxy:", "unknown proxy"),
     ],
 )
-def test_what_cannot_judge_is_one_line(text, says):
+def test_an_invalid_objective_is_one_line(text, says):
     with pytest.raises(LmscoutError, match=says) as error:
         parse_proxy(text)
     assert "\n" not in str(error.value)
 
 
 def test_a_proxy_that_does_not_follow_size_needs_its_sign(read):
-    with pytest.raises(LmscoutError, match="better side cannot be told"):
+    with pytest.raises(LmscoutError, match="better side is unknown"):
         objectives(read, "proxy:sum(normalize(jacob) + normalize(weight))")
     (objective,) = objectives(read, "proxy:+sum(normalize(jacob) + normalize(weight))")
     assert objective.sign == 1
 
 
-def test_the_model_is_left_as_it_was_found(read):
+def test_the_model_is_unchanged(read):
     model = read[0]
     before = {name: one.clone() for name, one in model.state_dict().items()}
     objectives(read, "proxy:snip", "proxy:fisher")

@@ -1,4 +1,4 @@
-"""The whole of pruning, on the real LLaMA of 260,032 parameters, and what is refused."""
+"""Pruning end to end on the built-in model, and what is refused."""
 
 import json
 import os
@@ -12,124 +12,114 @@ from pathlib import Path
 
 import pytest
 import torch
-from ledger_files import open_files, sees_open_files, trials_of
-from real_models import STORIES, needs_the_real_model, two_texts
+from builtin_model import CALIBRATION, CONFIG, PARAMETERS, TINY, pruned, trials_of, two_texts
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import Text, load_model, perplexity
+from lmscout.evaluation import Text, load_model, perplexity, read_origin
 from lmscout.files import as_json
-from lmscout.pruning import CalibrationConfig, Plan, PruneConfig, calibration, prune
+from lmscout.pruning import CalibrationConfig, Plan, calibration, prune
 from lmscout.pruning.config import check_request, model_folders
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import RecoveryConfig, recovery_file
 from lmscout.pruning.study_record import read_recorded
 
-pytestmark = needs_the_real_model
-
-SETTINGS = CalibrationConfig(
-    measured_tokens=1500, final_tokens=2500, moment_tokens=4000, gradient_windows=4
-)
-REQUEST = PruneConfig(pairs=40, calibration=SETTINGS)
-
-
-def pruned(out, request=REQUEST, report_on=None):
-    return prune(load_model(str(STORIES)), two_texts()[0], request, out, report_on=report_on)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """A finished run, and its report text."""
     report_on = two_texts()[1]
-    result = pruned(tmp_path_factory.mktemp("runs") / "run", report_on=report_on)
-    return result, report_on
+    return pruned(tmp_path_factory.mktemp("runs") / "run", report_on=report_on), report_on
 
 
 def test_every_model_of_the_report_is_of_its_size(run):
     result, _ = run
     (size,) = result.sizes
-    by_name = {one.name: one for one in size.reported}
-    assert result.dense.params == 260_032
+    by_name = {one.name: one for one in size.models}
+    assert result.dense.params == PARAMETERS
     assert result.dense.kept == 1.0
     assert set(by_name) == {
-        *("uniform", "uniform_compensated", "uniform_guarded", "found", "found_plain")
+        *("uniform", "uniform_compensated", "uniform_protected", "found", "found_plain")
     }
     for name, one in by_name.items():
         assert one.kept == pytest.approx(0.8, abs=0.002), name
     assert by_name["found"].plan == by_name["found_plain"].plan == size.plan
 
 
-def test_what_is_found_and_refitted_is_better_than_a_uniform_cut(run):
+def test_the_found_and_compensated_model_is_better_than_a_uniform_one(run):
     result, _ = run
-    value = {one.name: one.perplexity.value for one in result.sizes[0].reported}
+    value = {one.name: one.loss_increase for one in result.sizes[0].models}
     assert value["found"] < value["uniform"]
     assert value["uniform_compensated"] < value["uniform"]
     assert value["found"] < value["found_plain"]
 
 
-def test_the_ledger_says_what_it_is_of(run):
-    recorded = read_recorded(run[0].sizes[0].out)
-    assert (recorded.model, recorded.text) == (str(STORIES.resolve()), "first")
-    assert recorded.calibration == replace(SETTINGS, window=128, seed=0)
+def test_the_study_records_its_model_and_text(run):
+    recorded = read_recorded(run[0].sizes[0].folder)
+    assert (recorded.model, recorded.text) == (str(TINY.resolve()), "first")
+    assert recorded.calibration == replace(CALIBRATION, window=128, seed=0)
     assert recorded.dtype == torch.float32
 
 
 @pytest.mark.slow
-def test_a_judge_finds_a_model_without_a_pair(tmp_path):
-    result = pruned(tmp_path / "run", replace(REQUEST, objective="proxy:snip"))
-    update = result.to_json()
-    assert update["objective"] == {"proxy": "snip", "sign": 1}
+def test_a_proxy_as_objective_finds_a_model_without_a_pair(tmp_path):
+    result = pruned(tmp_path / "run", replace(CONFIG, objective="proxy:snip"))
+    values = result.to_json()
+    assert values["objective"] == {"name": "snip", "sign": 1}
     assert (result.pairs, result.predictor, result.narrowing_steps) == (0, None, ())
-    assert update["finalists"][0]["final"] is None
-    assert "no measurement chose it" in update["words"]
-    by_name = {one.name: one for one in result.sizes[0].reported}
+    assert values["sizes"][0]["finalists"][0]["held_out"] is None
+    assert "no measurement chose it" in values["sizes"][0]["summary"]
+    by_name = {one.name: one for one in result.sizes[0].models}
     assert by_name["found"].plan != by_name["uniform"].plan
     assert by_name["found"].kept == pytest.approx(0.8, abs=0.002)
-    load_model(str(result.sizes[0].out))
+    load_model(str(result.sizes[0].folder))
 
 
 def test_the_saved_model_is_the_one_reported_and_generates(run):
     result, report_on = run
     (size,) = result.sizes
-    loaded = load_model(str(size.out))
+    loaded = load_model(str(size.folder))
     assert loaded.saved_dtype == torch.float16  # as the dense model is saved
-    found = next(one for one in size.reported if one.name == "found")
-    again = perplexity(loaded.model, loaded.tokenizer, report_on, "llm-pruner")
+    found = next(one for one in size.models if one.name == "found")
+    again = perplexity(loaded.model, loaded.tokenizer, report_on, "llm-pruner", limit_tokens=2_000)
     assert again.value == pytest.approx(found.perplexity.value, rel=1e-6)
     assert sum(p.numel() for p in loaded.model.parameters()) == found.params
-    tokens = loaded.tokenizer("Once upon a time", return_tensors="pt")
-    made = loaded.model.generate(**tokens, max_new_tokens=12, do_sample=False)
+    tokens = loaded.tokenizer("def __init__(self", return_tensors="pt")
+    made = loaded.model.generate(**tokens, max_new_tokens=4, do_sample=False)
     plain = tokens["input_ids"]
-    for _ in range(12):
+    for _ in range(4):
         with torch.no_grad():
             following = loaded.model(plain, use_cache=False).logits[:, -1].argmax(-1)
         plain = torch.cat([plain, following[:, None]], dim=1)
     assert torch.equal(made, plain)
 
 
-def test_the_card_and_the_record_say_what_was_asked_and_what_was_measured(run):
+def test_the_card_and_the_record_hold_settings_and_measurements(run):
     result, report_on = run
     (size,) = result.sizes
-    found = next(one for one in size.reported if one.name == "found")
-    card = (size.out / "README.md").read_text()
-    assert f"| dense | 260,032 | {result.dense.perplexity.value:.2f} |" in card
+    found = next(one for one in size.models if one.name == "found")
+    card = (size.folder / "README.md").read_text()
+    assert f"| dense | {PARAMETERS:,} | {result.dense.perplexity.value:.2f} |" in card
     assert f"| **found (this model)** | {found.params:,} | {found.perplexity.value:.2f} |" in card
     assert (
         f"windows of 128 tokens, stride 128, special tokens once; {found.perplexity.tokens:,}"
         in card
     )
-    assert "40 architecture-accuracy pairs were measured (at most 40 were asked for)" in card
+    assert "24 architecture-accuracy pairs were measured (of at most 24)" in card
     assert "[lmscout](https://pypi.org/project/lmscout/)" in card
     assert card.index("## Citation") < card.index("https://arxiv.org/abs/2309.09507")
-    record = json.loads((size.out / "lmscout.json").read_text())
-    assert record["settings"]["pairs"] == record["measured"]["pairs"] == 40
+    record = json.loads((size.folder / "lmscout.json").read_text())
+    assert record["settings"]["pairs"] == record["measured"]["pairs"] == 24
     measured = record["measured"]["perplexity"]
     assert measured["dense"]["perplexity"] == result.dense.perplexity.value
     assert measured["found"]["tokens"] == found.perplexity.tokens
-    assert str(STORIES.parent) not in card + json.dumps(record)
-    assert record["base_model"] == STORIES.name
-    stock = AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32).eval()
-    loaded = load_model(str(STORIES))
-    dense = perplexity(stock, loaded.tokenizer, report_on, "llm-pruner")
+    assert str(TINY.parent) not in card + json.dumps(record)
+    origin = read_origin(str(TINY), TINY)
+    assert record["base_model"] == (origin.name or origin.source)
+    assert record["schema"] == 1
+    stock = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    loaded = load_model(str(TINY))
+    dense = perplexity(stock, loaded.tokenizer, report_on, "llm-pruner", limit_tokens=2_000)
     assert result.dense.perplexity.value == pytest.approx(dense.value, rel=1e-4)
 
 
@@ -148,13 +138,13 @@ def test_close_shares_have_folders_of_their_own():
     ],
 )
 def test_a_model_without_a_loss_is_refused_before_pairs_are_measured(tmp_path, dtype, message):
-    loaded = load_model(str(STORIES))
+    loaded = load_model(str(TINY))
     seen = set()
     with torch.no_grad():
         loaded.model.model.norm.weight.mul_(1e5)
     with pytest.raises(LmscoutError, match=message):
         prune(
-            *(loaded, two_texts()[0], replace(REQUEST, dtype=dtype), tmp_path / "out"),
+            *(loaded, two_texts()[0], replace(CONFIG, dtype=dtype), tmp_path / "out"),
             report_on=two_texts()[1],
             progress=lambda stage, *_: seen.add(stage),
         )
@@ -163,159 +153,162 @@ def test_a_model_without_a_loss_is_refused_before_pairs_are_measured(tmp_path, d
 
 
 def test_a_model_that_cannot_be_saved_is_refused_before_pairs_are_measured(tmp_path):
-    loaded = load_model(str(STORIES))
+    loaded = load_model(str(TINY))
     loaded.model.generation_config = GenerationConfig(do_sample=False, temperature=0.7)
     with pytest.raises(LmscoutError, match=r"generation_config\.json is refused .*temperature"):
-        prune(loaded, two_texts()[0], REQUEST, tmp_path / "out")
+        prune(loaded, two_texts()[0], CONFIG, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_is_not_as_its_configuration_says_is_refused(tmp_path):
-    loaded = load_model(str(STORIES))
+    loaded = load_model(str(TINY))
     loaded.model.config.rms_norm_eps = 0.1
     with pytest.raises(LmscoutError, match="computes otherwise than its configuration describes"):
-        prune(loaded, two_texts()[0], REQUEST, tmp_path / "out", report_on=two_texts()[1])
+        prune(loaded, two_texts()[0], CONFIG, tmp_path / "out", report_on=two_texts()[1])
 
 
-def test_the_json_says_it_all_and_is_plain(run):
+def test_the_json_holds_all_fields_and_their_comparisons(run):
     result, _ = run
     plain = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert set(plain) >= {
-        *("dense", "uniform", "uniform_compensated", "uniform_guarded", "found", "found_plain"),
-        *("predictor", "plan", "finalists", "seconds", "out", "study"),
-    }
-    assert plain["found"]["protocol"]["protocol"]["window"] == 128
-    assert plain["predictor"]["pairs"] == 40
-    assert Plan.from_dict(plain["plan"]) == result.sizes[0].plan
-    assert plain["finalists"][0]["plan"] == plain["plan"]
-    finals = [one["final"] for one in plain["finalists"]]
-    assert finals == sorted(finals)
+    assert plain["schema"] == 1
+    assert set(plain) >= {"of", "dense", "sizes", "predictor", "pairs", "study", "seconds"}
+    (size,) = plain["sizes"]
+    assert [one["name"] for one in size["models"]] == [
+        *("uniform", "uniform_compensated", "uniform_protected", "found", "found_plain")
+    ]
+    found = size["models"][3]
+    assert found["measurement"]["protocol"]["window"] == 128
+    assert found["perplexity"] == result.sizes[0].models[3].perplexity.value
+    assert plain["predictor"]["pairs"] == 24
+    assert Plan(*map(tuple, size["plan"].values())) == result.plan
+    assert size["finalists"][0]["plan"] == size["plan"]
+    held_out = [one["held_out"] for one in size["finalists"]]
+    assert held_out == sorted(held_out)
+    assert {one["baseline"] for one in size["comparisons"]} >= {"uniform", "uniform_protected"}
 
 
-def test_the_ledger_holds_every_pair_once_for_optunas_own_tools(run):
+def test_the_study_holds_every_pair_once_for_optunas_own_tools(run):
     result, _ = run
-    trials = trials_of(result.pair_study)
+    trials = trials_of(result.study)
     plans = [tuple(trial.params.values()) for trial in trials]
-    assert len(plans) == len(set(plans)) == result.pairs == 40
+    assert len(plans) == len(set(plans)) == result.pairs == 24
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
 
 
-@sees_open_files
-def test_a_run_leaves_its_ledger_closed(run):
-    result, _ = run
-    assert open_files(result.sizes[0].out) == []
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="/proc lists open files")
+def test_a_run_closes_its_study(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        pruned(out, progress=interrupted("searching", 1))
+    names = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert not any(one.resolve().is_relative_to(out) for one in names if one.exists())
 
 
 def test_a_finished_run_is_not_overwritten(run):
     result, _ = run
-    before = {path: path.stat().st_mtime_ns for path in result.sizes[0].out.iterdir()}
-    again = pruned(result.sizes[0].out, report_on=run[1])
+    before = {path: path.stat().st_mtime_ns for path in result.sizes[0].folder.iterdir()}
+    again = pruned(result.sizes[0].folder, report_on=run[1])
     assert again.to_dict() == result.to_dict()
     assert json.loads(as_json(again.to_json())) == json.loads(as_json(result.to_json()))
     with pytest.raises(LmscoutError, match="holds a run with report second, not none"):
-        pruned(result.sizes[0].out)
-    assert {path: path.stat().st_mtime_ns for path in result.sizes[0].out.iterdir()} == before
+        pruned(result.sizes[0].folder)
+    assert {path: path.stat().st_mtime_ns for path in result.sizes[0].folder.iterdir()} == before
 
 
 def interrupted(at, after):
     """A progress that stops a run in a stage, when so much of it is done."""
 
-    def update(stage, done, _):
+    def advance(stage, done, _):
         if (stage, done) == (at, after):
             raise KeyboardInterrupt
 
-    return update
+    return advance
 
 
 def test_stopped_between_two_models_a_run_goes_on_with_the_second(tmp_path):
-    loaded, (text, _), out = load_model(str(STORIES)), two_texts(), tmp_path / "run"
-    request = replace(REQUEST, keep=(0.9, 0.7), pairs=20)
+    out = tmp_path / "run"
+    config = replace(CONFIG, keep=(0.9, 0.7), pairs=20)
     with pytest.raises(KeyboardInterrupt):
-        prune(loaded, text, request, out, progress=interrupted("saving", 1))
+        pruned(out, config, progress=interrupted("saving", 1))
     first, second = out / "keep-0.9", out / "keep-0.7"
     assert not second.exists()
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     with pytest.raises(LmscoutError, match=r"another dtype \(float16, in this run float32\)"):
-        pruned(out, replace(request, dtype=torch.float32))
+        pruned(out, replace(config, dtype=torch.float32))
     record = first / "lmscout.json"
     whole = record.read_text()
     record.write_text(json.dumps({**json.loads(whole), "plan": {}}))
     with pytest.raises(LmscoutError, match="a finished model with another plan: name"):
-        pruned(out, request)
+        pruned(out, config)
     assert not second.exists()
     record.write_text(whole)
     os.utime(record, ns=(before[record], before[record]))
-    result = pruned(out, request)
+    result = pruned(out, config)
     assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
     for size in result.sizes:
-        assert json.loads((size.out / "lmscout.json").read_text())["plan"] == size.plan.as_dict()
-        load_model(str(size.out))
-    assert pruned(out, request).to_dict() == result.to_dict()
+        assert json.loads((size.folder / "lmscout.json").read_text())["plan"] == size.plan.as_dict()
+        load_model(str(size.folder))
+    assert pruned(out, config).to_dict() == result.to_dict()
 
 
-def test_a_ledger_goes_on_in_the_portions_in_which_it_was_begun(tmp_path, monkeypatch):
+def test_a_study_continues_in_the_chunks_in_which_it_was_begun(tmp_path, monkeypatch):
     """As one that is begun on an accelerator and continued on a CPU."""
-    settings = replace(SETTINGS, measured_tokens=3000)
-    begun = replace(REQUEST, pairs=44, calibration=settings)
+    settings = replace(CALIBRATION, measured_tokens=3000)
+    begun = replace(CONFIG, pairs=24, calibration=settings)
     monkeypatch.setattr(calibration, "_CHUNK", 300)
-    loaded, (text, _), out = load_model(str(STORIES)), two_texts(), tmp_path / "run"
+    out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        prune(loaded, text, begun, out, progress=interrupted("measuring finalists", 3))
+        pruned(out, begun, progress=interrupted("measuring finalists", 3))
     monkeypatch.setattr(calibration, "_CHUNK", 1500)
-    result = pruned(out, replace(begun, pairs=60))
+    result = pruned(out, replace(begun, pairs=30))
     for study, chunks in (("lmscout", 8), ("lmscout-finalists", 7)):
-        trials = trials_of(result.pair_study, study)
+        trials = trials_of(result.study, study)
         whole = [one for one in trials if one.state.name == "COMPLETE"]
         assert {len(one.intermediate_values) for one in whole} == {chunks}
     assert "nats/token over the dense model, the next of" in result.sizes[0].words
 
 
-def test_a_finished_model_that_was_asked_for_otherwise_is_told_before_any_work(tmp_path):
+def test_a_finished_model_of_other_settings_is_refused_before_any_work(tmp_path):
     """Without a study in the folder: it may be kept elsewhere."""
-    request = replace(REQUEST, keep=(0.9, 0.7))
+    config = replace(CONFIG, keep=(0.9, 0.7))
     folder = tmp_path / "keep-0.9"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     record = folder / "lmscout.json"
-    record.write_text(json.dumps({"shape": "any", "asked": request.note(0.9)}))
-    check_request(request, two_texts()[0], None, tmp_path)
+    record.write_text(json.dumps({"shape": "any", "settings": config.note(0.9)}))
+    check_request(config, two_texts()[0], None, tmp_path)
     for wrong, message in (
         ({"seed": 1}, r"another seed \(0, in this run 1\)"),
         ({"shape": "uniform"}, r"another shape \(any, in this run uniform\)"),
         ({"keep": (0.9,)}, "holds no run to continue"),
     ):
         with pytest.raises(LmscoutError, match=message):
-            check_request(replace(request, **wrong), two_texts()[0], None, tmp_path)
+            check_request(replace(config, **wrong), two_texts()[0], None, tmp_path)
     record.write_text("{")
     with pytest.raises(LmscoutError, match=r"lmscout\.json cannot be read"):
-        check_request(request, two_texts()[0], None, tmp_path)
+        check_request(config, two_texts()[0], None, tmp_path)
 
 
-def test_several_sizes_share_one_ledger(tmp_path):
-    request = replace(REQUEST, keep=(0.9, 0.7))
-    result = pruned(tmp_path / "run", request)
-    assert [size.out.name for size in result.sizes] == ["keep-0.9", "keep-0.7"]
-    assert result.pairs == 40
+def test_several_sizes_share_one_study(run, tmp_path):
+    """Further sizes on the study of a run measure no pair anew."""
+    config = replace(CONFIG, keep=(0.9, 0.7), storage=run[0].study)
+    result = pruned(tmp_path / "run", config)
+    assert [size.folder.name for size in result.sizes] == ["keep-0.9", "keep-0.7"]
+    assert result.pairs == 24
     for size in result.sizes:
-        found = next(one for one in size.reported if one.name == "found")
+        found = next(one for one in size.models if one.name == "found")
         assert found.kept == pytest.approx(size.keep, abs=0.002)
-        saved = load_model(str(size.out)).model
+        saved = load_model(str(size.folder)).model
         assert sum(p.numel() for p in saved.parameters()) == found.params
     assert len(result.to_json()["sizes"]) == 2
 
-    # A third size on the same study measures no pair anew.
-    third = replace(REQUEST, keep=(0.8,), storage=result.pair_study)
-    again = pruned(tmp_path / "third", third)
-    assert again.pairs == 40
-    assert again.sizes[0].reported[-1].kept == pytest.approx(0.8, abs=0.002)
 
-
-def test_without_compensation_nothing_is_refitted(tmp_path):
-    settings = replace(SETTINGS, compensate=False)
-    request = replace(REQUEST, keep=(0.7,), pairs=20, calibration=settings, dtype=torch.float32)
-    (size,) = pruned(tmp_path / "run", request).sizes
-    saved = AutoModelForCausalLM.from_pretrained(size.out, dtype=torch.float32)
-    dense = AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32)
+def test_without_compensation_weights_are_those_of_the_dense_model(tmp_path):
+    settings = replace(CALIBRATION, compensate=False)
+    config = replace(CONFIG, keep=(0.7,), pairs=20, calibration=settings, dtype=torch.float32)
+    (size,) = pruned(tmp_path / "run", config).sizes
+    saved = AutoModelForCausalLM.from_pretrained(size.folder, dtype=torch.float32)
+    dense = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     columns = {
         column.numpy().tobytes()
         for layer in dense.model.layers
@@ -334,25 +327,25 @@ def test_without_compensation_nothing_is_refitted(tmp_path):
     ],
 )
 def test_other_measures_of_size_are_met(tmp_path, of):
-    result = pruned(tmp_path / "run", replace(REQUEST, of=of, keep=(0.8,), pairs=20))
-    for one in result.sizes[0].reported:
+    result = pruned(tmp_path / "run", replace(CONFIG, of=of, keep=(0.8,), pairs=20))
+    for one in result.sizes[0].models:
         assert one.cost <= 0.8 + 1e-9, one.name
         assert one.cost > 0.75, one.name
 
 
 def test_a_uniform_shape_is_a_plain_llama(tmp_path):
-    result = pruned(tmp_path / "run", replace(REQUEST, shape="uniform", pairs=24))
+    result = pruned(tmp_path / "run", replace(CONFIG, shape="uniform", pairs=24))
     (size,) = result.sizes
-    config = json.loads((size.out / "config.json").read_text())
+    config = json.loads((size.folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
-    assert not list(size.out.glob("*.py"))
-    found = next(one for one in size.reported if one.name == "found")
+    assert not list(size.folder.glob("*.py"))
+    found = next(one for one in size.models if one.name == "found")
     assert found.kept <= 0.8 + 1e-6
     assert found.kept > 0.78
-    record = json.loads((size.out / "lmscout.json").read_text())
+    record = json.loads((size.folder / "lmscout.json").read_text())
     assert (record["settings"]["pairs"], record["measured"]["pairs"]) == (24, result.pairs)
-    said = f"{result.pairs} architecture-accuracy pairs were measured (at most 24 were asked for)"
-    assert said in (size.out / "README.md").read_text()
+    said = f"{result.pairs} architecture-accuracy pairs were measured (of at most 24)"
+    assert said in (size.folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -388,7 +381,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"protocol": "none"}, "none"),
         ({"seed": -1}, "seed of -1 is too small: give 0 or more"),
         ({"seed": 2**63}, "seed of 9223372036854775808 is too large: give 9223372036854775807"),
-        ({"multiple": 0}, "grain of 0 is too small: give 1 or more"),
+        ({"channel_multiple": 0}, "channel_multiple of 0 is too small: give 1 or more"),
         ({"pairs": 19}, "19 pairs are too few for a predictor: measure at least 20"),
         ({"report_tokens": 0}, "report_tokens of 0 is too small: give 1 or more"),
         (
@@ -397,73 +390,73 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ),
     ):
         with pytest.raises(LmscoutError, match=message):
-            check_request(replace(REQUEST, **wrong), calibration, report_on, out)
-    check_request(replace(REQUEST, objective="proxy:snip", pairs=0), calibration, report_on, out)
+            check_request(replace(CONFIG, **wrong), calibration, report_on, out)
+    check_request(replace(CONFIG, objective="proxy:snip", pairs=0), calibration, report_on, out)
     with pytest.raises(LmscoutError, match="are the same"):
-        check_request(REQUEST, calibration, Text("again", calibration.content, "c"), out)
+        check_request(CONFIG, calibration, Text("again", calibration.content, "c"), out)
     again = Text("again", report_on.content, "c")
     with pytest.raises(LmscoutError, match="recovery text again and report text second are"):
-        check_request(REQUEST, calibration, report_on, out, again)
+        check_request(CONFIG, calibration, report_on, out, again)
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine").write_text("mine")
     with pytest.raises(LmscoutError, match="not empty"):
-        check_request(REQUEST, calibration, None, full)
+        check_request(CONFIG, calibration, None, full)
     with pytest.raises(LmscoutError, match="not empty"):
-        check_request(REQUEST, calibration, None, full / "mine")
+        check_request(CONFIG, calibration, None, full / "mine")
 
 
 def test_what_the_model_cannot_do_is_refused_before_anything_is_written(tmp_path):
     out = tmp_path / "out"
-    loaded = load_model(str(STORIES))
+    loaded = load_model(str(TINY))
     with pytest.raises(LmscoutError, match="nearest that can be met"):
-        prune(loaded, two_texts()[0], replace(REQUEST, keep=(0.02,)), out)
+        prune(loaded, two_texts()[0], replace(CONFIG, keep=(0.02,)), out)
     with pytest.raises(LmscoutError, match="fewer than one window"):
-        prune(loaded, Text("short", "a word", "c"), REQUEST, out)
+        prune(loaded, Text("short", "a word", "c"), CONFIG, out)
     with pytest.raises(LmscoutError, match="give a longer text"):
-        prune(loaded, Text("short", two_texts()[0].content[:1500], "c"), REQUEST, out)
-    long = replace(REQUEST, calibration=replace(SETTINGS, window=1024))
-    with pytest.raises(LmscoutError, match="window: 1024 tokens are too many, the model reads 512"):
+        prune(loaded, Text("short", two_texts()[0].content[:1500], "c"), CONFIG, out)
+    long = replace(CONFIG, calibration=replace(CALIBRATION, window=1024))
+    with pytest.raises(LmscoutError, match="window: 1024 tokens are too many, the model reads 256"):
         prune(loaded, two_texts()[0], long, out)
-    slip = replace(REQUEST, protocol="sliding-1024")
+    slip = replace(CONFIG, protocol="sliding-1024")
     seen = []
-    for request, report_on, message in (
-        (slip, two_texts()[1], "sliding-1024: the model reads 512 tokens"),
-        (REQUEST, Text("brief", "a word", "c"), "brief: .* are fewer than one window of 128"),
+    for config, report_on, message in (
+        (slip, two_texts()[1], "sliding-1024: the model reads 256 tokens"),
+        (CONFIG, Text("brief", "a word", "c"), "brief: .* are fewer than one window of 128"),
     ):
         with pytest.raises(LmscoutError, match=message):
             prune(
-                *(loaded, two_texts()[0], request, out),
+                *(loaded, two_texts()[0], config, out),
                 report_on=report_on,
                 progress=lambda stage, done, _: seen.append((stage, done)),
             )
     assert not any(done for _, done in seen)
-    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=128, vocab_size=400)
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=128, vocab_size=4_000)
     other = replace(loaded, model=GPT2LMHeadModel(config).eval())
     with pytest.raises(LmscoutError, match="first: the tokenizer makes token"):
-        prune(other, two_texts()[0], REQUEST, out)
+        prune(other, two_texts()[0], CONFIG, out)
     with torch.no_grad():
         loaded.model.model.layers[2].mlp.up_proj.weight[3, 4] = float("inf")
     with pytest.raises(LmscoutError, match=r"not finite|is nan|is inf"):
-        prune(loaded, two_texts()[0], REQUEST, out)
+        prune(loaded, two_texts()[0], CONFIG, out)
     assert not out.exists()
 
 
-def test_a_ledger_of_other_settings_is_refused(tmp_path):
-    request = replace(REQUEST, pairs=20)
+def test_a_study_of_other_settings_is_refused(tmp_path):
+    config = replace(CONFIG, pairs=20)
     out = tmp_path / "run"
-    pruned(out, request)
+    pruned(out, config)
     (out / "config.json").unlink()
-    other = replace(request, calibration=replace(SETTINGS, measured_tokens=2000))
+    other = replace(config, calibration=replace(CALIBRATION, measured_tokens=2000))
     with pytest.raises(LmscoutError, match="holds a run with measured_tokens 1500, not 2000"):
         pruned(out, other)
-    assert pruned(out, request).pairs == 20  # and the run itself can be ended again
+    assert pruned(out, config).pairs == 20  # and the run itself can be ended again
 
 
 def command(out, text):
     lmscout = Path(sys.executable).with_name("lmscout")
     return [
-        *(str(lmscout), "prune", str(STORIES), "--calibration", str(text), "--pairs", "80"),
+        *(str(lmscout), "prune", str(TINY), "--calibration", str(text), "--pairs", "80"),
         *("--keep", "0.8", "--out", str(out), "--json", "-"),
     ]
 
@@ -494,8 +487,8 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path):
         command(tmp_path / "killed", text), capture_output=True, text=True, check=True
     )
     got = json.loads(last.stdout)
-    assert got["plan"] == expected["plan"]
-    assert got["finalists"] == expected["finalists"]
+    for name in ("plan", "finalists"):
+        assert got["sizes"][0][name] == expected["sizes"][0][name]
     assert got["predictor"] == expected["predictor"]
     trials = [
         [(trial.params, trial.value, trial.state) for trial in trials_of(one["study"])]

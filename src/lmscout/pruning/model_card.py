@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from lmscout.evaluation import Origin, Perplexity
@@ -38,7 +38,7 @@ loads both and runs no code of the folder; after `lmscout.register()` the Auto c
 _UNIFORM = """
 ## Load it
 
-It is a plain {model_type} model; whatever reads those reads this folder:
+It is a plain {model_type} model; any program for these loads this folder:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -112,13 +112,7 @@ class CardFigures:
             "pairs": self.pairs,
             "saved": self.saved,
             "perplexity": {
-                name: {
-                    "perplexity": one.value,
-                    "tokens": one.tokens,
-                    "text": _text_name(one),
-                    "text_sha256": one.text_sha256,
-                    "protocol": asdict(one.protocol),
-                }
+                name: {**one.to_json(), "text": _text_name(one)}
                 for name, one in self.perplexities.items()
             },
         }

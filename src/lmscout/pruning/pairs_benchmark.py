@@ -1,7 +1,7 @@
-"""The pairs of a prune run as a benchmark: subnetworks with measured quality.
+"""The pairs of a pruning run as a benchmark: subnetworks with measured quality.
 
-Their statistics are read in the dense model, by one pass and look-ups, so whole spaces of proxies
-can be ranked on them as on any other benchmark.
+Their statistics come from one pass of the dense model and look-ups, so whole spaces of proxies
+are ranked on them as on any other benchmark.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import LoadedModel, load_model, parameter_count, read_text, tokenize_windows
 from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.progress import StageProgress
-from lmscout.proxies import Branch, Expression, simplified
-from lmscout.pruning.calibration import calibrate, model_digest
+from lmscout.proxies import Branch, simplified
+from lmscout.pruning.calibration import Calibrated, calibrate, model_digest
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
 from lmscout.pruning.plan import Floats, Rows, Shape, as_rows
-from lmscout.pruning.prefix_tables import BlockTable, tabulate
+from lmscout.pruning.prefix_tables import tabulate
 from lmscout.pruning.proxy_objective import WINDOWS
 from lmscout.pruning.recovery.elastic import SETTING, merge_trained
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
@@ -35,19 +35,19 @@ from lmscout.statistics import INPUT_NAMES, Batch, Statistics
 from lmscout.statistics.collect import RowStore, provenance
 
 PREFIX = "study:"
-METRIC = "negated rise of the loss over the dense model's, nats a token"
+METRIC = "negated loss increase over the dense model, nats/token"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubnetworkSpec(ArchitectureSpec):
-    """A subnetwork of a trained model, as a benchmark counts it.
+    """A subnetwork of a trained model as an architecture of a benchmark.
 
     Attributes:
         dense: digests of the model and of the calibration text.
         attention: groups that each block keeps.
         mlp: channels that each block keeps.
-        body: parameters of blocks and the final norm; norms and output biases of what is dropped
-            are counted.
+        body: parameters of blocks and the final norm, with norms and output biases of dropped
+            blocks.
         rest: all other parameters: embeddings and head.
     """
 
@@ -62,7 +62,7 @@ class SubnetworkSpec(ArchitectureSpec):
 
     @property
     def depth(self) -> int:
-        """Blocks of which something is kept."""
+        """Number of blocks that keep something."""
         return sum(map(any, zip(self.attention, self.mlp, strict=True)))
 
     def parameters(self) -> int:
@@ -74,29 +74,29 @@ class SubnetworkSpec(ArchitectureSpec):
         return self.body
 
     def build(self, seed: int) -> LanguageModel:
-        """Not built: a subnetwork is no untrained architecture."""
-        raise LmscoutError("a subnetwork is read in its trained model, and cannot be built anew")
+        """Raise: a subnetwork is no untrained architecture."""
+        raise LmscoutError("a subnetwork is part of its trained model, and cannot be built anew")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SubnetworkSpec:
-        """The spec from what `to_dict` gave, less ``kind``."""
+        """The spec from the values of `to_dict`, without ``kind``."""
         tuples = {name: tuple(values[name]) for name in ("dense", "attention", "mlp")}
         return cls(**{**values, **tuples})
 
 
 @dataclass(frozen=True, eq=False)
 class StudyBenchmark:
-    """A study's pairs, and how their statistics are read.
+    """A study's pairs and the source of their statistics.
 
     Attributes:
-        benchmark: one architecture a whole pair, in the order of measuring.
-        recorded: what the study says of itself.
-        loaded: the dense model; its units are put in order when statistics are read.
+        benchmark: one architecture for each complete pair, in the order of measuring.
+        recorded: origin and settings of the study.
+        loaded: the dense model; statistics sort its units.
         text: source of the calibration text.
         shape: units of the model.
         rows: [n, 2L] the plans.
-        cache: where statistics are kept.
-        adapter: file of the elastic recovery after which pairs were measured; None without.
+        cache: folder of the statistics.
+        adapter: file of the elastic recovery that preceded the pairs; None without.
     """
 
     benchmark: Benchmark
@@ -111,30 +111,30 @@ class StudyBenchmark:
     def read(
         self, chains: Sequence[tuple[str, ...]], progress: StageProgress | None = None
     ) -> Statistics:
-        """Statistics of every subnetwork under chains of operations, or those that are kept.
+        """Statistics of every subnetwork under chains of operations, cached.
 
         Args:
             chains: innermost operation first.
             progress: called with subnetworks done and in all.
 
         Raises:
-            LmscoutError: the text is not the one that pairs were measured on, the adapter is not
-                theirs, or the cache cannot be written.
+            LmscoutError: the text or the adapter is not that of the pairs, or the cache cannot be
+                written.
         """
         depth = np.array([spec.depth for spec in self.benchmark.specs])
         settings = self.recorded.calibration
-        update = provenance(
+        seed = settings.seed or 0
+        key = provenance(
             f"subnetwork means, {sorted(self.recorded.settings.items())}",
             ["|".join(chain) for chain in chains],
             self.benchmark.specs,
-            settings.seed or 0,
-            Batch(WINDOWS, settings.length, settings.seed or 0),
+            seed,
+            Batch(WINDOWS, settings.length, seed),
         )
         shape = len(INPUT_NAMES), len(chains), int(depth.max())
-        store = RowStore(self.cache, "ledger", update, shape)
+        store = RowStore(self.cache, "study", key, shape)
         if not store.done.all():
-            values = self._values(chains)
-            for index, row in enumerate(values):
+            for index, row in enumerate(self._values(chains)):
                 store.set_row(index, row[:, :, : depth.max()])
             store.save()
         if progress:
@@ -142,12 +142,31 @@ class StudyBenchmark:
         return Statistics(store.rows, tuple(map(tuple, chains)), depth, store.path)
 
     def _values(self, chains: Sequence[tuple[str, ...]]) -> Floats:
-        """[plans, inputs, chains, blocks]; blocks that are kept come first, and NaN after them."""
-        windows = tokenize_windows(
-            self.loaded.tokenizer, read_text(self.text), self.recorded.calibration.length
+        """[plans, inputs, chains, blocks]: blocks that are kept first, then NaN."""
+        calibrated = self._calibrated()
+        nodes = [
+            simplified(Branch(name, tuple(chain)).expression())
+            for name in INPUT_NAMES
+            for chain in chains
+        ]
+        tables = tabulate(
+            calibrated.model,
+            calibrated.family,
+            calibrated.shape,
+            calibrated.measured[:WINDOWS],
+            dict.fromkeys(nodes),
         )
-        # Statistics need the order of units, and no compensated projection.
+        values = np.stack([tables[node].block_values(self.rows) for node in nodes], axis=1)
+        values = values.reshape(-1, len(INPUT_NAMES), len(chains), self.shape.depth)
+        exists = np.asarray((self.rows > 0).reshape(len(self.rows), 2, -1).any(axis=1))
+        dropped = np.broadcast_to(~exists[:, None, None], values.shape)
+        order = np.argsort(dropped, axis=-1, kind="stable")
+        return np.take_along_axis(np.where(dropped, np.nan, values), order, axis=-1)
+
+    def _calibrated(self) -> Calibrated:
+        """The dense model with sorted units, after its elastic recovery."""
         settings = replace(self.recorded.calibration, compensate=False)
+        windows = tokenize_windows(self.loaded.tokenizer, read_text(self.text), settings.length)
         calibrated = calibrate(self.loaded.model, windows, settings)
         if calibrated.digests["calibration"] != self.recorded.settings.get("calibration"):
             raise LmscoutError(
@@ -156,55 +175,31 @@ class StudyBenchmark:
             )
         if self.adapter is not None:
             merge_trained(calibrated, self.adapter, str(self.recorded.settings[SETTING]))
-        nodes = {
-            (name, chain): simplified(Branch(name, chain).expression())
-            for name in INPUT_NAMES
-            for chain in map(tuple, chains)
-        }
-        tables: dict[Expression, BlockTable] = tabulate(
-            calibrated.model,
-            calibrated.family,
-            calibrated.shape,
-            calibrated.measured[:WINDOWS],
-            dict.fromkeys(nodes.values()),
-        )
-        every = [tables[node].block_values(self.rows) for node in nodes.values()]
-        values = np.stack(every, axis=1).reshape(
-            len(self.rows), len(INPUT_NAMES), len(chains), self.shape.depth
-        )
-        there = np.asarray((self.rows > 0).reshape(len(self.rows), 2, -1).any(axis=1))
-        gone = ~there[:, None, None]
-        order = np.argsort(gone, axis=-1, kind="stable")
-        packed = np.where(gone, np.nan, values)
-        return np.take_along_axis(packed, np.broadcast_to(order, packed.shape), axis=-1)
+        return calibrated
 
 
 def study_benchmark(
     run: str, cache: Path, *, model: str | None = None, calibration: str | None = None
 ) -> StudyBenchmark:
-    """The pairs of a prune run as a benchmark.
-
-    Pairs that were dropped early, on a part of the text, are left out.
+    """The complete pairs of a pruning run as a benchmark.
 
     Args:
         run: its folder, or its storage's URL.
-        cache: where statistics are kept.
-        model: the dense model, where it is elsewhere now than the run says.
+        cache: folder of the statistics.
+        model: the dense model, if it has moved since.
         calibration: the calibration text, likewise.
 
     Raises:
-        LmscoutError: there is no study, the run does not say what it is of, the model is
-            another one than the run's, or what elastic recovery made of it cannot be had.
+        LmscoutError: there is no study, its origin is unknown, the model is another one, or the
+            adapter of its elastic recovery is missing.
     """
     recorded, url = read_recorded(run), kept_storage(run)
     run = shown_url(run)
-    for option, given, said in (
-        ("--model", model, recorded.model),
-        ("--calibration", calibration, recorded.text),
-    ):
-        if not (given or said):
-            raise LmscoutError(f"{PREFIX}{run}: the run does not say of what it is; give {option}")
-    loaded, digest = _dense(model or str(recorded.model), recorded)
+    source, text = model or recorded.model, calibration or recorded.text
+    for option, given in (("--model", source), ("--calibration", text)):
+        if not given:
+            raise LmscoutError(f"{PREFIX}{run}: the run does not record its origin; give {option}")
+    loaded, digest = _dense(str(source), recorded)
     if digest != recorded.settings.get("model"):
         raise LmscoutError(
             f"{loaded.source}: is not the model whose plans {PREFIX}{run} holds; name that one "
@@ -213,58 +208,49 @@ def study_benchmark(
     adapter = _adapter(run, url, recorded, loaded.model.dtype)
     dense: Any = loaded.model
     dense.to(torch.float32)  # a CPU is slow at anything else
-    family = family_of(loaded.model.config)
-    shape = shape_of(family.all_parts(loaded.model))
-    with PairStudy(url, shape, recorded.settings, begin=False) as pair_study:
-        pairs = [pair for pair in pair_study.pairs() if not pair.partial]
+    shape = shape_of(family_of(dense.config).all_parts(dense))
+    with PairStudy(url, shape, recorded.settings, begin=False) as study:
+        pairs = [pair for pair in study.pairs() if not pair.partial]
     benchmark = Benchmark(
         f"{PREFIX}{run}",
-        tuple(_specs(pairs, loaded, shape, digest, str(recorded.settings.get("calibration")))),
+        tuple(_specs(pairs, dense, shape, (digest, str(recorded.settings.get("calibration"))))),
         np.array([-pair.value for pair in pairs]),
         METRIC,
         tuple(f"pair{number}" for number in range(len(pairs))),
         shown_url(url),
     )
-    return StudyBenchmark(
-        benchmark,
-        recorded,
-        loaded,
-        calibration or str(recorded.text),
-        shape,
-        as_rows([pair.plan for pair in pairs]),
-        cache,
-        adapter,
-    )
+    rows = as_rows([pair.plan for pair in pairs])
+    return StudyBenchmark(benchmark, recorded, loaded, str(text), shape, rows, cache, adapter)
 
 
 def _dense(source: str, recorded: Recorded) -> tuple[LoadedModel, str]:
-    """The dense model as it was in memory, and its digest, which depends on the dtype."""
+    """The dense model in the dtype of the run, and its digest, which depends on the dtype."""
     loaded = load_model(source, recorded.dtype)
     digest = model_digest(loaded.model)
     if recorded.dtype is None and digest != recorded.settings.get("model"):
-        # An older study does not say; what an accelerator measured was as it is saved.
+        # Older studies do not record the dtype; on an accelerator it was the saved one.
         loaded = load_model(source, loaded.saved_dtype)
         digest = model_digest(loaded.model)
     return loaded, digest
 
 
 def _adapter(run: str, url: str, recorded: Recorded, dtype: torch.dtype) -> Path | None:
-    """File of the adapter that pairs were measured with; None where they had none.
+    """File of the adapter that pairs were measured with; None if there was none.
 
     Raises:
-        LmscoutError: it is not there, or was trained in 16 bits.
+        LmscoutError: the file is missing, or the adapter was trained in 16 bits.
     """
     if SETTING not in recorded.settings:
         return None
-    beside = sqlite_file(url)
-    file = recovery_file(Path(run) if beside is None else beside.parent, ELASTIC)
+    database = sqlite_file(url)
+    file = recovery_file(Path(run) if database is None else database.parent, ELASTIC)
     if not file.is_file():
         raise LmscoutError(
             f"{PREFIX}{run}: its pairs were measured after elastic recovery, and {file} is not "
             "there; name a run folder that holds both, or a run without --elastic"
         )
     if dtype != torch.float32:
-        # An adapter belongs to units in their order, which rounding decides for many of them.
+        # In 16 bits rounding decides the order of many units, to which an adapter belongs.
         raise LmscoutError(
             f"{PREFIX}{run}: its pairs were measured after elastic recovery in "
             f"{str(dtype).removeprefix('torch.')}, which cannot be made again exactly; "
@@ -274,27 +260,26 @@ def _adapter(run: str, url: str, recorded: Recorded, dtype: torch.dtype) -> Path
 
 
 def _specs(
-    pairs: Sequence[Pair], loaded: LoadedModel, shape: Shape, model: str, text: str
+    pairs: Sequence[Pair], dense: Any, shape: Shape, digests: tuple[str, str]
 ) -> list[SubnetworkSpec]:
-    dense: Any = loaded.model
     config = dense.config
-    whole = parameter_count(dense)
-    tables = {
+    embeddings = {
         id(weight): weight.numel()
         for module in (dense.get_input_embeddings(), dense.get_output_embeddings())
         if module is not None
         for weight in module.parameters()
     }
-    rest = sum(tables.values())
+    rest = sum(embeddings.values())
+    fixed = parameter_count(dense) - rest - shape.parameters
     return [
         SubnetworkSpec(
             width=int(config.hidden_size),
             vocabulary=int(config.vocab_size),
             max_length=int(config.max_position_embeddings),
-            dense=(model, text),
+            dense=digests,
             attention=pair.plan.attention,
             mlp=pair.plan.mlp,
-            body=whole - rest - shape.parameters + shape.parameters_of(pair.plan),
+            body=fixed + shape.parameters_of(pair.plan),
             rest=rest,
         )
         for pair in pairs

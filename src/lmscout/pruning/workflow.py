@@ -106,26 +106,15 @@ def prune(
 
 @dataclass(frozen=True)
 class _Job:
-    """The input of a run.
-
-    Attributes:
-        loaded: the dense model with its tokenizer.
-        calibration: the text on which plans are measured.
-        config: with the calibration settings that fit the model.
-        run: the run folder.
-        stages: report progress.
-        report_text: the text of the perplexities.
-        recover_on: the text that recovery trains on; the calibration text if None.
-        space: of plans.
-    """
+    """The input of a run."""
 
     loaded: LoadedModel
     calibration: Text
-    config: PruneConfig
+    config: PruneConfig  # with the calibration settings that fit the model
     run: Run
     stages: Stages
     report_text: ReportText
-    recover_on: Text | None
+    recover_on: Text | None  # None for the calibration text
     space: PlanSpace
 
     @property
@@ -161,19 +150,12 @@ def _prepared(
 
 @dataclass(frozen=True)
 class _Dense:
-    """The calibrated dense model.
-
-    Attributes:
-        calibrated: measures plans.
-        training: [windows, T] that recovery trains on.
-        perplexity: of the model as given; None without a report text.
-        elastic: the recovery of all plans; None without.
-    """
+    """The calibrated dense model."""
 
     calibrated: Calibrated
-    training: Tensor
-    perplexity: Perplexity | None
-    elastic: Elastic | None
+    training: Tensor  # [windows, T] that recovery trains on
+    perplexity: Perplexity | None  # of the model as given; None without a report text
+    elastic: Elastic | None  # the recovery of all plans
 
 
 def _calibrated(job: _Job, lock: ExitStack) -> _Dense:
@@ -183,6 +165,7 @@ def _calibrated(job: _Job, lock: ExitStack) -> _Dense:
     written.  From then on `lock` holds the run folder.
     """
     model, config = job.loaded.model, job.config
+    recovery, elastic = config.recovery.elastic, None
     chunks = [begun_chunks(job.storage, study) for study in (PAIRS, FINALS)]
     with job.stages("calibrating") as update:
         windows = _windows(job, job.calibration)
@@ -190,14 +173,12 @@ def _calibrated(job: _Job, lock: ExitStack) -> _Dense:
         job.report_text.check(model)
         calibrated = calibrate(model, windows, config.calibration, progress=update)
         calibrated = calibrated.with_chunks(*chunks)
+        if recovery is None and config.objective is None:
+            calibrated = calibrated.checked()
     check_range(model, job.report_text.dtype)
     check_generation(model)
     with job.stages("reporting"):
         perplexity = job.report_text.dense_perplexity(calibrated)
-    recovery, elastic = config.recovery.elastic, None
-    if recovery is None and config.objective is None:
-        with job.stages("calibrating"):
-            calibrated = calibrated.checked()
     lock.enter_context(alone_in(job.run.folder))
     job.run.begin()
     if recovery is not None:
@@ -219,21 +200,13 @@ def _windows(job: _Job, text: Text) -> Tensor:
 
 @dataclass(frozen=True)
 class _Found:
-    """The plans of a search.
+    """The plans of a search."""
 
-    Attributes:
-        budgets: of every size.
-        finalists: of every size, best first.
-        fitted: the predictor or the proxy.
-        pairs: number of pairs in the study.
-        study: its URL.
-    """
-
-    budgets: Sequence[Budget]
-    finalists: Sequence[Sequence[Finalist]]
+    budgets: Sequence[Budget]  # of every size
+    finalists: Sequence[Sequence[Finalist]]  # of every size, best first
     fitted: Fitted
     pairs: int
-    study: str
+    study: str  # URL
 
     @property
     def winners(self) -> list[Plan]:
@@ -358,18 +331,18 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
     columns = config.keep, models, map(tuple, found.finalists), folders, trained
     fitted = found.fitted
     result = Pruning(
-        config.of,
-        row,
-        tuple(Size(*one) for one in zip(*columns, strict=True)),
-        fitted.predictor.report if fitted.predictor else None,
-        fitted.narrowing_steps,
-        found.pairs,
-        found.study,
-        stages.seconds,
-        dense.elastic,
-        dense_elastic,
-        None if fitted.objective is None else fitted.objective.report,
-        held_out_tokens(calibrated),
+        of=config.of,
+        dense=row,
+        sizes=tuple(Size(*one) for one in zip(*columns, strict=True)),
+        predictor=None if fitted.predictor is None else fitted.predictor.report,
+        narrowing_steps=fitted.narrowing_steps,
+        pairs=found.pairs,
+        study=found.study,
+        seconds=stages.seconds,
+        elastic=dense.elastic,
+        dense_elastic=dense_elastic,
+        objective=None if fitted.objective is None else fitted.objective.report,
+        held_out_tokens=held_out_tokens(calibrated),
     )
     with stages("saving") as update:
         for number, size in enumerate(result.sizes):
