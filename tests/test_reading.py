@@ -188,10 +188,10 @@ def test_the_hubs_cache_links_to_its_blobs(tmp_path):
     assert named_file(snapshot, "w", "index") == snapshot / "w"
 
 
-@pytest.mark.parametrize("told", [2**63, 2**31, 10**6])
-def test_a_header_longer_than_its_file_is_refused(tmp_path, update):
+@pytest.mark.parametrize("length", [2**63, 2**31, 10**6])
+def test_a_header_longer_than_its_file_is_refused(tmp_path, length):
     path = tmp_path / "x.safetensors"
-    path.write_bytes(struct.pack("<Q", update) + b"{}")
+    path.write_bytes(struct.pack("<Q", length) + b"{}")
     assert "longer than the file" in refused(check_safetensors_header, path)
 
 

@@ -137,12 +137,7 @@ def atomic_folder(
 
 
 def remove_drafts(folder: Path, of: str | None = None) -> None:
-    """Remove the drafts of killed processes in a folder, which need not exist.
-
-    Args:
-        folder: the folder.
-        of: name of the file or folder whose drafts are removed; all if None.
-    """
+    """Remove the drafts of killed processes in a folder: those of one name, or all."""
     prefix = "." if of is None else _draft_prefix(of)
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
@@ -151,15 +146,7 @@ def remove_drafts(folder: Path, of: str | None = None) -> None:
 
 
 def check_file(path: Path, name: str) -> None:
-    """Refuse a file that could not be written, before any work is done.
-
-    Args:
-        path: the file.
-        name: the option that it was given to.
-
-    Raises:
-        LmscoutError: its folder does not exist or cannot be written, or it is a folder.
-    """
+    """Raise LmscoutError if a file given to the option `name` could not be written."""
     shown = f"{name} {path}"
     with _one_line(shown, "name another"):
         if path.is_dir():
@@ -177,16 +164,10 @@ def check_file(path: Path, name: str) -> None:
 
 
 def check_folder(folder: Path, name: str, remedy: str = "name another", *, make: bool) -> None:
-    """Refuse a folder that could not be written, before any work is done.
+    """Raise LmscoutError if a folder could not be written.
 
-    Args:
-        folder: the folder; those above it are made.
-        name: the folder in error messages.
-        remedy: for error messages.
-        make: whether to make the folder itself.
-
-    Raises:
-        LmscoutError: it cannot be written.
+    The folders above it are made, and the folder itself if `make`.  `name` and `remedy` are those
+    of the message.
     """
     with _one_line(name, remedy):
         if make:
@@ -219,13 +200,9 @@ def encoded(content: str | bytes) -> bytes:
 
 
 def storage_problem(error: BaseException | None) -> str | None:
-    """The problem of the storage, such as "No space left on device", that caused an error.
+    """The problem of the storage that caused an error, such as "No space left on device".
 
-    Args:
-        error: an error of the system, or of a library that wraps one.
-
-    Returns:
-        None if the error has another cause.
+    None if the error, which may be a library's that wraps one of the system, has another cause.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

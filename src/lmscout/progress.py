@@ -37,13 +37,7 @@ class Stages:
 
 
 def part_of(update: StageProgress | None, before: int, total: int) -> StageProgress | None:
-    """The callback for a part of some work.
-
-    Args:
-        update: callback for all of the work; None for none.
-        before: steps that precede the part.
-        total: steps of all of the work.
-    """
+    """The callback for a part of some work, after `before` steps of `total`."""
     return update and (lambda done, _: update(before + done, total))
 
 
@@ -74,11 +68,11 @@ def line_reporter(stream: TextIO, every: float = 60.0) -> Progress:
     """Report progress as lines: one when a stage starts, then one per interval while it runs.
 
     Args:
-        stream: where the lines are written, such as ``sys.stderr``.
+        stream: of the lines, such as ``sys.stderr``.
         every: seconds between two lines of a stage.
 
     Returns:
-        The callback; it writes nothing between its calls.
+        The callback.
 
     Example:
         >>> import sys

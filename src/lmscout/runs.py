@@ -59,11 +59,7 @@ class Run:
         return f"run folder {self.folder}"
 
     def load(self, kind: type[Of]) -> Of:
-        """Load the result of a finished run, and log that nothing was computed.
-
-        Raises:
-            LmscoutError: it cannot be read.
-        """
+        """Load the result of a finished run, and log that nothing is computed."""
         path = self.folder / RESULT
         remedy = f"{_REMEDY}, or remove the file to run again"
         try:
@@ -81,23 +77,12 @@ class Run:
         return found
 
     def begin(self, **more: object) -> None:
-        """Make the folder and write the settings, before the work.
-
-        Args:
-            more: further entries of the settings.
-
-        Raises:
-            LmscoutError: the folder cannot be written.
-        """
+        """Make the folder and write the settings, with further entries, before the work."""
         check_folder(self.folder, self.name, _REMEDY, make=True)
         write_file(self.folder / SETTINGS, self._settings_json(more), remedy=_REMEDY)
 
     def end(self, result: Result) -> None:
-        """Write the result into the folder that `begin` made.
-
-        Raises:
-            LmscoutError: the folder cannot be written.
-        """
+        """Write the result into the folder that `begin` made."""
         write_file(self.folder / RESULT, self._result_json(result), remedy=_REMEDY)
 
     @contextmanager
@@ -109,8 +94,8 @@ class Run:
             more: further entries of the settings.
 
         Raises:
-            LmscoutError: the folder cannot be written, and nothing is left behind; or another run
-                was saved there meanwhile, and the message names the folder of this one.
+            LmscoutError: the folder cannot be written; or another run was saved there meanwhile,
+                and the message names the folder of this one.
         """
         wanted = {"command": self.command, **self.settings}
         there = read_settings(self.folder) if (self.folder / SETTINGS).is_file() else wanted

@@ -48,7 +48,7 @@ def test_a_model_in_memory_is_never_taken_for_the_one_of_a_finished_run(
 def test_other_questions_are_another_run(llama_folder, tmp_path):
     file = tmp_path / "questions" / "piqa.jsonl"
     file.parent.mkdir()
-    file.write_text(json.dumps(QUESTION))
+    file.write_text(f"{json.dumps(QUESTION)}\n" * 2)
     given = {"tasks": "piqa", "task_data": file.parent, "out": tmp_path / "run"}
     first = lmscout.evaluate(str(llama_folder), **given, progress=False)
     again = lmscout.evaluate(str(llama_folder), **given, progress=False)

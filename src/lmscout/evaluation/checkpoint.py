@@ -155,10 +155,7 @@ def check_memory(
         config: from `read_config`.
         files: of weights.
         make: makes the model on the meta device.
-        source: of the model, for messages.
-
-    Raises:
-        LmscoutError: it does.
+        source: of the model, for the message.
     """
     held = sum(file.stat().st_size for file in files)
     if max(_rough_count(part) for _, part in _parts(config)) <= _SUSPICIOUS * held + 2**24:

@@ -141,10 +141,7 @@ def load_model(
 
 
 def load_config(source: str) -> PreTrainedConfig:
-    """Load the configuration of a causal language model; its weights need not exist.
-
-    Args:
-        source: a folder with a config.json, or a name on the Hub.
+    """Load the configuration of a causal language model, whose weights need not exist.
 
     Raises:
         LmscoutError: there is none, or it is not of a causal language model.
@@ -161,12 +158,7 @@ def load_config(source: str) -> PreTrainedConfig:
 def unfilled_model(
     make: Callable[[], PreTrainedModel], device: torch.device | str
 ) -> PreTrainedModel:
-    """Make a model with weights tied as configured but not initialised.
-
-    Args:
-        make: makes the model.
-        device: of its weights; "meta" for sizes alone.
-    """
+    """Call `make` on a device, "meta" for sizes alone, without initialising the weights."""
     with torch.device(device), no_init_weights():
         model = make()
     model.tie_weights()  # part of the initialisation that was left out
@@ -174,11 +166,7 @@ def unfilled_model(
 
 
 def devices_of(names: str) -> tuple[torch.device, ...]:
-    """Parse device names separated by commas; see `usable_device`.
-
-    Raises:
-        LmscoutError: one cannot be used, or is named twice.
-    """
+    """Parse device names separated by commas; raises LmscoutError as `usable_device`."""
     devices = tuple(usable_device(name.strip()) for name in names.split(","))
     if len(set(devices)) < len(devices):
         raise LmscoutError(f"--device {names}: names a device twice; give each once")
@@ -186,11 +174,7 @@ def devices_of(names: str) -> tuple[torch.device, ...]:
 
 
 def usable_device(name: str) -> torch.device:
-    """A device by PyTorch's name, with an index unless it is the CPU.
-
-    Raises:
-        LmscoutError: it cannot be used.
-    """
+    """A device by PyTorch's name, with its index; raises LmscoutError if it cannot be used."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

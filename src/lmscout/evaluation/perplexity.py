@@ -235,11 +235,7 @@ def model_windows(
 
 
 def check_window(window: int, config: PreTrainedConfig) -> None:
-    """Refuse windows longer than a model reads with full attention.
-
-    Raises:
-        LmscoutError: they are.
-    """
+    """Raise LmscoutError if windows are longer than a model reads with full attention."""
     longest = attention_span(config)
     if longest is not None and longest < window:
         positions = longest_window(config)

@@ -64,11 +64,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of a name.
-
-    Raises:
-        LmscoutError: it is unknown.
-    """
+    """The protocol of a name; raises LmscoutError if it is unknown."""
     for protocol in PROTOCOLS:
         if protocol.name == name:
             return protocol
