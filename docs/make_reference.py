@@ -171,7 +171,7 @@ operations above act on tensors (searches draw all but `identity` and `meansum`)
 element by element (`abs`, `abslog`, `exp`, `invert`, `log`, `negate`, `relu`, `sigmoid`, `sqrt`,
 `square`) act on block values and scores, too. A number such as `0.5`, without a sign or an
 exponent, is a score that is the same for every architecture; searches draw none, but what they
-find may be [bent](deep-search.md#why-the-product-is-bent) by some. The rest:"""
+find may have a [correction](deep-search.md#why-the-product-has-a-fitted-correction). The rest:"""
 
 _DEEP_RULES = """\
 Rules discard a candidate before it is evaluated, the first ones by its tree alone, the others by
@@ -241,7 +241,7 @@ def _spaces() -> str:
     return (
         "A space joins branches on two different inputs by every binary operation; its size is "
         f"{pairs} pairs of inputs × chains of operations on the left × on the right × "
-        f"{len(BINARY)} binary operations × the aggregations asked for.\n\n"
+        f"{len(BINARY)} binary operations × the chosen aggregations.\n\n"
         + _table(("space", "operations a side", "proxies an aggregation"), rows)
     )
 
