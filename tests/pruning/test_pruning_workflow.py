@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ledger_files import open_files, sees_open_files, trials_of
 from real_models import STORIES, needs_the_real_model, two_texts
+from study_files import open_files, sees_open_files, trials_of
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from lmscout.errors import LmscoutError

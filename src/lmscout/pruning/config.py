@@ -19,7 +19,7 @@ from lmscout.pruning.predictor import check_enough
 from lmscout.pruning.proxy_objective import asked_proxy
 from lmscout.pruning.recovery.run import RecoveryRequest, share_folder
 from lmscout.pruning.recovery.training import FOLDER as RECOVERY_FOLDER
-from lmscout.pruning.storage import FILE_NAME, asked_storage, check_storage, storage_url
+from lmscout.pruning.storage import FILE_NAME, check_storage, storage_option_url, storage_url
 from lmscout.runs import RESULT, SETTINGS
 
 
@@ -112,7 +112,7 @@ def check_request(
     if out is not None:
         _check_folder(request, out)
         if request.storage is not None:
-            asked_storage(request.storage)
+            storage_option_url(request.storage)
         elif (out / FILE_NAME).exists():
             check_storage(storage_url(out))
     request.recovery.check(out, request.calibration.length, request.keep, request.of)

@@ -28,7 +28,7 @@ from lmscout.pruning.prefix_tables import BlockTable, tabulate
 from lmscout.pruning.proxy_objective import WINDOWS
 from lmscout.pruning.recovery.elastic import SETTING, merge_trained
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
-from lmscout.pruning.storage import kept_storage, shown_url, sqlite_file
+from lmscout.pruning.storage import existing_storage_url, shown_url, sqlite_file
 from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_record import Recorded, read_recorded
 from lmscout.statistics import INPUT_NAMES, Batch, Statistics
@@ -196,7 +196,7 @@ def study_benchmark(
         LmscoutError: there is no study, the run does not say what it is of, the model is
             another one than the run's, or what elastic recovery made of it cannot be had.
     """
-    recorded, url = read_recorded(run), kept_storage(run)
+    recorded, url = read_recorded(run), existing_storage_url(run)
     run = shown_url(run)
     for option, given, said in (
         ("--model", model, recorded.model),
@@ -215,7 +215,7 @@ def study_benchmark(
     dense.to(torch.float32)  # a CPU is slow at anything else
     family = family_of(loaded.model.config)
     shape = shape_of(family.all_parts(loaded.model))
-    with PairStudy(url, shape, recorded.settings, begin=False) as pair_study:
+    with PairStudy(url, shape, recorded.settings, create=False) as pair_study:
         pairs = [pair for pair in pair_study.pairs() if not pair.partial]
     benchmark = Benchmark(
         f"{PREFIX}{run}",

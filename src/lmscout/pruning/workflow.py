@@ -30,7 +30,13 @@ from lmscout.pruning.families import family_of
 from lmscout.pruning.finalists import STUDY as FINALS
 from lmscout.pruning.finalists import candidates_of, measure_finalists
 from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
-from lmscout.pruning.measuring import Fitted, judged, measure_rounds, proxy_columns, tail_on
+from lmscout.pruning.measuring import (
+    Fitted,
+    fitted_to_proxy,
+    measure_rounds,
+    proxy_columns,
+    tail_on,
+)
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.ranges import Ranges
@@ -47,11 +53,11 @@ from lmscout.pruning.results import SHOWN, Finalist, Pruning, Reported, Size
 from lmscout.pruning.sampler import Target
 from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.space import PlanSpace
-from lmscout.pruning.storage import asked_storage
+from lmscout.pruning.storage import storage_option_url
 from lmscout.pruning.study import STUDY as PAIRS
 from lmscout.pruning.study import PairStudy
-from lmscout.pruning.study_record import begun_chunks, record_origin
-from lmscout.pruning.turns import alone_in
+from lmscout.pruning.study_lock import folder_lock
+from lmscout.pruning.study_record import record_origin, recorded_chunks
 from lmscout.pruning.uniform_space import fast_multiple, space_of
 from lmscout.runs import Run
 
@@ -125,12 +131,12 @@ def _pruning(
     if request.of != "latency":  # else it takes measuring first
         for budget in _budgets(request, model, units, None):
             space.require(budget)
-    storage = out if request.storage is None else asked_storage(request.storage)
+    storage = out if request.storage is None else storage_option_url(request.storage)
     dtype = request.dtype or loaded.saved_dtype or model.dtype
     on = ReportText(
         loaded.tokenizer, report_on, request.protocol, dtype, limit_tokens=request.report_tokens
     )
-    begun = [begun_chunks(storage, study) for study in (PAIRS, FINALS)]
+    begun = [recorded_chunks(storage, study) for study in (PAIRS, FINALS)]
     with stages("calibrating") as update:
         windows = model_windows(model, loaded.tokenizer, calibration, window)
         training = windows
@@ -239,11 +245,11 @@ def _found(
         targets = [Target(budget, Ranges.above(units)) for budget in budgets]
         if request.objective is not None:
             with stages("judging"):
-                fitted = judged(request.objective, calibrated, targets)
+                fitted = fitted_to_proxy(request.objective, calibrated, targets)
         else:
             with (
                 stages("measuring pairs") as update,
-                pair_study.alone(update and partial(_report_other_studies, update, request.pairs)),
+                pair_study.locked(update and partial(_report_other_studies, update, request.pairs)),
             ):
                 # Another run may have begun the study since this one looked at it.
                 if not calibrated.references:
@@ -331,7 +337,7 @@ def _dense_measured(
 
 def _begin(run: Run, held: ExitStack) -> None:
     """Lock the run folder in `held`: from here on it is written to."""
-    held.enter_context(alone_in(run.folder))
+    held.enter_context(folder_lock(run.folder))
     run.begin()
 
 
