@@ -17,7 +17,7 @@ from functools import partial
 from itertools import pairwise, repeat
 from queue import Empty, Queue
 from threading import Condition
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -116,22 +116,6 @@ class Done:
     seconds: float
 
 
-class MeasurementQueue(Protocol):
-    """Plans to be measured, and results."""
-
-    def add(self, tasks: Sequence[Task]) -> None:
-        """Append plans; those that share a prefix are neighbours."""
-
-    def take(self) -> Done | None:
-        """Wait for the next result; None after `wake`."""
-
-    def wake(self) -> None:
-        """Interrupt a `take`, the present or the next one."""
-
-    def close(self) -> None:
-        """Finish the plans that are being measured, and drop the rest."""
-
-
 class SerialQueue:
     """Measures in the thread that takes results, in order."""
 
@@ -142,7 +126,7 @@ class SerialQueue:
         self._number = -1
 
     def add(self, tasks: Sequence[Task]) -> None:
-        """Append plans."""
+        """Append plans; those that share a prefix are neighbours."""
         self._pending.append(tasks)
 
     def take(self) -> Done | None:
@@ -184,7 +168,7 @@ class DeviceQueue:
         ]
 
     def add(self, tasks: Sequence[Task]) -> None:
-        """Append plans, which idle devices start to measure."""
+        """Append plans; those that share a prefix are neighbours."""
         self._tasks += tasks
         self._schedule.add(len(tasks))
 
@@ -219,6 +203,9 @@ class DeviceQueue:
                 self._done.put(error)
                 return
             self._done.put(Done(number, measurement, time.perf_counter() - started))
+
+
+MeasurementQueue = SerialQueue | DeviceQueue
 
 
 class Schedule:

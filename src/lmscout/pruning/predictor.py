@@ -143,41 +143,28 @@ class _Validation:
     by_fold: tuple[float, ...]  # `kendall_same_size` within each fold
 
 
+@dataclass(frozen=True, eq=False)
 class Predictor:
     """Predicts loss increases of plans; made by `fit_predictor`.
 
     Attributes:
         report: how it was chosen.
+        features: features of plans.
+        models: every kind with the scale of its target, fitted on all pairs; the winner first.
+        folds: models of the winner, each fitted without one fold.
+        residual: median absolute error of held-out predictions, on the winner's scale.
     """
 
-    def __init__(
-        self,
-        report: PredictorReport,
-        features: PlanFeatures,
-        models: Sequence[tuple[TargetScale, Regressor]],
-        validation: _Validation,
-        examples: _Examples,
-    ) -> None:
-        """Combine what was fitted.
-
-        Args:
-            report: how the winner was chosen.
-            features: features of plans.
-            models: every kind with its scale, fitted on all pairs; the winner first.
-            validation: cross-validation of the winner.
-            examples: all pairs.
-        """
-        self.report = report
-        self._features = features
-        self._models = tuple(models)
-        self._scale, self._model = models[0]
-        self._folds = validation.models
-        residuals = np.abs(self._scale.forward(examples.values) - validation.targets)
-        self._residual = float(np.median(residuals))
+    report: PredictorReport
+    features: PlanFeatures
+    models: tuple[tuple[TargetScale, Regressor], ...]
+    folds: tuple[Regressor, ...]
+    residual: float
 
     def predict(self, rows: Rows) -> Floats:
         """Predicted loss increases in nats/token, plans [n, 2L] to [n]."""
-        return self._scale.backward(self._model.predict(self._features(rows)))
+        scale, model = self.models[0]
+        return scale.backward(model.predict(self.features(rows)))
 
     def cautious(self, rows: Rows) -> Floats:
         """The highest loss increase that any kind predicts, plans [n, 2L] to [n].
@@ -185,23 +172,23 @@ class Predictor:
         For searches.  Linear models extrapolate without bound, which a search exploits; trees do
         not.  A plan that all kinds predict to be good is more often found to be good.
         """
-        features = self._features(rows)
-        each = [scale.backward(model.predict(features)) for scale, model in self._models]
+        features = self.features(rows)
+        each = [scale.backward(model.predict(features)) for scale, model in self.models]
         return np.asarray(np.max(each, axis=0))
 
     def spread(self, rows: Rows) -> Floats:
         """Standard deviation in nats/token over the models of the folds, [n]."""
-        features = self._features(rows)
-        each = [self._scale.backward(model.predict(features)) for model in self._folds]
+        features = self.features(rows)
+        scale = self.models[0][0]
+        each = [scale.backward(model.predict(features)) for model in self.folds]
         return np.asarray(np.std(each, axis=0))
 
     def error_near(self, loss_increase: float) -> float:
         """Median error of held-out predictions near a loss increase, nats/token."""
-        centre = self._scale.forward(np.array([loss_increase]))
-        ends = self._scale.backward(
-            np.concatenate([centre - self._residual, centre + self._residual])
-        )
-        return float(ends[1] - ends[0]) / 2
+        scale = self.models[0][0]
+        centre = float(scale.forward(np.array([loss_increase]))[0])
+        low, high = scale.backward(np.array([centre - self.residual, centre + self.residual]))
+        return float(high - low) / 2
 
     def contributions(self, rows: Rows) -> Floats | None:
         """Mean absolute Shapley value of each block and kind, on the scale of the target.
@@ -212,9 +199,10 @@ class Predictor:
         Returns:
             [2L]; None if the winner is not boosted trees.
         """
-        if not isinstance(self._model, BoostedTrees):
+        winner = self.models[0][1]
+        if not isinstance(winner, BoostedTrees):
             return None
-        values = self._model.contributions(self._features(rows))
+        values = winner.contributions(self.features(rows))
         each = values[:, : 3 * rows.shape[1]].reshape(len(rows), 3, -1).sum(axis=1)
         return np.asarray(np.abs(each).mean(axis=0))
 
@@ -286,7 +274,9 @@ def fit_predictor(
         len(pairs),
         *(margin(winner, others[0]) if others else (0.0, 0.0)),
     )
-    return Predictor(report, features, models, validations[ranked[0]][0], examples)
+    best = validations[ranked[0]][0]
+    residual = np.median(np.abs(best.scale.forward(examples.values) - best.targets))
+    return Predictor(report, features, tuple(models), best.models, float(residual))
 
 
 def folds(count: int, seed: int, repeat: int) -> tuple[Indices, ...]:

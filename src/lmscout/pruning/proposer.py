@@ -126,7 +126,7 @@ class Proposer:
         predictor, ranges, narrowing_steps = self.fit(known.pairs, known.ranges, repeats=1)
         if not known.count:
             return Step((), (), ranges, narrowing_steps)
-        proposals = self.space.propose(
+        proposed = self.space.propose(
             [Target(*both) for both in zip(self.budgets, ranges, strict=True)],
             count=known.count,
             seed=self.seed,
@@ -138,9 +138,9 @@ class Proposer:
         )
         # Round 0 covers the space, and bad plans are as informative as good ones.
         compared = known.pairs if known.round else ()
-        plans = [one.plan for one in proposals]
+        plans = [one.plan for one in proposed]
         limits = stopping_limits(plans, compared, self.space, self.budgets)
-        return Step(tuple(proposals), tuple(limits), ranges, narrowing_steps)
+        return Step(tuple(proposed), tuple(limits), ranges, narrowing_steps)
 
 
 def stopping_limits(

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import lightgbm
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import cho_solve
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
@@ -142,26 +141,10 @@ class TreeTables:
         splits = max(1, *(int(tree["num_leaves"]) - 1 for tree in trees))
         if splits > _LARGEST_TREE:
             raise ValueError(f"trees of {splits} splits are too large for tables")
-        self._features = np.zeros((splits, len(trees)), np.int64)
-        self._thresholds = np.full((splits, len(trees), 1), np.inf)  # of absent splits
-        outcomes = np.arange(1 << splits)
-        leaves = []
-        for number, tree in enumerate(trees):
-            count = 0
-
-            def table(node: dict[str, Any], number: int = number) -> npt.NDArray[Any]:
-                """Leaf values below a node, by the outcomes of all splits."""
-                nonlocal count
-                if "leaf_value" in node:
-                    return np.full(len(outcomes), node["leaf_value"])
-                split, count = count, count + 1
-                self._features[split, number] = node["split_feature"]
-                self._thresholds[split, number] = node["threshold"]
-                left, right = table(node["left_child"]), table(node["right_child"])
-                return np.where(outcomes >> split & 1, left, right)
-
-            leaves.append(table(tree["tree_structure"]))
-        self._leaves = np.concatenate(leaves)
+        tables = [_table(tree["tree_structure"], splits) for tree in trees]
+        features, thresholds, leaves = (np.array(one) for one in zip(*tables, strict=True))
+        self._features, self._thresholds = features.T, thresholds.T[:, :, None]
+        self._leaves = leaves.ravel()
         self._starts = (np.arange(len(trees)) << splits)[:, None]
 
     def __call__(self, features: Floats) -> Floats:
@@ -178,6 +161,26 @@ class TreeTables:
             values = self._leaves[self._starts + outcomes].sum(axis=0)
             result[start : start + _CHUNK] = values[: len(part)]
         return result
+
+
+def _table(tree: dict[str, Any], splits: int) -> tuple[list[int], list[float], Floats]:
+    """Features and thresholds of a tree's splits, and its leaf for every outcome of them."""
+    features: list[int] = []
+    thresholds: list[float] = []
+    outcomes = np.arange(1 << splits)
+
+    def leaves(node: dict[str, Any]) -> Floats:
+        if "leaf_value" in node:
+            return np.full(len(outcomes), node["leaf_value"], np.float64)
+        split = len(features)
+        features.append(node["split_feature"])
+        thresholds.append(node["threshold"])
+        left, right = leaves(node["left_child"]), leaves(node["right_child"])
+        return np.where(outcomes >> split & 1, left, right)
+
+    values = leaves(tree)
+    absent = splits - len(features)
+    return features + [0] * absent, thresholds + [np.inf] * absent, values
 
 
 class QuadraticRidge:
