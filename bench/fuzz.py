@@ -564,10 +564,10 @@ def _mutate_study(content: bytes, rng: Random) -> bytes:
 
 def _read_study(folder: Path) -> None:
     from lmscout.pruning.study import PairStudy
-    from lmscout.pruning.study_record import begun_chunks, read_recorded
+    from lmscout.pruning.study_record import read_recorded, recorded_chunks
 
     recorded = read_recorded(folder)
-    begun_chunks(folder)
+    recorded_chunks(folder)
     with PairStudy(folder, _shape(), recorded.settings) as pair_study:
         for pair in pair_study.pairs():
             pair_study.find(pair.plan)

@@ -24,7 +24,7 @@ from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
-from lmscout.pruning.measuring import judged, measure_rounds, proxy_columns
+from lmscout.pruning.measuring import fitted_to_proxy, measure_rounds, proxy_columns
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Ranges, Target, uniform
 from lmscout.pruning.space import PlanSpace
@@ -140,7 +140,7 @@ class Contest:
                 print(f"| {name} | {row['perplexity']:.2f} | " + " | ".join(map(str, cells)) + " |")
 
     def _by_proxy(self, text: str) -> tuple[Plan, int, int]:
-        fitted = judged(f"proxy:{text}", self._calibrated, [self._target])
+        fitted = fitted_to_proxy(f"proxy:{text}", self._calibrated, [self._target])
         (plan,) = candidates_of(None, fitted, self._space, self._target, SEED)
         return plan, 0, 0
 

@@ -18,7 +18,7 @@ import numpy as np
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning import measuring
+from lmscout.pruning import proposer
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.devices import ParallelEvaluator
 from lmscout.pruning.features import Column
@@ -66,6 +66,7 @@ def measured(
     size=3,
     watch=None,
     proposing=sensitive_propose,
+    space=None,
     keep=0.7,
     tail=TAIL,
     another_process=False,
@@ -80,14 +81,14 @@ def measured(
     target = Target(keep_budget(MODEL.shape, keep), Ranges.above(MODEL.shape))
     with (
         PairStudy(folder, MODEL.shape, {"model": "synthetic"}) as pair_study,
-        patch.object(measuring, "propose", proposing),
+        patch.object(proposer, "propose", proposing),
     ):
         try:
             fitted = measure_rounds(
                 pair_study,
                 ParallelEvaluator(each),
                 MODEL.mass,
-                PlanSpace(MODEL.shape),
+                space or PlanSpace(MODEL.shape),
                 [target],
                 pairs=pairs,
                 seed=0,

@@ -8,14 +8,14 @@ from contextlib import closing
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
+from test_pruning_study import SETTINGS, SHAPE, pair, plans
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.measuring import Rounds
 from lmscout.pruning.storage import FILE_NAME
 from lmscout.pruning.study import SETTINGS as MEASURED
 from lmscout.pruning.study import PairStudy
-from lmscout.pruning.study_record import begun_chunks, read_recorded
+from lmscout.pruning.study_record import read_recorded, recorded_chunks
 
 ORIGIN = {"model": "m", "text": "t", "final_tokens": 100, "dtype": "float32"}
 KNOWN = {"window": 8, "importance": "taylor", "compensate": True, "quality": "nll"}
@@ -45,7 +45,7 @@ def edited(kept, folder, *statements):
 
 def read(folder):
     """What `prune` and `discover` read of a study: pairs, notes and settings."""
-    begun_chunks(folder)
+    recorded_chunks(folder)
     with PairStudy(folder, SHAPE, SETTINGS | KNOWN) as pair_study:
         Rounds.of(pair_study, 0.0)
         return pair_study.pairs(), read_recorded(folder)

@@ -12,7 +12,7 @@ from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.config import PruneConfig, check_request
 from lmscout.pruning.features import PlanFeatures
 from lmscout.pruning.finalists import candidates_of, measure_finalists
-from lmscout.pruning.measuring import calibrated_objectives, judged, proxy_columns
+from lmscout.pruning.measuring import fitted_to_proxy, proxy_columns, proxy_objectives
 from lmscout.pruning.plan import as_plans, as_rows, dense_row
 from lmscout.pruning.predictor import fit_predictor
 from lmscout.pruning.ranges import Ranges, Target, fit
@@ -43,7 +43,7 @@ def test_the_best_plan_scores_higher_than_any_drawn_and_nothing_is_measured(cali
     shape = calibrated.shape
     budget = keep_budget(shape, 0.7)
     target = Target(budget, Ranges.above(shape))
-    fitted = judged(SNIP, calibrated, [target])
+    fitted = fitted_to_proxy(SNIP, calibrated, [target])
     plans = candidates_of(None, fitted, PlanSpace(shape), target, seed=0)
     assert len(plans) == 1
     scores = fitted.objective.scores
@@ -59,7 +59,7 @@ def test_uniform_plans_are_scored_too(calibrated):
     space = PlanSpace(shape, uniform=UniformChoices.of(shape, calibrated.model.config))
     budget = keep_budget(shape, 0.6)
     target = Target(budget, Ranges.above(shape))
-    fitted = judged(SNIP, calibrated, [target])
+    fitted = fitted_to_proxy(SNIP, calibrated, [target])
     (plan,) = candidates_of(None, fitted, space, target, seed=0)
     assert space.meets(as_rows([plan]), budget).all()
 
@@ -67,7 +67,7 @@ def test_uniform_plans_are_scored_too(calibrated):
 def test_a_column_is_the_score_of_its_proxy_and_predictors_use_it(calibrated):
     shape = calibrated.shape
     (column,) = proxy_columns([SNIP], calibrated)
-    (objective,) = calibrated_objectives([SNIP], calibrated)
+    (objective,) = proxy_objectives([SNIP], calibrated)
     rows = drawn(shape, keep_budget(shape, 0.7), 400)
     assert (column.values(rows) == objective.scores(rows)).all()
     features = PlanFeatures(shape, calibrated.mass, [column])

@@ -1,50 +1,120 @@
-"""The next step, here and in another process: the same, to the last bit."""
+"""The next step, here and in another process: the same to the last bit."""
 
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.background import Beside
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.measuring import Question, Terms, asked_ahead, next_step
+from lmscout.pruning.proposer import Known, Proposer, proposals
 from lmscout.pruning.ranges import Ranges
 from lmscout.pruning.space import PlanSpace
 
 MODEL = Synthetic(depth=6)
 BUDGET = keep_budget(MODEL.shape, 0.7)
-TERMS = Terms(MODEL.shape, MODEL.mass, PlanSpace(MODEL.shape, 8), (BUDGET,), 5)
+PROPOSER = Proposer(MODEL.shape, MODEL.mass, PlanSpace(MODEL.shape, 8), (BUDGET,), 5)
 WHOLE = Ranges.above(MODEL.shape)
 
 
-def question(count):
-    first = next_step(TERMS, Question((), (WHOLE,), 0, 40))
+def known(count):
+    first = PROPOSER.propose(Known((), (WHOLE,), 0, 40))
     pairs = MODEL.pairs([one.plan for one in first.proposals])
     pairs = [replace(one, trajectory=((3000, one.value), (6000, one.value))) for one in pairs]
-    return Question(tuple(pairs[:30]), (WHOLE,), 4, count, tuple(one.plan for one in pairs[30:]))
+    return Known(tuple(pairs[:30]), (WHOLE,), 4, count, tuple(one.plan for one in pairs[30:]))
 
 
-def test_other_processes_propose_what_this_one_does():
-    asked = question(6)
-    alone = next_step(TERMS, asked)
-    assert len(alone.proposals) == len(alone.limits) == 6
-    assert all(len(limits) == 1 for limits in alone.limits)
-    assert not {one.plan for one in alone.proposals} & {*asked.waiting}
-    fitted = next_step(TERMS, replace(asked, count=0))
-    assert (fitted.proposals, fitted.limits) == ((), ())
-    assert (fitted.ranges, fitted.narrowing_steps) == (alone.ranges, alone.narrowing_steps)
-    with Beside("proposes plans") as there:
-        assert there.submit(next_step, TERMS, asked).result() == alone
-        assert next_step(TERMS, asked, there) == alone  # one of two searches is done there
-        # and an error is the line that it is here
-        same = replace(asked, pairs=tuple(replace(one, value=1.0) for one in asked.pairs))
+def test_another_process_proposes_the_same():
+    state = known(6)
+    step = PROPOSER.propose(state)
+    assert len(step.proposals) == len(step.limits) == 6
+    assert all(len(limits) == 1 for limits in step.limits)
+    assert not {one.plan for one in step.proposals} & {*state.pending}
+    narrowed = PROPOSER.propose(replace(state, count=0))
+    assert (narrowed.proposals, narrowed.limits) == ((), ())
+    assert (narrowed.ranges, narrowed.narrowing_steps) == (step.ranges, step.narrowing_steps)
+    with ThreadPoolExecutor(1) as second:
+        assert PROPOSER.propose(state, second) == step
+    with proposals(PROPOSER, ahead=True) as propose:
+        assert propose(state).result() == step
+        same = replace(state, pairs=tuple(replace(one, value=1.0) for one in state.pairs))
         with pytest.raises(LmscoutError, match=r"^all 30 measured pairs have the same quality, so"):
-            there.submit(next_step, TERMS, same).result()
+            propose(same).result()
 
 
-def test_before_there_is_a_predictor_nobody_waits():
-    few = replace(question(4), pairs=question(4).pairs[:9])
-    with asked_ahead(TERMS) as ask:
-        assert ask(few).done()
-        assert ask(replace(few, round=0, pairs=())).result().limits == ((),) * 4
+def test_without_a_predictor_a_step_is_proposed_at_once():
+    few = replace(known(4), pairs=known(4).pairs[:9])
+    with proposals(PROPOSER, ahead=True) as propose:
+        assert propose(few).done()
+        assert propose(replace(few, round=0, pairs=())).result().limits == ((),) * 4
+
+
+class SlowSpace(PlanSpace):
+    """Proposes for a minute, after it has written its process id to a file."""
+
+    @property
+    def narrows(self):  # the first that a fitted predictor needs of a space
+        Path(os.environ["PROPOSING"]).write_text(str(os.getpid()))
+        time.sleep(60)
+
+
+def is_gone(process, seconds=20):
+    until = time.monotonic() + seconds
+    while os.path.exists(f"/proc/{process}"):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def proposing_process(file, seconds=60):
+    """The id of the process that proposes, once it does."""
+    until = time.monotonic() + seconds
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return int(file.read_text())
+
+
+def test_a_process_that_proposes_ends_with_the_block(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROPOSING", str(tmp_path / "id"))
+    slow = replace(PROPOSER, space=SlowSpace(MODEL.shape))
+    with proposals(slow, ahead=True) as propose:
+        propose(known(6))
+        process = proposing_process(tmp_path / "id")
+        started = time.monotonic()
+    assert time.monotonic() - started < 10
+    assert is_gone(process)
+
+
+KILLED = """
+    import os, signal
+    from pathlib import Path
+    from test_pruning_proposing import MODEL, PROPOSER, SlowSpace, known, proposing_process, replace
+    from lmscout.pruning.proposer import proposals
+
+    with proposals(replace(PROPOSER, space=SlowSpace(MODEL.shape)), ahead=True) as propose:
+        propose(known(6))
+        proposing_process(Path(os.environ["PROPOSING"]))
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc lists processes")
+def test_a_process_that_proposes_ends_with_a_run_that_is_killed(tmp_path):
+    file = tmp_path / "id"
+    paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED)],
+        env=os.environ | {"PYTHONPATH": paths, "PROPOSING": str(file)},
+        check=False,
+    )
+    assert done.returncode == -9
+    assert is_gone(proposing_process(file))

@@ -5,22 +5,22 @@ import pytest
 from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.study import Pair, PairStudy
-from lmscout.pruning.study_record import begun_chunks
+from lmscout.pruning.study_record import recorded_chunks
 
 
 def test_portions_are_those_of_a_whole_pair(tmp_path):
     url = f"sqlite:///{tmp_path / 'elsewhere.db'}"
     for storage in (tmp_path, url):
-        assert begun_chunks(storage) is None
+        assert recorded_chunks(storage) is None
     assert list(tmp_path.iterdir()) == []
     with PairStudy(url, Shape((2,), (4,), (1,), (1,)), {}) as pair_study:
-        assert begun_chunks(url) is None
+        assert recorded_chunks(url) is None
         pair_study.add(Pair(Plan((1,), (1,)), 2.0, 10, partial=True, trajectory=((10, 2.0),)))
         pair_study.add(
             Pair(Plan((1,), (2,)), 1.0, 30, trajectory=((10, 2.0), (20, 1.5), (30, 1.0)))
         )
-    assert begun_chunks(url) == 3
-    assert begun_chunks(url, "another") is None
+    assert recorded_chunks(url) == 3
+    assert recorded_chunks(url, "another") is None
 
 
 def test_what_is_no_storage_is_told(tmp_path):
@@ -32,4 +32,4 @@ def test_what_is_no_storage_is_told(tmp_path):
         ("://", "study at ://: Could not parse"),
     ):
         with pytest.raises(LmscoutError, match=message):
-            begun_chunks(url)
+            recorded_chunks(url)

@@ -3,7 +3,7 @@
 import sqlite3
 
 import pytest
-from ledger_files import open_files, sees_open_files
+from study_files import open_files, sees_open_files
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.storage import FILE_NAME, open_storage, storage_url

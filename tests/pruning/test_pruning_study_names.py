@@ -12,22 +12,22 @@ from urllib.parse import unquote
 
 import optuna
 import pytest
-from ledger_files import stored
-from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
+from study_files import stored
+from test_pruning_study import SETTINGS, SHAPE, pair, plans
 
 from lmscout.errors import LmscoutError, without_passwords
 from lmscout.pruning.storage import (
     FILE_NAME,
-    asked_storage,
     check_storage,
-    kept_storage,
+    existing_storage_url,
     masked,
     open_storage,
     shown_url,
+    storage_option_url,
     storage_url,
 )
 from lmscout.pruning.study import PairStudy
-from lmscout.pruning.study_record import begun_chunks, read_recorded
+from lmscout.pruning.study_record import read_recorded, recorded_chunks
 
 NAMES = [
     *("half?1", "a#b", "50%", "a%20b", "a b", "k=v&w", "größe", "{x}", "~mine", "a+b", "a@b:c"),
@@ -45,9 +45,9 @@ def test_a_run_folder_of_any_name_holds_its_study(tmp_path, monkeypatch, name):
     with PairStudy(Path(name), SHAPE, SETTINGS) as pair_study:
         pair_study.add(pair(plans(1)[0]))
     assert files_in(tmp_path) == [f"{name}/{FILE_NAME}"]
-    assert begun_chunks(Path(name)) == 2
+    assert recorded_chunks(Path(name)) == 2
     for again in (name, f"{name}/{FILE_NAME}", str(tmp_path / name)):
-        with PairStudy(kept_storage(again), SHAPE, SETTINGS, begin=False) as kept:
+        with PairStudy(existing_storage_url(again), SHAPE, SETTINGS, create=False) as kept:
             assert len(kept) == 1
     monkeypatch.chdir("/")
     with stored(pair_study.url) as storage:  # what is shown is what Optuna's tools open
@@ -59,7 +59,7 @@ def test_a_run_folder_of_any_name_holds_its_study(tmp_path, monkeypatch, name):
 def test_a_storage_without_a_scheme_is_the_file_that_it_says(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for asked in (name, str(tmp_path / name)):
-        with PairStudy(asked_storage(asked), SHAPE, SETTINGS) as pair_study:
+        with PairStudy(storage_option_url(asked), SHAPE, SETTINGS) as pair_study:
             pair_study.add(pair(plans(1)[0]))
             assert len(pair_study) == 1
     assert files_in(tmp_path) == [name]
@@ -81,12 +81,12 @@ def test_a_storage_without_a_scheme_is_the_file_that_it_says(tmp_path, monkeypat
 )
 def test_sqlite_urls_relative_and_absolute(tmp_path, monkeypatch, url, file):
     monkeypatch.chdir(tmp_path)
-    url = asked_storage(url.replace("HERE", str(tmp_path)))
+    url = storage_option_url(url.replace("HERE", str(tmp_path)))
     with PairStudy(url, SHAPE, SETTINGS) as pair_study:
         pair_study.add(pair(plans(1)[0]))
     assert files_in(tmp_path) == [file]
     monkeypatch.chdir("/")
-    with PairStudy(kept_storage(pair_study.url), SHAPE, SETTINGS, begin=False) as kept:
+    with PairStudy(existing_storage_url(pair_study.url), SHAPE, SETTINGS, create=False) as kept:
         assert len(kept) == 1
 
 
@@ -97,19 +97,19 @@ def test_home_is_home_unless_a_file_here_is_called_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(here)
     for asked in ("~/x.db", "sqlite:///~/x.db"):
-        assert asked_storage(asked) == f"sqlite:///{home}/x.db"
+        assert storage_option_url(asked) == f"sqlite:///{home}/x.db"
     (here / "~").mkdir()
-    assert unquote(asked_storage("~/x.db")) == f"sqlite:///{here}/~/x.db"
+    assert unquote(storage_option_url("~/x.db")) == f"sqlite:///{here}/~/x.db"
 
 
 def test_a_folder_that_exists_holds_the_study_and_one_that_is_missing_is_told(tmp_path):
-    assert asked_storage(str(tmp_path)) == storage_url(tmp_path)
+    assert storage_option_url(str(tmp_path)) == storage_url(tmp_path)
     for asked in (f"{tmp_path}/no/x.db", f"sqlite:///{tmp_path}/no/x.db"):
         with pytest.raises(LmscoutError, match="no does not exist; create it first"):
-            asked_storage(asked)
+            storage_option_url(asked)
     for asked in ("sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true"):
         with pytest.raises(LmscoutError, match="is in memory"):
-            asked_storage(asked)
+            storage_option_url(asked)
     assert files_in(tmp_path) == []
 
 
@@ -133,9 +133,9 @@ URLS = [
 def test_a_password_is_in_no_message_and_no_traceback(url, tmp_path):
     for opens in (
         lambda: PairStudy(url, SHAPE, SETTINGS),
-        lambda: asked_storage(url) and open_storage(url),
+        lambda: storage_option_url(url) and open_storage(url),
         lambda: read_recorded(url),
-        lambda: begun_chunks(url),
+        lambda: recorded_chunks(url),
     ):
         with pytest.raises(LmscoutError) as caught:
             opens()
@@ -245,11 +245,11 @@ def test_what_is_wrong_with_a_file_is_told_apart_in_one_line(tmp_path, happened,
 
 
 def test_a_locked_study_is_said_to_be_locked(tmp_path, monkeypatch):
-    monkeypatch.setattr("lmscout.pruning.storage._FIRST_PATIENCE", 0.2)
+    monkeypatch.setattr("lmscout.pruning.storage._CHECK_TIMEOUT", 0.2)
     file = made(tmp_path)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("begin exclusive")
-        for opens in (read_recorded, begun_chunks, lambda at: PairStudy(at, SHAPE, SETTINGS)):
+        for opens in (read_recorded, recorded_chunks, lambda at: PairStudy(at, SHAPE, SETTINGS)):
             with pytest.raises(LmscoutError, match="is locked by another process; wait") as caught:
                 opens(tmp_path)
             assert "\n" not in str(caught.value)
@@ -258,7 +258,7 @@ def test_a_locked_study_is_said_to_be_locked(tmp_path, monkeypatch):
 
 
 def made_pairs(folder):
-    with PairStudy(folder, SHAPE, SETTINGS, begin=False) as pair_study:
+    with PairStudy(folder, SHAPE, SETTINGS, create=False) as pair_study:
         return pair_study.pairs()
 
 
@@ -270,9 +270,9 @@ if os.getuid() == 0:
     os.setuid(65534)
 from lmscout.errors import LmscoutError, without_passwords
 from lmscout.pruning.storage import check_storage
-for begin in (False, True):
+for create in (False, True):
     try:
-        check_storage("sqlite:///" + sys.argv[1], begin=begin)
+        check_storage("sqlite:///" + sys.argv[1], create=create)
         print("good")
     except LmscoutError as error:
         print(error)
@@ -307,8 +307,8 @@ def test_a_study_that_may_not_be_read_or_written(tmp_path_factory, mode, read, w
 def test_a_study_on_a_read_only_medium_is_read(tmp_path):
     file = made(tmp_path)
     url = f"sqlite:///file:{file}?mode=ro&uri=true"
-    check_storage(url, begin=False)
-    with PairStudy(url, SHAPE, SETTINGS, begin=False) as pair_study:
+    check_storage(url, create=False)
+    with PairStudy(url, SHAPE, SETTINGS, create=False) as pair_study:
         assert len(pair_study) == 12
         with pytest.raises(LmscoutError, match="is read-only; make"):
             pair_study.add(pair(SHAPE.dense))

@@ -3,16 +3,17 @@
 import itertools
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
-from measuring_process import TAIL, alike, measured
+from measuring_process import MODEL, TAIL, alike, measured
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning import background
 from lmscout.pruning.sampler import propose
+from lmscout.pruning.space import PlanSpace
 
 EACH = {round_: 2 - round_ % 2 for round_ in range(12)} | {12: 1, 13: 1}  # of steps of three
 
@@ -89,14 +90,19 @@ def test_a_device_that_fails_is_told_of_and_the_run_goes_on_to_the_same_end(whol
     assert 20 - 2 * 4 <= len(plans) < 20
 
 
-def test_where_the_process_that_proposes_is_killed_the_run_ends_with_a_line(tmp_path):
-    def kill(done):
-        for one in background._OPEN:
-            one._process.kill()
+class DyingSpace(PlanSpace):
+    """Ends its process when there is a predictor."""
 
+    @property
+    def narrows(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_where_the_process_that_proposes_is_killed_the_run_ends_with_a_line(tmp_path):
     with pytest.raises(LmscoutError, match="the process that proposes plans has ended"):
-        measured(tmp_path, 2, pairs=60, size=20, another_process=True, watch=kill)
-    assert not background._OPEN
+        measured(
+            tmp_path, 2, pairs=60, size=20, space=DyingSpace(MODEL.shape), another_process=True
+        )
 
 
 def test_more_pairs_and_other_sizes_go_on_where_a_run_ended(whole, tmp_path):
@@ -112,7 +118,7 @@ def test_more_pairs_and_other_sizes_go_on_where_a_run_ended(whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("begun", "goes_on"), [(0.0, TAIL), (TAIL, 0.0)])
-def test_a_ledger_goes_on_as_it_was_begun(tmp_path, begun, goes_on):
+def test_a_study_continues_as_it_was_started(tmp_path, begun, goes_on):
     whole, _, _ = measured(tmp_path / "whole", 2, tail=begun)
     measured(tmp_path / "other", 2, tail=begun, watch=interrupted(11))
     pairs, _, _ = measured(tmp_path / "other", 2, tail=goes_on)

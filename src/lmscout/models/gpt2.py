@@ -235,9 +235,9 @@ class AdaptiveVocabulary(nn.Module):
         projected = self._project(0, hidden)
         clusters = functional.linear(projected, self.cluster_weight, self.cluster_bias)
         first = torch.cat([self._logits(0, projected), clusters], dim=1).log_softmax(dim=1)
-        size = first.shape[1] - len(self.layout.cutoffs)
+        size = first.shape[1] - len(self.spec.cutoffs)
         parts = [first[:, :size]]
-        for cluster in range(1, len(self.layout.bounds)):
+        for cluster in range(1, len(self.spec.clusters)):
             within = self._logits(cluster, self._project(cluster, hidden)).log_softmax(dim=1)
             parts.append(first[:, size + cluster - 1, None] + within)
         return torch.cat(parts, dim=1)

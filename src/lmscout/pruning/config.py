@@ -19,7 +19,7 @@ from lmscout.pruning.predictor import check_enough
 from lmscout.pruning.proxy_objective import parse_proxy
 from lmscout.pruning.recovery.run import RecoveryConfig, share_folder
 from lmscout.pruning.recovery.training import FOLDER as RECOVERY_FOLDER
-from lmscout.pruning.storage import FILE_NAME, asked_storage, check_storage, storage_url
+from lmscout.pruning.storage import FILE_NAME, check_storage, storage_option_url, storage_url
 from lmscout.runs import RESULT, SETTINGS
 
 
@@ -114,7 +114,7 @@ def check_request(
     if out is not None:
         _check_folder(config, out)
         if config.storage is not None:
-            asked_storage(config.storage)
+            storage_option_url(config.storage)
         elif (out / FILE_NAME).exists():
             check_storage(storage_url(out))
     config.recovery.check(out, config.calibration.length, config.keep, config.of)

@@ -1,14 +1,7 @@
-"""Plans measured on several devices, and added while these work.
+"""Measure plans on several devices, each with a copy of the model and a thread.
 
-Plans measured on several devices at once, each with a copy of the model.
-
-What a plan is worth does not depend on where it is measured, and what comes out does not
-depend on how many devices there are: limits are known before a list of plans is begun.
-
-Plans that are waiting to be measured, to which more are added while devices work.
-
-Where the CPU measures, whoever asks for the next measurement does it.  Devices have a thread
-each, and take plans by themselves.
+Results depend neither on the device nor on the number of devices, as the early-stopping limits of
+a plan are known before it is measured.
 """
 
 from __future__ import annotations
@@ -18,13 +11,13 @@ import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, repeat
 from queue import Empty, Queue
 from threading import Condition
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -33,21 +26,22 @@ from lmscout.evaluation import unfilled_model
 from lmscout.pruning.evaluator import Evaluator, Measurement, Reference
 from lmscout.pruning.plan import Plan, Shape
 
+Task = tuple[Plan, Sequence[float]]  # with the limits of `SubnetworkEvaluator.measure`
+
 
 class ParallelEvaluator:
-    """As many evaluators of one model and one text, each on a device of its own."""
+    """Evaluators of one model and one text, one for each device."""
 
     def __init__(self, evaluators: Sequence[Evaluator]) -> None:
-        """Take the evaluators, one a device, all with the same text."""
         self._evaluators = tuple(evaluators)
-        # Each keeps its thread: PyTorch makes a thread's cuBLAS handles when it first multiplies,
+        # Devices keep their threads: the first product of a thread creates its cuBLAS handles,
         # which takes a second on an H200, as long as a plan or two of a LLaMA-7B.
         self._threads = [ThreadPoolExecutor(1) for _ in self._evaluators]
-        self._end = weakref.finalize(self, _shut_down, self._threads)
+        self._finalizer = weakref.finalize(self, _shut_down, self._threads)
 
     def close(self) -> None:
-        """End the threads; also done when nothing refers to this any more."""
-        self._end()
+        """End the threads; also done by garbage collection."""
+        self._finalizer()
 
     @property
     def shape(self) -> Shape:
@@ -61,31 +55,31 @@ class ParallelEvaluator:
 
     @property
     def dense_nll(self) -> float:
-        """Negative log-likelihood of the dense model, in nats a token."""
+        """Negative log-likelihood of the dense model, nats/token."""
         return self._evaluators[0].dense_nll
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """What plans are compared to, chunk by chunk."""
+        """Predictions that plans are compared to, chunk by chunk."""
         return self._evaluators[0].references
 
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None
     ) -> Iterator[Measurement]:
-        """Measure plans, as `SubnetworkEvaluator.measure`; in the same order, as they are done."""
+        """Measure plans, and yield them in order, as `SubnetworkEvaluator.measure`."""
         tasks = list(zip(plans, repeat(()) if limits is None else limits, strict=False))
         early: dict[int, Measurement] = {}
-        with self.workload() as work:
-            work.add(tasks)
-            for place in range(len(tasks)):
-                while place not in early:
-                    if (done := work.take()) is not None:
-                        early[done.place] = done.measured
-                yield early.pop(place)
+        with closing(self.queue()) as queue:
+            queue.add(tasks)
+            for number in range(len(tasks)):
+                while number not in early:
+                    if (done := queue.take()) is not None:
+                        early[done.number] = done.measurement
+                yield early.pop(number)
 
-    def workload(self) -> AbstractContextManager[Workload]:
-        """Plans that are measured as they are added, while the block lasts."""
-        return measured_by(self._evaluators, self._threads)
+    def queue(self) -> DeviceQueue:
+        """A queue whose plans the devices measure."""
+        return DeviceQueue(self._evaluators, self._threads)
 
 
 def _shut_down(threads: Sequence[ThreadPoolExecutor]) -> None:
@@ -95,7 +89,7 @@ def _shut_down(threads: Sequence[ThreadPoolExecutor]) -> None:
 
 @torch.no_grad()
 def replica(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A copy of a model on another device; on its own device nothing is copied meanwhile."""
+    """A copy of a model on another device, without a temporary copy on its own device."""
     model_class: Any = type(model)
     make = partial(model_class._from_config, model.config, dtype=model.dtype)
     other: Any = unfilled_model(make, device)
@@ -107,108 +101,81 @@ def replica(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return cast(PreTrainedModel, other.eval())
 
 
-Task = tuple[Plan, Sequence[float]]  # with the limits of `SubnetworkEvaluator.measure`
-
-
 @dataclass(frozen=True)
 class Done:
-    """A plan that was measured.
+    """A measured plan.
 
     Attributes:
-        place: its number among all that were added.
-        measured: what came out.
-        seconds: that it took, on whatever measured it.
+        number: number of its task, in the order of adding, from 0.
+        measurement: result.
+        seconds: duration on its device.
     """
 
-    place: int
-    measured: Measurement
+    number: int
+    measurement: Measurement
     seconds: float
 
 
-class Workload(Protocol):
-    """What is to be measured, and what was."""
+class SerialQueue:
+    """Measures in the thread that takes results, in order."""
 
-    def add(self, tasks: Sequence[Task]) -> None:
-        """More plans, after those that were added before; ones that begin alike side by side."""
-
-    def take(self) -> Done | None:
-        """Wait for a measurement; None where `wake` came first."""
-
-    def wake(self) -> None:
-        """Let whoever waits in `take` go, now or the next time."""
-
-
-@contextmanager
-def measured_here(evaluator: Evaluator) -> Iterator[Workload]:
-    """A workload that is done by whoever takes from it, in order."""
-    work = _Here(evaluator)
-    try:
-        yield work
-    finally:
-        work.close()
-
-
-class _Here:
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
-        self._lists: deque[Sequence[Task]] = deque()
+        self._pending: deque[Sequence[Task]] = deque()
         self._measuring: Iterator[Measurement] = iter(())
-        self._place = 0
+        self._number = -1
 
     def add(self, tasks: Sequence[Task]) -> None:
-        self._lists.append(tasks)
+        """Append plans; those that share a prefix are neighbours."""
+        self._pending.append(tasks)
 
     def take(self) -> Done | None:
+        """Measure the next plan."""
         started = time.perf_counter()
-        while (measured := next(self._measuring, None)) is None:
-            tasks = self._lists.popleft()
+        while (measurement := next(self._measuring, None)) is None:
+            tasks = self._pending.popleft()
             self._measuring = self._evaluator.measure(
-                [plan for plan, _ in tasks], [most for _, most in tasks]
+                [plan for plan, _ in tasks], [limits for _, limits in tasks]
             )
-        self._place += 1
-        return Done(self._place - 1, measured, time.perf_counter() - started)
+        self._number += 1
+        return Done(self._number, measurement, time.perf_counter() - started)
 
     def wake(self) -> None:
-        """Nobody ever waits."""
+        """Do nothing, as `take` does not wait."""
 
     def close(self) -> None:
+        """End the measurement."""
         if isinstance(self._measuring, Generator):
             self._measuring.close()
 
 
-@contextmanager
-def measured_by(evaluators: Sequence[Evaluator], threads: Sequence[Executor]) -> Iterator[Workload]:
-    """A workload that is done by devices, each in a thread of its own.
+class DeviceQueue:
+    """Devices measure plans, each in its thread, until `close`."""
 
-    At the end of the block what is under way is measured to its end, and nothing more.
+    def __init__(self, evaluators: Sequence[Evaluator], threads: Sequence[Executor]) -> None:
+        """Start measuring.
 
-    Args:
-        evaluators: one a device, all of one model and one text.
-        threads: one a device.
-    """
-    work = _Shared(evaluators)
-    workers = [thread.submit(work.measure, number) for number, thread in enumerate(threads)]
-    try:
-        yield work
-    finally:
-        work.runs.close()
-        wait(workers)
-
-
-class _Shared:
-    def __init__(self, evaluators: Sequence[Evaluator]) -> None:
-        self.runs = Runs(len(evaluators))
+        Args:
+            evaluators: one for each device, of one model and one text.
+            threads: one for each device.
+        """
         self._evaluators = evaluators
+        self._schedule = Schedule(len(evaluators))
         self._tasks: list[Task] = []
         self._done: Queue[Done | BaseException | None] = Queue()
+        self._workers = [
+            thread.submit(self._measure, device) for device, thread in enumerate(threads)
+        ]
 
     def add(self, tasks: Sequence[Task]) -> None:
-        self._tasks += tasks  # first, as devices take them at once
-        self.runs.add(len(tasks))
+        """Append plans; those that share a prefix are neighbours."""
+        self._tasks += tasks
+        self._schedule.add(len(tasks))
 
     def take(self) -> Done | None:
+        """Wait for the next result; None after `wake`."""
         while True:
-            try:  # a wait without an end hears no Control-C on every system
+            try:  # waiting without a timeout ignores Control-C on some systems
                 done = self._done.get(timeout=1)
             except Empty:
                 continue
@@ -217,62 +184,69 @@ class _Shared:
             return done
 
     def wake(self) -> None:
+        """Interrupt a `take`, the present or the next one."""
         self._done.put(None)
 
-    def measure(self, number: int) -> None:
-        """What a device does until the end."""
-        evaluator = self._evaluators[number]
-        while (place := self.runs.take(number)) is not None:
-            plan, most = self._tasks[place]
+    def close(self) -> None:
+        """Finish the plans that are being measured, and drop the rest."""
+        self._schedule.close()
+        wait(self._workers)
+
+    def _measure(self, device: int) -> None:
+        evaluator = self._evaluators[device]
+        while (number := self._schedule.take(device)) is not None:
+            plan, limits = self._tasks[number]
             started = time.perf_counter()
             try:
-                (measured,) = evaluator.measure([plan], [most])
+                (measurement,) = evaluator.measure([plan], [limits])
             except BaseException as error:
                 self._done.put(error)
                 return
-            self._done.put(Done(place, measured, time.perf_counter() - started))
+            self._done.put(Done(number, measurement, time.perf_counter() - started))
 
 
-class Runs:
-    """Places of plans in the order in which devices take them.
+MeasurementQueue = SerialQueue | DeviceQueue
 
-    What is added at once is one run of neighbours a device, as neighbours begin alike.  A device
-    that is done with its own takes from the end of the longest that is left, and goes on to what
-    was added later where that is a single plan: what was added first is to be done first.
+
+class Schedule:
+    """The order in which devices take tasks.
+
+    Tasks that are added together are split into one run of neighbours for each device, as
+    neighbours share prefixes.  An idle device takes from the end of the longest run; the last task
+    of another device's run only if nothing was added later, so that earlier tasks end first.
     """
 
     def __init__(self, devices: int) -> None:
-        """Begin with nothing."""
         self._devices = devices
         self._count = 0
         self._added: deque[list[deque[int]]] = deque()
-        self._more = Condition()
+        self._changed = Condition()
         self._closed = False
 
     def add(self, count: int) -> None:
-        """So many places more, after all others."""
+        """Append tasks."""
         first, self._count = self._count, self._count + count
         ends = [first + count * number // self._devices for number in range(self._devices + 1)]
-        with self._more:
+        with self._changed:
             if not self._closed:
                 self._added.append([deque(range(*pair)) for pair in pairwise(ends)])
-                self._more.notify_all()
+                self._changed.notify_all()
 
     def take(self, device: int) -> int | None:
-        """The next place for a device; waits for one, and gives None at the end of all."""
-        with self._more:
+        """Wait for the next task of a device; None after `close`."""
+        with self._changed:
             while not self._closed:
-                if (place := self._next(device)) is not None:
-                    return place
-                self._more.wait()
+                if (number := self._next(device)) is not None:
+                    return number
+                self._changed.wait()
         return None
 
     def close(self) -> None:
-        """Nothing more is to be taken."""
-        with self._more:
+        """Drop all tasks."""
+        with self._changed:
             self._closed = True
             self._added.clear()
-            self._more.notify_all()
+            self._changed.notify_all()
 
     def _next(self, device: int) -> int | None:
         while self._added and not any(self._added[0]):

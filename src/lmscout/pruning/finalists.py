@@ -1,4 +1,4 @@
-"""The last few plans of every size, measured once more on text that chose none of them."""
+"""Finalists: the best plans of every size, measured again on held-out text."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Sequence
 
 from lmscout.progress import StageProgress
 from lmscout.pruning.calibration import Calibrated
-from lmscout.pruning.measuring import Fitted
+from lmscout.pruning.measuring import Fitted, pair_of
 from lmscout.pruning.plan import Plan, as_rows
 from lmscout.pruning.ranges import Target
 from lmscout.pruning.results import Finalist
-from lmscout.pruning.sampler import order_for_prefix_sharing
+from lmscout.pruning.sampler import Proposal, order_for_prefix_sharing
 from lmscout.pruning.search import search
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair, PairStudy
 
 STUDY = "lmscout-finalists"
-_MEASURED = 8  # the best measured plans of a size, and
-_PREDICTED = 4  # the best that a search predicts beyond them
+_MEASURED = 8  # best measured plans of a size
+_PREDICTED = 4  # best predicted plans beyond them
 
 
 def candidates_of(
     pair_study: PairStudy, fitted: Fitted, space: PlanSpace, target: Target, seed: int
 ) -> list[Plan]:
-    """The best measured plans of a size, and the best predicted beyond them.
+    """The best measured plans of a size, and the best predicted ones beyond them.
 
-    Where a proxy objectives, its best plan alone: it has won.
+    With a proxy as objective, its best plan alone.
     """
     if fitted.objective is not None:
-        judged = search(space, fitted.objective.loss_increases, target, seed=seed, count=1)
-        return [one.plan for one in judged]
+        found = search(space, fitted.objective.loss_increases, target, seed=seed, count=1)
+        return [one.plan for one in found]
     best = [pair.plan for pair in space.best_pairs(pair_study.pairs(), target.budget, _MEASURED)]
     if fitted.predictor is None:
         return best
@@ -42,8 +42,8 @@ def candidates_of(
         count=_MEASURED + _PREDICTED,
         initial=best,
     )
-    fresh = [one.plan for one in found if pair_study.find(one.plan) is None]
-    return [*best, *fresh[:_PREDICTED]]
+    unmeasured = [one.plan for one in found if pair_study.find(one.plan) is None]
+    return [*best, *unmeasured[:_PREDICTED]]
 
 
 def measure_finalists(
@@ -54,32 +54,32 @@ def measure_finalists(
     candidates: Sequence[Sequence[Plan]],
     progress: StageProgress | None = None,
 ) -> list[list[Finalist]]:
-    """Measure candidates on the text that no pair has seen.
+    """Measure candidates on text that no pair has used.
 
     Args:
         calibrated: the dense model and the text.
-        pair_study: of the pairs.
-        finals: of the finalists; what it holds is not measured again.
-        fitted: from the pairs.
-        candidates: plans, for every size.
-        progress: called with plans measured and in all.
+        pair_study: study of the pairs.
+        finals: study of the finalists; its plans are not measured again.
+        fitted: what was fitted to the pairs.
+        candidates: plans of every size.
+        progress: called with the number of measured plans, and of all.
 
     Returns:
-        For every size its finalists, best first.  Where a proxy objectives, nothing is measured.
+        Finalists of every size, best first.  With a proxy as objective nothing is measured.
     """
     if fitted.objective is not None:
         return [[Finalist(plan, None, None, None, ()) for plan in plans] for plans in candidates]
-    everything = list(dict.fromkeys(plan for plans in candidates for plan in plans))
-    with finals.alone():  # what another process measured is not measured again
-        _measure_missing(calibrated, finals, everything, progress)
+    plans = list(dict.fromkeys(plan for some in candidates for plan in some))
+    with finals.locked():
+        _measure_missing(calibrated, finals, plans, progress)
     contests = []
-    for plans in candidates:
-        predicted: list[float | None] = [None] * len(plans)
+    for some in candidates:
+        predicted: list[float | None] = [None] * len(some)
         if fitted.predictor is not None:
-            predicted = fitted.predictor.predict(as_rows(plans)).tolist()
+            predicted = fitted.predictor.predict(as_rows(some)).tolist()
         contest = [
             _finalist(plan, loss_increase, pair_study.find(plan), finals.find(plan))
-            for plan, loss_increase in zip(plans, predicted, strict=True)
+            for plan, loss_increase in zip(some, predicted, strict=True)
         ]
         contests.append(sorted(contest, key=lambda one: one.held_out or 0.0))
     return contests
@@ -88,38 +88,29 @@ def measure_finalists(
 def _measure_missing(
     calibrated: Calibrated,
     finals: PairStudy,
-    everything: Sequence[Plan],
+    plans: Sequence[Plan],
     progress: StageProgress | None,
 ) -> None:
-    """Measure those plans that are not among the finalists' pairs."""
-    todo = order_for_prefix_sharing([plan for plan in everything if finals.find(plan) is None])
-    done = len(everything) - len(todo)
-    if todo:
-        evaluator = calibrated.evaluator(calibrated.final)
-        started = time.perf_counter()
-        for plan, measured in zip(todo, evaluator.measure(todo), strict=True):
-            now = time.perf_counter()
-            finals.add(
-                Pair(
-                    plan,
-                    measured.loss_increase,
-                    measured.tokens,
-                    kept=calibrated.shape.kept_share(plan),
-                    seconds=now - started,
-                    origin="finalist",
-                    trajectory=measured.trajectory,
-                )
-            )
-            started = now
-            done += 1
-            if progress:
-                progress(done, len(everything))
+    missing = order_for_prefix_sharing([plan for plan in plans if finals.find(plan) is None])
+    if not missing:
+        return
+    evaluator = calibrated.evaluator(calibrated.final)
+    started = time.perf_counter()
+    done = len(plans) - len(missing)
+    for plan, measured in zip(missing, evaluator.measure(missing), strict=True):
+        now = time.perf_counter()
+        proposal = Proposal(plan, "finalist")
+        finals.add(pair_of(proposal, measured, calibrated.shape, now - started))
+        started = now
+        done += 1
+        if progress:
+            progress(done, len(plans))
 
 
 def _finalist(
     plan: Plan, predicted: float | None, pair: Pair | None, final: Pair | None
 ) -> Finalist:
-    assert final is not None  # measured just now, or before
+    assert final is not None  # measured before
     chunks, tokens, total = [], 0, 0.0
     for so_far, loss_increase in final.trajectory:
         chunks.append((loss_increase * so_far - total) / (so_far - tokens))

@@ -28,7 +28,7 @@ from lmscout.pruning.prefix_tables import tabulate
 from lmscout.pruning.proxy_objective import WINDOWS
 from lmscout.pruning.recovery.elastic import SETTING, merge_trained
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
-from lmscout.pruning.storage import kept_storage, shown_url, sqlite_file
+from lmscout.pruning.storage import existing_storage_url, shown_url, sqlite_file
 from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_record import Recorded, read_recorded
 from lmscout.statistics import INPUT_NAMES, Batch, Statistics
@@ -193,7 +193,7 @@ def study_benchmark(
         LmscoutError: there is no study, its origin is unknown, the model is another one, or the
             adapter of its elastic recovery is missing.
     """
-    recorded, url = read_recorded(run), kept_storage(run)
+    recorded, url = read_recorded(run), existing_storage_url(run)
     run = shown_url(run)
     source, text = model or recorded.model, calibration or recorded.text
     for option, given in (("--model", source), ("--calibration", text)):
@@ -209,7 +209,7 @@ def study_benchmark(
     dense: Any = loaded.model
     dense.to(torch.float32)  # a CPU is slow at anything else
     shape = shape_of(family_of(dense.config).all_parts(dense))
-    with PairStudy(url, shape, recorded.settings, begin=False) as study:
+    with PairStudy(url, shape, recorded.settings, create=False) as study:
         pairs = [pair for pair in study.pairs() if not pair.partial]
     benchmark = Benchmark(
         f"{PREFIX}{run}",

@@ -248,7 +248,7 @@ def _function_table(
         kept = {name: ((tensor,),) for name, tensor in place.first(count).items()}
         return function(
             Reading(
-                model=model,  # type: ignore[arg-type]
+                model=model,
                 tokens=tokens,
                 inputs={name: kept.get(name, none) for name in INPUT_NAMES},
                 act_grad=kept.get("act_grad", none),

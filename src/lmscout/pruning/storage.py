@@ -1,8 +1,4 @@
-"""Where a study is kept: its URL, opening it, and what is wrong with it in one line.
-
-A path means the file that it says, whatever signs its name has.  Passwords are in no message: what
-is shown is `shown_url`, and what drivers say goes through `masked`.
-"""
+"""The storage of a study: its URL, opening it, and its errors in one line without secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import optuna
@@ -26,24 +22,25 @@ from lmscout.errors import LmscoutError, without_passwords
 
 FILE_NAME = "ledger.db"
 ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, OSError)  # of a storage
-_PATIENCE = 60  # seconds that a process waits for another that writes to the same file
-_FIRST_PATIENCE = 10  # the same, before there is any work that would be lost
-_BEGINNINGS = 40  # attempts to make tables that another process makes as well
+_TIMEOUT = 60  # seconds of waiting for another process that writes to the same SQLite file
+_CHECK_TIMEOUT = 10  # the same before a run, when no work would be lost
+_ATTEMPTS = 40  # to create tables that another process creates at the same time
 
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://|://")
 _SECRET = re.compile(
     r"pass(word|wd|phrase)?$|pwd|secret|token|api_?key|credential|^pw$|auth|odbc_connect",
     re.IGNORECASE,
 )
-_SECRET_VALUE = re.compile(r"[?&;]([^=&;?]+)=([^&;]*)")
-_LONG = 6  # letters, from which on a secret is found inside other words as well
-_OPTIONS = {  # that the query of a SQLite URL may have
+_QUERY_VALUE = re.compile(r"[?&;]([^=&;?]+)=([^&;]*)")
+_LONG_SECRET = 6  # letters from which a secret is masked inside other words as well
+_SQLITE_OPTIONS = {  # that the query of a SQLite URL may have
     *("uri", "timeout", "isolation_level", "detect_types", "check_same_thread"),
     *("cached_statements", "mode", "cache", "psow", "nolock", "immutable", "vfs"),
 }
 _TABLES = {"studies", "trials", "version_info", "alembic_version", "study_directions"}
-_REMEDY = "restore a copy of it, or use another folder or storage"
-_KNOWN = (  # what SQLite says, and what it means for a study
+_RESTORE = "restore a copy of it, or use another folder or storage"
+_READ_ONLY = "is read-only; make file and folder writable, or use another folder"
+_SQLITE_PROBLEMS = (  # patterns of SQLite's errors, and the message
     (
         r"busy|locked",
         "is locked by another process; wait until that has ended, or end it, and run the same "
@@ -53,31 +50,27 @@ _KNOWN = (  # what SQLite says, and what it means for a study
         r"notadb|not a database",
         "is no SQLite database (file is not a database); name another file or folder",
     ),
-    (r"corrupt|malformed", f"is damaged ({{}}); {_REMEDY}"),
-    (
-        r"readonly|sqlite_perm",
-        "is read-only; make file and folder writable, or use another folder",
-    ),
+    (r"corrupt|malformed", f"is damaged ({{}}); {_RESTORE}"),
+    (r"readonly|sqlite_perm", _READ_ONLY),
     (
         r"sqlite_full|disk is full",
         "no space is left to write to; make room, and run the same command again",
     ),
     (r"cantopen|unable to open", "cannot be opened ({}); check its path and permissions"),
-    (r"no such (table|column)", f"is damaged, or of another version ({{}}); {_REMEDY}"),
+    (r"no such (table|column)", f"is damaged, or of another version ({{}}); {_RESTORE}"),
+    (r"", f"{{}}; {_RESTORE}"),
 )
-_OTHER = "name the folder of a prune run, or the URL of its storage"
+_NAME_RUN = "name the folder of a prune run, or the URL of its storage"
 
 
 class Storage(RDBStorage):
-    """Optuna's storage, which closes its connections when told, and when it cannot be opened.
+    """Optuna's storage with `close`, which also runs if opening fails.
 
-    Optuna's own may refuse a file after it has connected to it, because it is no database or
-    its tables are of another version; nobody then has anything to close.  A connection left to
-    the garbage collector keeps its file open, and Python 3.13 warns of it.
+    Optuna may refuse a file after it has connected to it, and then nothing closes the connection.
     """
 
     def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
-        # Optuna fills braces of a URL in by itself: a name with such is no template.
+        # Optuna formats the URL as a template.
         try:
             super().__init__(url.replace("{", "{{").replace("}", "}}"), engine_kwargs)
         except BaseException:
@@ -85,20 +78,18 @@ class Storage(RDBStorage):
             raise
 
     def close(self) -> None:
-        """Close the connections of this thread's session, and those that wait in the pool."""
+        """Close the session of this thread and the pooled connections."""
         if hasattr(self, "scoped_session"):  # else the URL was refused, and nothing is open
             self.remove_session()
             self.engine.dispose()
 
 
 def storage_url(storage: str | Path) -> str:
-    """The URL of a study's storage: of ``ledger.db`` in a folder, which is made, or a URL.
-
-    Args:
-        storage: a run folder, or a URL, whose SQLite file becomes an absolute path.
+    """The URL of a storage: of ``ledger.db`` in a folder, which is created, or a URL.
 
     Raises:
-        LmscoutError: the folder cannot be made, or the URL is none or of a database in memory.
+        LmscoutError: the folder cannot be created, or the URL is invalid or of a database in
+            memory.
     """
     if is_url(storage):
         return _checked(str(storage))
@@ -110,11 +101,11 @@ def storage_url(storage: str | Path) -> str:
     return _file_url(folder / FILE_NAME)
 
 
-def asked_storage(storage: str) -> str:
+def storage_option_url(storage: str) -> str:
     """The URL of what ``--storage`` names: a URL, a file, or a folder that exists.
 
     Raises:
-        LmscoutError: nothing can be kept there; see `check_storage`.
+        LmscoutError: no study can be stored there; see `check_storage`.
     """
     url = storage
     if not is_url(storage):
@@ -125,11 +116,11 @@ def asked_storage(storage: str) -> str:
     return url
 
 
-def kept_storage(storage: str | Path) -> str:
-    """The URL of a study that is there: of a run folder, of a file, or a URL.
+def existing_storage_url(storage: str | Path) -> str:
+    """The URL of a stored study: of a run folder, of a file, or a URL; creates no file.
 
     Raises:
-        LmscoutError: there is none; looking makes no file.
+        LmscoutError: there is no such file.
     """
     if is_url(storage):
         return _checked(str(storage))
@@ -137,9 +128,9 @@ def kept_storage(storage: str | Path) -> str:
     try:
         file = path / FILE_NAME if path.is_dir() else path
         if not file.exists():
-            raise LmscoutError(f"{storage}: holds no study (no file {file}); {_OTHER}")
+            raise LmscoutError(f"{storage}: holds no study (no file {file}); {_NAME_RUN}")
     except OSError as error:
-        raise LmscoutError(f"{storage}: cannot be read ({error.strerror}); {_OTHER}") from error
+        raise LmscoutError(f"{storage}: cannot be read ({error.strerror}); {_NAME_RUN}") from error
     return _file_url(file)
 
 
@@ -152,7 +143,7 @@ def home_path(path: str | Path) -> Path:
 
 
 def is_url(storage: str | Path) -> bool:
-    """Whether a text names a storage by its URL."""
+    """Whether a text is the URL of a storage."""
     return isinstance(storage, str) and _SCHEME.match(storage) is not None
 
 
@@ -165,26 +156,26 @@ def shown_url(storage: str | Path) -> str:
         shown = make_url(url).render_as_string(hide_password=True)
     except (SQLAlchemyError, ValueError):
         shown = re.sub(r"://([^/@:]*):.*@", r"://\1:***@", url)
-    shown = _SECRET_VALUE.sub(_hidden_value, shown)
+    shown = _QUERY_VALUE.sub(_without_secret, shown)
     return url if shown.replace("***", "") == url else shown
 
 
-def masked(words: str, url: str) -> str:
-    """Words without the secrets of a URL, however they are spelled, and of any other URL."""
-    words = words.replace(url, shown_url(url))
+def masked(text: str, url: str) -> str:
+    """Text without the secrets of a URL, in any spelling, and of any other URL."""
+    text = text.replace(url, shown_url(url))
     for secret in sorted(_secrets(url), key=len, reverse=True):
         pattern = re.escape(secret)
-        if len(secret) < _LONG:  # it may be a part of other words
+        if len(secret) < _LONG_SECRET:
             pattern = rf"(?<!\w){pattern}(?!\w)"
-        words = re.sub(pattern, "***", words)
-    return without_passwords(words)
+        text = re.sub(pattern, "***", text)
+    return without_passwords(text)
 
 
-def is_there(storage: str | Path) -> bool:
-    """Whether a storage may hold something already; looking makes no file.
+def may_exist(storage: str | Path) -> bool:
+    """Whether a storage may hold a study already; creates no file.
 
     Raises:
-        LmscoutError: the URL is none.
+        LmscoutError: the URL is invalid.
     """
     if not is_url(storage):
         return (Path(storage) / FILE_NAME).is_file()
@@ -192,28 +183,28 @@ def is_there(storage: str | Path) -> bool:
     return file is None or file.is_file()
 
 
-def check_storage(url: str, *, begin: bool = True) -> None:
-    """Refuse a SQLite file that holds no study, or in which none can be kept.
+def check_storage(url: str, *, create: bool = True) -> None:
+    """Refuse a SQLite file that holds no study, or in which none can be stored.
 
-    Missing, unreadable, locked, damaged and foreign files are distinguished.  Of a storage on a
-    server opening it says what is wrong.
+    Missing, unreadable, locked, damaged and foreign files have messages of their own.  Problems
+    of a server show when it is opened.
 
     Args:
-        url: of the storage.
-        begin: whether pairs are to be written, so that the file need not be there.
+        url: URL of the storage.
+        create: whether pairs are to be written, so that the file need not exist.
 
     Raises:
-        LmscoutError: it is refused; the line says why, and what to do.
+        LmscoutError: it is refused.
     """
     file = sqlite_file(url)
     if file is None:
         return
     with reported(url):
-        if begin and not file.parent.is_dir():
+        if create and not file.parent.is_dir():
             _refuse(url, f"folder {file.parent} does not exist; create it first")
         if not file.exists():
-            if not begin:
-                _refuse(url, f"there is no such file; {_OTHER}")
+            if not create:
+                _refuse(url, f"there is no such file; {_NAME_RUN}")
             if not os.access(file.parent, os.W_OK):
                 _refuse(url, f"folder {file.parent} cannot be written; name another")
             return
@@ -222,59 +213,58 @@ def check_storage(url: str, *, begin: bool = True) -> None:
         if not os.access(file, os.R_OK):
             _refuse(url, "cannot be read (permission denied); change its permissions")
         writable = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
-        if begin and not writable:
-            _refuse(url, "is read-only; make file and folder writable, or use another folder")
-        names = _tables(file, "rw" if writable else "ro")
-        if names and not names & _TABLES:
+        if create and not writable:
+            _refuse(url, _READ_ONLY)
+        tables = _tables(file, "rw" if writable else "ro")
+        if tables and not tables & _TABLES:
             _refuse(url, "is a SQLite database of something else, and no study; name another")
-        if not begin and not {"studies", "version_info"} <= names:
-            _refuse(url, f"holds no study; {_OTHER}")
+        if not create and not {"studies", "version_info"} <= tables:
+            _refuse(url, f"holds no study; {_NAME_RUN}")
 
 
-def open_storage(url: str, *, begin: bool = True) -> Storage:
-    """Open the storage at a URL.
+def open_storage(url: str, *, create: bool = True) -> Storage:
+    """Open a storage.
 
     Args:
-        url: of the storage.
-        begin: whether its tables are made where there are none.
+        url: URL of the storage.
+        create: whether missing tables are created.
 
     Raises:
-        LmscoutError: it cannot be opened; the line says why.
+        LmscoutError: it cannot be opened.
     """
-    check_storage(url, begin=begin)
-    kwargs = {"connect_args": {"timeout": _PATIENCE}} if url.startswith("sqlite") else {}
+    check_storage(url, create=create)
+    kwargs = {"connect_args": {"timeout": _TIMEOUT}} if url.startswith("sqlite") else {}
     with reported(url):
-        for left in reversed(range(_BEGINNINGS)):
+        for left in reversed(range(_ATTEMPTS)):
             try:
                 return Storage(url, kwargs)
             except ERRORS as error:
-                if not left or not _made_elsewhere(error):
+                if not left or not _created_elsewhere(error):
                     raise
                 time.sleep(random.uniform(0.02, 0.2))
-    raise AssertionError  # the last attempt has raised
+    raise AssertionError("the last attempt raises")
 
 
 @contextmanager
 def reported(url: str) -> Iterator[None]:
-    """Optuna quiet, and errors of its storage in one line without secrets.
+    """Silence Optuna, and turn errors of a storage into one line without secrets.
 
     Raises:
-        LmscoutError: for any of `ERRORS` within, and for a driver that is not there.
+        LmscoutError: for any of `ERRORS`, and for a missing driver.
     """
     try:
         with quiet():
             yield
     except (ImportError, ValueError, sqlite3.Error, *ERRORS) as error:
-        line = f"study at {shown_url(url)}: {_reason(error, url)}"
-        chain = [str(one) for one in _chain(error)]
-        if any(masked(one, url) != one for one in chain):  # a traceback would show it
-            raise LmscoutError(line) from None
+        line = f"study at {shown_url(url)}: {_problem(error, url)}"
+        if any(masked(str(one), url) != str(one) for one in _chain(error)):
+            raise LmscoutError(line) from None  # a traceback would show the secret
         raise LmscoutError(line) from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Optuna from telling of studies that it makes and opens; as before afterwards."""
+    """Silence Optuna's log of created and opened studies."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -283,12 +273,23 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def _refuse(url: str, why: str) -> None:
-    raise LmscoutError(f"study at {shown_url(url)}: {why}")
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL from `storage_url`; None for others."""
+    if not url.startswith("sqlite"):
+        return None
+    parsed = make_url(url)
+    name = parsed.database or ""
+    if _is_uri(parsed) and name.startswith("file:"):
+        name = unquote(re.sub(r"^file:(//[^/]*)?", "", name).partition("?")[0])
+    return Path(name)
+
+
+def _refuse(url: str, problem: str) -> NoReturn:
+    raise LmscoutError(f"study at {shown_url(url)}: {problem}")
 
 
 def _file_url(path: Path) -> str:
-    """The URL of a SQLite file, quoted as SQLAlchemy reads it."""
+    """The URL of a SQLite file, quoted for SQLAlchemy."""
     return URL.create("sqlite", database=str(path.absolute())).render_as_string()
 
 
@@ -300,8 +301,8 @@ def _checked(url: str, option: str = "") -> str:
     head, _, rest = url.partition(":///")
     if rest and head.split("+")[0] == "sqlite" and "?" in rest:
         path, _, query = rest.partition("?")
-        keys = [one.partition("=") for one in query.split("&")]
-        if not all(key in _OPTIONS and equals for key, equals, _ in keys):
+        options = [one.partition("=") for one in query.split("&")]
+        if not all(key in _SQLITE_OPTIONS and equals for key, equals, _ in options):
             url = f"{head}:///{path}{quote('?' + query)}"
     with reported(url):
         parsed = make_url(url)
@@ -319,8 +320,8 @@ def _checked(url: str, option: str = "") -> str:
         )
     if _is_uri(parsed):
         return url
-    place = home_path(name).absolute()
-    return parsed.set(database=str(place)).render_as_string(hide_password=False)
+    path_ = str(home_path(name).absolute())
+    return parsed.set(database=path_).render_as_string(hide_password=False)
 
 
 def _is_uri(parsed: URL) -> bool:
@@ -328,31 +329,19 @@ def _is_uri(parsed: URL) -> bool:
     return str(parsed.query.get("uri", "")).lower() in ("true", "1", "yes", "on", "t", "y")
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite URL that `_checked` gave; None for others."""
-    if not url.startswith("sqlite"):
-        return None
-    parsed = make_url(url)
-    name = parsed.database or ""
-    if _is_uri(parsed) and name.startswith("file:"):
-        name = re.sub(r"^file:(//[^/]*)?", "", name).partition("?")[0]
-        name = unquote(name)
-    return Path(name)
-
-
-def _hidden_value(found: re.Match[str]) -> str:
-    """A part of a query, without its value if that is a secret."""
+def _without_secret(found: re.Match[str]) -> str:
+    """A part of a query, its value masked if it is a secret."""
     name = found[1]
     return f"{found[0][0]}{name}=***" if _SECRET.search(unquote_plus(name)) else found[0]
 
 
 def _secrets(url: str) -> set[str]:
-    """Passwords of a URL and secret values of its query, as they may be spelled in messages."""
+    """The password of a URL and secret values of its query, in all spellings."""
     found = set(re.findall(r"://[^/@:]*:(.*)@", url))
+    found |= {
+        value for key, value in _QUERY_VALUE.findall(url) if _SECRET.search(unquote_plus(key))
+    }
     public: set[str] = set()
-    for key, value in _SECRET_VALUE.findall(url):
-        if _SECRET.search(unquote_plus(key)):
-            found.add(value)
     try:
         parsed = make_url(url)
     except (SQLAlchemyError, ValueError):
@@ -360,27 +349,31 @@ def _secrets(url: str) -> set[str]:
     else:
         found.add(str(parsed.password or ""))
         public = {parsed.username or "", parsed.host or "", parsed.database or ""}
-    spelled = set()
+    spellings = set()
     for secret in found:
         for plain in (secret, unquote(secret), unquote_plus(secret)):
-            spelled |= {plain, quote(plain), quote(plain, safe=" +"), quote(plain, safe="")}
-            spelled |= {quote_plus(plain), repr(plain)[1:-1]}
-    return spelled - public - {"", "***"}
+            spellings |= {plain, quote(plain), quote(plain, safe=" +"), quote(plain, safe="")}
+            spellings |= {quote_plus(plain), repr(plain)[1:-1]}
+    return spellings - public - {"", "***"}
 
 
 def _tables(file: Path, mode: str) -> set[str]:
-    """Names of the tables of a SQLite file that is whole."""
+    """Names of the tables of a SQLite file.
+
+    Raises:
+        sqlite3.DatabaseError: the file is damaged.
+    """
     address = f"file:{quote(str(file.absolute()))}?mode={mode}"
-    with closing(sqlite3.connect(address, uri=True, timeout=_FIRST_PATIENCE)) as opened:
-        names = {str(name) for (name,) in opened.execute("select name from sqlite_master")}
-        (verdict,) = opened.execute("pragma quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(f"database disk image is malformed: {verdict}")
+    with closing(sqlite3.connect(address, uri=True, timeout=_CHECK_TIMEOUT)) as connection:
+        names = {str(name) for (name,) in connection.execute("select name from sqlite_master")}
+        (result,) = connection.execute("pragma quick_check(1)").fetchone()
+    if result != "ok":
+        raise sqlite3.DatabaseError(f"database disk image is malformed: {result}")
     return names
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and those behind it, the first cause last."""
+    """An error and its causes, the first cause last."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -388,26 +381,26 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return found
 
 
-def _made_elsewhere(error: BaseException) -> bool:
-    """Whether making tables failed because another process made them at the same moment."""
-    words = " ".join(f"{type(one).__name__} {one}" for one in _chain(error)).lower()
-    return "already exists" in words or "integrityerror" in words or "uniqueviolation" in words
+def _created_elsewhere(error: BaseException) -> bool:
+    """Whether creating tables failed because another process created them."""
+    text = " ".join(f"{type(one).__name__} {one}" for one in _chain(error)).lower()
+    return any(one in text for one in ("already exists", "integrityerror", "uniqueviolation"))
 
 
-def _reason(error: BaseException, url: str) -> str:
-    """What is wrong with a storage, and what to do."""
+def _problem(error: BaseException, url: str) -> str:
+    """The problem of a storage and its remedy, in one line."""
     chain = _chain(error)
+    # The first line of a driver's message is for users.
+    lines = [line for one in reversed(chain) for line in str(one).strip().splitlines()[:1]]
+    text = masked(next(filter(None, lines), type(error).__name__), url)
     causes = [one for one in chain if isinstance(one, sqlite3.Error)]
-    words = [line for one in reversed(chain) for line in str(one).strip().splitlines()[:1]]
-    said = masked(next(filter(None, words), type(error).__name__), url)
-    if not causes:
-        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            return f"cannot be read or written ({error.strerror or said}); name another"
-        if type(error) is RuntimeError:  # Optuna's, of tables of another version, with its remedy
-            return said
-        # What SQLAlchemy and drivers say after the first line is for programmers.
-        return f"{said}; check the storage's URL, and that it can be reached"
-    # What SQLite calls it, or what it says where it gave no name.
-    update = f"{getattr(causes[-1], 'sqlite_errorname', '')} {said}".lower()
-    known = (words for pattern, words in _KNOWN if re.search(pattern, update))
-    return next(known, f"{{}}; {_REMEDY}").format(said)
+    if causes:
+        found = f"{getattr(causes[-1], 'sqlite_errorname', '')} {text}".lower()
+        return next(line for pattern, line in _SQLITE_PROBLEMS if re.search(pattern, found)).format(
+            text
+        )
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        return f"cannot be read or written ({error.strerror or text}); name another"
+    if type(error) is RuntimeError:  # Optuna's, of tables of another version, with its remedy
+        return text
+    return f"{text}; check the storage's URL, and that it can be reached"

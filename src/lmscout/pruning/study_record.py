@@ -1,7 +1,4 @@
-"""What a study says of itself: of which model and text its pairs are, and how they were measured.
-
-A prune run writes it down, so that its pairs can be read again without being told.
-"""
+"""The origin of a study's pairs: model, text and calibration, stored with the study."""
 
 from __future__ import annotations
 
@@ -10,26 +7,34 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
-import optuna
 import torch
 from optuna.trial import TrialState
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.evaluation.text import row_file
 from lmscout.pruning.calibration import CalibrationConfig
 from lmscout.pruning.evaluator import QUALITIES
 from lmscout.pruning.importance import METHODS
 from lmscout.pruning.storage import (
-    is_there,
-    kept_storage,
+    existing_storage_url,
+    may_exist,
     open_storage,
     reported,
     shown_url,
     storage_url,
 )
-from lmscout.pruning.study import SETTINGS, STUDY, PairStudy, attributes_of, is_number, shown_value
+from lmscout.pruning.study import (
+    SETTINGS,
+    STUDY,
+    PairStudy,
+    attributes_of,
+    find_study,
+    is_number,
+    refuse_missing,
+    settings_of,
+)
 
 _ORIGIN = "origin"
 _ORIGIN_KEY = f"lmscout.{_ORIGIN}"
@@ -43,15 +48,14 @@ _MOST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Recorded:
-    """How the pairs of a study came about.
+    """The origin of the pairs of a study.
 
     Attributes:
-        settings: all on which their values depend, as `Calibrated.study_settings`.
-        model: folder or Hub name of the dense model; None where nobody wrote it down.
-        text: source of the calibration text, likewise.
-        calibration: how it was used.
-        dtype: of the weights in memory, while pairs were measured; None where nobody wrote it
-            down.
+        settings: everything that measured values depend on, as `Calibrated.study_settings`.
+        model: folder or Hub name of the dense model; None if not recorded.
+        text: source of the calibration text; None if not recorded.
+        calibration: settings of the calibration.
+        dtype: dtype of the weights while pairs were measured; None if not recorded.
     """
 
     settings: Mapping[str, str | int | float | bool | None]
@@ -64,14 +68,14 @@ class Recorded:
 def record_origin(
     pair_study: PairStudy, model: str, text: str, settings: CalibrationConfig, dtype: torch.dtype
 ) -> None:
-    """Write down what a run's pairs are of; what is there already stays.
+    """Record the origin of a run's pairs, unless the study has one.
 
     Args:
-        pair_study: of the run.
+        pair_study: study of the run.
         model: folder or Hub name of the dense model.
         text: source of the calibration text.
-        settings: of the calibration.
-        dtype: of the weights in memory.
+        settings: settings of the calibration.
+        dtype: dtype of the weights in memory.
     """
     origin = {
         "model": _absolute(model),
@@ -83,38 +87,32 @@ def record_origin(
 
 
 def read_recorded(storage: str | Path) -> Recorded:
-    """Read it.
+    """Read the origin of a study's pairs.
 
     Args:
-        storage: a run folder, or the URL of an Optuna storage.
+        storage: run folder, or URL of an Optuna storage.
 
     Raises:
-        LmscoutError: there is no study there, it is none of lmscout, or was edited.
+        LmscoutError: there is no study of lmscout, or it was edited.
     """
-    url = kept_storage(storage)
-    shown = shown_url(url)
-    with closing(open_storage(url, begin=False)) as opened:
-        found: Mapping[str, Any] = {}
-        with reported(url):
-            try:
-                study = optuna.load_study(study_name=STUDY, storage=opened)
-            except KeyError:
-                raise LmscoutError(
-                    f"study at {shown}: there is no study {STUDY!r} of lmscout; name the folder of "
-                    "a prune run, or the URL of its storage"
-                ) from None
-        found = attributes_of(study, opened, url)
-    if SETTINGS not in found:
-        raise LmscoutError(
-            f"study at {shown}: {STUDY!r} is a study of something else, and no prune run of "
-            "lmscout; name the folder of one, or the URL of its storage"
-        )
-    settings = _table(found[SETTINGS], SETTINGS, shown)
-    origin = _table(_parsed(found.get(_ORIGIN_KEY, "{}"), shown), _ORIGIN_KEY, shown)
+    url = existing_storage_url(storage)
+    with closing(open_storage(url, create=False)) as opened:
+        study = find_study(opened, url, STUDY)
+        if study is None:
+            refuse_missing(url, STUDY)
+        attributes = attributes_of(study, opened, url)
+    settings = dict(settings_of(attributes, url, STUDY))
+    origin = attributes.get(_ORIGIN_KEY, "{}")
+    try:
+        origin = json.loads(origin) if isinstance(origin, str) else origin
+    except (ValueError, RecursionError):
+        _refuse(url, _ORIGIN_KEY, origin, "JSON")
+    if not isinstance(origin, dict):
+        _refuse(url, _ORIGIN_KEY, origin, "a table of settings")
+    known = settings | origin
     calibration = CalibrationConfig(
         **{
-            one.name: _setting(one.name, one.default, known[one.name], shown)
-            for known in (settings, origin)
+            one.name: _setting(one.name, one.default, known[one.name], url)
             for one in fields(CalibrationConfig)
             if one.name in known
         }
@@ -123,10 +121,10 @@ def read_recorded(storage: str | Path) -> Recorded:
         settings.pop(derived, None)
     for name in ("model", "text", "dtype"):
         if not isinstance(origin.get(name, ""), str):
-            _refuse(shown, f"{_ORIGIN_KEY}: {name}", origin[name], "a text")
+            _refuse(url, f"{_ORIGIN_KEY}: {name}", origin[name], "a text")
     dtype = origin.get("dtype")
     if dtype is not None and dtype not in _DTYPES:
-        _refuse(shown, f"{_ORIGIN_KEY}: dtype", dtype, f"one of {', '.join(_DTYPES)}")
+        _refuse(url, f"{_ORIGIN_KEY}: dtype", dtype, f"one of {', '.join(_DTYPES)}")
     return Recorded(
         settings,
         origin.get("model"),
@@ -136,73 +134,61 @@ def read_recorded(storage: str | Path) -> Recorded:
     )
 
 
-def begun_chunks(storage: str | Path, study: str = STUDY) -> int | None:
-    """In how many chunks the plans of a study were measured; None where it holds none yet.
+def recorded_chunks(storage: str | Path, study: str = STUDY) -> int | None:
+    """Number of chunks in which complete pairs of a study were measured; creates no file.
 
-    The race compares plans chunk by chunk, and how many a device takes by itself depends on
-    its kind.  So a study goes on as it was begun, wherever that is.  Where there is no study
-    nothing is made.
+    Plans are compared chunk by chunk, and the number of chunks depends on the device, so a study
+    continues with the number it has.
 
     Args:
-        storage: a run folder, or the URL of an Optuna storage.
-        study: which of its studies.
+        storage: run folder, or URL of an Optuna storage.
+        study: name of the study.
+
+    Returns:
+        None if there is no complete pair.
 
     Raises:
-        LmscoutError: the URL is none, or the storage cannot be read.
+        LmscoutError: the URL is invalid, or the storage cannot be read.
     """
-    if not is_there(storage):
+    if not may_exist(storage):
         return None
     url = storage_url(storage)
     with reported(url), closing(open_storage(url)) as opened:
         try:
-            known = optuna.load_study(study_name=study, storage=opened)
-            for whole in known.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-                return len(whole.intermediate_values) or None
-        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):
-            return None  # there is none, or opening it says what is wrong with it
-    return None
+            found = find_study(opened, url, study)
+            complete = found and found.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, LmscoutError):
+            return None  # opening the study reports the problem
+    return len(complete[0].intermediate_values) or None if complete else None
 
 
-def _parsed(value: object, shown: str) -> object:
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        _refuse(shown, _ORIGIN_KEY, value, "JSON")
-
-
-def _table(value: object, name: str, shown: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        _refuse(shown, name, value, "a table of settings")
-    return dict(value)
-
-
-def _setting(name: str, default: object, value: object, shown: str) -> Any:
-    """A calibration setting of the kind and size that one has."""
+def _setting(name: str, default: object, value: object, url: str) -> Any:
+    """A calibration setting, if its type and size are valid."""
     if isinstance(default, bool):
-        good, expected = isinstance(value, bool), "true or false"
+        valid, expected = isinstance(value, bool), "true or false"
     elif name == "windows" and value is None:
         return None
     elif default is None or isinstance(default, int):
         least = _LEAST.get(name, 1)
-        good = is_number(value, whole=True) and least <= cast(int, value) <= _MOST
+        valid = isinstance(value, int) and is_number(value) and least <= value <= _MOST
         expected = f"a whole number, {least} to {_MOST}"
     else:
         known = METHODS if name == "importance" else QUALITIES
-        good, expected = value in known, f"one of {', '.join(known)}"
-    if not good:
-        _refuse(shown, f"{SETTINGS}: {name}", value, expected)
+        valid, expected = value in known, f"one of {', '.join(known)}"
+    if not valid:
+        _refuse(url, f"{SETTINGS}: {name}", value, expected)
     return value
 
 
-def _refuse(shown: str, name: str, value: object, expected: str) -> NoReturn:
+def _refuse(url: str, name: str, value: object, expected: str) -> NoReturn:
     raise LmscoutError(
-        f"study at {shown}: attribute {name} of study {STUDY!r} was edited or is damaged (got "
-        f"{shown_value(value)}, expected {expected}); restore a copy, or name another run"
+        f"study at {shown_url(url)}: attribute {name} of study {STUDY!r} was edited or is damaged "
+        f"(got {brief(value)}, expected {expected}); restore a copy, or name another run"
     )
 
 
 def _absolute(source: str) -> str:
-    """A path as it is found from everywhere; a Hub name or address as it is."""
+    """A path as an absolute path; a Hub name or address as it is."""
     rows = row_file(source)
     if rows is not None and rows.path.exists():
         return rows.absolute()

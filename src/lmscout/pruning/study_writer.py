@@ -1,34 +1,35 @@
-"""Write pairs in a process of its own, while the next plans are measured.
+"""Write pairs to a study from a separate process.
 
-A study writes every number of a plan by itself.  That takes as long as a plan of a small model
-does on a GPU, and within one process it holds up whoever launches work on one.
+A study writes a row per parameter of a plan, which takes as long as a plan of a small model on a
+GPU and would hold up the threads that launch its work.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import pickle
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any, Self
 
+from lmscout.children import python_child, signals_held
 from lmscout.errors import LmscoutError
-from lmscout.pruning.background import begin_process
-from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.storage import masked, shown_url
 from lmscout.pruning.study import Pair, PairStudy
 
-_WRITTEN = "written"
+_ENDED = (
+    "the process that writes it has ended; pairs written before are kept: run the same command "
+    "again"
+)
 
 
 class StudyWriter:
-    """Adds pairs to a study that is open here, one behind: to be used in a ``with`` block."""
+    """Adds pairs to an open study, one pair behind: a context manager."""
 
     def __init__(self, pair_study: PairStudy) -> None:
-        """Take the study; the process begins with the first pair."""
         self._pair_study = pair_study
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Any = None  # starts with the first pair
         self._pending: Pair | None = None
 
     def __enter__(self) -> Self:
@@ -36,76 +37,75 @@ class StudyWriter:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         try:
-            if error is None:
-                self.settle()
-            else:
-                with suppress(LmscoutError):  # what went wrong first is what counts
-                    self.settle()
+            with suppress(*[LmscoutError] if error else []):  # the first error counts
+                self.flush()
         finally:
             if self._process is not None:
                 self._process.communicate()
 
     def add(self, pair: Pair) -> None:
-        """Have a pair written; what was handed over before is written by then.
+        """Hand a pair to the process, after the pair before it was written.
 
         Raises:
-            LmscoutError: the pair's value is not finite, or the pair before could not be written.
+            LmscoutError: the value is not finite, or the pair before could not be written.
         """
         self._pair_study.check(pair)
-        self.settle()
+        self.flush()
         if self._process is None:
-            self._begin()
+            self._process = _start()
+            self._send(self._pair_study.opening)
         self._pending = pair
-        self._tell(asdict(pair))
+        self._send(pair)
 
-    def settle(self) -> None:
-        """Wait until everything is written.
+    def flush(self) -> None:
+        """Wait until every pair is written.
 
         Raises:
-            LmscoutError: it cannot be.
+            LmscoutError: a pair could not be written.
         """
         if self._pending is None:
             return
         pair, self._pending = self._pending, None
-        assert self._process is not None
-        assert self._process.stdout is not None
-        answer = self._process.stdout.readline().strip()
-        if answer != _WRITTEN:
-            reason = answer or (
-                "the process that writes it has ended; pairs written before are kept: run the same "
-                "command again"
-            )
-            raise LmscoutError(f"study at {self._pair_study.url}: {reason}")
+        try:
+            problem = pickle.load(self._process.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            problem = _ENDED
+        if problem:
+            raise LmscoutError(f"study at {self._pair_study.url}: {problem}")
         self._pair_study.remember(pair)
 
-    def _begin(self) -> None:
-        self._process = begin_process(__name__, text=True, finishes=True)
-        self._tell(self._pair_study.opening)
-
-    def _tell(self, what: object) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, and its answer says why
-            self._process.stdin.write(json.dumps(what) + "\n")
+    def _send(self, message: object) -> None:
+        with suppress(BrokenPipeError):  # the process has ended; `flush` reports why
+            pickle.dump(message, self._process.stdin)
             self._process.stdin.flush()
 
 
+def _start() -> subprocess.Popen[bytes]:
+    """Start the process, which ends with its standard input, after the last pair."""
+    here = os.getcwd()
+    with signals_held():
+        return subprocess.Popen(
+            python_child(__name__, "serve", finishes=True),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(one or here for one in sys.path)},
+        )
+
+
 def serve() -> None:
-    """Add to a study what standard input says, a line a pair, until it ends."""
-    opening = json.loads(sys.stdin.readline())
+    """Add pairs from standard input to a study, and answer each with "" or the problem."""
+
+    def answer(problem: str) -> None:
+        pickle.dump(problem, sys.stdout.buffer)
+        sys.stdout.flush()
+
+    storage, shape, settings, study = pickle.load(sys.stdin.buffer)
     try:
-        with PairStudy(**opening | {"shape": Shape(*map(tuple, opening["shape"]))}) as pair_study:
-            for line in sys.stdin:
-                pair_study.add(_pair(json.loads(line)))
-                print(_WRITTEN, flush=True)
-    except Exception as error:  # whatever it is, who measures has to hear of it
-        url = str(opening["storage"])
-        words = " ".join(masked(str(error), url).split()) or type(error).__name__
-        print(words.removeprefix(f"study at {shown_url(url)}: "), flush=True)
-
-
-def _pair(update: dict[str, Any]) -> Pair:
-    """The pair of which `asdict` gave this."""
-    plan = Plan(tuple(update["plan"]["attention"]), tuple(update["plan"]["mlp"]))
-    trajectory = tuple((tokens, loss_increase) for tokens, loss_increase in update["trajectory"])
-    return Pair(**update | {"plan": plan, "trajectory": trajectory})
+        with PairStudy(storage, shape, settings, study=study) as pair_study, suppress(EOFError):
+            while True:
+                pair_study.add(pickle.load(sys.stdin.buffer))
+                answer("")
+    except Exception as error:  # any error is a problem of the run
+        problem = " ".join(masked(str(error), storage).split()) or type(error).__name__
+        answer(problem.removeprefix(f"study at {shown_url(storage)}: "))

@@ -28,7 +28,13 @@ from lmscout.pruning.families import family_of
 from lmscout.pruning.finalists import STUDY as FINALS
 from lmscout.pruning.finalists import candidates_of, measure_finalists
 from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
-from lmscout.pruning.measuring import Fitted, judged, measure_rounds, proxy_columns, tail_on
+from lmscout.pruning.measuring import (
+    Fitted,
+    fitted_to_proxy,
+    measure_rounds,
+    proxy_columns,
+    tail_on,
+)
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.ranges import Ranges, Target
@@ -45,11 +51,11 @@ from lmscout.pruning.report import ReportText, held_out_tokens, report
 from lmscout.pruning.results import LABELS, Finalist, Pruning, Reported, Size
 from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
-from lmscout.pruning.storage import asked_storage
+from lmscout.pruning.storage import storage_option_url
 from lmscout.pruning.study import STUDY as PAIRS
 from lmscout.pruning.study import PairStudy
-from lmscout.pruning.study_record import begun_chunks, record_origin
-from lmscout.pruning.turns import alone_in
+from lmscout.pruning.study_lock import folder_lock
+from lmscout.pruning.study_record import record_origin, recorded_chunks
 from lmscout.runs import Run
 
 _TIMED_WINDOWS = 8  # of calibration text, for latency
@@ -121,7 +127,7 @@ class _Job:
     def storage(self) -> str | Path:
         """Where the study is kept."""
         storage = self.config.storage
-        return self.run.folder if storage is None else asked_storage(storage)
+        return self.run.folder if storage is None else storage_option_url(storage)
 
 
 def _prepared(
@@ -166,7 +172,7 @@ def _calibrated(job: _Job, lock: ExitStack) -> _Dense:
     """
     model, config = job.loaded.model, job.config
     recovery, elastic = config.recovery.elastic, None
-    chunks = [begun_chunks(job.storage, study) for study in (PAIRS, FINALS)]
+    chunks = [recorded_chunks(job.storage, study) for study in (PAIRS, FINALS)]
     with job.stages("calibrating") as update:
         windows = _windows(job, job.calibration)
         training = windows if job.recover_on is None else _windows(job, job.recover_on)
@@ -179,7 +185,7 @@ def _calibrated(job: _Job, lock: ExitStack) -> _Dense:
     check_generation(model)
     with job.stages("reporting"):
         perplexity = job.report_text.dense_perplexity(calibrated)
-    lock.enter_context(alone_in(job.run.folder))
+    lock.enter_context(folder_lock(job.run.folder))
     job.run.begin()
     if recovery is not None:
         sizes = dict(zip(config.keep, _budgets(job, calibrated.shape), strict=True))
@@ -230,7 +236,7 @@ def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
         targets = [Target(budget, Ranges.above(units)) for budget in budgets]
         if config.objective is not None:
             with stages("scoring"):
-                fitted = judged(config.objective, calibrated, targets)
+                fitted = fitted_to_proxy(config.objective, calibrated, targets)
         else:
             calibrated, fitted = _measure_pairs(job, calibrated, (study, finals), targets)
         with stages("searching") as update:
@@ -254,7 +260,7 @@ def _measure_pairs(
     config, (study, finals) = job.config, studies
     with (
         job.stages("measuring pairs") as update,
-        study.alone(update and partial(_report_pairs, update, config.pairs)),
+        study.locked(update and partial(_report_pairs, update, config.pairs)),
     ):
         begun = calibrated.with_chunks(study.chunks, finals.chunks)
         if begun.chunks != calibrated.chunks and config.recovery.elastic is None:

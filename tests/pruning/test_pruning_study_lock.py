@@ -1,4 +1,4 @@
-"""Several processes and one study: no plan twice, nobody waits for the dead, all end well."""
+"""Several processes and one study: no plan twice, and no wait for dead processes."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from contextlib import closing
 import measuring_process
 import optuna
 import pytest
-from ledger_files import trials_of
 from measuring_process import alike, measured
-from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
+from study_files import trials_of
+from test_pruning_study import SETTINGS, SHAPE, pair, plans
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning import turns
+from lmscout.pruning import study_lock
 from lmscout.pruning.storage import FILE_NAME, quiet, storage_url
 from lmscout.pruning.study import PairStudy
-from lmscout.pruning.turns import Holder, alone_in
+from lmscout.pruning.study_lock import Holder, folder_lock
 
 PATHS = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
 
@@ -81,7 +81,7 @@ def test_runs_that_start_at_once_measure_every_plan_once(tmp_path, undisturbed):
 def test_where_the_run_that_measures_is_killed_another_goes_on(tmp_path, undisturbed):
     first = measuring(tmp_path)
     until = time.monotonic() + 60
-    while not any("|turn|" in name for name in begun_studies(tmp_path)):
+    while not any("|lock|" in name for name in begun_studies(tmp_path)):
         assert time.monotonic() < until
         time.sleep(0.02)
     second = measuring(tmp_path)
@@ -98,14 +98,14 @@ def test_where_the_run_that_measures_is_killed_another_goes_on(tmp_path, undistu
 
 OPENER = """
     import sys
-    from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
+    from test_pruning_study import SETTINGS, SHAPE, pair, plans
     from lmscout.errors import LmscoutError
-    from lmscout.pruning.study import Study
+    from lmscout.pruning.study import PairStudy
 
     print("there", flush=True)
     sys.stdin.readline()
     try:
-        with Study(sys.argv[1], SHAPE, SETTINGS | {"seed": int(sys.argv[2])}) as ledger:
+        with PairStudy(sys.argv[1], SHAPE, SETTINGS | {"seed": int(sys.argv[2])}) as study:
             print(study.note("tail", sys.argv[2]))
             for plan in plans(4):
                 study.add(pair(plan))
@@ -168,14 +168,14 @@ def held_elsewhere(pair_study, node="elsewhere"):
     holder = Holder("lmscout", node, "another", 7, "1", "token")
     with quiet():
         study = optuna.create_study(storage=pair_study._storage, study_name=holder.name)
-    study.set_user_attr("sign", 0)
+    study.set_user_attr("heartbeat", 0)
     return study
 
 
 def test_a_process_of_another_machine_is_waited_for_while_it_gives_signs(
     tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(turns, "EXPIRY", 1.5)
+    monkeypatch.setattr(study_lock, "LEASE", 1.5)
     with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
         other = held_elsewhere(pair_study)
         stops = time.monotonic() + 3
@@ -184,12 +184,12 @@ def test_a_process_of_another_machine_is_waited_for_while_it_gives_signs(
             number = 0
             while time.monotonic() < stops:
                 number += 1
-                other.set_user_attr("sign", number)
+                other.set_user_attr("heartbeat", number)
                 time.sleep(0.2)
 
         signs = threading.Thread(target=give_signs)
         signs.start()
-        with pair_study.alone():
+        with pair_study.locked():
             assert time.monotonic() > stops + 1  # and then it was taken over
             assert not any("elsewhere" in name for name in studies(tmp_path))
         signs.join()
@@ -198,11 +198,11 @@ def test_a_process_of_another_machine_is_waited_for_while_it_gives_signs(
 
 
 def test_a_process_whose_turn_was_taken_measures_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(turns, "SIGN", 0.05)
-    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, pair_study.alone():
+    monkeypatch.setattr(study_lock, "HEARTBEAT", 0.05)
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, pair_study.locked():
         pair_study.add(pair(plans(1)[0]))
         with closing(sqlite3.connect(tmp_path / FILE_NAME)) as tables, tables:
-            tables.execute("delete from studies where study_name like '%|turn|%'")
+            tables.execute("delete from studies where study_name like '%|lock|%'")
         until = time.monotonic() + 30
         with pytest.raises(LmscoutError, match="another run took over"):  # noqa: PT012
             while time.monotonic() < until:
@@ -216,11 +216,11 @@ def test_control_c_while_waiting_leaves_nothing(tmp_path):
         def interrupt(_):
             raise KeyboardInterrupt
 
-        with one.alone():
-            with pytest.raises(KeyboardInterrupt), other.alone(interrupt):
+        with one.locked():
+            with pytest.raises(KeyboardInterrupt), other.locked(interrupt):
                 pass
             assert len(studies(tmp_path)) == 2  # the study, and the turn that is held
-        with other.alone(), other.alone():  # within another it is as it is
+        with other.locked(), other.locked():  # within another it is as it is
             pass
     assert studies(tmp_path) == ["lmscout"]
 
@@ -229,7 +229,7 @@ def test_a_run_folder_is_written_by_one_at_a_time(tmp_path):
     order = []
 
     def write(name, seconds):
-        with alone_in(tmp_path / "run"):
+        with folder_lock(tmp_path / "run"):
             order.append(f"{name} begins")
             time.sleep(seconds)
             order.append(f"{name} ends")
@@ -241,5 +241,8 @@ def test_a_run_folder_is_written_by_one_at_a_time(tmp_path):
         one.join()
     assert [one.split()[1] for one in order] == ["begins", "ends"] * 2
     (tmp_path / "file").write_text("")
-    with pytest.raises(LmscoutError, match="cannot be made a folder"), alone_in(tmp_path / "file"):
+    with (
+        pytest.raises(LmscoutError, match="cannot be made a folder"),
+        folder_lock(tmp_path / "file"),
+    ):
         pass

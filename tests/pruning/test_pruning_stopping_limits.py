@@ -1,11 +1,11 @@
-"""Limits with which a plan is no longer among the best of its size."""
+"""Early-stopping limits of plans that are not among the best of their size."""
 
 import numpy as np
 from synthetic_quality import Synthetic
 
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.measuring import limits
 from lmscout.pruning.plan import as_plans, dense_row
+from lmscout.pruning.proposer import stopping_limits
 from lmscout.pruning.ranges import Ranges, fit
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
@@ -37,7 +37,7 @@ def pairs(budget, count):
 def test_a_plan_races_with_the_best_of_its_own_size():
     large, small = pairs(LARGE, 40), pairs(SMALL, 30)
     asked = [*plans(LARGE, 2), *plans(SMALL, 1), MODEL.shape.dense]
-    found = limits(asked, [*small, *large], SPACE, [LARGE, SMALL])
+    found = stopping_limits(asked, [*small, *large], SPACE, [LARGE, SMALL])
     best = sorted(large, key=lambda one: one.value)[:24]
     for chunk in (0, 1):
         loss_increases = [one.trajectory[chunk][1] for one in best]
@@ -49,11 +49,11 @@ def test_a_plan_races_with_the_best_of_its_own_size():
             ddof=1,
         )
         assert np.isclose(found[0][chunk], sorted(loss_increases)[11] + error)
-    assert found[0] == found[1] != found[2] == limits(asked[2:3], small, SPACE, [SMALL])[0]
+    assert found[0] == found[1] != found[2] == stopping_limits(asked[2:3], small, SPACE, [SMALL])[0]
     assert found[3] == ()  # of neither size
 
 
 def test_there_is_no_race_before_there_are_enough_to_race_with():
     (asked,) = plans(LARGE, 1)
-    assert limits([asked], pairs(LARGE, 23), SPACE, [LARGE]) == [()]
-    assert limits([], pairs(LARGE, 40), SPACE, [LARGE]) == []
+    assert stopping_limits([asked], pairs(LARGE, 23), SPACE, [LARGE]) == [()]
+    assert stopping_limits([], pairs(LARGE, 40), SPACE, [LARGE]) == []

@@ -1,4 +1,4 @@
-"""Ledgers seen from outside: as Optuna's own studies, and as files that a process has open."""
+"""Stored studies from outside: as Optuna reads them, and as files that a process has open."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Pairs handed to another process: they are there, in order, or somebody hears why not."""
+"""Pairs written by another process: all are stored, in order, or an error says why not."""
 
 import os
 import sqlite3
@@ -8,7 +8,7 @@ import textwrap
 import time
 
 import pytest
-from test_pruning_ledger import SETTINGS, SHAPE, pair, pairs_in, plans
+from test_pruning_study import SETTINGS, SHAPE, pair, pairs_in, plans
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.storage import FILE_NAME, storage_url
@@ -18,13 +18,13 @@ from lmscout.pruning.study_writer import StudyWriter
 PAIRS = tuple(pair(plan, value=1 / (3 + place)) for place, plan in enumerate(plans(6)))
 
 
-def test_what_is_handed_over_is_what_the_ledger_and_others_find(tmp_path):
+def test_what_is_handed_over_is_what_the_study_and_others_find(tmp_path):
     with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study:
         with StudyWriter(pair_study) as writer:
             for place, one in enumerate(PAIRS):
                 writer.add(one)
                 assert len(pair_study) == place  # one behind
-            writer.settle()
+            writer.flush()
             assert pair_study.pairs() == PAIRS
         pair_study.refresh()
         assert pair_study.pairs() == PAIRS
@@ -34,7 +34,7 @@ def test_what_is_handed_over_is_what_the_ledger_and_others_find(tmp_path):
 def test_handing_over_does_not_wait_for_the_storage(tmp_path):
     with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, StudyWriter(pair_study) as writer:
         writer.add(PAIRS[0])
-        writer.settle()
+        writer.flush()
         with sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None) as other:
             other.execute("BEGIN IMMEDIATE")  # nobody else can write until it ends
             started = time.monotonic()
@@ -43,13 +43,13 @@ def test_handing_over_does_not_wait_for_the_storage(tmp_path):
             assert len(pair_study) == 1
             other.execute("ROLLBACK")
         other.close()
-        writer.settle()
+        writer.flush()
         assert pair_study.pairs() == PAIRS[:2]
 
 
 def test_nothing_begins_without_a_pair_and_a_bad_one_is_refused_at_once(tmp_path):
     with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, StudyWriter(pair_study) as writer:
-        writer.settle()
+        writer.flush()
         with pytest.raises(LmscoutError, match="not finite"):
             writer.add(pair(plans(1)[0], value=float("nan")))
         assert writer._process is None
@@ -58,7 +58,7 @@ def test_nothing_begins_without_a_pair_and_a_bad_one_is_refused_at_once(tmp_path
 def test_what_cannot_be_written_is_one_line_at_the_next_pair(tmp_path):
     with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, StudyWriter(pair_study) as writer:
         writer.add(PAIRS[0])
-        writer.settle()
+        writer.flush()
         with sqlite3.connect(tmp_path / FILE_NAME) as other:
             other.execute("DROP TABLE trial_params")
         other.close()
@@ -71,12 +71,12 @@ def test_what_cannot_be_written_is_one_line_at_the_next_pair(tmp_path):
 def test_a_writer_that_was_killed_is_told_of(tmp_path):
     with PairStudy(tmp_path, SHAPE, SETTINGS) as pair_study, StudyWriter(pair_study) as writer:
         writer.add(PAIRS[0])
-        writer.settle()
+        writer.flush()
         writer._process.kill()
         writer._process.wait()
         writer.add(PAIRS[1])
         with pytest.raises(LmscoutError, match="has ended"):
-            writer.settle()
+            writer.flush()
 
 
 def interrupted(pair_study):
@@ -94,12 +94,12 @@ def test_what_was_measured_is_kept_where_measuring_ends_in_an_error(tmp_path):
 
 KILLED = """
     import os, signal, sys
-    from test_pruning_ledger_writer import PAIRS
-    from test_pruning_ledger import SETTINGS, SHAPE
-    from lmscout.pruning.study import Study
-    from lmscout.pruning.study_writer import LedgerWriter
+    from test_pruning_study_writer import PAIRS
+    from test_pruning_study import SETTINGS, SHAPE
+    from lmscout.pruning.study import PairStudy
+    from lmscout.pruning.study_writer import StudyWriter
 
-    with Study(sys.argv[1], SHAPE, SETTINGS) as study, LedgerWriter(study) as writer:
+    with PairStudy(sys.argv[1], SHAPE, SETTINGS) as study, StudyWriter(study) as writer:
         for one in PAIRS:
             writer.add(one)
         print(writer._process.pid, flush=True)

@@ -1,4 +1,4 @@
-"""The ledger: nothing twice, nothing lost, and Optuna's own."""
+"""Studies of pairs: no plan twice, nothing lost, and readable by Optuna."""
 
 import os
 import random
@@ -12,7 +12,7 @@ import time
 import numpy as np
 import optuna
 import pytest
-from ledger_files import open_files, sees_open_files, stored, trials_of
+from study_files import open_files, sees_open_files, stored, trials_of
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Plan, Shape, as_plans
@@ -67,7 +67,7 @@ def test_no_plan_is_there_twice(tmp_path):
             assert again.pairs() == (pair(plan),)
 
 
-def test_a_ledger_is_a_study_that_optuna_reads(tmp_path):
+def test_pairs_are_a_study_that_optuna_reads(tmp_path):
     verbosity = optuna.logging.get_verbosity()
     first, second = plans(2)
     with PairStudy(tmp_path, SHAPE, SETTINGS, study="mine") as pair_study:
@@ -124,7 +124,7 @@ def test_pairs_measured_otherwise_are_not_mixed_in(tmp_path, change, words):
     PairStudy(tmp_path, SHAPE, SETTINGS | change, study="another").close()
 
 
-def test_a_ledger_of_another_shape_is_refused(tmp_path):
+def test_a_study_of_another_shape_is_refused(tmp_path):
     PairStudy(tmp_path, SHAPE, SETTINGS).close()
     with pytest.raises(LmscoutError, match="channels = 50 50 50, this run has 60 60 60"):
         PairStudy(tmp_path, Shape((4,) * 3, (60,) * 3, (100,) * 3, (10,) * 3), SETTINGS)
@@ -151,7 +151,7 @@ def test_a_database_in_memory_is_refused(url):
         PairStudy(url, SHAPE, SETTINGS)
 
 
-def test_a_file_that_is_no_ledger_is_one_line(tmp_path):
+def test_a_file_that_is_no_study_is_one_line(tmp_path):
     (tmp_path / FILE_NAME).write_text("words" * 1000)
     with pytest.raises(LmscoutError, match="file is not a database"):
         PairStudy(tmp_path, SHAPE, SETTINGS)
@@ -194,11 +194,11 @@ def test_a_loss_that_is_not_finite_is_refused(tmp_path, value):
 
 WRITER = """
     import sys
-    from test_pruning_ledger import SETTINGS, SHAPE, pair, plans
-    from lmscout.pruning.study import Study
+    from test_pruning_study import SETTINGS, SHAPE, pair, plans
+    from lmscout.pruning.study import PairStudy
 
     print(0, flush=True)
-    with Study(sys.argv[1], SHAPE, SETTINGS) as ledger:
+    with PairStudy(sys.argv[1], SHAPE, SETTINGS) as study:
         for plan in plans(20):
             if study.find(plan) is None:
                 study.add(pair(plan))

@@ -1,17 +1,17 @@
-"""Plans that are added while others are measured: each once, in time, by whoever is free."""
+"""Plans added while others are measured: each is measured once, by an idle device."""
 
 import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.devices import Runs, measured_by, measured_here
+from lmscout.pruning.devices import DeviceQueue, Schedule, SerialQueue
 from lmscout.pruning.evaluator import Measurement
 from lmscout.pruning.plan import Plan
 
@@ -38,26 +38,26 @@ class Numbers:
 
 
 @contextmanager
-def workload(*devices):
+def devices_queue(*devices):
     with (
         ThreadPoolExecutor(1) as one,
         ThreadPoolExecutor(1) as other,
-        measured_by(devices, [one, other][: len(devices)]) as work,
+        closing(DeviceQueue(devices, [one, other][: len(devices)])) as work,
     ):
         yield work
 
 
-@contextmanager
-def here(device):
-    with measured_here(device) as work:
-        yield work
+def serial(device):
+    return closing(SerialQueue(device))
 
 
 def taken(work, count):
-    return {done.place: done.measured.loss_increase for done in (work.take() for _ in range(count))}
+    return {
+        done.number: done.measurement.loss_increase for done in (work.take() for _ in range(count))
+    }
 
 
-@pytest.mark.parametrize("begin", [here, workload])
+@pytest.mark.parametrize("begin", [serial, devices_queue])
 def test_what_is_added_is_measured_in_order_with_its_own_limits(begin):
     device = Numbers()
     with begin(device) as work:
@@ -69,7 +69,7 @@ def test_what_is_added_is_measured_in_order_with_its_own_limits(begin):
     assert device.seen == list(range(6))
 
 
-@pytest.mark.parametrize("begin", [here, workload])
+@pytest.mark.parametrize("begin", [serial, devices_queue])
 def test_an_error_comes_out_where_it_is_waited_for(begin):
     device = Numbers(broken=1)
     with begin(device) as work:
@@ -82,7 +82,7 @@ def test_an_error_comes_out_where_it_is_waited_for(begin):
 
 def test_devices_go_on_with_what_is_added_while_they_work():
     slow, quick = Numbers(held=[0]), Numbers(held=[2])
-    with workload(slow, quick) as work:
+    with devices_queue(slow, quick) as work:
         work.add([task(number) for number in range(4)])
         while not (slow.seen and quick.seen):  # each has begun with its own run
             time.sleep(0.001)
@@ -98,7 +98,7 @@ def test_devices_go_on_with_what_is_added_while_they_work():
 
 def test_who_waits_can_be_woken_and_the_end_waits_for_what_is_under_way():
     device = Numbers(held=[0])
-    with workload(device) as work:
+    with devices_queue(device) as work:
         work.add([task(number) for number in range(3)])
         threading.Timer(0.05, work.wake).start()
         assert work.take() is None
@@ -112,25 +112,25 @@ def test_who_waits_can_be_woken_and_the_end_waits_for_what_is_under_way():
     order=st.lists(st.integers(0, 2), max_size=60),
 )
 def test_every_place_is_taken_once_and_own_runs_are_neighbours(added, order):
-    runs = Runs(3)
+    schedule = Schedule(3)
     for count in added:
-        runs.add(count)
+        schedule.add(count)
     taken = {device: [] for device in range(3)}
     for device in [*order, *[0, 1, 2] * sum(added)]:
-        place = runs._next(device)
+        place = schedule._next(device)
         if place is not None:
             taken[device].append(place)
     assert sorted(itertools.chain(*taken.values())) == list(range(sum(added)))
 
 
 def test_what_was_added_first_is_done_first_but_for_a_last_plan():
-    runs = Runs(2)
-    runs.add(6)  # 0 1 2, and 3 4 5
-    runs.add(4)  # 6 7, and 8 9
-    assert [runs.take(0) for _ in range(3)] == [0, 1, 2]
-    assert [runs.take(0) for _ in range(2)] == [5, 4]  # 3 is left to the other
-    assert [runs.take(0) for _ in range(2)] == [6, 7]
-    assert runs.take(1) == 3
-    assert [runs.take(0) for _ in range(2)] == [9, 8]
-    runs.close()
-    assert runs.take(0) is runs.take(1) is None
+    schedule = Schedule(2)
+    schedule.add(6)  # 0 1 2, and 3 4 5
+    schedule.add(4)  # 6 7, and 8 9
+    assert [schedule.take(0) for _ in range(3)] == [0, 1, 2]
+    assert [schedule.take(0) for _ in range(2)] == [5, 4]  # 3 is left to the other
+    assert [schedule.take(0) for _ in range(2)] == [6, 7]
+    assert schedule.take(1) == 3
+    assert [schedule.take(0) for _ in range(2)] == [9, 8]
+    schedule.close()
+    assert schedule.take(0) is schedule.take(1) is None
