@@ -301,8 +301,9 @@ def _check_value(value: Any, hint: tuple[Any, Any], where: str) -> None:
 
 
 def _check_number(value: Any, kind: type, bounds: Bounds, where: str) -> None:
-    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not number or not (value > 0 or (bounds.absent and value == 0)):
+    numbers: Any = int if kind is int else (int, float)
+    is_number = isinstance(value, numbers) and not isinstance(value, bool)
+    if not is_number or not (value > 0 or (bounds.absent and value == 0)):
         expected = "a number" if kind is float else "a whole number"
         absent = ", or 0 where the block has none," if bounds.absent else ","
         raise LmscoutError(f"{where} must be {expected} above 0{absent} not {brief(value)}")

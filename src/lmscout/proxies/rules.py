@@ -60,8 +60,15 @@ RULES: list[Rule] = []
 """In the order in which they are tried."""
 
 
-def _rule(name: str, reason: str) -> Callable[[Callable[[Expression, bool], bool]], None]:
-    return lambda finds: RULES.append(Rule(name, reason, finds))
+Finds = Callable[[Expression, bool], bool]
+
+
+def _rule(name: str, reason: str) -> Callable[[Finds], Finds]:
+    def register(finds: Finds) -> Finds:
+        RULES.append(Rule(name, reason, finds))
+        return finds
+
+    return register
 
 
 def first_broken(node: Expression) -> Rule | None:
