@@ -59,7 +59,7 @@ class Run:
         return f"run folder {self.folder}"
 
     def load(self, kind: type[Of]) -> Of:
-        """Load the result of a finished run, and log that nothing is computed."""
+        """Load the result of a finished run; one line on stderr says that nothing is computed."""
         path = self.folder / RESULT
         remedy = f"{_REMEDY}, or remove the file to run again"
         try:
@@ -70,9 +70,10 @@ class Run:
             found.to_json()  # computes figures from the fields
         except Exception as error:
             raise LmscoutError(f"{path}: damaged result ({error}): {remedy}") from error
-        _log.info(
-            f"{self.name}: holds a finished run with these settings, so its result is loaded and "
-            f"nothing is computed; to run again, {_REMEDY} or remove {path}"
+        _log.warning(
+            "lmscout: %s: holds a finished run with these settings, so its result is loaded and "
+            "nothing is computed; to run again, %s or remove %s",
+            *(self.name, _REMEDY, path),
         )
         return found
 

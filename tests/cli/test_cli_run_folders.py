@@ -66,12 +66,14 @@ def test_a_finished_run_is_printed_again_and_others_are_refused(
     empty = tmp_path / "empty"
     empty.mkdir()
     code, again, err = lmscout(*arguments, "--out", out, LMSCOUT_CACHE=str(empty))
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert re.fullmatch(r"lmscout: run folder .*: holds a finished run .*\n", err)
     assert again == table
     assert not list(empty.iterdir())
     if name != "build":
         code, printed, err = lmscout(*arguments, "--out", out, "--json", "-")
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert re.fullmatch(r"lmscout: run folder .*: holds a finished run .*\n", err)
         assert json.loads(printed).items() <= result.items()
     code, printed, err = lmscout(*arguments, *change, "--out", out)
     assert (code, printed, err.count("\n")) == (2, "", 1)

@@ -1,7 +1,6 @@
 """Run folders of evaluations: loaded again only for the same model and the same questions."""
 
 import json
-import logging
 
 import pytest
 import tiny_checkpoints
@@ -23,7 +22,6 @@ def text(tmp_path):
 
 
 def test_a_finished_run_is_loaded_and_says_so(llama_folder, text, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "lmscout")
     given = {"perplexity": text, "out": tmp_path / "run", "progress": False}
     first = lmscout.evaluate(str(llama_folder), **given)
     assert not caplog.messages
