@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builtin_model import CALIBRATION, TINY, two_texts
+from real_models import STORIES, needs_the_real_model, two_texts
 from tiny_language_models import random_model, random_windows
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
-from lmscout.pruning import Plan, PruneConfig, Pruning, cut, prune
+from lmscout.pruning import CalibrationConfig, Plan, PruneConfig, Pruning, cut, prune
 from lmscout.pruning.recovery.adapters import add_adapters, recover
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import RecoveryConfig, recovery_file
@@ -95,9 +95,12 @@ def test_elastic_recovery_needs_a_size_that_is_counted(tmp_path):
         RecoveryConfig(elastic=SETTINGS).check(tmp_path, 128, (0.8,), "latency")
 
 
-CONFIG = PruneConfig(
+CALIBRATION = CalibrationConfig(
+    measured_tokens=1500, final_tokens=1500, moment_tokens=2000, gradient_windows=4
+)
+REQUEST = PruneConfig(
     pairs=20,
-    calibration=replace(CALIBRATION, measured_tokens=750, final_tokens=750, moment_tokens=2000),
+    calibration=CALIBRATION,
     recovery=RecoveryConfig(
         replace(SETTINGS, method="lora", steps=6, batch_tokens=512),
         replace(SETTINGS, steps=6, batch_tokens=512),
@@ -107,7 +110,7 @@ CONFIG = PruneConfig(
 
 def texts():
     """Enough to calibrate on, and little to report on."""
-    calibration, report_on = two_texts()
+    calibration, report_on = two_texts(30_000)
     return calibration, replace(report_on, content=report_on.content[:6_000])
 
 
@@ -115,16 +118,17 @@ def texts():
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     calibration, report_on = texts()
-    return prune(load_model(str(TINY)), calibration, CONFIG, out, report_on=report_on)
+    return prune(load_model(str(STORIES)), calibration, REQUEST, out, report_on=report_on)
 
 
+@needs_the_real_model
 def test_the_saved_model_is_the_recovered_one(run):
     (size,) = run.sizes
     rows = {one.name: one for one in size.models}
     assert rows["found_recovered"].params == rows["found"].params
     assert rows["found_recovered"].perplexity.value < rows["found"].perplexity.value
     loaded = load_model(str(size.folder))
-    assert loaded.saved_dtype == load_model(str(TINY)).saved_dtype
+    assert loaded.saved_dtype == torch.float16  # as the dense model is saved
     again = perplexity(loaded.model, loaded.tokenizer, texts()[1], "llm-pruner")
     assert again.value == pytest.approx(rows["found_recovered"].perplexity.value, rel=1e-6)
     record = json.loads((size.folder / "lmscout.json").read_text())
@@ -132,8 +136,9 @@ def test_the_saved_model_is_the_recovered_one(run):
     assert record["settings"]["elastic"]["method"] == "distill"
 
 
+@needs_the_real_model
 def test_the_outcome_says_what_was_trained_and_what_it_changed(run):
-    given = load_model(str(TINY))
+    given = load_model(str(STORIES))
     plain = perplexity(given.model, given.tokenizer, texts()[1], "llm-pruner")
     assert run.dense.perplexity.value == pytest.approx(plain.value, rel=1e-3)
     said = json.loads(json.dumps(run.to_json(), allow_nan=False))
@@ -147,19 +152,21 @@ def test_the_outcome_says_what_was_trained_and_what_it_changed(run):
     assert {"recovering", "recovering all plans"} <= said["seconds"].keys()
 
 
-def test_adapters_stay_only_where_the_study_depends_on_them(run):
+@needs_the_real_model
+def test_adapters_stay_where_the_ledger_depends_on_them_alone(run):
     out = run.sizes[0].folder
     assert not recovery_file(out, 0.8).exists()
     assert recovery_file(out, "elastic").exists()
 
 
+@needs_the_real_model
 def test_an_adapter_of_other_settings_is_refused_before_any_work(run, tmp_path):
     shutil.copytree(run.sizes[0].folder / "recovery", tmp_path / "run" / "recovery")
-    other = replace(CONFIG.recovery, elastic=replace(CONFIG.recovery.elastic, rank=8))
+    other = replace(REQUEST.recovery, elastic=replace(REQUEST.recovery.elastic, rank=8))
     with pytest.raises(LmscoutError, match="rank = 4, this run has 8: its adapter does not fit"):
         prune(
-            load_model(str(TINY)),
+            load_model(str(STORIES)),
             texts()[0],
-            replace(CONFIG, recovery=other),
+            replace(REQUEST, recovery=other),
             tmp_path / "run",
         )
