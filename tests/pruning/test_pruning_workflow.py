@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from builtin_model import CALIBRATION, CONFIG, PARAMETERS, TINY, pruned, trials_of, two_texts
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from lmscout.errors import LmscoutError
@@ -274,6 +275,7 @@ def test_a_finished_model_of_other_settings_is_refused_before_any_work(tmp_path)
     folder = tmp_path / "keep-0.9"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     record = folder / "lmscout.json"
     record.write_text(json.dumps({"shape": "any", "settings": config.note(0.9)}))
     check_request(config, two_texts()[0], None, tmp_path)
