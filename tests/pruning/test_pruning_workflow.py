@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -444,15 +445,15 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_written(tmp_path
     assert not out.exists()
 
 
-def test_a_study_of_other_settings_is_refused(tmp_path):
-    config = replace(CONFIG, pairs=20)
-    out = tmp_path / "run"
-    pruned(out, config)
+def test_a_study_of_other_settings_is_refused(run, tmp_path):
+    out, report_on = tmp_path / "run", run[1]
+    shutil.copytree(run[0].sizes[0].folder, out)
     (out / "config.json").unlink()
-    other = replace(config, calibration=replace(CALIBRATION, measured_tokens=2000))
+    other = replace(CONFIG, calibration=replace(CALIBRATION, measured_tokens=2000))
     with pytest.raises(LmscoutError, match="holds a run with measured_tokens 1500, not 2000"):
-        pruned(out, other)
-    assert pruned(out, config).pairs == 20  # and the run itself can be ended again
+        pruned(out, other, report_on=report_on)
+    again = pruned(out, report_on=report_on)  # and the run itself can be ended again
+    assert (again.pairs, again.plan) == (run[0].pairs, run[0].plan)
 
 
 def command(out, text):
