@@ -256,11 +256,11 @@ def test_a_study_continues_in_the_chunks_in_which_it_was_begun(tmp_path, monkeyp
     """As one that is begun on an accelerator and continued on a CPU."""
     settings = replace(CALIBRATION, measured_tokens=3000)
     begun = replace(CONFIG, pairs=24, calibration=settings)
-    monkeypatch.setattr(calibration, "_CPU_CHUNK", 300)
+    monkeypatch.setattr(calibration, "_CHUNK", 300)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         pruned(out, begun, progress=interrupted("measuring finalists", 3))
-    monkeypatch.setattr(calibration, "_CPU_CHUNK", 1500)
+    monkeypatch.setattr(calibration, "_CHUNK", 1500)
     result = pruned(out, replace(begun, pairs=30))
     for study, chunks in (("lmscout", 8), ("lmscout-finalists", 7)):
         trials = trials_of(result.study, study)
@@ -442,15 +442,15 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_written(tmp_path
     assert not out.exists()
 
 
-def test_a_study_of_other_settings_is_refused(tmp_path):
-    config = replace(CONFIG, pairs=20)
-    out = tmp_path / "run"
-    pruned(out, config)
+def test_a_study_of_other_settings_is_refused(run, tmp_path):
+    out, report_on = tmp_path / "run", run[1]
+    shutil.copytree(run[0].sizes[0].folder, out)
     (out / "config.json").unlink()
-    other = replace(config, calibration=replace(CALIBRATION, measured_tokens=2000))
+    other = replace(CONFIG, calibration=replace(CALIBRATION, measured_tokens=2000))
     with pytest.raises(LmscoutError, match="holds a run with measured_tokens 1500, not 2000"):
-        pruned(out, other)
-    assert pruned(out, config).pairs == 20  # and the run itself can be ended again
+        pruned(out, other, report_on=report_on)
+    again = pruned(out, report_on=report_on)  # and the run itself can be ended again
+    assert (again.pairs, again.plan) == (run[0].pairs, run[0].plan)
 
 
 def command(out, text):
