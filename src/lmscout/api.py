@@ -207,8 +207,9 @@ def rank(
 
     Example:
         >>> import lmscout
-        >>> lmscout.rank("pico", ["parameters"], progress=False).proxies[0].name
-        'parameters'
+        >>> bench = lmscout.load_benchmark("pico").subset(range(16))
+        >>> lmscout.rank(bench, ["snip"], workers=1, progress=False).proxies[0].name
+        'snip'
     """
     from lmscout.discovery.kept import kept_rank
 
@@ -305,7 +306,12 @@ def design(
     Example:
         >>> import lmscout
         >>> found = lmscout.design(
-        ...     "nano", proxy="parameters", max_params=300_000, n_evaluations=4, progress=False
+        ...     "nano",
+        ...     proxy="parameters",
+        ...     max_params=300_000,
+        ...     n_evaluations=4,
+        ...     workers=1,
+        ...     progress=False,
         ... )
         >>> found.spec.parameters() <= 300_000
         True
