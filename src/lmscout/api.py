@@ -534,7 +534,14 @@ def build_benchmark(
     Example:
         >>> import lmscout
         >>> built = lmscout.build_benchmark(
-        ...     "nano", n=2, tokens=20_000, n_seeds=1, out="mine", device="cpu", progress=False
+        ...     "nano",
+        ...     n=2,
+        ...     out="mine",
+        ...     tokens=20_000,
+        ...     texts=["train.txt"],
+        ...     n_seeds=1,
+        ...     device="cpu",
+        ...     progress=False,
         ... )
         >>> built.n_architectures
         2
