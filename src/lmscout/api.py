@@ -371,9 +371,10 @@ def prune(
 
     Example:
         >>> import lmscout
-        >>> config = lmscout.PruneConfig(
-        ...     pairs=20, calibration=lmscout.CalibrationConfig(moment_tokens=4_000)
+        >>> little = lmscout.CalibrationConfig(
+        ...     measured_tokens=1_500, final_tokens=1_500, moment_tokens=4_000
         ... )
+        >>> config = lmscout.PruneConfig(pairs=20, calibration=little)
         >>> pruned = lmscout.prune(
         ...     "MODEL",
         ...     keep=0.8,
