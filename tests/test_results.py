@@ -12,20 +12,25 @@ import lmscout
 from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
 
 
+def few():
+    """Twelve architectures of pico."""
+    return lmscout.load_benchmark("pico").subset(range(12))
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMSCOUT_CACHE", str(tmp_path_factory.mktemp("cache")))
         quiet = {"progress": False, "workers": 1}
         return {
-            "rank": lmscout.rank("pico", ["parameters"], progress=False),
+            "rank": lmscout.rank(few(), ["parameters"], **quiet),
             "check": lmscout.check_benchmark("pico"),
             "forms": lmscout.explain("snip"),
             "design": lmscout.design(
                 "nano", proxy="parameters", max_params=300_000, n_evaluations=4, **quiet
             ),
             "select": lmscout.design(
-                "pico", proxy="parameters", max_params=10**6, on_benchmark=True, **quiet
+                few(), proxy="parameters", max_params=10**7, n_evaluations=5, **quiet
             ),
         }
 
@@ -96,11 +101,12 @@ def test_an_encoder_has_no_class_of_transformers(results, tmp_path):
 
 def test_a_run_folder_keeps_the_result_of_a_call(tmp_path, monkeypatch):
     monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path / "cache"))
-    first = lmscout.rank("pico", "parameters", out=tmp_path / "run", progress=False)
-    again = lmscout.rank("pico", "parameters", out=tmp_path / "run", progress=False)
+    given = {"out": tmp_path / "run", "workers": 1, "progress": False}
+    first = lmscout.rank(few(), "parameters", **given)
+    again = lmscout.rank(few(), "parameters", **given)
     assert again.to_dict() == first.to_dict()
     with pytest.raises(lmscout.LmscoutError, match="holds a run with seed 0, not 1"):
-        lmscout.rank("pico", "parameters", seed=1, out=tmp_path / "run", progress=False)
+        lmscout.rank(few(), "parameters", seed=1, **given)
 
 
 @pytest.mark.parametrize(

@@ -207,8 +207,9 @@ def rank(
 
     Example:
         >>> import lmscout
-        >>> lmscout.rank("pico", ["parameters"], progress=False).proxies[0].name
-        'parameters'
+        >>> bench = lmscout.load_benchmark("pico").subset(range(16))
+        >>> lmscout.rank(bench, ["snip"], workers=1, progress=False).proxies[0].name
+        'snip'
     """
     from lmscout.discovery.kept import kept_rank
 
@@ -305,7 +306,12 @@ def design(
     Example:
         >>> import lmscout
         >>> found = lmscout.design(
-        ...     "nano", proxy="parameters", max_params=300_000, n_evaluations=4, progress=False
+        ...     "nano",
+        ...     proxy="parameters",
+        ...     max_params=300_000,
+        ...     n_evaluations=4,
+        ...     workers=1,
+        ...     progress=False,
         ... )
         >>> found.spec.parameters() <= 300_000
         True
@@ -365,9 +371,10 @@ def prune(
 
     Example:
         >>> import lmscout
-        >>> config = lmscout.PruneConfig(
-        ...     pairs=20, calibration=lmscout.CalibrationConfig(moment_tokens=4_000)
+        >>> little = lmscout.CalibrationConfig(
+        ...     measured_tokens=1_500, final_tokens=1_500, moment_tokens=4_000
         ... )
+        >>> config = lmscout.PruneConfig(pairs=20, calibration=little)
         >>> pruned = lmscout.prune(
         ...     "MODEL",
         ...     keep=0.8,
@@ -528,7 +535,14 @@ def build_benchmark(
     Example:
         >>> import lmscout
         >>> built = lmscout.build_benchmark(
-        ...     "nano", n=2, tokens=20_000, n_seeds=1, out="mine", device="cpu", progress=False
+        ...     "nano",
+        ...     n=2,
+        ...     out="mine",
+        ...     tokens=20_000,
+        ...     texts=["train.txt"],
+        ...     n_seeds=1,
+        ...     device="cpu",
+        ...     progress=False,
         ... )
         >>> built.n_architectures
         2
