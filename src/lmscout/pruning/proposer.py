@@ -26,7 +26,6 @@ from lmscout.pruning.narrowing import NarrowingStep, narrow
 from lmscout.pruning.plan import Plan, Shape, as_rows
 from lmscout.pruning.predictor import FEWEST_PAIRS, Predictor, fit_predictor
 from lmscout.pruning.ranges import Ranges, Target
-from lmscout.pruning.regressors import on_one_thread
 from lmscout.pruning.sampler import Proposal, propose
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
@@ -205,7 +204,7 @@ def proposals(proposer: Proposer, *, ahead: bool) -> Iterator[Propose]:
         yield propose_here
         return
     with ThreadPoolExecutor(1) if proposer.extra else _process() as executor:
-        task = proposer.propose if proposer.extra else partial(_propose_by_two_threads, proposer)
+        task = proposer.propose if proposer.extra else partial(_propose_by_two, proposer)
 
         def propose(known: Known) -> Future[Step]:
             if len(known.pairs) < FEWEST_PAIRS:
@@ -224,18 +223,26 @@ def _process() -> Iterator[Executor]:
     executor = ProcessPoolExecutor(1, initializer=end_with_parent, initargs=(os.getpid(),))
     try:
         with signals_held():
-            executor.submit(_import)
+            executor.submit(_start)
         yield executor
     finally:
         executor.shutdown(kill_workers=True)
 
 
+_SECOND: list[Executor] = []  # in a proposing process: another, for one of two searches
+
+
+def _start() -> None:
+    """Import this module and start the second process, before the first step."""
+    if joblib.cpu_count() >= _MANY_CORES:
+        second = ProcessPoolExecutor(1, initializer=end_with_parent, initargs=(os.getpid(),))
+        second.submit(_import)
+        _SECOND.append(second)
+
+
 def _import() -> None:
-    """Import this module in the process, which takes seconds, before its first step."""
+    """Import this module, which takes seconds, before the first search."""
 
 
-def _propose_by_two_threads(proposer: Proposer, known: Known) -> Step:
-    if joblib.cpu_count() < _MANY_CORES:
-        return proposer.propose(known)
-    with on_one_thread(), ThreadPoolExecutor(1) as second:
-        return proposer.propose(known, second)
+def _propose_by_two(proposer: Proposer, known: Known) -> Step:
+    return proposer.propose(known, *_SECOND)
