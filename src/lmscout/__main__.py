@@ -19,7 +19,10 @@ def main() -> None:
     stopping.listen()
     from lmscout.cli.main import main as run
 
-    run()
+    try:
+        run()
+    finally:
+        stopping.finish()
 
 
 if __name__ == "__main__":

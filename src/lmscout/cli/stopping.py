@@ -95,6 +95,13 @@ def listen() -> Callable[[], None]:
     return undo
 
 
+def finish() -> None:
+    """Ignore further signals: the work is done, and unloading modules takes a while."""
+    for one in STOPPING:
+        if signal.getsignal(one) is _handle:
+            signal.signal(one, signal.SIG_IGN)
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Let a signal interrupt the block; then print one line and exit with 128 + its number.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -225,6 +225,7 @@ def _process() -> Iterator[Executor]:
         with signals_held():
             executor.submit(_start)
         yield executor
+        wait([executor.submit(_stop)], timeout=1.0)  # in vain where it still proposes
     finally:
         executor.shutdown(kill_workers=True)
 
@@ -242,6 +243,12 @@ def _start() -> None:
 
 def _import() -> None:
     """Import this module, which takes seconds, before the first search."""
+
+
+def _stop() -> None:
+    """Stop the second process, which leaves semaphores behind if it is killed."""
+    while _SECOND:
+        _SECOND.pop().shutdown()
 
 
 def _propose_by_two(proposer: Proposer, known: Known) -> Step:
