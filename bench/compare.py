@@ -1,6 +1,6 @@
 """Run the same commands with two checkouts and compare formulas, plans and figures.
 
-    python bench/compare.py OLD NEW [--only NAME ...] [--work FOLDER]
+    python bench/compare.py OLD NEW [--only NAME ...] [--work FOLDER] [--model FOLDER --text FILE]
 
 The commands are on `pico`, or with `--every N` on every N-th of its architectures.  Each runs once
 with each checkout, with caches of its own, and gives its result as JSON.
@@ -8,11 +8,14 @@ Texts, integers and true or false must be equal; floats within the tolerance of 
 Formulas are equal if NEW parses both to one tree: an old notation may be written in another way.
 What a checkout gave is kept under FOLDER, so that only what is missing runs again: remove
 FOLDER/new after a change.  One line a command: how many values are equal, which are not.
+With --model and --text, `prune` runs on that model and the first 400,000 characters of the text;
+its plans and figures are compared, whatever the JSON fields of the two are called.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import os
@@ -20,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ class Case:
         renamed: Path of a field in OLD's result -> its path in NEW's, where they differ.
         gone: Paths of fields that NEW does not give.
         tolerance: Relative difference up to which floats count as equal.
+        view: What of a result is compared.
     """
 
     name: str
@@ -46,9 +50,52 @@ class Case:
     renamed: Mapping[str, str] = field(default_factory=dict)
     gone: tuple[str, ...] = ()
     tolerance: float = 0.0
+    view: Callable[[Any], Any] = lambda found: found
+
+
+def pruning(found: Any) -> Any:
+    """Plans and figures of a pruning result, of this schema or the one before."""
+    sizes = found["sizes"] if isinstance(found.get("sizes"), list) else [found]
+    return {str(size["keep"]): _size(size) for size in sizes} | {"predictor": found["predictor"]}
+
+
+def _size(size: Any) -> Any:
+    models = size.get("models") or [
+        {"name": name, **row}
+        for name, row in size.items()
+        if isinstance(row, dict) and "loss_increase" in row
+    ]
+    figures = ("params", "loss_increase", "perplexity")
+    return {
+        "models": {
+            row["name"].replace("guarded", "protected"): {one: row[one] for one in figures}
+            for row in models
+        },
+        "plan": _units(size["plan"]),
+        "finalists": [
+            {
+                "plan": _units(one["plan"]),
+                "predicted": one["predicted"],
+                "measured": one["measured"],
+                "held_out": one.get("held_out", one.get("final")),
+            }
+            for one in size["finalists"]
+        ],
+    }
+
+
+def _units(plan: Any) -> Any:
+    if "attention" in plan:
+        return [list(plan["attention"]), list(plan["mlp"])]
+    return [[block[kind] for block in plan.values()] for kind in ("attention", "mlp")]
 
 
 _PICO_DEEP = ("discover", "{pico}", "--space", "deep", "--search", "{search}", "--out", "{out}")
+_PRUNE = (
+    *("prune", "{model}", "--calibration", "{text}", "--report", "{report}", "--out", "{out}"),
+    *("--seed", "3", "--calibration-windows", "64"),
+)
+_RECOVER = ("--recover", "lora", "--recover-steps", "8")
 CASES = (
     Case("discover", ("discover", "{pico}", "--search", "{search}", "--out", "{out}")),
     Case(
@@ -89,6 +136,16 @@ CASES = (
         ),
         renamed={"n_read": "n_scored"},
     ),
+    *(
+        Case(f"prune{name}", (*_PRUNE, *options), view=pruning)
+        for name, options in (
+            ("", ("--keep", "0.9,0.8", "--pairs", "48")),
+            ("-proxy", ("--keep", "0.8", "--judge", "proxy:snip")),  # a name that both know
+            ("-uniform", ("--keep", "0.8", "--pairs", "40", "--shape", "uniform")),
+            ("-recover", ("--keep", "0.7", "--pairs", "40", *_RECOVER)),
+            ("-elastic", ("--keep", "0.7", "--pairs", "40", *_RECOVER[2:], "--elastic")),
+        )
+    ),
 )
 
 
@@ -101,20 +158,38 @@ def main() -> int:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--text", type=Path)
     given = parser.parse_args()
     work = given.work or Path(tempfile.mkdtemp(prefix="lmscout-compare-"))
     pico = smaller_pico(given.old, work, given.every) if given.every > 1 else "pico"
     search = str(max(12, 40 // given.every))
     differs = False
     for case in CASES:
-        if given.only and case.name not in given.only:
+        pruned = case.arguments[0] == "prune"
+        if (given.only and case.name not in given.only) or (pruned and not given.model):
             continue
+        names = pruning_inputs(given.model, given.text, work) if pruned else {}
+        names |= {"pico": pico, "search": search}
+        workers = () if pruned else ("--workers", str(given.workers))
         old, new = (
-            result(case, checkout.resolve(), work / side, given.workers, pico=pico, search=search)
+            result(case, checkout.resolve(), work / side, workers, names)
             for side, checkout in (("old", given.old), ("new", given.new))
         )
-        differs |= report(case, old, new, given.new.resolve())
+        differs |= report(case, case.view(old), case.view(new), given.new.resolve())
     return int(differs)
+
+
+def pruning_inputs(model: Path, text: Path, work: Path) -> dict[str, str]:
+    """The model, a calibration text of 400,000 characters, and a report text of the next 60,000."""
+    opened = gzip.open if text.suffix == ".gz" else open
+    names = {"model": str(model.resolve())}
+    with opened(text, "rt", encoding="utf-8") as file:
+        for name, length in (("text", 400_000), ("report", 60_000)):
+            names[name] = str(work.resolve() / f"{name}.txt")
+            work.mkdir(parents=True, exist_ok=True)
+            Path(names[name]).write_text(file.read(length))
+    return names
 
 
 def smaller_pico(checkout: Path, work: Path, every: int) -> str:
@@ -129,7 +204,9 @@ def smaller_pico(checkout: Path, work: Path, every: int) -> str:
     return f"bench:{folder}"
 
 
-def result(case: Case, checkout: Path, work: Path, workers: int, **names: str) -> Any:
+def result(
+    case: Case, checkout: Path, work: Path, workers: tuple[str, ...], names: dict[str, str]
+) -> Any:
     """The JSON of a command, run with a checkout; read where it was run before."""
     kept = work.resolve() / f"{case.name}.json"
     if not kept.is_file():
@@ -139,7 +216,7 @@ def result(case: Case, checkout: Path, work: Path, workers: int, **names: str) -
         run = subprocess.run(
             [
                 *(sys.executable, "-m", "lmscout", *arguments),
-                *("--workers", str(workers), "--json", str(kept)),
+                *(*workers, "--json", str(kept)),
             ],
             cwd=work,
             env=_environment(checkout) | {"LMSCOUT_CACHE": str(work.resolve() / "cache")},
