@@ -11,7 +11,7 @@ twentieth; and of the regret. Every architecture is read once for all of it, or 
 --weights draws of initial weights and data: then there is a line of each, one of all, and one
 of their mean.
 
---supervised: beside them a Gaussian process that was told the quality of four fifths, and chooses
+--supervised: beside them a Gaussian process fitted to the quality of four fifths, and chooses
 among the last, for five parts, and as many partitions as there are draws of weights.
 """
 
@@ -42,7 +42,7 @@ from supervised import numbers, predicted, table_of
 Scores = npt.NDArray[np.float64]
 
 FOLDS = 5
-SUPERVISED = "told four fifths"
+SUPERVISED = "fitted to four fifths"
 PROXIES = ("mean(frobenius(act) * frobenius(weight))", "synaptic-saliency", "snip", "synflow")
 
 
@@ -118,7 +118,7 @@ def limit(text: str) -> int:
 
 
 def told_the_rest(features: Scores, quality: Scores, seed: int) -> Scores:
-    """Of every architecture what a Gaussian process says of it that was told the other folds."""
+    """Out-of-fold predictions of a Gaussian process."""
     order = np.random.default_rng(seed).permutation(len(quality))
     said = np.zeros(len(quality))
     for fold in range(FOLDS):

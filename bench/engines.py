@@ -1,7 +1,7 @@
 """Which engine searches the deep space best, and what the rules and the race save.
 
     python bench/engines.py [--benchmarks pico lts:random_GPT2_wt103] [--seeds 10]
-        [--evaluations 100] [--objective spearman] [--tables engines sieves] [--workers 2]
+        [--evaluations 100] [--objective spearman] [--tables engines filters] [--workers 2]
         [--folder DIR] [--json FILE]
 
 Sketches of whole benchmarks are collected (into DIR, where a second call finds them).  For every
@@ -13,7 +13,7 @@ sketches), and in how many seeds the genetic engine is ahead, with Wilcoxon's si
 search may end sooner, where the race lets nothing through any more; so the hypervolume is compared
 once more where the two had the same number of evaluations, that of the one which ended first.
 
-sieves: the genetic engine with rules, race, both and neither switched off, until its front's
+filters: the genetic engine with rules, race, both and neither switched off, until its front's
 hypervolume is that of the search with both; how many full evaluations that took, as a multiple.
 """
 
@@ -47,9 +47,9 @@ from lmscout.statistics import Batch, Workers
 from lmscout.statistics.deep_values import DeepEvaluator
 from sketched import WholeSketches, whole_sketches
 
-SIEVES = {"both": (True, True), "no race": (True, False), "no rules": (False, True)}
-SIEVES |= {"neither": (False, False)}
-LONGEST = 10  # times as many evaluations as the search with both sieves, at most
+FILTERS = {"both": (True, True), "no race": (True, False), "no rules": (False, True)}
+FILTERS |= {"neither": (False, False)}
+LONGEST = 10  # times as many evaluations as the search with both filters, at most
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--objective", default=DeepSettings.objective)
-    parser.add_argument("--tables", nargs="+", default=["engines", "sieves"])
+    parser.add_argument("--tables", nargs="+", default=["engines", "filters"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
@@ -99,7 +99,7 @@ def main() -> None:
         ]
         with ProcessPoolExecutor(arguments.workers) as pool:
             outcomes = list(pool.map(searched, jobs))
-    tables = {"engines": engine_table, "sieves": sieve_table}
+    tables = {"engines": engine_table, "filters": filter_table}
     rows = [
         row
         for table in arguments.tables
@@ -115,11 +115,11 @@ def searches(plain: DeepSettings, tables: Sequence[str]) -> dict[str, DeepSettin
     wanted = {"genetic": plain}
     if "engines" in tables:
         wanted |= {one: replace(plain, engine=one) for one in ENGINES if one != EXHAUSTIVE}
-    if "sieves" in tables:
+    if "filters" in tables:
         longer = replace(plain, evaluations=LONGEST * plain.evaluations)
         wanted |= {
             label: replace(longer, rules=rules, race=race)
-            for label, (rules, race) in SIEVES.items()
+            for label, (rules, race) in FILTERS.items()
             if label != "both"
         }
     return wanted
@@ -227,11 +227,11 @@ def when_equal(one: Outcome, other: Outcome) -> tuple[float, float]:
     return first, second
 
 
-def sieve_table(name: str, outcomes: list[Outcome]) -> list[dict[str, object]]:
-    print(f"\n{name}: sieves")
+def filter_table(name: str, outcomes: list[Outcome]) -> list[dict[str, object]]:
+    print(f"\n{name}: filters")
     reference = {one.job.seed: one for one in of(name, "genetic", outcomes)}
     rows: list[dict[str, object]] = []
-    for label in SIEVES:
+    for label in FILTERS:
         own = of(name, "genetic" if label == "both" else label, outcomes)
         times, never = [], 0
         for one in own:
@@ -247,7 +247,7 @@ def sieve_table(name: str, outcomes: list[Outcome]) -> list[dict[str, object]]:
             f"{never} of {len(own)}); asked for each evaluation "
             f"{np.median([one.proposed / one.evaluations[-1] for one in own]):.1f}"
         )
-        rows.append({"benchmark": name, "sieve": label, "times": times, "not_reached": never})
+        rows.append({"benchmark": name, "filter": label, "times": times, "not_reached": never})
     return rows
 
 

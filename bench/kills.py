@@ -81,7 +81,7 @@ def commands(inputs: Path) -> dict[str, list[str]]:
         "prune": [*prune, "--keep", "0.8", "--pairs", "24"],
         "prune sizes": [*prune, "--keep", "0.9,0.7", "--pairs", "24"],
         "prune uniform": [*prune, "--keep", "0.8", "--shape", "uniform", "--pairs", "24"],
-        "prune judge": [*prune, "--keep", "0.8", "--judge", "proxy:snip"],
+        "prune proxy": [*prune, "--keep", "0.8", "--objective", "proxy:snip"],
         "bench build": [
             *("bench", "build", str(inputs / "small.json"), "--n", "8", "--tokens", "2560"),
             *("--text", text, "--seeds", "1", "--device", "cpu", *two, *run),

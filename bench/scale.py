@@ -144,7 +144,7 @@ def main() -> None:
     whole = time.perf_counter() - started
     print(f"the whole flow: {whole:.0f} s")
     update = {
-        "foretold": predicted.to_json(),
+        "estimated": predicted.to_json(),
         "pair_by_kept_share_and_dense": ratio,
         **update,
         "whole_flow_seconds": whole,
@@ -228,7 +228,7 @@ def some_pairs(
     evaluator = ready.evaluator(ready.measured)
     targets = [Target(budget, Ranges.above(shape))]
     name = stage_of(wanted, 1 + len(ready.copies))
-    with PairStudy(folder / "ledger", shape, {"bench": "scale"}) as pair_study:
+    with PairStudy(folder / "study", shape, {"bench": "scale"}) as pair_study:
         fitted = stages(
             name,
             lambda: measure_rounds(
@@ -258,8 +258,8 @@ def where_time_went(
         "pairs_measuring_seconds": measuring,
         "pairs_waiting_seconds": seconds - measuring,
         "pairs_dropped_early": sum(pair.partial for pair in pairs),
-        "portions": sum(len(pair.trajectory) for pair in pairs),
-        "best_rise": min(pair.value for pair in pairs if not pair.partial),
+        "chunks": sum(len(pair.trajectory) for pair in pairs),
+        "best_loss_increase": min(pair.value for pair in pairs if not pair.partial),
     }
 
 

@@ -2,7 +2,7 @@
 
     python bench/supervised.py [pico=40 lts:random_GPT2_wt103=40 flexibert=100] [--seeds 5]
 
-A Gaussian process is fitted to the quality of a search split, as discovery sees it, and judged on
+A Gaussian process is fitted to the quality of a search split, as in discovery, and evaluated on
 the test split: what of the order can be learnt from so many architectures without reading any of
 them.  Once by the leaves of the configuration that a deep proxy may read, once by all numbers in a
 specification (of layers the mean and the sum, and how many of each kind), both as logarithms.

@@ -3,7 +3,7 @@
     python bench/objectives.py MODEL CALIBRATION REPORT --out FOLDER [--keep 0.8] [--feature PROXY]
         [--proxies PROXY ...] [--pairs 25 50 100 200] [--characters N] [--threads 1]
 
-One calibration serves every way.  A way is judged by the perplexity, on a text that none of them
+One calibration serves every way.  A way is compared by perplexity, on a text that none of them
 has seen, of the model it finds, compensated as it would be saved; and by what it cost: measured
 pairs, finalists, and seconds of CPU time beyond the calibration.  What has been done is
 kept in the folder, and the same command goes on.  Prints a table in Markdown.
@@ -97,11 +97,11 @@ class Contest:
             lambda: (uniform(shape, protected, budget), 0, 0),
         )
         for text in self._arguments.proxies:
-            yield f"judge `{text}`", lambda text=text: self._by_proxy(text)
+            yield f"objective `{text}`", lambda text=text: self._by_proxy(text)
         for pairs in self._arguments.pairs:
             yield f"predictor, {pairs} pairs", lambda pairs=pairs: self._by_predictor(pairs, ())
             update = (self._arguments.feature,)
-            both = f"predictor told `{update[0]}`, {pairs} pairs"
+            both = f"predictor with `{update[0]}`, {pairs} pairs"
             yield both, lambda pairs=pairs, update=update: self._by_predictor(pairs, update)
         most = max(self._arguments.pairs, default=0)
         if most:
@@ -146,7 +146,7 @@ class Contest:
 
     def _by_predictor(self, pairs: int, features: tuple[str, ...]) -> tuple[Plan, int, int]:
         """As `lmscout prune` does; only a way that was not cut short is kept."""
-        update = "".join(f"-told-{index}" for index, _ in enumerate(features))
+        update = "".join(f"-with-{index}" for index, _ in enumerate(features))
         storage = self._arguments.out / f"predictor-{pairs}{update}-{time.time_ns()}"
         columns = proxy_columns([f"proxy:{one}" for one in features], self._calibrated)
         settings = self._calibrated.study_settings
