@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pickle
 import runpy
 import signal
 import subprocess
@@ -17,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -122,19 +120,6 @@ def run_script(
             process.kill()
             raise
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-
-def run_pickled(parent: int, call: bytes, *arguments: Any) -> None:
-    """Call a function in a child that ends with its parent, even during the function's imports.
-
-    Args:
-        parent: process id of the parent.
-        call: pickled tuple of the function and its first arguments.
-        arguments: further arguments.
-    """
-    end_with_parent(parent)
-    function, *first = pickle.loads(call)
-    function(*first, *arguments)
 
 
 if __name__ == "__main__":

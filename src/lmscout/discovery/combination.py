@@ -1,6 +1,6 @@
 """One proxy out of several searches: the product of their best, with a fitted correction.
 
-The best of one search is the luckiest of thousands on few architectures.  Independent searches are
+Selecting the best of thousands on few architectures overfits on few architectures.  Independent searches are
 lucky in different ways; their product (a mean of logarithms) ranks held-out architectures better
 than any one of them.  Measured on halves of search splits (20 halves of each benchmark, sketches,
 1,000 evaluations a search; Spearman of one, of the product of four and of six): FlexiBERT 0.898,

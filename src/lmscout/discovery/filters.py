@@ -51,7 +51,7 @@ VALUE_RULES: Mapping[str, str] = MappingProxyType(
         SEEN: "the same tree, up to the order of what commutes",
         UNDEFINED: "an architecture has no finite score",
         CONSTANT: "all probe architectures of a benchmark have one score",
-        DUPLICATE: "it orders the probe as one before it that is no longer does, or in reverse",
+        DUPLICATE: "it orders the probe architectures as an earlier candidate does, or in reverse",
         BLIND: "it reads data, and other data leave its scores as they are",
         RACE: "on the architectures seen so far it is too far behind the front for its size",
     }

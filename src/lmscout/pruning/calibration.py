@@ -40,7 +40,7 @@ from lmscout.pruning.plan import Plan, Shape
 LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 WINDOW = 128  # tokens of a window, if a model attends over as many
 _FEWEST_WINDOWS = 12
-_CHUNK = 1_500  # tokens of a chunk that tell a bad plan
+_CHUNK = 1_500  # tokens of a chunk, after each of which a plan may be stopped
 _ACCELERATOR_CHUNK = 8_192  # fewer tokens do not keep an accelerator busy
 _DIGEST_PIECE = 1 << 22  # numbers of a tensor that are converted at a time
 

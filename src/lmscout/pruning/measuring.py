@@ -37,7 +37,7 @@ from lmscout.pruning.study_writer import StudyWriter
 
 STEP_SIZE = 20  # plans of a step, at least; the first has twice as many
 _STEPS = 15  # more would cost more time than they save pairs
-_STEPS_WITH_TAIL = 20  # so that the newest pairs that a step knows are as new
+_STEPS_WITH_TAIL = 20  # more steps, as each lacks the tail of the one before
 _TAIL = 0.75  # so long that two GPUs measure it while a step is proposed
 _TAIL_NOTE = "tail"
 

@@ -30,8 +30,8 @@ from lmscout.pruning.sampler import Proposal, propose
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
 
-_BEST = 12  # a plan that is not among so many of its size, as far as measured, is stopped
-_ERRORS = 1.0  # standard errors of the prediction from a chunk that a plan may be behind
+_BEST = 12  # rank among pairs of its size, on the same tokens, below which a plan is stopped
+_ERRORS = 1.0  # margin, in standard errors of the loss increase after a chunk
 _MANY_CORES = 4  # from which two searches run at once
 
 
@@ -221,13 +221,14 @@ def _process() -> Iterator[Executor]:
     for tracker in (resource_tracker, loky_tracker):
         tracker.ensure_running()  # unblocks signals when it starts a process
     executor = ProcessPoolExecutor(1, initializer=end_with_parent, initargs=(os.getpid(),))
+    idle = False
     try:
         with signals_held():
             executor.submit(_start)
         yield executor
-        wait([executor.submit(_stop)], timeout=1.0)  # in vain where it still proposes
+        idle = bool(wait([executor.submit(_stop)], timeout=5.0).done)
     finally:
-        executor.shutdown(kill_workers=True)
+        executor.shutdown(kill_workers=not idle)
 
 
 _SECOND: list[Executor] = []  # in a proposing process: another, for one of two searches

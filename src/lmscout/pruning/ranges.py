@@ -14,9 +14,14 @@ from lmscout.pruning.budgets import Budget
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape, as_plans, as_rows, dense_row
 from lmscout.pruning.study import Pair
 
-_BISECTIONS = 26  # of the interval [-1, 1] in which the common shift is sought
-_PLACES = 1 << _BISECTIONS  # in it
-_INTERPOLATED = {1: -3.0, 2: 3.0, 3: -3.0, 4: 3.0}  # trials by interpolated cost; units off it
+_BISECTIONS = 26  # of the interval [-1, 1] of the common shift
+_PLACES = 1 << _BISECTIONS  # grid points in that interval
+_INTERPOLATED = {
+    1: -3.0,
+    2: 3.0,
+    3: -3.0,
+    4: 3.0,
+}  # iteration -> offset in units from the interpolated cost
 _ROUNDING = 1e-9  # of a cost: more than the error of float sums
 _NEARLY = 0.999  # of a budget that need not be used up: what fitting aims at
 
@@ -121,9 +126,9 @@ def fit(
 ) -> Rows:
     """Plans near to fractional ones that lie within ranges and meet a budget.
 
-    Groups are rounded with the error carried from block to block.  Channels then move by one
-    common share of the room that they have, towards the most or the fewest, as far as the
-    budget allows; they are rounded at staggered thresholds, so that they step one at a time.
+    Groups are rounded with the error carried from block to block.  Channels then
+    move towards their bounds by one common share of the distance, the largest within the budget,
+    found by bisection; they are rounded at staggered thresholds, so that they step one at a time.
     Where channels alone cannot meet the budget, groups move first, in the same way.
 
     Args:

@@ -161,7 +161,7 @@ class PairStudy:
     def add(self, pair: Pair) -> bool:
         """Write a pair.
 
-        Restudy_lock:
+        Returns:
             False if the study has a pair of this plan already and stays unchanged.
 
         Raises:
@@ -218,7 +218,7 @@ class PairStudy:
             name: name of the note.
             value: text that is written if there is no such note.
 
-        Restudy_lock:
+        Returns:
             The note; None if there is none.
         """
         key = f"lmscout.{name}"

@@ -156,9 +156,9 @@ class UniformChoices:
         return cls(depth, tuple(range(most + 1)), groups, channels)
 
     def sizes(self, budget: Budget) -> tuple[UniformSize, ...]:
-        """All sizes that use a budget up, as far as whole channels in every block do.
+        """Maximal sizes: one more channel in every kept block would exceed the budget.
 
-        A channel more in every kept block would exceed the budget.  Sizes whose blocks have
+        Sizes whose blocks have
         all their channels count where they use the budget up, to its slack or to a channel per
         block; if a budget has no slack, where neither a block more nor more groups fit.
 

@@ -231,7 +231,7 @@ class Family(ABC):
 
     @abstractmethod
     def context(self, model: PreTrainedModel, hidden: Tensor) -> Any:
-        """What attention of every block needs to know of the positions of [B, T, width]."""
+        """Position information of [B, T, width] for the attention of every block."""
 
     @abstractmethod
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
