@@ -1,7 +1,7 @@
 """One proxy out of several searches: the product of their best, with a fitted correction.
 
-Selecting the best of thousands on few architectures overfits on few architectures.  Independent searches are
-lucky in different ways; their product (a mean of logarithms) ranks held-out architectures better
+Selecting the best of thousands on few architectures overfits.  Independent searches err
+independently; their product (a mean of logarithms) ranks held-out architectures better
 than any one of them.  Measured on halves of search splits (20 halves of each benchmark, sketches,
 1,000 evaluations a search; Spearman of one, of the product of four and of six): FlexiBERT 0.898,
 0.907, 0.908; LiteTransformerSearch 0.961, 0.969, 0.968; pico 0.828, 0.862, 0.868.
