@@ -56,7 +56,10 @@ class Case:
 def pruning(found: Any) -> Any:
     """Plans and figures of a pruning result, of this schema or the one before."""
     sizes = found["sizes"] if isinstance(found.get("sizes"), list) else [found]
-    return {str(size["keep"]): _size(size) for size in sizes} | {"predictor": found["predictor"]}
+    known = found["predictor"] or {}
+    known = known.get("chosen", known)
+    predictor = {one: known.get(one) for one in ("kind", "kendall", "r2", "rmse")}
+    return {str(size["keep"]): _size(size) for size in sizes} | {"predictor": predictor}
 
 
 def _size(size: Any) -> Any:
@@ -87,7 +90,7 @@ def _size(size: Any) -> Any:
 def _units(plan: Any) -> Any:
     if "attention" in plan:
         return [list(plan["attention"]), list(plan["mlp"])]
-    return [[block[kind] for block in plan.values()] for kind in ("attention", "mlp")]
+    return [[n for key, n in plan.items() if key.endswith(kind)] for kind in ("attention", "mlp")]
 
 
 _PICO_DEEP = ("discover", "{pico}", "--space", "deep", "--search", "{search}", "--out", "{out}")
@@ -95,6 +98,7 @@ _PRUNE = (
     *("prune", "{model}", "--calibration", "{text}", "--report", "{report}", "--out", "{out}"),
     *("--seed", "3", "--calibration-windows", "64"),
 )
+_SURROGATE = {"mimic": "surrogate"}
 _RECOVER = ("--recover", "lora", "--recover-steps", "8")
 CASES = (
     Case("discover", ("discover", "{pico}", "--search", "{search}", "--out", "{out}")),
@@ -126,8 +130,8 @@ CASES = (
             *("--proxy", "sum(total(abs(mul(weight, grad)))) / params", "--proxy", "depth * width"),
         ),
     ),
-    Case("explain", ("explain", "mean(abs(act) - std(grad))", "{pico}")),
-    Case("explain-catalog", ("explain", "snip", "{pico}")),
+    Case("explain", ("explain", "mean(abs(act) - std(grad))", "{pico}"), renamed=_SURROGATE),
+    Case("explain-catalog", ("explain", "snip", "{pico}"), renamed=_SURROGATE),
     Case(
         "design",
         (
@@ -137,7 +141,7 @@ CASES = (
         renamed={"n_read": "n_scored"},
     ),
     *(
-        Case(f"prune{name}", (*_PRUNE, *options), view=pruning)
+        Case(f"prune{name}", (*_PRUNE, *options), tolerance=1e-6, view=pruning)
         for name, options in (
             ("", ("--keep", "0.9,0.8", "--pairs", "48")),
             ("-proxy", ("--keep", "0.8", "--judge", "proxy:snip")),  # a name that both know
@@ -232,7 +236,7 @@ def result(
 def report(case: Case, old: Any, new: Any, checkout: Path) -> bool:
     """Print how two results compare; whether they differ."""
     before, after = dict(leaves(old)), dict(leaves(new))
-    before = {case.renamed.get(path, path): value for path, value in before.items()}
+    before = {_renamed(case, path): value for path, value in before.items()}
     gone = [path for path in before if path not in after and path not in case.gone]
     unlike = [path for path in before if path in after and before[path] != after[path]]
     texts = [path for path in unlike if isinstance(before[path], str)]
@@ -252,6 +256,14 @@ def report(case: Case, old: Any, new: Any, checkout: Path) -> bool:
     for path in gone:
         print(f"  {path}: {before[path]} -> missing")
     return bool(unlike or gone)
+
+
+def _renamed(case: Case, path: str) -> str:
+    """Path of a field in NEW's result; a renamed field may have fields of its own."""
+    for old, new in case.renamed.items():
+        if path == old or path.startswith(f"{old}."):
+            return new + path.removeprefix(old)
+    return path
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
