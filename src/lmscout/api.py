@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, check_whole
 from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -324,6 +324,7 @@ def design(
 
     common = _settings(workers, backend, device, seed, None)
     del common["out"]
+    check_whole("max_params", max_params, 1)
     signed = signed_proxy(proxy)
     source: Any = space
     if isinstance(space, str):

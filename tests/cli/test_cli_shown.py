@@ -140,7 +140,7 @@ def test_a_loss_increase_is_that_of_the_saved_model_on_the_held_out_windows(
             "100 tokens are fewer than one window of 128; raise the limit to 128 or more",
         ),
         ("long", ("--report", "ROWS"), "fields of text are title, story: name one"),
-        ("long", ("--report", "ROWS#absent"), "has no field 'absent'; fields there are title"),
+        ("long", ("--report", "ROWS#absent"), "has no text in field 'absent'"),
     ],
 )
 def test_what_does_not_fit_is_one_line(lmscout, folders, tmp_path, model, options, said):

@@ -102,12 +102,15 @@ def spread(task: Task, jobs: Sequence[Any], devices: Sequence[str], workers: int
     try:
         with signals_held():
             futures = [executor.submit(_work, job) for job in jobs]
+        processes = list(executor._processes.values())
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             yield done
     except BrokenProcessPool:
         # The executor ends the other workers by SIGTERM.
-        codes = {process.exitcode for process in executor._processes.values()} - {None, 0, -15}
+        for process in processes:
+            process.join(1.0)
+        codes = {process.exitcode for process in processes} - {None, 0, -15}
         ended = ", ".join(f"exit code {code}" for code in codes) or "exit code unknown"
         raise LmscoutError(WORKER_ENDED.format(ended)) from None
     finally:

@@ -404,7 +404,8 @@ def table(result: Pruning) -> Table:
         cells.append(_signed(one.loss_increase))
         if one.perplexity is not None and dense.perplexity is not None:
             cells.append(f"{one.perplexity.value:,.2f}")
-            cells.append(f"{one.perplexity.value / dense.perplexity.value - 1:+.1%}")
+            over = one.perplexity.value / dense.perplexity.value - 1
+            cells.append(f"{over:+.{0 if over >= 10 else 1}%}")
         best = one.name == ("found_recovered" if recovered else "found")
         shown.add_row(*cells, style="bold" if best else None)
     return shown

@@ -26,9 +26,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from lmscout.errors import LmscoutError
+from lmscout.models import spec_from_dict
 from lmscout.models.gpt2 import Gpt2Model, Gpt2Spec
 from lmscout.models.llama import LlamaModel, LlamaSpec, Rotary
-from lmscout.models.serialization import spec_from_dict
 from lmscout.models.spec import ArchitectureSpec
 
 _CODE = "from lmscout.models.pretrained import DesignedConfig, DesignedForCausalLM\n"
