@@ -66,7 +66,7 @@ def _size(size: Any) -> Any:
     models = size.get("models") or [
         {"name": name, **row}
         for name, row in size.items()
-        if isinstance(row, dict) and "loss_increase" in row
+        if isinstance(row, dict) and "loss_increase" in row and name != "dense"
     ]
     figures = ("params", "loss_increase", "perplexity")
     return {
