@@ -1,6 +1,21 @@
-"""What all tests share: hypothesis without a deadline, since the machines are shared and noisy."""
+"""Shared by all tests: hypothesis without a deadline, as machines are noisy; benchmark files."""
 
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    given = os.environ.get("LMSCOUT_DATA", "").split(os.pathsep)
+    for directory in [*(Path(item) for item in given if item), BESIDE]:
+        if (directory / "flexibert" / "BERT_benchmark.json").exists():
+            return directory
+    pytest.skip("benchmark files are neither in LMSCOUT_DATA nor in ../shared/data")
