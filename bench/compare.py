@@ -302,7 +302,7 @@ def same_trees(pairs: list[tuple[str, str]], checkout: Path) -> list[bool]:
     """Whether a checkout reads two texts as one formula."""
     if not pairs:
         return []
-    update = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", _SAME],
         input=json.dumps([[old.removeprefix("-"), new.removeprefix("-")] for old, new in pairs]),
         env=_environment(checkout),
@@ -310,7 +310,7 @@ def same_trees(pairs: list[tuple[str, str]], checkout: Path) -> list[bool]:
         text=True,
         check=True,
     )
-    same: list[bool] = json.loads(update.stdout)
+    same: list[bool] = json.loads(completed.stdout)
     return [
         one and old.startswith("-") == new.startswith("-")
         for one, (old, new) in zip(same, pairs, strict=True)

@@ -79,7 +79,7 @@ def main() -> None:
     if arguments.supervised:
         features = table_of([numbers(spec) for spec in benchmark.specs])
         draws_of[SUPERVISED] = [
-            told_the_rest(features, benchmark.quality, seed) for seed in range(arguments.weights)
+            out_of_fold(features, benchmark.quality, seed) for seed in range(arguments.weights)
         ]
     draws_of |= {name: [scores] for name, scores in baseline_scores(benchmark).items()}
     draws_of[BEST_DRAWN] = [benchmark.quality]
@@ -117,7 +117,7 @@ def limit(text: str) -> int:
     return parameter_count(text, "--limits")
 
 
-def told_the_rest(features: Scores, quality: Scores, seed: int) -> Scores:
+def out_of_fold(features: Scores, quality: Scores, seed: int) -> Scores:
     """Out-of-fold predictions of a Gaussian process."""
     order = np.random.default_rng(seed).permutation(len(quality))
     said = np.zeros(len(quality))

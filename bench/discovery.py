@@ -72,28 +72,28 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
     parser.add_argument("--json", type=Path)
-    update = parser.parse_args()
+    arguments = parser.parse_args()
     settings = DeepSettings(
-        evaluations=update.evaluations,
-        searches=update.searches,
-        objective=update.objective,
-        spec_leaves=not update.no_spec_leaves,
+        evaluations=arguments.evaluations,
+        searches=arguments.searches,
+        objective=arguments.objective,
+        spec_leaves=not arguments.no_spec_leaves,
     )
-    benchmark, workers = load(update.benchmark), Workers(update.workers)
+    benchmark, workers = load(arguments.benchmark), Workers(arguments.workers)
     name = cache_name(benchmark.name)
-    whole_sketches(benchmark, update.cache, Batch(), workers)
-    study = Study(update.benchmark, update.search, update.cache, settings)
-    seeds = range(update.seeds)
-    with ProcessPoolExecutor(min(workers.threads, update.seeds)) as pool:
-        products = list(pool.map(chosen, [study] * update.seeds, seeds))
+    whole_sketches(benchmark, arguments.cache, Batch(), workers)
+    study = Study(arguments.benchmark, arguments.search, arguments.cache, settings)
+    seeds = range(arguments.seeds)
+    with ProcessPoolExecutor(min(workers.threads, arguments.seeds)) as pool:
+        products = list(pool.map(chosen, [study] * arguments.seeds, seeds))
     texts = [format_expression(one.node) for one in products]
-    asked = list(dict.fromkeys([*texts, *update.proxies]))
+    asked = list(dict.fromkeys([*texts, *arguments.proxies]))
     scores = score_proxies(
-        benchmark.specs, asked, name=name, folder=update.cache, batch=Batch(), workers=workers
+        benchmark.specs, asked, name=name, folder=arguments.cache, batch=Batch(), workers=workers
     )
     findings: list[Finding] = []
     for seed, product, text in zip(seeds, products, texts, strict=True):
-        split = split_benchmark(benchmark.specs, search=update.search, seed=seed)
+        split = split_benchmark(benchmark.specs, search=arguments.search, seed=seed)
         test, (searched,) = split.test, product.searched
         finding = assess_choice(benchmark, split, text, searched, scores[text][test])
         findings.append(finding)
@@ -105,7 +105,7 @@ def main() -> None:
             f"({ahead.low:+.3f} to {ahead.high:+.3f})"
         )
         quality = benchmark.quality[test]
-        for other in update.proxies:
+        for other in arguments.proxies:
             against = scores[other][test] * np.sign(spearman(scores[other], benchmark.quality))
             more = spearman_difference(finding.sign * scores[text][test], against, quality)
             print(f"    {other} {more.value:+.3f} ({more.low:+.3f} to {more.high:+.3f})")
@@ -116,9 +116,9 @@ def main() -> None:
         ("ahead of the best baseline", lambda one: one.ahead.value),
     ):
         print(f"median {label} {statistics.median(map(get, findings)):.3f}")
-    if update.json:
+    if arguments.json:
         rows = [{**one.benchmark_json(), **one.choice_json()} for one in findings]
-        update.json.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

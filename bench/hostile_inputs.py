@@ -140,15 +140,17 @@ def mutate_safetensors(content: bytes, rng: Random) -> bytes:
         return mutate_bytes(content[:2000], rng) + content[2000:]
     (length,) = struct.unpack("<Q", content[:8])
     value = json.loads(content[8 : 8 + length])
-    told_of = value.get("__metadata__", {})
-    inner = [name for name, text in told_of.items() if text.startswith("{")]
+    metadata = value.get("__metadata__", {})
+    inner = [name for name, text in metadata.items() if text.startswith("{")]
     if inner and rng.random() < 0.5:  # JSON within JSON
-        told_of[inner[0]] = mutate_json(told_of[inner[0]].encode(), rng).decode("utf-8", "replace")
+        metadata[inner[0]] = mutate_json(metadata[inner[0]].encode(), rng).decode(
+            "utf-8", "replace"
+        )
     else:
         value = mutate_value(value, rng)
     header = json.dumps(value).encode()
-    update = rng.choice((len(header),) * 8 + (0, 1, 2**31, 2**63, len(content)))
-    return struct.pack("<Q", update) + header + content[8 + length :]
+    length_field = rng.choice((len(header),) * 8 + (0, 1, 2**31, 2**63, len(content)))
+    return struct.pack("<Q", length_field) + header + content[8 + length :]
 
 
 def mutate_yaml(content: bytes, rng: Random) -> bytes:

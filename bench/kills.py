@@ -322,26 +322,26 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="names of commands, with commas between")
     parser.add_argument("--timeout", type=float, default=600, help="seconds of a command")
-    update = parser.parse_args()
-    drawn = random.Random(update.seed)
+    arguments = parser.parse_args()
+    drawn = random.Random(arguments.seed)
     base = Path(tempfile.mkdtemp(prefix="lmscout-kills-"))
     print(f"in {base}", flush=True)
     try:
-        table, failed = _all(base, update, drawn)
+        table, failed = _all(base, arguments, drawn)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     Console(width=160).print(table)
-    print(f"{update.kills} kills, {failed} failed")
+    print(f"{arguments.kills} kills, {failed} failed")
     return 1 if failed else 0
 
 
-def _all(base: Path, update: argparse.Namespace, drawn: random.Random) -> tuple[Table, int]:
+def _all(base: Path, arguments: argparse.Namespace, drawn: random.Random) -> tuple[Table, int]:
     inputs = base / "inputs"
     inputs.mkdir()
     make_inputs(inputs)
     known = commands(inputs)
-    names = update.only.split(",") if update.only else list(known)
-    order = [names[place % len(names)] for place in range(update.kills)]
+    names = arguments.only.split(",") if arguments.only else list(known)
+    order = [names[place % len(names)] for place in range(arguments.kills)]
     table = Table()
     for column in ("command", "signal", "to", "after", "of", "faults"):
         table.add_column(column, overflow="fold")
@@ -349,7 +349,9 @@ def _all(base: Path, update: argparse.Namespace, drawn: random.Random) -> tuple[
     failed = 0
     for place, name in enumerate(order):
         if name not in wanted:
-            wanted[name] = _undisturbed(known[name], base / f"whole-{len(wanted)}", update.timeout)
+            wanted[name] = _undisturbed(
+                known[name], base / f"whole-{len(wanted)}", arguments.timeout
+            )
         whole, duration = wanted[name]
         number, group = drawn.choice(SIGNALS), drawn.random() < 0.5
         folder = base / f"kill-{place}"
@@ -362,7 +364,7 @@ def _all(base: Path, update: argparse.Namespace, drawn: random.Random) -> tuple[
             duration = faults  # the machine was busier in the undisturbed run
             shutil.rmtree(folder)
         try:
-            code, said = run(known[name], folder, update.timeout)
+            code, said = run(known[name], folder, arguments.timeout)
             if code:
                 faults.append(f"continued: exit code {code}: {said.strip()[-200:]}")
             else:

@@ -100,9 +100,9 @@ class Contest:
             yield f"objective `{text}`", lambda text=text: self._by_proxy(text)
         for pairs in self._arguments.pairs:
             yield f"predictor, {pairs} pairs", lambda pairs=pairs: self._by_predictor(pairs, ())
-            update = (self._arguments.feature,)
-            both = f"predictor with `{update[0]}`, {pairs} pairs"
-            yield both, lambda pairs=pairs, update=update: self._by_predictor(pairs, update)
+            features = (self._arguments.feature,)
+            both = f"predictor with `{features[0]}`, {pairs} pairs"
+            yield both, lambda pairs=pairs, features=features: self._by_predictor(pairs, features)
         most = max(self._arguments.pairs, default=0)
         if most:
             yield f"best of {most} measured", lambda: self._by_measuring(most)
@@ -146,8 +146,8 @@ class Contest:
 
     def _by_predictor(self, pairs: int, features: tuple[str, ...]) -> tuple[Plan, int, int]:
         """As `lmscout prune` does; only a way that was not cut short is kept."""
-        update = "".join(f"-with-{index}" for index, _ in enumerate(features))
-        storage = self._arguments.out / f"predictor-{pairs}{update}-{time.time_ns()}"
+        suffix = "".join(f"-with-{index}" for index, _ in enumerate(features))
+        storage = self._arguments.out / f"predictor-{pairs}{suffix}-{time.time_ns()}"
         columns = proxy_columns([f"proxy:{one}" for one in features], self._calibrated)
         settings = self._calibrated.study_settings
         with PairStudy(storage, self._shape, settings) as pair_study:

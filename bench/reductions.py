@@ -65,7 +65,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s")
     rows = [measure(name, shape, bandwidth) for name, shape in SHAPES.items()]
     if arguments.json:
-        update = {
+        record = {
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,7 +73,7 @@ def main() -> None:
             "copy_bytes_per_second": bandwidth,
             "rows": rows,
         }
-        arguments.json.write_text(json.dumps(update, indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_bandwidth() -> float:
@@ -180,10 +180,10 @@ def check_tensors(device: str) -> bool:
             plain = error(tensor, plain_totals(placed))
             fused = plain if totals is None else error(tensor, totals)
             right = fused <= (PLAIN_LIMIT if totals is None else LIMIT) and totals == again
-            update = "   (plain)" if totals is None else f"{fused:10.1e}"
+            cell = "   (plain)" if totals is None else f"{fused:10.1e}"
             word = str(dtype).removeprefix("torch.")
             print(
-                f"{name:<28} {word:<9}{update} {plain:9.1e}{'' if right else '  WRONG'}", flush=True
+                f"{name:<28} {word:<9}{cell} {plain:9.1e}{'' if right else '  WRONG'}", flush=True
             )
             fine &= right
     several = [torch.randn(100, 90, device=device) * scale for scale in (0.02, 1.0, 1e9, 30.0)]

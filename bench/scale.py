@@ -91,8 +91,8 @@ class Stages:
         if cuda:
             row["peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         self.rows[name] = row
-        update = "".join(f", peak {row['peak_gib']:.1f} GiB" for _ in range(cuda))
-        print(f"{name}: {row['seconds']:.3f} s{update}", flush=True)
+        peak = "".join(f", peak {row['peak_gib']:.1f} GiB" for _ in range(cuda))
+        print(f"{name}: {row['seconds']:.3f} s{peak}", flush=True)
         return result
 
 
@@ -119,8 +119,8 @@ def main() -> None:
     tail = tail_on(first) if arguments.tail is None else arguments.tail
     if arguments.pairs_only:
         calibrated = stages("calibration", lambda: calibrate(model, windows, settings))
-        update = one_and_all(stages, calibrated, others, arguments.pairs, tail)
-        write(arguments, f"pairs-{arguments.size}-{1 + len(others)}", stages, update)
+        figures = one_and_all(stages, calibrated, others, arguments.pairs, tail)
+        write(arguments, f"pairs-{arguments.size}-{1 + len(others)}", stages, figures)
         return
     family = family_of(model.config)
     stages(
@@ -138,21 +138,21 @@ def main() -> None:
     calibrated = stages("calibration", lambda: calibrate(model, windows, settings))
     ratio = a_pair_beside_the_dense_forward(stages, calibrated)
     with tempfile.TemporaryDirectory() as folder:
-        update = a_search(
+        figures = a_search(
             stages, calibrated, others, arguments.pairs, tail, Path(folder), arguments.no_save
         )
     whole = time.perf_counter() - started
     print(f"the whole flow: {whole:.0f} s")
-    update = {
+    figures = {
         "estimated": predicted.to_json(),
         "pair_by_kept_share_and_dense": ratio,
-        **update,
+        **figures,
         "whole_flow_seconds": whole,
     }
-    write(arguments, f"scale-{arguments.size}-{1 + len(others)}", stages, update)
+    write(arguments, f"scale-{arguments.size}-{1 + len(others)}", stages, figures)
 
 
-def write(arguments: argparse.Namespace, name: str, stages: Stages, update: dict) -> None:
+def write(arguments: argparse.Namespace, name: str, stages: Stages, figures: dict) -> None:
     """A record of it, where one is asked for."""
     if not arguments.out:
         return
@@ -166,7 +166,7 @@ def write(arguments: argparse.Namespace, name: str, stages: Stages, update: dict
         "size": arguments.size,
         "tokens": arguments.tokens,
         "stages": stages.rows,
-        **update,
+        **figures,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
@@ -189,7 +189,7 @@ def one_and_all(
     stages: Stages, calibrated: Calibrated, others: list[torch.device], wanted: int, tail: float
 ) -> dict[str, object]:
     """Pairs on the first device, and on all; whether they are the same, and how long they took."""
-    update: dict[str, object] = {}
+    figures: dict[str, object] = {}
     found: list[dict] = []
     whole: list[float] = []
     every = (calibrated, stages("copies", lambda: calibrated.copied_to(others)))
@@ -197,21 +197,21 @@ def one_and_all(
         count = 1 + len(ready.copies)
         with tempfile.TemporaryDirectory() as folder:
             pairs, _, row = some_pairs(stages, ready, wanted, tail, Path(folder))
-        update[f"on_{count}"] = row
+        figures[f"on_{count}"] = row
         found.append({pair.plan: pair.value for pair in pairs})
         whole.append(stages.rows[stage_of(wanted, count)]["seconds"])
         gc.collect()  # what the devices hold of the evaluator
     if others:
         one, all_ = found
         common = one.keys() & all_.keys()
-        update["same_plans"] = len(common)
-        update["largest_difference"] = max(abs(one[plan] - all_[plan]) for plan in common)
-        update["seconds_by_those_of_one"] = whole[1] / whole[0]
+        figures["same_plans"] = len(common)
+        figures["largest_difference"] = max(abs(one[plan] - all_[plan]) for plan in common)
+        figures["seconds_by_those_of_one"] = whole[1] / whole[0]
         print(
             f"{len(common)} of {wanted} plans are the same on {1 + len(others)}, they differ by "
-            f"{update['largest_difference']:.1e} at most; {whole[1] / whole[0]:.3f} of its time"
+            f"{figures['largest_difference']:.1e} at most; {whole[1] / whole[0]:.3f} of its time"
         )
-    return update
+    return figures
 
 
 def stage_of(wanted: int, count: int) -> str:
@@ -243,9 +243,9 @@ def some_pairs(
             ),
         )
         pairs = pair_study.pairs()
-    update = where_time_went(pairs, stages.rows[name]["seconds"], 1 + len(ready.copies), tail)
-    print(json.dumps(update), flush=True)
-    return pairs, fitted, update
+    figures = where_time_went(pairs, stages.rows[name]["seconds"], 1 + len(ready.copies), tail)
+    print(json.dumps(figures), flush=True)
+    return pairs, fitted, figures
 
 
 def where_time_went(
@@ -276,7 +276,7 @@ def a_search(
     shape, multiple = calibrated.shape, fast_multiple(calibrated.model)
     space, budget = space_of("any", shape, calibrated.model, multiple), keep_budget(shape, KEEP)
     ready = stages("copies", lambda: calibrated.copied_to(others))
-    pairs, fitted, update = some_pairs(stages, ready, wanted, tail, folder)
+    pairs, fitted, figures = some_pairs(stages, ready, wanted, tail, folder)
     many = random_rows(shape, 10_000, multiple)
     stages("10,000 predicted plans", lambda: fitted.predictor.cautious(many))
     initial = [pair.plan for pair in space.best_pairs(pairs, budget, 8)]
@@ -292,7 +292,7 @@ def a_search(
             "saved model",
             lambda: save(model, plan, out, shape="any"),
         )
-    return update
+    return figures
 
 
 def random_rows(shape: Shape, count: int, multiple: int) -> Rows:

@@ -78,14 +78,14 @@ def main() -> None:
     usual = ["pico=40", "lts:random_GPT2_wt103=40", "flexibert=100"]
     parser.add_argument("benchmarks", nargs="*", default=usual)
     parser.add_argument("--seeds", type=int, default=5)
-    update = parser.parse_args()
-    for asked in update.benchmarks:
+    arguments = parser.parse_args()
+    for asked in arguments.benchmarks:
         name, _, size = asked.rpartition("=")
         benchmark = load(name)
         for read in (leaves, numbers):
             table = table_of([read(spec) for spec in benchmark.specs])
             found = []
-            for seed in range(update.seeds):
+            for seed in range(arguments.seeds):
                 split = split_benchmark(benchmark.specs, search=int(size), seed=seed)
                 quality = benchmark.quality
                 given = predicted(table[split.search], quality[split.search], table[split.test])

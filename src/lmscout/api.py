@@ -155,12 +155,14 @@ def discover(
         raise LmscoutError(f"config is for space {DEEP!r}: leave it out")
     if not in_study and (model or calibration):
         raise LmscoutError(f"{benchmark}: --model and --calibration are for {STUDY}RUN")
-    moved = {"model": model, "calibration": calibration} if in_study else {}
+    overrides = {"model": model, "calibration": calibration} if in_study else {}
 
     def source() -> tuple[Benchmark, Any]:
         from lmscout.pruning.pairs_benchmark import study_benchmark
 
-        study = study_benchmark(str(benchmarks[0]).removeprefix(STUDY), common["cache"], **moved)
+        study = study_benchmark(
+            str(benchmarks[0]).removeprefix(STUDY), common["cache"], **overrides
+        )
         return study.benchmark, study.read
 
     with shown_progress(progress) as advance:
@@ -169,7 +171,7 @@ def discover(
             space_called(space, tuple(aggregations)) if isinstance(space, str) else space,
             search=sizes[0],
             source=source if in_study else None,
-            moved=moved,
+            overrides=overrides,
             progress=advance,
             **common,
         )

@@ -31,7 +31,6 @@ _REMEDY = "name another with --out"
 _LONGEST = 60  # characters of a setting in an error message
 _log = logging.getLogger("lmscout")
 
-Reported = Result
 Of = TypeVar("Of", bound=Result)
 
 

@@ -11,24 +11,24 @@ def test_it_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
     arguments = ["explain", "lpzero-flexibert", f"flexibert:{flexibert_file}", "--workers", 1]
     code, out, err = lmscout(*arguments, "--json", "-")
     assert (code, err) == (0, "")
-    update = json.loads(out)
-    assert (update["proxy"], update["n_architectures"]) == ("lpzero-flexibert", 24)
-    assert update["tree"].startswith("mean(square(negate(head))")
-    assert set(update["spearman"]) == {"value", "low", "high"}
-    assert set(update["ahead_of_best_baseline"]) == {"baseline", "value", "low", "high"}
-    assert set(update["sensitivity"]) == {
+    result = json.loads(out)
+    assert (result["proxy"], result["n_architectures"]) == ("lpzero-flexibert", 24)
+    assert result["tree"].startswith("mean(square(negate(head))")
+    assert set(result["spearman"]) == {"value", "low", "high"}
+    assert set(result["ahead_of_best_baseline"]) == {"baseline", "value", "low", "high"}
+    assert set(result["sensitivity"]) == {
         "other_data",
         "other_weights",
         "inputs",
         "inputs_left_out",
     }
-    assert set(update["configuration"]) == {"depth", "width", "params"}
-    dead = update["dead_branches"]
+    assert set(result["configuration"]) == {"depth", "width", "params"}
+    dead = result["dead_branches"]
     assert "average(logsoftmax(frobenius(act)))" in [one["removed"] for one in dead["dead"]]
     assert dead["shortest"]["proxy"] == "mean(square(head))"
-    assert update["surrogate"]["formula"]
-    assert r"\sum_{\ell=1}^{L}" in update["latex"]
-    compile(update["torch"], "torch", "exec")
+    assert result["surrogate"]["formula"]
+    assert r"\sum_{\ell=1}^{L}" in result["latex"]
+    compile(result["torch"], "torch", "exec")
     assert not (tmp_path / "runs").exists()
 
 
@@ -36,7 +36,7 @@ def test_it_shows_tables_and_forms(lmscout, flexibert_file, tmp_path):
     arguments = ["explain", PROXY, f"flexibert:{flexibert_file}", "--workers", 1]
     code, out, err = lmscout(*arguments, "--latex", "--torch", "--json", "told.json")
     assert (code, err) == (0, "")
-    update = json.loads((tmp_path / "told.json").read_text())
+    result = json.loads((tmp_path / "told.json").read_text())
     for words in (
         PROXY,
         "the proxy",
@@ -46,9 +46,9 @@ def test_it_shows_tables_and_forms(lmscout, flexibert_file, tmp_path):
         "other initial weights",
         "ones for grad",
         "formulas of depth, width and params",
-        update["surrogate"]["formula"],
-        update["latex"],
-        update["torch"],
+        result["surrogate"]["formula"],
+        result["latex"],
+        result["torch"],
     ):
         assert words in out
 
@@ -62,10 +62,10 @@ def test_forms_follow_from_the_formula_without_a_benchmark(lmscout, tmp_path):
     assert out.strip().startswith(r"\sum_{\ell=1}^{L}")
     code, out, err = lmscout("explain", "snip", "--json", "-")
     assert (code, err) == (0, "")
-    update = json.loads(out)
-    assert (update["proxy"], update["tree"]) == ("snip", PROXY)
-    assert update["torch"]
-    assert update["latex"]
+    result = json.loads(out)
+    assert (result["proxy"], result["tree"]) == ("snip", PROXY)
+    assert result["torch"]
+    assert result["latex"]
     code, out, _ = lmscout("explain", "snip")
     assert code == 0
     assert PROXY in out.splitlines()

@@ -125,9 +125,9 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(lmscout, folders, text, t
     for words in ("recovering all plans, 5 steps", "recovering 2 winner(s), 5 steps"):
         assert words in out
     code, out, _ = lmscout(*asked, "--json", "-")
-    update = json.loads(out)
+    result = json.loads(out)
     assert code == 0
-    assert update["parameters"] == 2 * 512 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
+    assert result["parameters"] == 2 * 512 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
     assert list(tmp_path.rglob("*")) == []
 
 
@@ -223,8 +223,8 @@ def test_killed_in_a_recovery_a_run_of_two_sizes_ends_as_one_that_was_not(text, 
     for keep in ("keep-0.8", "keep-0.6"):
         weights = [(run / keep / "model.safetensors").read_bytes() for run in (whole, out)]
         assert weights[0] == weights[1]
-    update = [json.loads(Path(f"{run}.json").read_text())["sizes"] for run in (whole, out)]
-    for size in (*update[0], *update[1]):
+    sizes = [json.loads(Path(f"{run}.json").read_text())["sizes"] for run in (whole, out)]
+    for size in (*sizes[0], *sizes[1]):
         del size["out"], size["recovery"]["seconds"]
-    assert update[0] == update[1]
+    assert sizes[0] == sizes[1]
     assert not (out / "recovery").exists() or not list((out / "recovery").iterdir())

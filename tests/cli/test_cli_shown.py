@@ -61,16 +61,16 @@ def folders(tmp_path_factory):
 
 
 def pruned(lmscout, folders, model, *options, out="smaller"):
-    code, update, err = lmscout(
+    code, shown, err = lmscout(
         *("prune", folders / model, "--calibration", folders / "text.txt", "--out", out),
         *(*JUDGED, *options, "--json", "result.json"),
     )
     assert (code, err) == (0, ""), err
-    return update
+    return shown
 
 
 def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout, folders, tmp_path):
-    update = pruned(
+    shown = pruned(
         *(lmscout, folders, "short", "--report", f"{folders / 'rows.jsonl'}#story"),
         *("--protocol", "sliding", "--report-tokens", 500),
     )
@@ -86,11 +86,11 @@ def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout,
     assert found["kept_of_all"] > found["kept"]
     assert found["measurement"]["limit_tokens"] == 500
     for row in (dense, found):
-        assert f"{row['kept']:.1%}" in update
-        assert f"{row['kept_of_all']:.1%}" in update
-        assert f"{row['loss_increase']:+.4f}" in update
+        assert f"{row['kept']:.1%}" in shown
+        assert f"{row['kept_of_all']:.1%}" in shown
+        assert f"{row['loss_increase']:+.4f}" in shown
     for heading in ("of all", "prunable", "increase"):
-        assert heading in update
+        assert heading in shown
     assert result["held_out_tokens"] % 63 == 0
     # Every baseline that is better is named, by every measure, and no other is.
     worse = {(one["baseline"], one["measure"]) for one in size["comparisons"] if one["worse"]}
@@ -98,7 +98,7 @@ def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout,
         for measure in ("loss_increase", "perplexity"):
             behind = found[measure] > rows[baseline][measure] + 1e-3
             assert ((baseline, measure) in worse) == behind, (baseline, measure)
-    said = " ".join(update.split())
+    said = " ".join(shown.split())
     assert len(size["verdict"]) >= 1
     for sentence in size["verdict"]:
         assert sentence in said
@@ -107,18 +107,18 @@ def test_a_short_model_is_pruned_and_what_is_shown_is_what_was_measured(lmscout,
 def test_a_loss_increase_is_that_of_the_saved_model_on_the_held_out_windows(
     lmscout, folders, tmp_path
 ):
-    update = pruned(lmscout, folders, "sliding", "--window", 32, "--calibration-windows", 90)
+    shown = pruned(lmscout, folders, "sliding", "--window", 32, "--calibration-windows", 90)
     result = json.loads((tmp_path / "result.json").read_text())
     rows = {one["name"]: one for one in result["sizes"][0]["models"]}
     assert rows["found"]["perplexity"] is None
     assert result["held_out_tokens"] == 31 * round(90 * 15 / 74)
-    assert f"on {result['held_out_tokens']:,} held-out tokens of" in " ".join(update.split())
+    assert f"on {result['held_out_tokens']:,} held-out tokens of" in " ".join(shown.split())
     increases = {
         name: rows[name]["loss_increase"]
         for name in ("uniform", "uniform_compensated", "found", "found_plain")
     }
     assert len(set(increases.values())) == 4
-    below = "This is adaptation to the text" in " ".join(update.split())
+    below = "This is adaptation to the text" in " ".join(shown.split())
     assert below == (min(increases.values()) < 0)
 
 

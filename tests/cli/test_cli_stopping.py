@@ -46,11 +46,11 @@ def processes(folder, name=""):
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
-            update = Path("/proc", entry, "environ").read_bytes().split(b"\0")
+            variables = Path("/proc", entry, "environ").read_bytes().split(b"\0")
             command = Path("/proc", entry, "cmdline").read_text()
         except OSError:
             continue
-        if f"STOPPING_TEST={folder}".encode() in update and name in command:
+        if f"STOPPING_TEST={folder}".encode() in variables and name in command:
             found.append(int(entry))
     return found
 

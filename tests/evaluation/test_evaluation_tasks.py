@@ -82,17 +82,17 @@ def test_scores_are_those_of_lm_evals_own_command(tiny, data, tmp_path):
 
 
 def test_shots_are_the_usual_ones_and_progress_is_told(tiny, data):
-    update = []
+    steps = []
     scores = score_tasks(
-        tiny, ["mmlu", "piqa"], data=data, limit=3, progress=lambda *one: update.append(one)
+        tiny, ["mmlu", "piqa"], data=data, limit=3, progress=lambda *one: steps.append(one)
     )
     assert [(one.task, one.shots, one.questions) for one in scores] == [
         ("mmlu", 5, 6),
         ("piqa", 0, 3),
         ("piqa", 0, 3),
     ]
-    assert (6 * 4, 6 * 4) in update
-    assert update[-1] == (6, 6)
+    assert (6 * 4, 6 * 4) in steps
+    assert steps[-1] == (6, 6)
 
 
 @pytest.mark.parametrize(

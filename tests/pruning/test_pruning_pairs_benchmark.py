@@ -221,15 +221,15 @@ def test_without_the_adapter_of_its_pairs_a_run_is_refused(elastic, tmp_path, te
     adapter.unlink()
     with pytest.raises(LmscoutError, match=r"elastic\.safetensors is not there"):
         study_benchmark(str(run), tmp_path)
-    sublayer = tmp_path / "half"
-    shutil.copytree(folder / "recovery", sublayer / "recovery")
+    half = tmp_path / "half"
+    shutil.copytree(folder / "recovery", half / "recovery")
     digest = model_digest(load_model(str(tiny_folder()), torch.bfloat16).model)
     with PairStudy(
-        sublayer, recovered.shape, {**recovered.study_settings, "model": digest}
+        half, recovered.shape, {**recovered.study_settings, "model": digest}
     ) as pair_study:
         record_origin(pair_study, str(tiny_folder()), str(text), SETTINGS, torch.bfloat16)
     with pytest.raises(LmscoutError, match="after elastic recovery in bfloat16"):
-        study_benchmark(str(sublayer), tmp_path)
+        study_benchmark(str(half), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,9 @@ def test_a_password_is_in_no_message_and_no_traceback(url, tmp_path):
         with pytest.raises(LmscoutError) as caught:
             opens()
         assert "\n" not in str(caught.value)
-        update = "".join(traceback.format_exception(caught.value))
+        trace = "".join(traceback.format_exception(caught.value))
         for secret in (SECRET, QUOTED, "S3cr"):
-            assert secret not in update, update
+            assert secret not in trace, trace
     assert "S3cr" not in shown_url(url)
 
 

@@ -19,7 +19,8 @@ from lmscout.files import as_json, check_file, encoded, write_file
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
     from lmscout.metrics import Agreement, Interval
-    from lmscout.runs import Reported, Run
+    from lmscout.results import Result
+    from lmscout.runs import Run
 
 STDOUT = "-"
 WIDTH = 120  # columns without a terminal
@@ -123,7 +124,7 @@ def check_json_target(target: str | None) -> None:
 
 
 def finish(
-    result: Reported, show: Callable[[Any], None], json: str | None, run: Run, *, kept: bool = False
+    result: Result, show: Callable[[Any], None], json: str | None, run: Run, *, kept: bool = False
 ) -> None:
     """Print a result, and write it as JSON.
 

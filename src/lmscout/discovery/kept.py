@@ -34,7 +34,7 @@ def kept_discovery(
     out: Path | None,
     progress: Progress | None,
     source: Source | None = None,
-    moved: dict[str, str | None] | None = None,
+    overrides: dict[str, str | None] | None = None,
     **options: Unpack[ScorerOptions],
 ) -> Discovery:
     """Rank a space exhaustively, see `discover`.
@@ -47,7 +47,7 @@ def kept_discovery(
         out: run folder; None to keep nothing.
         progress: called with stage, steps done and all steps.
         source: loads the benchmark, and what gives its statistics, unless the run has finished.
-        moved: further settings of the run.
+        overrides: further settings of the run.
         options: how architectures are evaluated, see `ScorerOptions`.
     """
     settings: dict[str, object] = {
@@ -57,7 +57,7 @@ def kept_discovery(
         "search": search,
         "seed": seed,
         "device": _workers(options).device_kind,
-        **(moved or {}),
+        **(overrides or {}),
     }
     if isinstance(benchmark, Benchmark):
         settings["benchmark_sha256"] = benchmark_digest(benchmark)
