@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_language_models import CONFIGS, random_model
 from transformers import GPT2Config, LlamaConfig
@@ -207,6 +207,7 @@ def test_a_budget_that_need_not_be_used_up_leaves_no_room_for_more(limit, steppe
     keep=st.floats(0.001, 1.0),
     memory=st.booleans(),
 )
+@example(depth=3, channels=1, keep=0.75, memory=False)
 def test_a_budget_that_no_uniform_plan_meets_names_the_nearest_that_one_meets(
     depth, channels, keep, memory
 ):

@@ -20,7 +20,7 @@ from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, unit_parameters
 
 MEASURES = ("parameters", "multiply-adds", "memory", "latency")
 
-_SHARE_STEP = 1e-4  # to which shares in messages are rounded up or down
+_SHARE_STEP = 1e-4  # to which shares in messages are rounded up
 _SHARE_ROUNDING = 1e-6  # of that step: smaller differences are float rounding
 _LIMIT_ROUNDING = 1e-9  # of a limit: plans of equal cost meet it, whatever the order of their sums
 
@@ -96,20 +96,17 @@ class Budget:
         slack = None if self.slack is None else max(self.slack, float(max(channel_steps)))
         return replace(self, tables=tables, slack=slack)
 
-    def describe(self, cost: float, *, rounding: int = 0) -> str:
+    def describe(self, cost: float, *, round_up: bool = False) -> str:
         """A cost for messages: ``0.8 (kept share)``, ``9.31 MB (0.62 of the dense model)``.
 
         Args:
             cost: in the unit of the tables.
-            rounding: 1 to round the share up, so that a budget of it allows this cost, -1 to
-                round it down, 0 to the nearest.
+            round_up: round the share up, so that a budget of it allows this cost.
         """
         dense = sum(float(table.max()) for table in self.tables) + self.fixed
         share = cost if self.unit is None else cost / dense
-        if rounding > 0:
+        if round_up:
             share = math.ceil(share / _SHARE_STEP - _SHARE_ROUNDING) * _SHARE_STEP
-        elif rounding < 0:
-            share = math.floor(share / _SHARE_STEP + _SHARE_ROUNDING) * _SHARE_STEP
         if self.unit is None:
             return f"{share:.4g} ({self.name})"
         unit, size = self.unit
@@ -119,7 +116,9 @@ class Budget:
 
     def nearest(self, cost: float, plans: str = "plan") -> LmscoutError:
         """The error that no plan meets this budget, naming the nearest cost that one has."""
-        nearest = self.describe(cost, rounding=1 if cost > self.limit else -1)
+        # Rounded up also where the cost is below the limit: a step is less than any slack, so a
+        # plan of this cost still uses up the budget that the message names.
+        nearest = self.describe(cost, round_up=True)
         return LmscoutError(
             f"no {plans} meets the budget of {self.describe(self.limit)}: the nearest that can be "
             f"met is {nearest}"
