@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lmscout.metrics import agreement, spearman_difference, top_recall
-from lmscout.metrics.bootstrap import multiplicities
+from lmscout.metrics import agreement, multiplicities, spearman_difference, top_recall
 
 
 def resampled(x, y, weights, coefficient):

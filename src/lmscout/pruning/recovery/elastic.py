@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Perplexity
-from lmscout.metrics.correlation import kendall
+from lmscout.metrics import kendall
 from lmscout.progress import StageProgress
 from lmscout.pruning.budgets import Budget
 from lmscout.pruning.calibration import Calibrated, text_digest
