@@ -7,7 +7,6 @@ test compares the committed page with what this script would write.
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -225,8 +224,6 @@ def _slip() -> str:
 def _other_forms() -> str:
     proxy = proxies.parse(EXAMPLE)
     return (
-        "As JSON (`proxies.to_json`), the whole tree:\n\n"
-        f"```json\n{json.dumps(proxies.to_json(proxy), indent=2)}\n```\n\n"
         "As LaTeX (`proxies.to_latex`), angle brackets for the mean over elements and tensors:\n\n"
         f"```latex\n{proxies.to_latex(proxy)}\n```"
     )

@@ -1,6 +1,5 @@
-"""Other forms of an expression: JSON and LaTeX."""
+"""The LaTeX form of an expression."""
 
-import json
 import re
 
 import pytest
@@ -8,22 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proxy_strategies import proxies, scores
 
-from lmscout.proxies import as_published, parse, to_json, to_latex
+from lmscout.proxies import as_published, parse, to_latex
 from lmscout.proxies.primitives import INPUT, PRIMITIVES, UNARY_OPERATION
-
-GOOD = to_json(parse("sum(abslog(head) - sqrt(square(weight))) / 2.5"))
-
-
-def test_the_json_form_is_what_it_says():
-    def operation(name, *operands):
-        return {"operation": name, "operands": list(operands)}
-
-    left = operation("average", operation("abslog", "head"))
-    right = operation("average", operation("sqrt", operation("square", "weight")))
-    assert json.loads(json.dumps(GOOD)) == {
-        "schema": 1,
-        "expression": operation("/", operation("sum", operation("-", left, right)), 2.5),
-    }
 
 
 @pytest.mark.parametrize(

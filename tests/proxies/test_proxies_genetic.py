@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 from proxy_strategies import scores
 
 from lmscout.proxies import Grammar, format_expression, parse, walk
-from lmscout.proxies.genetic import (
+from lmscout.proxies.grammar import (
     crossover,
     hoist_mutation,
     join,
     point_mutation,
+    random_expression,
+    random_score,
     subtree_mutation,
 )
 from lmscout.proxies.primitives import BLOCK, SCORE, SEARCHED, STACKS, SYNONYMS
-from lmscout.proxies.spaces import random_expression, random_score
 
 ANY = Grammar()
 BARE = Grammar(spec_leaves=(), stacks=("linear", "act"), aggregates=("sum",), largest=12)

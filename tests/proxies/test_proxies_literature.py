@@ -20,7 +20,6 @@ from lmscout.proxies import (
     parse,
     resolve,
 )
-from lmscout.proxies.measures import snip
 from lmscout.proxies.primitives import SPEC_LEAVES, reduce
 from lmscout.statistics import Batch, full_reading
 from lmscout.statistics.deep_values import full_score
@@ -117,13 +116,6 @@ def test_every_entry_scores_a_real_model():
         assert isinstance(score, float)
         assert math.isfinite(score)
         assert score != 0
-
-
-def test_an_entry_is_an_expression_or_a_function():
-    Entry("name", "paper", "definition", expression=parse("sum(abs(act))"))
-    Entry("name", "paper", "definition", function=snip)
-    with pytest.raises(LmscoutError, match="give an expression or a function"):
-        Entry("name", "paper", "definition")
 
 
 def test_an_entry_with_both_is_one_measure():

@@ -12,7 +12,7 @@ from lmscout.discovery.engines import (
     engine_of,
 )
 from lmscout.errors import LmscoutError
-from lmscout.proxies.spaces import random_score
+from lmscout.proxies.grammar import random_score
 from lmscout.testing import check_engine
 
 

@@ -22,14 +22,15 @@ from lmscout.discovery.scorer import Scores
 from lmscout.errors import LmscoutError
 from lmscout.metrics import kendall, log_pearson, partial_spearman, spearman
 from lmscout.proxies import Expression, Grammar, canonical
-from lmscout.proxies.genetic import (
+from lmscout.proxies.grammar import (
     crossover,
+    every_score,
     hoist_mutation,
     join,
     point_mutation,
+    random_score,
     subtree_mutation,
 )
-from lmscout.proxies.spaces import every_score, random_score
 
 Coefficient = Callable[[Scores, Scores, Scores], float]
 

@@ -11,7 +11,8 @@ from lmscout.proxies.expression import (
     simplified,
     walk,
 )
-from lmscout.proxies.formats import to_json, to_latex, to_torch
+from lmscout.proxies.formats import to_latex, to_torch
+from lmscout.proxies.grammar import Grammar
 from lmscout.proxies.literature import (
     CATALOG,
     CATALOG_ENTRY,
@@ -23,7 +24,7 @@ from lmscout.proxies.literature import (
 )
 from lmscout.proxies.measures import Reading
 from lmscout.proxies.parser import format_expression, parse
-from lmscout.proxies.spaces import SPACES, Grammar, Space, evaluate, published, space, two_op
+from lmscout.proxies.spaces import SPACES, Space, evaluate, published, space, two_op
 
 __all__ = [
     "CATALOG",
@@ -50,7 +51,6 @@ __all__ = [
     "resolve",
     "simplified",
     "space",
-    "to_json",
     "to_latex",
     "to_torch",
     "two_op",

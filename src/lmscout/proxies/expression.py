@@ -38,23 +38,14 @@ _PUBLISHED_SIGNS = ("+", "-", "*")
 
 @dataclass(frozen=True)
 class Expression:
-    """A primitive with its operands.
-
-    Attributes:
-        name: Of the primitive; of a number its shortest digits.
-        operands: Expressions.
-        word: The primitive, by the name and the operands' types.
-        type: "block", "score", or the stack of its tensors.
-        size: Number of words.
-        leaves: Names of the leaves under it, without numbers.
-    """
+    """A primitive, by its name (of a number its shortest digits) and the types of its operands."""
 
     name: str
     operands: tuple[Expression, ...] = ()
     word: Primitive = field(init=False, repr=False, compare=False)
-    type: str = field(init=False, repr=False, compare=False)
-    size: int = field(init=False, repr=False, compare=False)
-    leaves: frozenset[str] = field(init=False, repr=False, compare=False)
+    type: str = field(init=False, repr=False, compare=False)  # "block", "score", or a stack
+    size: int = field(init=False, repr=False, compare=False)  # number of words
+    leaves: frozenset[str] = field(init=False, repr=False, compare=False)  # without numbers
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -97,11 +88,7 @@ def walk(
 
 
 def replaced(expression: Expression, path: tuple[int, ...], subtree: Expression) -> Expression:
-    """The expression with another subtree at a path.
-
-    Raises:
-        LmscoutError: The subtree's type does not fit there.
-    """
+    """The expression with another subtree at a path; LmscoutError if its type does not fit."""
     if not path:
         return subtree
     operands = list(expression.operands)
@@ -133,22 +120,13 @@ def _with_operands(expression: Expression, operands: tuple[Expression, ...]) -> 
 
 @dataclass(frozen=True)
 class Branch:
-    """A block value of the published form.
+    """A block value of the published form."""
 
-    Attributes:
-        input: One of the six inputs.
-        chain: Names of unary operations, innermost first; at least one.
-    """
-
-    input: str
-    chain: tuple[str, ...]
+    input: str  # one of the six
+    chain: tuple[str, ...]  # names of unary operations, innermost first; at least one
 
     def expression(self) -> Expression:
-        """The average of the chain on the input.
-
-        Raises:
-            LmscoutError: The input or an operation is unknown.
-        """
+        """The average of the chain on the input."""
         tensor = Expression(self.input)
         for name in self.chain:
             tensor = Expression(name, (tensor,))
@@ -157,17 +135,11 @@ class Branch:
 
 @dataclass(frozen=True)
 class Published:
-    """The parts of an expression of the published form.
+    """The parts of an expression of the published form."""
 
-    Attributes:
-        aggregation: Over blocks.
-        sign: "+", "-" or "*" between two branches, "" for one branch.
-        branches: One or two, left to right.
-    """
-
-    aggregation: str
-    sign: str
-    branches: tuple[Branch, ...]
+    aggregation: str  # over blocks
+    sign: str  # "+", "-" or "*" between two branches, "" for one branch
+    branches: tuple[Branch, ...]  # left to right
 
 
 def as_published(expression: Expression) -> Published | None:

@@ -1,12 +1,4 @@
-"""Other forms of an expression: JSON, LaTeX, and a module that needs PyTorch alone.
-
-JSON is the tree, with a number for its format:
-
-    {"schema": 1,
-     "expression": {"operation": "sum", "operands": [
-         {"operation": "average", "operands": [{"operation": "abslog", "operands": ["head"]}]}]}}
-
-A leaf is its name, a number is a number.
+"""An expression in LaTeX, and as a module that needs PyTorch alone.
 
 In LaTeX, l counts the L blocks of an architecture, angle brackets are the mean over the elements
 of a tensor and over a block's tensors (`average`), and the sum over i is that over all elements of
@@ -22,8 +14,6 @@ import dis
 import inspect
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies.expression import Expression, walk
@@ -42,23 +32,7 @@ from lmscout.proxies.primitives import (
     UNARY_OPERATION,
 )
 
-SCHEMA = 1
-"""Of the JSON form."""
-
 _WIDTH = 88  # of a line of code, where it can be broken
-
-
-def to_json(expression: Expression) -> dict[str, Any]:
-    """The expression as nested dicts, lists and names, ready for `json.dumps`."""
-    return {"schema": SCHEMA, "expression": _to_json(expression)}
-
-
-def _to_json(expression: Expression) -> Any:
-    if expression.word == NUMBER:
-        return float(expression.name)
-    if not expression.operands:
-        return expression.name
-    return {"operation": expression.name, "operands": list(map(_to_json, expression.operands))}
 
 
 _REDUCTION = {
@@ -239,7 +213,7 @@ def _source(name: str) -> str:
 def _block_function(name: str, body: Expression) -> str:
     return (
         f'def {name}(block):\n    """Value of one block: name -> its tensors."""\n'
-        f"    return {_laid_out(_block_code(body), 4)}\n"
+        f"{_wrapped(_code(body, {}))}\n"
     )
 
 
@@ -263,76 +237,53 @@ def _proxy_function(expression: Expression, named: Mapping[Expression, str]) -> 
             "    by_block = zip(*(tensors[name] for name in names), strict=True)",
             "    blocks = [dict(zip(names, one, strict=True)) for one in by_block]",
         ]
-    call = _Code("float(", (_score_code(expression, named),), ")")
-    return "\n".join((*lines, f"    return {_laid_out(call, 4)}", ""))
+    scores = {}
+    for one in dict.fromkeys(node for _, node in walk(expression) if node.word.aggregates):
+        block = named[one.operands[0]]
+        scores[one] = block.replace("block", one.name)
+        lines.append(f"    {scores[one]} = {_function(one)}(map({block}, blocks))")
+    return "\n".join((*lines, _wrapped(f"float( {_code(expression, scores)})"), ""))
 
 
 def _listed(heading: str, names: list[str]) -> list[str]:
-    lines = [f"    {heading}:"]
-    for name in names:
-        lines += textwrap.wrap(
-            f'"{name}": {LEAF[name].definition}',
-            _WIDTH,
-            initial_indent=" " * 8,
-            subsequent_indent=" " * 12,
-        )
-    return lines
+    texts = (f'"{name}": {LEAF[name].definition}' for name in names)
+    return [f"    {heading}:", *(line for one in texts for line in _lines(one, 8))]
 
 
-@dataclass(frozen=True)
-class _Code:
-    """Items between two brackets, which can be broken into lines."""
-
-    opening: str
-    items: tuple[_Code | str, ...]
-    closing: str
-    separator: str = ","
-
-
-def _score_code(expression: Expression, named: Mapping[Expression, str]) -> _Code | str:
+def _code(expression: Expression, named: Mapping[Expression, str]) -> str:
+    """Source of an expression, parts of which have a name, with a space where a line may end."""
+    if expression in named:
+        return named[expression]
     if expression.word == NUMBER:
         return f"torch.tensor({float(expression.name)!r}, dtype=torch.float64)"
     if not expression.operands:
-        return expression.name
-    if expression.word.aggregates:
-        return f"{_function(expression)}(map({named[expression.operands[0]]}, blocks))"
-    return _called(expression, tuple(_score_code(one, named) for one in expression.operands))
+        return _VARIABLE.get(expression.name, expression.name)
+    if expression.name in REDUCTIONS:
+        operands = _tensors_code(expression.operands[0])
+    else:
+        operands = ", ".join(_code(one, named) for one in expression.operands)
+    return f"{_function(expression)}( {operands})"
 
 
-def _block_code(expression: Expression) -> _Code | str:
-    if expression.name not in REDUCTIONS:
-        return _called(expression, tuple(map(_block_code, expression.operands)))
-    (operand,) = expression.operands
+def _tensors_code(operand: Expression) -> str:
     leaves = [leaf for leaf in STACKS[operand.type] if leaf in operand.leaves]
     lists = [f'block["{leaf}"]' for leaf in leaves]
     if not operand.operands:
-        return _called(expression, (lists[0],))
+        return lists[0]
     source = lists[0] if len(lists) == 1 else f"zip({', '.join(lists)}, strict=True)"
-    drawn = f"for {', '.join(_VARIABLE.get(leaf, leaf) for leaf in leaves)} in {source}"
-    return _called(expression, (_Code("[", (_tensor_code(operand), drawn), "]", ""),))
+    drawn = ", ".join(_VARIABLE.get(leaf, leaf) for leaf in leaves)
+    return f"[{_code(operand, {})} for {drawn} in {source}]"
 
 
-def _tensor_code(expression: Expression) -> _Code | str:
-    if not expression.operands:
-        return _VARIABLE.get(expression.name, expression.name)
-    return _called(expression, tuple(map(_tensor_code, expression.operands)))
+def _wrapped(code: str) -> str:
+    return "\n".join(_lines(f"return {code}", 4)).replace("( ", "(")
 
 
-def _called(expression: Expression, operands: tuple[_Code | str, ...]) -> _Code:
-    return _Code(f"{_function(expression)}(", operands, ")")
-
-
-def _laid_out(code: _Code | str, indent: int) -> str:
-    """Source of an expression; broken into lines where one would be too long."""
-    flat = _flat(code)
-    if isinstance(code, str) or indent + len(flat) <= _WIDTH:
-        return flat
-    inner = " " * (indent + 4)
-    items = (f"{inner}{_laid_out(one, indent + 4)}{code.separator}\n" for one in code.items)
-    return f"{code.opening}\n{''.join(items)}{' ' * indent}{code.closing}"
-
-
-def _flat(code: _Code | str) -> str:
-    if isinstance(code, str):
-        return code
-    return code.opening + f"{code.separator} ".join(map(_flat, code.items)) + code.closing
+def _lines(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + 4),
+        break_on_hyphens=False,
+    )

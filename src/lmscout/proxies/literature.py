@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import measures
-from lmscout.proxies.champions import CHAMPIONS
 from lmscout.proxies.expression import Expression, simplified
 from lmscout.proxies.measures import Reading
 from lmscout.proxies.parser import parse, require_short
@@ -16,34 +16,76 @@ from lmscout.proxies.spelling import nearest, shown
 
 @dataclass(frozen=True)
 class Entry:
-    """A measure of the literature, or a champion.
+    """A measure of the literature, or a champion: an expression, a function or both."""
 
-    Attributes:
-        name: In the catalog.
-        paper: Title and arXiv number.
-        definition: What it computes, in one line.
-        expression: The proxy in the language, or None.
-        function: The proxy as a function that sums in float64; it takes precedence.
-        source: Of the exact form, if not the paper's text; of a champion the command that found
-            it.
-        reads: Tensors that the function reads, "act_grad" among them; empty if it needs the
-            model.
-        found_on: Benchmarks on a part of which it was searched, by name.
+    name: str
+    paper: str  # title and arXiv number
+    definition: str  # in one line
+    expression: Expression | None = None
+    function: Callable[[Reading], float] | None = None  # sums in float64; it takes precedence
+    source: str = ""  # of the exact form, if not the paper; the command that found a champion
+    reads: tuple[str, ...] = ()  # tensors that the function reads; empty if it needs the model
+    found_on: tuple[str, ...] = ()  # benchmarks on a part of which it was searched
+
+
+class Champion(NamedTuple):
+    """A proxy that the deep search found on the search split of some benchmarks.
+
+    It increases with quality.  A later engine, or a CPU that rounds differently, ends with another
+    formula of about the same correlation (docs/deep-search.md).
     """
 
     name: str
-    paper: str
-    definition: str
-    expression: Expression | None = None
-    function: Callable[[Reading], float] | None = None
-    source: str = ""
-    reads: tuple[str, ...] = ()
-    found_on: tuple[str, ...] = ()
+    text: str
+    command: str
+    revision: str  # of lmscout
+    found_on: tuple[str, ...]
+    split: str  # size of the search split, and correlations on the others
 
-    def __post_init__(self) -> None:
-        if self.expression is None and self.function is None:
-            raise LmscoutError(f"catalog entry {self.name}: give an expression or a function")
 
+CHAMPIONS = (
+    Champion(
+        "champion-encoder",
+        "negate((sum(average(abs(abslog(softmax(weight))))) * sum(total(frobenius(sqrt(jacob)))) "
+        "+ max(total(head))) * (min(average(logsoftmax(mixer_weight))) "
+        "* sum(average(logsoftmax(log(mlp_weight))))) "
+        "* (sum(average(logsoftmax(log(invert(grad))))) + sum(negate(average(abs(jacob))))) "
+        "* (sum(average(frobenius(minmax(head))) + total(mlp_weight)) "
+        "+ sum(total(frobenius(sub(weight, abs(weight)))))))",
+        "lmscout discover flexibert --space deep --objective spearman --no-spec-leaves "
+        "--search 100 --seed 0",
+        "fad948d",
+        ("flexibert",),
+        "100 encoders; on the other 400 ρ 0.912; reads no configuration",
+    ),
+    Champion(
+        "champion-decoder",
+        "negate(min(average(log(mlp_weight))) * width * max(total(square(act))) "
+        "* (sum(total(div(frobenius(mlp_grad), square(square(mlp_weight))))) "
+        "- sum(total(div(frobenius(mlp_grad), square(mlp_grad))))) "
+        "* (max(total(act) + total(minmax(weight))) "
+        "* mean(total(square(square(log(mlp_weight)))))) * (max(total(act)) "
+        "* sum(total(square(mul(log(mlp_weight), mul(abslog(mlp_weight), mlp_grad)))))))",
+        "lmscout discover pico,lts:random_GPT2_wt103 --space deep --objective spearman "
+        "--search 40 --seed 0",
+        "fad948d",
+        ("pico", "lts:random_GPT2_wt103"),
+        "40 decoders of each; on the others ρ 0.940 (pico) and 0.962 (GPT-2)",
+    ),
+    Champion(
+        "champion",
+        "sum(total(frobenius(mlp_grad))) * sum(total(sigmoid(invert(sub(act_grad, abs(act)))))) "
+        "* (sum(total(minmax(act_grad))) * sum(total(sigmoid(jacob))) "
+        "* sum(total(abs(mlp_grad)))) * (sum(total(abs(mul(act, act_grad)))) "
+        "* sum(total(sqrt(head))) - mean(total(logsoftmax(mlp_grad)))) "
+        "* ((depth * sum(total(relu(mlp_grad))) + max(total(act))) * params * depth)",
+        "lmscout discover flexibert,pico,lts:random_GPT2_wt103 --space deep --objective spearman "
+        "--search 40 --seed 0",
+        "fad948d",
+        ("flexibert", "pico", "lts:random_GPT2_wt103"),
+        "40 architectures of each; on the others ρ 0.865 (FlexiBERT), 0.902 (pico), 0.969 (GPT-2)",
+    ),
+)
 
 _ABDELFATTAH = "Zero-Cost Proxies for Lightweight NAS, arXiv 2101.08134"
 _SERIANNI = "Training-free Neural Architecture Search for RNNs and Transformers, arXiv 2305.18915"

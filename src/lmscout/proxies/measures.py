@@ -37,29 +37,18 @@ _SOFTMAX = (torch.softmax, torch.special.softmax, Tensor.softmax, functional.sof
 class Reading:
     """Full tensors of one forward and one backward pass.
 
-    Attributes:
-        model: A `lmscout.models.LanguageModel` in eval mode, or another module with its `blocks`,
-            `embed`, `encode` and `loss`.
-        tokens: The batch [B, T].
-        inputs: Input name to blocks to tensors, the six inputs of `primitives.INPUTS`.
-        act_grad: Gradients of the loss with respect to the act tensors, aligned with
-            inputs["act"].
-        linears: The linear layers of each block, aligned with inputs["weight"] and
-            inputs["grad"].
-        mixing: For each of these layers, whether it belongs to the mixer (the attention) and
-            not to the MLP.
-        parameters: Number of parameters of the whole model.
-        gates: Modules whose output multiplies another path: the activations of gated MLPs.
+    The model is a `lmscout.models.LanguageModel` in eval mode, or another module with its `blocks`,
+    `embed`, `encode` and `loss`.
     """
 
     model: Any
-    tokens: Tensor
-    inputs: Mapping[str, tuple[tuple[Tensor, ...], ...]]
-    act_grad: tuple[tuple[Tensor, ...], ...]
-    linears: tuple[tuple[nn.Linear, ...], ...]
-    mixing: tuple[tuple[bool, ...], ...]
-    parameters: int
-    gates: tuple[nn.Module, ...] = ()
+    tokens: Tensor  # the batch [B, T]
+    inputs: Mapping[str, tuple[tuple[Tensor, ...], ...]]  # the six -> blocks -> tensors
+    act_grad: tuple[tuple[Tensor, ...], ...]  # gradients of the loss, aligned with inputs["act"]
+    linears: tuple[tuple[nn.Linear, ...], ...]  # aligned with inputs["weight"] and inputs["grad"]
+    mixing: tuple[tuple[bool, ...], ...]  # which of these belong to the mixer, not to the MLP
+    parameters: int  # of the whole model
+    gates: tuple[nn.Module, ...] = ()  # their output multiplies another path, as in gated MLPs
 
 
 def parameters(reading: Reading) -> float:
@@ -68,12 +57,7 @@ def parameters(reading: Reading) -> float:
 
 
 def _over_layers(term: Callable[[Tensor, Tensor], Tensor], mixing: bool | None = None) -> Measure:
-    """The sum of a term of weight and gradient over linear layers.
-
-    Args:
-        term: Of the two matrices.
-        mixing: Whether over the mixers' layers or the MLPs'; over all if None.
-    """
+    """The sum of a term of weight and gradient over the mixers' layers, the MLPs', or all."""
 
     def measure(reading: Reading) -> float:
         blocks = zip(reading.inputs["weight"], reading.inputs["grad"], reading.mixing, strict=True)

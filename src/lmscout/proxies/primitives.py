@@ -25,8 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmscout.proxies.spelling import require_known
-
 TENSOR, BLOCK, SCORE = "tensor", "block", "score"
 
 EPSILON = 1e-9
@@ -141,51 +139,31 @@ def identity(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Input:
-    """A leaf of an expression.
-
-    Attributes:
-        name: In an expression.
-        definition: Tensors of a block, or a number of the configuration.
-        latex: Its symbol, at block l.
-    """
+    """A leaf of an expression."""
 
     name: str
-    definition: str
-    latex: str
+    definition: str  # tensors of a block, or a number of the configuration
+    latex: str  # its symbol, at block l
 
 
 @dataclass(frozen=True)
 class UnaryOperation:
-    """A function of one tensor.
-
-    Attributes:
-        name: In an expression.
-        upstream: Its name in LPZero's code.
-        definition: The formula on a finite tensor of n elements.
-        guard: Value where the formula has none.
-        latex: LaTeX, in which `#1` is the operand.
-        formula: The definition in torch, for a finite tensor with at least one element.
-        scalar: Whether the result is one number (a 0-dimensional tensor).
-        source: Publication.
-    """
+    """A function of one tensor."""
 
     name: str
-    upstream: str
-    definition: str
-    guard: str
-    latex: str
-    formula: Callable[[Tensor], Tensor]
-    scalar: bool = False
+    upstream: str  # its name in LPZero's code
+    definition: str  # the formula on a finite tensor of n elements
+    guard: str  # value where the formula has none
+    latex: str  # `#1` is the operand
+    formula: Callable[[Tensor], Tensor]  # for a finite tensor with at least one element
+    scalar: bool = False  # whether the result is one number (a 0-dimensional tensor)
     source: str = "LPZero, arXiv 2410.04808; lpzero/operators/unary_ops.py at c43210618e05"
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """The operation on a floating-point tensor of any shape; the input is not modified.
+        """The operation on a floating-point tensor of any shape: one of that shape, or [].
 
         If the tensor holds a NaN or an infinity, the result is NaN everywhere; so is the scalar
         of an empty tensor.  A finite tensor may overflow to infinity.
-
-        Returns:
-            A 0-dimensional tensor for a scalar operation, else one of the input's shape.
         """
         if tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
             shape = () if self.scalar else tensor.shape
@@ -195,55 +173,33 @@ class UnaryOperation:
 
 @dataclass(frozen=True)
 class BinaryOperation:
-    """A function of two block values, in an enumerated space.
+    """A function of two block values, in an enumerated space."""
 
-    Attributes:
-        name: In tables.
-        symbol: Its sign in an expression.
-        definition: The formula in words.
-        source: Publication.
-    """
-
-    name: str
-    symbol: str
+    name: str  # in tables
+    symbol: str  # in an expression
     definition: str
     source: str = "LPZero, arXiv 2410.04808; lpzero/operators/binary_ops.py"
 
 
 @dataclass(frozen=True)
 class Aggregation:
-    """A function of the block values of one architecture.
-
-    Attributes:
-        name: In an expression.
-        definition: The formula in words; only blocks that exist count.
-        latex: LaTeX, in which `#1` is the value of block l of L.
-        source: Publication.
-    """
+    """A function of the block values of one architecture; only blocks that exist count."""
 
     name: str
     definition: str
-    latex: str
+    latex: str  # `#1` is the value of block l of L
     source: str = "lmscout; LPZero has only the mean"
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """A word of the language with one of its signatures.
-
-    Attributes:
-        name: As it is written.
-        takes: Types of its operands; "tensor" is a tensor of any stack, all of the same one.
-        gives: Its type; "tensor" is that of its operands' stack.
-        definition: In words.
-        scalar: On tensors, whether the result is one number a tensor.
-    """
+    """A word of the language with one of its signatures."""
 
     name: str
-    takes: tuple[str, ...]
-    gives: str
+    takes: tuple[str, ...]  # types of its operands; "tensor" is any stack, all of the same one
+    gives: str  # its type; "tensor" is that of its operands' stack
     definition: str
-    scalar: bool = False
+    scalar: bool = False  # on tensors, whether the result is one number a tensor
 
     @property
     def aggregates(self) -> bool:
@@ -433,22 +389,12 @@ def as_number(word: str) -> float | None:
 
 
 def reduce(chain: tuple[str, ...], tensor: Tensor) -> float:
-    """Apply a chain of unary operations and take the mean: the definition of a branch.
+    """The mean of a tensor under a chain, innermost first: the definition of a branch.
 
-    The operations work in the tensor's own precision; the last mean accumulates in float64.
-
-    Args:
-        chain: Names of operations, innermost first.
-        tensor: A floating-point tensor of any shape.
-
-    Returns:
-        The mean; NaN if the chain has no value.
-
-    Raises:
-        LmscoutError: A name is not that of a unary operation.
+    The operations work in the tensor's own precision; the last mean accumulates in float64.  NaN
+    if the chain has no value.
     """
     value = tensor.detach()
     for name in chain:
-        require_known("operation", name, UNARY_OPERATION)
         value = UNARY_OPERATION[name].apply(value)
     return float(value.mean(dtype=torch.float64))

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from lmscout.proxies import Expression, walk
 from lmscout.proxies.primitives import NUMBER, SPEC_LEAVES, STACKS
 
+Finds = Callable[[Expression, bool], bool]
+"""Whether a rule applies to a subtree; the flag says whether it is the whole expression."""
+
 # f(g(x)) is x, or |x|, or x within the domain of g.
 _INVERSE = frozenset(
     {
@@ -43,24 +46,15 @@ _SAME_ON_ONE_NUMBER = frozenset({"mean", "l1", "frobenius"})
 
 @dataclass(frozen=True)
 class Rule:
-    """A reason to discard an expression.
+    """A reason to discard an expression."""
 
-    Attributes:
-        name: In counts.
-        reason: In one line.
-        finds: Whether it applies to a subtree; the flag says whether it is the whole expression.
-    """
-
-    name: str
-    reason: str
-    finds: Callable[[Expression, bool], bool]
+    name: str  # in counts
+    reason: str  # in one line
+    finds: Finds
 
 
 RULES: list[Rule] = []
 """In the order in which they are tried."""
-
-
-Finds = Callable[[Expression, bool], bool]
 
 
 def _rule(name: str, reason: str) -> Callable[[Finds], Finds]:
