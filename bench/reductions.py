@@ -32,7 +32,7 @@ from lmscout.proxies import CATALOG
 from lmscout.proxies.primitives import UNARY
 from lmscout.statistics import INPUT_NAMES, OPERATIONS, Batch, Workers, collect, score_proxies
 from lmscout.statistics.fused import DTYPES, fused_totals
-from lmscout.statistics.plain_walk import means_of_totals, plain_totals
+from lmscout.statistics.reductions import means_of_totals, plain_totals
 from provenance import commit
 
 SHAPES = {

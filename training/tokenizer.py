@@ -14,8 +14,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lmscout.builtin import PIECES
 from lmscout.builtin.corpus import END_OF_DOCUMENT, side_documents
-from lmscout.builtin.tiny import PIECES
 
 SHIPPED = Path(__file__).parents[1] / "src" / "lmscout" / "builtin" / "tiny"
 

@@ -29,7 +29,7 @@ from lmscout.discovery.filters import (
     SearchData,
     draw_rungs,
 )
-from lmscout.discovery.saved_run import begin_deep
+from lmscout.discovery.kept import begin_deep
 from lmscout.discovery.search_record import BATCH, Record, evolve
 from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings, discover_deep
 from lmscout.errors import LmscoutError

@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmscout.discovery import engines
 from lmscout.discovery.engines import (
     Candidate,
     GeneticProgramming,
@@ -81,8 +82,9 @@ def test_survivors_are_the_first_fronts(some):
     assert all(level(one) >= worst for one in lost)
 
 
-def test_regularized_evolution_removes_the_oldest_whatever_its_fitness():
-    engine = RegularizedEvolution(Grammar(), 0, population=5, sample=5)
+def test_regularized_evolution_removes_the_oldest_whatever_its_fitness(monkeypatch):
+    monkeypatch.setattr(engines, "_POPULATION", 5)
+    engine = RegularizedEvolution(Grammar(), 0)
     best, *others = (Candidate(TREES[size], 1.0 if size == 3 else 0.1) for size in range(3, 9))
     engine.tell([best, *others[:4]])
     assert best in engine._population
@@ -91,7 +93,7 @@ def test_regularized_evolution_removes_the_oldest_whatever_its_fitness():
     assert len(engine._population) == 5
 
 
-def test_the_estimate_of_a_dropped_tree_counts_as_its_fitness():
+def test_the_estimate_of_a_dropped_tree_counts_as_its_fitness(monkeypatch):
     dropped = Candidate(TREES[3], None, RACE, estimate=0.9)
     lost, poor = Candidate(TREES[4], None, "twice"), Candidate(TREES[5], 0.1)
     assert (dropped.estimated_fitness, lost.estimated_fitness, poor.estimated_fitness) == (
@@ -101,16 +103,19 @@ def test_the_estimate_of_a_dropped_tree_counts_as_its_fitness():
     )
     assert survivors([poor, dropped], 1) == [dropped]
     assert fittest([dropped, poor], 2) == front([dropped, poor]) == [poor]  # it did not arrive
-    regularized = RegularizedEvolution(Grammar(), 0, population=2)
+    regularized = RegularizedEvolution(Grammar(), 0)
     regularized.tell([dropped, lost, poor])
     assert list(regularized._population) == [dropped, poor]
-    genetic = GeneticProgramming(Grammar(), 0, islands=1)
+    monkeypatch.setattr(engines, "_ISLANDS", 1)
+    genetic = GeneticProgramming(Grammar(), 0)
     genetic.tell([dropped, lost, poor])
     assert genetic._islands == [[dropped, poor]]
 
 
-def test_the_best_of_an_island_come_to_the_next_one():
-    engine = GeneticProgramming(Grammar(), 0, islands=2, population=3, migration=1, migrants=1)
+def test_the_best_of_an_island_come_to_the_next_one(monkeypatch):
+    for name, value in (("_ISLANDS", 2), ("_ISLAND", 3), ("_MIGRATION", 1), ("_MIGRANTS", 1)):
+        monkeypatch.setattr(engines, name, value)
+    engine = GeneticProgramming(Grammar(), 0)
     evaluated = [Candidate(TREES[size], fitness) for size, fitness in ((3, 0.9), (4, 0.1))]
     engine.tell(evaluated)
     first, second = engine._islands

@@ -8,7 +8,7 @@ from pathlib import Path
 import lm_eval.tasks
 import pytest
 
-from lmscout.builtin.tiny import tiny_folder
+from lmscout.builtin import tiny_folder
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, score_tasks
 from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, write_tasks

@@ -188,17 +188,14 @@ def test_a_function_leaves_the_model_as_it_found_it(name):
 def test_a_function_leaves_the_model_as_it_found_it_even_on_an_error(name):
     model, reading = prepared()
     before = snapshot(model)
-    norms = []
 
     def broken(hidden):
-        norms.append(model.norm(hidden) is hidden)
         raise RuntimeError("in the middle of the pass")
 
     model.encode = broken
     with pytest.raises(RuntimeError, match="in the middle of the pass"):
         FUNCTIONS[name](reading)
     del model.encode
-    assert norms == [name != "grasp"]  # the error came while the norms were out of the way
     assert snapshot(model) == before
 
 

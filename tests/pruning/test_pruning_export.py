@@ -32,7 +32,7 @@ from lmscout.pruning.export import save
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.plan import Plan
 from lmscout.testing import random_model
-from lmscout.testing.reference_models import masked_model
+from lmscout.testing.families import masked_model
 
 MODELS = Path(
     os.environ.get("LMSCOUT_MODELS", Path(__file__).resolve().parents[3] / "shared" / "models")

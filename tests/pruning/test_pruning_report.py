@@ -2,7 +2,7 @@
 
 import torch
 
-from lmscout.builtin.tiny import tiny_folder
+from lmscout.builtin import tiny_folder
 from lmscout.evaluation import Text, load_model, perplexity
 from lmscout.pruning import CalibrationConfig, Plan
 from lmscout.pruning.budgets import keep_budget

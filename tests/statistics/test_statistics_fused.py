@@ -20,7 +20,7 @@ from tiny_specs import EVERY_KIND
 from lmscout.proxies import CATALOG
 from lmscout.statistics import OPERATIONS, Batch, Workers, chain_means, collect, score_proxies
 from lmscout.statistics.fused import fused_totals
-from lmscout.statistics.plain_walk import means_of_totals, plain_totals
+from lmscout.statistics.reductions import means_of_totals, plain_totals
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"

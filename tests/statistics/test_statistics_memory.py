@@ -1,12 +1,11 @@
 import json
-import threading
 
 import pytest
 import torch
 from tiny_specs import flexibert, gpt2
 from torch.autograd.profiler import profile
 
-from lmscout.statistics import Batch, full_reading, plain_walk, read_model, unary_means
+from lmscout.statistics import Batch, full_reading, read_model, reductions, unary_means
 
 SPECS = {
     # Many tokens, small weights: what the forward leaves for the backward is the peak.
@@ -60,8 +59,7 @@ def largest_tensor(model, tokens):
 @pytest.mark.parametrize("name", SPECS)
 def test_the_peak_is_that_of_the_bare_pass_and_one_tensor(name, tmp_path, monkeypatch):
     piece = 1 << 15  # a tenth of the activations' bytes: the buffers hide nothing
-    monkeypatch.setattr(plain_walk, "_PIECE", piece)
-    monkeypatch.setattr(plain_walk, "_workspace", threading.local())
+    monkeypatch.setattr(reductions, "_PIECE", piece)
     spec, batch = SPECS[name]
     model, tokens = spec.build(0), batch.tokens(spec)
 
@@ -96,8 +94,7 @@ def test_the_peak_is_that_of_the_bare_pass_and_one_tensor(name, tmp_path, monkey
 )
 def test_a_reduction_needs_some_pieces_and_a_sum_a_column(shape, scale, tmp_path, monkeypatch):
     piece = 1 << 12
-    monkeypatch.setattr(plain_walk, "_PIECE", piece)
-    monkeypatch.setattr(plain_walk, "_workspace", threading.local())
+    monkeypatch.setattr(reductions, "_PIECE", piece)
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale
     columns = tensor.numel() // shape[0] if shape[0] > 1 else 0
     assert peak(lambda: unary_means(tensor), tmp_path) <= 4 * columns + 16 * 4 * piece

@@ -1,6 +1,5 @@
 import itertools
 import math
-import threading
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from plain_definitions import TENSORS, check_means, normal
 
 from lmscout.proxies.primitives import UNARY_OPERATION, reduce
-from lmscout.statistics import OPERATIONS, chain_means, plain_walk, unary_means
+from lmscout.statistics import OPERATIONS, chain_means, reductions, unary_means
 
 
 def check(tensor):
@@ -23,8 +22,7 @@ def cut(monkeypatch):
     """Make the pieces of a walk small, and its buffers to match."""
 
     def set_piece(size):
-        monkeypatch.setattr(plain_walk, "_PIECE", size)
-        monkeypatch.setattr(plain_walk, "_workspace", threading.local())
+        monkeypatch.setattr(reductions, "_PIECE", size)
 
     return set_piece
 
@@ -43,7 +41,7 @@ def test_means_do_not_depend_on_how_the_walk_is_cut(cut, size):
 
 
 def test_tensors_larger_than_a_piece_and_rows_longer_than_one():
-    piece = plain_walk._PIECE
+    piece = reductions._PIECE
     check(normal(300, 1000, scale=0.02))
     check(normal(3, piece + 5))
     check(normal(2 * piece + 1) + 3)
@@ -79,8 +77,7 @@ def test_pieces_of_every_kind_in_one_tensor(cut):
 @example(values=np.array([[-1e-9, -1e-9]], np.float32), piece=1)
 def test_any_finite_tensor(values, piece):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain_walk, "_PIECE", piece)
-        patch.setattr(plain_walk, "_workspace", threading.local())
+        patch.setattr(reductions, "_PIECE", piece)
         check(torch.from_numpy(np.array(values)))
 
 

@@ -30,18 +30,8 @@ _FOREIGN = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 # that the text of a version is the same everywhere, and CPython's dummies for frozen modules.
 _APART = frozenset(
     {
-        "__hello__.py",
-        "__phello__",
-        "distutils",
-        "ensurepip",
-        "idlelib",
-        "lib-dynload",
-        "lib2to3",
-        "msilib",
-        "sitecustomize.py",
-        "tkinter",
-        "turtle.py",
-        "turtledemo",
+        *("__hello__.py", "__phello__", "distutils", "ensurepip", "idlelib", "lib-dynload"),
+        *("lib2to3", "msilib", "sitecustomize.py", "tkinter", "turtle.py", "turtledemo"),
         "usercustomize.py",
     }
 )
@@ -56,17 +46,14 @@ _LONG = 40  # characters; shorter lines recur without being copies
 class Document:
     """One document of the built-in text.
 
-    Attributes:
-        name: `topics/assert` for a topic of the reference, `lib/json/decoder.py` for a source
-            file; a package's `__init__.py` is named as a module, `lib/json.py`, since modules
-            become packages from one version to the next.
-        side: "train", "validation" or "test".
-        text: with universal newlines.
+    Its name is `topics/assert` for a topic of the reference, `lib/json/decoder.py` for a source
+    file; a package's `__init__.py` is named as a module, `lib/json.py`, since modules become
+    packages from one version to the next.
     """
 
     name: str
-    side: str
-    text: str
+    side: str  # "train", "validation" or "test"
+    text: str  # with universal newlines
 
 
 def side_of(name: str) -> str:
@@ -83,11 +70,9 @@ def side_of(name: str) -> str:
 def documents() -> tuple[Document, ...]:
     """The documents of the running interpreter, sorted by name.
 
-    Topics contain one another, and a few sources are copies: a document of validation or test is
-    left out if more than half of its long lines are in documents of another side.
-
-    Returns:
-        Some 450 documents of 8 million characters in all.
+    They are some 450, of 8 million characters in all.  Topics contain one another, and a few
+    sources are copies: a document of validation or test is left out if more than half of its long
+    lines are in documents of another side.
 
     Raises:
         LmscoutError: this interpreter lacks its sources or its topics.
@@ -109,12 +94,7 @@ def documents() -> tuple[Document, ...]:
 def corpus_text(side: str, every: int = 1) -> str:
     """A side's documents in the order of their names, `END_OF_DOCUMENT` between them.
 
-    Args:
-        side: "train", "validation" or "test".
-        every: one document in so many is used.
-
-    Raises:
-        LmscoutError: as `documents`.
+    One document in so many is used.
     """
     return END_OF_DOCUMENT.join(document.text for document in side_documents(side)[::every])
 

@@ -141,7 +141,7 @@ def discover(
         console.finish(ranked, show, json, Run(folder, "discover"), kept=True)
         return
     from lmscout.discovery.engines import EXHAUSTIVE
-    from lmscout.discovery.saved_run import begin_deep
+    from lmscout.discovery.kept import begin_deep
     from lmscout.discovery.symbolic_search import DeepSettings
     from lmscout.statistics import Workers
 

@@ -102,15 +102,10 @@ def assess_baselines(benchmark: Benchmark) -> tuple[Assessment, ...]:
 
 
 class Compared:
-    """Mixin of results that compare a proxy with the configuration baselines.
-
-    Attributes:
-        baselines: the configuration baselines.
-        ahead: ρ of the proxy less that of the best of them, paired.
-    """
+    """Mixin of results that compare a proxy with the configuration baselines."""
 
     baselines: tuple[Assessment, ...]
-    ahead: Interval
+    ahead: Interval  # ρ of the proxy less that of the best of them, paired
 
     @property
     def assessed(self) -> Assessment:
@@ -182,9 +177,6 @@ class SignedProxy:
 
 def signed_proxy(text: str) -> SignedProxy:
     """Parse a proxy; a minus sign before it means that lower scores are better.
-
-    Args:
-        text: a catalog name or an expression, with or without a minus sign before it.
 
     Raises:
         LmscoutError: there is no such entry, the expression is malformed, or the minus sign is

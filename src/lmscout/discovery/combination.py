@@ -22,6 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import combinations_with_replacement
 
 import numpy as np
 from sklearn.linear_model import BayesianRidge
@@ -46,13 +47,11 @@ _CONSTANT = 1e-9  # standard deviation of a quantity that does not vary
 
 @dataclass(frozen=True)
 class Known:
-    """Search data of one benchmark."""
+    """Search data of one benchmark, [search architectures] each."""
 
-    scores: Mapping[
-        Expression, Scores
-    ]  # of every finalist, on full tensors: [search architectures]
-    quality: Scores  # [search architectures]
-    params: Scores  # [search architectures]
+    scores: Mapping[Expression, Scores]  # of every finalist, on full tensors
+    quality: Scores
+    params: Scores
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,6 @@ def choose(
 
     A proxy with scores of both signs is no factor; it is taken only if no search has another one.
     A formula may be fit on sketches and poor on full tensors, so members far behind are left out.
-
-    Args:
-        finalists: of each search, one or more in all.
-        known: of each benchmark.
-        coefficient: the objective.
     """
 
     def rescored(one: Candidate) -> Candidate:
@@ -88,7 +82,11 @@ def choose(
         return replace(one, fitness=float(np.nan_to_num(joint_fitness(coefficients))))
 
     every = [[rescored(one) for one in each] for each in finalists]
-    signed = [[one for one in each if _of_one_sign(one.node, known)] for each in every]
+
+    def is_factor(one: Candidate) -> bool:
+        return _of_one_sign(np.concatenate([own.scores[one.node] for own in known]))
+
+    signed = [list(filter(is_factor, each)) for each in every]
     if not any(signed):
         (best,) = fittest([one for each in every for one in each], 1)
         return _increasing((best,), best.node, known)
@@ -129,27 +127,18 @@ def _product(members: Sequence[Expression], known: Sequence[Known]) -> Expressio
     return _chain("/", [_chain("*", above), *below])
 
 
-def _of_one_sign(node: Expression, known: Sequence[Known]) -> bool:
-    scores = np.concatenate([own.scores[node] for own in known])
+def _of_one_sign(scores: Scores) -> bool:
     return bool(np.isfinite(scores).all() and ((scores > 0).all() or (scores < 0).all()))
 
 
 def correction(product: Product, spec: Mapping[str, Scores], quality: Scores) -> Product:
-    """Fit a correction for the configuration to a product.
+    """Fit a correction for "depth", "width" and "params" [n] to a product on one benchmark.
 
-    Args:
-        product: on one benchmark.
-        spec: "depth", "width" and "params" of the search architectures, [n] each.
-        quality: [n], higher is better.
-
-    Returns:
-        The product with the corrected formula, which increases with quality; unchanged if there
-        are fewer than `FEWEST` architectures, its scores are of both signs, or the formula has no
-        room for more words.
+    The corrected formula increases with quality [n].  The product is unchanged if there are fewer
+    than `FEWEST` architectures, its scores are of both signs, or it has no room for more words.
     """
     (scores,) = product.searched
-    signed = bool((scores > 0).all() or (scores < 0).all())
-    if len(quality) < FEWEST or not signed or product.node.size > LARGEST - _WORDS:
+    if len(quality) < FEWEST or not _of_one_sign(scores) or product.node.size > LARGEST - _WORDS:
         return product
     columns = [np.log(np.abs(scores)), *(np.log(spec[leaf]) for leaf in SPEC_LEAVES)]
     centres = [float(one.mean()) for one in columns]
@@ -183,8 +172,7 @@ def _terms(varying: Sequence[int]) -> list[Term]:
     leaves = [place for place in varying if place]
     own: list[Term] = [(0,), *((0, leaf) for leaf in leaves)] if varying[:1] == [0] else []
     linear: list[Term] = [(leaf,) for leaf in leaves]
-    square: list[Term] = [(x, y) for at, x in enumerate(leaves) for y in leaves[at:]]
-    return [*own, *linear, *square]
+    return [*own, *linear, *combinations_with_replacement(leaves, 2)]
 
 
 def _polynomial(numbers: Mapping[Term, float], quantities: Sequence[str]) -> str:

@@ -38,14 +38,7 @@ class RegularizedEvolution:
     def __init__(
         self, space: LimitedSpace, seed: int, *, population: int = POPULATION, sample: int = SAMPLE
     ) -> None:
-        """Start with an empty population.
-
-        Args:
-            space: of architectures.
-            seed: of draws, samples and mutations.
-            population: its size.
-            sample: size of the sample of which the best becomes a parent.
-        """
+        """Start with an empty population; parents are the best of a sample of it."""
         self.drawn = 0
         self._space, self._rng = space, np.random.default_rng(seed)
         self._known: set[ArchitectureSpec] = set()
@@ -100,11 +93,7 @@ def architecture_json(spec: ArchitectureSpec) -> dict[str, object]:
 
 
 class Untrained:
-    """Methods of results that hold an architecture.
-
-    Attributes:
-        spec: the architecture.
-    """
+    """Methods of results that hold an architecture."""
 
     spec: ArchitectureSpec
 
@@ -133,33 +122,19 @@ class Untrained:
 
 @dataclass(frozen=True, repr=False)
 class Design(Untrained, Result):
-    """The architecture of a space with the best score of a proxy.
+    """The architecture of a space with the best score of a proxy."""
 
-    Attributes:
-        space: the space's name.
-        proxy: the objective.
-        limit: parameters, at most.
-        seed: of the search.
-        weights: draws of initial weights over which scores are averaged.
-        spec: the architecture.
-        score: its score, without the proxy's sign.
-        n_scored: number of different architectures scored.
-        n_undefined: number of them without a finite score.
-        drawn_score: the best score among those proposed before the first mutation.
-        seconds: by stage.
-    """
-
-    space: str
-    proxy: SignedProxy
-    limit: int
-    seed: int
-    weights: int
-    spec: SavedSpec
-    score: float
-    n_scored: int
-    n_undefined: int
-    drawn_score: float | None
-    seconds: dict[str, float]
+    space: str  # the space's name
+    proxy: SignedProxy  # the objective
+    limit: int  # parameters, at most
+    seed: int  # of the search
+    weights: int  # draws of initial weights over which scores are averaged
+    spec: SavedSpec  # the architecture
+    score: float  # its score, without the proxy's sign
+    n_scored: int  # number of different architectures scored
+    n_undefined: int  # number of them without a finite score
+    drawn_score: float | None  # the best score among those proposed before the first mutation
+    seconds: dict[str, float]  # by stage
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the architecture found."""
@@ -191,23 +166,11 @@ def design(
     progress: Progress | None = None,
     **options: Unpack[ScorerOptions],
 ) -> Design:
-    """Search a space for the architecture that a proxy scores best.
+    """Search a space for the architecture that a proxy scores best; see `lmscout.design`.
 
     The search is deterministic and every score is cached, so the same call continues a search that
-    was stopped.
-
-    Args:
-        space: of architectures.
-        proxy: the objective.
-        limit: parameters of the model, at most, embeddings included.
-        evaluations: different architectures to score; fewer if the space has fewer.
-        seed: of the search; the models' weights do not depend on it.
-        weights: draws of initial weights and data over which scores are averaged.
-        progress: called with a stage's name, steps done and in all.
-        **options: of `Scorer`.
-
-    Returns:
-        The architecture with the best score; of several, the one with the fewest parameters.
+    was stopped.  The models' weights do not depend on the seed.  Of several architectures with the
+    best score, the one with the fewest parameters is found.
 
     Raises:
         LmscoutError: the space has nothing within the limit, the cache cannot be written, or

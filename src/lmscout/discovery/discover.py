@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,29 +39,17 @@ _SAME_ORDER = 1 - 1e-9  # |ρ| of proxies with one order
 
 @dataclass(frozen=True, repr=False)
 class Finding(Compared):
-    """A proxy that was chosen on the search split, assessed on the test split.
+    """A proxy that was chosen on the search split, assessed on the test split."""
 
-    Attributes:
-        benchmark: the benchmark's name.
-        metric: name of its quality.
-        n_architectures: number of its architectures.
-        split: search and test architectures.
-        sign: 1, or -1 if the proxy decreases with quality on the search split.
-        search: Spearman's ρ and Kendall's τ-b of sign × proxy on the search split.
-        test: its assessment on the test split; its name is the proxy's text.
-        baselines: the configuration baselines on the test split.
-        ahead: test ρ less that of the best of them, paired.
-    """
-
-    benchmark: str
-    metric: str
+    benchmark: str  # its name
+    metric: str  # name of its quality
     n_architectures: int
     split: Split
-    sign: int
-    search: tuple[float, float]
-    test: Assessment
-    baselines: tuple[Assessment, ...]
-    ahead: Interval
+    sign: int  # 1, or -1 if the proxy decreases with quality on the search split
+    search: tuple[float, float]  # ρ and τ-b of sign × proxy on the search split
+    test: Assessment  # on the test split; its name is the proxy's text
+    baselines: tuple[Assessment, ...]  # on the test split
+    ahead: Interval  # test ρ less that of the best of them, paired
 
     @property
     def best(self) -> str:
@@ -107,15 +95,7 @@ class Finding(Compared):
 def assess_choice(
     benchmark: Benchmark, split: Split, text: str, searched: Scores, held_out: Scores
 ) -> Finding:
-    """Fix a chosen proxy's sign on the search split, and assess it on the test split.
-
-    Args:
-        benchmark: architectures with measured quality.
-        split: search and test architectures.
-        text: the proxy.
-        searched: [search architectures] its scores.
-        held_out: [test architectures] its scores.
-    """
+    """Fix a proxy's sign by its scores of the search split, and assess those of the test split."""
     quality, test = benchmark.quality[split.search], benchmark.subset(split.test)
     sign = 1 if spearman(searched, quality) >= 0 else -1
     baselines, ahead = compare_baselines(sign * held_out, test)
@@ -146,37 +126,27 @@ class Leader:
         return {"proxy": self.proxy.name, "sign": self.proxy.sign, **rho}
 
 
-def _space_to_json(one: Space) -> dict[str, object]:
-    return {"name": one.name, "aggregations": list(one.aggregations)}
-
-
-def _space_from_json(saved: Mapping[str, Any]) -> Space:
-    return space_called(saved["name"], tuple(saved["aggregations"]))
+SavedSpace = Annotated[
+    Space,
+    SavedAs(
+        lambda one: {"name": one.name, "aggregations": list(one.aggregations)},
+        lambda saved: space_called(saved["name"], tuple(saved["aggregations"])),
+    ),
+]
 
 
 @dataclass(frozen=True, repr=False)
 class Discovery(Finding, Result):
-    """The best proxy of a space that was ranked exhaustively.
+    """The best proxy of a space that was ranked exhaustively."""
 
-    Attributes:
-        space: the proxies ranked.
-        n_distinct: number of different score vectors among them.
-        n_undefined: number of proxies that rank nothing.
-        proxy: the best one.
-        seconds: by stage.
-        statistics: the cache file of the statistics.
-        top: the best on the search split, with different orders of its architectures if there are
-            enough.
-        ranking: every proxy on the search split; None in a loaded result.
-    """
-
-    space: Annotated[Space, SavedAs(_space_to_json, _space_from_json)]
-    n_distinct: int
-    n_undefined: int
-    proxy: SavedTree
-    seconds: dict[str, float]
-    statistics: Path
-    top: tuple[Leader, ...]
+    space: SavedSpace  # the proxies ranked
+    n_distinct: int  # number of different score vectors among them
+    n_undefined: int  # number of proxies that rank nothing
+    proxy: SavedTree  # the best one
+    seconds: dict[str, float]  # by stage
+    statistics: Path  # the cache file of the statistics
+    top: tuple[Leader, ...]  # best on the search split, with different orders if there are enough
+    # Every proxy on the search split; None in a loaded result.
     ranking: Annotated[SpaceRanking | None, NotSaved] = None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -214,15 +184,8 @@ def discover(
 ) -> Discovery:
     """Rank every proxy of a space on the search split and assess the best on the test split.
 
-    Args:
-        benchmark: architectures with measured quality.
-        space: the proxies.
-        search: number of search architectures.
-        seed: of the split; the models' weights do not depend on it.
-        progress: called with a stage's name, steps done and in all.
-        read: gives the statistics of the architectures under chains, if they are not built from
-            their specs.
-        **options: of `Scorer`.
+    The seed is that of the split.  `read` gives the statistics of the architectures under chains,
+    if they are not built from their specs.
 
     Raises:
         LmscoutError: the split does not fit the benchmark, the cache cannot be written, or

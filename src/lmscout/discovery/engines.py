@@ -19,7 +19,6 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from lmscout.discovery.assessment import SavedTree
 from lmscout.discovery.scorer import Scores
-from lmscout.errors import LmscoutError
 from lmscout.metrics import kendall, log_pearson, partial_spearman, spearman
 from lmscout.proxies import Expression, Grammar, canonical
 from lmscout.proxies.grammar import (
@@ -67,14 +66,9 @@ class Candidate:
 
 
 def joint_fitness(coefficients: Sequence[float], slack: Sequence[float] = ()) -> float:
-    """The minimum of coefficients over benchmarks, with one sign for all.
+    """|coefficient| of the worst benchmark; below 0 if the signs differ; NaN if one is.
 
-    Args:
-        coefficients: one per benchmark.
-        slack: upper bound of each one's increase; 0 by default.
-
-    Returns:
-        |coefficient| of the worst benchmark; below 0 if the signs differ; NaN if one is.
+    Slack is the upper bound of each coefficient's increase, 0 by default.
     """
     values = np.array(coefficients, np.float64)
     more = np.array(slack or [0.0] * len(values), np.float64)
@@ -116,12 +110,15 @@ def _fitness(candidate: Candidate) -> float:
 
 # Tuned on search splits of their own (seeds 20 to 49 of pico and LiteTransformerSearch): see
 # docs/deep-search.md.
+_POPULATION, _SAMPLE = 100, 10  # of regularized evolution
 _NEAR = 0.6  # share of offspring that is one mutation from a tree of the front
 _HOISTED = 0.3  # of these, the share of hoist mutations; the others are point mutations
 _TRIES = 10  # draws of a tree that was proposed before, until it is proposed again
 _CROSSED, _JOINED = 0.1, 0.3  # shares of offspring of two parents
 _SUBTREE, _POINT = 0.55, 0.3  # shares of the offspring of one; the rest are hoist mutations
 _FRESH = 0.02  # share of random offspring
+_ISLANDS, _ISLAND = 4, 25  # populations, and trees of each
+_MIGRATION, _MIGRANTS = 5, 4  # generations between migrations, and trees that are copied then
 _TOURNAMENT = 6  # trees of an island of which the fittest becomes a parent
 _SHORTER = 0.5  # how often only trees count that are no longer than the first one
 
@@ -182,19 +179,10 @@ class RegularizedEvolution(RandomSearch):
     The fittest of a random sample is mutated; the child joins, and the oldest is removed.
     """
 
-    def __init__(
-        self,
-        grammar: Grammar,
-        seed: int,
-        seeds: Sequence[Expression] = (),
-        *,
-        population: int = 100,
-        sample: int = 10,
-    ) -> None:
+    def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Expression] = ()) -> None:
         """Start with the seed trees."""
         super().__init__(grammar, seed, seeds)
-        self._population: deque[Candidate] = deque(maxlen=population)
-        self._sample = sample
+        self._population: deque[Candidate] = deque(maxlen=_POPULATION)
 
     def ask(self, count: int) -> list[Expression]:
         """Mutants of tournament winners; random trees until the population is full."""
@@ -207,7 +195,7 @@ class RegularizedEvolution(RandomSearch):
         self._population.extend(one for one in evaluated if one.estimated_fitness is not None)
 
     def _child(self) -> Expression:
-        places = self._rng.integers(len(self._population), size=self._sample)
+        places = self._rng.integers(len(self._population), size=_SAMPLE)
         return self._mutant(min((self._population[at] for at in places), key=by_fitness).node)
 
 
@@ -221,31 +209,10 @@ class GeneticProgramming(RandomSearch):
     at little cost.
     """
 
-    def __init__(
-        self,
-        grammar: Grammar,
-        seed: int,
-        seeds: Sequence[Expression] = (),
-        *,
-        islands: int = 4,
-        population: int = 25,
-        migration: int = 5,
-        migrants: int = 4,
-    ) -> None:
-        """Start with the seed trees.
-
-        Args:
-            grammar: of the trees.
-            seed: of all random draws.
-            seeds: first trees, spread over the islands.
-            islands: number of populations.
-            population: trees of each.
-            migration: generations between migrations.
-            migrants: trees that are copied then.
-        """
+    def __init__(self, grammar: Grammar, seed: int, seeds: Sequence[Expression] = ()) -> None:
+        """Start with the seed trees, spread over the islands."""
         super().__init__(grammar, seed, seeds)
-        self._islands: list[list[Candidate]] = [[] for _ in range(islands)]
-        self._population, self._migration, self._migrants = population, migration, migrants
+        self._islands: list[list[Candidate]] = [[] for _ in range(_ISLANDS)]
         self._generation = 0
         self._front: list[Candidate] = []
         self._proposed: set[Expression] = set()
@@ -265,12 +232,12 @@ class GeneticProgramming(RandomSearch):
                 self._islands[place % len(self._islands)].append(one)
         self._front = front([*self._front, *evaluated])
         self._generation += 1
-        if self._generation % self._migration == 0:
-            best = [sorted(island, key=by_fitness)[: self._migrants] for island in self._islands]
+        if self._generation % _MIGRATION == 0:
+            best = [sorted(island, key=by_fitness)[:_MIGRANTS] for island in self._islands]
             for place, island in enumerate(self._islands):
                 known = {one.node for one in island}
                 island.extend(one for one in best[place - 1] if one.node not in known)
-        self._islands = [survivors(island, self._population) for island in self._islands]
+        self._islands = [survivors(island, _ISLAND) for island in self._islands]
 
     def _new(self, island: Sequence[Candidate]) -> Expression:
         """A child that was not proposed before, if ten draws give one."""
@@ -333,11 +300,5 @@ ENGINES = tuple(_ENGINES)
 
 
 def engine_of(name: str, grammar: Grammar, seed: int, seeds: Sequence[Expression] = ()) -> Engine:
-    """An engine by name.
-
-    Raises:
-        LmscoutError: there is none of that name.
-    """
-    if name not in _ENGINES:
-        raise LmscoutError(f"unknown engine {name!r}: expected one of {', '.join(ENGINES)}")
+    """An engine by name, one of `ENGINES`."""
     return _ENGINES[name](grammar, seed, [one for one in seeds if grammar.holds(one)])

@@ -26,6 +26,7 @@ from lmscout.metrics import spearman_many
 from lmscout.proxies import Branch, Space
 from lmscout.proxies.parser import format_branch
 from lmscout.proxies.primitives import BINARY
+from lmscout.proxies.spaces import APPLY
 
 Array = npt.NDArray[np.float64]
 Marks = npt.NDArray[np.uint64]
@@ -53,11 +54,7 @@ class SpaceRanking:
         return int(np.unique(self.fingerprint[~np.isnan(self.spearman)]).size)
 
     def best(self) -> int:
-        """Index of the largest absolute correlation; the first of several that are equal.
-
-        Raises:
-            ValueError: no proxy of the space ranks anything.
-        """
+        """Index of the first largest absolute correlation; ValueError if there is none."""
         strength = np.abs(self.spearman)
         if np.isnan(strength).all():
             raise ValueError("no proxy of the space ranks these architectures")
@@ -84,19 +81,10 @@ def rank_space(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SpaceRanking:
-    """Correlate every proxy of a space with quality.
+    """Correlate every proxy of a space with quality [architectures].
 
-    Args:
-        space: the proxies.
-        branch: block values [architectures, blocks] of an input under a chain, NaN beyond
-            an architecture's depth.
-        depth: [architectures] number of blocks.
-        quality: [architectures].
-        threads: number of threads; one per core by default.
-        progress: called with proxies done and in all.
-
-    Returns:
-        One entry per proxy, in the space's order.
+    `branch` gives the block values [architectures, blocks] of an input under a chain, NaN beyond an
+    architecture's depth.  By default there is one thread per core.
     """
     target = np.asarray(quality, np.float64)
     tables = {name: _distinct_branches(name, space.chains, branch) for name in space.inputs}
@@ -113,7 +101,7 @@ def rank_space(
         for start in range(0, len(left), step):
             rows = slice(start, start + step)
             with np.errstate(over="ignore", invalid="ignore"):  # such proxies are undefined
-                scores = _scores(BINARY[b].name, space.aggregations[a], left[rows], right, depth)
+                scores = _scores(BINARY[b].symbol, space.aggregations[a], left[rows], right, depth)
             flat = np.ascontiguousarray(scores.reshape(-1, target.size))
             table[rows] = spearman_many(flat, target).reshape(-1, len(right))
             marks[rows] = _fingerprints(flat, multipliers).reshape(-1, len(right))
@@ -148,7 +136,7 @@ def _distinct_branches(
 
 
 def _scores(
-    operation: str,
+    sign: str,
     aggregation: str,
     left: Array,
     right: Array,
@@ -160,26 +148,21 @@ def _scores(
     still makes the score NaN.
     """
     inside = np.arange(left.shape[2]) < depth[:, None]
-    if operation == "matrix_product" or (operation == "product" and aggregation in ("sum", "mean")):
+    if sign == "@" or (sign == "*" and aggregation in ("sum", "mean")):
         a, b = np.where(inside, left, 0.0), np.where(inside, right, 0.0)
         total: Array = np.matmul(a.transpose(1, 0, 2), b.transpose(1, 2, 0)).transpose(1, 2, 0)
-        return total / depth if (operation, aggregation) == ("product", "mean") else total
+        return total / depth if (sign, aggregation) == ("*", "mean") else total
     if aggregation in ("sum", "mean"):  # linear: aggregate first, then join
         share = depth if aggregation == "mean" else 1
         a, b = (np.where(inside, one, 0.0).sum(axis=2) / share for one in (left, right))
-        return _join(operation, a[:, None], b[None])
+        linear: Array = APPLY[sign](a[:, None], b[None])
+        return linear
     extreme, empty = (np.maximum, -np.inf) if aggregation == "max" else (np.minimum, np.inf)
     result = np.full((len(left), len(right), left.shape[1]), empty)
     for block in range(left.shape[2]):
-        joined = _join(operation, left[:, None, :, block], right[None, :, :, block])
+        joined = APPLY[sign](left[:, None, :, block], right[None, :, :, block])
         extreme(result, joined, out=result, where=inside[:, block])
     return result
-
-
-def _join(operation: str, a: Array, b: Array) -> Array:
-    if operation == "sum":
-        return a + b
-    return a - b if operation == "difference" else a * b
 
 
 def _fingerprints(scores: Array, multipliers: Marks) -> Marks:

@@ -226,14 +226,7 @@ class Forms(Result):
 
 
 def forms(proxy: str) -> Forms:
-    """The forms of a proxy, without evaluating it.
-
-    Args:
-        proxy: a catalog name or an expression.
-
-    Raises:
-        LmscoutError: the proxy is unknown or malformed.
-    """
+    """The forms of a proxy; LmscoutError if it is unknown or malformed."""
     resolved = resolve(proxy)
     tree = as_expression(resolved)
     return Forms(
@@ -247,39 +240,22 @@ def forms(proxy: str) -> Forms:
 
 @dataclass(frozen=True, repr=False)
 class Explanation(Compared, Result):
-    """An explanation of a proxy on the architectures of a benchmark.
-
-    Attributes:
-        benchmark: the benchmark's name.
-        metric: name of its quality.
-        n_architectures: number of its architectures.
-        tree: the proxy as an expression, or None.
-        assessment: of its ranking, with the sign as given; its name is the proxy's.
-        baselines: the configuration baselines.
-        ahead: its ρ less that of the best of them, paired.
-        dead_branches: None if it is no expression.
-        sensitivity: to changes of data, weights and inputs.
-        configuration: "depth", "width", "params" -> its Spearman's ρ with it.
-        surrogate: the closest formula of the configuration; None if there is none.
-        latex: the proxy in LaTeX; None if it is no expression.
-        torch: the source of a PyTorch module that computes it; None if it is no expression.
-        seconds: by stage.
-    """
+    """An explanation of a proxy on the architectures of a benchmark."""
 
     benchmark: str
-    metric: str
+    metric: str  # name of its quality
     n_architectures: int
-    tree: OptionalTree
-    assessment: Assessment
-    baselines: tuple[Assessment, ...]
-    ahead: Interval
-    dead_branches: DeadBranches | None
-    sensitivity: Sensitivity
-    configuration: dict[str, float]
-    surrogate: SurrogateFormula | None
-    latex: str | None
-    torch: str | None
-    seconds: dict[str, float]
+    tree: OptionalTree  # the proxy as an expression, or None
+    assessment: Assessment  # of its ranking, with the sign as given; its name is the proxy's
+    baselines: tuple[Assessment, ...]  # the configuration baselines
+    ahead: Interval  # its ρ less that of the best of them, paired
+    dead_branches: DeadBranches | None  # None if it is no expression
+    sensitivity: Sensitivity  # to changes of data, weights and inputs
+    configuration: dict[str, float]  # "depth", "width", "params" -> its Spearman's ρ with it
+    surrogate: SurrogateFormula | None  # the closest formula of the configuration
+    latex: str | None  # the proxy in LaTeX; None if it is no expression
+    torch: str | None  # source of a PyTorch module that computes it; likewise
+    seconds: dict[str, float]  # by stage
 
     @property
     def assessed(self) -> Assessment:
@@ -330,17 +306,10 @@ def explain(
     progress: Progress | None = None,
     **options: Unpack[ScorerOptions],
 ) -> Explanation:
-    """Explain a proxy on all architectures of a benchmark.
+    """Explain a proxy on all architectures of a benchmark, as nothing is chosen.
 
-    All architectures are used, as no proxy is chosen, and the sign is as given.  Scores are of full
-    tensors.
-
-    Args:
-        benchmark: architectures with measured quality.
-        proxy: a catalog name or an expression.
-        seed: of the models' weights, and of the half that chooses the surrogate formula.
-        progress: called with a stage's name, steps done and in all.
-        **options: of `Scorer`.
+    Scores are of full tensors.  The seed is that of the models' weights, and of the half that
+    chooses the surrogate formula.
 
     Raises:
         LmscoutError: the proxy is unknown, malformed or has no order, or the cache cannot be

@@ -70,11 +70,7 @@ class SearchData:
 
 
 def draw_rungs(n: int, seed: int) -> tuple[Indices, ...]:
-    """Rungs of n search architectures: `PROBE` of them first, or all.
-
-    Returns:
-        Rows of each rung, all of them once; the last rungs may be empty.
-    """
+    """Rows of each rung of n search architectures, `PROBE` first; the last may be empty."""
     order = np.random.default_rng(seed).permutation(n)
     ends = [min(PROBE, n)]
     for _ in range(_RUNGS - 1):
@@ -152,15 +148,7 @@ class Filters:
         race: bool = True,
         workers: int = 1,
     ) -> None:
-        """Start without candidates.
-
-        Args:
-            search_data: of each benchmark.
-            objective: one of `OBJECTIVES`.
-            rules: whether rules discard; a score that is not finite always does.
-            race: whether racing discards.
-            workers: candidates evaluated at once; the results do not depend on it.
-        """
+        """Start without candidates; even without rules, scores that are not finite discard one."""
         self.evaluations = 0
         self.discarded: Counter[str] = Counter()
         self.best: list[Candidate] = []

@@ -29,24 +29,15 @@ class RankResult(Result):
 
     The figures of a proxy whose search used a part of the benchmark are optimistic; such a proxy
     is marked as seen.
-
-    Attributes:
-        benchmark: the benchmark's name.
-        metric: name of its quality.
-        n_architectures: number of its architectures.
-        proxies: one entry per proxy, in the order given.
-        baselines: the configuration baselines.
-        seconds: by stage.
-        scores: proxy's name or text -> [architectures] float64, higher is better; empty in a
-            loaded result.
     """
 
     benchmark: str
-    metric: str
+    metric: str  # name of its quality
     n_architectures: int
-    proxies: tuple[Assessment, ...]
-    baselines: tuple[Assessment, ...]
-    seconds: dict[str, float]
+    proxies: tuple[Assessment, ...]  # one entry per proxy, in the order given
+    baselines: tuple[Assessment, ...]  # the configuration baselines
+    seconds: dict[str, float]  # by stage
+    # Proxy's name or text -> [architectures], higher is better; empty in a loaded result.
     scores: Annotated[dict[str, Scores], NotSaved] = field(default_factory=dict)
 
     def seen(self, name: str) -> bool:
@@ -85,15 +76,7 @@ def rank_proxies(
     """Score every architecture of a benchmark by each proxy and correlate with quality.
 
     All architectures are used, as nothing is chosen; a proxy keeps the sign that it was published
-    with or is given.
-
-    Args:
-        benchmark: architectures with measured quality.
-        proxies: catalog names or expressions, with a minus sign before those whose lower scores
-            are better; empty for the whole catalog.
-        seed: of the models' weights.
-        progress: called with a stage's name, steps done and in all.
-        **options: of `Scorer`.
+    with or is given.  Without proxies the whole catalog is ranked.
 
     Raises:
         LmscoutError: a proxy is unknown or malformed, or the cache cannot be written.

@@ -66,16 +66,7 @@ class Scorer:
     def scores(
         self, names: Iterable[str], progress: StageProgress | None = None, *, ones: str = ""
     ) -> dict[str, Scores]:
-        """Scores on full tensors, each computed once, see `score_proxies`.
-
-        Args:
-            names: catalog names or expressions.
-            progress: called with architectures done and in all.
-            ones: an input, or "act_grad", whose tensors are replaced by ones.
-
-        Returns:
-            name -> [architectures] float64.
-        """
+        """Scores [architectures] on full tensors, each computed once, see `score_proxies`."""
         wanted = list(dict.fromkeys(names))
         if missing := [name for name in wanted if (name, ones) not in self._known]:
             found = score_proxies(
@@ -96,16 +87,8 @@ class Scorer:
     ) -> Scores:
         """Scores averaged over draws of initial weights and data; the first has the own seeds.
 
-        Args:
-            proxy: a catalog name or an expression.
-            n_weights: number of draws.
-            progress: called with models done and in all.
-
-        Returns:
-            [architectures] float64, not finite if one of the draws is not.
-
-        Raises:
-            LmscoutError: there is no draw.
+        They are [architectures], not finite if one of the draws is not.  LmscoutError if there is
+        no draw.
         """
         if n_weights < 1:
             raise LmscoutError(

@@ -45,26 +45,17 @@ class Record:
     """The batches of one search in a folder, each written atomically."""
 
     def __init__(self, folder: Path, search: int = 0, others: Sequence[Candidate] = ()) -> None:
-        """Open a record, new or begun.
+        """Open the record of one search of a run, new or begun.
 
-        Args:
-            folder: of all searches of a run.
-            search: number of this one.
-            others: best candidates of the searches before it, for the hall of fame.
-
-        Raises:
-            LmscoutError: the folder cannot be written.
+        The hall of fame holds the best candidates of the searches before it, too.  LmscoutError if
+        the folder cannot be written.
         """
         self._folder, self._search, self._others = folder, search, others
         evaluations = folder / EVALUATIONS
         check_folder(evaluations, f"run folder {folder}", "name another with --out", make=True)
 
     def batches(self) -> Iterator[list[Candidate]]:
-        """The recorded batches, up to the first that is missing.
-
-        Raises:
-            LmscoutError: a batch cannot be read.
-        """
+        """The recorded batches, up to the first missing one; LmscoutError if one is damaged."""
         number = 0
         while (path := self._path(number)).is_file():
             try:
@@ -127,18 +118,9 @@ def evolve(
     record: Record | None = None,
     progress: Progress | None = None,
 ) -> Evolution:
-    """Search until enough candidates were evaluated in full.
+    """Search until enough candidates were evaluated in full, or nearly every one is discarded.
 
-    Args:
-        engine: proposes candidates.
-        filters: discards or evaluates them.
-        evaluations: when to stop, after the batch that reaches it; sooner if nearly every
-            proposal is discarded.
-        record: of a search that this one continues and extends.
-        progress: called with evaluations done and in all.
-
-    Returns:
-        The result, the same with and without interruption.
+    The search continues that of the record; the result is the same with and without interruption.
     """
     hall: list[Candidate] = []
     proposed = number = 0

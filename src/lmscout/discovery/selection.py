@@ -41,47 +41,26 @@ class Pick:
 
 @dataclass(frozen=True, repr=False)
 class Selection(Untrained, Result):
-    """A proxy's choice among drawn architectures of a benchmark, and its true rank.
-
-    Attributes:
-        benchmark: the benchmark's name.
-        metric: name of its quality.
-        proxy: that selects.
-        limit: parameters, at most.
-        seed: of the draw.
-        weights: draws of initial weights over which scores are averaged.
-        n_within: architectures within the limit.
-        n_drawn: those of them that were drawn and scored.
-        n_undefined: those of the drawn without a finite score.
-        pick: the proxy's choice.
-        baselines: choices of the configuration baselines among the same drawn ones.
-        best_drawn: the best of the drawn: the choice of a perfect proxy.
-        at_random: a random architecture.
-        identifier: of the architecture chosen; of tied ones, the first drawn.
-        spec: the architecture.
-        quality: its measured quality.
-        best_quality: the best within the limit.
-        seconds: by stage.
-    """
+    """A proxy's choice among drawn architectures of a benchmark, and its true rank."""
 
     benchmark: str
-    metric: str
-    proxy: SignedProxy
-    limit: int
-    seed: int
-    weights: int
-    n_within: int
-    n_drawn: int
-    n_undefined: int
-    pick: Pick
-    baselines: tuple[Pick, ...]
-    best_drawn: Pick
-    at_random: Pick
-    identifier: str
+    metric: str  # name of its quality
+    proxy: SignedProxy  # that selects
+    limit: int  # parameters, at most
+    seed: int  # of the draw
+    weights: int  # draws of initial weights over which scores are averaged
+    n_within: int  # architectures within the limit
+    n_drawn: int  # those of them that were drawn and scored
+    n_undefined: int  # those of the drawn without a finite score
+    pick: Pick  # the proxy's choice
+    baselines: tuple[Pick, ...]  # choices of the configuration baselines among the same drawn ones
+    best_drawn: Pick  # the best of the drawn: the choice of a perfect proxy
+    at_random: Pick  # a random architecture
+    identifier: str  # of the architecture chosen; of tied ones, the first drawn
     spec: SavedSpec
-    quality: float
-    best_quality: float
-    seconds: dict[str, float]
+    quality: float  # its measured quality
+    best_quality: float  # the best within the limit
+    seconds: dict[str, float]  # by stage
 
     @property
     def hardest(self) -> Pick:
@@ -133,18 +112,10 @@ def pick(
     progress: Progress | None = None,
     **options: Unpack[ScorerOptions],
 ) -> Selection:
-    """Select among architectures of known quality by a proxy, and report rank and regret.
+    """Select among architectures of known quality by a proxy; see `lmscout.design`.
 
-    Args:
-        benchmark: architectures with measured quality.
-        proxy: that selects.
-        limit: parameters of the architectures, at most, embeddings included.
-        evaluations: architectures within the limit that are drawn and scored; all if there are
-            fewer.
-        seed: of the draw; the models' weights do not depend on it.
-        weights: draws of initial weights and data over which scores are averaged.
-        progress: called with a stage's name, steps done and in all.
-        **options: of `Scorer`.
+    So many architectures within the limit are drawn and scored, or all if there are fewer.  The
+    models' weights do not depend on the seed.
 
     Raises:
         LmscoutError: no architecture is within the limit, the cache cannot be written, or the
@@ -193,11 +164,7 @@ def pick(
 
 
 def rows_within(benchmark: Benchmark, limit: int) -> Indices:
-    """The rows of the architectures within a limit of parameters.
-
-    Raises:
-        LmscoutError: there is none; names the smallest of all.
-    """
+    """The rows of the architectures within a limit of parameters; LmscoutError if none is."""
     parameters = np.array([spec.parameters() for spec in benchmark.specs])
     within = np.flatnonzero(parameters <= limit)
     if not len(within):
@@ -219,14 +186,7 @@ def chosen(scores: Scores, drawn: Indices) -> Indices:
 
 
 def assess_pick(name: str, quality: Scores, within: Indices, tied: Indices) -> Pick:
-    """Rank and regret of a choice.
-
-    Args:
-        name: of the way to select.
-        quality: [n] of the benchmark's rows.
-        within: rows within the limit, among which the choice is ranked.
-        tied: rows chosen, each with the same probability.
-    """
+    """Rank and regret of a choice among the rows within the limit; tied ones are equally likely."""
     ranks = true_ranks(quality[within])
     rank = float(ranks[np.isin(within, tied)].mean())
     return Pick(

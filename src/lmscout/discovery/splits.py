@@ -24,15 +24,7 @@ class Split:
 
 
 def split_benchmark(architectures: Sequence[Hashable], *, search: int, seed: int) -> Split:
-    """Draw a split; equal architectures stay on one side.
-
-    Args:
-        architectures: the benchmark's specs.
-        search: size of the search split, met exactly.
-        seed: of the draw.
-
-    Returns:
-        The split; every row not drawn is a test row.
+    """Draw a split with a search split of this size; equal architectures stay on one side.
 
     Raises:
         LmscoutError: a side would be too small, or repeated architectures make the size

@@ -84,15 +84,10 @@ def formula_scores(exponents: Exponents, benchmark: Benchmark) -> Scores:
 
 
 def surrogate(benchmark: Benchmark, scores: Scores, *, seed: int) -> SurrogateFormula | None:
-    """The formula with the highest |ρ| with a proxy, the shortest of several.
+    """The formula with the highest |ρ| with finite scores [n], the shortest of several.
 
-    Args:
-        benchmark: the architectures.
-        scores: [n] of the proxy, finite.
-        seed: of the half of the architectures on which the formula is chosen.
-
-    Returns:
-        The formula; None if no formula or the proxy has no order on that half.
+    The seed is that of the half of the architectures on which it is chosen.  None if no formula or
+    the proxy has no order there.
     """
     chosen, others = halves(benchmark.specs, seed)
     distinct: list[Exponents] = []

@@ -33,6 +33,7 @@ from lmscout.errors import LmscoutError, check_whole
 from lmscout.progress import Progress, StageProgress, Stages, part_of
 from lmscout.proxies import LITERATURE, Grammar, format_expression
 from lmscout.proxies.primitives import SPEC_LEAVES
+from lmscout.proxies.spelling import require_known
 from lmscout.results import Result
 from lmscout.statistics import Workers
 from lmscout.statistics.workers import worker_processes
@@ -72,12 +73,8 @@ class DeepSettings:
     correction: bool = True
 
     def __post_init__(self) -> None:
-        for name, given, known in (
-            ("engine", self.engine, ENGINES),
-            ("objective", self.objective, tuple(OBJECTIVES)),
-        ):
-            if given not in known:
-                raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
+        require_known("engine", self.engine, ENGINES)
+        require_known("objective", self.objective, OBJECTIVES)
         for name in ("evaluations", "searches", "largest"):
             check_whole(name, getattr(self, name), 1)
         if self.engine == EXHAUSTIVE and self.searches > 1:
@@ -98,25 +95,15 @@ class DeepSettings:
 
 @dataclass(frozen=True, repr=False)
 class DeepDiscovery(Result):
-    """The result of a search of the deep space.
+    """The result of a search of the deep space."""
 
-    Attributes:
-        findings: the proxy, assessed on the test split of each benchmark.
-        settings: of the search.
-        evolutions: the result of each search.
-        members: the best of each search by fitness on full tensors, except those far behind.
-        proxy: their product, or the only one; with the correction, if one was fitted.
-        corrected: whether one was.
-        seconds: by stage.
-    """
-
-    findings: tuple[Finding, ...]
-    settings: DeepSettings
-    evolutions: tuple[Evolution, ...]
-    members: tuple[Candidate, ...]
-    proxy: SavedTree
-    corrected: bool
-    seconds: dict[str, float]
+    findings: tuple[Finding, ...]  # the proxy, assessed on the test split of each benchmark
+    settings: DeepSettings  # of the search
+    evolutions: tuple[Evolution, ...]  # the result of each search
+    members: tuple[Candidate, ...]  # best of each search on full tensors, but those far behind
+    proxy: SavedTree  # their product, or the only one; with the correction, if one was fitted
+    corrected: bool  # whether one was
+    seconds: dict[str, float]  # by stage
 
     @property
     def front(self) -> list[Candidate]:
@@ -196,16 +183,8 @@ def discover_deep(
 
     Candidates are evaluated on sketches; on several benchmarks fitness is the minimum over them.
     The fittest of every search are scored again on full tensors, the best of each are multiplied,
-    and on one benchmark a correction is fitted.
-
-    Args:
-        benchmarks: architectures with measured quality.
-        settings: of the search.
-        search: number of search architectures of each benchmark.
-        seed: of the splits and of the searches; the models' weights do not depend on it.
-        folder: of the record; a recorded search is continued.
-        progress: called with a stage's name, steps done and in all.
-        **options: of `Scorer`; the workers evaluate candidates in threads.
+    and on one benchmark a correction is fitted.  A search that is recorded in the folder is
+    continued; the workers evaluate candidates in threads.
 
     Raises:
         LmscoutError: a split does not fit its benchmark, the cache cannot be written, or no

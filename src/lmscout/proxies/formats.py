@@ -15,16 +15,14 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 
-from lmscout.errors import LmscoutError
 from lmscout.proxies.expression import Expression, walk
-from lmscout.proxies.parser import format_expression
+from lmscout.proxies.parser import format_expression, require_score
 from lmscout.proxies.primitives import (
     AGGREGATION,
     EPSILON,
     LEAF,
     NUMBER,
     REDUCTIONS,
-    SCORE,
     SPEC_LEAVES,
     STACKS,
     TENSOR_ARITHMETIC,
@@ -160,10 +158,7 @@ def to_torch(expression: Expression) -> str:
     Raises:
         LmscoutError: The expression gives no score.
     """
-    if expression.type != SCORE:
-        raise LmscoutError(
-            f"{format_expression(expression)} gives no score: aggregate it over the blocks"
-        )
+    require_score(expression)
     bodies = dict.fromkeys(one.operands[0] for _, one in walk(expression) if one.word.aggregates)
     named = {body: f"block_{number}" for number, body in enumerate(bodies, start=1)}
     parts = [_MODULE.format(text=format_expression(expression))]

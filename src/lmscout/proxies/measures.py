@@ -5,22 +5,20 @@ of a weight with its own gradient, no maximum along one axis, no eigenvalue, and
 block's tensors where these sum over them.  Everything here sums over blocks in float64, and a NaN
 in a tensor makes the score NaN.
 
-GraSP, SynFlow and logSynFlow run the model once more and restore it to the last bit: weights,
-gradients, hooks and flags.  The others only read tensors.
+GraSP, SynFlow and logSynFlow run a copy of the model.  The others only read tensors.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -180,10 +178,11 @@ def grasp(reading: Reading) -> float:
     The product H g is that of a second backward pass through the first, for the weights of
     the blocks' linear layers.
     """
-    weights = [cast(nn.Parameter, one.weight) for block in reading.linears for one in block]
+    model, linears = copy.deepcopy((reading.model, reading.linears))
+    weights = [one.weight.requires_grad_() for block in linears for one in block]
     # Fused attention has no second derivative; the plain one has.
-    with torch.enable_grad(), _requiring_grad(weights), sdpa_kernel(SDPBackend.MATH):
-        loss = reading.model.loss(reading.tokens)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        loss = model.loss(reading.tokens)
         gradients = torch.autograd.grad(
             loss, weights, create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -223,45 +222,29 @@ def logsynflow(reading: Reading) -> float:
 
 
 def _flow(reading: Reading, remap: Callable[[Tensor], Tensor]) -> float:
-    encoder = _Encoder(reading.model)
-    names = {id(parameter): name for name, parameter in encoder.named_parameters()}
-    # One call with other tensors: the model's own are never written to.
-    values = {name: _linearized(name, one) for name, one in encoder.named_parameters()}
-    buffers = {name: _doubled(one) for name, one in encoder.named_buffers()}
-    weights = [values[names[id(one.weight)]] for block in reading.linears for one in block]
     with torch.no_grad():
         ones = torch.ones_like(reading.model.embed(reading.tokens[:1]), dtype=torch.float64)
+        model, linears, gates = copy.deepcopy((reading.model, reading.linears, reading.gates))
+        model.double().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.abs_()
+            if name.endswith("bias"):
+                parameter.zero_()
+        for module in model.modules():
+            if isinstance(module, _NORMS):
+                vars(module)["forward"] = lambda hidden: hidden
+        for gate in gates:
+            vars(gate)["forward"] = torch.ones_like
+    weights = [one.weight.requires_grad_() for block in linears for one in block]
     # Math attention, since the fused backward pass recomputes the softmax inexactly.
-    norms = [one for one in encoder.modules() if isinstance(one, _NORMS)]
-    with (
-        torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        _forward_replaced(norms, lambda hidden: hidden),
-        _forward_replaced(reading.gates, torch.ones_like),
-        _ConstantSoftmax(),
-    ):
-        for weight in weights:
-            weight.requires_grad_()
-        flow = functional_call(encoder, {**values, **buffers}, (ones,)).sum()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _ConstantSoftmax():
+        flow = model.encode(ones).sum()
         gradients = torch.autograd.grad(flow, weights, allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         return math.fsum(
             float((weight * remap(gradient)).sum())
             for weight, gradient in zip(weights, gradients, strict=True)
         )
-
-
-class _Encoder(nn.Module):
-    """A model whose call is its `encode`, for `functional_call`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model: Any = model
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden state [B, T, width] to the last one."""
-        encoded: Tensor = self.model.encode(hidden)
-        return encoded
 
 
 class _ConstantSoftmax(TorchFunctionMode):
@@ -283,41 +266,3 @@ class _ConstantSoftmax(TorchFunctionMode):
             return func(query.detach(), key.detach(), *rest, **named)
         result = func(*args, **named)
         return result.detach() if func in _SOFTMAX else result
-
-
-def _linearized(name: str, parameter: Tensor) -> Tensor:
-    value = parameter.detach().double()
-    return torch.zeros_like(value) if name.endswith("bias") else value.abs()
-
-
-def _doubled(buffer: Tensor) -> Tensor:
-    return buffer.double() if buffer.is_floating_point() else buffer
-
-
-@contextmanager
-def _requiring_grad(parameters: list[nn.Parameter]) -> Iterator[None]:
-    before = [parameter.requires_grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_()
-        yield
-    finally:
-        for parameter, required in zip(parameters, before, strict=True):
-            parameter.requires_grad_(required)
-
-
-@contextmanager
-def _forward_replaced(
-    modules: Sequence[nn.Module], replacement: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    before = [vars(module).get("forward") for module in modules]
-    try:
-        for module in modules:
-            vars(module)["forward"] = replacement
-        yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                vars(module)["forward"] = forward

@@ -62,9 +62,6 @@ class _Token(NamedTuple):
 def parse(text: str) -> Expression:
     """Parse a proxy in either notation.
 
-    Returns:
-        An expression that gives a score.
-
     Raises:
         LmscoutError: The text is malformed or gives no score; the line names the column (from
             1), the token found there and the expected ones.
@@ -92,6 +89,14 @@ def format_expression(expression: Expression) -> str:
         return _formatted(expression, 0)
     body = f" {published.sign} ".join(map(format_branch, published.branches))
     return f"{published.aggregation}({body})"
+
+
+def require_score(expression: Expression) -> None:
+    """Raise LmscoutError if an expression gives a tensor or a block value."""
+    if expression.type != SCORE:
+        raise LmscoutError(
+            f"{format_expression(expression)} gives no score: aggregate it over the blocks"
+        )
 
 
 def format_branch(branch: Branch) -> str:

@@ -19,7 +19,7 @@ Lookup = Callable[[str, tuple[str, ...]], ArrayLike]
 """(input, chain) to block values [n_architectures, max_blocks]."""
 
 _SIGNS = tuple(one.symbol for one in BINARY)
-_APPLY = {"+": np.add, "-": np.subtract, "*": np.multiply}
+APPLY: Mapping[str, np.ufunc] = {"+": np.add, "-": np.subtract, "*": np.multiply}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def evaluate(proxy: Expression, lookup: Lookup, blocks: ArrayLike) -> NDArray[np
     # Overflow and inf - inf are values here (inf and NaN), not accidents to warn of.
     with np.errstate(over="ignore", invalid="ignore"):
         if form.sign:
-            values = _APPLY[form.sign](values, rest[0])
+            values = APPLY[form.sign](values, rest[0])
         return _aggregate(form.aggregation, values, exists)
 
 

@@ -28,13 +28,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {guess!r}?" if guess else ""
 
 
-def require_known(kind: str, name: str, known: Iterable[str]) -> None:
+def require_known(kind: str, name: object, known: Iterable[str]) -> None:
     """Check that `name` is one of the `known` names of this kind.
 
     Raises:
         LmscoutError: It is not; the line lists the known names and the nearest of them.
     """
     known = tuple(known)
+    if not isinstance(name, str):
+        raise LmscoutError(f"{kind} must be a name, not {shown(name)}")
     if name not in known:
         raise LmscoutError(
             f"unknown {kind} {shown(name)}: expected one of {', '.join(known)}"

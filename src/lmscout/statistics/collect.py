@@ -8,7 +8,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -47,31 +47,6 @@ _REMEDY = "name another folder with LMSCOUT_CACHE"
 _SAVE_EVERY = 10.0  # seconds
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Everything that the numbers of one file depend on."""
-
-    what: str  # the kind of numbers, such as "unary means"
-    columns: tuple[str, ...]  # names of the numbers of each architecture
-    seed: int  # of the models' weights
-    batch: Batch  # input of the models
-    architectures: tuple[dict[str, Any], ...]  # specs, in the order of the rows
-    format: int  # `FORMAT` of the code that computed the numbers
-    torch: str  # version of PyTorch
-    device: str = "cpu"  # kind of device
-
-    def to_json(self) -> str:
-        """Canonical JSON: equal provenances have equal text.  "cpu" is left out."""
-        values = asdict(self)
-        if self.device == "cpu":
-            del values["device"]
-        return json.dumps(values, sort_keys=True, separators=(",", ":"))
-
-    def digest(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the JSON."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
-
-
 def provenance(
     what: str,
     columns: Sequence[str],
@@ -80,18 +55,23 @@ def provenance(
     batch: Batch,
     *,
     device: str = "cpu",
-) -> Provenance:
-    """The provenance of numbers that the running code computes; a device's number is left out."""
-    return Provenance(
-        what=what,
-        columns=tuple(columns),
-        seed=seed,
-        batch=batch,
-        architectures=tuple(spec.to_dict() for spec in specs),
-        format=FORMAT,
-        torch=torch.__version__,
-        device=torch.device(device).type,
-    )
+) -> dict[str, Any]:
+    """Everything that the numbers of one file depend on, as JSON data.
+
+    These are the kind of the numbers, such as "unary means", their names, the architectures in the
+    order of the rows, the models' weights and input, and the kind of device unless it is the CPU.
+    """
+    kind = torch.device(device).type
+    return {
+        "what": what,
+        "columns": list(columns),
+        "seed": seed,
+        "batch": asdict(batch),
+        "architectures": [spec.to_dict() for spec in specs],
+        "format": FORMAT,
+        "torch": torch.__version__,
+        **({} if kind == "cpu" else {"device": kind}),
+    }
 
 
 class RowStore:
@@ -110,13 +90,14 @@ class RowStore:
         self,
         folder: Path,
         name: str,
-        provenance: Provenance,
+        provenance: Mapping[str, Any],
         row_shape: tuple[int, ...],
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        self.path = folder / f"{name}-{provenance.digest()}.safetensors"
-        self._provenance = provenance.to_json()
-        n = len(provenance.architectures)
+        self._provenance = json.dumps(provenance, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(self._provenance.encode()).hexdigest()[:16]
+        self.path = folder / f"{name}-{digest}.safetensors"
+        n = len(provenance["architectures"])
         require_memory(
             f"{n} rows of {' x '.join(map(str, row_shape))} numbers",
             n * math.prod(row_shape) * np.dtype(dtype).itemsize,
@@ -124,7 +105,8 @@ class RowStore:
         )
         self.rows: npt.NDArray[Any] = np.full((n, *row_shape), np.nan, dtype)
         self.done: npt.NDArray[np.bool_] = np.zeros(n, bool)
-        make_folder(folder)
+        remove_drafts(folder)
+        check_folder(folder, f"cache folder {folder}", _REMEDY, make=True)
         self._read()
 
     def set_row(self, index: int, row: npt.NDArray[np.floating]) -> None:
@@ -134,11 +116,7 @@ class RowStore:
         self.done[index] = True
 
     def save(self) -> None:
-        """Write the file atomically.
-
-        Raises:
-            LmscoutError: the file cannot be written.
-        """
+        """Write the file atomically; LmscoutError if it cannot be written."""
         tensors = {"rows": self.rows, "done": self.done.astype(np.uint8)}
         write_file(
             self.path,
@@ -159,16 +137,6 @@ class RowStore:
         expected = (self.rows.shape, self.rows.dtype, self.done.shape)
         if (rows.shape, rows.dtype, done.shape) == expected:
             self.rows, self.done = rows, done.astype(bool)
-
-
-def make_folder(folder: Path) -> None:
-    """Create a cache folder.
-
-    Raises:
-        LmscoutError: it cannot be created or written.
-    """
-    remove_drafts(folder)
-    check_folder(folder, f"cache folder {folder}", _REMEDY, make=True)
 
 
 @dataclass(frozen=True)
@@ -219,20 +187,10 @@ def collect(
     chains: Sequence[tuple[str, ...]],
     **options: Unpack[Options],
 ) -> Statistics:
-    """Collect the statistics of a benchmark, or read them from the cache.
+    """The statistics of a benchmark under chains, innermost operation first, see `Options`.
 
-    Every model is evaluated in one thread: the numbers do not depend on the number of workers.
-
-    Args:
-        specs: the architectures; equal ones are evaluated once.
-        chains: chains of unary operations, innermost first.
-        **options: see `Options`.
-
-    Returns:
-        The statistics; the next call continues interrupted work.
-
-    Raises:
-        LmscoutError: the folder cannot be written.
+    Every model is evaluated in one thread: the numbers do not depend on the number of workers.  The
+    next call continues interrupted work.  LmscoutError if the folder cannot be written.
     """
     depth = np.array([spec.depth for spec in specs])
     columns = ["|".join(chain) for chain in chains]
@@ -261,8 +219,8 @@ def evaluated_rows(
 ) -> RowStore:
     """One row of numbers per architecture, computed or read from the cache.
 
-    The kind of the numbers and their names are those of `Provenance`; `measure` maps a spec to its
-    row, and is sent to the workers.
+    The kind is that of `provenance`, with the names of the numbers; `measure` is sent to the
+    workers.
     """
     batch, workers = options.get("batch") or Batch(), options.get("workers") or Workers()
     seed = options.get("seed", 0)
@@ -282,15 +240,8 @@ def fill(
 ) -> None:
     """Compute the rows of a store that are not done, and save them at intervals.
 
-    Args:
-        store: one row per architecture.
-        specs: the architectures of the rows; equal ones are evaluated once.
-        measure: maps a spec to its row; sent to the workers.
-        workers: how architectures are spread over workers.
-        progress: called with rows done and in all.
-
-    Raises:
-        LmscoutError: a worker has ended, or the file cannot be written.
+    Equal architectures are evaluated once.  LmscoutError if a worker has ended, or the file cannot
+    be written.
     """
     places: dict[ArchitectureSpec, list[int]] = {}
     for index, spec in enumerate(specs):

@@ -19,13 +19,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmscout.errors import LmscoutError
-from lmscout.proxies import Expression, Reading, format_expression
+from lmscout.proxies import Expression, Reading
+from lmscout.proxies.parser import require_score
 from lmscout.proxies.primitives import (
     ARITHMETIC,
     NUMBER,
     REDUCTIONS,
-    SCORE,
     SPEC_LEAVES,
     STACKS,
     TENSOR_ARITHMETIC,
@@ -45,18 +44,10 @@ _PIECE = 1 << 18
 def full_score(node: Expression, reading: Reading, spec_values: Mapping[str, float]) -> float:
     """Score one model by a deep proxy, from full tensors: the definition.
 
-    Args:
-        node: a tree that gives a score.
-        reading: the tensors of one pass.
-        spec_values: "depth", "width" and "params" of the configuration.
-
-    Returns:
-        The score; NaN if it is not defined.
-
-    Raises:
-        LmscoutError: the tree gives no score.
+    The values are those of "depth", "width" and "params".  NaN if the score is not defined;
+    LmscoutError if the tree gives no score.
     """
-    _require_score(node)
+    require_score(node)
     with torch.no_grad():
         return float(_full_value(node, reading, spec_values))
 
@@ -64,26 +55,13 @@ def full_score(node: Expression, reading: Reading, spec_values: Mapping[str, flo
 def joined_score(
     node: Expression, parts: Mapping[Expression, npt.ArrayLike]
 ) -> npt.NDArray[np.float64]:
-    """Scores of a tree, from those of its subtrees.
-
-    Args:
-        node: a tree that gives a score.
-        parts: scores of subtrees, [A] each.
-
-    Returns:
-        [A] float64.
-
-    Raises:
-        LmscoutError: a leaf of the tree is in none of the parts.
-    """
+    """Scores [A] of a tree, from those [A] of subtrees that hold all its leaves."""
 
     def value(one: Expression) -> Tensor:
         if one in parts:
             return torch.from_numpy(np.asarray(parts[one], np.float64))
         if one.word == NUMBER:
             return number_value(one)
-        if one.type != SCORE or not one.operands:
-            raise LmscoutError(f"{format_expression(one)} is no part whose scores are known")
         return raised_value(one, tuple(map(value, one.operands)), torch.ones(0, dtype=torch.bool))
 
     scores: npt.NDArray[np.float64] = value(node).numpy().copy()
@@ -145,13 +123,7 @@ def number_value(node: Expression) -> Tensor:
 
 
 def raised_value(node: Expression, operands: tuple[Tensor, ...], exists: Tensor) -> Tensor:
-    """The value of an operation on block values or scores.
-
-    Args:
-        node: the operation.
-        operands: block values [..., L] or scores [...], float64.
-        exists: [..., L] bool, which blocks exist.
-    """
+    """An operation on block values [..., L] or scores [...]; which blocks exist is [..., L]."""
     if node.word.aggregates:
         return _aggregated(node.name, operands[0], exists)
     if node.name in ARITHMETIC:
@@ -176,13 +148,6 @@ def _aggregated(name: str, values: Tensor, exists: Tensor) -> Tensor:
     return torch.where(defined, result, math.nan)
 
 
-def _require_score(node: Expression) -> None:
-    if node.type != SCORE:
-        raise LmscoutError(
-            f"{format_expression(node)} gives no score: aggregate it over the blocks"
-        )
-
-
 class DeepEvaluator:
     """Scores of deep proxies on sketches, of all architectures at once.
 
@@ -191,12 +156,7 @@ class DeepEvaluator:
     """
 
     def __init__(self, sketches: Sketches, cache_bytes: int = CACHE_BYTES) -> None:
-        """Arrange sketches for computing.
-
-        Args:
-            sketches: of A architectures; copied.
-            cache_bytes: largest size of the cached values of subtrees.
-        """
+        """Copy the sketches, arranged for computing; keep so many bytes of values of subtrees."""
         depth = torch.from_numpy(sketches.depth)
         self._exists = torch.arange(int(depth.max())) < depth[:, None]
         self._spec = {name: torch.from_numpy(one) for name, one in sketches.spec.items()}
@@ -211,18 +171,11 @@ class DeepEvaluator:
         self._lock = threading.Lock()  # of the cached values
 
     def scores(self, node: Expression) -> npt.NDArray[np.float64]:
-        """Scores of every architecture.
+        """Scores [A] of every architecture; NaN where one is not defined.
 
-        Args:
-            node: a tree that gives a score.
-
-        Returns:
-            [A] float64, NaN where a score is not defined.
-
-        Raises:
-            LmscoutError: the tree gives no score.
+        LmscoutError if the tree gives no score.
         """
-        _require_score(node)
+        require_score(node)
         with torch.no_grad():
             scores: npt.NDArray[np.float64] = self._value(node).numpy().copy()
         return scores

@@ -2,7 +2,7 @@
 
 A program of the kernel reads one piece of a tensor, a block of rows and columns, once and sums
 it in float64; the joining step adds the pieces and takes the logarithms of the columns' sums of
-e^x.  Float64 needs no second pass for large, small or nearly equal numbers.  `plain_walk` is the
+e^x.  Float64 needs no second pass for large, small or nearly equal numbers.  `reductions` is the
 definition, and computes every tensor for which this module returns None.
 
 The module imports without Triton, and `fused_totals` returns None for all tensors then.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmscout.statistics.plain_walk import EPS, TOTALS, Totals
+from lmscout.statistics.reductions import EPS, TOTALS, Totals
 
 try:
     import triton
@@ -118,15 +118,10 @@ _compiled: Any = triton and triton.jit(_kernel, do_not_specialize=_SIZES)
 
 
 def fused_totals(tensors: Sequence[Tensor]) -> list[Totals | None]:
-    """The totals of tensors; tensors of one shape and dtype share a launch.
+    """`TOTALS` of tensors on one GPU; those of one shape and dtype share a launch.
 
-    Args:
-        tensors: on one GPU, any shape and strides.  (On a CPU in Triton's interpreter.)
-
-    Returns:
-        For each tensor its totals in the order of `TOTALS`, or None if the plain walk has to
-        compute them: without Triton, for a dtype not in `DTYPES`, for a tensor that is empty, not
-        finite, or has an element beyond 600.
+    None where the plain walk has to compute them: without Triton, for a dtype not in `DTYPES`, for
+    a tensor that is empty, not finite, or has an element beyond 600.
     """
     found: list[Totals | None] = [None] * len(tensors)
     alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
@@ -161,10 +156,7 @@ def _totals(stack: Tensor) -> list[Totals | None]:
 
 
 def walk(stack: Tensor) -> Tensor:
-    """Launch the kernel and join its pieces; the host does not wait.
-
-    Args:
-        stack: [tensors, rows, columns], not empty.
+    """Launch the kernel on a stack [tensors, rows, columns] and join its pieces, without waiting.
 
     Returns:
         [tensors, 13] float64 on the device: the nine sums, -min, max, the first element and the

@@ -28,16 +28,9 @@ def score_proxies(
     ones: str = "",
     **options: Unpack[Options],
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Score architectures by a few proxies, or read the scores from the cache.
+    """Scores of architectures by a few proxies, see `Options`: name -> [architectures] float64.
 
-    Args:
-        specs: the architectures.
-        names: catalog names or expressions.
-        ones: an input, or "act_grad", whose tensors are replaced by ones.
-        **options: see `collect.Options`.
-
-    Returns:
-        name -> [architectures] float64.
+    The tensors of an input, or of "act_grad", may be replaced by ones.
 
     Raises:
         LmscoutError: a proxy is unknown or malformed, or the folder cannot be written.

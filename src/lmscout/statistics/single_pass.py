@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lmscout.errors import LmscoutError
 from lmscout.models import ArchitectureSpec, LanguageModel
@@ -29,20 +30,11 @@ See = Callable[[str, int, int, Tensor], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """Random tokens, uniform over the vocabulary.
+    """Random tokens, uniform over the vocabulary; LmscoutError for fewer than 2 x 2."""
 
-    Attributes:
-        size: number of sequences.
-        length: tokens per sequence; cut to the longest that an architecture accepts.
-        seed: of the draw.
-
-    Raises:
-        LmscoutError: the size or the length is below 2.
-    """
-
-    size: int = 32
-    length: int = 32
-    seed: int = 0
+    size: int = 32  # sequences
+    length: int = 32  # tokens per sequence; cut to the longest that an architecture accepts
+    seed: int = 0  # of the draw
 
     def __post_init__(self) -> None:
         if self.size < 2 or self.length < 2:
@@ -65,13 +57,7 @@ class Batch:
 def read_model(
     model: LanguageModel, tokens: Tensor, reduce: Reduce, width: int
 ) -> npt.NDArray[np.float64]:
-    """Run the pass and reduce the six inputs of every block.
-
-    Args:
-        model: built by a spec; unchanged afterwards, without gradients.
-        tokens: [B, T] int64.
-        reduce: maps a tensor to [width] numbers.
-        width: how many numbers `reduce` returns.
+    """Run the pass over tokens [B, T] and reduce the six inputs of every block to [width] numbers.
 
     Returns:
         [inputs, width, blocks] float64 in the order of `INPUT_NAMES`: the mean of the reductions
@@ -107,31 +93,34 @@ def run_pass(
         points = model.probe_points()
         weights = {layer.weight for point in points for layer in point.linear}
         stack.enter_context(train_only(model, weights))
+
+        def watch(handle: RemovableHandle) -> None:
+            stack.callback(handle.remove)
+
         for block, point in enumerate(points):
-            for name, modules in (
-                ("act", point.act),
-                ("head", point.head),
-                ("softmax", (*point.softmax, *point.spectrum)),
-            ):
+            outputs = {"act": point.act, "head": point.head, "softmax": point.softmax}
+            for name, modules in outputs.items():
                 for place, module in enumerate(modules):
-                    spectrum = name == "softmax" and place >= len(point.softmax)
-                    _show_output(stack, module, partial(see, name, block, place), spectrum)
-            _show_hidden_gradient(stack, point.block, partial(see, "jacob", block, 0))
+                    show = partial(see, name, block, place)
+                    watch(module.register_forward_hook(partial(_show_output, show)))
+            for place, module in enumerate(point.spectrum, len(point.softmax)):
+                show = partial(see, "softmax", block, place)
+                watch(module.register_forward_hook(partial(_show_softmax, show)))
+            show = partial(see, "jacob", block, 0)
+            watch(point.block.register_forward_pre_hook(partial(_show_hidden_gradient, show)))
             for place, layer in enumerate(point.linear):
                 see("weight", block, place, layer.weight.detach())
-                _show_weight_gradient(stack, layer.weight, partial(see, "grad", block, place))
+                watch(_show_weight_gradient(layer.weight, partial(see, "grad", block, place)))
             for place, module in enumerate(point.act if act_gradients else ()):
-                _show_output_gradient(stack, module, partial(see, "act_grad", block, place))
+                show = partial(see, "act_grad", block, place)
+                watch(module.register_forward_hook(partial(_show_output_gradient, show)))
         with torch.enable_grad():
             torch.autograd.backward(model.loss(tokens))
 
 
 @contextmanager
 def train_only(model: nn.Module, chosen: Collection[Tensor]) -> Iterator[None]:
-    """Require gradients of chosen parameters of a model alone while the block runs.
-
-    Afterwards the model is as before, without gradients.
-    """
+    """Require gradients of chosen parameters alone; then the model is as before, without any."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         for parameter in before:
@@ -143,38 +132,33 @@ def train_only(model: nn.Module, chosen: Collection[Tensor]) -> Iterator[None]:
             parameter.grad = None
 
 
-def _show_output(stack: ExitStack, module: nn.Module, show: Show, spectrum: bool) -> None:
-    """Show a module's output; of a spectrum the softmax over its last axis."""
-
-    def after(_: nn.Module, __: object, output: Tensor) -> None:
-        show(output.detach().softmax(-1) if spectrum else output.detach())
-
-    stack.callback(module.register_forward_hook(after).remove)
+def _show_output(show: Show, _: nn.Module, __: object, output: Tensor) -> None:
+    show(output.detach())
 
 
-def _show_output_gradient(stack: ExitStack, module: nn.Module, show: Show) -> None:
-    def after(_: nn.Module, __: object, output: Tensor) -> None:
-        output.register_hook(show)  # type: ignore[no-untyped-call]
-
-    stack.callback(module.register_forward_hook(after).remove)
+def _show_softmax(show: Show, _: nn.Module, __: object, output: Tensor) -> None:
+    show(output.detach().softmax(-1))
 
 
-def _show_hidden_gradient(stack: ExitStack, block: nn.Module, show: Show) -> None:
-    def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = arguments[0]
-        if not hidden.requires_grad:  # the first block: all before it is frozen
-            hidden = hidden.detach().requires_grad_()
-        hidden.register_hook(show)  # type: ignore[no-untyped-call]
-        return (hidden, *arguments[1:])
-
-    stack.callback(block.register_forward_pre_hook(before).remove)
+def _show_output_gradient(show: Show, _: nn.Module, __: object, output: Tensor) -> None:
+    output.register_hook(show)  # type: ignore[no-untyped-call]
 
 
-def _show_weight_gradient(stack: ExitStack, weight: Tensor, show: Show) -> None:
+def _show_hidden_gradient(
+    show: Show, _: nn.Module, arguments: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    hidden = arguments[0]
+    if not hidden.requires_grad:  # the first block: all before it is frozen
+        hidden = hidden.detach().requires_grad_()
+    hidden.register_hook(show)  # type: ignore[no-untyped-call]
+    return (hidden, *arguments[1:])
+
+
+def _show_weight_gradient(weight: Tensor, show: Show) -> RemovableHandle:
     def show_and_drop(weight: Tensor) -> None:
         if weight.grad is not None:
             show(weight.grad)
             weight.grad = None
 
-    handle = weight.register_post_accumulate_grad_hook(show_and_drop)  # type: ignore[no-untyped-call]
-    stack.callback(handle.remove)
+    handle: RemovableHandle = weight.register_post_accumulate_grad_hook(show_and_drop)  # type: ignore[no-untyped-call]
+    return handle

@@ -1,8 +1,7 @@
 """Tensor operations of the deep language on samples of many tensors at once.
 
-A tree is compiled into steps, which run over pieces of 1 MiB: a step overwrites the result of the
-one before while it is in the cache.  An operation that needs the whole tensor is estimated from the
-sample, or exact on a leaf.
+A tree is compiled into steps, which run over pieces of 1 MiB that stay in the cache.  An operation
+that needs the whole tensor is estimated from the sample, or exact on a leaf.
 
 A tensor with a NaN or an infinity has no value.  Most operations propagate an infinity to the
 result; before one that could turn it into a finite number, its operand is summed, and searched
@@ -49,8 +48,7 @@ class Piece:
 
 Broken = list[Tensor]
 Run = Callable[[Piece, Broken], Tensor]
-# (operand, buffer for the result, piece) -> result
-Operation = Callable[[Tensor, Tensor, Piece], Tensor]
+Operation = Callable[[Tensor, Piece], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,6 @@ class Step:
 
     run: Run
     single: bool  # whether it gives one number per tensor
-    fresh: bool  # whether the result may be overwritten
     risky: bool  # whether it may hold a NaN or an infinity
 
 
@@ -96,16 +93,16 @@ def reduction(node: Expression) -> Reduction:
 def compiled(node: Expression) -> Step:
     """Compile a tree of tensor operations."""
     if not node.operands:
-        return Step(lambda piece, _: piece.samples[node.name], False, False, False)
+        return Step(lambda piece, _: piece.samples[node.name], False, False)
     if len(node.operands) == 2:
         return _binary(node.name, *map(compiled, node.operands))
     (operand,) = node.operands
     if not operand.operands:
         if node.name in MOMENTS:
-            return Step(lambda piece, _: piece.moment(operand.name, node.name), True, False, True)
+            return Step(lambda piece, _: piece.moment(operand.name, node.name), True, True)
         if node.name in _FROM_MOMENTS:
             exact = _FROM_MOMENTS[node.name]
-            return Step(lambda piece, _: exact(piece, operand.name), False, True, True)
+            return Step(lambda piece, _: exact(piece, operand.name), False, True)
     return _unary(node, compiled(operand))
 
 
@@ -119,32 +116,23 @@ def _unary(node: Expression, inner: Step) -> Step:
         x = inner.run(piece, broken)
         if checked:
             _note_broken(x, broken)
-        return operation(x, x if inner.fresh else torch.empty_like(x), piece)
+        return operation(x, piece)
 
     overflows = name == "exp" or (name not in _SWALLOW and name not in _PROPAGATE)
     risky = overflows or (inner.risky and name in _PROPAGATE)
-    return Step(run, node.word.scalar or inner.single, True, risky)
+    return Step(run, node.word.scalar or inner.single, risky)
 
 
 def _binary(name: str, left: Step, right: Step) -> Step:
-    single = left.single and right.single
-    join = _BINARY[name]
-
     def run(piece: Piece, broken: Broken) -> Tensor:
         x, y = left.run(piece, broken), right.run(piece, broken)
-        fresh = right.fresh
         if name == "div":
             if right.risky:
                 _note_broken(y, broken)
-            y = _invert(y, y if fresh else torch.empty_like(y), piece)
-            fresh = True
-        if left.fresh and left.single == single:
-            return join(x, y, out=x)
-        if fresh and right.single == single:
-            return join(x, y, out=y)
-        return join(x, y, out=torch.empty_like(x if x.shape[1] >= y.shape[1] else y))
+            y = _invert(y, piece)
+        return _BINARY[name](x, y)
 
-    return Step(run, single, True, True)
+    return Step(run, left.single and right.single, True)
 
 
 def _note_broken(x: Tensor, broken: Broken) -> None:
@@ -172,15 +160,11 @@ def _row_norms(x: Tensor) -> Tensor:
     return norms.double()
 
 
-def _mean(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
+def _mean(x: Tensor) -> Tensor:
     return _row_means(x).float()[:, None]
 
 
-def _l1(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
-    return _row_means(torch.abs(x, out=out)).float()[:, None]
-
-
-def _frobenius(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
+def _frobenius(x: Tensor, piece: Piece) -> Tensor:
     return (_row_norms(x) * (piece.elements / x.shape[1]).sqrt()).float()[:, None]
 
 
@@ -192,18 +176,14 @@ def _centred_std(x: Tensor) -> Tensor:
     return (squares.clamp(min=0) / max(n - 1, 1)).sqrt().float()[:, None]
 
 
-def _std(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
-    return _centred_std(torch.sub(x, _mean(x, out, piece), out=out))
+def _normalize(x: Tensor, piece: Piece) -> Tensor:
+    centred = x - _mean(x)
+    return centred.div_(_centred_std(centred) + EPSILON)
 
 
-def _normalize(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
-    torch.sub(x, _mean(x, out, piece), out=out)
-    return out.div_(_centred_std(out) + EPSILON)
-
-
-def _minmax(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
+def _minmax(x: Tensor, piece: Piece) -> Tensor:
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
-    return torch.sub(x, low, out=out).div_(high - low + EPSILON)
+    return (x - low).div_(high - low + EPSILON)
 
 
 def _normalized_leaf(piece: Piece, leaf: str) -> Tensor:
@@ -222,30 +202,30 @@ def _positive(x: Tensor) -> Tensor:
     return positive
 
 
-def _sqrt(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
+def _sqrt(x: Tensor, piece: Piece) -> Tensor:
     positive = torch.gt(x, 0.0, out=torch.empty_like(x))
     return _positive(x).sqrt_().mul_(positive)
 
 
-def _invert(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
-    torch.add(x, EPSILON, out=out).reciprocal_()
-    if not math.isfinite(out.sum().item()):
-        out.masked_fill_(out.isinf(), 0.0)  # a pole: the operand is finite
-    return out
+def _invert(x: Tensor, piece: Piece) -> Tensor:
+    inverse = (x + EPSILON).reciprocal_()
+    if not math.isfinite(inverse.sum().item()):
+        inverse.masked_fill_(inverse.isinf(), 0.0)  # a pole: the operand is finite
+    return inverse
 
 
-def _softmax(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
+def _softmax(x: Tensor, piece: Piece) -> Tensor:
     columns = x.view(len(x), piece.height, -1)
     return torch.softmax(columns, 1).mul_(piece.share).view(len(x), -1)
 
 
-def _logsoftmax(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
+def _logsoftmax(x: Tensor, piece: Piece) -> Tensor:
     columns = x.view(len(x), piece.height, -1)
     return torch.log_softmax(columns, 1).add_(piece.share.log()).view(len(x), -1)
 
 
-def _zero(x: Tensor, out: Tensor, piece: Piece) -> Tensor:
-    return out.zero_()
+def _zero(x: Tensor, piece: Piece) -> Tensor:
+    return torch.zeros_like(x)
 
 
 _BINARY: Mapping[str, Callable[..., Tensor]] = {
@@ -255,34 +235,34 @@ _BINARY: Mapping[str, Callable[..., Tensor]] = {
     "div": torch.mul,  # by the inverse
 }
 _OPERATIONS: Mapping[str, Operation] = {
-    "abs": lambda x, out, _: torch.abs(x, out=out),
-    "abslog": lambda x, out, _: _positive(torch.abs(x, out=out)).log_(),
-    "exp": lambda x, out, _: torch.exp(x, out=out),
+    "abs": lambda x, _: x.abs(),
+    "abslog": lambda x, _: _positive(x.abs()).log_(),
+    "exp": lambda x, _: x.exp(),
     "frobenius": _frobenius,
     "invert": _invert,
-    "l1": _l1,
-    "log": lambda x, _, __: _positive(x).log_(),
+    "l1": lambda x, _: _mean(x.abs()),
+    "log": lambda x, _: _positive(x).log_(),
     "logsoftmax": _logsoftmax,
-    "mean": _mean,
+    "mean": lambda x, _: _mean(x),
     "minmax": _minmax,
-    "negate": lambda x, out, _: torch.neg(x, out=out),
+    "negate": lambda x, _: x.neg(),
     "normalize": _normalize,
-    "relu": lambda x, out, _: torch.clamp(x, min=0.0, out=out),
-    "sigmoid": lambda x, out, _: torch.sigmoid(x, out=out),
+    "relu": lambda x, _: x.clamp(min=0.0),
+    "sigmoid": lambda x, _: x.sigmoid(),
     "softmax": _softmax,
     "sqrt": _sqrt,
-    "square": lambda x, out, _: torch.mul(x, x, out=out),
-    "std": _std,
+    "square": lambda x, _: x * x,
+    "std": lambda x, _: _centred_std(x - _mean(x)),
 }
 # On one number, which is a whole tensor: nothing is estimated.
 _OF_ONE_NUMBER: Mapping[str, Operation] = {
     "frobenius": _OPERATIONS["abs"],
     "l1": _OPERATIONS["abs"],
     "logsoftmax": _zero,
-    "mean": lambda x, out, _: out.copy_(x),
+    "mean": lambda x, _: x,
     "minmax": _zero,
     "normalize": _zero,
-    "softmax": lambda x, out, _: out.fill_(1.0),
+    "softmax": lambda x, _: torch.ones_like(x),
     "std": _zero,
 }
 _FROM_MOMENTS: Mapping[str, Callable[[Piece, str], Tensor]] = {

@@ -53,9 +53,7 @@ class StackSketch:
     Samples and moments are NaN throughout if a tensor holds a NaN or an infinity.
     """
 
-    samples: Mapping[
-        str, Tensor
-    ]  # leaf -> [N, R, C] float32; 0 beyond the size of a smaller tensor
+    samples: Mapping[str, Tensor]  # leaf -> [N, R, C] float32; 0 beyond a smaller tensor
     moments: Mapping[str, Tensor]  # leaf -> [N, 6] float32 in the order of `MOMENTS`, exact
     architecture: Tensor  # [N] int64
     block: Tensor  # [N] int64
@@ -87,17 +85,8 @@ class Sketches:
     spec: Mapping[str, npt.NDArray[np.float64]]  # "depth", "width" and "params" -> [A]
 
     def subset(self, rows: npt.ArrayLike) -> Sketches:
-        """The sketches of some architectures.
-
-        Args:
-            rows: distinct indices in any order, or a mask [A].
-
-        Raises:
-            LmscoutError: an index occurs twice.
-        """
+        """The sketches of some architectures: distinct indices in any order, or a mask [A]."""
         chosen = np.arange(len(self.depth))[np.asarray(rows)]
-        if len(np.unique(chosen)) < len(chosen):
-            raise LmscoutError("a subset of sketches names an architecture twice")
         place = torch.full((len(self.depth),), -1)
         place[torch.from_numpy(chosen)] = torch.arange(len(chosen))
         stacks = {}
@@ -114,15 +103,9 @@ def collect_sketches(
     size: tuple[int, int] = (ROWS, COLUMNS),
     **options: Unpack[Options],
 ) -> Sketches:
-    """Sketch a benchmark, or read the sketches from the cache.
+    """The sketches of a benchmark, with so many rows and columns of each tensor, see `Options`.
 
-    Args:
-        specs: the architectures; equal ones are evaluated once.
-        size: rows and columns of a tensor that are kept.
-        **options: see `collect.Options`; the seed is that of the sampled places too.
-
-    Returns:
-        The sketches; the next call continues interrupted work.
+    The seed is that of the sampled places, too; the next call continues interrupted work.
 
     Raises:
         LmscoutError: the folder cannot be written, or an architecture has too many tensors.
@@ -192,10 +175,7 @@ def _sketch(matrix: Tensor, seed: int, size: tuple[int, int]) -> tuple[Row, Row]
 def sampled_places(
     rows: int, columns: int, seed: int, size: tuple[int, int] = (ROWS, COLUMNS)
 ) -> tuple[Tensor, Tensor]:
-    """Sampled rows and columns of a matrix: drawn without replacement, ascending.
-
-    The draw depends on the seed and the shape; all of a smaller matrix are kept.
-    """
+    """Ascending rows and columns of a matrix, drawn by seed and shape; all of a smaller one."""
     random = np.random.default_rng((seed, rows, columns))
     drawn = (
         np.sort(random.choice(n, min(n, kept), replace=False))

@@ -25,20 +25,14 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Workers:
-    """How architectures are spread over workers.
+    """How architectures are spread over workers; LmscoutError if one of the three is unusable.
 
-    Attributes:
-        count: number of workers; -1 for one per core.
-        backend: of joblib: "loky" (local processes), or one registered by Ray or Dask.
-        device: "cpu", or a CUDA device, on which this process evaluates one architecture after
-            the other; work done by threads stays on the CPU.
-
-    Raises:
-        LmscoutError: the count, the backend or the device cannot be used.
+    On a CUDA device this process evaluates one architecture after the other; work done by threads
+    stays on the CPU.
     """
 
-    count: int = -1
-    backend: str = _PROCESSES
+    count: int = -1  # one per core
+    backend: str = _PROCESSES  # of joblib: local processes, or one registered by Ray or Dask
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -108,10 +102,8 @@ def worker_processes() -> Iterator[Start]:
     """Share worker processes between calls, and end them with the outermost such block.
 
     Also a decorator of functions that make several such calls, since workers take seconds to start.
-
-    Yields:
-        A function of `Workers`, a function and its arguments: a generator of results in the order
-        of the arguments.  It raises `BrokenExecutor` if a worker has ended.
+    The function that it yields gives results in the order of the arguments, and raises
+    `BrokenExecutor` if a worker has ended.
     """
     with _lock:
         _open_blocks.append(None)

@@ -1,7 +1,6 @@
 """Conformance kits for new model families and search engines, as plain functions."""
 
 from lmscout.testing.engines import check_engine
-from lmscout.testing.families import check_family
-from lmscout.testing.reference_models import random_model
+from lmscout.testing.families import check_family, random_model
 
 __all__ = ["check_engine", "check_family", "random_model"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_count
 from lmscout.pruning.cutting import ShapeName, cut, is_uniform
@@ -24,7 +24,6 @@ from lmscout.pruning.export import save, write
 from lmscout.pruning.families import KINDS, Attention, Family
 from lmscout.pruning.importance import sort_sublayer
 from lmscout.pruning.plan import Plan
-from lmscout.testing.reference_models import functional_logits, masked_model
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
 _GENERATED = 6  # tokens
@@ -254,3 +253,42 @@ def _assert_same(ours: Tensor, expected: Tensor, what: str) -> None:
     assert difference <= TOLERANCE * _scale(expected), (
         f"{what}: logits differ by {difference:.3g} from the model's"
     )
+
+
+@torch.no_grad()
+def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A model whose every weight matters: norms and biases are random too."""
+    auto: Any = AutoModelForCausalLM
+    model: Any = auto.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        norm = weight.ndim == 1 and not name.endswith("bias")
+        weight.copy_(1 + 0.3 * noise if norm else 0.3 * noise)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def functional_logits(family: Family, model: PreTrainedModel, tokens: Tensor, plan: Plan) -> Tensor:
+    """Logits of a plan from prefixes of the model's units: [B, T] to [B, T, vocabulary]."""
+    hidden = family.embed(model, tokens)
+    context = family.context(model, hidden)
+    for sublayer, kept in zip(family.all_sublayers(model).values(), plan.steps, strict=True):
+        if kept:
+            hidden = sublayer.first(kept).step(hidden, context)
+    return family.logits(model, hidden)
+
+
+@torch.no_grad()
+def masked_model(family: Family, model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """A copy of the dense model in which what a plan removes adds nothing.
+
+    Output columns of removed units are zero, and so is the output bias where nothing is kept.
+    """
+    masked = copy.deepcopy(model)
+    for sublayer, kept in zip(family.all_sublayers(masked).values(), plan.steps, strict=True):
+        output = sublayer.output
+        output.weight[:, output.weight.shape[1] // sublayer.units * kept :] = 0
+        if not kept and output.bias is not None:
+            output.bias.zero_()
+    return masked
