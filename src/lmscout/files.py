@@ -66,14 +66,11 @@ def write_file(
             return
         try:
             with _draft(target) as draft:
-                part = draft / "content"
+                part, mode = draft / "content", _usual_mode(draft)
                 if callable(content):
                     content(part)
-                    mode = _usual_mode(draft)
                 else:
-                    with part.open("xb") as file:
-                        file.write(encoded(content))
-                    mode = stat.S_IMODE(part.stat().st_mode)
+                    part.write_bytes(encoded(content))
                 with contextlib.suppress(FileNotFoundError):
                     mode = stat.S_IMODE(target.stat().st_mode)
                 part.chmod(mode)
@@ -265,10 +262,7 @@ def _write_into(path: Path, content: Content, *, truncate: bool = False) -> None
             part = Path(folder) / "content"
             content(part)
             content = part.read_bytes()
-    if truncate:
-        path.write_bytes(encoded(content))
-        return
-    with open(_descriptor(path), "wb") as file:
+    with open(path if truncate else _descriptor(path), "wb") as file:
         file.write(encoded(content))
 
 

@@ -8,7 +8,6 @@ import torch
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import (
-    Protocol,
     Text,
     load_model,
     perplexity,
@@ -17,6 +16,7 @@ from lmscout.evaluation import (
     tokenize_windows,
 )
 from lmscout.evaluation.perplexity import describe_tokenizer
+from lmscout.evaluation.protocols import Protocol
 
 TEXT = Text("made here", tiny_checkpoints.CONTENT, "its digest")
 MODELS = {"llama": tiny_checkpoints.llama, "gpt2": tiny_checkpoints.gpt2}

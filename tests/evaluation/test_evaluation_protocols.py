@@ -4,8 +4,13 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, LlamaConfig
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import PROTOCOLS, Protocol, protocol_of
-from lmscout.evaluation.protocols import fit_protocol, scored_spans
+from lmscout.evaluation.protocols import (
+    PROTOCOLS,
+    Protocol,
+    fit_protocol,
+    protocol_of,
+    scored_spans,
+)
 
 
 def cut(window, stride, bos="once"):

@@ -127,7 +127,7 @@ def load_model(
         meta = partial(unfilled_model, make, "meta")
         check_memory(read_config(folder / CONFIG), files, meta, source)
         saved_dtype = _dtype(config)  # before loading overwrites it
-        model = _weights(folder, source, config, dtype or _in_memory(saved_dtype, target))
+        model = _weights(folder, source, config, dtype or memory_dtype(config, target))
         _describe_tie(model)
         tokenizer = _tokenizer(folder, source)
         try:
@@ -192,10 +192,7 @@ def usable_device(name: str) -> torch.device:
 
 def memory_dtype(config: PreTrainedConfig, device: torch.device) -> torch.dtype:
     """The dtype that `load_model` gives weights on a device by default."""
-    return _in_memory(_dtype(config), device)
-
-
-def _in_memory(saved: torch.dtype | None, device: torch.device) -> torch.dtype:
+    saved = _dtype(config)
     return torch.float32 if device.type == "cpu" or saved is None else saved
 
 

@@ -11,6 +11,8 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -280,13 +282,10 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> t
 
 def _batches(spans: list[tuple[int, int]], rows: int) -> Iterator[tuple[int, list[int]]]:
     """Consecutive windows that score equally many tokens, at most `rows` at a time."""
-    starts: list[int] = []
-    for index, (scored, start) in enumerate(spans):
-        starts.append(start)
-        following = spans[index + 1][0] if index + 1 < len(spans) else None
-        if following != scored or len(starts) == rows:
-            yield scored, starts
-            starts = []
+    for scored, group in groupby(spans, key=itemgetter(0)):
+        starts = [start for _, start in group]
+        for first in range(0, len(starts), rows):
+            yield scored, starts[first : first + rows]
 
 
 def _loss(model: PreTrainedModel, windows: Tensor, scored: int) -> float:
