@@ -222,10 +222,7 @@ def _number_of(error: BaseException) -> int:
 
 @contextmanager
 def _one_line(name: str, remedy: str, *, of_storage: bool = False) -> Iterator[None]:
-    """Turn errors of the system, and of libraries that wrap one, into one line.
-
-    With `of_storage` only problems of the storage.
-    """
+    """Turn errors of the system, also wrapped by libraries, or of the storage, into one line."""
     try:
         yield
     except LmscoutError:
@@ -319,11 +316,7 @@ def _draft(target: Path) -> Iterator[Path]:
 
 
 def _locked(draft: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock of a draft; None if the file system has no locks.
-
-    Raises:
-        OSError: there is no such draft, or another process holds the lock.
-    """
+    """A descriptor that holds the lock of a draft; None if the file system has no locks."""
     if fcntl is None:
         return None
     lock = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW)
