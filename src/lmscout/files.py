@@ -66,14 +66,11 @@ def write_file(
             return
         try:
             with _draft(target) as draft:
-                part = draft / "content"
+                part, mode = draft / "content", _usual_mode(draft)
                 if callable(content):
                     content(part)
-                    mode = _usual_mode(draft)
                 else:
-                    with part.open("xb") as file:
-                        file.write(encoded(content))
-                    mode = stat.S_IMODE(part.stat().st_mode)
+                    part.write_bytes(encoded(content))
                 with contextlib.suppress(FileNotFoundError):
                     mode = stat.S_IMODE(target.stat().st_mode)
                 part.chmod(mode)
@@ -225,10 +222,7 @@ def _number_of(error: BaseException) -> int:
 
 @contextmanager
 def _one_line(name: str, remedy: str, *, of_storage: bool = False) -> Iterator[None]:
-    """Turn errors of the system, and of libraries that wrap one, into one line.
-
-    With `of_storage` only problems of the storage.
-    """
+    """Turn errors of the system, also wrapped by libraries, or of the storage, into one line."""
     try:
         yield
     except LmscoutError:
@@ -265,10 +259,7 @@ def _write_into(path: Path, content: Content, *, truncate: bool = False) -> None
             part = Path(folder) / "content"
             content(part)
             content = part.read_bytes()
-    if truncate:
-        path.write_bytes(encoded(content))
-        return
-    with open(_descriptor(path), "wb") as file:
+    with open(path if truncate else _descriptor(path), "wb") as file:
         file.write(encoded(content))
 
 
@@ -325,11 +316,7 @@ def _draft(target: Path) -> Iterator[Path]:
 
 
 def _locked(draft: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock of a draft; None if the file system has no locks.
-
-    Raises:
-        OSError: there is no such draft, or another process holds the lock.
-    """
+    """A descriptor that holds the lock of a draft; None if the file system has no locks."""
     if fcntl is None:
         return None
     lock = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW)

@@ -13,18 +13,24 @@ GIB = 2**30
 _MEMINFO = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
 _UNKNOWN = 64 * GIB  # assumed if the system does not say
-_NO_LIMIT = 2**62
 
 
 def available_memory() -> int:
     """Bytes that this process can still allocate, by the machine and by its control group."""
-    return min(_of_machine("MemAvailable", "SC_AVPHYS_PAGES"), _left_in_group())
+    kilobytes = _number(_MEMINFO, r"^MemAvailable:\s*(\d+) kB$")
+    machine = _in_pages("SC_AVPHYS_PAGES") if kilobytes is None else 1024 * kilobytes
+    most, now = _number(_GROUP / "memory.max"), _number(_GROUP / "memory.current")
+    if most is None or now is None:
+        return machine
+    # Page cache counts as free.
+    cached = _number(_GROUP / "memory.stat", r"^(?:in)?active_file (\d+)$") or 0
+    return min(machine, max(0, most - max(0, now - cached)))
 
 
 def total_memory() -> int:
     """Bytes of the machine, or of the control group if that has fewer."""
-    most = _number(_GROUP / "memory.max")
-    return min(_of_machine("MemTotal", "SC_PHYS_PAGES"), most or _NO_LIMIT)
+    machine, group = _in_pages("SC_PHYS_PAGES"), _number(_GROUP / "memory.max")
+    return min(machine, group or machine)
 
 
 def require_memory(what: str, needed: int, remedy: str) -> None:
@@ -42,35 +48,17 @@ def require_memory(what: str, needed: int, remedy: str) -> None:
         )
 
 
-def _of_machine(field: str, pages: str) -> int:
+def _in_pages(name: str) -> int:
     try:
-        found = re.search(rf"^{field}:\s*(\d+) kB$", _MEMINFO.read_text("ascii"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    try:
-        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return _UNKNOWN
 
 
-def _left_in_group() -> int:
-    """Bytes below the limit of the control group; page cache counts as free."""
-    most, now = _number(_GROUP / "memory.max"), _number(_GROUP / "memory.current")
-    if most is None or now is None:
-        return _NO_LIMIT
+def _number(path: Path, form: str = r"^(\d+)$") -> int | None:
+    """The sum of the numbers of that form in a file of the system; None without any."""
     try:
-        stat = (_GROUP / "memory.stat").read_text("ascii")
-    except OSError:
-        stat = ""
-    cached = sum(int(one) for one in re.findall(r"^(?:in)?active_file (\d+)$", stat, re.MULTILINE))
-    return max(0, most - max(0, now - cached))
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text("ascii").strip()
+        found = re.findall(form, path.read_text("ascii"), re.MULTILINE)
     except (OSError, ValueError):
         return None
-    return int(text) if text.isdigit() else None
+    return sum(map(int, found)) if found else None

@@ -48,7 +48,20 @@ _BRACKET = re.compile(r"[\[\]{}]")
 _NUMBER = re.compile(r"[-+]?[0-9][0-9A-Fa-fxob_:.]*")  # in YAML, of any base
 _PYTHON_TAG = re.compile(r"tag '(?:tag:yaml\.org,2002:)?([^']*)'")
 # The same safe constructors; libyaml's scanner is several times faster where it is there.
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """Refuse a mapping with one name twice: the first value would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in names.most_common(1):
+            if count > 1:
+                problem = f"the name {brief(name)} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def read_bytes(
@@ -207,38 +220,42 @@ def parse_json(
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Read a YAML mapping of plain data.
+    """Read a file that holds a YAML mapping; raises LmscoutError as `parse_yaml`."""
+    return parse_yaml(read_text(path, _MOST_YAML), str(path))
+
+
+def parse_yaml(text: str, name: str) -> dict[Any, Any]:
+    """Parse a YAML mapping of plain data.
 
     Events are counted, without recursion, before anything is constructed.
+
+    Args:
+        text: the text.
+        name: of its file, for messages.
 
     Raises:
         LmscoutError: not YAML, a tag that names Python code, not a mapping, or beyond a bound.
     """
-    text = read_text(path, _MOST_YAML)
     try:
-        _check_events(text, path)
-        loader = _YAML_LOADER(text)
-        try:
-            node = loader.get_single_node()
-            _check_once(node, path)
-            values = None if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
+        _check_events(text, name)
+        values = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        tag = _PYTHON_TAG.search(error.problem or "")
-        if isinstance(error, yaml.constructor.ConstructorError) and tag:
-            raise LmscoutError(
-                f"{path}{line}: the tag {tag[1]!r} is not plain data; lmscout constructs "
-                "nothing that a file names: replace it with plain values"
-            ) from None
-        raise LmscoutError(f"{path}{line}: not YAML: {error.problem or error.context}") from None
+        where = f"{name}, line {error.problem_mark.line + 1}" if error.problem_mark else name
+        problem = error.problem or error.context or ""
+        if not isinstance(error, yaml.constructor.ConstructorError):
+            problem = f"not YAML: {problem}"
+        elif tag := _PYTHON_TAG.search(problem):
+            problem = (
+                f"the tag {tag[1]!r} is not plain data; lmscout constructs nothing that a file "
+                "names: replace it with plain values"
+            )
+        raise LmscoutError(f"{where}: {problem}") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise LmscoutError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise LmscoutError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
     except (AttributeError, LookupError) as error:  # PyYAML's own, of "!!int" without digits, say
-        raise LmscoutError(f"{path}: not YAML: a value does not fit its tag ({error})") from None
+        raise LmscoutError(f"{name}: not YAML: a value does not fit its tag ({error})") from None
     if not isinstance(values, dict):
-        raise LmscoutError(f"{path}: expected names with values, found {_kind(values)}")
+        raise LmscoutError(f"{name}: expected names with values, found {_kind(values)}")
     return values
 
 
@@ -362,8 +379,7 @@ def _real(digits: str) -> float:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the name {brief(twice)} is given twice in one object")
     return values
 
@@ -375,14 +391,15 @@ def _not_json(error: json.JSONDecodeError, name: str, single_line: bool) -> str:
     return f"{where}: not JSON: {error.msg}; is the file cut short? Fetch it again"
 
 
-def _check_events(text: str, path: Path) -> None:
+def _check_events(text: str, name: str) -> None:
     """Refuse YAML that nests too deep, or is too large with its aliases expanded."""
 
     def refuse(problem: str) -> NoReturn:
-        raise LmscoutError(f"{path}, line {_line(event)}: {problem}")
+        raise LmscoutError(f"{name}, line {event.start_mark.line + 1}: {problem}")
 
     total, open_anchors, sizes = 0, [], {}  # type: ignore[var-annotated]
-    for event in yaml.parse(text, Loader=_YAML_LOADER):
+    event: Any
+    for event in yaml.parse(text, Loader=_SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
                 refuse(f"the alias *{brief(event.anchor)} stands for nothing before it")
@@ -408,32 +425,8 @@ def _check_events(text: str, path: Path) -> None:
             refuse(f"holds too many values (more than {_MOST_NODES:,}, aliases expanded)")
 
 
-def _check_once(root: Any, path: Path) -> None:
-    """Refuse a mapping with one name twice: the first value would be lost."""
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        elif isinstance(node, yaml.MappingNode):
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if len(set(names)) < len(names):
-                twice = Counter(names).most_common(1)[0][0]
-                raise LmscoutError(
-                    f"{path}, line {_line(node)}: the name {brief(twice)} is given twice"
-                )
-            waiting += [part for pair in node.value for part in pair]
-
-
 def _kind(value: Any) -> str:
     return "an object" if isinstance(value, dict) else type(value).__name__
-
-
-def _line(part: Any) -> int:
-    return int(part.start_mark.line) + 1
 
 
 def _size(count: int) -> str:

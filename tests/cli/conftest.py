@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forked import Server, errors, progress_lines
+from safetensors.numpy import save_file
 
 MIXERS = [("SA", "SDP"), ("SA", "WMA"), ("LT", "DFT"), ("LT", "DCT"), ("DSC", 5), ("DSC", 9)]
 
@@ -43,6 +45,15 @@ def flexibert_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory):
+    """Tokens of which each follows from the one before, as a file."""
+    file = tmp_path_factory.mktemp("tokens") / "tokens.safetensors"
+    sequence = (np.arange(4200) * 7 % 4096).astype(np.int16)
+    save_file({"train": sequence[:3900], "validation": sequence[3900:]}, file)
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,6 @@
 import json
 
 import pytest
-import torch
-from safetensors.torch import save_file
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-    """Tokens of which each follows from the one before, as a file."""
-    file = tmp_path_factory.mktemp("tokens") / "tokens.safetensors"
-    sequence = (torch.arange(4200) * 7 % 4096).to(torch.int16)
-    save_file({"train": sequence[:3900], "validation": sequence[3900:]}, file)
-    return file
 
 
 def test_a_benchmark_is_built_checked_and_ranked(lmscout, tokens, tmp_path):

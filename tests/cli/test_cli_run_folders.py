@@ -46,11 +46,11 @@ def commands(flexibert_file):
 
 @pytest.mark.parametrize("name", ["rank", "discover", "check", "build"])
 def test_a_finished_run_is_printed_again_and_others_are_refused(
-    name, lmscout, flexibert_file, tmp_path
+    name, lmscout, flexibert_file, tokens, tmp_path
 ):
     arguments, change, differing = commands(flexibert_file)[name]
     if name == "build":
-        arguments += ["--device", "cpu", "--workers", "1"]
+        arguments += ["--corpus", tokens, "--device", "cpu", "--workers", "1"]
     out = tmp_path / "run ä"
     code, table, err = lmscout(*arguments, "--out", out)
     assert (code, err) == (0, "")

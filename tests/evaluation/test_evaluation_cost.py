@@ -6,8 +6,8 @@ import pytest
 import tiny_checkpoints
 import torch
 
-from lmscout.evaluation import (
-    load_model,
+from lmscout.evaluation import load_model
+from lmscout.evaluation.cost import (
     measure_speed,
     multiply_adds,
     parameter_bytes,

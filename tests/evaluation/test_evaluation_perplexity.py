@@ -8,7 +8,6 @@ import torch
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import (
-    Protocol,
     Text,
     load_model,
     perplexity,
@@ -17,13 +16,14 @@ from lmscout.evaluation import (
     tokenize_windows,
 )
 from lmscout.evaluation.perplexity import describe_tokenizer
+from lmscout.evaluation.protocols import Protocol
 
 TEXT = Text("made here", tiny_checkpoints.CONTENT, "its digest")
 MODELS = {"llama": tiny_checkpoints.llama, "gpt2": tiny_checkpoints.gpt2}
 
 
-def cut(window, stride, bos="once"):
-    return Protocol("a test's", window, stride, bos, "")
+def cut(window, stride):
+    return Protocol("a test's", window, stride, "")
 
 
 @torch.no_grad()
@@ -93,12 +93,11 @@ def test_bos_stands_before_the_text_once_and_is_stated():
     )
 
 
-def test_no_bos_where_the_tokenizer_adds_none_or_the_protocol_forbids_it():
+def test_no_bos_where_the_tokenizer_adds_none():
     model = tiny_checkpoints.llama()
     plain, adding = tiny_checkpoints.byte_tokenizer(bos=False), tiny_checkpoints.byte_tokenizer()
     found = perplexity(model, plain, TEXT, cut(32, 32))
     assert found.special_tokens == ()
-    assert perplexity(model, adding, TEXT, cut(32, 32, "none")).nll == found.nll
     assert perplexity(model, adding, TEXT, cut(32, 32)).nll != found.nll
     assert plain.bos_token_id not in tokenize_windows(plain, TEXT, 32)
 

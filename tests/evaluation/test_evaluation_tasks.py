@@ -10,8 +10,9 @@ import pytest
 
 from lmscout.builtin import tiny_folder
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import load_model, score_tasks
+from lmscout.evaluation import load_model
 from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, write_tasks
+from lmscout.evaluation.tasks import score_tasks
 
 COLOURS = ("red", "green", "blue", "grey")
 

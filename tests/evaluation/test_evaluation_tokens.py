@@ -6,8 +6,8 @@ import torch
 from transformers import AutoTokenizer
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import Text, model_windows, read_text, tokenize, tokenize_windows
-from lmscout.evaluation.perplexity import describe_tokenizer
+from lmscout.evaluation import Text, model_windows, read_text, tokenize_windows
+from lmscout.evaluation.perplexity import describe_tokenizer, tokenize
 
 TEXT = Text("made here", tiny_checkpoints.CONTENT, "its digest")
 

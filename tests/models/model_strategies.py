@@ -7,7 +7,7 @@ sizes = st.integers(1, 9)
 
 flexibert_blocks = st.builds(
     FlexibertBlock,
-    mixer=st.sampled_from(MIXERS),
+    mixer=st.sampled_from(list(MIXERS)),
     heads=st.sampled_from([2, 4]),
     feed_forward=sizes,
     stack=st.integers(1, 3),

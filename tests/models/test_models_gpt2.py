@@ -73,9 +73,9 @@ def test_counts_equal_the_built_module(spec):
 
     assert size(model) == spec.parameters()
     assert size(model.blocks, model.norm) == spec.body_parameters()
-    attending = [b for b in model.blocks if b.attends]
+    attending = [b for b in model.blocks if b.attention]
     assert size(*(b.attention for b in attending)) == spec.attention_parameters()
-    mlps = [b.mlp for b in model.blocks if b.has_mlp]
+    mlps = [b.mlp for b in model.blocks if b.mlp]
     assert size(*mlps) == spec.mlp_parameters()
     tables = size(model.vocabulary.tables, model.vocabulary.projections)
     assert tables + size(model.positions) == spec.embedding_parameters()

@@ -6,7 +6,8 @@ import torch
 from tiny_language_models import CONFIGS, random_model, random_windows
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import multiply_adds, parameter_bytes
+from lmscout.evaluation import parameter_bytes
+from lmscout.evaluation.cost import multiply_adds
 from lmscout.pruning.budgets import MEASURES, budget_of, keep_budget
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.evaluator import shape_of

@@ -127,11 +127,11 @@ def load_model(
         meta = partial(unfilled_model, make, "meta")
         check_memory(read_config(folder / CONFIG), files, meta, source)
         saved_dtype = _dtype(config)  # before loading overwrites it
-        model = _weights(folder, source, config, dtype or _in_memory(saved_dtype, target))
+        model = _weights(folder, source, config, dtype or memory_dtype(config, target))
         _describe_tie(model)
         tokenizer = _tokenizer(folder, source)
         try:
-            model.to(target)  # type: ignore[arg-type]
+            model.to(target)
         except (RuntimeError, MemoryError) as error:
             raise LmscoutError(
                 f"{source}: does not fit on {target} ({first_line(error)})"
@@ -192,10 +192,7 @@ def usable_device(name: str) -> torch.device:
 
 def memory_dtype(config: PreTrainedConfig, device: torch.device) -> torch.dtype:
     """The dtype that `load_model` gives weights on a device by default."""
-    return _in_memory(_dtype(config), device)
-
-
-def _in_memory(saved: torch.dtype | None, device: torch.device) -> torch.dtype:
+    saved = _dtype(config)
     return torch.float32 if device.type == "cpu" or saved is None else saved
 
 
@@ -251,10 +248,7 @@ def _causal_config(folder: Path, source: str) -> PreTrainedConfig:
 
 
 def _remove_code(config: PreTrainedConfig) -> None:
-    """Remove what names code, or hides a method or attribute of transformers.
-
-    A configuration object takes any entry of its file as an attribute.
-    """
+    """Remove what names code, or hides what transformers has: every entry is an attribute."""
     known = {one.name for one in fields(config)}
     for name in set(vars(config)) - known - {"model_type", *_INTERNAL}:
         if name in _NAMING_CODE or hasattr(PreTrainedConfig, name):
@@ -265,10 +259,7 @@ def _remove_code(config: PreTrainedConfig) -> None:
 
 
 def _check_declared_causal(config: PreTrainedConfig, source: str) -> None:
-    """Refuse, before weights are read, what its configuration declares to be another model.
-
-    The class that wrote the folder counts: an encoder's type can have a causal class too.
-    """
+    """Refuse a folder that another class wrote; an encoder's type can have a causal one too."""
     declared = list(config.architectures or [])
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     classes = known if isinstance(known, tuple) else (known,) if known else ()
@@ -281,9 +272,7 @@ def _check_declared_causal(config: PreTrainedConfig, source: str) -> None:
         )
 
 
-def _weights(
-    folder: Path, source: str, config: PreTrainedConfig, dtype: torch.dtype
-) -> PreTrainedModel:
+def _weights(folder: Path, source: str, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
     settings = getattr(config, "quantization_config", None)
     if isinstance(settings, dict) and settings.get("quant_method") == "fp8":
         config.quantization_config = {**settings, "dequantize": True}
@@ -317,8 +306,7 @@ def _weights(
     _check_names(source, report["missing_keys"], report["unexpected_keys"])
     _check_plain(model, source, dtype, quantized=settings is not None)
     model.eval()
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def _check_names(source: str, missing: Collection[str], unknown: Collection[str]) -> None:
@@ -360,10 +348,7 @@ def _listed(names: Collection[str]) -> str:
 def _check_plain(
     model: PreTrainedModel, source: str, dtype: torch.dtype, *, quantized: bool
 ) -> None:
-    """Convert dequantized weights to the dtype, and refuse those that stay quantized.
-
-    transformers chooses the dtype of what it dequantizes, layer by layer.
-    """
+    """Convert weights that transformers dequantized, and refuse those that stay quantized."""
     kept = {one.dtype for one in model.parameters()} - set(PLAIN_DTYPES)
     kept |= {one.dtype for name, one in model.named_buffers() if name.endswith(".weight")}
     if kept:
@@ -377,23 +362,17 @@ def _check_plain(
         vars(model.config).pop("quantization_config", None)
 
 
-def _describe_tie(model: PreTrainedModel) -> None:
-    """Make the configuration say whether embedding and head are one tensor.
-
-    transformers leaves them apart where the file holds two that differ, whatever the
-    configuration says; copies of the model are built from the configuration.
-    """
-    config: Any = model.config
-    whole: Any = model
-    weight = getattr(whole.get_output_embeddings(), "weight", None)
-    if weight is not None and getattr(config, "tie_word_embeddings", False):
+def _describe_tie(model: Any) -> None:
+    """Make the configuration, from which copies are built, say what transformers has loaded."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if weight is not None and getattr(model.config, "tie_word_embeddings", False):
         embedding = getattr(model.get_input_embeddings(), "weight", None)
-        config.tie_word_embeddings = weight is embedding
+        model.config.tie_word_embeddings = weight is embedding
 
 
-def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, source: str) -> Any:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
         tokens = tokenizer("a text", add_special_tokens=False)["input_ids"]

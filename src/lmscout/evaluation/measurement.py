@@ -1,9 +1,10 @@
-"""Evaluation of a loaded model: all perplexities, tasks and costs in one result."""
+"""Evaluation of a model: all perplexities, tasks and costs in one result."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -12,20 +13,69 @@ from typing import Any
 import torch
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.cost import measure_speed, multiply_adds, parameter_bytes, parameter_count
+from lmscout.evaluation.cost import (
+    Speed,
+    measure_speed,
+    multiply_adds,
+    parameter_bytes,
+    parameter_count,
+)
 from lmscout.evaluation.loading import LoadedModel, load_model
 from lmscout.evaluation.origin import model_fingerprint
-from lmscout.evaluation.perplexity import checked_tokens, perplexity
-from lmscout.evaluation.protocols import Protocol, protocol_of
-from lmscout.evaluation.results import Evaluation
+from lmscout.evaluation.perplexity import Perplexity, checked_tokens
+from lmscout.evaluation.perplexity import perplexity as text_perplexity
+from lmscout.evaluation.protocols import protocol_of
 from lmscout.evaluation.task_data import questions_sha256
 from lmscout.evaluation.tasks import TaskScore, check_tasks, score_tasks
-from lmscout.evaluation.text import Text, read_text
+from lmscout.evaluation.text import read_text
 from lmscout.progress import Progress
+from lmscout.results import Result
 from lmscout.runs import kept_result
 
 _SPEED = 8, 128  # sequences per forward pass, tokens per sequence
 _PROMPT = 512  # tokens assumed for a prompt of a task
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Result):
+    """Quality and cost of a model.
+
+    Attributes:
+        model: its folder, or its name on the Hub.
+        parameters: number of parameters.
+        bytes: of the parameters in memory.
+        multiply_adds: of a token in the linear layers.
+        dtype: of the weights.
+        perplexities: one per text and protocol.
+        tasks: scores on tasks.
+        speed: of a forward pass; None if it was not measured.
+        seconds: duration of the evaluation.
+    """
+
+    model: str
+    parameters: int
+    bytes: int
+    multiply_adds: int
+    dtype: str
+    perplexities: tuple[Perplexity, ...]
+    tasks: tuple[TaskScore, ...]
+    speed: Speed | None
+    seconds: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per perplexity and task score."""
+        return [
+            *({"measure": "perplexity", **one.to_json()} for one in self.perplexities),
+            *({"measure": "task", **one.to_json()} for one in self.tasks),
+        ]
+
+    def to_json(self) -> dict[str, object]:
+        """The result as the command line prints it."""
+        return {
+            **super().to_json(),
+            "perplexities": [one.to_json() for one in self.perplexities],
+            "tasks": [one.to_json() for one in self.tasks],
+        }
 
 
 def kept_evaluation(
@@ -34,26 +84,20 @@ def kept_evaluation(
     perplexity: Sequence[str],
     tasks: Sequence[str],
     protocol: Sequence[str],
+    limit_tokens: int | None,
+    batch_tokens: int,
     task_data: Path | None,
+    shots: int | None,
+    limit: int | None,
+    speed: bool,
     dtype: str,
     device: str,
     out: Path | None,
     progress: Progress | None,
-    **options: Any,
 ) -> Evaluation:
     """Measure a model, or load the result of a finished run; see `lmscout.evaluate`.
 
-    Args:
-        model: folder or Hub name of the model, or the loaded model.
-        perplexity: sources of texts.
-        tasks: names of lm-eval.
-        protocol: names of the perplexities' protocols.
-        task_data: folder of the tasks' questions; None for the Hub.
-        dtype: of the weights in memory.
-        device: as PyTorch names it.
-        out: run folder; None to keep nothing.
-        progress: called with stage, steps done and all steps.
-        options: further arguments of `measure`.
+    Every input is checked before the first measurement.
     """
     if not (perplexity or tasks):
         raise LmscoutError("nothing to measure: give perplexity texts, tasks or both")
@@ -61,101 +105,49 @@ def kept_evaluation(
         check_tasks(tasks, task_data)
     protocols = [protocol_of(one) for one in protocol] if perplexity else []
     texts = [read_text(source) for source in perplexity]
-    source = model if isinstance(model, str) else model.source
+    # The questions and the model's whole folder are read for a run that is kept only.
+    local = None if task_data is None or not tasks or out is None else task_data
     settings = {
-        "model": source,
-        # Only for a run that is kept, since the whole folder is read.
+        "model": model if isinstance(model, str) else model.source,
         "model_fingerprint": None if out is None else model_fingerprint(model),
         "perplexity": perplexity,
         "text_sha256": [text.sha256 for text in texts],
         "protocol": [one.name for one in protocols],
         "tasks": tasks,
         "task_data": None if task_data is None else str(task_data),
-        "task_data_sha256": (
-            questions_sha256(task_data, tasks)
-            if task_data is not None and tasks and out is not None
-            else None
-        ),
+        "task_data_sha256": None if local is None else questions_sha256(local, tasks),
         "dtype": dtype,
         "device": device,
-        **options,
+        "limit_tokens": limit_tokens,
+        "batch_tokens": batch_tokens,
+        "shots": shots,
+        "limit": limit,
+        "speed": speed,
     }
 
-    def compute() -> Evaluation:
+    def measure() -> Evaluation:
         loaded = model
         if isinstance(loaded, str):
             loaded = load_model(loaded, getattr(torch, dtype), device)
-        return measure(
-            loaded,
-            texts,
-            protocols,
-            tasks,
-            dtype=dtype,
-            task_data=task_data,
-            progress=progress,
-            **options,
+        start = time.perf_counter()
+        measured = list(product(texts, protocols))
+        for text, one in measured:
+            checked_tokens(loaded.model, loaded.tokenizer, text, one, limit_tokens)
+        # First, since it takes seconds: an error here costs no other measurement.
+        timed = measure_speed(loaded.model, *_SPEED) if speed else None
+        perplexities = tuple(
+            text_perplexity(
+                *(loaded.model, loaded.tokenizer, text, one),
+                batch_tokens=batch_tokens,
+                limit_tokens=limit_tokens,
+                progress=progress
+                and partial(progress, f"{Path(text.source).name or text.source}, {one.name}"),
+            )
+            for text, one in measured
         )
-
-    return kept_result(out, "eval", settings, Evaluation, compute)
-
-
-def measure(
-    loaded: LoadedModel,
-    texts: Sequence[Text],
-    protocols: Sequence[Protocol],
-    tasks: Sequence[str],
-    *,
-    dtype: str,
-    limit_tokens: int | None = None,
-    batch_tokens: int = 4096,
-    task_data: Path | None = None,
-    shots: int | None = None,
-    limit: int | None = None,
-    speed: bool = False,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Measure perplexities, tasks and cost; every input is checked before the first measurement.
-
-    Args:
-        loaded: the model and its tokenizer.
-        texts: texts whose perplexity is measured.
-        protocols: protocols of each perplexity.
-        tasks: names of lm-eval.
-        dtype: of the weights in memory, for the result.
-        limit_tokens: first tokens of each text that are used; None for all.
-        batch_tokens: tokens per forward pass.
-        task_data: folder of the tasks' questions; None for the Hub.
-        shots: examples before each question; None for each task's usual number.
-        limit: maximum number of questions per task.
-        speed: whether to measure tokens per second and peak memory.
-        progress: called with stage, steps done and all steps.
-
-    Raises:
-        LmscoutError: a text is shorter than one window, or a task or protocol does not apply.
-    """
-    start = time.perf_counter()
-    model, tokenizer = loaded.model, loaded.tokenizer
-    for text, protocol in product(texts, protocols):
-        checked_tokens(model, tokenizer, text, protocol, limit_tokens)
-    # First, since it takes seconds: an error here costs no other measurement.
-    timed = measure_speed(model, *_SPEED) if speed else None
-    perplexities = tuple(
-        perplexity(
-            model,
-            tokenizer,
-            text,
-            protocol,
-            batch_tokens=batch_tokens,
-            limit_tokens=limit_tokens,
-            progress=progress
-            and partial(progress, f"{Path(text.source).name or text.source}, {protocol.name}"),
-        )
-        for text, protocol in product(texts, protocols)
-    )
-    scores: tuple[TaskScore, ...] = ()
-    if tasks:
-        scores = tuple(
-            score_tasks(
+        scores: tuple[TaskScore, ...] = ()
+        if tasks:
+            scores = score_tasks(
                 loaded,
                 tasks,
                 shots=shots,
@@ -164,15 +156,16 @@ def measure(
                 data=task_data,
                 progress=progress and partial(progress, "tasks"),
             )
+        return Evaluation(
+            model=loaded.source,
+            parameters=parameter_count(loaded.model),
+            bytes=parameter_bytes(loaded.model),
+            multiply_adds=multiply_adds(loaded.model),
+            dtype=dtype,
+            perplexities=perplexities,
+            tasks=scores,
+            speed=timed,
+            seconds=round(time.perf_counter() - start, 3),
         )
-    return Evaluation(
-        model=loaded.source,
-        parameters=parameter_count(model),
-        bytes=parameter_bytes(model),
-        multiply_adds=multiply_adds(model),
-        dtype=dtype,
-        perplexities=perplexities,
-        tasks=scores,
-        speed=timed,
-        seconds=round(time.perf_counter() - start, 3),
-    )
+
+    return kept_result(out, "eval", settings, Evaluation, measure)

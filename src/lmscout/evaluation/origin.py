@@ -8,7 +8,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+from lmscout.errors import LmscoutError
+from lmscout.reading import parse_yaml
 
 CARD = "README.md"
 
@@ -19,10 +23,6 @@ _MOST = 1 << 16  # characters of a card or record that are read
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WORD = re.compile(r"[\w][\w.+-]{0,99}")
 _LINK = re.compile(r"https?://[\w./%?=&+#~:-]{1,300}")
-_ENTRY = re.compile(
-    r"^(license|license_name|license_link|base_model):[ \t]*([^\n]*)(?:\n[ \t]*-[ \t]*([^\n]*))?",
-    re.MULTILINE,
-)
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # a folder of the Hub's own cache
 
 
@@ -121,29 +121,22 @@ def _recorded_name(folder: Path) -> str | None:
     return None
 
 
-def _card(folder: Path) -> dict[str, str]:
-    """Entries of a card's front matter, each as one word."""
+def _card(folder: Path) -> dict[str, Any]:
+    """Entries of a card's front matter; of a list the first one."""
     try:
-        text = _start_of(folder / CARD)
-    except OSError:
+        text = _start_of(folder / CARD).removeprefix("\ufeff")
+        if not text.startswith("---\n") or "\n---" not in text[3:]:
+            return {}
+        entries = parse_yaml(text[4:].partition("\n---")[0], CARD)
+    except (OSError, LmscoutError):
         return {}
-    lines = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    if not lines.startswith("---\n") or "\n---" not in lines[3:]:
-        return {}
-    front = lines[4:].partition("\n---")[0]
-    entries: dict[str, str] = {}
-    for name, inline, first in _ENTRY.findall(front):
-        entries.setdefault(name, _word(inline or first))
-    return entries
+    return {
+        name: value[0] if isinstance(value, list) and value else value
+        for name, value in entries.items()
+    }
 
 
-def _word(value: str) -> str:
-    """A YAML scalar, or the first one of a list in brackets."""
-    first = value.partition(" #")[0].strip().removeprefix("[").removesuffix("]").partition(",")[0]
-    return first.strip().strip("\"'")
-
-
-def _link(given: str | None, name: str | None) -> str | None:
+def _link(given: object, name: object) -> str | None:
     """An address, or that of a file in the model's repository."""
     if _matching(_REPOSITORY, name) and _matching(_WORD, given):
         return f"https://huggingface.co/{name}/blob/main/{given}"

@@ -11,6 +11,8 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -20,8 +22,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.protocols import (
-    BOS_NONE,
-    BOS_ONCE,
     Protocol,
     attention_span,
     fit_protocol,
@@ -130,7 +130,9 @@ def perplexity(
         tokens=scored_tokens,
         windows=len(spans),
         protocol=protocol,
-        special_tokens=_special_tokens(tokenizer, protocol),
+        special_tokens=tuple(
+            tokenizer.convert_ids_to_tokens(tokenizer("", verbose=False)["input_ids"])
+        ),
         source=text.source,
         text_sha256=text.sha256,
         tokenizer=describe_tokenizer(tokenizer),
@@ -155,7 +157,7 @@ def checked_tokens(
             the text is shorter than one window, or the tokenizer is not the model's.
     """
     protocol = fit_protocol(protocol, model.config)
-    tokens = tokenize(tokenizer, text, protocol.bos, limit_tokens)
+    tokens = tokenize(tokenizer, text, limit_tokens)
     _check_length(tokens, protocol.window, text, limit_tokens)
     _check_vocabulary(tokens, model, text)
     return protocol, tokens
@@ -164,15 +166,13 @@ def checked_tokens(
 def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     text: Text,
-    bos: str = BOS_ONCE,
     limit: int | None = None,
 ) -> Tensor:
-    """Tokenise a text as a whole.
+    """Tokenise a text as a whole, with the special tokens that the tokenizer adds.
 
     Args:
         tokenizer: the model's.
         text: the text.
-        bos: as in `Protocol`.
         limit: maximum number of tokens.  Only a part of the text that surely holds them is
             tokenised: tokenising costs some 200 bytes of memory per character.
 
@@ -182,7 +182,7 @@ def tokenize(
 
     def first(characters: int | None) -> Tensor:
         content = text.content[:characters]
-        tokens = tokenizer(content, add_special_tokens=bos == BOS_ONCE, verbose=False)
+        tokens = tokenizer(content, verbose=False)
         return torch.tensor(tokens["input_ids"], dtype=torch.int64)
 
     characters = len(text.content) if limit is None else 8 * (limit + _MARGIN)
@@ -213,7 +213,7 @@ def tokenize_windows(
     Raises:
         LmscoutError: the text is shorter than one window.
     """
-    tokens = tokenize(tokenizer, text, limit=None if count is None else count * window)
+    tokens = tokenize(tokenizer, text, None if count is None else count * window)
     _check_length(tokens, window, text)
     found = len(tokens) // window
     return tokens[: found * window].view(found, window)
@@ -272,21 +272,12 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"{len(tokenizer)} tokens, vocabulary sha256 {digest[:16]}"
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> tuple[str, ...]:
-    if protocol.bos == BOS_NONE:
-        return ()
-    return tuple(tokenizer.convert_ids_to_tokens(tokenizer("", verbose=False)["input_ids"]))
-
-
 def _batches(spans: list[tuple[int, int]], rows: int) -> Iterator[tuple[int, list[int]]]:
     """Consecutive windows that score equally many tokens, at most `rows` at a time."""
-    starts: list[int] = []
-    for index, (scored, start) in enumerate(spans):
-        starts.append(start)
-        following = spans[index + 1][0] if index + 1 < len(spans) else None
-        if following != scored or len(starts) == rows:
-            yield scored, starts
-            starts = []
+    for scored, group in groupby(spans, key=itemgetter(0)):
+        starts = [start for _, start in group]
+        for first in range(0, len(starts), rows):
+            yield scored, starts[first : first + rows]
 
 
 def _loss(model: PreTrainedModel, windows: Tensor, scored: int) -> float:

@@ -8,8 +8,6 @@ from transformers import PreTrainedConfig
 
 from lmscout.errors import LmscoutError
 
-BOS_ONCE, BOS_NONE = "once", "none"
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -25,41 +23,29 @@ class Protocol:
         name: as given on the command line.
         window: tokens per window.
         stride: tokens from the start of one window to the next.
-        bos: "once": the special tokens that the tokenizer adds (BOS before the text, for most;
-            nothing, for GPT-2's) are added to the text, not to each window.  "none": none are.
         note: source of the protocol.
+        bos: "once": the special tokens that the tokenizer adds (BOS before the text, for most;
+            nothing, for GPT-2's) are added to the text, not to each window.
     """
 
     name: str
     window: int
     stride: int
-    bos: str
     note: str
-
-    def __post_init__(self) -> None:
-        if not (self.window >= 2 and 1 <= self.stride <= self.window):
-            raise ValueError(f"no windows of {self.window} tokens with a stride of {self.stride}")
-        if self.bos not in (BOS_ONCE, BOS_NONE):
-            raise ValueError(f"bos is {BOS_ONCE!r} or {BOS_NONE!r}, not {self.bos!r}")
+    bos: str = "once"
 
 
 PROTOCOLS: tuple[Protocol, ...] = (
     Protocol(
-        "llm-pruner",
-        128,
-        128,
-        BOS_ONCE,
+        *("llm-pruner", 128, 128),
         "LLM-Pruner (arXiv 2305.11627): rows joined by blank lines; a file is taken as it is",
     ),
-    Protocol("windows-512", 512, 512, BOS_ONCE, "as llm-pruner, with windows of 512"),
+    Protocol("windows-512", 512, 512, "as llm-pruner, with windows of 512"),
     Protocol(
-        "sliding",
-        2048,
-        1024,
-        BOS_ONCE,
+        *("sliding", 2048, 1024),
         "windows as long as the model reads, at most 2048, that overlap by half",
     ),
-    Protocol("sliding-1024", 1024, 512, BOS_ONCE, "windows of 1024 that overlap by half"),
+    Protocol("sliding-1024", 1024, 512, "windows of 1024 that overlap by half"),
 )
 
 

@@ -214,10 +214,7 @@ def _questions(name: str, found: Any) -> int:
 
 @contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval from writing to stderr.
-
-    It has no switch for its bars, one per task, nor for its calls of git and of system tools.
-    """
+    """Keep lm-eval, which has no switch for its bars and its calls of git, from stderr."""
     import datasets
     import lm_eval.evaluator
     from tqdm import tqdm

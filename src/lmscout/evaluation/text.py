@@ -11,7 +11,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.quiet import first_line, quiet
-from lmscout.reading import MIB, MOST_TEXT, expanded, parse_json_lines, read_bytes
+from lmscout.reading import MIB, MOST_TEXT, decoded, expanded, parse_json_lines, read_bytes
 
 HUB = "hub:"
 _BLANK_LINE = "\n\n"
 _DEFAULT_FIELD = "text"
 _ROWS = re.compile(
-    r"(?P<file>.+\.(?:(?P<parquet>parquet)|(?:jsonl|ndjson)(?:\.gz)?))(?:#(?P<field>[^#]+))?",
+    r"(?P<file>.+\.(?:parquet|(?:jsonl|ndjson)(?:\.gz)?))(?:#(?P<field>[^#]+))?",
     re.IGNORECASE | re.DOTALL,
 )
 _ADDRESS = re.compile(r"(?P<name>[^:#]+?)(:(?P<split>[^#]+))?(#(?P<field>.+))?")
@@ -57,13 +57,11 @@ class RowFile:
         source: as it was given, `FILE` or `FILE#FIELD`.
         path: the file.
         field: field or column of the text; None for `text`, or for the only one of strings.
-        parquet: whether it is Parquet.
     """
 
     source: str
     path: Path
     field: str | None
-    parquet: bool
 
     def absolute(self) -> str:
         """The source with an absolute path."""
@@ -78,8 +76,7 @@ def row_file(source: str) -> RowFile | None:
     match = _ROWS.fullmatch(source)
     if match is None or (match["field"] and Path(source).expanduser().is_file()):
         return None
-    path = Path(match["file"]).expanduser()
-    return RowFile(source, path, match["field"], match["parquet"] is not None)
+    return RowFile(source, Path(match["file"]).expanduser(), match["field"])
 
 
 def read_text(source: str) -> Text:
@@ -95,13 +92,13 @@ def read_text(source: str) -> Text:
     """
     rows = row_file(source)
     if source.startswith(HUB):
-        content = _BLANK_LINE.join(_dataset_rows(source))
+        content = _joined(_dataset_rows(source), source)
     elif rows is None:
         content = _file(source)
-    elif rows.parquet:
-        content = _BLANK_LINE.join(_parquet_rows(rows))
+    elif rows.path.suffix.lower() == ".parquet":
+        content = _joined(_parquet_rows(rows), source)
     else:
-        content = _BLANK_LINE.join(_json_rows(rows))
+        content = _joined(_json_rows(rows), source)
     if not content.strip():
         raise LmscoutError(f"{source}: holds no text; give another file")
     return Text(source, content, hashlib.sha256(content.encode()).hexdigest())
@@ -112,6 +109,20 @@ def same_text(one: Text, other: Text) -> bool:
     return one.content.split() == other.content.split()
 
 
+def _joined(rows: Iterable[str | None], source: str) -> str:
+    """Rows joined by blank lines, before they fill the memory; an absent one is empty."""
+    held, size = [], 0
+    for row in rows:
+        held.append(row or "")
+        size += len(held[-1]) + len(_BLANK_LINE)
+        if size > MOST_TEXT:
+            raise LmscoutError(
+                f"{source}: holds too much text (more than {MOST_TEXT // MIB} MiB); give a smaller "
+                f"file, or a part of the data set, as {HUB}NAME:train[:1%]"
+            )
+    return _BLANK_LINE.join(held)
+
+
 def _file(source: str) -> str:
     path = expanded(source)
     if not os.path.lexists(path):
@@ -120,18 +131,13 @@ def _file(source: str) -> str:
             "or Parquet) or a Hub data set written hub:NAME[/CONFIG][:SPLIT][#FIELD]"
         )
     content = read_bytes(path, MOST_TEXT, compressed=True, pipe=True, name=source)
-    try:
-        decoded = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LmscoutError(
-            f"{source}: is not text in UTF-8 (byte {error.start}); give a text file"
-        ) from None
-    if "\0" in decoded:
+    text = decoded(content, source)
+    if "\0" in text:
         raise LmscoutError(f"{source}: is a binary file; give a text file in UTF-8")
-    return decoded
+    return text
 
 
-def _json_rows(rows: RowFile) -> Iterator[str]:
+def _json_rows(rows: RowFile) -> Iterator[str | None]:
     name = rows.field
     for number, row in parse_json_lines(_file(str(rows.path)), rows.source):
         where = f"{rows.source}, line {number}"
@@ -143,26 +149,16 @@ def _json_rows(rows: RowFile) -> Iterator[str]:
         strings = [key for key, value in row.items() if isinstance(value, str)]
         if name is None or row.get(name, name) is not None:
             name = _field(where, name, strings, f"{rows.path}#FIELD")
-        yield row[name] or ""
+        yield row[name]
 
 
-def _parquet_rows(rows: RowFile) -> Iterator[str]:
-    held = 0
+def _parquet_rows(rows: RowFile) -> Iterator[str | None]:
     try:
         with pq.ParquetFile(rows.path) as file:
             strings = [one.name for one in file.schema_arrow if _is_text(one.type)]
             name = _field(rows.source, rows.field, strings, f"{rows.path}#FIELD")
             for batch in file.iter_batches(batch_size=_BATCH, columns=[name]):
-                column = batch.column(0)
-                if pa.types.is_dictionary(column.type):
-                    column = column.dictionary_decode()
-                held += column.nbytes
-                if held > MOST_TEXT:
-                    raise LmscoutError(
-                        f"{rows.source}: holds more than {MOST_TEXT >> 30} GiB of text; give a "
-                        "smaller file"
-                    )
-                yield from (value or "" for value in column.to_pylist())
+                yield from batch.column(0).to_pylist()
     except FileNotFoundError:
         raise LmscoutError(f"{rows.path}: no such file; name a Parquet file") from None
     except (OSError, pa.ArrowException) as error:
@@ -190,8 +186,7 @@ def _field(where: str, wanted: str | None, strings: Sequence[str], example: str)
     )
 
 
-def _dataset_rows(source: str) -> Iterator[str]:
-    """Rows of a column of a Hub data set."""
+def _dataset_rows(source: str) -> Iterator[str | None]:
     match = _ADDRESS.fullmatch(source.removeprefix(HUB))
     parts = match["name"].split("/") if match else []
     if not match or not all(parts) or len(parts) > 3:
@@ -229,12 +224,4 @@ def _dataset_rows(source: str) -> Iterator[str]:
         for name, feature in data.features.items()
         if getattr(feature, "dtype", None) in ("string", "large_string")
     ]
-    size = 0
-    for row in data[_field(source, match["field"], strings, f"{HUB}NAME:SPLIT#FIELD")]:
-        size += len(row or "") + len(_BLANK_LINE)
-        if size > MOST_TEXT:
-            raise LmscoutError(
-                f"{source}: is too large (more than {MOST_TEXT // MIB} MiB); name a smaller split, "
-                f"as {HUB}NAME:train[:1%]"
-            )
-        yield row or ""
+    yield from data[_field(source, match["field"], strings, f"{HUB}NAME:SPLIT#FIELD")]

@@ -29,7 +29,6 @@ class DecoderSpec(ArchitectureSpec):
         return len(self.heads)
 
     def __post_init__(self) -> None:
-        self.check_fields()
         if not self.heads or len(self.heads) != len(self.inner):
             raise self.error(
                 f"heads has {len(self.heads)} entries and inner {len(self.inner)}; "
@@ -82,13 +81,10 @@ class SelfAttention(nn.Module):
         queries = self.rotary(split_heads(self.query(hidden), self.heads))
         keys = self.rotary(split_heads(self.key(hidden), self.shared))
         values = split_heads(self.value(hidden), self.shared)
-        output: Tensor = self.output(self.attend(queries, self._repeat(keys), self._repeat(values)))
-        return output
+        return self.output(self.attend(queries, self._repeat(keys), self._repeat(values)))
 
     def _repeat(self, shared: Tensor) -> Tensor:
         """``[B, shared, T, size]`` to ``[B, heads, T, size]``, each head repeated in place."""
-        if self.shared == self.heads:
-            return shared
         group = self.heads // self.shared
         return shared[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2)
 
@@ -112,27 +108,24 @@ class DecoderBlock(nn.Module):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        self.attends, self.has_mlp, self.gated = attention is not None, mlp is not None, gated
-        if attention is not None:
-            self.attention_norm = norm()
-            self.attention = attention
-        if mlp is not None:
-            self.mlp_norm = norm()
-            self.mlp = mlp
+        self.attention_norm = norm() if attention else None
+        self.attention = attention
+        self.mlp_norm = norm() if mlp else None
+        self.mlp = mlp
+        self.gated = gated
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, width]`` to the same shape."""
-        if self.attends:
+        if self.attention and self.attention_norm:
             hidden = hidden + self.attention(self.attention_norm(hidden))
-        if self.has_mlp:
+        if self.mlp and self.mlp_norm:
             hidden = hidden + self.mlp(self.mlp_norm(hidden))
         return hidden
 
     def probe_points(self) -> ProbePoints:
         """Where the inputs are read in this block."""
-        attention = self.attention if self.attends else None
-        mlp: Any = self.mlp if self.has_mlp else None
-        act = (mlp.activation,) if mlp else ()
+        attention, mlp = self.attention, self.mlp
+        act: tuple[Any, ...] = (mlp.activation,) if mlp else ()
         return ProbePoints(
             block=self,
             act=act,

@@ -10,27 +10,29 @@ they were trained.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from lmscout.errors import brief
 from lmscout.models.layers import Conv1d, Embedding, Linear, draw_weights, merge_heads, split_heads
 from lmscout.models.spec import (
+    CHECKED,
     ArchitectureSpec,
-    Bounds,
     LanguageModel,
     ProbePoints,
     Size,
     Vocabulary,
     Width,
+    above_zero,
     linear_layers,
     linear_parameters,
 )
@@ -43,7 +45,7 @@ SIGN_SEED = 20_230_518
 CONVOLUTION_HEAD_RATIO = 2  # a convolving mixer keeps half of the heads for attention
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FlexibertBlock:
     """One encoder layer.
 
@@ -57,17 +59,10 @@ class FlexibertBlock:
     mixer: str
     heads: Size
     feed_forward: Size
-    stack: Annotated[int, Bounds(64)]
-
-    def parameters(self, width: int) -> int:
-        """Parameters of the layer at a width of the model."""
-        inner = self.feed_forward
-        feed_forward = linear_parameters(width, inner) + linear_parameters(inner, width)
-        feed_forward += (self.stack - 1) * linear_parameters(inner, inner)
-        return mixer_parameters(self.mixer, width, self.heads) + feed_forward + 2 * width
+    stack: Annotated[int, above_zero(int, 64)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class FlexibertSpec(ArchitectureSpec):
     """A FlexiBERT encoder.
 
@@ -86,7 +81,6 @@ class FlexibertSpec(ArchitectureSpec):
     max_length: Size = 512
 
     def __post_init__(self) -> None:
-        self.check_fields()
         if not self.blocks:
             raise self.error("blocks is empty; an encoder has at least one")
         for index, block in enumerate(self.blocks):
@@ -97,7 +91,7 @@ class FlexibertSpec(ArchitectureSpec):
                 )
             if self.width % heads:
                 raise self.error(f"{where}: heads {heads} does not divide the width {self.width}")
-            if block.mixer in KERNELS and heads % CONVOLUTION_HEAD_RATIO:
+            if block.mixer.startswith("DSC") and heads % CONVOLUTION_HEAD_RATIO:
                 raise self.error(
                     f"{where}: heads {heads} is odd; {block.mixer} splits them in two halves"
                 )
@@ -117,7 +111,7 @@ class FlexibertSpec(ArchitectureSpec):
 
     def body_parameters(self) -> int:
         """Parameters of the blocks; the last LayerNorm belongs to the last block."""
-        return sum(block.parameters(self.width) for block in self.blocks)
+        return sum(_parameters(block, self.width) for block in self.blocks)
 
     def build(self, seed: int) -> FlexibertEncoder:
         """The encoder in eval mode: weights normal (0, 0.02), biases 0, norms the identity."""
@@ -151,8 +145,7 @@ class Attention(nn.Module):
         keys = split_heads(self.key(hidden), self.heads)
         values = split_heads(self.value(hidden), self.heads)
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-        context: Tensor = self.softmax(scores) @ values
-        return context
+        return self.softmax(scores) @ values
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Mix ``[B, T, width]``."""
@@ -237,8 +230,7 @@ class Fourier(Transform):
 
     def transform(self, features: Tensor) -> Tensor:
         """``[B, heads, T, size]`` to the same shape."""
-        real: Tensor = torch.fft.fft2(features).real
-        return real
+        return torch.fft.fft2(features).real
 
 
 class Cosine(Transform):
@@ -257,37 +249,17 @@ def _cosines(size: int, like: Tensor) -> Tensor:
     return (2 * angles.cos()).to(like.dtype)
 
 
-KERNELS = {"DSC5": 5, "DSC9": 9}
 # Published as (operation type, parameter): (SA, SDP), (SA, WMA), (LT, DFT), (LT, DCT),
 # (DSC, 5), (DSC, 9).
-_MIXERS: dict[str, Callable[[int, int], nn.Module]] = {
+MIXERS: dict[str, Callable[[int, int], nn.Module]] = {
     "SDP": Attention,
     "WMA": WeightedMultiplicative,
     "DFT": Fourier,
     "DCT": Cosine,
-    **{name: partial(SpanConvolution, kernel=kernel) for name, kernel in KERNELS.items()},
+    "DSC5": partial(SpanConvolution, kernel=5),
+    "DSC9": partial(SpanConvolution, kernel=9),
 }
-MIXERS = tuple(_MIXERS)
-
-
-def build_mixer(mixer: str, width: int, heads: int) -> nn.Module:
-    """The mixer of that name (one of `MIXERS`), its tensors not yet drawn."""
-    return _MIXERS[mixer](width, heads)
-
-
-def mixer_parameters(mixer: str, width: int, heads: int) -> int:
-    """Parameters of the mixer, with the output projection and LayerNorm that follow it."""
-    square = linear_parameters(width, width)
-    if mixer in ("DFT", "DCT"):
-        return square
-    after = square + 2 * width
-    if mixer not in KERNELS:
-        return 3 * square + (width * width if mixer == "WMA" else 0) + after
-    kernel, attention_heads = KERNELS[mixer], heads // CONVOLUTION_HEAD_RATIO
-    inner = attention_heads * (width // heads)
-    separable = width * kernel + width * inner + inner
-    to_kernel = linear_parameters(inner, attention_heads * kernel)
-    return 4 * linear_parameters(width, inner) + separable + to_kernel + after
+"""Makers of mixers, from the width and the number of heads."""
 
 
 class FeedForward(nn.Module):
@@ -304,8 +276,7 @@ class FeedForward(nn.Module):
         """``[B, T, width]`` to the same shape."""
         for layer, activation in zip(self.layers, self.activations, strict=True):
             hidden = activation(layer(hidden))
-        output: Tensor = self.output(hidden)
-        return output
+        return self.output(hidden)
 
 
 class EncoderBlock(nn.Module):
@@ -313,7 +284,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, block: FlexibertBlock, width: int) -> None:
         super().__init__()
-        self.mixer = build_mixer(block.mixer, width, block.heads)
+        self.mixer = MIXERS[block.mixer](width, block.heads)
         if isinstance(self.mixer, Attention):
             self.output = Linear(width, width)
             self.mixer_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
@@ -325,39 +296,31 @@ class EncoderBlock(nn.Module):
         mixed = self.mixer(hidden)
         if isinstance(self.mixer, Attention):
             mixed = self.mixer_norm(self.output(mixed) + hidden)
-        normed: Tensor = self.norm(self.feed_forward(mixed) + mixed)
-        return normed
+        return self.norm(self.feed_forward(mixed) + mixed)
 
     def probe_points(self) -> ProbePoints:
         """Where the inputs are read in this block."""
-        head: tuple[nn.Linear, ...]
-        softmax: tuple[nn.Module, ...] = ()
-        spectrum: tuple[nn.Module, ...] = ()
-        if isinstance(self.mixer, Attention):
-            head = (self.mixer.query, self.mixer.key, self.mixer.value)
-            softmax = (self.mixer.softmax,)
-        else:
-            assert isinstance(self.mixer, Transform)
-            head, spectrum = (self.mixer.mixing,), (self.mixer.spectrum,)
+        mixer: Any = self.mixer
+        attends = isinstance(mixer, Attention)
         return ProbePoints(
             block=self,
             act=tuple(self.feed_forward.activations),
-            head=head,
-            softmax=softmax,
-            spectrum=spectrum,
+            head=(mixer.query, mixer.key, mixer.value) if attends else (mixer.mixing,),
+            softmax=(mixer.softmax,) if attends else (),
+            spectrum=() if attends else (mixer.spectrum,),
             linear=linear_layers(self),
             mlp=linear_layers(self.feed_forward),
         )
 
 
+@cache
+def _parameters(block: FlexibertBlock, width: int) -> int:
+    with torch.device("meta"):
+        return sum(one.numel() for one in EncoderBlock(block, width).parameters())
+
+
 class FlexibertEncoder(LanguageModel):
-    """The encoder that a `FlexibertSpec` builds.
-
-    Attributes:
-        sign_seed: the seed of the signs in `loss`; the same in every encoder.
-    """
-
-    sign_seed: int = SIGN_SEED
+    """The encoder that a `FlexibertSpec` builds."""
 
     def __init__(self, spec: FlexibertSpec) -> None:
         super().__init__()
@@ -377,8 +340,7 @@ class FlexibertEncoder(LanguageModel):
         """Tokens ``[B, T]`` (int64) to ``[B, T, width]``; every token is of type 0."""
         self.check_length(tokens)
         places = self.positions.weight[: tokens.shape[1]] + self.token_types.weight[0]
-        hidden: Tensor = self.project(self.embedding_norm(self.tokens(tokens) + places))
-        return hidden
+        return self.project(self.embedding_norm(self.tokens(tokens) + places))
 
     def loss(self, tokens: Tensor) -> Tensor:
         """The last hidden state, summed with fixed random signs, for tokens ``[B, T]`` (int64).
@@ -389,7 +351,6 @@ class FlexibertEncoder(LanguageModel):
         each of its entries a gradient of magnitude 1.
         """
         hidden = self(tokens)
-        generator = torch.Generator().manual_seed(self.sign_seed)
+        generator = torch.Generator().manual_seed(SIGN_SEED)
         signs = torch.randint(0, 2, hidden.shape, generator=generator) * 2 - 1
-        total: Tensor = (hidden * signs.to(hidden)).sum()
-        return total
+        return (hidden * signs.to(hidden)).sum()

@@ -9,12 +9,13 @@ Transformer-XL (arXiv 1901.02860).  Their blocks have attention and MLP; here on
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from pydantic import StrictBool
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +23,7 @@ from lmscout.errors import brief
 from lmscout.models.decoder import DecoderBlock, DecoderSpec, SelfAttention
 from lmscout.models.layers import Embedding, Linear, Projection, ResidualLinear, draw_weights
 from lmscout.models.spec import (
+    CHECKED,
     LanguageModel,
     PerBlock,
     Positive,
@@ -34,7 +36,7 @@ from lmscout.models.spec import (
 NORM_EPSILON = 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Gpt2Spec(DecoderSpec):
     """A GPT-2 with per-block heads and MLP widths.
 
@@ -57,7 +59,7 @@ class Gpt2Spec(DecoderSpec):
     embedding_width: Width
     divisor: Size = 1
     cutoffs: tuple[Vocabulary, ...] = ()
-    tied: tuple[bool, ...] = (False,)
+    tied: tuple[StrictBool, ...] = (False,)
     vocabulary: Vocabulary = 50_264
     max_length: Size = 192
     weight_std: Positive = 0.02
@@ -198,8 +200,7 @@ class AdaptiveVocabulary(nn.Module):
                 vectors = self.tables[cluster](flat[members] - first)
                 embedded = embedded.index_copy(0, members, self.projections[cluster](vectors))
             embedded = embedded.view(*tokens.shape, width)
-        scaled: Tensor = embedded * math.sqrt(width)
-        return scaled
+        return embedded * math.sqrt(width)
 
     def negative_log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """-log p(target | hidden) of each row, in nats.
@@ -213,9 +214,7 @@ class AdaptiveVocabulary(nn.Module):
         Returns:
             ``[N]``.
         """
-        projected = self._project(0, hidden)
-        clusters = functional.linear(projected, self.cluster_weight, self.cluster_bias)
-        first_logits = torch.cat([self._logits(0, projected), clusters], dim=1)
+        first_logits = self._first_logits(hidden)
         choice = targets.clone()
         tails: list[tuple[Tensor, Tensor]] = []
         for cluster, (first, last) in enumerate(self.spec.clusters[1:], start=1):
@@ -232,9 +231,7 @@ class AdaptiveVocabulary(nn.Module):
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """Log-probability of every token, in nats: ``[N, width]`` to ``[N, vocabulary]``."""
-        projected = self._project(0, hidden)
-        clusters = functional.linear(projected, self.cluster_weight, self.cluster_bias)
-        first = torch.cat([self._logits(0, projected), clusters], dim=1).log_softmax(dim=1)
+        first = self._first_logits(hidden).log_softmax(dim=1)
         size = first.shape[1] - len(self.spec.cutoffs)
         parts = [first[:, :size]]
         for cluster in range(1, len(self.spec.clusters)):
@@ -242,23 +239,26 @@ class AdaptiveVocabulary(nn.Module):
             parts.append(first[:, size + cluster - 1, None] + within)
         return torch.cat(parts, dim=1)
 
+    def _first_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the first cluster's tokens and of the other clusters, ``[N, size]``."""
+        projected = self._project(0, hidden)
+        clusters = functional.linear(projected, self.cluster_weight, self.cluster_bias)
+        return torch.cat([self._logits(0, projected), clusters], dim=1)
+
     def _project(self, cluster: int, hidden: Tensor) -> Tensor:
         """Hidden state ``[N, width]`` into the space of that cluster's embeddings."""
         if not self.spec.projected:
             return hidden
         if self.spec.tied[cluster]:
-            projection = self.projections[min(cluster, len(self.projections) - 1)]
+            weight: Any = self.projections[min(cluster, len(self.projections) - 1)].weight
         else:
-            projection = self.own_projections[str(cluster)]
-        weight = projection.weight
-        assert isinstance(weight, Tensor)
+            weight = self.own_projections[str(cluster)].weight
         return hidden @ weight
 
     def _logits(self, cluster: int, projected: Tensor) -> Tensor:
         """Logits ``[N, size]`` of the tokens of one cluster, from the projected states."""
         first, last = self.spec.clusters[cluster]
-        weight = self.tables[min(cluster, len(self.tables) - 1)].weight
-        assert isinstance(weight, Tensor)
+        weight: Any = self.tables[min(cluster, len(self.tables) - 1)].weight
         if self.spec.divisor == 1:
             weight = weight[first:last]
         return functional.linear(projected, weight, self.token_bias[first:last])
@@ -275,8 +275,7 @@ class Mlp(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, width]`` to the same shape."""
-        output: Tensor = self.contract(self.activation(self.expand(hidden)))
-        return output
+        return self.contract(self.activation(self.expand(hidden)))
 
 
 class Gpt2Model(LanguageModel):

@@ -8,20 +8,21 @@ biases: the form of Touvron et al. (arXiv 2302.13971) with the grouped queries o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
+from pydantic import StrictBool
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lmscout.models.decoder import DecoderBlock, DecoderSpec, SelfAttention
 from lmscout.models.layers import Embedding, Linear, draw_weights
-from lmscout.models.spec import LanguageModel, PerBlock, Positive, Size, Vocabulary
+from lmscout.models.spec import CHECKED, LanguageModel, PerBlock, Positive, Size, Vocabulary
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LlamaSpec(DecoderSpec):
     """A LLaMA with per-block heads and MLP widths.
 
@@ -45,7 +46,7 @@ class LlamaSpec(DecoderSpec):
     inner: PerBlock
     vocabulary: Vocabulary
     max_length: Size
-    tied: bool = True
+    tied: StrictBool = True
     rope_theta: Positive = 10_000.0
     norm_epsilon: Positive = 1e-5
     weight_std: Positive = 0.02
@@ -136,8 +137,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, width]`` to the same shape."""
-        output: Tensor = self.down(self.activation(self.gate(hidden)) * self.up(hidden))
-        return output
+        return self.down(self.activation(self.gate(hidden)) * self.up(hidden))
 
 
 class LlamaModel(LanguageModel):
@@ -172,8 +172,7 @@ class LlamaModel(LanguageModel):
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens ``[B, T]`` (int64) to ``[B, T, width]``."""
         self.check_length(tokens)
-        embedded: Tensor = self.tokens(tokens)
-        return embedded
+        return self.tokens(tokens)
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean next-token cross-entropy in nats; tokens ``[B, T]``, T at least 2."""

@@ -5,12 +5,19 @@ A spec is a frozen dataclass.  The annotations of its fields give their types an
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
-from typing import Annotated, Any, ClassVar, Self, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self
 
+from pydantic import (
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import to_jsonable_python
 from torch import Tensor, nn
 
 from lmscout.errors import LmscoutError, brief
@@ -26,27 +33,43 @@ _FLOAT = 4  # bytes
 _TOKENS = 1024  # of a batch, about
 
 
-@dataclass(frozen=True)
-class Bounds:
+CHECKED = ConfigDict(extra="forbid", revalidate_instances="always")
+"""Of specs: blocks within them are checked too."""
+_EXPECTED = {"tuple_type": "a list (in Python a tuple)", "bool_type": "true or false"}
+
+
+def above_zero(kind: type, most: float, *, absent: bool = False) -> PlainValidator:
     """Annotation of a field: numbers above 0.
 
-    Attributes:
+    Args:
+        kind: int or float.
         most: the largest.
         absent: whether 0 is allowed, for a block without the part.
     """
+    kinds = int if kind is int else int | float
+    expected = "a whole number above 0" if kind is int else "a number above 0"
+    expected += ", or 0 where the block has none," if absent else ","
 
-    most: float
-    absent: bool = False
+    def check(value: Any) -> Any:
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not number or not (value > 0 or (absent and value == 0)):
+            raise ValueError(f"must be {expected} not {brief(value)}")
+        if value > most:
+            bound = f"{most:,}" if kind is int else f"{most:g}"
+            raise ValueError(f"is too large (got {brief(value)}, expected at most {bound})")
+        return value
+
+    return PlainValidator(check)
 
 
-Size = Annotated[int, Bounds(MOST_SIZE)]
-Width = Annotated[int, Bounds(MOST_WIDTH)]
-Vocabulary = Annotated[int, Bounds(MOST_VOCABULARY)]
-PerBlock = tuple[Annotated[int, Bounds(MOST_SIZE, absent=True)], ...]
-Positive = Annotated[float, Bounds(1e12)]
+Size = Annotated[int, above_zero(int, MOST_SIZE)]
+Width = Annotated[int, above_zero(int, MOST_WIDTH)]
+Vocabulary = Annotated[int, above_zero(int, MOST_VOCABULARY)]
+PerBlock = tuple[Annotated[int, above_zero(int, MOST_SIZE, absent=True)], ...]
+Positive = Annotated[float, above_zero(float, 1e12)]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ProbePoints:
     """Modules of one block at which the six inputs of a proxy are read.
 
@@ -101,8 +124,7 @@ class LanguageModel(nn.Module, ABC):
         """Hidden state ``[B, T, width]`` through the blocks and the final norm, same shape."""
         for block in self.blocks:
             hidden = block(hidden)
-        normed: Tensor = self.norm(hidden)
-        return normed
+        return self.norm(hidden)
 
     def probe_points(self) -> tuple[ProbePoints, ...]:
         """Where the inputs are read, one entry a block."""
@@ -138,7 +160,7 @@ class LanguageModel(nn.Module, ABC):
         return self(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ArchitectureSpec(ABC):
     """An architecture: all that is needed to count its parameters and to build it.
 
@@ -157,13 +179,18 @@ class ArchitectureSpec(ABC):
     vocabulary: Vocabulary
     max_length: Size
 
-    def check_fields(self) -> None:
-        """Raise LmscoutError unless every field has the type and range of its annotation."""
-        _check(self, self.title)
-        if self.depth > MOST_BLOCKS:
-            raise self.error(
-                f"has too many blocks (got {self.depth:,}, expected at most {MOST_BLOCKS})"
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            spec = handler(values)
+        except ValidationError as error:
+            raise LmscoutError(f"{cls.title}{_first_problem(error)}") from None
+        if spec.depth > MOST_BLOCKS:
+            raise spec.error(
+                f"has too many blocks (got {spec.depth:,}, expected at most {MOST_BLOCKS})"
             )
+        return spec
 
     def error(self, problem: str) -> LmscoutError:
         """The error that names this kind of spec and a problem."""
@@ -208,7 +235,7 @@ class ArchitectureSpec(ABC):
 
     def to_dict(self) -> dict[str, object]:
         """The spec as JSON-able values, under ``kind`` and the names of its fields."""
-        return {"kind": self.kind, **_plain(self)}
+        return {"kind": self.kind, **to_jsonable_python(dataclasses.asdict(self))}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -217,8 +244,7 @@ class ArchitectureSpec(ABC):
         Raises:
             LmscoutError: a field is missing, unknown or out of range.
         """
-        spec: Self = _read(cast(type, cls), values, cls.title)
-        return spec
+        return cls(**values)
 
 
 def linear_parameters(inputs: int, outputs: int) -> int:
@@ -231,82 +257,19 @@ def linear_layers(module: nn.Module) -> tuple[nn.Linear, ...]:
     return tuple(layer for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-@cache
-def _hints(kind: Hashable) -> dict[str, tuple[Any, Any]]:
-    """The fields of a dataclass: name -> its type and its bounds, or those of its items."""
-    spec_type: Any = kind
-    hints = get_type_hints(spec_type, include_extras=True)
-    return {field.name: _split(hints[field.name]) for field in fields(spec_type)}
-
-
-def _split(hint: Any) -> tuple[Any, Any]:
-    """(type, bounds); for a tuple ``(tuple, (type, bounds) of its items)``."""
-    if get_origin(hint) is tuple:
-        return tuple, _split(get_args(hint)[0])
-    kind, *bounds = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    return kind, bounds[0] if bounds else None
-
-
-def _read(kind: type, values: object, where: str) -> Any:
-    """A dataclass from a dict of plain values; lists become tuples."""
-    if not isinstance(values, dict):
-        raise LmscoutError(f"{where}: expected an object with fields, not {brief(values)}")
-    known, given = _hints(kind), {}
-    for name, value in values.items():
-        if name not in known:
-            raise LmscoutError(f"{where}: unknown field {brief(name)}; it has {', '.join(known)}")
-        given[name] = value
-        outer, item = known[name]
-        if outer is tuple and isinstance(value, list):
-            nested = is_dataclass(item[0])
-            given[name] = tuple(
-                _read(item[0], one, f"{where}: {name}[{index}]") if nested else one
-                for index, one in enumerate(value)
-            )
-    for field in fields(kind):
-        if field.default is MISSING and field.name not in values:
-            raise LmscoutError(f"{where}: field {field.name!r} is missing")
-    return kind(**given)
-
-
-def _check(value: Any, where: str) -> None:
-    """Check every field of a dataclass against its annotation."""
-    kind: Any = type(value)
-    for name, hint in _hints(kind).items():
-        _check_value(getattr(value, name), hint, f"{where}: {name}")
-
-
-def _check_value(value: Any, hint: tuple[Any, Any], where: str) -> None:
-    kind, inner = hint
-    if kind is tuple:
-        if not isinstance(value, tuple):
-            raise LmscoutError(f"{where} must be a list (in Python a tuple), not {brief(value)}")
-        for index, item in enumerate(value):
-            _check_value(item, inner, f"{where}[{index}]")
-    elif kind is bool:
-        if not isinstance(value, bool):
-            raise LmscoutError(f"{where} must be true or false, not {brief(value)}")
-    elif inner is not None:
-        _check_number(value, kind, inner, where)
-    elif not isinstance(value, kind):
-        raise LmscoutError(f"{where} must be a {kind.__name__}, not {brief(value)}")
-    elif is_dataclass(kind):
-        _check(value, where)
-
-
-def _check_number(value: Any, kind: type, bounds: Bounds, where: str) -> None:
-    numbers: Any = int if kind is int else (int, float)
-    is_number = isinstance(value, numbers) and not isinstance(value, bool)
-    if not is_number or not (value > 0 or (bounds.absent and value == 0)):
-        expected = "a number" if kind is float else "a whole number"
-        absent = ", or 0 where the block has none," if bounds.absent else ","
-        raise LmscoutError(f"{where} must be {expected} above 0{absent} not {brief(value)}")
-    if value > bounds.most:
-        most = f"{bounds.most:g}" if kind is float else f"{bounds.most:,}"
-        raise LmscoutError(f"{where} is too large (got {brief(value)}, expected at most {most})")
+def _first_problem(error: ValidationError) -> str:
+    """The place in a spec, and what is wrong there."""
+    first = error.errors(include_url=False)[0]
+    kind, given = first["type"], brief(first["input"])
+    *above, name = (f"[{one}]" if isinstance(one, int) else f": {one}" for one in first["loc"])
+    outer = "".join(above)
+    where = f"{outer}{name}"
+    if kind == "missing":
+        return f"{outer}: field {first['loc'][-1]!r} is missing"
+    if kind == "unexpected_keyword_argument":
+        return f"{outer}: unknown field {brief(first['loc'][-1])}"
+    if kind == "value_error":
+        return f"{where} {first['ctx']['error']}"
+    if kind == "dataclass_type":
+        return f"{where}: expected an object with fields, not {given}"
+    return f"{where} must be {_EXPECTED.get(kind, 'text')}, not {given}"

@@ -184,12 +184,11 @@ def _measured(figures: CardFigures) -> str:
             rows += f"| {label} | {one.parameters:,} | {known[one.name].value:.2f} |\n"
     verdict = "".join(f"{one}.\n\n" for one in figures.verdict)
     first = next(iter(known.values()))
-    special = "no special token" if first.protocol.bos == "none" else "special tokens once"
     return (
         "\n## Perplexity\n\n| model | parameters | perplexity |\n|---|---:|---:|\n"
         f"{rows}\n{verdict}"
         f"Protocol `{first.protocol.name}`: windows of {first.protocol.window} tokens, "
-        f"stride {first.protocol.stride}, {special}; {first.tokens:,} tokens scored of "
+        f"stride {first.protocol.stride}, special tokens once; {first.tokens:,} tokens scored of "
         f"`{_text_name(first)}`.\n"
     )
 
