@@ -205,7 +205,7 @@ def bad_lines(folder, flexibert_file):
         (["discover", good, "--search", 24], "at most 19"),
         (["discover", good, "--space", "publised"], "did you mean 'published'"),
         (["discover", good, "--aggregations", "mean,median"], "mean, sum, max, min"),
-        (["discover", good, "--search", "many"], "--search"),
+        (["discover", good, "--search", "many"], "--n-search many: no number"),
         (["discover", good, "--engine", "random"], "--engine is not for --space published"),
         (["discover", good, "--no-correction"], "give --space deep"),
         (["discover", good, "--space", "deep", "--aggregations", "max"], "--aggregations"),

@@ -93,10 +93,10 @@ def build(
         n=n,
         out=out,
         tokens=tokens,
-        texts=text or (),
+        text=text or (),
         corpus=corpus,
         seed=seed,
-        n_seeds=seeds,
+        seeds=seeds,
         device=device,
         workers=workers,
     )

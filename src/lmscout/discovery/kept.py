@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -16,10 +14,11 @@ from lmscout.discovery.explain import Explanation, explain
 from lmscout.discovery.rank import RankResult, rank_proxies
 from lmscout.discovery.saved_run import begin_deep, benchmark_digest, save_discovery, save_rank
 from lmscout.discovery.scorer import ScorerOptions
+from lmscout.discovery.splits import search_size
 from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings, discover_deep
 from lmscout.progress import Progress
 from lmscout.proxies import CATALOG, Space, resolve
-from lmscout.runs import kept_result
+from lmscout.runs import Run, kept_result
 from lmscout.statistics import Workers
 
 Source = Callable[[], tuple[Benchmark, Read | None]]
@@ -29,7 +28,7 @@ def kept_discovery(
     benchmark: Benchmark | str,
     space: Space,
     *,
-    search: int,
+    search: int | None,
     seed: int,
     out: Path | None,
     progress: Progress | None,
@@ -42,7 +41,7 @@ def kept_discovery(
     Args:
         benchmark: the benchmark; the name of one that `source` loads.
         space: the proxies.
-        search: number of search architectures.
+        search: number of search architectures; None for the default of `search_size`.
         seed: of the split.
         out: run folder; None to keep nothing.
         progress: called with stage, steps done and all steps.
@@ -50,6 +49,8 @@ def kept_discovery(
         overrides: further settings of the run.
         options: how architectures are evaluated, see `ScorerOptions`.
     """
+    if isinstance(benchmark, Benchmark):
+        search = search_size(search, len(benchmark))
     settings: dict[str, object] = {
         "space": space.name,
         "benchmark": benchmark if isinstance(benchmark, str) else benchmark.name,
@@ -65,8 +66,9 @@ def kept_discovery(
     def compute() -> Discovery:
         found, read = source() if source else (benchmark, None)
         assert isinstance(found, Benchmark)
+        size = search_size(search, len(found))
         return discover(
-            found, space, search=search, seed=seed, progress=progress, read=read, **options
+            found, space, search=size, seed=seed, progress=progress, read=read, **options
         )
 
     return kept_result(out, "discover", settings, Discovery, compute, save_discovery)
@@ -76,31 +78,42 @@ def kept_deep_discovery(
     benchmarks: Sequence[Benchmark],
     settings: DeepSettings,
     *,
-    search: Sequence[int],
+    search: Sequence[int | None],
     seed: int,
     out: Path | None,
     progress: Progress | None,
     **options: Unpack[ScorerOptions],
-) -> DeepDiscovery:
-    """Search the deep space, see `discover_deep`; without a run folder in a temporary one."""
-    with ExitStack() as stack:
-        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-        run = begin_deep(
-            folder, benchmarks, settings, search=search, seed=seed, device=_workers(options).device
-        )
-        if run.finished:
-            return run.load(DeepDiscovery)
-        result = discover_deep(
-            benchmarks,
-            settings,
-            search=search,
-            seed=seed,
-            folder=run.folder,
-            progress=progress,
-            **options,
-        )
-        run.end(result)
-        return result
+) -> tuple[Run, DeepDiscovery]:
+    """Search the deep space, see `discover_deep`.
+
+    Args:
+        benchmarks: architectures with measured quality.
+        settings: of the search.
+        search: number of search architectures of each; None for the default of `search_size`.
+        seed: of the splits and the searches.
+        out: run folder; None for the one that `begin_deep` then gives.
+        progress: called with stage, steps done and all steps.
+        options: how architectures are evaluated, see `ScorerOptions`.
+
+    Returns:
+        The run, and its result.
+    """
+    sizes = [search_size(*one) for one in zip(search, map(len, benchmarks), strict=True)]
+    device = _workers(options).device
+    run = begin_deep(out, benchmarks, settings, search=sizes, seed=seed, device=device)
+    if run.finished:
+        return run, run.load(DeepDiscovery)
+    result = discover_deep(
+        benchmarks,
+        settings,
+        search=sizes,
+        seed=seed,
+        folder=run.folder,
+        progress=progress,
+        **options,
+    )
+    run.end(result)
+    return run, result
 
 
 def kept_rank(

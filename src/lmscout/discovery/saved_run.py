@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +24,7 @@ SCORES = "scores.parquet"
 
 def benchmark_digest(benchmark: Benchmark) -> str:
     """SHA-256 of a benchmark's architectures and their quality."""
-    digest = hashlib.sha256(benchmark.quality.tobytes())
-    for spec in benchmark.specs:
-        digest.update(json.dumps(spec.to_dict(), sort_keys=True).encode())
-    return digest.hexdigest()
+    return benchmark.digest
 
 
 def save_discovery(run: Run, result: Discovery) -> None:
@@ -110,8 +105,8 @@ def begin_deep(
     run = open_run(folder, "discover", wanted)
     if run.begun and not run.finished and not _of_this_version(read_settings(folder)):
         raise LmscoutError(
-            f"{run.name} holds an unfinished search of another version of lmscout: name another "
-            "with --out"
+            f"{run.name} holds an unfinished search of another version of lmscout: name "
+            "another folder"
         )
     if not run.begun:
         run.begin()

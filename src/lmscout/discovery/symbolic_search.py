@@ -58,6 +58,12 @@ class DeepSettings:
 
     Raises:
         LmscoutError: a name is unknown, or a number is too small.
+
+    Example:
+        >>> import lmscout
+        >>> config = lmscout.DeepSearchConfig(engine="random", evaluations=100, searches=2)
+        >>> config.objective  # for lmscout.discover(..., space="deep", config=config)
+        'spearman+pearson'
     """
 
     engine: str = "genetic"
@@ -82,7 +88,7 @@ class DeepSettings:
             check_whole(name, getattr(self, name), 1)
         if self.engine == EXHAUSTIVE and self.searches > 1:
             raise LmscoutError(
-                f"{self.searches} exhaustive searches would all find the same: ask for --searches 1"
+                f"{self.searches} exhaustive searches would all find the same: give 1 for searches"
             )
 
     @property
