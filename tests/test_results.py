@@ -74,6 +74,22 @@ def results(tmp_path_factory):
         }
 
 
+def test_a_built_folder_is_a_benchmark(results):
+    folder = results["build"].folder
+    named, prefixed = map(lmscout.load_benchmark, (str(folder), f"bench:{folder}"))
+    assert named.name == prefixed.name == f"bench:{folder}"
+    assert named.specs == prefixed.specs
+    assert repr(named).startswith(f"Benchmark('bench:{folder}', 1 architectures, ")
+    with pytest.raises(lmscout.LmscoutError, match="unknown benchmark"):
+        lmscout.load_benchmark(str(folder.parent))
+
+
+def test_half_of_a_small_benchmark_is_search_data_by_default(results):
+    for split in (results["discover"].split, results["deep"].findings[0].split):
+        assert (len(split.search), len(split.test)) == (6, 6)
+    assert "6 for search, 6 for test" in results["discover"].summary()
+
+
 def test_there_is_one_of_every_class(results):
     found = {f"{type(one).__module__}.{type(one).__name__}" for one in results.values()}
     assert {one.rsplit(".", 1)[1] for one in found} == {one.rsplit(".", 1)[1] for one in CLASSES}

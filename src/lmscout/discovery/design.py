@@ -175,7 +175,10 @@ class Design(Untrained, Result):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the architecture found."""
-        return [{name: value for name, value in self.to_json().items() if name != "seconds"}]
+        values = self.to_json()
+        first, last = ("proxy", "score"), ("depth", "width", "params")
+        between = [name for name in values if name not in (*first, *last, "seconds")]
+        return [{name: values[name] for name in (*first, *between, *last)}]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

@@ -154,7 +154,22 @@ class DeepDiscovery(Result):
     def rows(self) -> list[dict[str, Any]]:
         """The Pareto front of fitness and size, and the best of every search."""
         kinds = (("front", self.front), ("best of a search", self.members))
-        return [{"kind": kind, **_row(one)} for kind, some in kinds for one in some]
+        return [
+            {"proxy": format_expression(one.node), "kind": kind, **_row(one)}
+            for kind, some in kinds
+            for one in some
+        ]
+
+    @property
+    def best(self) -> str:
+        """The proxy, with a minus sign before it if lower scores are better, as on the first."""
+        return self.findings[0].best
+
+    def __repr__(self) -> str:
+        found = ", ".join(
+            f"{one.benchmark} {one.test.agreement.spearman.value:.3f}" for one in self.findings
+        )
+        return f"DeepDiscovery(test ρ: {found}; evaluations={self.evaluations})"
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it: flat for one benchmark."""
