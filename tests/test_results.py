@@ -149,7 +149,7 @@ def test_results_are_equal_if_all_that_is_saved_is(results, name, data):
 
 def test_results_with_the_same_undefined_numbers_are_equal(results):
     found = results["rank"]
-    ahead = replace(found.proxies[0], given_params=math.nan)
+    ahead = replace(found.proxies[0], recall_top_tenth=math.nan)
     one, same = (replace(found, proxies=(ahead,)) for _ in range(2))
     assert one == same
     assert one != found

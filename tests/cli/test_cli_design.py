@@ -48,7 +48,7 @@ def test_design_writes_a_folder_that_transformers_loads(lmscout, tmp_path):
     for _ in range(2):  # the second time over the same folder
         code, out, err = lmscout(*SEARCH, "--proxy", "parameters", "--out", "new", "--json", "a")
         assert (code, err) == (0, "")
-    assert out.endswith("untrained model and its spec: new\n")
+    assert out.endswith("for AutoModelForCausalLM after lmscout.register(): new\n")
     spec = json.loads((tmp_path / "a").read_text())["spec"]
     assert json.loads((tmp_path / "new" / "spec.json").read_text()) == spec
     public.register()

@@ -151,7 +151,7 @@ def _write_folder(result: Design | Selection, out: Path) -> str:
 
     if has_class(result.spec):
         result.save_pretrained(out)
-        return "untrained model and its spec"
+        return "untrained model, for AutoModelForCausalLM after lmscout.register()"
     out.mkdir(exist_ok=True)
     write_file(out / SPEC, as_json(result.spec.to_dict()), name=f"--out {out}")
     return f"spec (transformers has no class for {result.spec.kind}, so there is no model)"
