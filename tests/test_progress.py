@@ -2,12 +2,13 @@
 
 import io
 import sys
+import threading
 import time
 
 import pytest
 
 from lmscout import progress
-from lmscout.progress import Stages, line_reporter, shown_progress
+from lmscout.progress import LineReporter, Stages, shown_progress
 
 
 def test_seconds_of_a_stage_that_is_entered_again_are_summed():
@@ -42,7 +43,7 @@ def test_lines_at_the_start_of_a_stage_and_once_a_minute(monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     stream = io.StringIO()
-    report = line_reporter(stream)
+    report = LineReporter(stream)
     for second in range(0, 150, 10):
         clock[0] = 1000.0 + second
         report("measuring", second, 150)
@@ -68,3 +69,33 @@ def test_shown_progress_writes_lines_without_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     with shown_progress() as report:
         assert report is None
+
+
+def test_a_silent_stage_writes_lines_as_well(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress.LineReporter.__init__, "__defaults__", (0.2,))
+    before = threading.active_count()
+    with shown_progress() as report:
+        stages = Stages(report)
+        with stages("measuring") as update:
+            update(3, 9)
+            time.sleep(0.5)
+        with stages("saving"):  # which reports no step
+            time.sleep(0.5)
+        time.sleep(0.5)  # no stage
+    assert threading.active_count() == before
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == ["measuring: 3/9", "measuring: 3/9, 0 s"]
+    assert set(lines[2:]) <= {"measuring: 3/9, 0 s", "saving: 0 s"}
+    assert 1 <= lines.count("saving: 0 s") <= 2
+    assert 1 <= lines.count("measuring: 3/9, 0 s") <= 2
+
+
+def test_a_stream_that_is_closed_ends_no_stage():
+    stream = io.StringIO()
+    lines = LineReporter(stream, every=0.05)
+    with lines.ticking():
+        lines("measuring", 0, 2)
+        stream.close()
+        time.sleep(0.2)

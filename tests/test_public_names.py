@@ -66,7 +66,10 @@ def test_every_public_name_can_be_imported_and_unknown_ones_are_refused():
         lmscout.nothing  # noqa: B018
 
 
-FUNCTIONS = [name for name in lmscout.__all__ if inspect.isfunction(getattr(lmscout, name))]
+NAMES = {name: getattr(lmscout, name) for name in lmscout.__all__}
+DOCUMENTED = [
+    name for name, one in NAMES.items() if inspect.isfunction(one) or name.endswith("Config")
+]
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +82,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_example_of_every_public_function_runs(name, folder, monkeypatch, capsys):
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_the_example_of_every_public_function_and_config_runs(name, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LMSCOUT_CACHE", str(folder / "cache"))
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(lmscout, name), name)

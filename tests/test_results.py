@@ -1,15 +1,28 @@
 """Results: what every one of them offers, whatever was computed."""
 
+import functools
 import json
+import math
+import operator
 from dataclasses import replace
 
 import pandas
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import lmscout
+from lmscout.builtin import tiny_folder
+from lmscout.builtin.corpus import corpus_text
+from lmscout.loading import RESULTS as CLASSES
 from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
+
+NAMES = (
+    *("rank", "check", "forms", "explain", "design", "select", "discover", "deep", "build"),
+    *("evaluate", "prune"),
+)
 
 
 def few():
@@ -19,23 +32,70 @@ def few():
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
+    """One of every class."""
+    folder = tmp_path_factory.mktemp("results")
+    texts = []
+    for side in ("train", "test"):
+        texts.append(str(folder / f"{side}.txt"))
+        (folder / f"{side}.txt").write_text(corpus_text(side, 150)[:60_000])
+    little = lmscout.CalibrationConfig(
+        measured_tokens=1_500, final_tokens=1_500, moment_tokens=4_000
+    )
+    deep = lmscout.DeepSearchConfig(evaluations=2, searches=1, catalog=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LMSCOUT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LMSCOUT_CACHE", str(folder / "cache"))
         quiet = {"progress": False, "workers": 1}
         return {
             "rank": lmscout.rank(few(), ["parameters"], **quiet),
             "check": lmscout.check_benchmark("pico"),
             "forms": lmscout.explain("snip"),
+            "explain": lmscout.explain("parameters", few(), **quiet),
             "design": lmscout.design(
-                "nano", proxy="parameters", max_params=300_000, n_evaluations=4, **quiet
+                "nano", proxy="parameters", max_params=300_000, evaluations=4, **quiet
             ),
             "select": lmscout.design(
-                few(), proxy="parameters", max_params=10**7, n_evaluations=5, **quiet
+                few(), proxy="parameters", max_params=10**7, evaluations=5, **quiet
+            ),
+            "discover": lmscout.discover(few(), **quiet),
+            "deep": lmscout.discover(few(), space="deep", config=deep, **quiet),
+            "build": lmscout.build_benchmark(
+                "nano", n=1, out=folder / "mine", tokens=10_240, text=texts[0], seeds=1, **quiet
+            ),
+            "evaluate": lmscout.evaluate(
+                str(tiny_folder()), perplexity=texts[1], limit_tokens=2_000, progress=False
+            ),
+            "prune": lmscout.prune(
+                str(tiny_folder()),
+                calibration=texts[0],
+                out=folder / "smaller",
+                config=lmscout.PruneConfig(pairs=20, calibration=little),
+                progress=False,
             ),
         }
 
 
-@pytest.mark.parametrize("name", ["rank", "check", "forms", "design", "select"])
+def test_a_built_folder_is_a_benchmark(results):
+    folder = results["build"].folder
+    named, prefixed = map(lmscout.load_benchmark, (str(folder), f"bench:{folder}"))
+    assert named.name == prefixed.name == f"bench:{folder}"
+    assert named.specs == prefixed.specs
+    assert repr(named).startswith(f"Benchmark('bench:{folder}', 1 architectures, ")
+    with pytest.raises(lmscout.LmscoutError, match="unknown benchmark"):
+        lmscout.load_benchmark(str(folder.parent))
+
+
+def test_half_of_a_small_benchmark_is_search_data_by_default(results):
+    for split in (results["discover"].split, results["deep"].findings[0].split):
+        assert (len(split.search), len(split.test)) == (6, 6)
+    assert "6 for search, 6 for test" in results["discover"].summary()
+
+
+def test_there_is_one_of_every_class(results):
+    found = {f"{type(one).__module__}.{type(one).__name__}" for one in results.values()}
+    assert {one.rsplit(".", 1)[1] for one in found} == {one.rsplit(".", 1)[1] for one in CLASSES}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, name):
     found = results[name]
     frame = found.to_frame()
@@ -45,18 +105,94 @@ def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, n
     assert "\n" not in repr(found)
     assert len(repr(found)) < 300
     assert "<table" in found._repr_html_()
-    assert len(found.summary().splitlines()) >= 2
+    assert len(found.summary().splitlines()) >= (1 if name == "build" else 2)
     assert "\x1b" not in found.summary()
     found.save(tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text())["schema"] == 1
     again = type(found).load(tmp_path / "result.json")
     assert again.to_dict() == found.to_dict()
     assert again.summary() == found.summary()
+    assert again == found
+    assert lmscout.load_result(tmp_path / "result.json") == found
+    assert hash(again) == hash(found)
+    assert found != "a result"
+    assert all((found == other) == (found is other) for other in results.values())
 
 
-def test_a_design_is_a_model_within_the_limit(results):
+def leaves(values, path=()):
+    """Paths of the numbers, truth values and texts in JSON data."""
+    if isinstance(values, dict | list):
+        pairs = values.items() if isinstance(values, dict) else enumerate(values)
+        return [leaf for key, one in pairs for leaf in leaves(one, (*path, key))]
+    return [] if values is None or path == ("schema",) else [path]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_results_are_equal_if_all_that_is_saved_is(results, name, data):
+    found = results[name]
+    values = found.to_dict()
+    assert type(found).from_dict(values) == found
+    path = data.draw(st.sampled_from(leaves(values)))
+    parent = functools.reduce(operator.getitem, path[:-1], values)
+    before = parent[path[-1]]
+    doubled = before * 2 if before else type(before)(1)
+    parent[path[-1]] = not before if isinstance(before, bool) else doubled
+    try:
+        other = type(found).from_dict(values)
+    except lmscout.LmscoutError:  # no such name or number
+        return
+    assert other != found
+    assert not other == found  # noqa: SIM201 - as a user writes it
+
+
+def test_results_with_the_same_undefined_numbers_are_equal(results):
+    found = results["rank"]
+    ahead = replace(found.proxies[0], recall_top_tenth=math.nan)
+    one, same = (replace(found, proxies=(ahead,)) for _ in range(2))
+    assert one == same
+    assert one != found
+
+
+def test_a_result_is_loaded_from_its_run_folder_or_refused(results, tmp_path):
+    lmscout.check_benchmark("pico", out=tmp_path / "run")
+    assert lmscout.load_result(tmp_path / "run") == results["check"]
+    for name, content in (("other.json", "{}"), ("list.json", "[1]"), ("none.json", "{")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(lmscout.LmscoutError, match=name):
+            lmscout.load_result(tmp_path / name)
+    with pytest.raises(lmscout.LmscoutError, match="cannot be read"):
+        lmscout.load_result(tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_have_at_most_80_columns_and_prose_is_not_wrapped(results, name):
+    lines = results[name].summary().splitlines()
+    drawn = [number for number, line in enumerate(lines) if set(line) == {"─"}]
+    assert all(len(lines[number]) <= 80 for number in drawn)
+    frame = results[name].to_frame()
+    with pandas.option_context("display.width", 80, "display.max_columns", 0):
+        head = repr(frame).splitlines()[0].split()
+    assert head[0] == frame.columns[0]
+
+
+def test_a_design_is_a_causal_language_model_within_the_limit(results, tmp_path):
     model = results["design"].to_model(seed=1)
     assert sum(one.numel() for one in model.parameters()) <= 300_000
+    assert not model.training
+    results["design"].save_pretrained(tmp_path, seed=1)
+    lmscout.register()
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(model) is type(saved)
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        found, again = (one(input_ids=tokens, labels=tokens) for one in (model, saved))
+    assert found.logits.shape == (2, 12, 4096)
+    assert torch.equal(found.logits, again.logits)
+    assert torch.equal(found.loss, again.loss)
+    spec = json.loads((tmp_path / "spec.json").read_text())
+    assert spec == results["design"].spec.to_dict()
 
 
 def specs():
@@ -97,6 +233,8 @@ def test_an_encoder_has_no_class_of_transformers(results, tmp_path):
     with pytest.raises(lmscout.LmscoutError, match="no transformers class for this architecture"):
         replace(results["design"], spec=spec).save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    hidden = replace(results["design"], spec=spec).to_model()(torch.zeros(1, 9, dtype=torch.long))
+    assert hidden.shape == (1, 9, 32)
 
 
 def test_a_run_folder_keeps_the_result_of_a_call(tmp_path, monkeypatch):

@@ -19,13 +19,11 @@ if TYPE_CHECKING:
         discover,
         evaluate,
         explain,
-        load_benchmark,
-        load_model,
         prune,
         rank,
-        register,
     )
     from lmscout.discovery.symbolic_search import DeepSettings as DeepSearchConfig
+    from lmscout.loading import load_benchmark, load_model, load_result, register
     from lmscout.pruning.calibration import CalibrationConfig
     from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.recovery.run import RecoveryConfig
@@ -45,16 +43,21 @@ __all__ = [
     "explain",
     "load_benchmark",
     "load_model",
+    "load_result",
     "prune",
     "rank",
     "register",
 ]
 
-_CONFIGS = {
+_ELSEWHERE = {
     "CalibrationConfig": ("pruning.calibration", "CalibrationConfig"),
     "DeepSearchConfig": ("discovery.symbolic_search", "DeepSettings"),
     "PruneConfig": ("pruning.config", "PruneConfig"),
     "RecoveryConfig": ("pruning.recovery.run", "RecoveryConfig"),
+    **{
+        name: ("loading", name)
+        for name in ("load_benchmark", "load_model", "load_result", "register")
+    },
 }
 """Public name -> module and name of its definition; all others are functions of `lmscout.api`."""
 
@@ -62,7 +65,7 @@ _CONFIGS = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'lmscout' has no attribute {name!r}")
-    module, defined = _CONFIGS.get(name, ("api", name))
+    module, defined = _ELSEWHERE.get(name, ("api", name))
     return getattr(import_module(f"lmscout.{module}"), defined)
 
 

@@ -8,13 +8,23 @@ run that was stopped, and loads the result of a finished one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from lmscout.arguments import (
+    DEEP,
+    Path_,
+    Progress,
+    benchmark_named,
+    path_of,
+    run_settings,
+    several,
+    text_named,
+)
 from lmscout.errors import LmscoutError, check_whole
 from lmscout.progress import shown_progress
 
@@ -32,43 +42,13 @@ if TYPE_CHECKING:
     from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.results import Pruning
 
-Path_ = str | os.PathLike[str]
-Progress = bool | Callable[[str, int, int], None] | None
-STUDY, DEEP = "study:", "deep"
-
-
-def load_benchmark(name: str) -> Benchmark:
-    """Load a benchmark: architectures whose trained quality is known.
-
-    Args:
-        name: ``pico``, ``flexibert``, ``lts:random_GPT2_wt103``, or ``bench:DIR``,
-            ``flexibert:PATH``, ``lts:PATH`` for files of your own.
-
-    Returns:
-        Specs and their quality; higher is better.
-
-    Raises:
-        LmscoutError: the name is unknown, or the benchmark cannot be found or read.
-
-    Example:
-        >>> import lmscout
-        >>> bench = lmscout.load_benchmark("pico")
-        >>> len(bench.specs)
-        240
-        >>> bench.subset(range(20)).metric
-        'negated validation loss after 4,500,000 tokens'
-    """
-    from lmscout.benchmarks import load
-
-    return load(name)
-
 
 def discover(
     benchmark: str | Benchmark | Sequence[str | Benchmark],
     *,
     space: str | Space = "published",
     aggregations: Sequence[str] = ("mean",),
-    n_search: int | Sequence[int] = 100,
+    n_search: int | Sequence[int] | None = None,
     seed: int = 0,
     config: DeepSettings | None = None,
     model: str | None = None,
@@ -89,7 +69,8 @@ def discover(
             minimum over them. ``study:RUN`` for the pairs of a pruning run.
         space: ``published``, ``two-op``, ``deep``, or a space of proxies.
         aggregations: over blocks: any of mean, sum, max, min; not for the deep space.
-        n_search: number of search architectures; one for all benchmarks, or one each.
+        n_search: number of search architectures; one for all benchmarks, or one each; None for
+            half of a benchmark's architectures, at most 100.
         seed: of the split and, in the deep space, of the search.
         config: settings of the search of the deep space.
         model: for ``study:RUN``, the dense model if it has moved.
@@ -120,66 +101,30 @@ def discover(
         >>> len(found.findings)
         1
     """
-    from lmscout.benchmarks import Benchmark
-    from lmscout.discovery.kept import kept_deep_discovery, kept_discovery
-    from lmscout.discovery.symbolic_search import DeepSettings
-    from lmscout.proxies import space as space_called
+    from lmscout.arguments import discover_deep, discover_ranked
 
-    benchmarks = [benchmark] if isinstance(benchmark, str | Benchmark) else list(benchmark)
-    sizes = (n_search,) * len(benchmarks) if isinstance(n_search, int) else tuple(n_search)
-    if space != DEEP and len(benchmarks) != 1:
-        raise LmscoutError(f"several benchmarks at once are for space {DEEP!r}: give one")
-    if len(sizes) != len(benchmarks):
-        raise LmscoutError(
-            f"n_search gives {len(sizes)} numbers for {len(benchmarks)} benchmarks: give one for "
-            "all, or one for each"
-        )
-    in_study = [one for one in benchmarks if isinstance(one, str) and one.startswith(STUDY)]
-    if in_study and device != "cpu":
-        raise LmscoutError(
-            f"--device {device}: not for {STUDY}RUN, whose statistics are computed on the CPU; "
-            "leave --device out"
-        )
-    common = _settings(workers, backend, device, seed, out)
+    common: dict[str, Any] = {
+        "n_search": n_search,
+        "seed": seed,
+        "workers": workers,
+        "backend": backend,
+        "device": device,
+        "progress": progress,
+    }
     if space == DEEP:
-        if in_study:
-            raise LmscoutError(
-                f"{in_study[0]}: the deep space builds every architecture; {STUDY}RUN has the "
-                "spaces published and two-op"
-            )
-        loaded = [_benchmark(one) for one in benchmarks]
-        settings = config or DeepSettings()
-        with shown_progress(progress) as advance:
-            return kept_deep_discovery(loaded, settings, search=sizes, progress=advance, **common)
+        with TemporaryDirectory() as scratch:
+            folder = out or Path(scratch, "run")
+            return discover_deep(benchmark, config, out=folder, **common)[1]
     if config is not None:
         raise LmscoutError(f"config is for space {DEEP!r}: leave it out")
-    if not in_study and (model or calibration):
-        raise LmscoutError(f"{benchmark}: --model and --calibration are for {STUDY}RUN")
-    overrides = {"model": model, "calibration": calibration} if in_study else {}
-
-    def source() -> tuple[Benchmark, Any]:
-        from lmscout.pruning.pairs_benchmark import study_benchmark
-
-        study = study_benchmark(
-            str(benchmarks[0]).removeprefix(STUDY), common["cache"], **overrides
-        )
-        return study.benchmark, study.read
-
-    with shown_progress(progress) as advance:
-        return kept_discovery(
-            benchmarks[0] if in_study else _benchmark(benchmarks[0]),
-            space_called(space, tuple(aggregations)) if isinstance(space, str) else space,
-            search=sizes[0],
-            source=source if in_study else None,
-            overrides=overrides,
-            progress=advance,
-            **common,
-        )
+    return discover_ranked(
+        benchmark, space, aggregations, out=out, model=model, calibration=calibration, **common
+    )
 
 
 def rank(
     benchmark: str | Benchmark,
-    proxies: str | Sequence[str] = (),
+    proxy: str | Sequence[str] = (),
     *,
     seed: int = 0,
     workers: int = -1,
@@ -192,8 +137,8 @@ def rank(
 
     Args:
         benchmark: a benchmark or its name.
-        proxies: names of the catalog or expressions, ``-`` before one whose lower scores are
-            better; the whole catalog if empty.
+        proxy: name of the catalog or expression, or several, ``-`` before one whose lower scores
+            are better; the whole catalog if empty.
         seed: of the models' weights.
         workers: architectures computed at once; -1 for one per core.
         backend: of joblib.
@@ -215,10 +160,9 @@ def rank(
     """
     from lmscout.discovery.kept import kept_rank
 
-    names = [proxies] if isinstance(proxies, str) else proxies
-    common = _settings(workers, backend, device, seed, out)
+    common = run_settings(workers, backend, device, seed, out)
     with shown_progress(progress) as advance:
-        return kept_rank(_benchmark(benchmark), names, progress=advance, **common)
+        return kept_rank(benchmark_named(benchmark), several(proxy), progress=advance, **common)
 
 
 def explain(
@@ -261,9 +205,9 @@ def explain(
 
     if benchmark is None:
         return forms(proxy)
-    common = _settings(workers, backend, device, seed, out)
+    common = run_settings(workers, backend, device, seed, out)
     with shown_progress(progress) as advance:
-        return kept_explanation(_benchmark(benchmark), proxy, progress=advance, **common)
+        return kept_explanation(benchmark_named(benchmark), proxy, progress=advance, **common)
 
 
 def design(
@@ -271,9 +215,9 @@ def design(
     *,
     proxy: str,
     max_params: int,
-    n_evaluations: int = 200,
+    evaluations: int = 200,
     seed: int = 0,
-    n_weights: int = 1,
+    weights: int = 1,
     on_benchmark: bool = False,
     workers: int = -1,
     backend: str = "loky",
@@ -289,9 +233,9 @@ def design(
         proxy: a name of the catalog or an expression, ``-`` before one whose lower scores are
             better.
         max_params: parameters of the model at most, embeddings included.
-        n_evaluations: architectures to score.
+        evaluations: architectures to score.
         seed: of draws and mutations.
-        n_weights: draws of initial weights and data over which a score is averaged.
+        weights: draws of initial weights and data over which a score is averaged.
         on_benchmark: whether ``pico`` names the benchmark instead of the space.
         workers: architectures computed at once; -1 for one per core.
         backend: of joblib.
@@ -299,24 +243,27 @@ def design(
         progress: whether to show progress on stderr, or a callback.
 
     Returns:
-        The architecture: `to_model()` builds it untrained, `save_pretrained(folder)` writes a
-        folder that transformers loads.
+        The architecture: `to_model()` is the untrained causal language model with logits, as
+        transformers has them; `save_pretrained(folder)` writes it with the architecture's
+        ``spec.json``, and ``AutoModelForCausalLM`` loads the folder.
 
     Raises:
         LmscoutError: an argument is invalid, or nothing fits the limit.
 
     Example:
-        >>> import lmscout
+        >>> import lmscout, torch
         >>> found = lmscout.design(
         ...     "nano",
         ...     proxy="parameters",
         ...     max_params=300_000,
-        ...     n_evaluations=4,
+        ...     evaluations=4,
         ...     workers=1,
         ...     progress=False,
         ... )
         >>> found.spec.parameters() <= 300_000
         True
+        >>> found.to_model()(input_ids=torch.zeros(1, 9, dtype=torch.int64)).logits.shape
+        torch.Size([1, 9, 4096])
         >>> found.save_pretrained("untrained")
     """
     from lmscout.benchmarks import Benchmark
@@ -324,14 +271,14 @@ def design(
     from lmscout.discovery import design as search
     from lmscout.discovery import pick, signed_proxy
 
-    common = _settings(workers, backend, device, seed, None)
+    common = run_settings(workers, backend, device, seed, None)
     del common["out"]
     check_whole("max_params", max_params, 1)
     signed = signed_proxy(proxy)
     source: Any = space
     if isinstance(space, str):
         source = load(space) if on_benchmark else load_space_or_benchmark(space)
-    limits = {"limit": max_params, "evaluations": n_evaluations, "weights": n_weights}
+    limits = {"limit": max_params, "evaluations": evaluations, "weights": weights}
     run: Any = pick if isinstance(source, Benchmark) else search
     with shown_progress(progress) as advance:
         found: Design | Selection = run(source, signed, progress=advance, **limits, **common)
@@ -345,7 +292,7 @@ def prune(
     out: Path_,
     keep: float | Sequence[float] | None = None,
     report: str | Text | None = None,
-    recovery_text: str | Text | None = None,
+    recover_text: str | Text | None = None,
     config: PruneConfig | None = None,
     device: str = "cpu",
     compute_dtype: str | None = None,
@@ -359,7 +306,7 @@ def prune(
         out: run folder, for the study and the saved model.
         keep: share to keep, or several; 0.8 by default.
         report: text on which perplexities are reported; never the calibration text.
-        recovery_text: text on which recovery trains; the calibration text if None.
+        recover_text: text on which recovery trains; the calibration text if None.
         config: everything else; see `PruneConfig`.
         device: ``cpu``, ``cuda``, ``mps``, or several for measuring, as ``cuda:0,cuda:1``.
         compute_dtype: of the weights in memory, such as ``bfloat16``; None for float32 on a CPU,
@@ -389,17 +336,10 @@ def prune(
         >>> [size.keep for size in pruned.sizes]
         [0.8]
     """
-    import torch
+    from lmscout.evaluation import devices_of
+    from lmscout.pruning.config import PruneConfig
+    from lmscout.pruning.workflow import prune_named
 
-    from lmscout.evaluation import LoadedModel, devices_of, load_config, load_model, memory_dtype
-    from lmscout.pruning.config import PruneConfig, check_request
-    from lmscout.pruning.results import Pruning
-    from lmscout.pruning.saved_run import is_complete, open_pruning
-    from lmscout.pruning.storage import home_path
-    from lmscout.pruning.workflow import prune as run
-    from lmscout.runs import RESULT
-
-    folder = home_path(Path(out))
     first, *others = devices_of(device)
     request = config or PruneConfig()
     if keep is not None:
@@ -407,24 +347,16 @@ def prune(
         request = replace(request, keep=shares)
     if others:
         request = replace(request, devices=tuple(others))
-    text, report_on, recover_on = map(_text, (calibration, report, recovery_text))
+    text, report_on, recover_on = map(text_named, (calibration, report, recover_text))
     assert text is not None
-    check_request(request, text, report_on, folder, recover_on)
-    if isinstance(model, str) and (folder / RESULT).is_file():
-        computed = compute_dtype or str(memory_dtype(load_config(model), first)).split(".")[-1]
-        opened = open_pruning(folder, model, computed, request, text, report_on, recover_on)
-        if is_complete(opened, request):
-            return opened.load(Pruning)
-    loaded = model
-    if not isinstance(loaded, LoadedModel):
-        wanted = None if compute_dtype is None else getattr(torch, compute_dtype)
-        loaded = load_model(loaded, wanted, first)
     with shown_progress(progress) as advance:
-        return run(
-            loaded,
+        return prune_named(
+            model,
             text,
             request,
-            folder,
+            Path(out),
+            first,
+            compute_dtype,
             report_on=report_on,
             recover_on=recover_on,
             progress=advance,
@@ -483,18 +415,18 @@ def evaluate(
     with shown_progress(progress) as advance:
         return kept_evaluation(
             model,
-            perplexity=_several(perplexity),
-            tasks=[one for one in _several(tasks) if one],
-            protocol=_several(protocol),
+            perplexity=several(perplexity),
+            tasks=[one for one in several(tasks) if one],
+            protocol=several(protocol),
             limit_tokens=limit_tokens,
             batch_tokens=batch_tokens,
-            task_data=_path(task_data),
+            task_data=path_of(task_data),
             shots=shots,
             limit=limit,
             speed=speed,
             dtype=dtype,
             device=device,
-            out=_path(out),
+            out=path_of(out),
             progress=advance,
         )
 
@@ -505,10 +437,10 @@ def build_benchmark(
     n: int,
     out: Path_,
     tokens: int | None = None,
-    texts: Sequence[Path_] = (),
+    text: Path_ | Sequence[Path_] = (),
     corpus: Path_ | None = None,
     seed: int = 0,
-    n_seeds: int = 3,
+    seeds: int = 3,
     device: str = "auto",
     workers: int | None = None,
     progress: Progress = True,
@@ -520,11 +452,12 @@ def build_benchmark(
         n: number of architectures.
         out: folder of the benchmark, afterwards ``bench:OUT``; the same call continues a build
             that was stopped.
-        tokens: training tokens of each architecture; None for the recipe's.
-        texts: files to train on; the built-in text if none.
-        corpus: safetensors file of tokens to train on instead of texts.
+        tokens: training tokens of each architecture; None for the recipe's.  With fewer than
+            218,454 the loss is validated on three fifths as many, else on 131,072 or all there are.
+        text: file to train on, or several; the built-in text if none.
+        corpus: safetensors file of tokens to train on instead of a text.
         seed: of the draw of architectures.
-        n_seeds: trainings of every tenth one, by which the noise is estimated.
+        seeds: trainings of every tenth one, by which the noise is estimated.
         device: ``auto``, ``cpu`` or CUDA devices.
         workers: models trained at once; None for the device's default.
         progress: whether to show progress on stderr, or a callback.
@@ -542,8 +475,8 @@ def build_benchmark(
         ...     n=2,
         ...     out="mine",
         ...     tokens=20_000,
-        ...     texts=["train.txt"],
-        ...     n_seeds=1,
+        ...     text="train.txt",
+        ...     seeds=1,
         ...     device="cpu",
         ...     progress=False,
         ... )
@@ -552,24 +485,19 @@ def build_benchmark(
     """
     from lmscout.benchmarks.build import build
     from lmscout.benchmarks.space import load_space
-    from lmscout.benchmarks.training import Recipe, builtin_tokens, stored_tokens, text_tokens
+    from lmscout.benchmarks.training import Recipe, tokens_of
 
     drawn_from: Any = load_space(space) if isinstance(space, str) else space
-    if texts and corpus:
-        raise LmscoutError("--text and --corpus: give one of them")
-    if corpus is not None:
-        data = stored_tokens(Path(corpus))
-    else:
-        data = text_tokens([Path(one) for one in texts]) if texts else builtin_tokens()
+    files = [text] if isinstance(text, str | os.PathLike) else text
     with shown_progress(progress) as advance:
         return build(
             drawn_from,
             n,
             Path(out),
-            data,
-            Recipe(length=drawn_from.max_length, **({} if tokens is None else {"tokens": tokens})),
+            tokens_of(list(map(Path, files)), path_of(corpus)),
+            Recipe.of_tokens(tokens, drawn_from.max_length),
             seed=seed,
-            seeds=n_seeds,
+            seeds=seeds,
             device=device,
             workers=workers,
             progress=advance and partial(advance, "training"),
@@ -602,79 +530,4 @@ def check_benchmark(benchmark: str, *, seed: int = 0, out: Path_ | None = None) 
     folder = built_folder(benchmark)
     settings = {"benchmark": benchmark, "table_sha256": table_digest(folder), "seed": seed}
     compute = partial(check, folder, seed=seed)
-    return kept_result(_path(out), "bench check", settings, Check, compute)
-
-
-def load_model(source: str, *, dtype: str | None = None, device: str = "cpu") -> LoadedModel:
-    """Load a causal language model with its tokenizer: any, or one that lmscout saved.
-
-    No code of the model's folder is run.
-
-    Args:
-        source: folder or Hub name.
-        dtype: of the weights in memory; None for float32 on a CPU, and as saved elsewhere.
-        device: as PyTorch names it.
-
-    Returns:
-        ``model`` in eval mode, and ``tokenizer``.
-
-    Raises:
-        LmscoutError: there is no such model, or it is no causal language model.
-
-    Example:
-        >>> import lmscout
-        >>> loaded = lmscout.load_model("MODEL")
-        >>> loaded.model.training
-        False
-    """
-    import torch
-
-    from lmscout.evaluation import load_model as load
-
-    return load(source, None if dtype is None else getattr(torch, dtype), device)
-
-
-def register() -> None:
-    """Register pruned and designed models with transformers' Auto classes in this process.
-
-    Afterwards ``AutoModelForCausalLM.from_pretrained(FOLDER)`` loads a saved model with blocks
-    of different sizes without ``trust_remote_code``.
-
-    Example:
-        >>> import lmscout
-        >>> lmscout.register()
-    """
-    for name in ("evaluation.modeling_lmscout", "models.pretrained"):
-        import_module(f"lmscout.{name}")  # registers when imported
-
-
-def _benchmark(benchmark: str | Benchmark) -> Benchmark:
-    return load_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
-
-
-def _text(source: str | Text | None) -> Text | None:
-    from lmscout.evaluation import read_text
-
-    return read_text(source) if isinstance(source, str) else source
-
-
-def _several(given: str | Sequence[str]) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
-
-
-def _path(given: Path_ | None) -> Path | None:
-    return None if given is None else Path(given)
-
-
-def _settings(workers: int, backend: str, device: str, seed: int, out: Path_ | None) -> Any:
-    """Keyword arguments that the discovery functions share."""
-    from lmscout.statistics import Workers
-
-    spread = Workers(workers, backend, device)
-    return {"workers": spread, "seed": seed, "cache": _cache(), "out": _path(out)}
-
-
-def _cache() -> Path:
-    from lmscout.benchmarks.download import cache_directory
-
-    return cache_directory() / "statistics"
+    return kept_result(path_of(out), "bench check", settings, Check, compute)

@@ -24,7 +24,7 @@ STOPPING = tuple(
 
 WORKER_ENDED = (
     "a worker process has ended ({}), perhaps because memory ran out; finished work is kept: run "
-    "the same command again with fewer --workers"
+    "the same command again with fewer workers"
 )
 """Message for a worker that ended early; formatted with the reason."""
 

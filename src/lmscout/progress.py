@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 Progress = Callable[[str, int, int], None]
@@ -31,7 +32,14 @@ class Stages:
         """Time one stage; yields its callback, None if no callback was given."""
         start = time.perf_counter()
         progress = self._progress
-        yield None if progress is None else lambda done, total: progress(name, done, total)
+        lines = progress if isinstance(progress, LineReporter) else None
+        if lines:
+            lines.enter(name)
+        try:
+            yield None if progress is None else lambda done, total: progress(name, done, total)
+        finally:
+            if lines:
+                lines.leave()
         spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.seconds[name] = round(spent, 3)
 
@@ -45,7 +53,7 @@ def part_of(update: StageProgress | None, before: int, total: int) -> StageProgr
 def shown_progress(progress: bool | Progress | None = True) -> Iterator[Progress | None]:
     """Show progress on stderr while the block runs.
 
-    On a terminal each stage has a bar, removed at the end; elsewhere see `line_reporter`.
+    On a terminal each stage has a bar, removed at the end; elsewhere see `LineReporter`.
 
     Args:
         progress: True to show it; False or None to show nothing; a callback to call instead.
@@ -61,40 +69,85 @@ def shown_progress(progress: bool | Progress | None = True) -> Iterator[Progress
         with _bars() as advance:
             yield advance
     else:
-        yield line_reporter(sys.stderr)
+        lines = LineReporter(sys.stderr)
+        with lines.ticking():
+            yield lines
 
 
-def line_reporter(stream: TextIO, every: float = 60.0) -> Progress:
-    """Report progress as lines: one when a stage starts, then one per interval while it runs.
-
-    Args:
-        stream: of the lines, such as ``sys.stderr``.
-        every: seconds between two lines of a stage.
-
-    Returns:
-        The callback.
+class LineReporter:
+    """Progress as lines: one when a stage starts, then one per interval while it runs.
 
     Example:
         >>> import sys
-        >>> report = line_reporter(sys.stdout)
+        >>> report = LineReporter(sys.stdout)
         >>> report("measuring", 0, 200)
         measuring: 0/200
         >>> report("measuring", 1, 200)  # within a minute
     """
-    started: dict[str, float] = {}
-    last: dict[str, float] = {}
 
-    def report(stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage not in started:
-            started[stage] = last[stage] = now
-            print(f"{stage}: {done}/{total}", file=stream, flush=True)
-        elif now - last[stage] >= every:
-            last[stage] = now
-            spent = now - started[stage]
-            print(f"{stage}: {done}/{total}, {spent:.0f} s", file=stream, flush=True)
+    def __init__(self, stream: TextIO, every: float = 60.0) -> None:
+        """Write to a stream.
 
-    return report
+        Args:
+            stream: such as ``sys.stderr``.
+            every: seconds between two lines of a stage.
+        """
+        self._stream, self._every = stream, every
+        self._stage: str | None = None  # that runs
+        self._steps: dict[str, str] = {}  # of every stage
+        self._started: dict[str, float] = {}
+        self._last: dict[str, float] = {}  # line of every stage
+        self._lock = threading.Lock()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Report the steps of a stage that are done, and all of them."""
+        with self._lock:
+            first, self._stage = stage not in self._steps, stage
+            self._steps[stage] = f"{done}/{total}"
+            if first:
+                self._last[stage] = time.monotonic()
+                self._started.setdefault(stage, self._last[stage])
+                print(f"{stage}: {done}/{total}", file=self._stream, flush=True)
+            else:
+                self._print_if_due()
+
+    def enter(self, stage: str) -> None:
+        """Note that a stage starts, which may never report a step."""
+        with self._lock:
+            self._stage = stage
+            self._started[stage] = self._last[stage] = time.monotonic()
+
+    def leave(self) -> None:
+        """Note that the stage has ended."""
+        with self._lock:
+            self._stage = None
+
+    @contextmanager
+    def ticking(self) -> Iterator[None]:
+        """Write the lines of silent stages too, from a thread that ends with the block."""
+        ended = threading.Event()
+
+        def tick() -> None:
+            while not ended.wait(min(1.0, self._every)):
+                with self._lock, suppress(OSError, ValueError):  # the stream may be closed
+                    self._print_if_due()
+
+        thread = threading.Thread(target=tick, name="lmscout progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _print_if_due(self) -> None:
+        stage, now = self._stage, time.monotonic()
+        if stage is None or now - self._last[stage] < self._every:
+            return
+        self._last[stage] = now
+        steps = f"{self._steps[stage]}, " if stage in self._steps else ""
+        spent = now - self._started[stage]
+        print(f"{stage}: {steps}{spent:.0f} s", file=self._stream, flush=True)
 
 
 @contextmanager

@@ -51,7 +51,23 @@ class NotSaved:
 
 
 class Result:
-    """Base of the dataclasses that hold the result of a command."""
+    """Base of the dataclasses that hold the result of a command.
+
+    Results are equal if they are saved alike: arrays by value, numbers that are not finite as one.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # In the class itself, so that `dataclass` leaves them: its own fail on arrays.
+        cls.__eq__, cls.__hash__ = Result.__eq__, Result.__hash__  # type: ignore[method-assign]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def summary(self) -> str:
         """The result as the command line prints it, without colours."""
@@ -123,13 +139,21 @@ class Result:
         Raises:
             LmscoutError: the file cannot be read, or holds no such result.
         """
-        values = read_json(Path(path), surrogates=True)
-        if isinstance(values, dict) and FIELDS in values:
-            values = values[FIELDS]
+        values = saved_values(read_json(Path(path), surrogates=True))
         try:
             return cls.from_dict(values)
         except LmscoutError as error:
             raise LmscoutError(f"{path}: {error}") from error
+
+
+def saved_values(read: Any) -> Any:
+    """The values of `Result.to_dict` in the JSON that `Result.save` or a run wrote."""
+    return read[FIELDS] if isinstance(read, dict) and FIELDS in read else read
+
+
+def saved_names(kind: type) -> set[str]:
+    """The names of the fields of a class of results that are saved."""
+    return set(_saved_fields(kind))
 
 
 def _written(value: Any) -> Any:  # noqa: PLR0911 - one per type

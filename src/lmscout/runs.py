@@ -27,7 +27,7 @@ from lmscout.results import FIELDS, SCHEMA, Result
 from lmscout.version import __version__
 
 SETTINGS, RESULT = "settings.json", "result.json"
-_REMEDY = "name another with --out"
+_REMEDY = "name another folder"
 _LONGEST = 60  # characters of a setting in an error message
 _log = logging.getLogger("lmscout")
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,20 @@ def undisturbed(tmp_path_factory):
     assert built.table == folder / "table.jsonl"
     assert (built.n_architectures, built.n_models, built.n_left_out) == (N, ROWS, 0)
     return folder
+
+
+def test_seconds_are_wall_time(undisturbed, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(undisturbed, folder)
+    files = sorted((folder / "rows").glob("*.json"))
+    spent = [json.loads(file.read_text())["seconds"] for file in files]
+    for end, expected in ((lambda number: 1e9, max(spent)), (lambda number: 1e9 * number, None)):
+        for number, file in enumerate(files):
+            os.utime(file, (0, end(number)))
+        for name in ("result.json", "table.jsonl"):
+            (folder / name).unlink()
+        found = build_tiny(folder).seconds
+        assert found == pytest.approx(sum(spent) if expected is None else expected, abs=0.011)
 
 
 def test_a_build_trains_every_architecture_and_one_of_ten_with_three_seeds(undisturbed):
@@ -212,8 +227,8 @@ def test_a_folder_of_another_benchmark_is_refused(undisturbed, changes, differin
         ({"recipe": replace(RECIPE, length=17)}, "windows of 17 tokens are too long"),
         ({"data": TokenData(text().train[:20], text().validation, {})}, "20 tokens to train on"),
         ({"data": TokenData(text().train, text().validation[:9], {})}, "9 tokens to validate on"),
-        ({"device": "cuda:99"}, "--device cuda:99: there is no such device here; there are cpu"),
-        ({"workers": 0}, "--workers 0"),
+        ({"device": "cuda:99"}, "device cuda:99: there is no such device here; there are cpu"),
+        ({"workers": 0}, "workers 0"),
     ],
 )
 def test_invalid_settings_are_refused_before_anything_is_written(tmp_path, changes, said):

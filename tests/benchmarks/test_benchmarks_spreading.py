@@ -52,7 +52,7 @@ def test_one_worker_on_the_cpu_is_this_process(tmp_path):
             "^eight$",
             marks=pytest.mark.slow,
         ),
-        (9, LmscoutError, "a worker process has ended .exit code 3.*, .* with fewer --workers"),
+        (9, LmscoutError, "a worker process has ended .exit code 3.*, .* with fewer workers"),
     ],
 )
 def test_a_failure_ends_the_work(tmp_path, job, error, said):
@@ -70,7 +70,7 @@ def test_devices_by_a_users_word():
     assert devices_of("cpu") == ("cpu",)
     assert devices_of("auto") == (tuple(f"cuda:{n}" for n in range(gpus)) or ("cpu",))
     for word in ("cuda:99", "tpu", *(["cuda"] if gpus == 0 else [])):
-        with pytest.raises(LmscoutError, match=f"--device {word}: there is no such device here"):
+        with pytest.raises(LmscoutError, match=f"device {word}: there is no such device here"):
             devices_of(word)
 
 

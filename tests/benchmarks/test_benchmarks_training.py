@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_training import RECIPE, SPACE, text
 from torch.nn import functional
 
@@ -187,3 +189,17 @@ def test_a_captured_step_trains_as_an_eager_one(spec, monkeypatch):
     eager = train(spec, 0, data, RECIPE, "cuda:0").validation_loss
     assert captured == pytest.approx(eager, rel=1e-3)
     assert captured == pytest.approx(train(spec, 0, data, RECIPE, "cpu").validation_loss, rel=0.02)
+
+
+@given(tokens=st.integers(41_000, 10**7), length=st.sampled_from([32, 128]))
+def test_all_validations_cost_at_most_as_much_as_the_training(tokens, length):
+    tokens = max(tokens, 5 * 64 * length)
+    recipe = Recipe.of_tokens(tokens, length)
+    assert training.POINTS * recipe.held_out <= 3 * tokens
+    assert length <= recipe.held_out <= Recipe.held_out
+    assert (recipe == Recipe(tokens=tokens, length=length)) == (tokens >= 218_454)
+
+
+def test_the_recipe_of_shipped_benchmarks_is_the_default():
+    assert Recipe.of_tokens(None, 128) == Recipe.of_tokens(4_500_000, 128) == Recipe()
+    assert Recipe.of_tokens(10_240, 32).held_out == 6_144

@@ -17,9 +17,13 @@ def test_a_benchmark_is_built_checked_and_ranked(lmscout, tokens, tmp_path):
     found = json.loads(out)
     assert (found["n_architectures"], found["n_replicated"]) == (3, 1)
 
-    code, out, err = lmscout("rank", "bench:mine", "--proxy", "snip", "--workers", 1, "--json", "-")
-    assert (code, err) == (0, "")
-    judged = json.loads(out)
+    found = {}
+    for name in ("bench:mine", "mine"):
+        code, out, err = lmscout("rank", name, "--proxy", "snip", "--workers", 1, "--json", "-")
+        assert (code, err) == (0, "")
+        found[name] = {one: value for one, value in json.loads(out).items() if one != "seconds"}
+    assert found["mine"] == found["bench:mine"]
+    judged = found["mine"]
     assert judged["n_architectures"] == 3
     assert judged["metric"] == "negated validation loss after 10,240 tokens"
 

@@ -6,7 +6,9 @@ import sys
 import time
 
 from forked import errors
+from transformers import AutoModelForCausalLM
 
+import lmscout as public
 from lmscout.models import spec_from_dict
 
 SEARCH = ("design", "nano", "--max-params", "200k", "--evaluations", 20, "--workers", 1)
@@ -40,6 +42,28 @@ def test_design_finds_an_architecture_and_writes_its_spec(lmscout, tmp_path):
         "spec: sp",
     ):
         assert words in out
+
+
+def test_design_writes_a_folder_that_transformers_loads(lmscout, tmp_path):
+    for _ in range(2):  # the second time over the same folder
+        code, out, err = lmscout(*SEARCH, "--proxy", "parameters", "--out", "new", "--json", "a")
+        assert (code, err) == (0, "")
+    assert out.endswith("for AutoModelForCausalLM after lmscout.register(): new\n")
+    spec = json.loads((tmp_path / "a").read_text())["spec"]
+    assert json.loads((tmp_path / "new" / "spec.json").read_text()) == spec
+    public.register()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    assert model.num_parameters() == spec_from_dict(spec).parameters()
+
+
+def test_an_encoder_has_a_spec_but_no_model(lmscout, flexibert_file, tmp_path):
+    code, out, err = lmscout(
+        *("design", f"flexibert:{flexibert_file}", "--max-params", "5M", "--evaluations", 3),
+        *("--proxy", "parameters", "--workers", 1, "--out", "new"),
+    )
+    assert (code, err) == (0, "")
+    assert "no class for flexibert, so there is no model): new" in out
+    assert [one.name for one in (tmp_path / "new").iterdir()] == ["spec.json"]
 
 
 def test_design_averages_over_weights(lmscout, flexibert_file, tmp_path):
@@ -103,6 +127,9 @@ def test_pico_is_a_benchmark_where_the_option_says_so(lmscout):
 
 def test_user_errors_are_one_line_and_exit_code_2(lmscout, tmp_path):
     proxy, limit = ("--proxy", "snip"), ("--max-params", "200k")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
     for arguments, hint in (
         (["picoo", *proxy, *limit], "the spaces pico, nano and FILE.json, and the benchmarks"),
         (["nano", *proxy, "--max-params", "10k"], "the smallest has 66,736"),
@@ -110,7 +137,9 @@ def test_user_errors_are_one_line_and_exit_code_2(lmscout, tmp_path):
         (["nano", *proxy, "--max-params", "3X"], "--max-params 3X"),
         (["nano", *proxy], "--max-params"),
         (["nano", *proxy, *limit, "--out", "missing/spec.json"], "--out missing/spec.json"),
-        (["nano", *proxy, *limit, "--out", "."], "is a folder"),
+        (["nano", *proxy, *limit, "--out", "folder.json"], "is a folder"),
+        (["nano", *proxy, *limit, "--out", "other"], "no empty folder, nor one of an architecture"),
+        (["nano", *proxy, *limit, "--out", "other/file"], "no empty folder, nor one of an arch"),
     ):
         code, out, err = lmscout("design", *arguments)
         assert code == 2, (arguments, out, err)
@@ -118,7 +147,8 @@ def test_user_errors_are_one_line_and_exit_code_2(lmscout, tmp_path):
         assert err.count("\n") == 1, err
         assert err.startswith("lmscout: ")
         assert hint in err
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder.json", "other"]
+    assert (tmp_path / "other" / "file").read_text() == "mine"
 
 
 def test_control_c_is_one_line_that_says_how_to_go_on(tmp_path):

@@ -211,7 +211,7 @@ def test_eval_asks_tasks_beside_perplexities(lmscout, model_folder, text_file, t
     [
         ((), "nothing to measure: give --perplexity TEXT, --tasks NAME,... or both"),
         (("--tasks", " ,"), "--tasks names none"),
-        (("--tasks", "piqa", "--task-data", "nowhere"), "--task-data nowhere: is no folder"),
+        (("--tasks", "piqa", "--task-data", "nowhere"), "task data nowhere: is no folder"),
         (("--tasks", "piqa", "--task-data", "."), "holds no file of questions"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_finished_run_is_printed_again_and_others_are_refused(
         assert json.loads(printed).items() <= result.items()
     code, printed, err = lmscout(*arguments, *change, "--out", out)
     assert (code, printed, err.count("\n")) == (2, "", 1)
-    assert f"holds a run with {differing}: name another with --out" in err
+    assert f"holds a run with {differing}: name another folder" in err
     assert snapshot(out) == before
     assert not [one for one in out.parent.iterdir() if one.name.endswith("draft")]
 

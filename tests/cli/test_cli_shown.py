@@ -125,8 +125,8 @@ def test_a_loss_increase_is_that_of_the_saved_model_on_the_held_out_windows(
 @pytest.mark.parametrize(
     ("model", "options", "said"),
     [
-        ("short", ("--window", 65), "the model reads 64: give --window 64 or less"),
-        ("sliding", ("--window", 41), "attention slides over 40: give --window 40 or less"),
+        ("short", ("--window", 65), "the model reads 64: give a window of 64 or less"),
+        ("sliding", ("--window", 41), "attention slides over 40: give a window of 40 or less"),
         ("sliding", ("--window", 41, "--dry-run"), "attention slides over 40"),
         ("long", ("--report-tokens", 500), "--report-tokens has nothing to apply to"),
         (

@@ -100,7 +100,7 @@ def test_a_killed_worker_is_one_line(designing, tmp_path):
     err = errors(err)
     assert (designing.returncode, out) == (2, "")
     assert err.startswith("lmscout: a worker process has ended (")
-    assert err.endswith("run the same command again with fewer --workers\n")
+    assert err.endswith("run the same command again with fewer workers\n")
     assert err.count("\n") == 1
     assert not processes(tmp_path, "LokyProcess")
 

@@ -446,7 +446,7 @@ def test_an_exhaustive_search_asks_for_everything_and_ends(cache):
     # leaves, aggregates of reductions, one word on a configuration's, and two of these joined
     assert result.proposed == len(everything) == 3 + 4 * 2 * 11 + 10 * (3 + 10 * 3) + 3 * 9 + 3
     assert result.front[-1].fitness == max(one.fitness for one in result.evolutions[0].hall)
-    with pytest.raises(LmscoutError, match="ask for --searches 1"):
+    with pytest.raises(LmscoutError, match="give 1 for searches"):
         DeepSettings("exhaustive")
 
 

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscout.discovery import split_benchmark
+from lmscout.discovery.splits import search_size
 from lmscout.errors import LmscoutError
 
 
@@ -43,3 +44,13 @@ def test_sizes_that_cannot_be_met_are_refused(search, message):
 def test_equal_architectures_that_would_have_to_be_parted_are_told():
     with pytest.raises(LmscoutError, match="without parting equal architectures"):
         split_benchmark(["a"] * 10 + ["b"] * 10, search=7, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "size"), [(240, 100), (200, 100), (61, 30), (12, 6), (10, 5)]
+)
+def test_by_default_half_of_the_architectures_are_search_data_at_most_100(architectures, size):
+    assert search_size(None, architectures) == size
+    assert search_size(7, architectures) == 7
+    split = split_benchmark(range(architectures), search=size, seed=0)
+    assert len(split.search) == size

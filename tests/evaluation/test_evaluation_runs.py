@@ -28,7 +28,7 @@ def test_a_finished_run_is_loaded_and_says_so(llama_folder, text, tmp_path, capl
     assert lmscout.evaluate(str(llama_folder), **given).to_dict() == first.to_dict()
     (message,) = caplog.messages
     assert f"run folder {tmp_path / 'run'}: holds a finished run" in message
-    assert "to run again, name another with --out or remove" in message
+    assert "to run again, name another folder or remove" in message
 
 
 def test_a_model_in_memory_is_never_taken_for_the_one_of_a_finished_run(

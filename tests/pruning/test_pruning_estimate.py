@@ -87,7 +87,7 @@ def test_without_a_window_it_is_what_the_model_attends_over():
         (no_layer, 64),
     ):
         assert CalibrationConfig().fitted(config, 3) == CalibrationConfig(window=window, seed=3)
-    with pytest.raises(LmscoutError, match="attention slides over 24: give --window 24 or less"):
+    with pytest.raises(LmscoutError, match="attention slides over 24: give a window of 24 or less"):
         CalibrationConfig(window=25).fitted(sliding, 0)
     assert CalibrationConfig(seed=5).fitted(long, 3).seed == 5
 

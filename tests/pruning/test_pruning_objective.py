@@ -97,7 +97,7 @@ def test_no_features_cost_no_pass(calibrated):
         (PruneConfig(objective="proxy:snipp"), "did you mean 'snip'"),
         (PruneConfig(objective="sum(abs(weight))"), "write proxy:"),
         (PruneConfig(features=("proxy:grasp",)), "runs the model again"),
-        (PruneConfig(objective=SNIP, features=(SNIP,)), "leave out --objective or --feature"),
+        (PruneConfig(objective=SNIP, features=(SNIP,)), "leave out the objective or the features"),
     ],
 )
 def test_bad_proxies_are_refused_before_any_work(request_, says, tmp_path):

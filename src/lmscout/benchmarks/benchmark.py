@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,7 +33,7 @@ def require_few(architectures: int, source: str) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Benchmark:
     """Architectures with measured quality, row by row.
 
@@ -67,8 +70,19 @@ class Benchmark:
             twice = Counter(self.identifiers).most_common(1)[0][0]
             raise LmscoutError(f"{self.source}: two rows are called {twice}")
 
+    def __repr__(self) -> str:
+        return f"Benchmark({self.name!r}, {len(self)} architectures, {self.metric!r})"
+
     def __len__(self) -> int:
         return len(self.specs)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the architectures and their quality."""
+        digest = hashlib.sha256(self.quality.tobytes())
+        for spec in self.specs:
+            digest.update(json.dumps(spec.to_dict(), sort_keys=True).encode())
+        return digest.hexdigest()
 
     def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> Benchmark:
         """The benchmark of these rows (counted from 0), in this order.

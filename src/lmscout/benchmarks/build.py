@@ -23,7 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmscout.benchmarks.built import ROWS, TABLE, TrainedRow, read_rows, write_row, write_table
+from lmscout.benchmarks.built import (
+    ROWS,
+    TABLE,
+    TrainedRow,
+    read_rows,
+    row_file,
+    write_row,
+    write_table,
+)
 from lmscout.benchmarks.space import Space, sample
 from lmscout.benchmarks.training import Recipe, TokenData, check_validation, train, window_starts
 from lmscout.children import WORKER_ENDED, end_with_parent, signals_held
@@ -59,7 +67,7 @@ def devices_of(wanted: str) -> tuple[str, ...]:
     if wanted in gpus:
         return (wanted,)
     there = ", ".join(("cpu", *gpus))
-    raise LmscoutError(f"--device {wanted}: there is no such device here; there are {there}")
+    raise LmscoutError(f"device {wanted}: there is no such device here; there are {there}")
 
 
 def default_workers(devices: Sequence[str]) -> int:
@@ -144,7 +152,7 @@ class Built(Result):
         n_models: number of trained models, replicates included.
         n_left_out: architectures of which a training ended without a finite loss.
         losses: lowest and highest final loss of a training, nats/token; None if none is finite.
-        seconds: of all trainings together.
+        seconds: wall time in which models were trained, in all calls that continued the build.
     """
 
     folder: Path
@@ -212,7 +220,7 @@ def build(
             not suffice, or there is no such device.
     """
     if workers is not None and workers < 1:
-        raise LmscoutError(f"--workers {workers}: at least one has to work")
+        raise LmscoutError(f"workers {workers}: at least one has to work")
     progress = progress or (lambda done, total: None)
     devices = devices_of(device)
     wanted = jobs(space, n, seed=seed, seeds=seeds)
@@ -259,8 +267,18 @@ def _result(folder: Path, rows: list[TrainedRow]) -> Built:
         n_models=len(rows),
         n_left_out=len({architecture for architecture, loss in final if loss is None}),
         losses=(min(losses), max(losses)) if losses else None,
-        seconds=round(sum(row.seconds for row in rows), 2),
+        seconds=round(_wall_seconds(folder, rows), 2),
     )
+
+
+def _wall_seconds(folder: Path, rows: list[TrainedRow]) -> float:
+    """Time in which at least one model was trained; a row is written when its training ends."""
+    ends = ((row_file(folder, row.architecture, row.seed).stat().st_mtime, row) for row in rows)
+    wall, until = 0.0, -np.inf
+    for start, end in sorted((end - row.seconds, end) for end, row in ends):
+        wall += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return wall
 
 
 def jobs(space: Space, n: int, *, seed: int, seeds: int) -> list[Job]:

@@ -61,9 +61,14 @@ class _Settings(Row):
     tokens: int = Field(validation_alias=AliasPath("recipe", "tokens"))
 
 
+def row_file(folder: Path, architecture: int, seed: int) -> Path:
+    """The file of one trained model."""
+    return folder / ROWS / f"{architecture:05d}-{seed}.json"
+
+
 def write_row(folder: Path, row: TrainedRow) -> None:
     """Write a row atomically."""
-    write_file(folder / ROWS / f"{row.architecture:05d}-{row.seed}.json", _line(row))
+    write_file(row_file(folder, row.architecture, row.seed), _line(row))
 
 
 def read_rows(folder: Path) -> dict[tuple[int, int], TrainedRow]:

@@ -191,7 +191,7 @@ def noise_of(losses: list[Array], folder: Path) -> float:
     if np.isnan(noise):
         raise LmscoutError(
             f"{folder}: no architecture was trained with several seeds, so that its noise is not "
-            "known; build it with --seeds 3"
+            "known; build it with 3 seeds"
         )
     return noise
 

@@ -3,13 +3,14 @@
 import os
 
 from lmscout.benchmarks.benchmark import Benchmark
-from lmscout.benchmarks.built import OWN, PICO, read_built
+from lmscout.benchmarks.built import OWN, PICO, TABLE, read_built
 from lmscout.benchmarks.download import find_flexibert, find_lts
 from lmscout.benchmarks.flexibert import read_flexibert
 from lmscout.benchmarks.lts import METRIC, read_lts
 from lmscout.benchmarks.space import SPACES, SUFFIX, Space, read_space
 from lmscout.errors import LmscoutError, brief
 from lmscout.reading import expanded
+from lmscout.runs import SETTINGS
 
 LTS_METRICS = {"random_GPT2_wt103": "negated WikiText-103 validation perplexity"}
 """The metric of the published folders, by name."""
@@ -25,7 +26,8 @@ def load(name: str) -> Benchmark:
     """Load a benchmark.
 
     Args:
-        name: ``pico``, lmscout's own; ``bench:DIR``, a folder that ``lmscout bench build`` wrote;
+        name: ``pico``, lmscout's own; ``bench:DIR`` or ``DIR``, a folder that ``lmscout bench
+            build`` wrote;
             ``flexibert``; ``flexibert:PATH``, a JSON file of upstream's form; ``lts:NAME``,
             a LiteTransformerSearch folder found by name; ``lts:PATH``, such a folder.  What
             follows ``lts:`` is a path if it has a separator in it or is a directory.
@@ -44,6 +46,9 @@ def load(name: str) -> Benchmark:
         if os.sep in rest or "/" in rest or os.path.isdir(path):
             return read_lts(path, name)
         return read_lts(find_lts(rest), name, LTS_METRICS.get(rest, METRIC))
+    folder = os.path.expanduser(name)
+    if name and any(os.path.isfile(os.path.join(folder, one)) for one in (TABLE, SETTINGS)):
+        return read_built(OWN + name)
     raise UnknownBenchmarkError(f"unknown benchmark {brief(name)}; it can be {ACCEPTED}")
 
 

@@ -34,6 +34,7 @@ _INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # in a file 
 
 HELD_OUT = 20  # of a user's text, the last twentieth validates
 POINTS = 5  # validation losses during training, at equal distances
+TRAINING_COST = 3  # of a token, in forward passes
 EAGER_STEPS = 3  # before a step is captured: they make the optimizer's state
 EVALUATED = 256  # windows of validation in one batch
 
@@ -136,6 +137,19 @@ def text_tokens(files: Sequence[Path]) -> TokenData:
     return TokenData(torch.cat(train), torch.cat(validation), made_of)
 
 
+def tokens_of(files: Sequence[Path], corpus: Path | None) -> TokenData:
+    """Tokens of text files, or of a safetensors file; the built-in text if neither is given.
+
+    Raises:
+        LmscoutError: both are given, or a file cannot be read.
+    """
+    if files and corpus is not None:
+        raise LmscoutError("text and corpus: give one of them")
+    if corpus is not None:
+        return stored_tokens(corpus)
+    return text_tokens(files) if files else builtin_tokens()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Training of every architecture of a benchmark: AdamW, a warm-up, half a cosine to 0.
@@ -179,6 +193,25 @@ class Recipe:
                 f"{self.sequences} x {self.length} tokens, "
                 f"{POINTS * self.sequences * self.length} in all"
             )
+
+    @classmethod
+    def of_tokens(cls, tokens: int | None, length: int) -> Recipe:
+        """The recipe with another number of training tokens.
+
+        All validation losses together cost at most as much as the training: a token of training
+        is a forward and a backward pass, about three times that of validation.
+
+        Args:
+            tokens: of training; None for the recipe's own.
+            length: tokens a window.
+
+        Raises:
+            LmscoutError: the tokens are too few.
+        """
+        if tokens is None:
+            return cls(length=length)
+        affordable = max(length, TRAINING_COST * tokens // POINTS)
+        return cls(tokens=tokens, length=length, held_out=min(cls.held_out, affordable))
 
     @property
     def steps(self) -> int:

@@ -48,7 +48,12 @@ def build(
     ] = 3,
     tokens: Annotated[
         int | None,
-        option(_TRAINING, "Training tokens of each; by default the recipe's.", whole=(1, 10**12)),
+        option(
+            _TRAINING,
+            "Training tokens of each; by default the recipe's. The losses are validated on three "
+            "fifths as many, at most 131,072.",
+            whole=(1, 10**12),
+        ),
     ] = None,
     text: Annotated[
         list[Path] | None,
@@ -93,10 +98,10 @@ def build(
         n=n,
         out=out,
         tokens=tokens,
-        texts=text or (),
+        text=text or (),
         corpus=corpus,
         seed=seed,
-        n_seeds=seeds,
+        seeds=seeds,
         device=device,
         workers=workers,
     )

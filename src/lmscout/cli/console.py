@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lmscout.runs import Run
 
 STDOUT = "-"
-WIDTH = 120  # columns without a terminal
+WIDTH = 80  # columns of a table, at most
 _OF_RUN = (
     *("settings.json", "result.json", "lmscout.json", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer_config.json", ".db", ".safetensors", ".parquet", ".py", ".md"),
@@ -39,19 +39,20 @@ ASSESSMENT = ("ρ", "95 %", "τ", "in\ncell", "given\nsize", "top\ntenth")
 
 
 def table_console() -> Console:
-    """The console for stdout, as wide as the terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    """The console for tables, as wide as the terminal, but alike on all that are wide enough."""
+    return Console(width=min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
 
 
 def say(text: str, *, style: str | None = None, whole: bool = False) -> None:
-    """Print a line with markup to stdout.
+    """Print a line with markup to stdout; without a terminal it is not wrapped.
 
     Args:
         text: the line.
         style: of all of it.
-        whole: whether a long line stays one, so that it can be pasted.
+        whole: whether a long line stays one on a terminal too, so that it can be pasted.
     """
-    table_console().print(text, style=style, highlight=False, soft_wrap=whole)
+    whole = whole or not sys.stdout.isatty()
+    Console().print(text, style=style, highlight=False, soft_wrap=whole)
 
 
 def table(first: str, *columns: str, caption: str | None = None) -> Table:

@@ -19,7 +19,8 @@ from lmscout.cli.options import (
     option,
     parameter_count,
 )
-from lmscout.files import as_json, check_file, write_file
+from lmscout.errors import LmscoutError
+from lmscout.files import as_json, check_file, check_folder, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Design, Selection
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _PICO = "pico"  # a space, and the benchmark of its architectures
 _SEARCH = "Search"
+SPEC, SUFFIX = "spec.json", ".json"
+REMEDY = "name another"
 
 # Fields of a spec with one entry per block, and their headings.
 _OF_BLOCKS = {"heads": "heads", "key_value_heads": "key-value heads", "inner": "MLP width"}
@@ -74,7 +77,15 @@ def design(
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     device: DeviceOption = "cpu",
-    out: Annotated[Path | None, option(OUTPUT, "Write the spec as JSON.", metavar="FILE")] = None,
+    out: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "Folder for the untrained model, which transformers loads, and its spec.json; or "
+            "FILE.json for the spec alone.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Find the architecture that a proxy scores best, without training.
@@ -86,8 +97,9 @@ def design(
     """
     limit = parameter_count(max_params, "--max-params")
     console.check_json_target(json)
+    as_folder = out is not None and out.suffix != SUFFIX
     if out is not None:
-        check_file(out, "--out")
+        _check_target(out, as_folder=as_folder)
     # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import api
     from lmscout.discovery import Design
@@ -97,15 +109,18 @@ def design(
         space,
         proxy=proxy,
         max_params=limit,
-        n_evaluations=evaluations,
+        evaluations=evaluations,
         seed=seed,
-        n_weights=weights,
+        weights=weights,
         on_benchmark=on_benchmark,
         workers=workers,
         backend=backend,
         device=device,
     )
-    if out is not None:
+    written = "spec"
+    if out is not None and as_folder:
+        written = _write_folder(result, out)
+    elif out is not None:
         write_file(out, as_json(result.spec.to_dict()), name=f"--out {out}")
 
     def shown(_: object) -> None:
@@ -114,10 +129,32 @@ def design(
         else:
             show_selection(result)
         if out is not None:
-            print(f"spec: {out}")
+            print(f"{written}: {out}")
 
     settings = {"space": space, "on_benchmark": on_benchmark, "evaluations": evaluations}
     console.finish(result, shown, json, Run(default_run_folder("design"), "design", settings))
+
+
+def _check_target(out: Path, *, as_folder: bool) -> None:
+    """Refuse an --out that cannot be written, or that holds something else."""
+    if not as_folder:
+        check_file(out, "--out")
+        return
+    if out.exists() and not (out.is_dir() and ((out / SPEC).is_file() or not any(out.iterdir()))):
+        raise LmscoutError(f"--out {out}: is no empty folder, nor one of an architecture: {REMEDY}")
+    check_folder(out, f"--out {out}", REMEDY, make=False)
+
+
+def _write_folder(result: Design | Selection, out: Path) -> str:
+    """Write the untrained model and its spec; returns what the folder holds."""
+    from lmscout.models.pretrained import has_class
+
+    if has_class(result.spec):
+        result.save_pretrained(out)
+        return "untrained model, for AutoModelForCausalLM after lmscout.register()"
+    out.mkdir(exist_ok=True)
+    write_file(out / SPEC, as_json(result.spec.to_dict()), name=f"--out {out}")
+    return f"spec (transformers has no class for {result.spec.kind}, so there is no model)"
 
 
 def show(result: Design) -> None:

@@ -55,10 +55,16 @@ def discover(
     aggregations: Annotated[
         str, option(_SPACE, "Over blocks: any of mean,sum,max,min.", metavar="NAME,...")
     ] = "mean",
-    search: Annotated[
-        str,
-        option(_SPACE, "Search architectures; of several benchmarks 100,40.", metavar="INT,..."),
-    ] = "100",
+    n_search: Annotated[
+        str | None,
+        option(
+            _SPACE,
+            "Search architectures; of several benchmarks 100,40; by default half of a "
+            "benchmark's, at most 100.",
+            *("--n-search", "--search"),
+            metavar="INT,...",
+        ),
+    ] = None,
     seed: Annotated[
         int, option(_SPACE, "Seed of the split and the search.", whole=(0, LAST_SEED))
     ] = 0,
@@ -119,6 +125,7 @@ def discover(
     )
     console.check_json_target(json)
     common: dict[str, Any] = {
+        "n_search": _sizes(n_search),
         "seed": seed,
         "workers": workers,
         "backend": backend,
@@ -132,7 +139,6 @@ def discover(
             benchmark,
             space=space,
             aggregations=[name.strip() for name in aggregations.split(",")],
-            n_search=_sizes(search, 1),
             model=model,
             calibration=calibration,
             out=folder,
@@ -140,16 +146,10 @@ def discover(
         )
         console.finish(ranked, show, json, Run(folder, "discover"), kept=True)
         return
+    from lmscout.arguments import discover_deep
     from lmscout.discovery.engines import EXHAUSTIVE
-    from lmscout.discovery.kept import begin_deep
     from lmscout.discovery.symbolic_search import DeepSettings
-    from lmscout.statistics import Workers
 
-    if _STUDY in benchmark:
-        raise LmscoutError(
-            f"{benchmark}: the deep space builds every architecture; a study has the spaces "
-            "published and two-op"
-        )
     config = DeepSettings(
         engine=engine,
         evaluations=evaluations,
@@ -158,31 +158,17 @@ def discover(
         spec_leaves=spec_leaves,
         correction=correction,
     )
-    names = benchmark.split(",")
-    sizes = _sizes(search, len(names))
-    benchmarks = [api.load_benchmark(name.strip()) for name in names]
-    Workers(workers, backend, device)  # refused before a run folder is made
-    run = begin_deep(out, benchmarks, config, search=sizes, seed=seed, device=device)
-    found = api.discover(
-        benchmarks, space=_DEEP, n_search=sizes, config=config, out=run.folder, **common
-    )
+    names = [name.strip() for name in benchmark.split(",")]
+    run, found = discover_deep(names, config, out=out, progress=True, **common)
     console.finish(found, show_deep, json, run, kept=True)
 
 
-def _sizes(search: str, benchmarks: int) -> tuple[int, ...]:
-    """Numbers of search architectures, one per benchmark."""
+def _sizes(given: str | None) -> list[int] | None:
+    """Numbers of search architectures."""
     try:
-        sizes = tuple(map(int, search.split(",")))
+        return None if given is None else list(map(int, given.split(",")))
     except ValueError:
-        raise LmscoutError(f"--search {search}: no number; give 100, or 100,40,40") from None
-    if len(sizes) == 1:
-        return sizes * benchmarks
-    if len(sizes) != benchmarks:
-        raise LmscoutError(
-            f"--search {search} gives {len(sizes)} numbers for {benchmarks} of BENCHMARK: give one "
-            "for all, or one for each"
-        )
-    return sizes
+        raise LmscoutError(f"--n-search {given}: no number; give 100, or 100,40,40") from None
 
 
 def show_deep(result: DeepDiscovery) -> None:

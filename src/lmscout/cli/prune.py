@@ -311,7 +311,7 @@ def prune(
         calibration=calibration,
         out=out,
         report=report,
-        recovery_text=recover_text,
+        recover_text=recover_text,
         config=request,
         device=device,
         compute_dtype=compute_dtype,
@@ -341,7 +341,6 @@ def recovery_request(
     Raises:
         LmscoutError: there are options of a recovery without one, or a number is invalid.
     """
-    from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
     from lmscout.pruning.recovery.run import RecoveryConfig
 
     values = {name: value for name, value in given.items() if value is not None}
@@ -350,21 +349,7 @@ def recovery_request(
             raise LmscoutError(
                 f"--recover-{name} is for --recover lora, --recover distill or --elastic"
             )
-        return RecoveryConfig()
-    names = {"rate": "learning_rate", "batch": "batch_tokens", "minutes": "seconds"}
-    if "minutes" in values:
-        values["minutes"] *= 60
-    if "tokens" in values:
-        values.setdefault("steps", None)  # tokens alone bound the training
-    settings = RecoverySettings(
-        method=method or DISTILL,
-        seed=seed,
-        **{names.get(name, name): value for name, value in values.items()},
-    )
-    settings.check()
-    return RecoveryConfig(
-        winners=settings if method else None, elastic=settings if elastic else None
-    )
+    return RecoveryConfig.of(method, elastic=elastic, seed=seed, **values)
 
 
 def show(result: Pruning) -> None:

@@ -27,7 +27,7 @@ _SHOW: Mapping[str, Callable[[Any], None]] = {
 
 
 def summary(result: Result) -> str:
-    """The text without colours, at most 120 columns wide."""
+    """The text without colours; tables have at most 80 columns, and prose is not wrapped."""
     text = io.StringIO()
     with redirect_stdout(text):
         _SHOW[type(result).__name__](result)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.progress import Progress, Stages, part_of
 from lmscout.results import Result
 from lmscout.statistics.workers import worker_processes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 POPULATION, SAMPLE = 50, 10
 AT_ONCE = 16  # architectures proposed at a time, whatever the number of workers
@@ -97,16 +100,23 @@ class Untrained:
 
     spec: ArchitectureSpec
 
-    def to_model(self, seed: int = 0) -> LanguageModel:
+    def to_model(self, seed: int = 0) -> PreTrainedModel | LanguageModel:
         """The architecture as an untrained PyTorch model in eval mode.
 
         Args:
             seed: of its weights.
+
+        Returns:
+            The model that `save_pretrained` writes: transformers' interface, with ``logits``
+            ``[B, T, vocabulary]`` and, with ``labels``, ``loss`` in nats/token.  Of FlexiBERT's
+            encoders lmscout's own model, ``[B, T]`` tokens to ``[B, T, width]`` hidden states.
         """
-        return self.spec.build(seed)
+        from lmscout.models.pretrained import has_class, untrained_model  # transformers is slow
+
+        return untrained_model(self.spec, seed) if has_class(self.spec) else self.spec.build(seed)
 
     def save_pretrained(self, folder: Path | str, seed: int = 0) -> None:
-        """Write the untrained architecture as a folder that transformers loads.
+        """Write the untrained architecture and its ``spec.json`` as a folder for transformers.
 
         Args:
             folder: made if it does not exist.
@@ -115,9 +125,11 @@ class Untrained:
         Raises:
             LmscoutError: transformers has no class for it, as for FlexiBERT's encoders.
         """
+        from lmscout.evaluation.quiet import quiet
         from lmscout.models.pretrained import save_untrained  # transformers is slow to import
 
-        save_untrained(self.spec, folder, seed)
+        with quiet():
+            save_untrained(self.spec, folder, seed)
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,7 +150,10 @@ class Design(Untrained, Result):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the architecture found."""
-        return [{name: value for name, value in self.to_json().items() if name != "seconds"}]
+        values = self.to_json()
+        first, last = ("proxy", "score"), ("depth", "width", "params")
+        between = [name for name in values if name not in (*first, *last, "seconds")]
+        return [{name: values[name] for name in (*first, *between, *last)}]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

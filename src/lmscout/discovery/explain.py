@@ -212,7 +212,9 @@ class Forms(Result):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the proxy in every form."""
-        return [self.to_json()]
+        values = self.to_json()
+        order = ("proxy", "tree", "latex", "torch", "definition")
+        return [{name: values[name] for name in order}]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

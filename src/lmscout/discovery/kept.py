@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +18,7 @@ from lmscout.discovery.exhaustive import write_scores
 from lmscout.discovery.explain import Explanation, explain
 from lmscout.discovery.rank import RankResult, rank_proxies
 from lmscout.discovery.scorer import ScorerOptions, cache_name
+from lmscout.discovery.splits import search_size
 from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings, discover_deep
 from lmscout.errors import LmscoutError
 from lmscout.progress import Progress
@@ -47,7 +44,7 @@ def kept_discovery(
     benchmark: Benchmark | str,
     space: Space,
     *,
-    search: int,
+    search: int | None,
     seed: int,
     out: Path | None,
     progress: Progress | None,
@@ -57,9 +54,19 @@ def kept_discovery(
 ) -> Discovery:
     """Rank a space exhaustively, see `discover`; without a run folder nothing is kept.
 
-    Unless the run has finished, `source` loads a benchmark of which the name alone is given, and
-    what gives its statistics.  `overrides` are further settings of the run.
+    Args:
+        benchmark: the benchmark; the name of one that `source` loads.
+        space: the proxies.
+        search: number of search architectures; None for the default of `search_size`.
+        seed: of the split.
+        out: run folder; None to keep nothing.
+        progress: called with stage, steps done and all steps.
+        source: loads the benchmark, and what gives its statistics, unless the run has finished.
+        overrides: further settings of the run.
+        options: how architectures are evaluated, see `ScorerOptions`.
     """
+    if isinstance(benchmark, Benchmark):
+        search = search_size(search, len(benchmark))
     settings = {
         **_settings(benchmark, seed, options),
         "space": space.name,
@@ -71,8 +78,9 @@ def kept_discovery(
     def compute() -> Discovery:
         found, read = source() if source else (benchmark, None)
         assert isinstance(found, Benchmark)
+        size = search_size(search, len(found))
         return discover(
-            found, space, search=search, seed=seed, progress=progress, read=read, **options
+            found, space, search=size, seed=seed, progress=progress, read=read, **options
         )
 
     return kept_result(out, "discover", settings, Discovery, compute, save_discovery)
@@ -82,31 +90,42 @@ def kept_deep_discovery(
     benchmarks: Sequence[Benchmark],
     settings: DeepSettings,
     *,
-    search: Sequence[int],
+    search: Sequence[int | None],
     seed: int,
     out: Path | None,
     progress: Progress | None,
     **options: Unpack[ScorerOptions],
-) -> DeepDiscovery:
-    """Search the deep space, see `discover_deep`; without a run folder in a temporary one."""
-    with ExitStack() as stack:
-        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-        run = begin_deep(
-            folder, benchmarks, settings, search=search, seed=seed, device=_workers(options).device
-        )
-        if run.finished:
-            return run.load(DeepDiscovery)
-        result = discover_deep(
-            benchmarks,
-            settings,
-            search=search,
-            seed=seed,
-            folder=run.folder,
-            progress=progress,
-            **options,
-        )
-        run.end(result)
-        return result
+) -> tuple[Run, DeepDiscovery]:
+    """Search the deep space, see `discover_deep`.
+
+    Args:
+        benchmarks: architectures with measured quality.
+        settings: of the search.
+        search: number of search architectures of each; None for the default of `search_size`.
+        seed: of the splits and the searches.
+        out: run folder; None for the one that `begin_deep` then gives.
+        progress: called with stage, steps done and all steps.
+        options: how architectures are evaluated, see `ScorerOptions`.
+
+    Returns:
+        The run, and its result.
+    """
+    sizes = [search_size(*one) for one in zip(search, map(len, benchmarks), strict=True)]
+    device = _workers(options).device
+    run = begin_deep(out, benchmarks, settings, search=sizes, seed=seed, device=device)
+    if run.finished:
+        return run, run.load(DeepDiscovery)
+    result = discover_deep(
+        benchmarks,
+        settings,
+        search=sizes,
+        seed=seed,
+        folder=run.folder,
+        progress=progress,
+        **options,
+    )
+    run.end(result)
+    return run, result
 
 
 def kept_rank(
@@ -149,20 +168,11 @@ def _settings(benchmark: Benchmark | str, seed: int, options: ScorerOptions) -> 
     settings: dict[str, object] = {"seed": seed, "device": _workers(options).device_kind}
     if isinstance(benchmark, str):
         return {**settings, "benchmark": benchmark}
-    digest = benchmark_digest(benchmark)
-    return {**settings, "benchmark": benchmark.name, "benchmark_sha256": digest}
+    return {**settings, "benchmark": benchmark.name, "benchmark_sha256": benchmark.digest}
 
 
 def _workers(options: ScorerOptions) -> Workers:
     return options.get("workers") or Workers()
-
-
-def benchmark_digest(benchmark: Benchmark) -> str:
-    """SHA-256 of a benchmark's architectures and their quality."""
-    digest = hashlib.sha256(benchmark.quality.tobytes())
-    for spec in benchmark.specs:
-        digest.update(json.dumps(spec.to_dict(), sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def save_discovery(run: Run, result: Discovery) -> None:
@@ -206,7 +216,7 @@ def begin_deep(
     wanted = {
         "space": "deep",
         "benchmarks": [one.name for one in benchmarks],
-        "benchmarks_sha256": list(map(benchmark_digest, benchmarks)),
+        "benchmarks_sha256": [one.digest for one in benchmarks],
         **asdict(settings),
         "search": list(search),
         "seed": seed,
@@ -226,8 +236,8 @@ def begin_deep(
     run = open_run(folder, "discover", wanted)
     if run.begun and not run.finished and not _of_this_version(read_settings(folder)):
         raise LmscoutError(
-            f"{run.name} holds an unfinished search of another version of lmscout: name another "
-            "with --out"
+            f"{run.name} holds an unfinished search of another version of lmscout: name "
+            "another folder"
         )
     if not run.begun:
         run.begin()

@@ -47,7 +47,7 @@ class RankResult(Result):
     def rows(self) -> list[dict[str, Any]]:
         """One row per proxy and configuration baseline, with intervals."""
         kinds = (("proxy", self.proxies), ("baseline", self.baselines))
-        return [{"kind": kind, **one.row()} for kind, some in kinds for one in some]
+        return [{**one.row(), "kind": kind} for kind, some in kinds for one in some]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""

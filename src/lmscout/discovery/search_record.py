@@ -52,7 +52,7 @@ class Record:
         """
         self._folder, self._search, self._others = folder, search, others
         evaluations = folder / EVALUATIONS
-        check_folder(evaluations, f"run folder {folder}", "name another with --out", make=True)
+        check_folder(evaluations, f"run folder {folder}", "name another folder", make=True)
 
     def batches(self) -> Iterator[list[Candidate]]:
         """The recorded batches, up to the first missing one; LmscoutError if one is damaged."""

@@ -13,6 +13,7 @@ from lmscout.errors import LmscoutError
 Indices = npt.NDArray[np.int64]
 
 SMALLEST_SPLIT = 5
+MOST_BY_DEFAULT = 100  # search architectures; else half of the benchmark's
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,33 @@ class Split:
 
     search: Indices  # candidates are compared on these
     test: Indices  # held out; the chosen proxy is reported on these
+
+
+def search_sizes(wanted: int | Sequence[int] | None, benchmarks: int) -> tuple[int | None, ...]:
+    """The sizes of the search splits of several benchmarks, None for the default.
+
+    Args:
+        wanted: one for all, or one for each; None for the default of each.
+        benchmarks: their number.
+
+    Raises:
+        LmscoutError: there are neither one nor as many as benchmarks.
+    """
+    if wanted is None or isinstance(wanted, int) or len(wanted) == 1:
+        return (wanted if wanted is None or isinstance(wanted, int) else wanted[0],) * benchmarks
+    if len(wanted) != benchmarks:
+        raise LmscoutError(
+            f"n_search gives {len(wanted)} numbers for {benchmarks} benchmarks: give one for "
+            "all, or one for each"
+        )
+    return tuple(wanted)
+
+
+def search_size(wanted: int | None, architectures: int) -> int:
+    """The size of a search split: by default half of the architectures, at most 100."""
+    if wanted is not None:
+        return wanted
+    return max(SMALLEST_SPLIT, min(MOST_BY_DEFAULT, architectures // 2))
 
 
 def split_benchmark(architectures: Sequence[Hashable], *, search: int, seed: int) -> Split:

@@ -59,6 +59,12 @@ class DeepSettings:
 
     Raises:
         LmscoutError: a name is unknown, or a number is too small.
+
+    Example:
+        >>> import lmscout
+        >>> config = lmscout.DeepSearchConfig(engine="random", evaluations=100, searches=2)
+        >>> config.objective  # for lmscout.discover(..., space="deep", config=config)
+        'spearman+pearson'
     """
 
     engine: str = "genetic"
@@ -79,7 +85,7 @@ class DeepSettings:
             check_whole(name, getattr(self, name), 1)
         if self.engine == EXHAUSTIVE and self.searches > 1:
             raise LmscoutError(
-                f"{self.searches} exhaustive searches would all find the same: ask for --searches 1"
+                f"{self.searches} exhaustive searches would all find the same: give 1 for searches"
             )
 
     @property
@@ -135,7 +141,22 @@ class DeepDiscovery(Result):
     def rows(self) -> list[dict[str, Any]]:
         """The Pareto front of fitness and size, and the best of every search."""
         kinds = (("front", self.front), ("best of a search", self.members))
-        return [{"kind": kind, **_row(one)} for kind, some in kinds for one in some]
+        return [
+            {"proxy": format_expression(one.node), "kind": kind, **_row(one)}
+            for kind, some in kinds
+            for one in some
+        ]
+
+    @property
+    def best(self) -> str:
+        """The proxy, with a minus sign before it if lower scores are better, as on the first."""
+        return self.findings[0].best
+
+    def __repr__(self) -> str:
+        found = ", ".join(
+            f"{one.benchmark} {one.test.agreement.spearman.value:.3f}" for one in self.findings
+        )
+        return f"DeepDiscovery(test ρ: {found}; evaluations={self.evaluations})"
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it: flat for one benchmark."""

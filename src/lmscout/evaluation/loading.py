@@ -169,7 +169,7 @@ def devices_of(names: str) -> tuple[torch.device, ...]:
     """Parse device names separated by commas; raises LmscoutError as `usable_device`."""
     devices = tuple(usable_device(name.strip()) for name in names.split(","))
     if len(set(devices)) < len(devices):
-        raise LmscoutError(f"--device {names}: names a device twice; give each once")
+        raise LmscoutError(f"device {names}: names a device twice; give each once")
     return devices
 
 

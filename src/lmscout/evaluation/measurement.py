@@ -65,8 +65,8 @@ class Evaluation(Result):
     def rows(self) -> list[dict[str, Any]]:
         """One row per perplexity and task score."""
         return [
-            *({"measure": "perplexity", **one.to_json()} for one in self.perplexities),
-            *({"measure": "task", **one.to_json()} for one in self.tasks),
+            *({**one.to_json(), "measure": "perplexity"} for one in self.perplexities),
+            *({**one.to_json(), "measure": "task"} for one in self.tasks),
         ]
 
     def to_json(self) -> dict[str, object]:

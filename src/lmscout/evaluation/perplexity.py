@@ -242,7 +242,7 @@ def check_window(window: int, config: PreTrainedConfig) -> None:
         slides = positions is None or longest < positions
         why = f"attention slides over {longest}" if slides else f"the model reads {longest}"
         raise LmscoutError(
-            f"window: {window} tokens are too many, {why}: give --window {longest} or less, or "
+            f"window: {window} tokens are too many, {why}: give a window of {longest} or less, or "
             "leave it out"
         )
 

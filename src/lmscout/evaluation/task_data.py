@@ -57,7 +57,7 @@ def find_files(data: Path) -> dict[str, Path]:
         LmscoutError: it is no folder, or holds none.
     """
     if not data.is_dir():
-        raise LmscoutError(f"--task-data {data}: is no folder")
+        raise LmscoutError(f"task data {data}: is no folder")
     files = sorted(
         one
         for one in (*data.glob("*"), *data.glob("*/*"))
@@ -71,7 +71,7 @@ def find_files(data: Path) -> dict[str, Path]:
     }
     if not found:
         stems = ", ".join(f"{task.stem}*.jsonl.gz" for task in LOCAL_TASKS.values())
-        raise LmscoutError(f"--task-data {data}: holds no file of questions; expected {stems}")
+        raise LmscoutError(f"task data {data}: holds no file of questions; expected {stems}")
     return found
 
 

@@ -119,7 +119,7 @@ def score_tasks(
             except (NotImplementedError, ValueError, KeyError, OSError, ConnectionError) as error:
                 raise LmscoutError(
                     f"lm-eval cannot run {', '.join(names)}: {first_line(error)}"
-                    + ("" if data else "; without a network, --task-data reads files")
+                    + ("" if data else "; without a network, task data are read from files")
                 ) from error
             for name in names:
                 note = LOCAL_TASKS[name].note if data is not None else ""
@@ -136,9 +136,7 @@ def check_tasks(tasks: Sequence[str], data: Path | None = None) -> None:
     try:
         from lm_eval.models import huggingface  # noqa: F401 - it needs more than lm_eval does
     except ImportError as error:
-        raise LmscoutError(
-            f"--tasks needs lm-eval ({error}): pip install 'lmscout[eval]'"
-        ) from error
+        raise LmscoutError(f"tasks need lm-eval ({error}): pip install 'lmscout[eval]'") from error
     with _quiet_lm_eval():
         known = list(_own_tasks().all_tasks if data is None else find_files(data))
     for name in tasks:

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from lmscout.errors import LmscoutError
+from lmscout.files import as_json, write_file
 from lmscout.models import spec_from_dict
 from lmscout.models.gpt2 import Gpt2Model, Gpt2Spec
 from lmscout.models.llama import LlamaModel, LlamaSpec, Rotary
@@ -33,6 +34,7 @@ from lmscout.models.spec import ArchitectureSpec
 
 _CODE = "from lmscout.models.pretrained import DesignedConfig, DesignedForCausalLM\n"
 _FILE = "modeling_design"  # of a saved folder
+SPEC = "spec.json"
 
 
 class DesignedConfig(PreTrainedConfig):
@@ -110,8 +112,39 @@ AutoConfig.register(DesignedConfig.model_type, DesignedConfig, exist_ok=True)
 AutoModelForCausalLM.register(DesignedConfig, DesignedForCausalLM, exist_ok=True)
 
 
+def untrained_model(spec: ArchitectureSpec, seed: int = 0) -> PreTrainedModel:
+    """Build an untrained causal language model with transformers' interface, in eval mode.
+
+    Args:
+        spec: a GPT-2 or LLaMA decoder.
+        seed: of the weights, which are those of ``spec.build(seed)``.
+
+    Raises:
+        LmscoutError: transformers has no class for the architecture.
+    """
+    if not has_class(spec):
+        raise LmscoutError(
+            f"save_pretrained: no transformers class for this architecture (got {spec.kind}, "
+            "expected gpt2 or llama); use to_model()"
+        )
+    weights = spec.build(seed).state_dict()
+    model: PreTrainedModel
+    if isinstance(spec, LlamaSpec) and _is_plain(spec):
+        model = _plain_llama(spec, weights)
+    else:
+        model = DesignedForCausalLM(DesignedConfig(spec.to_dict()))
+        model.decoder.load_state_dict(weights)
+    model.eval()
+    return model
+
+
+def has_class(spec: ArchitectureSpec) -> bool:
+    """Whether transformers has a class for an architecture; not for FlexiBERT's encoders."""
+    return isinstance(spec, LlamaSpec | Gpt2Spec)
+
+
 def save_untrained(spec: ArchitectureSpec, folder: Path | str, seed: int = 0) -> None:
-    """Write an untrained model as a folder that transformers loads.
+    """Write an untrained model and its ``spec.json`` as a folder that transformers loads.
 
     Args:
         spec: a GPT-2 or LLaMA decoder.
@@ -121,21 +154,15 @@ def save_untrained(spec: ArchitectureSpec, folder: Path | str, seed: int = 0) ->
     Raises:
         LmscoutError: transformers has no class for the architecture.
     """
-    if not isinstance(spec, LlamaSpec | Gpt2Spec):
-        raise LmscoutError(
-            f"save_pretrained: no transformers class for this architecture (got {spec.kind}, "
-            "expected gpt2 or llama); use to_model()"
-        )
-    weights = spec.build(seed).state_dict()
-    if isinstance(spec, LlamaSpec) and _is_plain(spec):
-        _plain_llama(spec, weights).save_pretrained(folder)
-        return
-    model = DesignedForCausalLM(DesignedConfig(spec.to_dict()))
-    model.decoder.load_state_dict(weights)
-    names = {"AutoConfig": DesignedConfig, "AutoModelForCausalLM": DesignedForCausalLM}
-    model.config.auto_map = {auto: f"{_FILE}.{one.__name__}" for auto, one in names.items()}
+    model = untrained_model(spec, seed)
+    own = isinstance(model, DesignedForCausalLM)
+    if own:
+        names = {"AutoConfig": DesignedConfig, "AutoModelForCausalLM": DesignedForCausalLM}
+        model.config.auto_map = {auto: f"{_FILE}.{one.__name__}" for auto, one in names.items()}
     model.save_pretrained(folder)
-    Path(folder, f"{_FILE}.py").write_text(_CODE)
+    if own:
+        Path(folder, f"{_FILE}.py").write_text(_CODE)
+    write_file(Path(folder, SPEC), as_json(spec.to_dict()))
 
 
 def _is_plain(spec: LlamaSpec) -> bool:

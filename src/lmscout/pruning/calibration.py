@@ -63,6 +63,12 @@ class CalibrationConfig:
 
     Raises:
         LmscoutError: a name is unknown, or a number is out of its bounds.
+
+    Example:
+        >>> import lmscout
+        >>> config = lmscout.CalibrationConfig(window=64, compensate=False)
+        >>> config.of_tokens(7_400).measured_tokens
+        900
     """
 
     importance: str = "taylor"

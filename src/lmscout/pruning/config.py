@@ -46,6 +46,13 @@ class PruneConfig:
         objective: "proxy:..." to search by a proxy alone, without pairs and measured finalists;
             `pairs` is then ignored.
         features: proxies in the same notation, whose scores are features of the predictor.
+
+    Example:
+        >>> import lmscout
+        >>> calibration = lmscout.CalibrationConfig(importance="magnitude")
+        >>> config = lmscout.PruneConfig(of="memory", pairs=400, calibration=calibration)
+        >>> config.keep, config.pairs  # for lmscout.prune(..., config=config)
+        ((0.8,), 400)
     """
 
     keep: tuple[float, ...] = (0.8,)
@@ -145,7 +152,7 @@ def _check_options(config: PruneConfig) -> None:
     if config.objective is not None and config.features:
         raise LmscoutError(
             "a proxy as objective measures no pairs, so there is no predictor with features: "
-            "leave out --objective or --feature"
+            "leave out the objective or the features"
         )
     check_whole("seed", config.seed, 0, LAST_SEED)
     for name in ("channel_multiple", "report_tokens"):

@@ -128,12 +128,12 @@ def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     if len(widths) != 1 or 0 in next(iter(widths)):
         raise LmscoutError(
             "the plan is not uniform (one width for all blocks, or a block dropped whole): "
-            "save it with --shape any"
+            "save it with shape any"
         )
     if plan.dropped and getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise LmscoutError(
             "attention of this model is scaled by the number of its block, so a plain model "
-            "cannot leave blocks out: save it with --shape any"
+            "cannot leave blocks out: save it with shape any"
         )
     groups, channels = widths.pop()
     family = family_of(config)
@@ -147,7 +147,7 @@ def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
         reason = reason.removeprefix("ValueError: ").rstrip(".")
         raise LmscoutError(
             f"{config.model_type} has no plain form with {groups} groups and {channels} channels "
-            f"({reason}): save it with --shape any"
+            f"({reason}): save it with shape any"
         ) from error
     return validated
 
@@ -183,7 +183,7 @@ def _any_classes(
     if config.model_type not in PRUNED:
         raise LmscoutError(
             f"there is no class for models of type {config.model_type!r} with blocks of different "
-            "sizes: save it with --shape uniform"
+            "sizes: save it with shape uniform"
         )
     config_class, _, causal_class = PRUNED[config.model_type]
     return config_class, causal_class

@@ -47,7 +47,7 @@ def retry_with_half_batch(
         if size == 1:
             raise LmscoutError(
                 f"{device} is out of memory with a single window ({reason}): use a larger one, "
-                "shorter windows, or --compensation none; --dry-run says what a run takes"
+                "shorter windows, or compensation none; a dry run says what a run takes"
             )
         size //= 2
         if device.type == "cuda":

@@ -171,7 +171,7 @@ class StudyBenchmark:
         if calibrated.digests["calibration"] != self.recorded.settings.get("calibration"):
             raise LmscoutError(
                 f"{self.text}: is not the text on which the pairs of {self.benchmark.name} were "
-                "measured; name that one with --calibration"
+                "measured; name that one as calibration"
             )
         if self.adapter is not None:
             merge_trained(calibrated, self.adapter, str(self.recorded.settings[SETTING]))
@@ -196,14 +196,14 @@ def study_benchmark(
     recorded, url = read_recorded(run), existing_storage_url(run)
     run = shown_url(run)
     source, text = model or recorded.model, calibration or recorded.text
-    for option, given in (("--model", source), ("--calibration", text)):
+    for option, given in (("model", source), ("calibration", text)):
         if not given:
             raise LmscoutError(f"{PREFIX}{run}: the run does not record its origin; give {option}")
     loaded, digest = _dense(str(source), recorded)
     if digest != recorded.settings.get("model"):
         raise LmscoutError(
             f"{loaded.source}: is not the model whose plans {PREFIX}{run} holds; name that one "
-            "with --model"
+            "as model"
         )
     adapter = _adapter(run, url, recorded, loaded.model.dtype)
     dense: Any = loaded.model
@@ -247,14 +247,14 @@ def _adapter(run: str, url: str, recorded: Recorded, dtype: torch.dtype) -> Path
     if not file.is_file():
         raise LmscoutError(
             f"{PREFIX}{run}: its pairs were measured after elastic recovery, and {file} is not "
-            "there; name a run folder that holds both, or a run without --elastic"
+            "there; name a run folder that holds both, or a run without elastic recovery"
         )
     if dtype != torch.float32:
         # In 16 bits rounding decides the order of many units, to which an adapter belongs.
         raise LmscoutError(
             f"{PREFIX}{run}: its pairs were measured after elastic recovery in "
             f"{str(dtype).removeprefix('torch.')}, which cannot be made again exactly; "
-            "name a run of --compute-dtype float32, or one without --elastic"
+            "name a run of compute dtype float32, or one without elastic recovery"
         )
     return file
 

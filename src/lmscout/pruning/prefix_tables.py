@@ -151,7 +151,7 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
         torch.autograd.backward(loss * scale)
     if not all(map(bool, finite)):
         raise LmscoutError(
-            "the model's gradients overflow in float16: load it in bfloat16 or float32 (--dtype)"
+            "the model's gradients overflow in float16: load it in bfloat16 or float32 (dtype)"
         )
 
 

@@ -282,8 +282,8 @@ class Pruning(Result):
         """One row per model: dense, uniform and found, with sizes and measurements."""
         return [
             {
-                "keep": keep,
                 "model": one.name,
+                "keep": keep,
                 "params": one.params,
                 "kept_of_all": one.kept_of_all,
                 "kept": one.kept,

@@ -111,7 +111,7 @@ def storage_option_url(storage: str) -> str:
     if not is_url(storage):
         path = home_path(storage)
         url = _file_url(path / FILE_NAME if path.is_dir() else path)
-    url = _checked(url, "--storage ")
+    url = _checked(url, "storage ")
     check_storage(url)
     return url
 

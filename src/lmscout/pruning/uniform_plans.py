@@ -136,7 +136,7 @@ class UniformChoices:
         if any(len(set(kind)) > 1 for kind in kinds):
             raise LmscoutError(
                 "the blocks of this model have different sizes, so that no plain model of its "
-                "family is a part of it: save it with --shape any"
+                "family is a part of it: save it with shape any"
             )
         depth, channels = shape.depth, shape.channels[0]
 
@@ -148,7 +148,7 @@ class UniformChoices:
         groups = tuple(number for number in allowed if is_uniform(plan(number, depth), config))
         if not groups:
             raise LmscoutError(
-                f"{config.model_type} has no plain form of this model: save it with --shape any"
+                f"{config.model_type} has no plain form of this model: save it with shape any"
             )
         most = depth // _MOST_DROPPED
         if most and not is_uniform(plan(groups[-1], depth - 1), config):

@@ -14,9 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor
 
-from lmscout.evaluation import LoadedModel, Perplexity, Text, model_windows, read_origin
+from lmscout.evaluation import (
+    LoadedModel,
+    Perplexity,
+    Text,
+    load_config,
+    load_model,
+    memory_dtype,
+    model_windows,
+    read_origin,
+)
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.pruning.budgets import Budget, budget_of
 from lmscout.pruning.calibration import Calibrated, calibrate
@@ -51,14 +61,56 @@ from lmscout.pruning.report import ReportText, held_out_tokens, report
 from lmscout.pruning.results import LABELS, Finalist, Pruning, Reported, Size
 from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
-from lmscout.pruning.storage import storage_option_url
+from lmscout.pruning.storage import home_path, storage_option_url
 from lmscout.pruning.study import STUDY as PAIRS
 from lmscout.pruning.study import PairStudy
 from lmscout.pruning.study_lock import folder_lock
 from lmscout.pruning.study_record import record_origin, recorded_chunks
-from lmscout.runs import Run
+from lmscout.runs import RESULT, Run
 
 _TIMED_WINDOWS = 8  # of calibration text, for latency
+
+
+def prune_named(
+    model: str | LoadedModel,
+    calibration: Text,
+    config: PruneConfig,
+    out: Path,
+    device: torch.device,
+    compute_dtype: str | None = None,
+    *,
+    report_on: Text | None = None,
+    recover_on: Text | None = None,
+    progress: Progress | None = None,
+) -> Pruning:
+    """Prune a model by its name, see `prune`; the result of a finished run needs no weights.
+
+    Args:
+        model: folder or Hub name, or the loaded model.
+        calibration: text on which plans are measured.
+        config: all other settings.
+        out: run folder; ``~`` is the home folder.
+        device: of the model.
+        compute_dtype: of the weights in memory; None for the device's default.
+        report_on: text on which perplexities are reported.
+        recover_on: text that recovery trains on.
+        progress: called with the name of a stage, its steps done, and all of its steps.
+
+    Raises:
+        LmscoutError: an option is invalid, or a file cannot be read or written.
+    """
+    out = home_path(out)
+    check_request(config, calibration, report_on, out, recover_on)
+    if not isinstance(model, LoadedModel):
+        if (out / RESULT).is_file():
+            dtype = compute_dtype or str(memory_dtype(load_config(model), device)).split(".")[-1]
+            run = open_pruning(out, model, dtype, config, calibration, report_on, recover_on)
+            if is_complete(run, config):
+                return run.load(Pruning)
+        wanted = None if compute_dtype is None else getattr(torch, compute_dtype)
+        model = load_model(model, wanted, device)
+    texts = {"report_on": report_on, "recover_on": recover_on}
+    return prune(model, calibration, config, out, progress=progress, **texts)
 
 
 def prune(

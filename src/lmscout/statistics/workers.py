@@ -65,12 +65,12 @@ class Workers:
 
         if (kind := usable_device(self.device).type) not in ("cpu", "cuda"):
             raise LmscoutError(
-                f"--device {self.device}: statistics are computed in float64, which {kind} does "
-                "not support (expected cpu or cuda); leave --device out"
+                f"device {self.device}: statistics are computed in float64, which {kind} does "
+                "not support (expected cpu or cuda); leave device out"
             )
         if self.backend != _PROCESSES:
             raise LmscoutError(
-                f"--device {self.device}: not with --backend {self.backend}, since one process "
+                f"device {self.device}: not with backend {self.backend}, since one process "
                 "uses the GPU; leave one of the two out"
             )
 

@@ -68,7 +68,7 @@ class Gpt2(Family):
         if groups != config.n_head:
             raise LmscoutError(
                 f"gpt2 has no plain form with {groups} of {config.n_head} heads of the same size: "
-                "keep all heads, or save with --shape any"
+                "keep all heads, or save with shape any"
             )
         plain = type(config).from_dict(config.to_dict())
         plain.n_layer, plain.n_inner = depth, channels

@@ -337,7 +337,7 @@ def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:
     if not len(left):
         raise LmscoutError(
             "elastic recovery: the text holds nothing but what plans are measured on; give a "
-            "longer one with --recover-text"
+            "longer recover text"
         )
     return left
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,7 +16,7 @@ from lmscout.pruning.calibration import Calibrated, text_digest
 from lmscout.pruning.cutting import ShapeName, cut
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.recovery.adapters import check_peft, recover
-from lmscout.pruning.recovery.config import RecoverySettings
+from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
 from lmscout.pruning.recovery.training import FOLDER, Trained, check_file
 from lmscout.pruning.report import ReportText, held_out_increase
 from lmscout.pruning.results import Reported
@@ -31,10 +31,62 @@ class RecoveryConfig:
     Attributes:
         winners: how each winner is trained by itself; None to train none.
         elastic: how all plans are trained at once, before any is measured; None to train none.
+
+    Example:
+        >>> import lmscout
+        >>> recovery = lmscout.RecoveryConfig.of("distill", steps=100)
+        >>> config = lmscout.PruneConfig(keep=(0.7,), recovery=recovery)
+        >>> config.recovery.winners.steps
+        100
     """
 
     winners: RecoverySettings | None = None
     elastic: RecoverySettings | None = None
+
+    @classmethod
+    def of(
+        cls,
+        recover: str | None = None,
+        *,
+        elastic: bool = False,
+        seed: int = 0,
+        steps: int | None = None,
+        tokens: int | None = None,
+        minutes: float | None = None,
+        rank: int | None = None,
+        rate: float | None = None,
+        batch: int | None = None,
+    ) -> RecoveryConfig:
+        """A recovery as the options of ``lmscout prune`` describe it; None for a default.
+
+        Args:
+            recover: "lora" or "distill", of the selected models' training; None for none.
+            elastic: whether one adapter is trained for all plans, by `recover` or "distill".
+            seed: of the order of the text and of the adapters.
+            steps: maximum steps; 300 unless tokens are given.
+            tokens: maximum tokens over all steps.
+            minutes: maximum minutes; the result then depends on the machine.
+            rank: of the adapters.
+            rate: highest learning rate.
+            batch: tokens per step.
+
+        Raises:
+            LmscoutError: a name is unknown, or a number is out of its bounds.
+        """
+        given = {
+            "steps": steps,
+            "tokens": tokens,
+            "seconds": None if minutes is None else 60 * minutes,
+            "rank": rank,
+            "learning_rate": rate,
+            "batch_tokens": batch,
+        }
+        values: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+        if tokens is not None:
+            values.setdefault("steps", None)  # tokens alone bound the training
+        settings = RecoverySettings(method=recover or DISTILL, seed=seed, **values)
+        settings.check()
+        return cls(settings if recover else None, settings if elastic else None)
 
     def check(self, out: Path | None, window: int, keep: Sequence[float], of: str) -> None:
         """Check the request before any work.

@@ -368,7 +368,7 @@ def _backward(
         if scale == 1:
             raise LmscoutError(
                 f"recovery: the gradient of step {step} is not finite: lower the learning rate, "
-                "or train in float32 (--dtype)"
+                "or train in float32 (dtype)"
             )
         scale = lower_scale(scale)
         for one in adapters.values():
