@@ -124,10 +124,8 @@ def model_card(
     )
     load = (_ANY if record["shape"] == "any" else _UNIFORM).format(model_type=model_type)
     blocks = zip(plan.attention, dense.attention, plan.mlp, dense.mlp, strict=True)
-    rows = "".join(
-        f"| {block} | {groups} of {all_groups} | {channels} of {all_channels} |\n"
-        for block, (groups, all_groups, channels, all_channels) in enumerate(blocks)
-    )
+    cells = "| {} | {} of {} | {} of {} |\n"
+    rows = "".join(cells.format(number, *block) for number, block in enumerate(blocks))
     parts = [_front(origin), head, "" if figures is None else _measured(figures), load, _PLAN, rows]
     parts += [_settings(settings, figures), _CITATION]
     if {"objective", "features"} & set(settings):
@@ -138,12 +136,8 @@ def model_card(
 def _front(origin: Origin | None) -> str:
     entries = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if origin is not None:
-        named = {
-            "base_model": origin.name,
-            "license": origin.license,
-            "license_name": origin.license_name,
-            "license_link": origin.license_link,
-        }
+        terms = ("license", "license_name", "license_link")
+        named = {"base_model": origin.name, **{name: getattr(origin, name) for name in terms}}
         entries |= {name: value for name, value in named.items() if value is not None}
     lines = [f"{name}: {value}\n" for name, value in entries.items()]
     return f"---\n{''.join(lines)}tags:\n- lmscout\n- pruned\n---\n"

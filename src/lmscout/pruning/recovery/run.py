@@ -224,13 +224,10 @@ def recover_winners(
             model, trained = recovery(share, plan, progress=part)
             increase = held_out_increase(model, recovery.calibrated, recovery.windows)
             perplexity = on.perplexity(model)
-            table: list[Reported] = []
-            for row in rows:
-                table.append(row)
-                if row.name == "found":
-                    recovered = replace(row, perplexity=perplexity, loss_increase=increase)
-                    table.append(replace(recovered, name="found_recovered"))
-            tables.append(tuple(table))
+            after = [row.name for row in rows].index("found") + 1
+            found = replace(rows[after - 1], perplexity=perplexity, loss_increase=increase)
+            found = replace(found, name="found_recovered")
+            tables.append((*rows[:after], found, *rows[after:]))
             trainings.append(trained)
     return tables, trainings
 
