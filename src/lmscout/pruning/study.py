@@ -336,8 +336,10 @@ class PairStudy:
 
     def _plan(self, trial: FrozenTrial) -> Plan:
         """The plan of a trial, if it is one of this model."""
-        for name in trial.params.keys() ^ self._units.keys():
-            self._refuse(trial, f"has or lacks the parameter {name}, unlike plans of this model")
+        for name in trial.params.keys() - self._units.keys():
+            self._refuse(trial, f"has a parameter {name}, which plans of this model have not")
+        for name in self._units.keys() - trial.params.keys():
+            self._refuse(trial, f"lacks the parameter {name}")
         for name, most in self._units.items():
             units = trial.params[name]
             if type(units) is not int or not 0 <= units <= most:
