@@ -68,38 +68,23 @@ Zero-cost proxies: [arXiv 2410.04808](https://arxiv.org/abs/2410.04808).
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model of a run.
+    """One model of a run."""
 
-    Attributes:
-        name: such as "dense", "uniform" or "found".
-        label: in the card's table.
-        parameters: of the whole model.
-        perplexity: on the report text; None without one.
-    """
-
-    name: str
-    label: str
-    parameters: int
-    perplexity: Perplexity | None
+    name: str  # such as "dense", "uniform" or "found"
+    label: str  # in the card's table
+    parameters: int  # of the whole model
+    perplexity: Perplexity | None  # on the report text; None without one
 
 
 @dataclass(frozen=True)
 class CardFigures:
-    """Measurements of a run, for the card and the record of a saved model.
+    """Measurements of a run, for the card and the record of a saved model."""
 
-    Attributes:
-        pairs: number of measured architecture-accuracy pairs.
-        models: the dense one first.
-        saved: name of the saved model.
-        origin: of the dense model.
-        verdict: whether the saved model is better than uniform ones, in sentences.
-    """
-
-    pairs: int
-    models: tuple[MeasuredModel, ...]
-    saved: str
-    origin: Origin
-    verdict: tuple[str, ...] = ()
+    pairs: int  # number of measured architecture-accuracy pairs
+    models: tuple[MeasuredModel, ...]  # the dense one first
+    saved: str  # name of the saved model
+    origin: Origin  # of the dense model
+    verdict: tuple[str, ...] = ()  # sentences that compare it with uniform models
 
     @property
     def perplexities(self) -> dict[str, Perplexity]:
@@ -125,17 +110,9 @@ def model_card(
     model_type: str,
     figures: CardFigures | None = None,
 ) -> str:
-    """Write the card.
+    """The card of a plan of the dense model: Markdown with the front matter that the Hub reads.
 
-    Args:
-        record: the content of `lmscout.json`: shape, kept, parameters, dense_parameters, settings.
-        plan: the plan that was cut.
-        dense: the plan that keeps everything.
-        model_type: of the dense model.
-        figures: measurements; None if unknown.
-
-    Returns:
-        Markdown with the front matter that the Hub reads.
+    Of the `record`, `lmscout.json`, it has shape, kept, parameters, dense_parameters, settings.
     """
     origin = None if figures is None else figures.origin
     settings = record["settings"]
@@ -147,10 +124,8 @@ def model_card(
     )
     load = (_ANY if record["shape"] == "any" else _UNIFORM).format(model_type=model_type)
     blocks = zip(plan.attention, dense.attention, plan.mlp, dense.mlp, strict=True)
-    rows = "".join(
-        f"| {block} | {groups} of {all_groups} | {channels} of {all_channels} |\n"
-        for block, (groups, all_groups, channels, all_channels) in enumerate(blocks)
-    )
+    cells = "| {} | {} of {} | {} of {} |\n"
+    rows = "".join(cells.format(number, *block) for number, block in enumerate(blocks))
     parts = [_front(origin), head, "" if figures is None else _measured(figures), load, _PLAN, rows]
     parts += [_settings(settings, figures), _CITATION]
     if {"objective", "features"} & set(settings):
@@ -161,12 +136,8 @@ def model_card(
 def _front(origin: Origin | None) -> str:
     entries = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if origin is not None:
-        named = {
-            "base_model": origin.name,
-            "license": origin.license,
-            "license_name": origin.license_name,
-            "license_link": origin.license_link,
-        }
+        terms = ("license", "license_name", "license_link")
+        named = {"base_model": origin.name, **{name: getattr(origin, name) for name in terms}}
         entries |= {name: value for name, value in named.items() if value is not None}
     lines = [f"{name}: {value}\n" for name, value in entries.items()]
     return f"---\n{''.join(lines)}tags:\n- lmscout\n- pruned\n---\n"

@@ -41,55 +41,36 @@ _ROUNDING = 1e-6  # relative and absolute: closer values are equal
 class Reported:
     """One model of the report.
 
-    Attributes:
-        name: a key of `LABELS`.
-        plan: units kept.
-        params: parameters of the whole model.
-        kept: share of the parameters in attention and MLP.
-        cost: share of the dense model's cost, in the measure of the budget.
-        perplexity: on the report text, with its protocol; None without a report text.
-        kept_of_all: share of all parameters of the dense model.
-        loss_increase: over the dense model on held-out calibration windows, nats/token; infinite
-            if the loss is not finite, None if recovery was trained on these windows.
+    Its loss increase is over the dense model on held-out calibration windows, nats/token: infinite
+    if the loss is not finite, None if recovery was trained on these windows.
     """
 
-    name: str
+    name: str  # a key of `LABELS`
     plan: Plan
-    params: int
-    kept: float
-    cost: float
-    perplexity: Perplexity | None
-    kept_of_all: float = 1.0
+    params: int  # parameters of the whole model
+    kept: float  # share of the parameters in attention and MLP
+    cost: float  # share of the dense model's cost, in the measure of the budget
+    perplexity: Perplexity | None  # on the report text; None without one
+    kept_of_all: float = 1.0  # share of all parameters of the dense model
     loss_increase: float | None = None
 
     @property
     def measures(self) -> dict[str, float]:
         """The measures that the model has; lower is better."""
-        values = {
-            "loss_increase": self.loss_increase,
-            "perplexity": None if self.perplexity is None else self.perplexity.value,
-        }
+        perplexity = None if self.perplexity is None else self.perplexity.value
+        values = {"loss_increase": self.loss_increase, "perplexity": perplexity}
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A found model against a uniform one of its size.
+    """A found model against a uniform one of its size."""
 
-    Attributes:
-        model: name of the found model.
-        baseline: name of the uniform model.
-        measure: "loss_increase" on held-out calibration windows, or "perplexity" on the report
-            text.
-        value: of the found model.
-        baseline_value: of the uniform model.
-    """
-
-    model: str
-    baseline: str
-    measure: str
-    value: float
-    baseline_value: float
+    model: str  # name of the found model
+    baseline: str  # name of the uniform model
+    measure: str  # "loss_increase" on held-out windows, or "perplexity" on the report text
+    value: float  # of the found model
+    baseline_value: float  # of the uniform model
 
     @property
     def worse(self) -> bool:
@@ -118,42 +99,24 @@ def _finite(value: float | str) -> float | str | None:
 
 @dataclass(frozen=True)
 class Finalist:
-    """A plan measured on held-out calibration text.
-
-    Loss increases are over the dense model, nats/token.
-
-    Attributes:
-        plan: the plan.
-        predicted: predicted loss increase; None without a predictor.
-        measured: on the text of all pairs; None if the plan is not a pair.
-        held_out: on the text of finalists; None for a plan chosen by a proxy alone.
-        chunks: on each chunk of the text of finalists.
-    """
+    """A plan measured on held-out calibration text: loss increases over dense, nats/token."""
 
     plan: Plan
-    predicted: float | None
-    measured: float | None
-    held_out: float | None
-    chunks: tuple[float, ...]
+    predicted: float | None  # None without a predictor
+    measured: float | None  # on the text of all pairs; None if the plan is not a pair
+    held_out: float | None  # on the text of finalists; None for a plan chosen by a proxy alone
+    chunks: tuple[float, ...]  # on each chunk of the text of finalists
 
 
 @dataclass(frozen=True)
 class Size:
-    """The models of one size.
+    """The models of one size."""
 
-    Attributes:
-        keep: the share to keep.
-        models: uniform and found models.
-        finalists: best first.
-        folder: of the saved model.
-        recovery: the training of the selected plan; None without.
-    """
-
-    keep: float
-    models: tuple[Reported, ...]
-    finalists: tuple[Finalist, ...]
-    folder: Path
-    recovery: Trained | None = None
+    keep: float  # the share to keep
+    models: tuple[Reported, ...]  # uniform and found models
+    finalists: tuple[Finalist, ...]  # best first
+    folder: Path  # of the saved model
+    recovery: Trained | None = None  # the training of the selected plan; None without
 
     @property
     def plan(self) -> Plan:
@@ -187,9 +150,8 @@ class Size:
             Comparison(model, baseline, measure, value, rows[baseline][measure])
             for model in _FOUND
             for baseline in _BASELINES
-            if model in rows and baseline in rows
-            for measure, value in rows[model].items()
-            if measure in rows[baseline]
+            for measure, value in rows.get(model, {}).items()
+            if measure in rows.get(baseline, {})
         )
 
     @property
@@ -204,10 +166,8 @@ class Size:
                 by = "; ".join(one.words for one in worse if one.baseline == baseline)
                 sentences.append(f"{start} worse than {LABELS[baseline]}: {by}")
             if not worse:
-                closest = min(
-                    (one for one in own if one.measure == own[0].measure),
-                    key=lambda one: one.baseline_value,
-                )
+                same = [one for one in own if one.measure == own[0].measure]
+                closest = min(same, key=lambda one: one.baseline_value)
                 ahead = _exceeds(closest.baseline_value, closest.value)
                 than = "better than every uniform cut, closest" if ahead else "as good as"
                 sentences.append(f"{start} {than} {LABELS[closest.baseline]}: {closest.words}")
