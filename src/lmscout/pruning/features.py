@@ -20,17 +20,40 @@ class ImportanceMass:
         attention: for each block, [groups + 1]: entry k is the sum over the groups that are
             removed if k are kept; the last is 0.
         mlp: the same for channels, [channels + 1].
+        in_nats: whether a mass is an estimate of the loss increase, in nats/token, so that those
+            of all blocks and kinds add up.
     """
 
     attention: tuple[Floats, ...]
     mlp: tuple[Floats, ...]
+    in_nats: bool = False
 
     @classmethod
     def of_scores(
-        cls, attention: Sequence[npt.ArrayLike], mlp: Sequence[npt.ArrayLike]
+        cls,
+        attention: Sequence[npt.ArrayLike],
+        mlp: Sequence[npt.ArrayLike],
+        *,
+        in_nats: bool = False,
     ) -> ImportanceMass:
         """From the scores of each block's units, in the order in which they are kept."""
-        return cls(tuple(map(_removed_mass, attention)), tuple(map(_removed_mass, mlp)))
+        return cls(tuple(map(_removed_mass, attention)), tuple(map(_removed_mass, mlp)), in_nats)
+
+    @property
+    def columns(self) -> tuple[Floats, ...]:
+        """The masses in the order of a row's columns, [units + 1] each."""
+        return self.attention + self.mlp
+
+    def estimate(self, rows: Rows) -> Floats:
+        """Summed masses of plans, [n, 2L] to [n]; their loss increase, if it is in nats."""
+        each = [one[kept] for one, kept in zip(self.columns, rows.T, strict=True)]
+        return np.asarray(np.sum(each, axis=0))
+
+    def scaled(self, factors: Floats) -> ImportanceMass:
+        """The same with the mass of each column of a row multiplied by a factor, [2L]."""
+        columns = [one * factor for one, factor in zip(self.columns, factors, strict=True)]
+        depth = len(self.attention)
+        return ImportanceMass(tuple(columns[:depth]), tuple(columns[depth:]), self.in_nats)
 
     def check(self, shape: Shape) -> None:
         """Refuse masses of another model.

@@ -134,6 +134,7 @@ class Proposer:
             pairs=known.pairs,
             predictor=predictor,
             waiting=known.pending,
+            mass=self.mass,
             executor=second,
         )
         # Round 0 covers the space, and bad plans are as informative as good ones.

@@ -24,8 +24,10 @@ LABELS = {
     "dense": "dense",
     "uniform": "uniform",
     "uniform_compensated": "uniform, compensated",
+    "uniform_refit": "uniform, refit",
     "uniform_protected": "uniform, protected",
     "found": "found",
+    "found_compensated": "found, not refit",
     "found_plain": "found, uncompensated",
     "found_recovered": "found, recovered",
     "dense_elastic": "dense, recovered",
@@ -33,7 +35,7 @@ LABELS = {
 """Names of the reported models -> labels in tables and sentences."""
 
 _FOUND = ("found", "found_recovered")
-_BASELINES = ("uniform_compensated", "uniform", "uniform_protected")
+_BASELINES = ("uniform_refit", "uniform_compensated", "uniform", "uniform_protected")
 _ROUNDING = 1e-6  # relative and absolute: closer values are equal
 
 
@@ -127,7 +129,8 @@ class Finalist:
         predicted: predicted loss increase; None without a predictor.
         measured: on the text of all pairs; None if the plan is not a pair.
         held_out: on the text of finalists; None for a plan chosen by a proxy alone.
-        chunks: on each chunk of the text of finalists.
+        chunks: on each chunk of the text of finalists, with refit weights if `refit` is given.
+        refit: on the text of finalists with refit weights; None for a plan that was not refit.
     """
 
     plan: Plan
@@ -135,6 +138,12 @@ class Finalist:
     measured: float | None
     held_out: float | None
     chunks: tuple[float, ...]
+    refit: float | None = None
+
+    @property
+    def loss_increase(self) -> float | None:
+        """By which finalists of one size are compared."""
+        return self.held_out if self.refit is None else self.refit
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ class Size:
     def words(self) -> str:
         """The margin of the selected plan over the second finalist, in one sentence."""
         selected = self.finalists[0]
-        if selected.held_out is None:
+        if selected.loss_increase is None:
             return f"keep {self.keep:g}: the plan of the best score; no measurement chose it"
         if len(self.finalists) < 2:
             return f"keep {self.keep:g}: there was one finalist"
@@ -174,7 +183,7 @@ class Size:
         error = difference.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
         noise = ": within the noise" if margin < 2 * error else ""
         return (
-            f"keep {self.keep:g}: selected plan {selected.held_out:+.3f} nats/token over the "
+            f"keep {self.keep:g}: selected plan {selected.loss_increase:+.3f} nats/token over the "
             f"dense model, the next of {len(self.finalists)} finalists {margin:.3f} ± {error:.3f} "
             f"more{noise}"
         )
@@ -222,7 +231,7 @@ class Pruning(Result):
         of: the measure of the budget: "parameters", "multiply-adds", "memory" or "latency".
         dense: the model that was pruned.
         sizes: one for each share to keep.
-        predictor: its cross-validated quality; None if all plans were measured.
+        predictor: its cross-validated quality; None if all plans were measured, or none.
         narrowing_steps: every narrowing of the ranges.
         pairs: number of architecture-accuracy pairs in the study.
         study: URL of the study.

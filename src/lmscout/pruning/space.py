@@ -59,12 +59,12 @@ class PlanSpace:
 
     def to_units(self, rows: Rows) -> Rows:
         """Rows [n, 2L] of steps, in units."""
-        units: Rows = np.minimum(rows * self._each, dense_row(self.shape))
+        units: Rows = np.minimum(rows * self.each, dense_row(self.shape))
         return units
 
     def to_steps(self, rows: Rows) -> Rows:
         """Rows [n, 2L] of units, in steps, rounded up."""
-        steps: Rows = -(-rows // self._each)
+        steps: Rows = -(-rows // self.each)
         return steps
 
     def in_steps(self, target: Target) -> Target:
@@ -126,18 +126,18 @@ class PlanSpace:
         return best_pairs(pairs, holds, count)
 
     @cached_property
-    def _each(self) -> Rows:
+    def each(self) -> Rows:
         """Units per step, [2L]."""
         return np.repeat([1, self.multiple], self.shape.depth)
 
     def _budget_in_steps(self, budget: Budget) -> Budget:
         """The budget of rows in steps: smaller tables of the same costs."""
         units = dense_row(self.shape)
-        steps = -(-units // self._each)
+        steps = -(-units // self.each)
         return budget.in_steps(
             [
                 np.minimum(np.arange(count + 1) * each, most)
-                for count, each, most in zip(steps, self._each, units, strict=True)
+                for count, each, most in zip(steps, self.each, units, strict=True)
             ]
         )
 

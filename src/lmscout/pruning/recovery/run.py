@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.progress import StageProgress, Stages, part_of
-from lmscout.pruning.calibration import Calibrated, text_digest
-from lmscout.pruning.cutting import ShapeName, cut
+from lmscout.pruning.calibration import Calibrated, Weights, text_digest
+from lmscout.pruning.cutting import ShapeName
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.recovery.adapters import check_peft, recover
 from lmscout.pruning.recovery.config import RecoverySettings
@@ -91,6 +91,7 @@ class WinnerRecovery:
         windows: [windows, T] int64, the text.
         settings: how winners are trained.
         shape: "any" or "uniform".
+        weights: of the winners before.
         out: the run folder.
     """
 
@@ -98,6 +99,7 @@ class WinnerRecovery:
     windows: Tensor
     settings: RecoverySettings
     shape: str
+    weights: Weights
     out: Path
 
     @property
@@ -122,10 +124,10 @@ class WinnerRecovery:
             "text": text_digest(self.windows),
             "plan": " ".join(map(str, plan.steps)),
             "shape": self.shape,
+            "weights": self.weights,
         }
-        outputs, shape = calibrated.compensated(plan), cast(ShapeName, self.shape)
         return recover(
-            cut(calibrated.model, plan, outputs, shape=shape),
+            calibrated.subnetwork(plan, self.weights, shape=cast(ShapeName, self.shape)),
             calibrated.model,
             self.windows,
             self.settings,
