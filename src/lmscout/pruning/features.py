@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, kept_shares
+
+
+_TINY = 1e-9  # nats, the least argument of a logarithm
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +92,9 @@ class PlanFeatures:
     """Feature vectors of plans.
 
     Columns: share removed [2L], importance removed [2L], whether nothing is kept [2L], share of
-    parameters removed, importance removed from attention and from MLPs, and additional columns.
-    The former do not decrease as units are removed.  Importance is a share of the whole of each
-    kind.
+    parameters removed, importance removed from attention and from MLPs, the logarithm of the
+    estimated loss increase if importance is one, and additional columns.  The former do not
+    decrease as units are removed.  Importance is a share of the whole of each kind.
 
     Attributes:
         depth: number of blocks.
@@ -99,6 +103,8 @@ class PlanFeatures:
 
     def __init__(self, shape: Shape, mass: ImportanceMass, extra: Sequence[Column] = ()) -> None:
         mass.check(shape)
+        if mass.in_nats:
+            extra = (Column("estimate", partial(_log_estimate, mass)), *extra)
         self._extra = tuple(extra)
         self.depth = shape.depth
         self._shape = shape
@@ -139,13 +145,16 @@ class PlanFeatures:
         )
 
 
+def _log_estimate(mass: ImportanceMass, rows: Rows) -> Floats:
+    return np.asarray(np.log(np.maximum(mass.estimate(rows), _TINY)))
+
+
 def _removed_mass(scores: npt.ArrayLike) -> Floats:
     kept_first = np.asarray(scores, np.float64)
     return np.append(np.cumsum(kept_first[::-1])[::-1], 0.0)
 
 
 SCALES = ("log", "sqrt", "linear")
-_TINY = 1e-9  # nats, the least argument of a logarithm
 _ROOM = 3.0  # spans of the measured values by which predictions may lie outside of them
 
 
