@@ -12,7 +12,6 @@ import numpy.typing as npt
 from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, kept_shares
 
-
 _TINY = 1e-9  # nats, the least argument of a logarithm
 
 
