@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscout.pruning.uniform_plans import (
+from lmscout.pruning.space import (
     are_runs,
     changed_by_one,
     drawn_subsets,

@@ -5,7 +5,6 @@ import pytest
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import (
-    Budget,
     keep_budget,
     latency_budget,
     linear_budget,
@@ -63,8 +62,3 @@ def test_a_table_of_the_wrong_length_is_refused():
         )
     with pytest.raises(LmscoutError, match=r"attention tables .*got 2 tables of 2 entries"):
         latency_budget(SHAPE, 1.0, attention=[[0, 1], [0, 1]], mlp=[np.arange(8)])
-
-
-def test_a_table_with_a_hole_is_refused():
-    with pytest.raises(LmscoutError, match="not finite"):
-        Budget("seconds", 1.0, (np.array([0.0, np.nan]),))

@@ -162,10 +162,6 @@ def test_refitted_output_projections_take_the_place_of_the_cut_ones():
     output = family_of(model.config).parts(dense.transformer.h[1]).attention.output
     output.weight[:, :24], output.bias[:] = new, bias
     assert_close(logits(pruned), logits(masked_model(family_of(model.config), dense, plan)))
-    with pytest.raises(ValueError, match=r"a map of shape \(32, 9\) cannot take the place"):
-        cut(model, plan, {(1, "mlp"): Affine(torch.zeros(32, 9), bias)})
-    with pytest.raises(ValueError, match="only one of them has a bias"):
-        cut(model, plan, {(1, "mlp"): Affine(torch.zeros(32, 5), None)})
 
 
 @pytest.mark.parametrize(
@@ -230,13 +226,13 @@ def folders(tmp_path_factory, tokenizer):
     root = tmp_path_factory.mktemp("saved")
     sublayer = copy.deepcopy(DENSE["llama"]).to(torch.bfloat16)
     settings = GenerationConfig(do_sample=True, temperature=0.7, max_new_tokens=5)
+    sublayer.generation_config = settings
     save(
         sublayer,
         HALVES,
         root / "any",
         shape="any",
         tokenizer=tokenizer,
-        generation_config=settings,
         settings={"perplexity": 20.5},
     )
     plan = Plan((1, 0, 1), (7, 0, 7))
@@ -388,16 +384,10 @@ def test_a_model_that_does_not_compute_is_not_saved(tmp_path):
 
 
 def test_settings_that_transformers_refuses_are_one_line(tmp_path):
-    bad = GenerationConfig(do_sample=False, temperature=0.7)
+    model = copy.deepcopy(DENSE["llama"])
+    model.generation_config = GenerationConfig(do_sample=False, temperature=0.7)
     with pytest.raises(LmscoutError, match=r"^the model cannot be saved: [^\n]*$"):
-        save(
-            DENSE["llama"],
-            HALVES,
-            tmp_path / "out",
-            shape="any",
-            tokenizer=None,
-            generation_config=bad,
-        )
+        save(model, HALVES, tmp_path / "out", shape="any")
     assert not list(tmp_path.iterdir())
 
 

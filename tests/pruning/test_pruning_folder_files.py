@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
 from tiny_language_models import COMMON, CONFIGS, random_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -19,13 +21,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import cut, write
 from lmscout.pruning.families import family_of
-from lmscout.pruning.folder_files import check_agreement
 from lmscout.pruning.plan import Plan
+from lmscout.pruning.reload_saved import weight_digests
 
 THETA = {"rope_theta": 500000.0}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -53,6 +54,14 @@ def saved(folder, model, shape="any", plan=None):
     folder.mkdir()
     write(cut(model, plan or plans[shape], shape=shape), folder)
     return json.loads((folder / "config.json").read_text())
+
+
+def digests_of(folder):
+    """The weights as a user loads them; None if they do not load."""
+    try:
+        return weight_digests(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True))
+    except (ValueError, RuntimeError, StrictDataclassError):
+        return None
 
 
 def with_older_rope(tmp_path, kind, rope):
@@ -85,12 +94,18 @@ def test_rotary_embeddings_are_saved_as_both_transformers_read_them(tmp_path, ki
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("shape", PLANS)
 def test_the_configuration_describes_the_stored_weights(tmp_path, name, shape):
-    config = saved(tmp_path / "out", random_model(name).bfloat16(), shape)
-    check_agreement(tmp_path / "out")
+    dense = random_model(name).bfloat16()
+    config = saved(tmp_path / "out", dense, shape)
+    plans = GPT2_PLANS if name == "gpt2" else PLANS
+    weights = weight_digests(cut(dense, plans[shape], shape=shape))
+    assert digests_of(tmp_path / "out") == weights
     embedding = "n_embd" if name == "gpt2" else "hidden_size"
     depth = "n_layer" if name == "gpt2" else "num_hidden_layers"
-    changes = {"vocab_size": 63, embedding: 31, depth: 2, "dtype": "float32"}
-    changes["tie_word_embeddings"] = not config["tie_word_embeddings"]
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert config["tie_word_embeddings"] == ("lm_head.weight" not in stored)
+    blocks = {key.partition("mlp.")[0] for key in stored if ".mlp." in key}
+    assert config[depth] == len(config.get("mlp_channels", blocks)) >= len(blocks)
+    changes = {"vocab_size": 63, embedding: 31, "dtype": "float32"}
     changes |= {depth: config[depth] + 1} if shape == "uniform" else {}
     if shape == "any":
         changes |= {"attention_groups": [1, 0, 1], "mlp_channels": [48, 20, 1]}
@@ -103,8 +118,7 @@ def test_the_configuration_describes_the_stored_weights(tmp_path, name, shape):
         shutil.copytree(tmp_path / "out", tmp_path / "wrong")
         assert config[entry] != wrong
         (tmp_path / "wrong" / "config.json").write_text(json.dumps({**config, entry: wrong}))
-        with pytest.raises(LmscoutError, match="does not describe the saved weights"):
-            check_agreement(tmp_path / "wrong")
+        assert digests_of(tmp_path / "wrong") != weights
 
 
 @pytest.mark.parametrize("shape", PLANS)
@@ -147,6 +161,5 @@ def test_a_head_of_its_own_is_kept_though_the_configuration_says_tied(
     torch.testing.assert_close(whole(tokens).logits, stock(tokens).logits)
     saved_config = saved(tmp_path / "out", model, shape)
     assert saved_config["tie_word_embeddings"] is False
-    check_agreement(tmp_path / "out")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(again.lm_head.weight, dense.lm_head.weight)

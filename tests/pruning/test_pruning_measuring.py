@@ -591,7 +591,7 @@ def test_each_device_keeps_its_thread_from_one_list_of_plans_to_the_next(model, 
     # One may have been done with all plans before the other began.
     assert sorted(map(len, threads)) in ([0, 1], [1, 1])
     assert threads[0].isdisjoint(threads[1])
-    parallel.close()
+    del parallel
     for thread in threads[0] | threads[1]:
         thread.join(10)
         assert not thread.is_alive()

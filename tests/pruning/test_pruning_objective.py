@@ -16,9 +16,8 @@ from lmscout.pruning.measuring import fitted_to_proxy, proxy_columns, proxy_obje
 from lmscout.pruning.plan import as_plans, as_rows, dense_row
 from lmscout.pruning.predictor import fit_predictor
 from lmscout.pruning.ranges import Ranges, Target, fit
-from lmscout.pruning.space import PlanSpace
+from lmscout.pruning.space import PlanSpace, UniformChoices
 from lmscout.pruning.study import Pair
-from lmscout.pruning.uniform_plans import UniformChoices
 
 SNIP = "proxy:snip"
 

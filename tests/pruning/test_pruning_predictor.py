@@ -160,19 +160,6 @@ def test_caution_is_the_worst_that_any_kind_expects(rows):
     assert together.cautious(rows[100:200]) == pytest.approx(worst)
 
 
-def test_contributions_are_those_of_the_trees(rows):
-    kinds = {
-        kind: fit_predictor(
-            MODEL.pairs(rows[:150]), MODEL.shape, MODEL.mass, seed=0, repeats=1, kinds=[kind]
-        )
-        for kind in ("lightgbm", "ridge")
-    }
-    assert kinds["ridge"].contributions(rows[:50]) is None
-    each = kinds["lightgbm"].contributions(rows[:50])
-    assert each.shape == (12,)
-    assert each.argmax() == 6  # the MLP of block 0 weighs most by far
-
-
 def test_the_order_of_pairs_changes_nothing(rows):
     pairs = MODEL.pairs(rows[:40])
     first, again = (
@@ -270,14 +257,6 @@ def test_trees_asked_twice_answer_the_same(rows):
     trees.fit(features[:100], target[:100], np.ones(100))
     first, again = trees.predict(features), trees.predict(features)
     assert (first == again).all()
-
-
-def test_trees_that_are_too_large_for_tables_are_refused(rows):
-    features, target = PlanFeatures(MODEL.shape, MODEL.mass)(rows), MODEL.loss_increase(rows)
-    settings = {"num_leaves": 8, "min_data_in_leaf": 4, "verbosity": -1, "num_threads": 1}
-    booster = lightgbm.train(settings, lightgbm.Dataset(features, target), num_boost_round=1)
-    with pytest.raises(ValueError, match="7 splits"):
-        TreeTables(booster)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,7 +19,7 @@ from test_pruning_study import SETTINGS, SHAPE, pair, plans
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning import study_lock
-from lmscout.pruning.storage import FILE_NAME, quiet, storage_url
+from lmscout.pruning.storage import FILE_NAME, reported, storage_url
 from lmscout.pruning.study import PairStudy
 from lmscout.pruning.study_lock import Holder, folder_lock
 
@@ -166,7 +166,7 @@ def test_what_another_process_added_is_not_added_again(tmp_path):
 def held_elsewhere(pair_study, node="elsewhere"):
     """A turn of a process on another machine: its study's number."""
     holder = Holder("lmscout", node, "another", 7, "1", "token")
-    with quiet():
+    with reported(""):
         study = optuna.create_study(storage=pair_study._storage, study_name=holder.name)
     study.set_user_attr("heartbeat", 0)
     return study

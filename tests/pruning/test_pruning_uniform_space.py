@@ -21,9 +21,8 @@ from lmscout.pruning.plan import Plan, Shape, as_plans, as_rows, dense_row
 from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.sampler import order_for_prefix_sharing, propose
 from lmscout.pruning.search import search
-from lmscout.pruning.space import PlanSpace
+from lmscout.pruning.space import PlanSpace, UniformChoices
 from lmscout.pruning.study import Pair
-from lmscout.pruning.uniform_plans import UniformChoices
 
 
 def llama(depth):

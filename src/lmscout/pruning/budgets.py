@@ -29,27 +29,16 @@ _LIMIT_ROUNDING = 1e-9  # of a limit: plans of equal cost meet it, whatever the 
 class Budget:
     """A limit of a cost that is a sum over the columns of a row.
 
-    Attributes:
-        name: what is counted, such as ``kept share``.
-        limit: the most that a plan may cost.
-        tables: for each column, the cost by number of units kept, [units + 1]; where a measured
-            table decreases, its running maximum counts.
-        fixed: cost of what is not pruned.
-        slack: how far below the limit a plan may stay; None if it may stay anywhere below.
-        unit: name and size of the unit of costs in messages; None if costs are shares of the
-            dense model's.
+    Where a measured table decreases, its running maximum counts.  Costs without a unit are shares
+    of the dense model's.
     """
 
-    name: str
-    limit: float
-    tables: tuple[Floats, ...]
-    fixed: float = 0.0
-    slack: float | None = None
-    unit: tuple[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        if not all(np.isfinite(table).all() for table in self.tables):
-            raise LmscoutError(f"{self.name}: the cost table holds a number that is not finite")
+    name: str  # what is counted, such as ``kept share``
+    limit: float  # the most that a plan may cost
+    tables: tuple[Floats, ...]  # for each column, the cost by number of units kept, [units + 1]
+    fixed: float = 0.0  # cost of what is not pruned
+    slack: float | None = None  # how far below the limit a plan may stay; None for anywhere
+    unit: tuple[str, float] | None = None  # name and size of the unit of costs in messages
 
     @cached_property
     def _increasing(self) -> list[Floats]:
@@ -58,7 +47,7 @@ class Budget:
     @cached_property
     def _flat(self) -> tuple[Floats, Rows]:
         """All tables in one array, and where each of them starts."""
-        lengths = [len(table) for table in self._increasing]
+        lengths = [len(table) for table in self.tables]
         return np.concatenate(self._increasing), np.cumsum([0, *lengths[:-1]])
 
     @cached_property
@@ -83,13 +72,9 @@ class Budget:
         return (costs <= self.limit) & (costs >= self.least_use)
 
     def in_steps(self, counts: Sequence[Rows]) -> Budget:
-        """The same budget for rows that count steps of several units.
+        """The same budget, with a slack of at least a step of channels, for rows of steps.
 
-        Args:
-            counts: for each column, the number of units in 0, 1, 2, ... steps.
-
-        Returns:
-            A budget whose slack is at least one step of channels.
+        `counts` are, for each column, the numbers of units in 0, 1, 2, ... steps.
         """
         tables = tuple(table[units] for table, units in zip(self._increasing, counts, strict=True))
         channel_steps = [table[1] - table[0] for table in tables[len(tables) // 2 :]]
@@ -99,9 +84,7 @@ class Budget:
     def describe(self, cost: float, *, round_up: bool = False) -> str:
         """A cost for messages: ``0.8 (kept share)``, ``9.31 MB (0.62 of the dense model)``.
 
-        Args:
-            cost: in the unit of the tables.
-            round_up: round the share up, so that a budget of it allows this cost.
+        With `round_up` the share is rounded up, so that a budget of it allows this cost.
         """
         dense = sum(float(table.max()) for table in self.tables) + self.fixed
         share = cost if self.unit is None else cost / dense
@@ -118,10 +101,9 @@ class Budget:
         """The error that no plan meets this budget, naming the nearest cost that one has."""
         # Rounded up also where the cost is below the limit: a step is less than any slack, so a
         # plan of this cost still uses up the budget that the message names.
-        nearest = self.describe(cost, round_up=True)
         return LmscoutError(
             f"no {plans} meets the budget of {self.describe(self.limit)}: the nearest that can be "
-            f"met is {nearest}"
+            f"met is {self.describe(cost, round_up=True)}"
         )
 
 
@@ -129,20 +111,14 @@ def keep_budget(shape: Shape, keep: float) -> Budget:
     """The kept share of the parameters in attention and MLP, used up.
 
     Plans may stay a thousandth below it, or a channel in models so small that it is more.
-
-    Raises:
-        LmscoutError: `keep` is not above 0 and at most 1.
     """
     _require_share(keep)
+    each = unit_parameters(shape) / shape.parameters
     # Sums of shares are exact to a few 1e-16; a thousandth of a unit is far above that and
     # far below the cost of a unit.
-    rounding = 1e-3 * float(unit_parameters(shape).min()) / shape.parameters
-    return Budget(
-        "kept share",
-        keep + rounding,
-        _linear(shape, unit_parameters(shape) / shape.parameters),
-        slack=max(1e-3, max(shape.channel_parameters) / shape.parameters),
-    )
+    limit = keep + 1e-3 * float(each.min())
+    slack = max(1e-3, max(shape.channel_parameters) / shape.parameters)
+    return Budget("kept share", limit, _linear(shape, each), slack=slack)
 
 
 def linear_budget(
@@ -158,15 +134,8 @@ def linear_budget(
 ) -> Budget:
     """A budget whose cost is proportional to the units of each column.
 
-    Args:
-        name: what is counted.
-        shape: of the dense model.
-        limit: the most that a plan may cost.
-        parameter: cost of a parameter.
-        group: cost of an attention group beyond that of its parameters.
-        channel: the same of an MLP channel.
-        fixed: cost of what is not pruned.
-        unit: name and size of the unit of costs in messages.
+    A unit costs its parameters times `parameter`, and `group` or `channel` beyond that; the
+    others are as for `Budget`.
     """
     each = unit_parameters(shape) * parameter + np.repeat([group, channel], shape.depth)
     return Budget(name, limit, _linear(shape, each), fixed, unit=unit)
@@ -180,30 +149,22 @@ def latency_budget(
     mlp: Sequence[npt.ArrayLike],
     fixed: float = 0.0,
 ) -> Budget:
-    """Seconds, from measured tables.
-
-    Args:
-        shape: of the dense model.
-        limit: seconds.
-        attention: seconds by groups kept, one table per block, or a single one for all.
-        mlp: seconds by channels kept, likewise.
-        fixed: seconds of what is not pruned.
+    """Seconds by units kept, from measured tables: one per block, or a single one for all.
 
     Raises:
         LmscoutError: a table does not have one entry for each number of units.
     """
     tables = []
-    for kind, given, units in (
-        ("attention", attention, shape.groups),
-        ("mlp", mlp, shape.channels),
-    ):
+    kinds = (("attention", attention, shape.groups), ("mlp", mlp, shape.channels))
+    for kind, given, units in kinds:
         found = [np.asarray(table, np.float64) for table in given]
         found *= shape.depth if len(found) == 1 else 1
         sizes, expected = [table.size for table in found], [most + 1 for most in units]
         if sizes != expected:
+            got, wanted = (", ".join(map(str, sorted(set(one)))) for one in (sizes, expected))
             raise LmscoutError(
                 f"latency: the {kind} tables do not fit the model (got {len(sizes)} tables of "
-                f"{_distinct(sizes)} entries, expected {len(units)} of {_distinct(expected)})"
+                f"{got} entries, expected {len(units)} of {wanted})"
             )
         tables += found
     return Budget("latency", limit, tuple(tables), fixed, unit=("ms", 1e-3))
@@ -224,17 +185,8 @@ def budget_of(
     - "parameters": of those in attention and MLP.
     - "multiply-adds": those of a token in a window, the head's among them.
     - "memory": bytes of all weights in the model's precision, and of the keys and values of
-      one window.
-    - "latency": seconds of a forward pass, by measured tables.
-
-    Args:
-        measure: one of `MEASURES`.
-        keep: share of the dense model's cost, above 0 and at most 1.
-        model: the dense model.
-        family: its family.
-        shape: its units.
-        window: tokens.
-        latency: measured seconds, for "latency".
+      one window, in tokens.
+    - "latency": seconds of a forward pass, by measured tables, which it needs.
 
     Raises:
         LmscoutError: there is no such measure, `keep` is no such share, or the seconds were
@@ -270,14 +222,11 @@ def budget_of(
             unit=("MB", 1e6),
         )
     elif measure == "latency":
-        if latency is None:
-            raise ValueError("a budget of latency needs measured seconds")
+        assert latency is not None
+        tables = ([one.table() for one in curves] for curves in (latency.attention, latency.mlp))
+        attention_seconds, mlp_seconds = tables
         budget = latency_budget(
-            shape,
-            0.0,
-            attention=[curve.table() for curve in latency.attention],
-            mlp=[curve.table() for curve in latency.mlp],
-            fixed=latency.fixed,
+            shape, 0.0, attention=attention_seconds, mlp=mlp_seconds, fixed=latency.fixed
         )
     else:
         raise LmscoutError(f"unknown measure {measure!r}: expected {', '.join(MEASURES)}")
@@ -297,10 +246,6 @@ def _linear(shape: Shape, each: Floats) -> tuple[Floats, ...]:
         np.arange(units + 1) * float(cost)
         for units, cost in zip(dense_row(shape), each, strict=True)
     )
-
-
-def _distinct(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, sorted(set(numbers))))
 
 
 def _biases(maps: Sequence[Affine]) -> int:

@@ -12,6 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
@@ -102,11 +103,7 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Check that a model's weights can be saved in a dtype.
-
-    Raises:
-        LmscoutError: a weight is larger than the largest number of the dtype.
-    """
+    """Raise LmscoutError if a weight is larger than the largest number of a dtype."""
     most = torch.finfo(dtype).max
     for name, one in model.named_parameters():
         largest = one.detach().abs().max().item() if one.numel() else 0.0
@@ -127,11 +124,7 @@ def is_uniform(plan: Plan, config: PreTrainedConfig) -> bool:
 
 
 def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
-    """The plain configuration of a uniform plan of the dense model with `config`.
-
-    Raises:
-        LmscoutError: blocks differ, or the family has no such configuration.
-    """
+    """The plain configuration of a uniform plan; LmscoutError if the family has none."""
     kept = plan.kept
     widths = {(plan.attention[block], plan.mlp[block]) for block in kept}
     if len(widths) != 1 or 0 in next(iter(widths)):
@@ -162,11 +155,7 @@ def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
 
 
 def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
-    """The configuration of any plan: the dense model's, and the sizes of each kept block.
-
-    Raises:
-        LmscoutError: there is no pruned class for this type of model.
-    """
+    """The configuration of any plan: the dense model's, and the sizes of each kept block."""
     config_class, _ = _any_classes(config)
     kept = plan.kept
     values = config.to_dict()
@@ -185,10 +174,7 @@ def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     return pruned  # type: ignore[no-any-return]
 
 
-def _any_classes(
-    config: PreTrainedConfig,
-) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
-    """Configuration and language model of pruned models of a type."""
+def _any_classes(config: PreTrainedConfig) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
     if config.model_type not in PRUNED:
         raise LmscoutError(
             f"there is no class for models of type {config.model_type!r} with blocks of different "
@@ -199,17 +185,12 @@ def _any_classes(
 
 
 def _types_for_cache(types: list[str], groups: list[int]) -> list[str]:
-    """Layer types in which a block without attention has that of the next block with it.
-
-    So the first block of each type has attention, as `cache_slots` needs.
-    """
-    having = [index for index, number in enumerate(groups) if number]
-    if not having:
+    """Layer types: the first block of each has attention, as `cache_slots` needs."""
+    having = np.flatnonzero(groups)
+    if not len(having):
         return list(types)
-    following = (
-        next((one for one in having if one >= index), having[-1]) for index in range(len(groups))
-    )
-    return [types[index] for index in following]
+    following = np.searchsorted(having, np.arange(len(groups))).clip(max=len(having) - 1)
+    return [types[index] for index in having[following]]
 
 
 def _copy_uncut(
@@ -240,11 +221,5 @@ def _with_both_sublayers(cut_block: nn.Module, dense_block: nn.Module) -> nn.Mod
 
 def _copy_maps(source: Sublayer, target: Sublayer) -> None:
     for read, write in zip(source.maps, target.maps, strict=True):
-        if write.weight.shape != read.weight.shape or (read.bias is None) != (write.bias is None):
-            raise ValueError(
-                f"a map of shape {tuple(read.weight.shape)} cannot take the place of one of "
-                f"shape {tuple(write.weight.shape)}, or only one of them has a bias"
-            )
-        write.weight.copy_(read.weight)
-        if read.bias is not None and write.bias is not None:
-            write.bias.copy_(read.bias)
+        for ours, theirs in zip(read.tensors, write.tensors, strict=True):
+            theirs.copy_(ours)

@@ -7,7 +7,6 @@ a plan are known before it is measured.
 from __future__ import annotations
 
 import time
-import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
@@ -37,11 +36,6 @@ class ParallelEvaluator:
         # Devices keep their threads: the first product of a thread creates its cuBLAS handles,
         # which takes a second on an H200, as long as a plan or two of a LLaMA-7B.
         self._threads = [ThreadPoolExecutor(1) for _ in self._evaluators]
-        self._finalizer = weakref.finalize(self, _shut_down, self._threads)
-
-    def close(self) -> None:
-        """End the threads; also done by garbage collection."""
-        self._finalizer()
 
     @property
     def shape(self) -> Shape:
@@ -82,11 +76,6 @@ class ParallelEvaluator:
         return DeviceQueue(self._evaluators, self._threads)
 
 
-def _shut_down(threads: Sequence[ThreadPoolExecutor]) -> None:
-    for thread in threads:
-        thread.shutdown(wait=False, cancel_futures=True)
-
-
 @torch.no_grad()
 def replica(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """A copy of a model on another device, without a temporary copy on its own device."""
@@ -103,13 +92,7 @@ def replica(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Done:
-    """A measured plan.
-
-    Attributes:
-        number: number of its task, in the order of adding, from 0.
-        measurement: result.
-        seconds: duration on its device.
-    """
+    """A measured plan: the number of its task in the order of adding, from 0, and its duration."""
 
     number: int
     measurement: Measurement
@@ -153,12 +136,7 @@ class DeviceQueue:
     """Devices measure plans, each in its thread, until `close`."""
 
     def __init__(self, evaluators: Sequence[Evaluator], threads: Sequence[Executor]) -> None:
-        """Start measuring.
-
-        Args:
-            evaluators: one for each device, of one model and one text.
-            threads: one for each device.
-        """
+        """Start measuring with an evaluator, of one model and one text, in each of the threads."""
         self._evaluators = evaluators
         self._schedule = Schedule(len(evaluators))
         self._tasks: list[Task] = []

@@ -10,6 +10,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
@@ -41,50 +42,29 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class Recovering:
-    """Cost of a recovery.
+    """Cost of a recovery."""
 
-    Attributes:
-        name: "elastic" or "winners".
-        trainings: number of trainings, one after the other.
-        steps: of each.
-        memory: peak bytes.
-        seconds: of all trainings, on the dense model's sizes.
-    """
-
-    name: str
-    trainings: int
-    steps: int
-    memory: int
-    seconds: float
+    name: str  # "elastic" or "winners"
+    trainings: int  # number of trainings, one after the other
+    steps: int  # of each
+    memory: int  # peak bytes
+    seconds: float  # of all trainings, on the dense model's sizes
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Memory in bytes and time in seconds of a run.
+    """Memory in bytes and time in seconds of a run."""
 
-    Attributes:
-        device: on which it was timed.
-        parameters: of the dense model.
-        weights: bytes of the dense model.
-        importance: peak bytes while units are ordered.
-        calibrating: peak bytes while moments are collected.
-        measuring: peak bytes while pairs are measured.
-        pair: by size, seconds of a pair that shares no prefix with the one before it.
-        pairs: number of pairs.
-        total: seconds of all pairs, an upper bound: plans share prefixes and may stop early.
-        recovery: cost of the trainings, in their order.
-    """
-
-    device: str
-    parameters: int
-    weights: int
-    importance: int
-    calibrating: int
-    measuring: int
-    pair: dict[float, float]
-    pairs: int
-    total: float
-    recovery: tuple[Recovering, ...] = ()
+    device: str  # on which it was timed
+    parameters: int  # of the dense model
+    weights: int  # bytes of the dense model
+    importance: int  # peak bytes while units are ordered
+    calibrating: int  # peak bytes while moments are collected
+    measuring: int  # peak bytes while pairs are measured
+    pair: dict[float, float]  # by size, seconds of one that shares no prefix
+    pairs: int  # number of pairs
+    total: float  # seconds of all pairs, an upper bound: plans share prefixes and may stop early
+    recovery: tuple[Recovering, ...] = ()  # cost of the trainings, in their order
 
     @property
     def peak(self) -> int:
@@ -100,17 +80,7 @@ class Estimate:
 def estimate(
     config: PreTrainedConfig, request: PruneConfig, *, dtype: torch.dtype, device: torch.device
 ) -> Estimate:
-    """Estimate memory and time of a run.
-
-    Args:
-        config: of the dense model.
-        request: of the run.
-        dtype: of the weights in memory.
-        device: on which it would run.
-
-    Raises:
-        LmscoutError: the model's type is unknown, or its span is shorter than a window.
-    """
+    """Estimate memory and time of a run on a device, with weights in a dtype."""
     family = family_of(config)
     calibration = request.calibration.fitted(config, request.seed)
     window = calibration.length
@@ -124,22 +94,15 @@ def estimate(
     pairs = 0 if request.objective is not None else request.pairs
     # an elastic recovery is first; a winner is trained beside the dense model
     recovery = []
+    few_blocks = partial(_first_blocks, config, dtype, device)
     for name, settings, trainings, beside in (
         ("elastic", request.recovery.elastic, 1, 0),
         ("winners", request.recovery.winners, len(request.keep), sizes.weights),
     ):
         if settings is not None:
-            few_blocks = partial(_first_blocks, config, dtype, device)
             seconds, memory = estimate_training(model, family, settings, window, few_blocks)
-            recovery.append(
-                Recovering(
-                    name,
-                    trainings,
-                    settings.last_step(window),
-                    sizes.held + beside + memory,
-                    trainings * seconds,
-                )
-            )
+            steps, peak = settings.last_step(window), sizes.held + beside + memory
+            recovery.append(Recovering(name, trainings, steps, peak, trainings * seconds))
     return Estimate(
         device=str(device),
         parameters=parameter_count(model),
@@ -181,8 +144,7 @@ class _Sizes:
             return self.weights + 2 * _DOUBLE * largest
         tokens = settings.gradient_windows * settings.length
         states = tokens * self._width * self._each * (self.depth + 1)
-        sums = [sum(one) for one in numbers]
-        block = max(map(sum, zip(sums[::2], sums[1::2], strict=True)))
+        block = int(np.array([sum(one) for one in numbers]).reshape(-1, 2).sum(axis=1).max())
         working = max(3 * _FLOAT * largest, self._working(BATCH_TOKENS))
         return self.weights + states + block * self._each + working
 
@@ -212,11 +174,7 @@ class _Sizes:
 
 
 def _time_one_block(
-    config: PreTrainedConfig,
-    family: Family,
-    window: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    config: PreTrainedConfig, family: Family, window: int, dtype: torch.dtype, device: torch.device
 ) -> Latency:
     """Seconds of a block's steps, and of embedding and head."""
     size = max(1, _TIMED_TOKENS // window)
@@ -244,22 +202,11 @@ def estimate_training(
     window: int,
     few_blocks: Callable[[int], PreTrainedModel],
 ) -> tuple[float, int]:
-    """Estimate an elastic training on all units; one of a plan or a cut model takes less.
+    """Seconds and bytes of an elastic training on all units; one of a plan takes less.
 
-    A step is measured on one block and on two, and extrapolated.
-
-    Args:
-        model: the dense model, possibly without weights.
-        family: its family.
-        settings: of the training.
-        window: tokens of a window.
-        few_blocks: makes a model of so many of its blocks, on the device of the training.
-
-    Returns:
-        Seconds; and bytes of adapters, their gradients, the optimizer and a step's activations.
-
-    Raises:
-        LmscoutError: the limits do not allow a single step.
+    A step is measured on one block and on two, which `few_blocks` makes, and extrapolated; the
+    dense model may be without weights.  Bytes are those of adapters, their gradients, the
+    optimizer and a step's activations.
     """
     (first, first_bytes), (both, both_bytes) = (
         _training_step(few_blocks(count), family, settings, window) for count in (1, 2)
@@ -297,11 +244,9 @@ def _training_step(
         for repeat in range(1 + _REPEATS):
             await_device(model.device)
             start = time.perf_counter()
-            if repeat:
+            hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+            with nullcontext() if repeat else hooks:
                 loss = plan_loss(adapter, dense, tokens, settings.method)
-            else:
-                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                    loss = plan_loss(adapter, dense, tokens, settings.method)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

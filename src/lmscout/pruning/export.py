@@ -7,27 +7,26 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.children import run_script
 from lmscout.errors import LmscoutError, shown
 from lmscout.evaluation import parameter_count
 from lmscout.evaluation.checkpoint import check_checkpoint
 from lmscout.evaluation.modeling_lmscout import PRUNED
+from lmscout.evaluation.quiet import first_line, quiet
 from lmscout.files import as_json, atomic_folder, check_folder
 from lmscout.pruning import reload_saved
 from lmscout.pruning.cutting import ShapeName, cut, round_weights
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import Affine, family_of
-from lmscout.pruning.folder_files import CONFIG, check_agreement, check_code, clean_folder
+from lmscout.pruning.folder_files import CONFIG, check_code, clean_folder
 from lmscout.pruning.model_card import CardFigures, model_card
 from lmscout.pruning.plan import Plan
 from lmscout.reading import read_json_object
@@ -47,7 +46,6 @@ def save(
     tokenizer: PreTrainedTokenizerBase | None = None,
     outputs: Mapping[tuple[int, str], Affine] | None = None,
     pruned: PreTrainedModel | None = None,
-    generation_config: GenerationConfig | None = None,
     dtype: torch.dtype | None = None,
     existing: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
@@ -56,9 +54,8 @@ def save(
     """Cut a plan out of a dense model and save it atomically.
 
     The draft of the folder is loaded in a fresh process that does not import lmscout, and
-    compared: every weight exactly, logits to `TOLERANCE`, the tokenizer on a sample, every entry
-    of `config.json` that describes weights with the stored weights.  Only then it is renamed.
-    The only code in it is lmscout's own modelling file.  In a folder with other files
+    compared: every weight exactly, logits to `TOLERANCE`, the tokenizer on a sample.  Only then it
+    is renamed.  The only code in it is lmscout's own modelling file.  In a folder with other files
     `config.json` is moved last: without it the folder is no model.
 
     Args:
@@ -69,7 +66,6 @@ def save(
         tokenizer: saved along, or None.
         outputs: output projections in place of the cut ones, as for `cut`.
         pruned: the plan, cut before; None to cut it now.
-        generation_config: saved along; the model's own if None.
         dtype: of the saved weights; the model's own if None.
         existing: names of files that may be in the folder; they stay.
         settings: of the run, for the card and `lmscout.json`; JSON data.
@@ -90,8 +86,7 @@ def save(
         pruned = cut(model, plan, outputs, shape=shape, dtype=dtype, device="cpu")
     round_weights(pruned, dtype or model.dtype)
     pruned = cast(Any, pruned).to("cpu")
-    chosen = generation_config if generation_config is not None else model.generation_config
-    pruned.generation_config = copy.deepcopy(chosen)
+    pruned.generation_config = copy.deepcopy(model.generation_config)
     units = shape_of(family_of(model.config).all_parts(model))
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -120,54 +115,34 @@ def save(
 def write(
     pruned: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
-    """Write a cut model's weights, configuration, modelling file, generation config, tokenizer.
-
-    Args:
-        pruned: from `cut`.
-        folder: an existing folder.
-        tokenizer: saved along, or None.
-
-    Raises:
-        LmscoutError: transformers refuses the generation configuration, or the tokenizer comes
-            with code.
-    """
+    """Write what `cut` made, and its tokenizer, into a folder; LmscoutError if it is refused."""
     for config_class, body_class, causal_class in PRUNED.values():
         if isinstance(pruned, causal_class):
-            classes = {
-                "AutoConfig": config_class,
-                "AutoModel": body_class,  # which save_pretrained does not name by itself
-                "AutoModelForCausalLM": causal_class,
-            }
             pruned.config.auto_map = {
-                auto: f"modeling_lmscout.{one.__name__}" for auto, one in classes.items()
+                "AutoConfig": f"modeling_lmscout.{config_class.__name__}",
+                "AutoModel": f"modeling_lmscout.{body_class.__name__}",  # not named by itself
+                "AutoModelForCausalLM": f"modeling_lmscout.{causal_class.__name__}",
             }
-    with _without_progress_bars():
+    with quiet():
         try:
             pruned.save_pretrained(folder)
         except ValueError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise LmscoutError(f"the model cannot be saved: {reason}") from error
+            raise LmscoutError(f"the model cannot be saved: {first_line(error)}") from error
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     clean_folder(folder, pruned)
 
 
 def check_generation(model: PreTrainedModel) -> None:
-    """Refuse, before any work, a generation configuration that transformers does not save.
-
-    Raises:
-        LmscoutError: the model has one.
-    """
+    """Raise LmscoutError early if transformers does not save the generation configuration."""
     settings: Any = model.generation_config
     try:
         if settings is not None:
             settings.validate(strict=True)
     except ValueError as error:
-        # A list of faults follows the first line of the message.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise LmscoutError(
             f"the model cannot be saved: its generation_config.json is refused by transformers "
-            f"({' '.join(lines[:2])}); correct it, or remove it"
+            f"({first_line(error)}); correct it, or remove it"
         ) from error
 
 
@@ -178,9 +153,8 @@ def _reload_and_compare(
     *,
     trust_remote_code: bool,
 ) -> None:
-    """Raise unless a fresh process loads the model in memory, and the files agree."""
+    """Raise unless a fresh process loads the model in memory."""
     check_code(folder)
-    check_agreement(folder)
     expected = reload_saved.check_logits(pruned)
     if not expected.isfinite().all():
         raise LmscoutError("the pruned model's logits are not finite: not saved")
@@ -192,16 +166,14 @@ def _reload_and_compare(
     with tempfile.TemporaryDirectory() as exchange_name:
         exchange = Path(exchange_name)
         (exchange / "request.json").write_text(json.dumps(request), "utf-8")
-        process = run_script(
-            reload_saved.__file__,
-            [str(folder.resolve()), exchange_name],
-            {
-                **os.environ,
-                "HF_HUB_OFFLINE": "1",
-                "HF_MODULES_CACHE": str(exchange / "modules"),  # not among the user's own
-                "TRANSFORMERS_VERBOSITY": "error",
-            },
-        )
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": str(exchange / "modules"),  # not among the user's own
+            "TRANSFORMERS_VERBOSITY": "error",
+        }
+        arguments = [str(folder.resolve()), exchange_name]
+        process = run_script(reload_saved.__file__, arguments, environment)
         if process.returncode < 0:
             raise LmscoutError(
                 f"the process that loads the saved model again was ended by "
@@ -232,18 +204,6 @@ def _reload_and_compare(
         )
 
 
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    bars: Any = transformers_logging
-    enabled = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            bars.enable_progress_bar()
-
-
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds a complete model: its configuration is written last."""
     try:
@@ -253,16 +213,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def check_settings(folder: Path, shape: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a finished model of a run with other settings.
-
-    Args:
-        folder: of the model.
-        shape: of this run.
-        settings: of this run; the record may hold more.
-
-    Raises:
-        LmscoutError: the record cannot be read, or differs.
-    """
+    """Raise LmscoutError for a finished model of other settings; its record may hold more."""
     record = _read(folder, RECORD)
     saved = record.get("settings")
     found = {"shape": record.get("shape"), **(saved if isinstance(saved, dict) else {})}
@@ -270,20 +221,8 @@ def check_settings(folder: Path, shape: str, settings: Mapping[str, Any]) -> Non
 
 
 def check_plan(folder: Path, plan: Plan, dtype: torch.dtype) -> None:
-    """Refuse a finished model of another plan or dtype.
-
-    Args:
-        folder: of the model.
-        plan: the selected plan of this run.
-        dtype: of the weights that this run saves.
-
-    Raises:
-        LmscoutError: the record cannot be read, or differs.
-    """
-    found = {
-        "plan": _read(folder, RECORD).get("plan"),
-        "dtype": _read(folder, CONFIG).get("dtype"),
-    }
+    """Raise LmscoutError for a finished model of another plan, or with weights of another dtype."""
+    found = {**_read(folder, RECORD), "dtype": _read(folder, CONFIG).get("dtype")}
     saved = str(dtype).removeprefix("torch.")
     _compare(folder, found, {"plan": plan.as_dict(), "dtype": saved})
 

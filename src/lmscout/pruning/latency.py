@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.cost import await_device
-from lmscout.pruning.families import Family, Sublayer
+from lmscout.pruning.families import Family
 from lmscout.pruning.plan import Floats
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -32,15 +32,10 @@ _FIXED = "fixed"
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds of attention or MLP of one block, by units kept.
+    """Seconds of attention or MLP of one block, by units kept."""
 
-    Attributes:
-        units: ascending from 0 to all there are.
-        seconds: never decreasing, from 0: a sublayer without units is left out.
-    """
-
-    units: tuple[int, ...]
-    seconds: tuple[Seconds, ...]
+    units: tuple[int, ...]  # ascending from 0 to all there are
+    seconds: tuple[Seconds, ...]  # never decreasing, from 0: a sublayer without units is left out
 
     def __post_init__(self) -> None:
         if len(self.units) != len(self.seconds) or self.units[:1] != (0,):
@@ -55,43 +50,24 @@ class Curve:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of a forward pass over a batch, in parts.
+    """Seconds of a forward pass over a batch, in parts."""
 
-    Attributes:
-        attention: of each block.
-        mlp: of each block.
-        fixed: embedding, final norm and head.
-        windows: sequences of the batch.
-        tokens: of each.
-    """
-
-    attention: tuple[Curve, ...]
-    mlp: tuple[Curve, ...]
-    fixed: Seconds
-    windows: int
-    tokens: int
+    attention: tuple[Curve, ...]  # of each block
+    mlp: tuple[Curve, ...]  # of each block
+    fixed: Seconds  # embedding, final norm and head
+    windows: int  # sequences of the batch
+    tokens: int  # of each
 
 
 @torch.inference_mode()
 def measure_latency(
-    model: PreTrainedModel,
-    family: Family,
-    windows: Tensor,
-    *,
-    points: int = 9,
-    repeats: int = 7,
+    model: PreTrainedModel, family: Family, windows: Tensor, *, points: int = 9, repeats: int = 7
 ) -> Latency:
-    """Time the parts of a forward pass, without a cache.
+    """Time the parts of a forward pass on windows [B, T], without a cache.
 
-    Everything is timed once per round, so that load on the machine slows all of it alike.  The
-    median over rounds counts; medians that decrease where more units are kept are averaged.
-
-    Args:
-        model: the dense model, in eval mode, on the device to time it on.
-        family: its family.
-        windows: [B, T] int64, the batch.
-        points: numbers of units above 0 that are timed, or as many as there are.
-        repeats: rounds, after a warm-up.
+    All `points` numbers of units are timed once per round, so that load on the machine slows them
+    alike.  The median over `repeats` rounds, after a warm-up, counts; medians that decrease where
+    more units are kept are averaged.
     """
     windows = windows.to(model.device)
     hidden = family.embed(model, windows)
@@ -101,7 +77,7 @@ def measure_latency(
     }
     sublayers = []
     for (_, kind), part in family.all_sublayers(model).items():
-        form = (kind, *_form(part))
+        form = (kind, part.units, *(one.weight.shape for one in part.maps))  # the time's reasons
         # 0, 1, and numbers of units evenly spread up to all
         spread = {round(1 + at * (part.units - 1)) for at in np.linspace(0, 1, points)}
         units = (0, *sorted(spread))
@@ -113,9 +89,7 @@ def measure_latency(
     for form, units in sublayers:
         medians = np.array([0.0, *(seconds[form, kept] for kept in units[1:])])
         curves.append(Curve(units, tuple(isotonic_regression(medians).tolist())))
-    return Latency(
-        tuple(curves[::2]), tuple(curves[1::2]), seconds[_FIXED], len(windows), windows.shape[1]
-    )
+    return Latency(tuple(curves[::2]), tuple(curves[1::2]), seconds[_FIXED], *windows.shape)
 
 
 def _medians(
@@ -133,11 +107,6 @@ def _medians(
     return {key: statistics.median(each[1:]) for key, each in seconds.items()}
 
 
-def _form(part: Sublayer) -> Sequence[Hashable]:
-    """The sizes on which the time of a sublayer depends."""
-    return (part.units, *(one.weight.shape for one in part.maps))
-
-
 def to_json(latency: Latency) -> dict[str, Any]:
     """Measured seconds as JSON."""
     found: dict[str, Any] = TypeAdapter(Latency).dump_python(latency, mode="json")
@@ -145,11 +114,7 @@ def to_json(latency: Latency) -> dict[str, Any]:
 
 
 def from_json(value: Any) -> Latency:
-    """Measured seconds that `to_json` wrote.
-
-    Raises:
-        LmscoutError: it is not what `to_json` wrote.
-    """
+    """Measured seconds that `to_json` wrote; LmscoutError for anything else."""
     try:
         return TypeAdapter(Latency).validate_python(value)
     except ValidationError as error:

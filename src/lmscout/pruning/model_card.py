@@ -68,38 +68,23 @@ Zero-cost proxies: [arXiv 2410.04808](https://arxiv.org/abs/2410.04808).
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model of a run.
+    """One model of a run."""
 
-    Attributes:
-        name: such as "dense", "uniform" or "found".
-        label: in the card's table.
-        parameters: of the whole model.
-        perplexity: on the report text; None without one.
-    """
-
-    name: str
-    label: str
-    parameters: int
-    perplexity: Perplexity | None
+    name: str  # such as "dense", "uniform" or "found"
+    label: str  # in the card's table
+    parameters: int  # of the whole model
+    perplexity: Perplexity | None  # on the report text; None without one
 
 
 @dataclass(frozen=True)
 class CardFigures:
-    """Measurements of a run, for the card and the record of a saved model.
+    """Measurements of a run, for the card and the record of a saved model."""
 
-    Attributes:
-        pairs: number of measured architecture-accuracy pairs.
-        models: the dense one first.
-        saved: name of the saved model.
-        origin: of the dense model.
-        verdict: whether the saved model is better than uniform ones, in sentences.
-    """
-
-    pairs: int
-    models: tuple[MeasuredModel, ...]
-    saved: str
-    origin: Origin
-    verdict: tuple[str, ...] = ()
+    pairs: int  # number of measured architecture-accuracy pairs
+    models: tuple[MeasuredModel, ...]  # the dense one first
+    saved: str  # name of the saved model
+    origin: Origin  # of the dense model
+    verdict: tuple[str, ...] = ()  # sentences that compare it with uniform models
 
     @property
     def perplexities(self) -> dict[str, Perplexity]:
@@ -125,17 +110,9 @@ def model_card(
     model_type: str,
     figures: CardFigures | None = None,
 ) -> str:
-    """Write the card.
+    """The card of a plan of the dense model: Markdown with the front matter that the Hub reads.
 
-    Args:
-        record: the content of `lmscout.json`: shape, kept, parameters, dense_parameters, settings.
-        plan: the plan that was cut.
-        dense: the plan that keeps everything.
-        model_type: of the dense model.
-        figures: measurements; None if unknown.
-
-    Returns:
-        Markdown with the front matter that the Hub reads.
+    Of the `record`, `lmscout.json`, it has shape, kept, parameters, dense_parameters, settings.
     """
     origin = None if figures is None else figures.origin
     settings = record["settings"]

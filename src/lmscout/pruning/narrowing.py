@@ -30,24 +30,14 @@ _MARGIN = 3.0  # typical errors of the predictor by which a part of a range must
 
 @dataclass(frozen=True)
 class NarrowingStep:
-    """One narrowing of adjacent blocks, and its reason; numbers are means over the blocks.
+    """One narrowing of adjacent blocks, and its reason; numbers are means over the blocks."""
 
-    Attributes:
-        kind: "attention" or "mlp".
-        blocks: first and last block.
-        verdict: "insensitive", where the range lost its upper end, or "sensitive", where
-            it lost its lower.
-        keeping: share of units to which `cost` refers.
-        instead_of: share of units that it is compared to.
-        cost: predicted change of the loss increase in nats/token, at the same size.
-    """
-
-    kind: str
-    blocks: tuple[int, int]
-    verdict: str
-    keeping: float
-    instead_of: float
-    cost: float
+    kind: str  # "attention", "mlp"
+    blocks: tuple[int, int]  # first and last block
+    verdict: str  # "insensitive" (the range lost its upper end), "sensitive" (its lower)
+    keeping: float  # share of units to which `cost` refers
+    instead_of: float  # share of units that it is compared to
+    cost: float  # predicted change of the loss increase in nats/token, at the same size
 
     @property
     def words(self) -> str:
@@ -62,12 +52,7 @@ class NarrowingStep:
 
 
 class Dependence(NamedTuple):
-    """Predicted loss increase by the units of one column, at one size.
-
-    Attributes:
-        units: [points] ascending.
-        loss_increase: [points] mean over plans, in nats/token.
-    """
+    """By units [points] of one column, ascending: mean loss increase, [points], nats/token."""
 
     units: Rows
     loss_increase: Floats
@@ -78,13 +63,7 @@ def partial_dependence(
 ) -> tuple[Dependence, ...]:
     """Compute how the predicted loss increase depends on each column of a row, at one size.
 
-    Args:
-        predictor: of loss increases.
-        shape: of the dense model.
-        ranges: of all columns.
-        budget: that all plans meet.
-        around: [n, 2L] plans to vary.
-        measured: [m, 2L] plans between whose units columns vary.
+    Plans `around` [n, 2L] are varied, a column between the units of `measured` plans [m, 2L].
 
     Returns:
         One per column, without numbers of units at which the others cannot meet the budget.
@@ -106,27 +85,17 @@ def partial_dependence(
     lows[each, varied] = highs[each, varied] = wanted[each, varied]
     rows = fit(wanted, (lows, highs), budget)
     ends = np.cumsum(counts)[:-1]
+    columns = every, np.split(predictor.predict(rows), ends), np.split(budget.meets(rows), ends)
     curves = []
-    for points, predicted, met in zip(
-        every,
-        np.split(predictor.predict(rows), ends),
-        np.split(budget.meets(rows), ends),
-        strict=True,
-    ):
-        by_plan = (len(around), len(points))
-        possible = met.reshape(by_plan).all(axis=0)
-        curves.append(
-            Dependence(points[possible], predicted.reshape(by_plan).mean(axis=0)[possible])
-        )
+    for points, predicted, met in zip(*columns, strict=True):
+        possible = met.reshape(len(around), -1).all(axis=0)
+        means = predicted.reshape(len(around), -1).mean(axis=0)
+        curves.append(Dependence(points[possible], means[possible]))
     return tuple(curves)
 
 
 def narrow(
-    ranges: Ranges,
-    predictor: Predictor,
-    pairs: Sequence[Pair],
-    shape: Shape,
-    budget: Budget,
+    ranges: Ranges, predictor: Predictor, pairs: Sequence[Pair], shape: Shape, budget: Budget
 ) -> tuple[Ranges, tuple[NarrowingStep, ...]]:
     """Narrow ranges by a predictor.
 
@@ -134,13 +103,6 @@ def narrow(
     three typical errors of the predictor.  What the best measured plans keep stays
     within, no range gets narrower than three tenths of a block's units, and none gives up
     more than half at once.
-
-    Args:
-        ranges: so far.
-        predictor: fitted on the pairs.
-        pairs: measured.
-        shape: of the dense model.
-        budget: the size for which ranges are narrowed.
 
     Returns:
         The ranges, and a step for every run of adjacent blocks narrowed alike, costliest first.
@@ -173,11 +135,10 @@ def narrow(
 
 def _bounded(old: tuple[int, int], wanted: tuple[int, int], least_width: int) -> tuple[int, int]:
     """A range within the old one, around the wanted one, as wide as it has to be."""
-    old_width = old[1] - old[0]
-    width = max(
-        wanted[1] - wanted[0], min(least_width, old_width), int(np.ceil(_MOST_AT_ONCE * old_width))
-    )
-    missing = width - (wanted[1] - wanted[0])
+    old_width, wanted_width = old[1] - old[0], wanted[1] - wanted[0]
+    half = int(np.ceil(_MOST_AT_ONCE * old_width))
+    width = max(wanted_width, min(least_width, old_width), half)
+    missing = width - wanted_width
     low = max(old[0], wanted[0] - missing // 2)
     high = min(old[1], low + width)
     return int(max(old[0], high - width)), int(high)
@@ -208,17 +169,16 @@ def _steps(
             float(units[other] / dense),
             float(loss_increase[place] - loss_increase[other]),
         )
-        before = steps[-1] if steps else None
-        if (
-            before is not None
-            and (before.kind, before.verdict) == (step.kind, verdict)
-            and before.blocks[1] == block - 1
-            and abs(before.cost - step.cost) <= max(tolerance, 0.5 * abs(before.cost))
-        ):
-            steps[-1] = _joined(before, step)
-        else:
-            steps.append(step)
+        if steps and _alike(steps[-1], step, tolerance):
+            step = _joined(steps.pop(), step)
+        steps.append(step)
     return tuple(sorted(steps, key=lambda one: -one.cost))
+
+
+def _alike(before: NarrowingStep, step: NarrowingStep, tolerance: float) -> bool:
+    same = (before.kind, before.verdict) == (step.kind, step.verdict)
+    close = abs(before.cost - step.cost) <= max(tolerance, 0.5 * abs(before.cost))
+    return same and close and before.blocks[1] == step.blocks[0] - 1
 
 
 def _joined(run: NarrowingStep, step: NarrowingStep) -> NarrowingStep:

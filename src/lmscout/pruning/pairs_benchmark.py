@@ -40,25 +40,16 @@ METRIC = "negated loss increase over the dense model, nats/token"
 
 @dataclass(frozen=True, kw_only=True)
 class SubnetworkSpec(ArchitectureSpec):
-    """A subnetwork of a trained model as an architecture of a benchmark.
-
-    Attributes:
-        dense: digests of the model and of the calibration text.
-        attention: groups that each block keeps.
-        mlp: channels that each block keeps.
-        body: parameters of blocks and the final norm, with norms and output biases of dropped
-            blocks.
-        rest: all other parameters: embeddings and head.
-    """
+    """A subnetwork of a trained model as an architecture of a benchmark."""
 
     kind: ClassVar[str] = "subnetwork"
     causal: ClassVar[bool] = True
 
-    dense: tuple[str, str]
-    attention: tuple[int, ...]
-    mlp: tuple[int, ...]
-    body: int
-    rest: int
+    dense: tuple[str, str]  # digests of the model and of the calibration text
+    attention: tuple[int, ...]  # groups that each block keeps
+    mlp: tuple[int, ...]  # channels that each block keeps
+    body: int  # parameters of blocks, with all norms and output biases, and the final norm
+    rest: int  # all other parameters: embeddings and head
 
     @property
     def depth(self) -> int:
@@ -86,36 +77,21 @@ class SubnetworkSpec(ArchitectureSpec):
 
 @dataclass(frozen=True, eq=False)
 class StudyBenchmark:
-    """A study's pairs and the source of their statistics.
+    """A study's pairs and the source of their statistics."""
 
-    Attributes:
-        benchmark: one architecture for each complete pair, in the order of measuring.
-        recorded: origin and settings of the study.
-        loaded: the dense model; statistics sort its units.
-        text: source of the calibration text.
-        shape: units of the model.
-        rows: [n, 2L] the plans.
-        cache: folder of the statistics.
-        adapter: file of the elastic recovery that preceded the pairs; None without.
-    """
-
-    benchmark: Benchmark
-    recorded: Recorded
-    loaded: LoadedModel
-    text: str
-    shape: Shape
-    rows: Rows
-    cache: Path
-    adapter: Path | None = None
+    benchmark: Benchmark  # one architecture for each complete pair, in the order of measuring
+    recorded: Recorded  # origin and settings of the study
+    loaded: LoadedModel  # the dense model; statistics sort its units
+    text: str  # source of the calibration text
+    shape: Shape  # units of the model
+    rows: Rows  # [n, 2L] the plans
+    cache: Path  # folder of the statistics
+    adapter: Path | None = None  # of the elastic recovery before the pairs; None without
 
     def read(
         self, chains: Sequence[tuple[str, ...]], progress: StageProgress | None = None
     ) -> Statistics:
-        """Statistics of every subnetwork under chains of operations, cached.
-
-        Args:
-            chains: innermost operation first.
-            progress: called with subnetworks done and in all.
+        """Statistics of every subnetwork under chains of operations, innermost first; cached.
 
         Raises:
             LmscoutError: the text or the adapter is not that of the pairs, or the cache cannot be
@@ -124,13 +100,10 @@ class StudyBenchmark:
         depth = np.array([spec.depth for spec in self.benchmark.specs])
         settings = self.recorded.calibration
         seed = settings.seed or 0
-        key = provenance(
-            f"subnetwork means, {sorted(self.recorded.settings.items())}",
-            ["|".join(chain) for chain in chains],
-            self.benchmark.specs,
-            seed,
-            Batch(WINDOWS, settings.length, seed),
-        )
+        name = f"subnetwork means, {sorted(self.recorded.settings.items())}"
+        texts = ["|".join(chain) for chain in chains]
+        batch = Batch(WINDOWS, settings.length, seed)
+        key = provenance(name, texts, self.benchmark.specs, seed, batch)
         shape = len(INPUT_NAMES), len(chains), int(depth.max())
         store = RowStore(self.cache, "study", key, shape)
         if not store.done.all():
@@ -144,18 +117,11 @@ class StudyBenchmark:
     def _values(self, chains: Sequence[tuple[str, ...]]) -> Floats:
         """[plans, inputs, chains, blocks]: blocks that are kept first, then NaN."""
         calibrated = self._calibrated()
-        nodes = [
-            simplified(Branch(name, tuple(chain)).expression())
-            for name in INPUT_NAMES
-            for chain in chains
-        ]
-        tables = tabulate(
-            calibrated.model,
-            calibrated.family,
-            calibrated.shape,
-            calibrated.measured[:WINDOWS],
-            dict.fromkeys(nodes),
-        )
+        branches = (Branch(name, tuple(chain)) for name in INPUT_NAMES for chain in chains)
+        nodes = [simplified(branch.expression()) for branch in branches]
+        tokens = calibrated.measured[:WINDOWS]
+        model, family, shape = calibrated.model, calibrated.family, calibrated.shape
+        tables = tabulate(model, family, shape, tokens, dict.fromkeys(nodes))
         values = np.stack([tables[node].block_values(self.rows) for node in nodes], axis=1)
         values = values.reshape(-1, len(INPUT_NAMES), len(chains), self.shape.depth)
         exists = np.asarray((self.rows > 0).reshape(len(self.rows), 2, -1).any(axis=1))
@@ -181,13 +147,9 @@ class StudyBenchmark:
 def study_benchmark(
     run: str, cache: Path, *, model: str | None = None, calibration: str | None = None
 ) -> StudyBenchmark:
-    """The complete pairs of a pruning run as a benchmark.
+    """The complete pairs of a pruning run, a folder or a URL, as a benchmark.
 
-    Args:
-        run: its folder, or its storage's URL.
-        cache: folder of the statistics.
-        model: the dense model, if it has moved since.
-        calibration: the calibration text, likewise.
+    Model and calibration text may have moved since the run.
 
     Raises:
         LmscoutError: there is no study, its origin is unknown, the model is another one, or the
@@ -235,11 +197,7 @@ def _dense(source: str, recorded: Recorded) -> tuple[LoadedModel, str]:
 
 
 def _adapter(run: str, url: str, recorded: Recorded, dtype: torch.dtype) -> Path | None:
-    """File of the adapter that pairs were measured with; None if there was none.
-
-    Raises:
-        LmscoutError: the file is missing, or the adapter was trained in 16 bits.
-    """
+    """File of the adapter that pairs were measured with, None without; LmscoutError if missing."""
     if SETTING not in recorded.settings:
         return None
     database = sqlite_file(url)
@@ -263,13 +221,9 @@ def _specs(
     pairs: Sequence[Pair], dense: Any, shape: Shape, digests: tuple[str, str]
 ) -> list[SubnetworkSpec]:
     config = dense.config
-    embeddings = {
-        id(weight): weight.numel()
-        for module in (dense.get_input_embeddings(), dense.get_output_embeddings())
-        if module is not None
-        for weight in module.parameters()
-    }
-    rest = sum(embeddings.values())
+    modules = filter(None, (dense.get_input_embeddings(), dense.get_output_embeddings()))
+    weights = {id(one): one.numel() for module in modules for one in module.parameters()}
+    rest = sum(weights.values())
     fixed = parameter_count(dense) - rest - shape.parameters
     return [
         SubnetworkSpec(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from lmscout.errors import LmscoutError
 from lmscout.metrics import kendall
 from lmscout.pruning.features import SCALES, Column, ImportanceMass, PlanFeatures, TargetScale
 from lmscout.pruning.plan import Floats, Rows, Shape, as_rows, kept_shares
-from lmscout.pruning.regressors import KINDS, BoostedTrees, Regressor, new_regressor, on_one_thread
+from lmscout.pruning.regressors import KINDS, Regressor, new_regressor, on_one_thread
 from lmscout.pruning.study import Pair
 
 FOLDS = 5
@@ -31,43 +33,25 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well one kind of regression predicts held-out pairs.
+    """How well one kind of regression predicts held-out pairs."""
 
-    Attributes:
-        kind: one of `KINDS`.
-        scale: scale of its target, one of `SCALES`.
-        kendall: Kendall's τ-b of predicted and measured loss increases over all pairs.
-        kendall_same_size: the same over such two pairs alone as keep the same share of the
-            parameters, which is what a search at one size needs.
-        r2: share of the variance of the loss increases that is explained.
-        rmse: root mean square error, nats/token.
-    """
-
-    kind: str
-    scale: str
-    kendall: float
-    kendall_same_size: float
-    r2: float
-    rmse: float
+    kind: str  # one of `KINDS`
+    scale: str  # scale of its target, one of `SCALES`
+    kendall: float  # Kendall's τ-b of predicted and measured loss increases over all pairs
+    kendall_same_size: float  # the same over pairs of one size, as a search needs
+    r2: float  # share of the variance of the loss increases that is explained
+    rmse: float  # root mean square error, nats/token
 
 
 @dataclass(frozen=True)
 class PredictorReport:
-    """How a predictor was chosen, and how good it is.
+    """How a predictor was chosen, and how good it is."""
 
-    Attributes:
-        chosen: cross-validated agreement of the winner, mean over repeats.
-        others: those of the other kinds, best first.
-        pairs: number of measured pairs that it was fitted on.
-        margin: difference of τ between winner and runner-up, mean over folds.
-        margin_error: standard error of the margin.
-    """
-
-    chosen: Agreement
-    others: tuple[Agreement, ...]
-    pairs: int
-    margin: float
-    margin_error: float
+    chosen: Agreement  # cross-validated agreement of the winner, mean over repeats
+    others: tuple[Agreement, ...]  # those of the other kinds, best first
+    pairs: int  # number of measured pairs that it was fitted on
+    margin: float  # difference of τ between winner and runner-up, mean over folds
+    margin_error: float  # standard error of the margin
 
     @property
     def within_noise(self) -> bool:
@@ -97,11 +81,7 @@ class PredictorReport:
 
 
 def check_enough(pairs: int) -> None:
-    """Refuse too few pairs for a predictor.
-
-    Raises:
-        LmscoutError: there are fewer than 20.
-    """
+    """Raise LmscoutError if pairs are too few for a predictor."""
     if pairs < FEWEST_PAIRS:
         raise LmscoutError(
             f"{pairs} pairs are too few for a predictor: measure at least {FEWEST_PAIRS}"
@@ -145,26 +125,17 @@ class _Validation:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """Predicts loss increases of plans; made by `fit_predictor`.
+    """Predicts loss increases of plans; made by `fit_predictor`."""
 
-    Attributes:
-        report: how it was chosen.
-        features: features of plans.
-        models: every kind with the scale of its target, fitted on all pairs; the winner first.
-        folds: models of the winner, each fitted without one fold.
-        residual: median absolute error of held-out predictions, on the winner's scale.
-    """
-
-    report: PredictorReport
-    features: PlanFeatures
-    models: tuple[tuple[TargetScale, Regressor], ...]
-    folds: tuple[Regressor, ...]
-    residual: float
+    report: PredictorReport  # how it was chosen
+    features: PlanFeatures  # features of plans
+    models: tuple[tuple[TargetScale, Regressor], ...]  # of all kinds, the winner first
+    folds: tuple[Regressor, ...]  # models of the winner, each fitted without one fold
+    residual: float  # median absolute error of held-out predictions, on the winner's scale
 
     def predict(self, rows: Rows) -> Floats:
         """Predicted loss increases in nats/token, plans [n, 2L] to [n]."""
-        scale, model = self.models[0]
-        return scale.backward(model.predict(self.features(rows)))
+        return np.asarray(self._each(rows, self.models[:1])[0])
 
     def cautious(self, rows: Rows) -> Floats:
         """The highest loss increase that any kind predicts, plans [n, 2L] to [n].
@@ -172,16 +143,12 @@ class Predictor:
         For searches.  Linear models extrapolate without bound, which a search exploits; trees do
         not.  A plan that all kinds predict to be good is more often found to be good.
         """
-        features = self.features(rows)
-        each = [scale.backward(model.predict(features)) for scale, model in self.models]
-        return np.asarray(np.max(each, axis=0))
+        return np.asarray(self._each(rows, self.models).max(axis=0))
 
     def spread(self, rows: Rows) -> Floats:
         """Standard deviation in nats/token over the models of the folds, [n]."""
-        features = self.features(rows)
         scale = self.models[0][0]
-        each = [scale.backward(model.predict(features)) for model in self.folds]
-        return np.asarray(np.std(each, axis=0))
+        return np.asarray(self._each(rows, [(scale, model) for model in self.folds]).std(axis=0))
 
     def error_near(self, loss_increase: float) -> float:
         """Median error of held-out predictions near a loss increase, nats/token."""
@@ -190,21 +157,9 @@ class Predictor:
         low, high = scale.backward(np.array([centre - self.residual, centre + self.residual]))
         return float(high - low) / 2
 
-    def contributions(self, rows: Rows) -> Floats | None:
-        """Mean absolute Shapley value of each block and kind, on the scale of the target.
-
-        Args:
-            rows: plans over which to average, [n, 2L].
-
-        Returns:
-            [2L]; None if the winner is not boosted trees.
-        """
-        winner = self.models[0][1]
-        if not isinstance(winner, BoostedTrees):
-            return None
-        values = winner.contributions(self.features(rows))
-        each = values[:, : 3 * rows.shape[1]].reshape(len(rows), 3, -1).sum(axis=1)
-        return np.asarray(np.abs(each).mean(axis=0))
+    def _each(self, rows: Rows, models: Sequence[tuple[TargetScale, Regressor]]) -> Floats:
+        features = self.features(rows)
+        return np.array([scale.backward(model.predict(features)) for scale, model in models])
 
 
 def fit_predictor(
@@ -217,21 +172,12 @@ def fit_predictor(
     kinds: Sequence[str] = KINDS,
     extra: Sequence[Column] = (),
 ) -> Predictor:
-    """Choose a predictor by cross-validation and fit it on all pairs.
+    """Choose a predictor by repeated five-fold cross-validation and fit it on all pairs.
 
     For each kind the scale of the target is chosen by the first repeat; the kinds are compared
     over all repeats.  A partial pair counts by its share of the tokens, its loss increase
     extrapolated to the whole text.  The result depends neither on the order of the pairs nor on
-    the number of threads.
-
-    Args:
-        pairs: measured pairs, of one or several sizes.
-        shape: units of the dense model.
-        mass: importance of removed units.
-        seed: seed of the folds and of LightGBM.
-        repeats: repeats of five-fold cross-validation.
-        kinds: kinds that compete.
-        extra: additional features.
+    the number of threads; `seed` is that of the folds and of LightGBM.
 
     Raises:
         LmscoutError: there are too few pairs, or all have the same loss increase.
@@ -247,36 +193,34 @@ def fit_predictor(
     partitions = [folds(len(pairs), seed, repeat) for repeat in range(repeats)]
     # Most of the time is spent outside of Python, so threads are enough.
     with on_one_thread(), Parallel(n_jobs=-1, prefer="threads") as parallel:
-        validations: dict[str, list[_Validation]] = {}
-        first = parallel(
-            delayed(_validate)(kind, scale, examples, partitions[0], seed)
-            for kind in kinds
-            for scale in scales
+        validate = delayed(partial(_validate, examples, seed))
+        first = parallel(validate(*one, partitions[0]) for one in product(kinds, scales))
+        best: dict[str, _Validation] = {}
+        for one in first:  # of equal scales the first
+            known = best.setdefault(one.agreement.kind, one)
+            if one.agreement.kendall_same_size > known.agreement.kendall_same_size:
+                best[one.agreement.kind] = one
+        others = parallel(
+            validate(kind, best[kind].scale, partition)
+            for kind, partition in product(kinds, partitions[1:])
         )
-        for kind in kinds:
-            same = [one for one in first if one.agreement.kind == kind]
-            validations[kind] = [max(same, key=lambda one: one.agreement.kendall_same_size)]
-        for one in parallel(
-            delayed(_validate)(kind, validations[kind][0].scale, examples, partition, seed)
+        validations = {
+            kind: [best[kind], *(one for one in others if one.agreement.kind == kind)]
             for kind in kinds
-            for partition in partitions[1:]
-        ):
-            validations[one.agreement.kind].append(one)
+        }
         agreements = {kind: _mean_agreement(validations[kind]) for kind in kinds}
         ranked = sorted(kinds, key=lambda kind: -agreements[kind].kendall_same_size)
-        models = parallel(
-            delayed(_fit_on_all)(kind, validations[kind][0], examples, seed) for kind in ranked
-        )
-    winner, *others = ([tau for one in validations[kind] for tau in one.by_fold] for kind in ranked)
+        models = parallel(delayed(_fit_on_all)(best[kind], examples, seed) for kind in ranked)
+    taus = [[tau for one in validations[kind] for tau in one.by_fold] for kind in ranked[:2]]
     report = PredictorReport(
         agreements[ranked[0]],
         tuple(agreements[kind] for kind in ranked[1:]),
         len(pairs),
-        *(margin(winner, others[0]) if others else (0.0, 0.0)),
+        *(margin(*taus) if len(taus) > 1 else (0.0, 0.0)),
     )
-    best = validations[ranked[0]][0]
-    residual = np.median(np.abs(best.scale.forward(examples.values) - best.targets))
-    return Predictor(report, features, tuple(models), best.models, float(residual))
+    winner = best[ranked[0]]
+    residual = np.median(np.abs(winner.scale.forward(examples.values) - winner.targets))
+    return Predictor(report, features, tuple(models), winner.models, float(residual))
 
 
 def folds(count: int, seed: int, repeat: int) -> tuple[Indices, ...]:
@@ -286,15 +230,9 @@ def folds(count: int, seed: int, repeat: int) -> tuple[Indices, ...]:
 
 
 def same_size_kendall(predicted: Floats, measured: Floats, sizes: Floats) -> float:
-    """Kendall's τ-b (Kendall 1945) over pairs of plans of one size.
+    """Kendall's τ-b (Kendall 1945) over pairs of plans of one size, 0 without any.
 
-    Args:
-        predicted: [n].
-        measured: [n].
-        sizes: kept shares, [n]; plans within 0.005 are of one size.
-
-    Returns:
-        From -1 to 1; 0 if there is nothing to compare.
+    Arrays are [n]; plans whose sizes, kept shares, are within 0.005 are of one size.
     """
     first, second = np.triu_indices(len(sizes), 1)
     near = np.abs(sizes[first] - sizes[second]) < _SAME_SIZE
@@ -317,7 +255,7 @@ def margin(winner: Sequence[float], other: Sequence[float]) -> tuple[float, floa
 
 
 def _validate(
-    kind: str, scale: TargetScale, examples: _Examples, partition: Sequence[Indices], seed: int
+    examples: _Examples, seed: int, kind: str, scale: TargetScale, partition: Sequence[Indices]
 ) -> _Validation:
     """Fit without each fold in turn, and predict it."""
     target = scale.forward(examples.values)
@@ -356,9 +294,9 @@ def _mean_agreement(validations: Sequence[_Validation]) -> Agreement:
 
 
 def _fit_on_all(
-    kind: str, validation: _Validation, examples: _Examples, seed: int
+    validation: _Validation, examples: _Examples, seed: int
 ) -> tuple[TargetScale, Regressor]:
-    """The best scale of a kind, and a model fitted on all pairs."""
+    kind = validation.agreement.kind
     model = new_regressor(kind, examples.depth, seed, like=validation.models[-1])
     target = validation.scale.forward(examples.values)
     model.fit(examples.features, target, examples.weights)

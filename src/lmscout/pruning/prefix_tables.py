@@ -36,24 +36,14 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """Tensors of one shape in one place of a block.
+    """Tensors of one shape in one place of a block."""
 
-    Attributes:
-        block: its number.
-        kind: "attention", "mlp", or "block" for tensors without units.
-        stack: of `proxies.primitives.STACKS`: "linear", "act", "hidden", "head" or "softmax".
-        tensors: by leaf: "weight" and "grad", "act" and "act_grad", "jacob", "head", "softmax";
-            in the model's dtype, but gradients of a float16 model in float32.
-        axis: of the units.
-        units: their number; 1 for tensors without units.
-    """
-
-    block: int
-    kind: str
-    stack: str
-    tensors: Tensors
-    axis: int
-    units: int
+    block: int  # its number
+    kind: str  # "attention", "mlp", or "block" for tensors without units
+    stack: str  # of `proxies.primitives.STACKS`: "linear", "act", "hidden", "head", "softmax"
+    tensors: Tensors  # by leaf, in the model's dtype; gradients of a float16 model in float32
+    axis: int  # of the units
+    units: int  # their number; 1 for tensors without units
 
     def first(self, count: int) -> dict[str, Tensor]:
         """The tensors of the first units, in float32 or wider.
@@ -76,13 +66,8 @@ Visit = Callable[[Place], None]
 def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit: Visit) -> None:
     """Run one forward and one backward pass and visit every tensor that a proxy may use.
 
-    The loss is the mean next-token cross-entropy.  A gradient is dropped after its visit.
-
-    Args:
-        model: its units in final order; unchanged afterwards, without gradients.
-        family: its family.
-        tokens: [B, T] int64, on any device.
-        visit: called once for each place.
+    The loss is the mean next-token cross-entropy of tokens [B, T].  A gradient is dropped after
+    its visit; the model is unchanged afterwards.
 
     Raises:
         LmscoutError: the loss is not finite, or a gradient overflows in float16.
@@ -101,8 +86,7 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
         """Visit a place when the gradient of a tensor is there."""
 
         def arrived(gradient: Tensor) -> None:
-            tensors = {**place.tensors, name: of_loss(gradient.detach())}
-            visit(replace(place, tensors=tensors))
+            visit(replace(place, tensors={**place.tensors, name: of_loss(gradient.detach())}))
 
         tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
 
@@ -157,22 +141,15 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
 
 @torch.no_grad()
 def prefix_means(tensor: Tensor, axis: int, units: int, operations: Sequence[str]) -> Floats:
-    """Mean of unary operations of the first units of a tensor, for every number of units.
+    """Means of unary operations of the first units of a finite tensor, by the number of units.
 
-    Args:
-        tensor: finite; at least one element a unit.
-        axis: of the units, each an equal run of entries.
-        units: their number.
-        operations: names of unary operations.
+    A unit is an equal run of entries of `axis`.
 
     Returns:
         [operations, units + 1] float64; 0 for no unit.
     """
-    means = _Prefixes(tensor, axis, units)
-    table = np.zeros((len(operations), units + 1))
-    for row, name in enumerate(operations):
-        table[row, 1:] = means.of(name)
-    return table
+    prefixes = _Prefixes(tensor, axis, units)
+    return np.array([np.append(0.0, prefixes.of(name)) for name in operations])
 
 
 class _Prefixes:
@@ -239,10 +216,8 @@ class BlockTable:
     def __init__(self, shape: Shape, *, mean: bool, definition: Definition) -> None:
         """Start without tensors.
 
-        Args:
-            shape: of the dense model.
-            mean: whether a block's value is the mean over its tensors, not the sum.
-            definition: (place, units) -> value of the first units of its tensors.
+        A block's value is the mean or the sum over its tensors; `definition` computes that of the
+        first units of a place.
         """
         self._depth, self._mean, self._define = shape.depth, mean, definition
         units = dense_row(shape)
@@ -255,11 +230,9 @@ class BlockTable:
         self._counts = np.zeros((3, shape.depth))  # of tensors: attention, MLP, neither
 
     def add(self, place: Place, values: Floats | None) -> None:
-        """Add the tensors of a place.
+        """Add the tensors of a place, by their values [units + 1], the first 0.
 
-        Args:
-            place: its tensors are copied if there are no values, except for weights.
-            values: [units + 1] by number of units, the first 0; None to compute each on demand.
+        Without values each is computed on demand, from copies of all tensors but weights.
         """
         if place.kind == BLOCK:
             self._counts[2, place.block] += 1
@@ -303,17 +276,9 @@ def tabulate(
     tokens: Tensor,
     reductions: Collection[Expression],
 ) -> dict[Expression, BlockTable]:
-    """Tabulate block values in one pass.
+    """Tabulate block values in one pass, see `visit_tensors`.
 
-    Args:
-        model: the dense model, its units in final order; unchanged afterwards.
-        family: its family.
-        shape: its units.
-        tokens: [B, T] int64.
-        reductions: trees that are an `average` or a `total` of tensors.
-
-    Raises:
-        LmscoutError: the loss is not finite.
+    `reductions` are trees that are an `average` or a `total` of tensors.
     """
     tables = {
         node: BlockTable(shape, mean=node.name == "average", definition=partial(_value, node))

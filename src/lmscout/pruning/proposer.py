@@ -1,7 +1,6 @@
 """Propose the plans of the next step: fit a predictor, narrow the ranges, search.
 
-A step follows from what is known before it alone, so another process can propose it while
-devices measure, and a continued run proposes the same.
+A step follows from what is known alone: another process can propose it while devices measure.
 """
 
 from __future__ import annotations
@@ -9,10 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import resource_tracker
+from typing import Any
 
 import joblib
 import numpy as np
@@ -31,58 +30,33 @@ from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair
 
 _BEST = 12  # rank among pairs of its size, on the same tokens, below which a plan is stopped
-_ERRORS = 1.0  # margin, in standard errors of the loss increase after a chunk
 _MANY_CORES = 4  # from which two searches run at once
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known before a step.
+    """What is known before a step."""
 
-    Attributes:
-        pairs: pairs that the step follows from.
-        ranges: ranges of every size, as narrowed so far.
-        round: round of the study in which the step starts, from 0.
-        count: number of plans wanted; 0 to narrow only.
-        pending: plans that are not to be proposed again: being measured, or measured later.
-    """
-
-    pairs: tuple[Pair, ...]
-    ranges: tuple[Ranges, ...]
-    round: int
-    count: int
-    pending: tuple[Plan, ...] = ()
+    pairs: tuple[Pair, ...]  # that the step follows from
+    ranges: tuple[Ranges, ...]  # of every size, as narrowed so far
+    round: int  # of the study, in which the step starts; from 0
+    count: int  # of plans wanted; 0 to narrow only
+    pending: tuple[Plan, ...] = ()  # not to be proposed again: measured now or later
 
 
 @dataclass(frozen=True)
 class Step:
-    """A proposed step.
+    """A proposed step."""
 
-    Attributes:
-        proposals: plans to be measured, in order.
-        limits: early-stopping limits of each.
-        ranges: ranges of every size.
-        narrowing_steps: how they were narrowed.
-    """
-
-    proposals: tuple[Proposal, ...]
-    limits: tuple[tuple[float, ...], ...]
-    ranges: tuple[Ranges, ...]
-    narrowing_steps: tuple[NarrowingStep, ...]
+    proposals: tuple[Proposal, ...]  # to be measured, in order
+    limits: tuple[tuple[float, ...], ...]  # of early stopping, of each proposal
+    ranges: tuple[Ranges, ...]  # of every size
+    narrowing_steps: tuple[NarrowingStep, ...]  # of the ranges
 
 
 @dataclass(frozen=True)
 class Proposer:
-    """Proposes the steps of a run.
-
-    Attributes:
-        shape: units of the dense model.
-        mass: importance of removed units.
-        space: space of the plans.
-        budgets: sizes that the study is to serve.
-        seed: seed of proposals and predictors.
-        extra: additional features of the predictor.
-    """
+    """Proposes the steps of a run; `extra` are additional features of its predictors."""
 
     shape: Shape
     mass: ImportanceMass
@@ -94,12 +68,9 @@ class Proposer:
     def fit(
         self, pairs: Sequence[Pair], ranges: Sequence[Ranges], *, repeats: int
     ) -> tuple[Predictor | None, tuple[Ranges, ...], tuple[NarrowingStep, ...]]:
-        """Fit a predictor, and narrow the ranges by it.
+        """Fit a predictor by repeated cross-validation, and narrow the ranges by it.
 
-        Args:
-            pairs: measured pairs; with too few there is no predictor.
-            ranges: ranges so far.
-            repeats: repeats of cross-validation.
+        With too few pairs there is no predictor.
         """
         if len(pairs) < FEWEST_PAIRS:
             return None, tuple(ranges), ()
@@ -108,20 +79,13 @@ class Proposer:
         )
         if not self.space.narrows:
             return predictor, tuple(ranges), ()
-        narrowed = [
-            narrow(one, predictor, pairs, self.shape, budget)
-            for budget, one in zip(self.budgets, ranges, strict=True)
-        ]
+        sizes = zip(self.budgets, ranges, strict=True)
+        narrowed = [narrow(one, predictor, pairs, self.shape, budget) for budget, one in sizes]
         steps = tuple(step for _, steps in narrowed for step in steps)
         return predictor, tuple(one for one, _ in narrowed), steps
 
     def propose(self, known: Known, second: Executor | None = None) -> Step:
-        """Fit, narrow and search.
-
-        Args:
-            known: what is known.
-            second: runs one of two searches at the same time.
-        """
+        """Fit, narrow and search; `second` runs one of two searches at the same time."""
         predictor, ranges, narrowing_steps = self.fit(known.pairs, known.ranges, repeats=1)
         if not known.count:
             return Step((), (), ranges, narrowing_steps)
@@ -137,44 +101,31 @@ class Proposer:
             mass=self.mass,
             executor=second,
         )
-        # Round 0 covers the space, and bad plans are as informative as good ones.
-        compared = known.pairs if known.round else ()
-        plans = [one.plan for one in proposed]
-        limits = stopping_limits(plans, compared, self.space, self.budgets)
+        compared = known.pairs if known.round else ()  # in round 0 bad plans inform as well
+        limits = stopping_limits([one.plan for one in proposed], compared, self.space, self.budgets)
         return Step(tuple(proposed), tuple(limits), ranges, narrowing_steps)
 
 
 def stopping_limits(
     plans: Sequence[Plan], pairs: Sequence[Pair], space: PlanSpace, budgets: Sequence[Budget]
 ) -> list[tuple[float, ...]]:
-    """Early-stopping limits: loss increases by chunk above which a plan is stopped.
+    """Early-stopping limits of plans: loss increases by chunk above which each is stopped.
 
-    Args:
-        plans: plans to be measured.
-        pairs: pairs that plans are compared with.
-        space: space of the plans.
-        budgets: sizes; a plan is compared with pairs of the first that it meets.
-
-    Returns:
-        For each plan; empty if it meets no budget, or too few pairs do.
+    A plan is compared with pairs of the first size that it meets; its limits are empty if it
+    meets none, or too few pairs do.
     """
-    if not plans:
-        return []
-    rows = as_rows(plans)
-    of_size = [space.meets(rows, budget) for budget in budgets]
-    limits = [_limits(pairs, space, budget) for budget in budgets]
-    return [
-        next((one for one, met in zip(limits, of_size, strict=True) if met[number]), ())
-        for number in range(len(plans))
-    ]
+    limits: list[tuple[float, ...]] = [()] * len(plans)
+    for budget in reversed(budgets) if plans else ():
+        of_size = _limits(pairs, space, budget)
+        for number in np.flatnonzero(space.meets(as_rows(plans), budget)):
+            limits[number] = of_size
+    return limits
 
 
 def _limits(pairs: Sequence[Pair], space: PlanSpace, budget: Budget) -> tuple[float, ...]:
-    """Limits of one size, chunk by chunk.
+    """Limits of one size, chunk by chunk, with a standard error of predicting the whole by them.
 
-    Plans are compared on the same text, as chunks differ more than good plans do.  The first
-    chunks predict the whole with an error, which the limits allow for: near the end of a search
-    plans differ by less.
+    Plans are compared on the same text, as chunks differ more than good plans do.
     """
     best = space.best_pairs(pairs, budget, 2 * _BEST)
     if len(best) < 2 * _BEST:
@@ -182,7 +133,7 @@ def _limits(pairs: Sequence[Pair], space: PlanSpace, budget: Budget) -> tuple[fl
     values = np.array([[value for _, value in pair.trajectory] for pair in best])
     worst = np.sort(values[:, :-1], axis=0)[_BEST - 1]
     errors = (values[:, :-1] - values[:, -1:]).std(axis=0, ddof=1)
-    return tuple((worst + _ERRORS * errors).tolist())
+    return tuple((worst + errors).tolist())
 
 
 Propose = Callable[[Known], "Future[Step]"]
@@ -195,23 +146,18 @@ def proposals(proposer: Proposer, *, ahead: bool) -> Iterator[Propose]:
     Additional features may need the model, which stays in this process; with such, a thread
     proposes.  Without a predictor a proposal takes no time, and is made here.
     """
-
-    def propose_here(known: Known) -> Future[Step]:
-        future: Future[Step] = Future()
-        future.set_result(proposer.propose(known))
-        return future
-
-    if not ahead:
-        yield propose_here
-        return
-    with ThreadPoolExecutor(1) if proposer.extra else _process() as executor:
-        task = proposer.propose if proposer.extra else partial(_propose_by_two, proposer)
+    pool: AbstractContextManager[Executor | None] = nullcontext()
+    if ahead:
+        pool = ThreadPoolExecutor(1) if proposer.extra else _process()
+    with pool as executor:
 
         def propose(known: Known) -> Future[Step]:
-            if len(known.pairs) < FEWEST_PAIRS:
-                return propose_here(known)
+            if executor is None or len(known.pairs) < FEWEST_PAIRS:
+                future: Future[Step] = Future()
+                future.set_result(proposer.propose(known))
+                return future
             with signals_held():
-                return executor.submit(task, known)
+                return executor.submit(_propose, proposer, known)
 
         yield propose
 
@@ -221,8 +167,7 @@ def _process() -> Iterator[Executor]:
     """One process, which ends with this one as well; loky's does not import ``__main__``."""
     for tracker in (resource_tracker, loky_tracker):
         tracker.ensure_running()  # unblocks signals when it starts a process
-    executor = ProcessPoolExecutor(1, initializer=end_with_parent, initargs=(os.getpid(),))
-    idle = False
+    executor, idle = _executor(), False
     try:
         with signals_held():
             executor.submit(_start)
@@ -232,19 +177,18 @@ def _process() -> Iterator[Executor]:
         executor.shutdown(kill_workers=not idle)
 
 
-_SECOND: list[Executor] = []  # in a proposing process: another, for one of two searches
+def _executor() -> Any:
+    return ProcessPoolExecutor(1, initializer=end_with_parent, initargs=(os.getpid(),))
+
+
+_SECOND: list[Any] = []  # in a proposing process: another, for one of two searches
 
 
 def _start() -> None:
     """Import this module and start the second process, before the first step."""
     if joblib.cpu_count() >= _MANY_CORES:
-        second = ProcessPoolExecutor(1, initializer=end_with_parent, initargs=(os.getpid(),))
-        second.submit(_import)
-        _SECOND.append(second)
-
-
-def _import() -> None:
-    """Import this module, which takes seconds, before the first search."""
+        _SECOND.append(_executor())
+        _SECOND[0].submit(_stop)  # imports this module there, which takes seconds
 
 
 def _stop() -> None:
@@ -253,5 +197,5 @@ def _stop() -> None:
         _SECOND.pop().shutdown()
 
 
-def _propose_by_two(proposer: Proposer, known: Known) -> Step:
+def _propose(proposer: Proposer, known: Known) -> Step:
     return proposer.propose(known, *_SECOND)

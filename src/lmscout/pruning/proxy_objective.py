@@ -40,17 +40,11 @@ Score = Callable[[Rows], Floats]  # plans [n, 2L] -> scores [n]
 
 @dataclass(frozen=True)
 class SignedProxy:
-    """A proxy as given with ``--objective`` or ``--feature``.
-
-    Attributes:
-        name: in the catalog, or its text.
-        sign: 1 or -1 if given, else 0.
-        proxy: a tree, or a catalog entry with a function of single tensors.
-    """
+    """A proxy as given with ``--objective`` or ``--feature``: in the catalog, or a text."""
 
     name: str
-    sign: int
-    proxy: Expression | Entry
+    sign: int  # 1 or -1 if given, else 0
+    proxy: Expression | Entry  # an entry has a function of single tensors
 
 
 def parse_proxy(text: str) -> SignedProxy:
@@ -83,12 +77,7 @@ def parse_proxy(text: str) -> SignedProxy:
 
 @dataclass(frozen=True)
 class ProxyReport:
-    """The proxy of a search.
-
-    Attributes:
-        name: of the proxy.
-        sign: 1 if a higher score is better, -1 if a lower one is.
-    """
+    """The proxy of a search; its sign is 1 if a higher score is better, -1 if a lower one is."""
 
     name: str
     sign: int
@@ -103,16 +92,7 @@ class ProxyObjective:
     """Scores plans of one model; made by `compute_objectives`."""
 
     def __init__(self, proxy: SignedProxy, shape: Shape, score: Score) -> None:
-        """Determine the sign, unless it was given.
-
-        Args:
-            proxy: the proxy.
-            shape: of the dense model.
-            score: of plans, [n, 2L] to [n].
-
-        Raises:
-            LmscoutError: the scores do not follow size.
-        """
+        """Find the sign by scores of plans [n, 2L], unless given; LmscoutError if unknown."""
         self.name, self._score = proxy.name, score
         self.sign = proxy.sign
         if not self.sign:
@@ -147,34 +127,27 @@ def compute_objectives(
     shape: Shape,
     tokens: Tensor,
 ) -> list[ProxyObjective]:
-    """Make objectives of proxies; all trees share one pass of the model.
+    """Make objectives of proxies; all trees share one pass of the dense model, see `visit_tensors`.
 
-    Args:
-        proxies: trees and catalog entries.
-        model: the dense model, its units in final order; unchanged afterwards.
-        family: its family.
-        shape: its units.
-        tokens: [B, T] int64 of calibration text; the first `WINDOWS` rows are used.
+    Of calibration tokens [B, T] the first `WINDOWS` rows are used.
 
     Raises:
         LmscoutError: the loss is not finite, or the better side of a proxy is unknown.
     """
     tokens = tokens[:WINDOWS]
-    reductions = dict.fromkeys(
-        node
-        for one in proxies
-        if isinstance(one.proxy, Expression)
-        for _, node in walk(one.proxy)
-        if node.name in REDUCTIONS
-    )
+    trees = [one.proxy for one in proxies if isinstance(one.proxy, Expression)]
+    nodes = (node for tree in trees for _, node in walk(tree))
+    reductions = dict.fromkeys(node for node in nodes if node.name in REDUCTIONS)
     tables = tabulate(model, family, shape, tokens, reductions) if reductions else {}
-    leaves = partial(_leaf_values, shape, _width(model, family), parameter_count(model))
+    width = family.parts(family.blocks(model)[0]).mlp.output.weight.shape[0]
+    leaves = partial(_leaf_values, shape, width, parameter_count(model))
     objectives = []
     for one in proxies:
         if isinstance(one.proxy, Expression):
             score: Score = partial(_scores, one.proxy, tables, leaves)
         else:
-            score = partial(_summed, _function_table(one.proxy, model, family, shape, tokens))
+            table = _function_table(one.proxy, model, family, shape, tokens)
+            score = partial(_summed, table)
         objectives.append(ProxyObjective(one, shape, score))
     return objectives
 
@@ -187,10 +160,6 @@ def size_agreement(shape: Shape, score: Score) -> float:
     shares = rng.uniform(least, 1.0, (_DRAWN, len(units)))
     rows = np.concatenate([units[None], np.maximum(1, np.rint(shares * units)).astype(np.int64)])
     return float(spearman(score(rows), kept_shares(shape, rows)))
-
-
-def _width(model: PreTrainedModel, family: Family) -> int:
-    return family.parts(family.blocks(model)[0]).mlp.output.weight.shape[0]
 
 
 def _leaf_values(

@@ -16,24 +16,14 @@ from lmscout.pruning.study import Pair
 
 _BISECTIONS = 26  # of the interval [-1, 1] of the common shift
 _PLACES = 1 << _BISECTIONS  # grid points in that interval
-_INTERPOLATED = {
-    1: -3.0,
-    2: 3.0,
-    3: -3.0,
-    4: 3.0,
-}  # iteration -> offset in units from the interpolated cost
+_INTERPOLATED = {1: -3.0, 2: 3.0, 3: -3.0, 4: 3.0}  # iteration -> units from the interpolation
 _ROUNDING = 1e-9  # of a cost: more than the error of float sums
 _NEARLY = 0.999  # of a budget that need not be used up: what fitting aims at
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """How many units each block may keep.
-
-    Attributes:
-        low: the fewest.
-        high: the most.
-    """
+    """How many units each block may keep: at least those of `low`, at most those of `high`."""
 
     low: Plan
     high: Plan
@@ -59,9 +49,9 @@ class Ranges:
         """The fewest and the most units, [2, 2L]."""
         return as_rows([self.low, self.high])
 
-    def protected(self, shape: Shape, share: int = 6) -> Ranges:
-        """The same, with the first and the last `1 / share` of the blocks unpruned."""
-        whole = np.tile(protected_blocks(shape.depth, share), 2)
+    def protected(self, shape: Shape) -> Ranges:
+        """The same, with the first and the last sixth of the blocks unpruned."""
+        whole = np.tile(protected_blocks(shape.depth), 2)
         return Ranges.of_rows(*np.where(whole, dense_row(shape), self.rows))
 
     def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
@@ -75,11 +65,7 @@ class Ranges:
         return bool(least <= budget.limit and most >= budget.least_use)
 
     def require(self, budget: Budget) -> None:
-        """Refuse a budget that no plan within meets.
-
-        Raises:
-            LmscoutError: it names the nearest that can be met.
-        """
+        """Raise LmscoutError, with the nearest that can be met, if no plan meets a budget."""
         if not self.can_meet(budget):
             least, most = budget.cost(self.rows)
             raise budget.nearest(float(least if least > budget.limit else most))
@@ -87,12 +73,7 @@ class Ranges:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A size for which plans are sought.
-
-    Attributes:
-        budget: that plans meet.
-        ranges: within which they lie.
-    """
+    """A size for which plans are sought: they meet the budget, and lie within the ranges."""
 
     budget: Budget
     ranges: Ranges
@@ -102,9 +83,9 @@ class Target:
         return self.ranges.holds(rows) & self.budget.meets(rows)
 
 
-def protected_blocks(depth: int, share: int = 6) -> tuple[bool, ...]:
-    """Which blocks are among the first or the last `1 / share`, rounded, one at least."""
-    count = max(1, round(depth / share))
+def protected_blocks(depth: int) -> tuple[bool, ...]:
+    """Which blocks are among the first or the last sixth, rounded, one at least."""
+    count = max(1, round(depth / 6))
     return tuple(block < count or block >= depth - count for block in range(depth))
 
 
@@ -256,15 +237,11 @@ def best_pairs(
 ) -> list[Pair]:
     """The best complete pairs of a set of plans, best first; equal ones by their plans.
 
-    Args:
-        pairs: measured.
-        holds: whether plans [n, 2L] are of the set, [n], such as `Target.holds`.
-        count: at most.
+    `holds` says which plans [n, 2L] are of the set, [n], such as `Target.holds`.
     """
     complete = [pair for pair in pairs if not pair.partial]
     if not complete:
         return []
     chosen = holds(as_rows([pair.plan for pair in complete]))
-    found = [pair for pair, one in zip(complete, chosen, strict=True) if one]
-    found.sort(key=lambda pair: (pair.value, pair.plan.attention, pair.plan.mlp))
-    return found[:count]
+    found = [complete[place] for place in np.flatnonzero(chosen)]
+    return sorted(found, key=lambda one: (one.value, one.plan.attention, one.plan.mlp))[:count]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -26,34 +26,6 @@ from lmscout.pruning.plan import Floats
 KINDS = ("lightgbm", "ridge", "gaussian_process")
 
 
-class Regressor(Protocol):
-    """One kind of regression."""
-
-    def fit(self, features: Floats, target: Floats, weights: Floats) -> None:
-        """Fit rows [n, d] with targets [n] and weights [n], 1 for a complete pair."""
-
-    def predict(self, features: Floats) -> Floats:
-        """Targets of rows, [m, d] to [m]."""
-
-
-def new_regressor(kind: str, depth: int, seed: int, like: Regressor | None = None) -> Regressor:
-    """An unfitted model.
-
-    Args:
-        kind: one of `KINDS`.
-        depth: number of blocks, which determines the columns of the features.
-        seed: seed of LightGBM's sampling.
-        like: model of this kind fitted on nearly the same rows; an iterative fit starts there.
-    """
-    if kind == "lightgbm":
-        return BoostedTrees(seed)
-    if kind == "ridge":
-        return QuadraticRidge(depth)
-    if kind == "gaussian_process":
-        return GaussianProcess(like.kernel if isinstance(like, GaussianProcess) else None)
-    raise ValueError(f"no predictor {kind!r}: one of {', '.join(KINDS)}")
-
-
 @contextmanager
 def on_one_thread() -> Iterator[None]:
     """Run linear algebra on one thread, so that its sums are the same everywhere.
@@ -64,10 +36,7 @@ def on_one_thread() -> Iterator[None]:
         yield
 
 
-@cache
-def _thread_pools() -> ThreadpoolController:
-    """Cached, as finding the loaded libraries takes longer than a prediction."""
-    return ThreadpoolController()
+_thread_pools = cache(ThreadpoolController)  # finding the libraries takes longer than a prediction
 
 
 class BoostedTrees:
@@ -104,23 +73,16 @@ class BoostedTrees:
     def predict(self, features: Floats) -> Floats:
         """The sum of the trees."""
         self._predictions += 1
-        if self._predictions > 1 and len(features) < _MANY_ROWS:
-            # A search predicts often, which repays the tables.
-            if self._tables is None:
-                self._tables = TreeTables(self._booster)
-            return self._tables(features)
-        threads = 1 if len(features) < _MANY_ROWS else 2
-        return np.asarray(self._booster.predict(features, num_threads=threads), np.float64)
-
-    def contributions(self, features: Floats) -> Floats:
-        """Shapley values of every feature (Lundberg et al. 2020), [m, d] to [m, d]."""
-        values = np.asarray(self._booster.predict(features, pred_contrib=True), np.float64)
-        return values[:, :-1]
+        many = len(features) >= _MANY_ROWS
+        if many or self._predictions == 1:
+            return np.asarray(self._booster.predict(features, num_threads=1 + many), np.float64)
+        if self._tables is None:  # a search predicts often, which repays them
+            self._tables = TreeTables(self._booster)
+        return self._tables(features)
 
 
 _TREES = 400
 _MANY_ROWS = 8192  # from which LightGBM predicts on two threads
-_LARGEST_TREE = 4  # splits
 _CHUNK = 512  # rows that fit into the cache
 
 
@@ -131,15 +93,9 @@ class TreeTables:
     """
 
     def __init__(self, booster: lightgbm.Booster) -> None:
-        """Convert trees of numeric splits without missing values.
-
-        Raises:
-            ValueError: a tree has more than four splits.
-        """
+        """Convert trees of few numeric splits without missing values."""
         trees = booster.dump_model()["tree_info"]
         splits = max(1, *(int(tree["num_leaves"]) - 1 for tree in trees))
-        if splits > _LARGEST_TREE:
-            raise ValueError(f"trees of {splits} splits are too large for tables")
         tables = [_table(tree["tree_structure"], splits) for tree in trees]
         features, thresholds, leaves = (np.array(one) for one in zip(*tables, strict=True))
         self._features, self._thresholds = features.T, thresholds.T[:, :, None]
@@ -196,10 +152,9 @@ class QuadraticRidge:
         """Solve for the coefficients."""
         products = _with_products(features, self._depth)
         scaler = StandardScaler().fit(products)
+        scaled = scaler.transform(products)
         with on_one_thread():
-            coefficients, intercept = ridge(
-                scaler.transform(products), target, weights, penalties=_PENALTIES
-            )
+            coefficients, intercept = ridge(scaled, target, weights, penalties=_PENALTIES)
         self._coefficients = coefficients / scaler.scale_
         self._intercept = intercept - scaler.mean_ @ self._coefficients
 
@@ -213,16 +168,11 @@ class QuadraticRidge:
 def ridge(
     points: Floats, target: Floats, weights: Floats, *, penalties: Floats
 ) -> tuple[Floats, float]:
-    """Ridge regression whose penalty has the least leave-one-out error.
+    """Ridge regression whose penalty has the least leave-one-out error, the first of equal error.
 
     The result is that of scikit-learn's `RidgeCV`, in a ninth of its time: one decomposition of
     the smaller Gram matrix serves all penalties.  docs/architecture.md has the cost to a run.
-
-    Args:
-        points: [n, d].
-        target: [n].
-        weights: [n], of squared errors, also of those left out.
-        penalties: above 0; the first of equal error is taken.
+    Points are [n, d]; target and weights, of squared errors, also of those left out, are [n].
 
     Returns:
         Coefficients [d], and the intercept, which has no penalty.
@@ -280,8 +230,7 @@ class GaussianProcess:
     """
 
     def __init__(self, start: Floats | None = None) -> None:
-        """Start the fit of the kernel at (s1, l, s2, noise), if given."""
-        self._start = start
+        self._start = start  # of the kernel's fit
         self.kernel: Floats | None = None
 
     def fit(self, features: Floats, target: Floats, weights: Floats) -> None:
@@ -345,13 +294,7 @@ class Likelihood:
     """The likelihood of targets by the kernel of `GaussianProcess`."""
 
     def __init__(self, points: Floats, target: Floats, variances: Floats) -> None:
-        """Compute what does not depend on the kernel.
-
-        Args:
-            points: [n, d].
-            target: [n].
-            variances: additional variances of the rows, [n].
-        """
+        """Compute what does not depend on the kernel: points [n, d], target and variances [n]."""
         self._target, self._variances = target, variances
         products = points @ points.T
         squares = np.diagonal(products)
@@ -391,11 +334,7 @@ class Likelihood:
         return float(value), 0.5 * np.array(slopes)
 
     def solve(self, kernel: Floats) -> Floats:
-        """The targets multiplied by the inverse of the kernel matrix, [n].
-
-        Raises:
-            LinAlgError: the matrix is not positive.
-        """
+        """The targets multiplied by the inverse of the kernel matrix, [n]; it must be positive."""
         _, factor, failed = self._factor(kernel)
         if failed:
             raise np.linalg.LinAlgError("the kernel matrix is not positive")
@@ -410,3 +349,19 @@ class Likelihood:
         # LAPACK's order is by columns, and the matrix is symmetric.
         factor, failed = dpotrf(matrix.T, lower=1, clean=1, overwrite_a=1)
         return exponential, factor, failed != 0
+
+
+Regressor = BoostedTrees | QuadraticRidge | GaussianProcess
+"""Fits features [n, d] to targets and weights [n], 1 for a complete pair, and predicts targets."""
+
+
+def new_regressor(kind: str, depth: int, seed: int, like: Regressor | None = None) -> Regressor:
+    """An unfitted model of one of `KINDS`, for features of so many blocks.
+
+    An iterative fit starts where that of `like`, on nearly the same rows, has ended.
+    """
+    if kind == "lightgbm":
+        return BoostedTrees(seed)
+    if kind == "ridge":
+        return QuadraticRidge(depth)
+    return GaussianProcess(like.kernel if isinstance(like, GaussianProcess) else None)

@@ -30,17 +30,13 @@ def weight_digests(model: PreTrainedModel) -> dict[str, str]:
     return digests
 
 
-def check_tokens(model: PreTrainedModel) -> Tensor:
-    """Two short windows of tokens, equal for models of one vocabulary: [2, T] int64."""
-    length = min(16, getattr(model.config, "max_position_embeddings", 16))
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(model.config.vocab_size, (2, length), generator=generator)
-
-
 @torch.inference_mode()
 def check_logits(model: PreTrainedModel) -> Tensor:
-    """Logits [2, T, vocabulary] of `check_tokens`, on the CPU, as float32."""
-    logits: Tensor = model(input_ids=check_tokens(model).to(model.device)).logits
+    """Logits [2, T, vocabulary] of two short windows, the same for models of one vocabulary."""
+    length = min(16, getattr(model.config, "max_position_embeddings", 16))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (2, length), generator=generator)
+    logits: Tensor = model(input_ids=tokens.to(model.device)).logits
     return logits.float().cpu().contiguous()
 
 

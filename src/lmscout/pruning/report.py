@@ -28,41 +28,24 @@ Variant = tuple[Plan, Weights]
 
 @dataclass(frozen=True)
 class ReportText:
-    """The text of the reported perplexities.
+    """The text of the reported perplexities."""
 
-    Attributes:
-        tokenizer: the model's.
-        text: the text; None to report none.
-        protocol: of the perplexity.
-        dtype: of the saved weights.
-        limit_tokens: use only the first tokens of the text; None for all.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    text: Text | None
-    protocol: str
-    dtype: torch.dtype
-    limit_tokens: int | None = None
+    tokenizer: PreTrainedTokenizerBase  # the model's
+    text: Text | None  # the text; None to report none
+    protocol: str  # of the perplexity
+    dtype: torch.dtype  # of the saved weights
+    limit_tokens: int | None = None  # use only the first tokens of the text; None for all
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse, before anything is measured, a text or protocol without a perplexity.
+        """Raise LmscoutError, before any work, if the text has no perplexity by this protocol.
 
-        Raises:
-            LmscoutError: the protocol's window is longer than the model reads, the text is
-                shorter than one, or the tokenizer is not the model's.
+        The window is longer than the model reads, the text is shorter, or the tokenizer is another.
         """
         if self.text is not None:
             checked_tokens(model, self.tokenizer, self.text, self.protocol, self.limit_tokens)
 
     def perplexity(self, model: PreTrainedModel) -> Perplexity | None:
-        """Perplexity of the weights as saved, computed in the dtype of the model in memory.
-
-        Args:
-            model: its weights are rounded in place.
-
-        Raises:
-            LmscoutError: the text is too short, or the loss is not finite.
-        """
+        """Perplexity of the weights as saved, which are rounded in place, in the model's dtype."""
         if self.text is None:
             return None
         computed = model.dtype
@@ -73,12 +56,7 @@ class ReportText:
         )
 
     def dense_perplexity(self, calibrated: Calibrated) -> Perplexity | None:
-        """Perplexity of the dense model with its current weights.
-
-        Raises:
-            LmscoutError: as `perplexity`, or the model does not compute what its configuration
-                describes.
-        """
+        """Perplexity of the dense model with its current weights, if its parts compute the same."""
         if self.text is None:
             return None
         whole = cut(calibrated.model, calibrated.shape.dense)
@@ -113,20 +91,9 @@ def report(
 ) -> tuple[Reported, list[tuple[Reported, ...]]]:
     """Measure the dense model, and for every size the uniform models and the selected plan.
 
-    Args:
-        calibrated: the dense model, its units in final order.
-        budgets: the sizes.
-        winners: the selected plan of each.
-        on: the text of the perplexities.
-        weights: of the selected plans.
-        dense: perplexity of the dense model with its current weights, if measured before.
-        progress: called with models done and in all.
-
-    Returns:
-        The dense model's row, and the rows of every size.
-
-    Raises:
-        LmscoutError: the text is too short, or a loss is not finite.
+    Returns the dense model's row, and the rows of every size.  `weights` are those of the selected
+    plans, `dense` is the perplexity of the dense model with its current weights, if measured
+    before.
     """
     units = calibrated.shape
     calibrated = replace(calibrated, settings=replace(calibrated.settings, quality=LIKELIHOOD))
@@ -134,39 +101,29 @@ def report(
     sizes = [_variants(calibrated, *one, weights) for one in zip(budgets, winners, strict=True)]
     variants = list(dict.fromkeys([whole, *(one for size in sizes for one in size.values())]))
     increases = _loss_increases(calibrated, variants)
-    params: dict[Variant, int] = {}
-    perplexities: dict[Variant, Perplexity | None] = {}
+    measured: dict[Variant, tuple[int, Perplexity | None]] = {}
     for number, one in enumerate(variants):
         if one == whole and dense is not None:
-            params[one], perplexities[one] = parameter_count(calibrated.model), dense
+            measured[one] = parameter_count(calibrated.model), dense
             continue
         model = calibrated.subnetwork(*one)
         if one not in increases:
             increases[one] = _finite(calibrated.measured_held_out(model).loss_increase)
-        params[one], perplexities[one] = parameter_count(model), on.perplexity(model)
+        measured[one] = parameter_count(model), on.perplexity(model)
         if progress:
             progress(number + 1, len(variants))
 
-    def row(name: str, one: Variant, budget: Budget | None = None) -> Reported:
-        plan, cost = one[0], 1.0
-        if budget is not None:
-            kept, full = budget.cost(as_rows([plan, units.dense]))
-            cost = float(kept / full)
-        return Reported(
-            name,
-            plan,
-            params[one],
-            units.kept_share(plan),
-            cost,
-            perplexities[one],
-            kept_of_all=params[one] / params[whole],
-            loss_increase=increases[one],
-        )
+    def row(name: str, one: Variant, cost: float = 1.0) -> Reported:
+        plan, (params, found) = one[0], measured[one]
+        share, of_all = units.kept_share(plan), params / measured[whole][0]
+        return Reported(name, plan, params, share, cost, found, of_all, increases[one])
 
-    return row("dense", whole), [
-        tuple(row(*one, budget) for one in size.items())
-        for size, budget in zip(sizes, budgets, strict=True)
-    ]
+    tables = []
+    for size, budget in zip(sizes, budgets, strict=True):
+        full, *costs = budget.cost(as_rows([units.dense, *(plan for plan, _ in size.values())]))
+        rows = zip(size.items(), costs, strict=True)
+        tables.append(tuple(row(*one, float(cost / full)) for one, cost in rows))
+    return row("dense", whole), tables
 
 
 def _variants(
@@ -219,15 +176,9 @@ def _finite(increase: float) -> float:
 def held_out_increase(
     model: PreTrainedModel, calibrated: Calibrated, trained_on: torch.Tensor
 ) -> float | None:
-    """Loss increase of a trained model on the calibration windows of finalists.
+    """Loss increase of a recovered model on the windows of finalists, nats/token.
 
-    Args:
-        model: a cut model after recovery.
-        calibrated: the dense model and the text.
-        trained_on: [windows, T] of the recovery.
-
-    Returns:
-        Nats/token over the dense model; None if one of the windows was trained on.
+    None if one of these windows was trained on.
     """
     if len(apart_from(calibrated.final, trained_on)) < len(calibrated.final):
         return None

@@ -67,31 +67,20 @@ class Reported:
     @property
     def measures(self) -> dict[str, float]:
         """The measures that the model has; lower is better."""
-        values = {
-            "loss_increase": self.loss_increase,
-            "perplexity": None if self.perplexity is None else self.perplexity.value,
-        }
+        perplexity = None if self.perplexity is None else self.perplexity.value
+        values = {"loss_increase": self.loss_increase, "perplexity": perplexity}
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A found model against a uniform one of its size.
+    """A found model against a uniform one of its size."""
 
-    Attributes:
-        model: name of the found model.
-        baseline: name of the uniform model.
-        measure: "loss_increase" on held-out calibration windows, or "perplexity" on the report
-            text.
-        value: of the found model.
-        baseline_value: of the uniform model.
-    """
-
-    model: str
-    baseline: str
-    measure: str
-    value: float
-    baseline_value: float
+    model: str  # name of the found model
+    baseline: str  # name of the uniform model
+    measure: str  # "loss_increase" on held-out windows, or "perplexity" on the report text
+    value: float  # of the found model
+    baseline_value: float  # of the uniform model
 
     @property
     def worse(self) -> bool:
@@ -196,9 +185,8 @@ class Size:
             Comparison(model, baseline, measure, value, rows[baseline][measure])
             for model in _FOUND
             for baseline in _BASELINES
-            if model in rows and baseline in rows
-            for measure, value in rows[model].items()
-            if measure in rows[baseline]
+            for measure, value in rows.get(model, {}).items()
+            if measure in rows.get(baseline, {})
         )
 
     @property
@@ -213,10 +201,8 @@ class Size:
                 by = "; ".join(one.words for one in worse if one.baseline == baseline)
                 sentences.append(f"{start} worse than {LABELS[baseline]}: {by}")
             if not worse:
-                closest = min(
-                    (one for one in own if one.measure == own[0].measure),
-                    key=lambda one: one.baseline_value,
-                )
+                same = [one for one in own if one.measure == own[0].measure]
+                closest = min(same, key=lambda one: one.baseline_value)
                 ahead = _exceeds(closest.baseline_value, closest.value)
                 than = "better than every uniform cut, closest" if ahead else "as good as"
                 sentences.append(f"{start} {than} {LABELS[closest.baseline]}: {closest.words}")

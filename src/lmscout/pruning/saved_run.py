@@ -27,16 +27,8 @@ def open_pruning(
 ) -> Run:
     """Open a run folder before any work, see `lmscout.runs.open_run`.
 
-    An unfinished run may continue with other settings, as far as its study allows.
-
-    Args:
-        out: the folder.
-        model: the dense model's folder, or its name on the Hub.
-        compute_dtype: of its weights in memory.
-        config: of the run.
-        calibration: text on which plans are measured.
-        report_on: text on which perplexities are reported, or None.
-        recover_on: text that recovery trains on, or None.
+    An unfinished run may continue with other settings, as far as its study allows.  `model` is the
+    dense model's folder, or its name on the Hub; `compute_dtype` that of its weights in memory.
 
     Raises:
         LmscoutError: the folder holds a finished run with other settings, or another command's.

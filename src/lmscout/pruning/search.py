@@ -24,8 +24,7 @@ from lmscout.pruning.plan import (
     unseen,
 )
 from lmscout.pruning.ranges import Ranges, Target, fit
-from lmscout.pruning.space import PlanSpace
-from lmscout.pruning.uniform_plans import UniformPlans
+from lmscout.pruning.space import PlanSpace, UniformPlans
 
 Predict = Callable[[Rows], Floats]
 
@@ -45,13 +44,7 @@ _CLIMBERS = 10  # best predicted plans whose neighbours a step predicts
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan that a search found.
-
-    Attributes:
-        plan: the plan.
-        loss_increase: predicted, in nats/token.
-        cost: by the search's budget.
-    """
+    """A plan that a search found: predicted nats/token, and cost by the search's budget."""
 
     plan: Plan
     loss_increase: float
@@ -97,15 +90,11 @@ def search(
     else:
         shape, inner = space.steps, space.in_steps(target)
         inner.ranges.require(inner.budget)
+        known = space.to_steps(as_rows(initial).reshape(-1, 2 * shape.depth))
+        rng = np.random.default_rng([seed, 1])
         rows, loss_increases = evolve(
             lambda rows: predict(space.to_units(rows)),
-            _initial_rows(
-                space.to_steps(as_rows(initial).reshape(-1, 2 * shape.depth)),
-                shape,
-                inner,
-                population,
-                np.random.default_rng([seed, 1]),
-            ),
+            _initial_rows(known, shape, inner, population, rng),
             shape,
             inner,
             population=population,
@@ -116,12 +105,8 @@ def search(
         order = order[inner.budget.meets(rows[order])]
         order = order[apart(rows[order], dense_row(shape), count, distance)]
         rows, loss_increases = space.to_units(rows[order]), loss_increases[order]
-    return [
-        Candidate(plan, float(loss_increase), float(cost))
-        for plan, loss_increase, cost in zip(
-            as_plans(rows), loss_increases, target.budget.cost(rows), strict=True
-        )
-    ]
+    columns = as_plans(rows), loss_increases.tolist(), target.budget.cost(rows).tolist()
+    return [Candidate(*one) for one in zip(*columns, strict=True)]
 
 
 def evolve(
@@ -262,10 +247,7 @@ def _initial_rows(
 
 
 def apart(rows: Rows, units: Rows, count: int, distance: float) -> list[int]:
-    """Indices of the first rows [n, 2L] that differ enough from each one taken before.
-
-    `distance` is the least mean difference of kept shares; `units` are those of the dense model.
-    """
+    """Indices of the first rows [n, 2L] whose mean difference of kept shares is large enough."""
     shares = rows / units
     taken: list[int] = []
     for index, share in enumerate(shares):

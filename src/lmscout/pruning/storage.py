@@ -64,10 +64,7 @@ _NAME_RUN = "name the folder of a prune run, or the URL of its storage"
 
 
 class Storage(RDBStorage):
-    """Optuna's storage with `close`, which also runs if opening fails.
-
-    Optuna may refuse a file after it has connected to it, and then nothing closes the connection.
-    """
+    """Optuna's storage with `close`, also of the file that Optuna refuses once it is connected."""
 
     def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
         # Optuna formats the URL as a template.
@@ -85,12 +82,7 @@ class Storage(RDBStorage):
 
 
 def storage_url(storage: str | Path) -> str:
-    """The URL of a storage: of ``ledger.db`` in a folder, which is created, or a URL.
-
-    Raises:
-        LmscoutError: the folder cannot be created, or the URL is invalid or of a database in
-            memory.
-    """
+    """The URL of a storage: of ``ledger.db`` in a folder, which is created, or a URL."""
     if is_url(storage):
         return _checked(str(storage))
     folder = Path(storage)
@@ -102,11 +94,7 @@ def storage_url(storage: str | Path) -> str:
 
 
 def storage_option_url(storage: str) -> str:
-    """The URL of what ``--storage`` names: a URL, a file, or a folder that exists.
-
-    Raises:
-        LmscoutError: no study can be stored there; see `check_storage`.
-    """
+    """The URL of what ``--storage`` names: a URL, a file, or a folder; see `check_storage`."""
     url = storage
     if not is_url(storage):
         path = home_path(storage)
@@ -117,11 +105,7 @@ def storage_option_url(storage: str) -> str:
 
 
 def existing_storage_url(storage: str | Path) -> str:
-    """The URL of a stored study: of a run folder, of a file, or a URL; creates no file.
-
-    Raises:
-        LmscoutError: there is no such file.
-    """
+    """The URL of a study in a run folder, a file, or at a URL; LmscoutError if there is none."""
     if is_url(storage):
         return _checked(str(storage))
     path = home_path(storage)
@@ -172,11 +156,7 @@ def masked(text: str, url: str) -> str:
 
 
 def may_exist(storage: str | Path) -> bool:
-    """Whether a storage may hold a study already; creates no file.
-
-    Raises:
-        LmscoutError: the URL is invalid.
-    """
+    """Whether a storage may hold a study already; creates no file."""
     if not is_url(storage):
         return (Path(storage) / FILE_NAME).is_file()
     file = sqlite_file(_checked(str(storage)))
@@ -184,17 +164,10 @@ def may_exist(storage: str | Path) -> bool:
 
 
 def check_storage(url: str, *, create: bool = True) -> None:
-    """Refuse a SQLite file that holds no study, or in which none can be stored.
+    """Raise LmscoutError for a SQLite file that holds no study, or in which none can be stored.
 
     Missing, unreadable, locked, damaged and foreign files have messages of their own.  Problems
-    of a server show when it is opened.
-
-    Args:
-        url: URL of the storage.
-        create: whether pairs are to be written, so that the file need not exist.
-
-    Raises:
-        LmscoutError: it is refused.
+    of a server show when it is opened.  With `create` the file need not exist.
     """
     file = sqlite_file(url)
     if file is None:
@@ -223,15 +196,7 @@ def check_storage(url: str, *, create: bool = True) -> None:
 
 
 def open_storage(url: str, *, create: bool = True) -> Storage:
-    """Open a storage.
-
-    Args:
-        url: URL of the storage.
-        create: whether missing tables are created.
-
-    Raises:
-        LmscoutError: it cannot be opened.
-    """
+    """Open a storage; with `create` missing tables are created."""
     check_storage(url, create=create)
     kwargs = {"connect_args": {"timeout": _TIMEOUT}} if url.startswith("sqlite") else {}
     with reported(url):
@@ -247,28 +212,16 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
 
 @contextmanager
 def reported(url: str) -> Iterator[None]:
-    """Silence Optuna, and turn errors of a storage into one line without secrets.
-
-    Raises:
-        LmscoutError: for any of `ERRORS`, and for a missing driver.
-    """
+    """Silence Optuna, and raise errors of a storage as LmscoutError, one line without secrets."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with quiet():
-            yield
+        yield
     except (ImportError, ValueError, sqlite3.Error, *ERRORS) as error:
         line = f"study at {shown_url(url)}: {_problem(error, url)}"
         if any(masked(str(one), url) != str(one) for one in _chain(error)):
             raise LmscoutError(line) from None  # a traceback would show the secret
         raise LmscoutError(line) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence Optuna's log of created and opened studies."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
     finally:
         optuna.logging.set_verbosity(verbosity)
 
@@ -358,11 +311,7 @@ def _secrets(url: str) -> set[str]:
 
 
 def _tables(file: Path, mode: str) -> set[str]:
-    """Names of the tables of a SQLite file.
-
-    Raises:
-        sqlite3.DatabaseError: the file is damaged.
-    """
+    """Names of the tables of a SQLite file; sqlite3.DatabaseError if it is damaged."""
     address = f"file:{quote(str(file.absolute()))}?mode={mode}"
     with closing(sqlite3.connect(address, uri=True, timeout=_CHECK_TIMEOUT)) as connection:
         names = {str(name) for (name,) in connection.execute("select name from sqlite_master")}
@@ -396,9 +345,8 @@ def _problem(error: BaseException, url: str) -> str:
     causes = [one for one in chain if isinstance(one, sqlite3.Error)]
     if causes:
         found = f"{getattr(causes[-1], 'sqlite_errorname', '')} {text}".lower()
-        return next(line for pattern, line in _SQLITE_PROBLEMS if re.search(pattern, found)).format(
-            text
-        )
+        line = next(line for pattern, line in _SQLITE_PROBLEMS if re.search(pattern, found))
+        return line.format(text)
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         return f"cannot be read or written ({error.strerror or text}); name another"
     if type(error) is RuntimeError:  # Optuna's, of tables of another version, with its remedy

@@ -30,6 +30,7 @@ Setting = str | int | float | bool | None
 
 STUDY = "lmscout"
 SETTINGS = "lmscout.measured"  # the study's attribute with the settings of its measurements
+_ATTRIBUTES = ("tokens", "round", "kept", "seconds", "origin")  # of a trial
 _UNREADABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 _EDITED = "it was edited or is damaged; restore a copy, or use another folder or study"
 
@@ -102,8 +103,7 @@ class PairStudy:
         Args:
             storage: run folder, for ``ledger.db`` in it, or URL of any Optuna storage.
             shape: units of the dense model.
-            settings: everything that a measured value depends on: hashes of model and
-                calibration text, tokens, compensation, seed and so on.
+            settings: all that a measured value depends on, such as digests of model and text.
             study: name of the study.
             create: whether a missing study is created; if not, nothing is written.
 
@@ -124,11 +124,8 @@ class PairStudy:
         self._lock: StudyLock | None = None
         self._storage = open_storage(self._url, create=create)
         try:
-            units = {
-                "groups": " ".join(map(str, shape.groups)),
-                "channels": " ".join(map(str, shape.channels)),
-            }
-            self.study = self._open({**settings, **units}, create)
+            groups, channels = (" ".join(map(str, one)) for one in (shape.groups, shape.channels))
+            self.study = self._open({**settings, "groups": groups, "channels": channels}, create)
             self.refresh()
         except BaseException:
             self.close()
@@ -143,9 +140,8 @@ class PairStudy:
     @property
     def chunks(self) -> int | None:
         """Number of chunks of a complete pair; None without one."""
-        return next(
-            (len(one.trajectory) or None for one in self._pairs.values() if not one.partial), None
-        )
+        complete = (one for one in self._pairs.values() if not one.partial)
+        return next((len(one.trajectory) or None for one in complete), None)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -159,10 +155,7 @@ class PairStudy:
         return self._pairs.get(plan)
 
     def add(self, pair: Pair) -> bool:
-        """Write a pair.
-
-        Returns:
-            False if the study has a pair of this plan already and stays unchanged.
+        """Write a pair; False if the study has one of this plan already and stays unchanged.
 
         Raises:
             LmscoutError: the value is not finite, or the storage cannot be written.
@@ -177,13 +170,7 @@ class PairStudy:
             params=pair.plan.as_dict(),
             distributions=self._distributions,
             intermediate_values=dict(pair.trajectory) or {pair.tokens: pair.value},
-            user_attrs={
-                "tokens": pair.tokens,
-                "round": pair.round,
-                "kept": pair.kept,
-                "seconds": pair.seconds,
-                "origin": pair.origin,
-            },
+            user_attrs={name: getattr(pair, name) for name in _ATTRIBUTES},
         )
         trial.datetime_complete = datetime.now()
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=pair.seconds)
@@ -194,11 +181,7 @@ class PairStudy:
         return True
 
     def check(self, pair: Pair) -> None:
-        """Refuse a pair that must not be added.
-
-        Raises:
-            LmscoutError: the value is not finite, or another process has taken the lock.
-        """
+        """Raise LmscoutError if the value is not finite, or another process has taken the lock."""
         if self._lock is not None:
             self._lock.check()
         if not math.isfinite(pair.value):
@@ -212,14 +195,9 @@ class PairStudy:
         self._pairs.setdefault(pair.plan, pair)
 
     def note(self, name: str, value: str | None = None) -> str | None:
-        """Read, or write once, a text that belongs to the run, such as measured latencies.
+        """A text that belongs to the run, such as measured latencies; None if there is none.
 
-        Args:
-            name: name of the note.
-            value: text that is written if there is no such note.
-
-        Returns:
-            The note; None if there is none.
+        A `value` is written if there is no such note.
         """
         key = f"lmscout.{name}"
         found = self._attributes().get(key)
@@ -231,10 +209,8 @@ class PairStudy:
     def locked(self, waiting: Callable[[int], None] | None = None) -> Iterator[None]:
         """Measure as the only process within a ``with`` block, which may be nested.
 
-        Pairs of other processes have been read when the block starts.
-
-        Args:
-            waiting: called with the number of pairs while another process measures.
+        Pairs of other processes have been read when the block starts.  `waiting` is called with
+        the number of pairs while another process measures.
 
         Raises:
             LmscoutError: the storage cannot be read or written.
@@ -257,11 +233,7 @@ class PairStudy:
                 self._lock = None
 
     def refresh(self) -> None:
-        """Read the pairs that other processes have added.
-
-        Raises:
-            LmscoutError: the storage cannot be read, or was edited.
-        """
+        """Read the pairs that other processes have added; LmscoutError if one was edited."""
         trials = self._trials()
         if len(trials) == self._read:
             return
@@ -287,16 +259,10 @@ class PairStudy:
     def _open(self, settings: Mapping[str, Setting], create: bool) -> optuna.Study:
         """The study, found or new, if its pairs were measured with these settings."""
         with reported(self._url):
-            study = find_study(self._storage, self._url, self._name)
-            if study is None:
-                if not create:
-                    refuse_missing(self._url, self._name)
-                study = optuna.create_study(
-                    storage=self._storage,
-                    study_name=self._name,
-                    direction="minimize",
-                    load_if_exists=True,
-                )
+            study = find_study(self._storage, self._url, self._name, required=not create)
+            study = study or optuna.create_study(
+                storage=self._storage, study_name=self._name, load_if_exists=True
+            )
             self.study = study
             empty = not _trial_numbers(study, self._storage)
         attributes = self._attributes()
@@ -329,9 +295,8 @@ class PairStudy:
         """Trials of complete and partial pairs."""
         with reported(self._url):
             try:
-                return self.study.get_trials(
-                    deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
-                )
+                states = (TrialState.COMPLETE, TrialState.PRUNED)
+                return self.study.get_trials(deepcopy=False, states=states)
             except _UNREADABLE as error:
                 unreadable, cause = f"the trials of study {self._name!r}", error
             for number, identifier in _trial_numbers(self.study, self._storage):
@@ -343,15 +308,7 @@ class PairStudy:
             refuse_edited(self._url, f"{unreadable} cannot be read ({_first_line(cause)})")
 
     def _pair(self, trial: FrozenTrial, trials: int) -> Pair:
-        """The pair of a trial.
-
-        Args:
-            trial: a trial of the study.
-            trials: number of trials, which bounds the number of rounds.
-
-        Raises:
-            LmscoutError: lmscout did not write it like this.
-        """
+        """The pair of a trial; the number of all trials bounds the number of rounds."""
         attributes = trial.user_attrs
         if trial.values is None or not {"tokens", "round"} <= attributes.keys():
             raise LmscoutError(
@@ -371,26 +328,19 @@ class PairStudy:
         if checked.round > 2 * trials + 8:
             self._refuse(trial, f"has round = {checked.round} of {trials} pairs")
         return Pair(
-            plan=self._plan(trial),
-            value=checked.value,
-            tokens=checked.tokens,
+            self._plan(trial),
             partial=trial.state == TrialState.PRUNED,
-            round=checked.round,
-            kept=checked.kept,
-            seconds=checked.seconds,
-            origin=checked.origin,
             trajectory=trajectory,
+            **checked.model_dump(exclude={"trajectory"}),
         )
 
     def _plan(self, trial: FrozenTrial) -> Plan:
         """The plan of a trial, if it is one of this model."""
-        for name in trial.params.keys() - self._units.keys():
-            self._refuse(trial, f"has a parameter {name}, which plans of this model have not")
-        for name in self._units.keys() - trial.params.keys():
-            self._refuse(trial, f"lacks the parameter {name}")
+        for name in trial.params.keys() ^ self._units.keys():
+            self._refuse(trial, f"has or lacks the parameter {name}, unlike plans of this model")
         for name, most in self._units.items():
             units = trial.params[name]
-            if not is_number(units, whole=True) or not 0 <= units <= most:
+            if type(units) is not int or not 0 <= units <= most:
                 self._refuse(trial, f"has {name} = {brief(units)} (expected 0 to {most} units)")
         return Plan.from_dict(trial.params)
 
@@ -398,27 +348,26 @@ class PairStudy:
         refuse_edited(self._url, f"trial {trial.number} of study {self._name!r} {problem}")
 
 
-def find_study(storage: Storage, url: str, name: str) -> optuna.Study | None:
-    """The Optuna study of a name; None if there is none.
-
-    Raises:
-        LmscoutError: the storage cannot be read, or the study was edited.
-    """
+def find_study(
+    storage: Storage, url: str, name: str, *, required: bool = False
+) -> optuna.Study | None:
+    """The Optuna study of a name, None if there is none; LmscoutError if it was edited."""
     with reported(url):
         try:
             return optuna.load_study(storage=storage, study_name=name)
         except KeyError:
-            return None
+            if not required:
+                return None
         except _UNREADABLE as error:
             refuse_edited(url, f"study {name!r} cannot be read ({_first_line(error)})")
+    raise LmscoutError(
+        f"study at {shown_url(url)}: there is no study {name!r}; name the folder of a prune run, "
+        "or the URL of its storage"
+    )
 
 
 def attributes_of(study: optuna.Study, storage: Storage, url: str) -> dict[str, Any]:
-    """The attributes of a study.
-
-    Raises:
-        LmscoutError: the storage cannot be read, or an attribute is not JSON.
-    """
+    """The attributes of a study; LmscoutError if one is not JSON."""
     rows = table("study_user_attributes", column("study_id"), column("key"), column("value_json"))
     query = select(rows.c.key, rows.c.value_json).where(rows.c.study_id == study._study_id)
     with reported(url), storage.engine.connect() as connection:
@@ -436,11 +385,7 @@ def attributes_of(study: optuna.Study, storage: Storage, url: str) -> dict[str, 
 
 
 def settings_of(attributes: Mapping[str, Any], url: str, name: str) -> dict[str, Any]:
-    """The settings with which the pairs of a study were measured.
-
-    Raises:
-        LmscoutError: there are none, or they were edited.
-    """
+    """The settings with which pairs were measured; LmscoutError if there are none."""
     found = attributes.get(SETTINGS)
     if found is None:
         raise LmscoutError(
@@ -455,24 +400,9 @@ def settings_of(attributes: Mapping[str, Any], url: str, name: str) -> dict[str,
     return found
 
 
-def refuse_missing(url: str, name: str) -> NoReturn:
-    """Report that a storage has no study of a name."""
-    raise LmscoutError(
-        f"study at {shown_url(url)}: there is no study {name!r}; name the folder of a prune run, "
-        "or the URL of its storage"
-    )
-
-
 def refuse_edited(url: str, problem: str) -> NoReturn:
     """Report contents of a storage that lmscout does not write."""
     raise LmscoutError(f"study at {shown_url(url)}: {problem}; {_EDITED}")
-
-
-def is_number(value: object, whole: bool = False) -> bool:
-    """Whether a value is a finite number, and an integer if `whole`."""
-    if isinstance(value, float):
-        return not whole and math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _trial_numbers(study: optuna.Study, storage: Storage) -> list[tuple[object, Any]]:

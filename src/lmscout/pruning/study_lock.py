@@ -25,7 +25,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from optuna.study import StudyDirection
-from sqlalchemy import Engine, column, create_engine, delete, select, table, update
+from sqlalchemy import Engine, and_, column, create_engine, delete, select, table, update
 from sqlalchemy.pool import NullPool
 
 from lmscout.errors import LmscoutError
@@ -50,23 +50,14 @@ _log = logging.getLogger("lmscout")
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds the lock of a study, or requests it.
+    """A process that holds the lock of a study, or requests it."""
 
-    Attributes:
-        study: name of the locked study.
-        node: name of its machine, for messages.
-        machine: identity of the machine since it was started, and of the process namespace.
-        process: process id.
-        started: start time in the machine's ticks; "" if unknown.
-        token: unique to this request.
-    """
-
-    study: str
-    node: str
-    machine: str
-    process: int
-    started: str
-    token: str
+    study: str  # name of the locked study
+    node: str  # name of its machine, for messages
+    machine: str  # identity of the machine since it was started, and of the process namespace
+    process: int  # process id
+    started: str  # start time in the machine's ticks; "" if unknown
+    token: str  # unique to this request
 
     @classmethod
     def this_process(cls, study: str) -> Holder:
@@ -103,10 +94,8 @@ class Holder:
             return True
         try:
             os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass
+        except OSError as error:
+            return isinstance(error, ProcessLookupError) or None
         return None  # another process may have the same id
 
 
@@ -122,11 +111,7 @@ class StudyLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Refuse to continue without the lock.
-
-        Raises:
-            LmscoutError: another process has taken the lock, as heartbeats came too late.
-        """
+        """Raise LmscoutError if another process has taken the lock, as heartbeats came too late."""
         if self._lost:
             raise LmscoutError(
                 f"study at {shown_url(self._url)}: another run took over, as this one gave no "
@@ -161,17 +146,10 @@ class StudyLock:
 def study_lock(
     storage: Storage, url: str, study: str, *, waiting: Callable[[], None] | None = None
 ) -> Iterator[StudyLock]:
-    """Hold the lock of a study within a ``with`` block.
+    """Hold the lock of a study in an open storage within a ``with`` block.
 
-    Args:
-        storage: the open storage of the study.
-        url: URL of the storage.
-        study: name of the study.
-        waiting: called repeatedly while another process holds the lock, which is logged as a
-            warning; None for a lock that is held for a moment only.
-
-    Raises:
-        LmscoutError: the storage cannot be read or written.
+    `waiting` is called repeatedly while another process holds the lock, which is logged as a
+    warning; it is None for a lock that is held for a moment only.
     """
     own = Holder.this_process(study)
     engine = _engine(url, _TIMEOUT)
@@ -193,11 +171,7 @@ def study_lock(
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, which is created, among the processes of this machine.
-
-    Raises:
-        LmscoutError: the folder cannot be created.
-    """
+    """Hold the lock of a run folder, which is created, among the processes of this machine."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -217,19 +191,13 @@ def _flock(descriptor: int) -> bool:
     """Whether a folder is locked now; True on file systems without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
     return True
 
 
 def _acquire(
-    storage: Storage,
-    engine: Engine,
-    own: Holder,
-    url: str,
-    waiting: Callable[[], None] | None,
+    storage: Storage, engine: Engine, own: Holder, url: str, waiting: Callable[[], None] | None
 ) -> None:
     heartbeats: dict[str, tuple[str, float]] = {}
     warned, started = False, time.monotonic()
@@ -257,19 +225,12 @@ def _acquire(
 def _others(engine: Engine, own: Holder, heartbeats: dict[str, tuple[str, float]]) -> list[Holder]:
     """Other holders and requests of a study; all locks of dead processes are removed.
 
-    Args:
-        engine: of the storage.
-        own: the request of this process.
-        heartbeats: by lock, its last heartbeat and when it was first seen; updated.
+    Of each lock, `heartbeats` has the last one and when it was first seen; it is updated.
     """
+    own_heartbeat = _STUDIES.c.study_id == _ATTRIBUTES.c.study_id, _ATTRIBUTES.c.key == _KEY
     locks = (
         select(_STUDIES.c.study_name, _ATTRIBUTES.c.value_json)
-        .select_from(
-            _STUDIES.outerjoin(
-                _ATTRIBUTES,
-                (_STUDIES.c.study_id == _ATTRIBUTES.c.study_id) & (_ATTRIBUTES.c.key == _KEY),
-            )
-        )
+        .select_from(_STUDIES.outerjoin(_ATTRIBUTES, and_(*own_heartbeat)))
         .where(_STUDIES.c.study_name.contains(_MARK, autoescape=True))
     )
     with engine.connect() as connection:

@@ -31,8 +31,6 @@ from lmscout.pruning.study import (
     PairStudy,
     attributes_of,
     find_study,
-    is_number,
-    refuse_missing,
     settings_of,
 )
 
@@ -48,35 +46,19 @@ _MOST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Recorded:
-    """The origin of the pairs of a study.
+    """The origin of the pairs of a study."""
 
-    Attributes:
-        settings: everything that measured values depend on, as `Calibrated.study_settings`.
-        model: folder or Hub name of the dense model; None if not recorded.
-        text: source of the calibration text; None if not recorded.
-        calibration: settings of the calibration.
-        dtype: dtype of the weights while pairs were measured; None if not recorded.
-    """
-
-    settings: Mapping[str, str | int | float | bool | None]
-    model: str | None
-    text: str | None
-    calibration: CalibrationConfig
-    dtype: torch.dtype | None = None
+    settings: Mapping[str, str | int | float | bool | None]  # as `Calibrated.study_settings`
+    model: str | None  # folder or Hub name of the dense model; None if not recorded
+    text: str | None  # source of the calibration text; None if not recorded
+    calibration: CalibrationConfig  # settings of the calibration
+    dtype: torch.dtype | None = None  # of the measured weights; None if not recorded
 
 
 def record_origin(
     pair_study: PairStudy, model: str, text: str, settings: CalibrationConfig, dtype: torch.dtype
 ) -> None:
-    """Record the origin of a run's pairs, unless the study has one.
-
-    Args:
-        pair_study: study of the run.
-        model: folder or Hub name of the dense model.
-        text: source of the calibration text.
-        settings: settings of the calibration.
-        dtype: dtype of the weights in memory.
-    """
+    """Record the origin of a run's pairs, unless the study has one, as in `Recorded`."""
     origin = {
         "model": _absolute(model),
         "text": _absolute(text),
@@ -87,19 +69,11 @@ def record_origin(
 
 
 def read_recorded(storage: str | Path) -> Recorded:
-    """Read the origin of a study's pairs.
-
-    Args:
-        storage: run folder, or URL of an Optuna storage.
-
-    Raises:
-        LmscoutError: there is no study of lmscout, or it was edited.
-    """
+    """Read the origin of the pairs in a run folder or at a URL; LmscoutError if it was edited."""
     url = existing_storage_url(storage)
     with closing(open_storage(url, create=False)) as opened:
-        study = find_study(opened, url, STUDY)
-        if study is None:
-            refuse_missing(url, STUDY)
+        study = find_study(opened, url, STUDY, required=True)
+        assert study is not None
         attributes = attributes_of(study, opened, url)
     settings = dict(settings_of(attributes, url, STUDY))
     origin = attributes.get(_ORIGIN_KEY, "{}")
@@ -110,12 +84,9 @@ def read_recorded(storage: str | Path) -> Recorded:
     if not isinstance(origin, dict):
         _refuse(url, _ORIGIN_KEY, origin, "a table of settings")
     known = settings | origin
+    used = [one for one in fields(CalibrationConfig) if one.name in known]
     calibration = CalibrationConfig(
-        **{
-            one.name: _setting(one.name, one.default, known[one.name], url)
-            for one in fields(CalibrationConfig)
-            if one.name in known
-        }
+        **{one.name: _setting(one.name, one.default, known[one.name], url) for one in used}
     )
     for derived in ("groups", "channels"):
         settings.pop(derived, None)
@@ -125,30 +96,15 @@ def read_recorded(storage: str | Path) -> Recorded:
     dtype = origin.get("dtype")
     if dtype is not None and dtype not in _DTYPES:
         _refuse(url, f"{_ORIGIN_KEY}: dtype", dtype, f"one of {', '.join(_DTYPES)}")
-    return Recorded(
-        settings,
-        origin.get("model"),
-        origin.get("text"),
-        calibration,
-        None if dtype is None else _DTYPES[dtype],
-    )
+    model, text = origin.get("model"), origin.get("text")
+    return Recorded(settings, model, text, calibration, dtype and _DTYPES[dtype])
 
 
 def recorded_chunks(storage: str | Path, study: str = STUDY) -> int | None:
-    """Number of chunks in which complete pairs of a study were measured; creates no file.
+    """Number of chunks of a study's complete pairs; None without one.  Creates no file.
 
     Plans are compared chunk by chunk, and the number of chunks depends on the device, so a study
     continues with the number it has.
-
-    Args:
-        storage: run folder, or URL of an Optuna storage.
-        study: name of the study.
-
-    Returns:
-        None if there is no complete pair.
-
-    Raises:
-        LmscoutError: the URL is invalid, or the storage cannot be read.
     """
     if not may_exist(storage):
         return None
@@ -170,7 +126,7 @@ def _setting(name: str, default: object, value: object, url: str) -> Any:
         return None
     elif default is None or isinstance(default, int):
         least = _LEAST.get(name, 1)
-        valid = isinstance(value, int) and is_number(value) and least <= value <= _MOST
+        valid = type(value) is int and least <= value <= _MOST
         expected = f"a whole number, {least} to {_MOST}"
     else:
         known = METHODS if name == "importance" else QUALITIES

@@ -44,11 +44,7 @@ class StudyWriter:
                 self._process.communicate()
 
     def add(self, pair: Pair) -> None:
-        """Hand a pair to the process, after the pair before it was written.
-
-        Raises:
-            LmscoutError: the value is not finite, or the pair before could not be written.
-        """
+        """Hand a pair to the process; LmscoutError if the one before could not be written."""
         self._pair_study.check(pair)
         self.flush()
         if self._process is None:
@@ -58,11 +54,7 @@ class StudyWriter:
         self._send(pair)
 
     def flush(self) -> None:
-        """Wait until every pair is written.
-
-        Raises:
-            LmscoutError: a pair could not be written.
-        """
+        """Wait until every pair is written; LmscoutError if one could not be."""
         if self._pending is None:
             return
         pair, self._pending = self._pending, None

@@ -52,12 +52,7 @@ class RecoverySettings:
     save_seconds: float = 60.0
 
     def check(self) -> None:
-        """Check the settings.
-
-        Raises:
-            LmscoutError: the method is unknown, a number is out of its bounds, or neither steps
-                nor tokens are limited.
-        """
+        """Raise LmscoutError for settings out of bounds, or without a limit of steps or tokens."""
         if self.method not in METHODS:
             raise LmscoutError(
                 f"unknown recovery {self.method!r}: expected one of {', '.join(METHODS)}"
@@ -88,11 +83,7 @@ class RecoverySettings:
         return max(1, self.batch_tokens // window)
 
     def last_step(self, window: int) -> int:
-        """Number of steps that the limits of steps and tokens allow.
-
-        Raises:
-            LmscoutError: they do not allow one.
-        """
+        """Number of steps that the limits allow; LmscoutError if they do not allow one."""
         limits = [] if self.steps is None else [self.steps]
         if self.tokens is not None:
             each = self.batch(window) * window

@@ -29,16 +29,8 @@ from lmscout.pruning.evaluator import Evaluator
 from lmscout.pruning.families import Affine, Family, Place
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.recovery import training
 from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
-from lmscout.pruning.recovery.training import (
-    Trained,
-    apart_from,
-    divergence_loss,
-    likelihood_loss,
-    read_state,
-    train,
-    weights_digest,
-)
 from lmscout.pruning.sampler import order_for_prefix_sharing, propose
 from lmscout.pruning.space import PlanSpace
 from lmscout.statistics.single_pass import train_only
@@ -52,15 +44,10 @@ _TRAINING_DRAW, _COMPARISON_DRAW = 101, 102  # with the run's seed; rounds have 
 
 @dataclass(frozen=True)
 class LowRank(Affine):
-    """A linear map with its adapter.
+    """A linear map with its adapter."""
 
-    Attributes:
-        down: [rank, in], A.
-        up: [out, rank], B.
-    """
-
-    down: Tensor
-    up: Tensor
+    down: Tensor  # [rank, in], A
+    up: Tensor  # [out, rank], B
 
     def rows(self, count: int) -> LowRank:
         """The first outputs only."""
@@ -78,12 +65,7 @@ class LowRank(Affine):
 
 
 class ElasticAdapter:
-    """Adapters of every matrix whose rows or columns follow units.
-
-    Attributes:
-        weights: the trained parameters by name, in float32 or wider.
-        vocabulary: number of logits of a token.
-    """
+    """Adapters, `weights` by name, of every matrix whose rows or columns follow units."""
 
     def __init__(self, model: PreTrainedModel, family: Family, rank: int, seed: int) -> None:
         """Make adapters of a dense model, with A drawn by the seed and B = 0."""
@@ -101,14 +83,21 @@ class ElasticAdapter:
                     parameter = nn.Parameter(value.to(one.weight.device, wide))
                     self.weights[f"{block}.{kind}.{number}.{name}"] = parameter
 
-    def hidden(self, plan: Plan, tokens: Tensor) -> Tensor:
-        """The last hidden state of an adapted plan, with its gradient: [B, T, width]."""
-        return self._forward(plan.steps, tokens, adapted=True)
+    def hidden(self, plan: Plan, tokens: Tensor, *, adapted: bool = True) -> Tensor:
+        """The last hidden state of a plan, with adapters and their gradient: [B, T, width]."""
+        hidden = self._family.embed(self._model, tokens)
+        context = self._family.context(self._model, hidden)
+        for (place, sublayer), units in zip(self._sublayers.items(), plan.steps, strict=True):
+            if units:
+                used = sublayer.with_maps(self._adapted_maps(place)) if adapted else sublayer
+                hidden = used.first(units).step(hidden, context)
+        return hidden
 
     @torch.no_grad()
     def dense_hidden(self, tokens: Tensor) -> Tensor:
         """The last hidden state of the dense model without adapters."""
-        return self._forward([one.units for one in self._sublayers.values()], tokens, adapted=False)
+        units = [one.units for one in self._sublayers.values()]
+        return self.hidden(Plan(tuple(units[::2]), tuple(units[1::2])), tokens, adapted=False)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Last hidden states to logits."""
@@ -121,15 +110,6 @@ class ElasticAdapter:
             for one in self._adapted_maps(place):
                 one.weight.copy_(one.weight.to(one.down.dtype) + one.up @ one.down)
 
-    def _forward(self, steps: Sequence[int], tokens: Tensor, *, adapted: bool) -> Tensor:
-        hidden = self._family.embed(self._model, tokens)
-        context = self._family.context(self._model, hidden)
-        for (place, sublayer), units in zip(self._sublayers.items(), steps, strict=True):
-            if units:
-                used = sublayer.with_maps(self._adapted_maps(place)) if adapted else sublayer
-                hidden = used.first(units).step(hidden, context)
-        return hidden
-
     def _adapted_maps(self, place: Place) -> Iterator[LowRank]:
         for number, one in enumerate(self._sublayers[place].maps):
             name = f"{place[0]}.{place[1]}.{number}"
@@ -139,19 +119,12 @@ class ElasticAdapter:
 
 @dataclass(frozen=True)
 class OrderChange:
-    """How elastic recovery changed the order of the plans of one size.
+    """How elastic recovery changed the order of the plans of one size."""
 
-    Attributes:
-        keep: the size.
-        kendall: τ-b between the loss increases of the same plans before and after.
-        before: loss increases over the dense model, in nats/token.
-        after: loss increases over the dense model as it was before.
-    """
-
-    keep: float
-    kendall: float
-    before: tuple[float, ...]
-    after: tuple[float, ...]
+    keep: float  # the size
+    kendall: float  # τ-b between the loss increases of the same plans before and after
+    before: tuple[float, ...]  # loss increases over the dense model, in nats/token
+    after: tuple[float, ...]  # loss increases over the dense model as it was before
 
     @property
     def words(self) -> str:
@@ -165,17 +138,11 @@ class OrderChange:
 
 @dataclass(frozen=True)
 class Elastic:
-    """Summary of an elastic recovery.
+    """Summary of an elastic recovery."""
 
-    Attributes:
-        trained: the training.
-        orders: for every size, how the order of plans changed.
-        as_given: perplexity of the dense model before it; None without a report text.
-    """
-
-    trained: Trained
-    orders: tuple[OrderChange, ...]
-    as_given: Perplexity | None = None
+    trained: training.Trained
+    orders: tuple[OrderChange, ...]  # for every size, how the order of plans changed
+    as_given: Perplexity | None = None  # of the dense model before it; None without a text
 
 
 def recover_all_plans(
@@ -190,16 +157,8 @@ def recover_all_plans(
 ) -> tuple[Calibrated, Elastic]:
     """Train one adapter for all plans and merge it into the dense weights.
 
-    Windows on which plans are measured are not trained on.
-
-    Args:
-        calibrated: the dense model, which is changed in place.
-        windows: [windows, T] int64, the text.
-        space: of plans.
-        sizes: budgets of the trained plans, by the share that is kept.
-        settings: how, and for how long.
-        checkpoint: file to continue from.
-        progress: called with steps done and allowed.
+    Windows on which plans are measured are not trained on.  `sizes` are the budgets of the trained
+    plans, by the share that is kept; other arguments are those of `train`.
 
     Returns:
         The recovered model with new moments, whose loss increases are over the dense model as it
@@ -210,12 +169,11 @@ def recover_all_plans(
             not finite.
     """
     _unmeasured(windows, calibrated)
-    compared = [
-        order_for_prefix_sharing(
-            drawn_plans(calibrated, space, [one], _COMPARED_PLANS, _COMPARISON_DRAW)
-        )
+    drawn = [
+        drawn_plans(calibrated, space, [one], _COMPARED_PLANS, _COMPARISON_DRAW)
         for one in sizes.values()
     ]
+    compared = [order_for_prefix_sharing(plans) for plans in drawn]
     evaluator = calibrated.evaluator(calibrated.measured)
     references = {
         text_digest(calibrated.measured): evaluator.references,
@@ -226,7 +184,7 @@ def recover_all_plans(
         calibrated, windows, space, sizes, settings, checkpoint, progress=progress
     )
     adapter.merge()
-    words = f"{settings.words(windows.shape[1])}, {_adapter_words(adapter.weights)}"
+    words = f"{settings.words(windows.shape[1])}, {training.weights_digest(adapter.weights)}"
     recovered = calibrated.recalibrated(references, {SETTING: words})
     evaluator = recovered.evaluator(recovered.measured)
     after = [_loss_increases(evaluator, plans) for plans in compared]
@@ -240,13 +198,10 @@ def recover_all_plans(
 def merge_trained(calibrated: Calibrated, checkpoint: Path, words: str) -> None:
     """Merge the adapter in an earlier run's checkpoint into the dense model, in place.
 
-    `words` is what the settings of the run's study say of the adapter.
-
-    Raises:
-        LmscoutError: the file is absent, damaged, or of another adapter.
+    `words` is what the settings of the run's study say of it; LmscoutError for another adapter.
     """
-    state = read_state(checkpoint)
-    if not words.endswith(_adapter_words(state.weights)):
+    state = training.read_state(checkpoint)
+    if not words.endswith(training.weights_digest(state.weights)):
         raise LmscoutError(
             f"recovery {checkpoint}: is not the adapter with which the study's pairs were "
             "measured; put that one in its place"
@@ -261,20 +216,10 @@ def merge_trained(calibrated: Calibrated, checkpoint: Path, words: str) -> None:
 def drawn_plans(
     calibrated: Calibrated, space: PlanSpace, budgets: Sequence[Budget], count: int, number: int
 ) -> list[Plan]:
-    """Draw distinct plans of some sizes, in equal parts; `number` and the run's seed decide which.
-
-    There are fewer than `count` if the space has no more.
-    """
-    proposals = propose(
-        space,
-        [Target(budget, Ranges.above(calibrated.shape)) for budget in budgets],
-        count=count,
-        seed=calibrated.seed + (number << 32),
-        round_=0,
-        pairs=(),
-        predictor=None,
-    )
-    return [one.plan for one in proposals]
+    """Distinct plans of some sizes, in equal parts, fewer if there are no more."""
+    targets = [Target(budget, Ranges.above(calibrated.shape)) for budget in budgets]
+    seed = calibrated.seed + (number << 32)
+    return [one.plan for one in propose(space, targets, count=count, seed=seed, round_=0)]
 
 
 def train_all_plans(
@@ -286,7 +231,7 @@ def train_all_plans(
     checkpoint: Path,
     *,
     progress: StageProgress | None = None,
-) -> tuple[ElasticAdapter, Trained]:
+) -> tuple[ElasticAdapter, training.Trained]:
     """The training of `recover_all_plans` alone: nothing is merged, and no plan is measured."""
     windows = _unmeasured(windows, calibrated)
     model = calibrated.model
@@ -308,7 +253,7 @@ def train_all_plans(
         "plans": f"{space.name}, {len(plans)} drawn",
     }
     with train_only(model, ()):
-        trained = train(
+        trained = training.train(
             adapter.weights,
             loss_of,
             windows,
@@ -326,14 +271,14 @@ def plan_loss(adapter: ElasticAdapter, plan: Plan, tokens: Tensor, method: str) 
     """The loss of a plan on tokens [B, T], by the method of `RecoverySettings`."""
     hidden = adapter.hidden(plan, tokens)
     if method != DISTILL:
-        return likelihood_loss(adapter.head, hidden, tokens, adapter.vocabulary)
+        return training.likelihood_loss(adapter.head, hidden, tokens, adapter.vocabulary)
     target = adapter.dense_hidden(tokens)
-    return divergence_loss(adapter.head, hidden, adapter.head, target, adapter.vocabulary)
+    return training.divergence_loss(adapter.head, hidden, adapter.head, target, adapter.vocabulary)
 
 
 def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:
     """Windows on which no plan is measured."""
-    left = apart_from(windows, calibrated.measured, calibrated.final)
+    left = training.apart_from(windows, calibrated.measured, calibrated.final)
     if not len(left):
         raise LmscoutError(
             "elastic recovery: the text holds nothing but what plans are measured on; give a "
@@ -344,7 +289,3 @@ def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:
 
 def _loss_increases(evaluator: Evaluator, plans: Sequence[Plan]) -> tuple[float, ...]:
     return tuple(one.loss_increase for one in evaluator.measure(plans))
-
-
-def _adapter_words(weights: Mapping[str, Tensor]) -> str:
-    return f"adapter {weights_digest(weights)}"

@@ -1,23 +1,29 @@
-"""Recovery within a run of pruning: the request and its checks, all plans, and the winners."""
+"""Recovery within a run of pruning: the request and its checks, and the winners.
+
+A winner gets low-rank adapters of peft (LoRA, arXiv 2106.09685), which are trained and merged.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.quiet import quiet
 from lmscout.progress import StageProgress, Stages, part_of
 from lmscout.pruning.calibration import Calibrated, Weights, text_digest
 from lmscout.pruning.cutting import ShapeName
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.recovery.adapters import check_peft, recover
-from lmscout.pruning.recovery.config import RecoverySettings
-from lmscout.pruning.recovery.training import FOLDER, Trained, check_file
+from lmscout.pruning.recovery import training
+from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
 from lmscout.pruning.report import ReportText, held_out_increase
 from lmscout.pruning.results import Reported
 
@@ -37,13 +43,7 @@ class RecoveryConfig:
     elastic: RecoverySettings | None = None
 
     def check(self, out: Path | None, window: int, keep: Sequence[float], of: str) -> None:
-        """Check the request before any work.
-
-        Args:
-            out: the run folder; None if nothing will be written.
-            window: tokens of a window.
-            keep: the sizes.
-            of: what they are shares of.
+        """Check the request before any work; the run folder is None if nothing will be written.
 
         Raises:
             LmscoutError: settings are out of their bounds, peft is missing, a checkpoint in the
@@ -56,7 +56,7 @@ class RecoveryConfig:
                 settings.check()
                 settings.last_step(window)
                 if out is not None:
-                    check_file(recovery_file(out, name), settings.identity())
+                    training.check_file(recovery_file(out, name), settings.identity())
         if self.winners is not None:
             check_peft()
         if self.elastic is not None and of == "latency":
@@ -74,7 +74,7 @@ class RecoveryConfig:
 def recovery_file(out: Path, name: str | float) -> Path:
     """The run's checkpoint of its elastic recovery, or of the winner of a size."""
     name = name if isinstance(name, str) else share_folder(name)
-    return out / FOLDER / f"{name}.safetensors"
+    return out / training.FOLDER / f"{name}.safetensors"
 
 
 def share_folder(keep: float) -> str:
@@ -82,25 +82,97 @@ def share_folder(keep: float) -> str:
     return f"keep-{float(keep)!r}"
 
 
+def check_peft() -> None:
+    """Raise LmscoutError if peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise LmscoutError("recovery needs peft: pip install 'lmscout[recover]'")
+
+
+def add_adapters(
+    model: PreTrainedModel, rank: int, seed: int
+) -> tuple[Any, dict[str, nn.Parameter]]:
+    """Put an adapter on every linear layer of a model's blocks, in place; at first it adds nothing.
+
+    Its scale is 1.  Returns the `peft.LoraModel`, and its adapters by name, in float32 or wider;
+    only these require gradients afterwards.
+    """
+    from peft import LoraConfig, LoraModel
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(one, Conv1D) for one in model.modules()),
+    )
+    with quiet(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        adapted = LoraModel(model, config, "default")
+    adapters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    for one in adapters.values():
+        one.data = one.data.to(torch.promote_types(one.dtype, torch.float32))
+    return adapted, adapters
+
+
+def recover(
+    pruned: PreTrainedModel,
+    dense: PreTrainedModel,
+    windows: Tensor,
+    settings: RecoverySettings,
+    checkpoint: Path,
+    identity: training.Identity,
+    *,
+    progress: StageProgress | None = None,
+) -> tuple[PreTrainedModel, training.Trained]:
+    """Train adapters on a cut model, which changes in place, and merge them; see `train`.
+
+    The checkpoint stays when training has ended: the same call then merges what it holds.
+    """
+    adapted, adapters = add_adapters(pruned, settings.rank, settings.seed)
+    models: tuple[Any, Any] = pruned, dense
+    head, dense_head = (one.get_output_embeddings() for one in models)
+    vocabulary = pruned.config.vocab_size
+
+    def loss_of(_: int, tokens: Tensor) -> Tensor:
+        hidden = _hidden(pruned, tokens)
+        if settings.method != DISTILL:
+            return training.likelihood_loss(head, hidden, tokens, vocabulary)
+        with torch.no_grad():
+            target = _hidden(dense, tokens)
+        return training.divergence_loss(head, hidden, dense_head, target, vocabulary)
+
+    trained = training.train(
+        adapters,
+        loss_of,
+        windows,
+        settings,
+        checkpoint,
+        {**identity, **settings.identity()},
+        device=pruned.device,
+        dtype=pruned.dtype,
+        progress=progress,
+    )
+    with quiet():
+        merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged.requires_grad_(True), trained
+
+
+def _hidden(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """The last hidden state, [B, T, width]."""
+    body: Any = model.base_model
+    hidden: Tensor = body(input_ids=tokens, use_cache=False).last_hidden_state
+    return hidden
+
+
 @dataclass(frozen=True)
 class WinnerRecovery:
-    """Recovers the winners of one run; a second call merges what was trained before.
+    """Recovers the winners of one run; a second call merges what was trained before."""
 
-    Attributes:
-        calibrated: the dense model.
-        windows: [windows, T] int64, the text.
-        settings: how winners are trained.
-        shape: "any" or "uniform".
-        weights: of the winners before.
-        out: the run folder.
-    """
-
-    calibrated: Calibrated
-    windows: Tensor
-    settings: RecoverySettings
-    shape: str
-    weights: Weights
-    out: Path
+    calibrated: Calibrated  # the dense model
+    windows: Tensor  # [windows, T] int64, the text
+    settings: RecoverySettings  # how winners are trained
+    shape: str  # "any" or "uniform"
+    weights: Weights  # of the winners before
+    out: Path  # the run folder
 
     @property
     def steps(self) -> int:
@@ -109,14 +181,10 @@ class WinnerRecovery:
 
     def __call__(
         self, keep: float, plan: Plan, *, progress: StageProgress | None = None
-    ) -> tuple[PreTrainedModel, Trained]:
+    ) -> tuple[PreTrainedModel, training.Trained]:
         """Cut the winner of a size out of the dense model as it would be saved, and recover it.
 
-        Returns:
-            The model in the dense one's dtype and on its device, and a summary of the training.
-
-        Raises:
-            LmscoutError: the checkpoint does not fit, or the loss is not finite.
+        It has the dense model's dtype and device.
         """
         calibrated = self.calibrated
         identity = {
@@ -144,16 +212,11 @@ def recover_winners(
     reported: Sequence[tuple[Reported, ...]],
     on: ReportText,
     stages: Stages,
-) -> tuple[list[tuple[Reported, ...]], list[Trained]]:
+) -> tuple[list[tuple[Reported, ...]], list[training.Trained]]:
     """Recover and measure the winner of every size, one after the other.
 
-    One is in memory at a time: it is made again from its adapter to be saved.
-
-    Returns:
-        The rows of each size with "found_recovered" after "found"; and the trainings.
-
-    Raises:
-        LmscoutError: as a `WinnerRecovery`.
+    One is in memory at a time: it is made again from its adapter to be saved.  Returns the rows
+    of each size with "found_recovered" after "found", and the trainings.
     """
     tables, trainings = [], []
     with stages("recovering") as progress:
@@ -177,6 +240,6 @@ def remove_finished(out: Path, keep: Sequence[float]) -> None:
     """Remove the adapters of winners that have been saved with their models."""
     for share in keep:
         recovery_file(out, share).unlink(missing_ok=True)
-    folder = out / FOLDER
+    folder = out / training.FOLDER
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -50,11 +50,9 @@ def batch_of(windows: Tensor, size: int, step: int, seed: int) -> Tensor:
 
     The text [windows, T] is read in one random order after another, each a pass over all of it.
     """
-    passes, places = np.divmod(np.arange(step * size, (step + 1) * size), len(windows))
-    rows = [
-        _order(len(windows), seed, int(one))[place]
-        for one, place in zip(passes, places, strict=True)
-    ]
+    wanted = range(step * size, (step + 1) * size)
+    passes = (divmod(one, len(windows)) for one in wanted)
+    rows = [_order(len(windows), seed, number)[place] for number, place in passes]
     return windows[torch.tensor(rows)]
 
 
@@ -71,14 +69,7 @@ def apart_from(windows: Tensor, *others: Tensor) -> Tensor:
 
 
 def likelihood_loss(head: Head, hidden: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
-    """Mean negative log-likelihood of the next token, in nats.
-
-    Args:
-        head: of the trained model.
-        hidden: [B, T, width], its last hidden state.
-        tokens: [B, T] int64.
-        vocabulary: number of logits of a token.
-    """
+    """Mean negative log-likelihood of next tokens [B, T] by last hidden states, in nats."""
     states, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
 
     def loss(states: Tensor, targets: Tensor) -> Tensor:
@@ -122,29 +113,19 @@ def _sum_in_pieces(
 class State(Result):
     """A training at one of its steps; the header of a checkpoint has all but the tensors.
 
-    Attributes:
-        identity: all that the training depends on.
-        losses: of every step so far.
-        seconds: time of these steps.
-        ended: whether a limit was reached.
-        weights: of the adapters, by name.
-        optimizer: the optimizer's state by adapter and kind; empty when training has ended.
+    The optimizer's state is by adapter and kind; it is empty when training has ended.
     """
 
-    identity: dict[str, Any]
-    losses: tuple[float, ...] = ()
-    seconds: float = 0.0
-    ended: bool = False
+    identity: dict[str, Any]  # all that the training depends on
+    losses: tuple[float, ...] = ()  # of every step so far
+    seconds: float = 0.0  # time of these steps
+    ended: bool = False  # whether a limit was reached
     weights: Annotated[Mapping[str, Tensor], NotSaved] = field(default_factory=dict)
     optimizer: Annotated[Mapping[str, Tensor], NotSaved] = field(default_factory=dict)
 
 
 def write_state(path: Path, state: State) -> None:
-    """Write a checkpoint, atomically.
-
-    Raises:
-        LmscoutError: it cannot be written.
-    """
+    """Write a checkpoint, atomically."""
     tensors = {f"weights/{name}": one for name, one in state.weights.items()}
     tensors |= {f"optimizer/{name}": one for name, one in state.optimizer.items()}
     plain = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
@@ -155,11 +136,7 @@ def write_state(path: Path, state: State) -> None:
 
 
 def read_state(path: Path) -> State:
-    """Read a checkpoint.
-
-    Raises:
-        LmscoutError: it is absent or damaged.
-    """
+    """Read a checkpoint; LmscoutError if it is absent or damaged."""
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
     try:
         check_safetensors_header(path)
@@ -178,11 +155,7 @@ def read_state(path: Path) -> State:
 
 
 def check_file(path: Path, identity: Identity) -> None:
-    """Check a checkpoint, if there is one, against the settings that are known so far.
-
-    Raises:
-        LmscoutError: it is damaged, or of other settings.
-    """
+    """Raise LmscoutError if there is a checkpoint of other settings, as far as they are known."""
     if path.exists():
         _check_identity(path, read_state(path).identity, identity, identity.keys())
 
@@ -198,20 +171,16 @@ def _check_identity(path: Path, found: Identity, wanted: Identity, names: Iterab
 
 
 def _fitting_state(path: Path, identity: Identity, adapters: Mapping[str, Tensor]) -> State | None:
-    """The state in a checkpoint, or None without one.
-
-    Raises:
-        LmscoutError: it is damaged, of another training, or its adapters have other shapes.
-    """
+    """The state in a checkpoint, None without one; LmscoutError if it is of other adapters."""
     if not path.exists():
         return None
     state = read_state(path)
     _check_identity(path, state.identity, identity, state.identity.keys() | identity.keys())
+    shapes = [
+        {name: list(one.shape) for name, one in some.items()} for some in (state.weights, adapters)
+    ]
     for name in sorted(state.weights.keys() | adapters.keys()):
-        found, wanted = (
-            str(list(tensors[name].shape)) if name in tensors else "absent"
-            for tensors in (state.weights, adapters)
-        )
+        found, wanted = (some.get(name, "absent") for some in shapes)
         if found != wanted:
             raise LmscoutError(
                 f"recovery {path}: its adapter does not fit: {name} is {found} in the file and "
@@ -221,35 +190,25 @@ def _fitting_state(path: Path, identity: Identity, adapters: Mapping[str, Tensor
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """A digest of adapters' weights."""
+    """A digest of adapters' weights, as settings name it."""
     digest = hashlib.sha256()
     for name, one in sorted(weights.items()):
         digest.update(f"{name} {tuple(one.shape)} ".encode())
         digest.update(one.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return f"adapter {digest.hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Summary of a training.
+    """Summary of a training."""
 
-    Attributes:
-        method: its loss, "lora" or "distill".
-        steps: number of steps.
-        tokens: tokens read, repeatedly where the text is short.
-        seconds: time of the steps, those before a restart included.
-        passes: passes over the text.
-        first: mean loss of the first tenth of the steps, in nats/token.
-        last: mean loss of the last tenth.
-    """
-
-    method: str
-    steps: int
-    tokens: int
-    seconds: float
-    passes: float
-    first: float
-    last: float
+    method: str  # its loss, "lora" or "distill"
+    steps: int  # number of steps
+    tokens: int  # tokens read, repeatedly where the text is short
+    seconds: float  # time of the steps, those before a restart included
+    passes: float  # passes over the text
+    first: float  # mean loss of the first tenth of the steps, in nats/token
+    last: float  # mean loss of the last tenth
 
     @property
     def words(self) -> str:
@@ -326,15 +285,11 @@ def train(
         save(ended=True)
     if progress:
         progress(steps, steps)
-    ends = max(1, round(_ENDS * len(losses)))
+    done, ends = len(losses), max(1, round(_ENDS * len(losses)))
+    first, last = (sum(some) / ends for some in (losses[:ends], losses[-ends:]))
+    passes = done * batch / len(windows)
     return Trained(
-        method=settings.method,
-        steps=len(losses),
-        tokens=len(losses) * tokens,
-        seconds=round(seconds, 3),
-        passes=len(losses) * batch / len(windows),
-        first=sum(losses[:ends]) / ends,
-        last=sum(losses[-ends:]) / ends,
+        settings.method, done, done * tokens, round(seconds, 3), passes, first=first, last=last
     )
 
 
