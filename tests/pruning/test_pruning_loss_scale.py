@@ -77,17 +77,17 @@ def test_taylor_importance_is_that_of_wider_weights(name):
 def test_a_factor_falls_where_a_blocks_gradients_overflow():
     model, windows = steep(), random_windows(256)
     family = family_of(model.config)
-    wide = {index: parts for index, parts, _ in gradients_by_block(model, family, windows)}
+    wide = {one.index: one.parts for one in gradients_by_block(model, family, windows)}
     scales = []
-    for index, parts, scale in gradients_by_block(model.half(), family, windows):
-        scales.append(scale)
-        for kind, part in parts.sublayers.items():
+    for block in gradients_by_block(model.half(), family, windows):
+        scales.append(block.scale)
+        for kind, part in block.parts.sublayers.items():
             both = [
                 unit_views(one, lambda tensor: tensor.grad)
-                for one in (part, wide[index].sublayers[kind])
+                for one in (part, wide[block.index].sublayers[kind])
             ]
             for one, other in zip(*both, strict=True):
-                error = one.float() / scale - other
+                error = one.float() / block.scale - other
                 assert error.norm() < 0.02 * other.norm()
     assert max(scales) < loss_scale(torch.float16, windows[:, 1:].numel())
     assert scales == sorted(scales, reverse=True)

@@ -17,6 +17,7 @@ from lmscout.pruning.families import ATTENTION, KINDS, MLP, BlockParts, Family, 
 from lmscout.pruning.importance import (
     FROM_MOMENTS,
     METHODS,
+    UnitOrder,
     gradients_by_block,
     importance,
     importance_from_moments,
@@ -43,7 +44,10 @@ def all_parts(model, family):
 
 def sorted_by(model, family, scores):
     """Sort every sublayer, and give the orders of what enters the output projections."""
-    return {place: sort_sublayer(part, scores[place]) for place, part in all_parts(model, family)}
+    return {
+        place: sort_sublayer(part, UnitOrder.falling(scores[place]).order)
+        for place, part in all_parts(model, family)
+    }
 
 
 def unit_gradients(part):
@@ -240,7 +244,7 @@ def test_a_random_order_is_of_the_units_and_not_of_where_they_stand(model, famil
     assert every.mean() == pytest.approx(0.5, abs=5 * (12 * len(every)) ** -0.5)
     for place, part in parts.items():
         turned = torch.arange(part.units).roll(1).double()  # as a score: some order
-        sort_sublayer(part, turned)
+        sort_sublayer(part, UnitOrder.falling(turned).order)
         order = turned.argsort(descending=True)
         again = importance("random", model, family, windows=windows, seed=3)[place]
         assert torch.equal(again, scores[place][order])
@@ -248,12 +252,12 @@ def test_a_random_order_is_of_the_units_and_not_of_where_they_stand(model, famil
 
 def test_gradients_do_not_depend_on_how_text_is_batched(model, family):
     windows = random_windows()
-    whole = {index: parts for index, parts, _ in gradients_by_block(model, family, windows)}
+    whole = {one.index: one.parts for one in gradients_by_block(model, family, windows)}
     assert list(whole) == [2, 1, 0]
-    for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=1):
-        assert scale == 1
-        for kind, part in parts.sublayers.items():
-            both = unit_gradients(part), unit_gradients(whole[index].sublayers[kind])
+    for block in gradients_by_block(model, family, windows, batch_tokens=1):
+        assert block.scale == 1
+        for kind, part in block.parts.sublayers.items():
+            both = unit_gradients(part), unit_gradients(whole[block.index].sublayers[kind])
             for one, other in zip(*both, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -438,7 +442,9 @@ def test_units_sorted_during_the_pass_are_as_sorted_after_it(model, family):
     sorted_by(other, family, scores)
     after = dict(moments_by_block(other, family, windows))
     for place, one in moments_by_block(model, family, windows):
-        order = sort_sublayer(dict(all_parts(model, family))[place], scores[place])
+        order = sort_sublayer(
+            dict(all_parts(model, family))[place], UnitOrder.falling(scores[place]).order
+        )
         got = one.reordered(order)
         torch.testing.assert_close(got.gram, after[place].gram, rtol=1e-4, atol=1e-3)
     with torch.no_grad():
@@ -594,7 +600,12 @@ def test_each_device_keeps_its_thread_from_one_list_of_plans_to_the_next(model, 
 @pytest.mark.parametrize("count", [14, 60])  # as few as there may be, and more than are taken
 def test_no_text_is_for_two_things(count):
     settings = CalibrationConfig(
-        window=12, measured_tokens=96, final_tokens=96, moment_tokens=120, gradient_windows=2
+        importance="taylor",
+        window=12,
+        measured_tokens=96,
+        final_tokens=96,
+        moment_tokens=120,
+        gradient_windows=2,
     )
     windows = torch.arange(count * 12).view(count, 12) % 64
     windows[:, 0], windows[:, 1] = torch.arange(count) % 64, torch.arange(count) // 64

@@ -58,6 +58,8 @@ def dry_run(
                 short = f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
                 table.add_row(f"a pair at keep {keep:g}", pairs, short)
             table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
+        if found.refitting:
+            table.add_row("refitting a plan", _size(found.refitting), "")
         for one in found.recovery:
             what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
             table.add_row(

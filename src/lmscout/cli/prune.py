@@ -20,6 +20,7 @@ from lmscout.cli.options import (
     OUTPUT,
     QUALITIES,
     RECOVERIES,
+    REFITS,
     SHAPES,
     TEXT_HELP,
     JsonOption,
@@ -118,14 +119,22 @@ def prune(
         ),
     ] = None,
     pairs: Annotated[
-        int, option(_SEARCH, "Architecture-accuracy pairs to measure.", whole=(20, 100_000))
+        int,
+        option(
+            _SEARCH,
+            "Architecture-accuracy pairs to measure; 0: none, by the estimate of obs.",
+            whole=(0, 100_000),
+        ),
     ] = 200,
     importance: Annotated[
         str, option(_SEARCH, "Importance that orders units", choices=IMPORTANCES)
-    ] = "taylor",
+    ] = "obs",
     compensation: Annotated[
         str, option(_SEARCH, "Compensation of pruned units", choices=COMPENSATIONS)
     ] = "least-squares",
+    refit: Annotated[
+        str, option(_SEARCH, "Refit of the best plans' weights", choices=REFITS)
+    ] = "sequential",
     quality: Annotated[
         str,
         option(
@@ -279,6 +288,7 @@ def prune(
         of=of,
         shape=shape,
         pairs=pairs,
+        refit=refit,
         seed=seed,
         protocol=protocol,
         report_tokens=report_tokens,
@@ -422,7 +432,8 @@ def _show_run(result: Pruning) -> None:
     if result.objective is not None:
         console.say(f"objective: {result.objective.words}")
     else:
-        words = result.predictor.words if result.predictor else "none: all plans were measured"
+        without = "all plans were measured" if result.pairs else "no plan was measured"
+        words = result.predictor.words if result.predictor else f"none: {without}"
         console.say(f"predictor: {words}")
     steps = sorted(result.narrowing_steps, key=lambda one: -abs(one.cost))
     for step in steps[:_NARROWINGS]:

@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ from lmscout.errors import LmscoutError, check_whole
 from lmscout.evaluation import attention_span, check_window
 from lmscout.progress import StageProgress
 from lmscout.pruning.compensation import Compensation
+from lmscout.pruning.cutting import ShapeName, cut
 from lmscout.pruning.devices import ParallelEvaluator, replica
 from lmscout.pruning.evaluator import (
     LIKELIHOOD,
     QUALITIES,
     Evaluator,
+    Measurement,
     Reference,
     SubnetworkEvaluator,
     shape_of,
@@ -29,13 +32,19 @@ from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.importance import (
     FROM_MOMENTS,
     METHODS,
-    UnitScores,
+    OBS,
+    UnitOrder,
     importance,
     importance_from_moments,
+    loss_metrics,
     sort_sublayer,
 )
 from lmscout.pruning.moments import Moments, moments_by_block
 from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.refit import refit
+from lmscout.pruning.removal import removal_order
+
+Weights = Literal["cut", "compensated", "refit"]  # of a subnetwork
 
 LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 WINDOW = 128  # tokens of a window, if a model attends over as many
@@ -71,7 +80,7 @@ class CalibrationConfig:
         900
     """
 
-    importance: str = "taylor"
+    importance: str = OBS
     compensate: bool = True
     quality: str = LIKELIHOOD
     window: int | None = None
@@ -144,7 +153,7 @@ class Calibrated:
         settings: how it was calibrated.
         measured: [windows, T] on which every plan is measured.
         final: [windows, T] on which the finalists are measured.
-        moments: [windows, T] from which Gram matrices are collected.
+        moments: [windows, T] from which Gram matrices are collected, and on which models are refit.
         mass: importance of what a plan cuts.
         compensation: of output projections; None to leave them as cut.
         digests: of the model and of the calibration text.
@@ -244,6 +253,38 @@ class Calibrated:
             if units
         }
 
+    def subnetwork(
+        self,
+        plan: Plan,
+        weights: Weights,
+        *,
+        shape: ShapeName = "any",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> PreTrainedModel:
+        """Cut a plan out of the dense model, see `cut`.
+
+        Args:
+            plan: the units that each block keeps.
+            weights: "cut", "compensated" (output projections) or "refit" (all maps).
+            shape: "any", or "uniform" for a plain model of the family.
+            dtype: of its weights; the dense model's if None.
+            device: where it is made; the dense model's if None.
+        """
+        outputs = {} if weights == "cut" else self.compensated(plan)
+        refitted = None
+        if weights == "refit":
+            refitted = refit(self.model, self.family, plan, outputs, self.moments)
+        return cut(
+            self.model, plan, outputs, refitted=refitted, shape=shape, dtype=dtype, device=device
+        )
+
+    def measured_held_out(self, model: PreTrainedModel) -> Measurement:
+        """The loss increase of a cut model on the windows of finalists."""
+        evaluator = replace(self, copies=()).evaluator(self.final)
+        assert isinstance(evaluator, SubnetworkEvaluator)
+        return evaluator.measure_model(model)
+
     @property
     def study_settings(self) -> dict[str, str | int | bool]:
         """All that a measured value depends on."""
@@ -296,13 +337,11 @@ def calibrate(
     measured, rest = _split(shuffled, settings.measured_tokens)
     final, rest = _split(rest, settings.final_tokens)
     for_moments = rest[: max(1, round(settings.moment_tokens / windows.shape[1]))]
-    scores, compensation = _sort_units(model, family, for_moments, settings, progress)
-    falling = {
-        place: values.sort(descending=True).values.numpy() for place, values in scores.items()
-    }
-    mass = ImportanceMass.of_scores(
-        *([falling[block, kind] for block in range(len(falling) // 2)] for kind in KINDS)
-    )
+    orders, compensation = _sort_units(model, family, for_moments, settings, progress)
+    scores = [
+        [orders[block, kind].scores.numpy() for block in range(len(orders) // 2)] for kind in KINDS
+    ]
+    mass = ImportanceMass.of_scores(*scores, in_nats=settings.importance == OBS)
     shape = shape_of(family.all_parts(model))
     return Calibrated(
         model, family, shape, settings, measured, final, for_moments, mass, compensation, digests
@@ -315,31 +354,38 @@ def _sort_units(
     windows: Tensor,
     settings: CalibrationConfig,
     progress: StageProgress | None,
-) -> tuple[UnitScores, Compensation | None]:
+) -> tuple[dict[Place, UnitOrder], Compensation | None]:
     """Sort all units in place, and factor the Gram matrices in the final order."""
     method, sublayers = settings.importance, family.all_sublayers(model)
-    scores: UnitScores = {}
-    if method not in FROM_MOMENTS:
-        seed, text = settings.seed or 0, windows[: settings.gradient_windows]
+    seed, text = settings.seed or 0, windows[: settings.gradient_windows]
+    orders: dict[Place, UnitOrder] = {}
+    metrics = loss_metrics(model, family, text) if method == OBS else {}
+    if method != OBS and method not in FROM_MOMENTS:
         scores = importance(method, model, family, windows=text, seed=seed)
+        orders = {place: UnitOrder.falling(values) for place, values in scores.items()}
+    grams = settings.compensate or method == OBS
 
     def sorted_moments() -> Iterator[tuple[Place, Moments]]:
         """Sort every sublayer after its moments were collected, and reorder these."""
         for place, moments in moments_by_block(
-            model, family, windows, grams=settings.compensate, progress=progress
+            model, family, windows, grams=grams, progress=progress
         ):
-            if place not in scores:
-                scores[place] = importance_from_moments(method, place, sublayers[place], moments)
-            yield place, moments.reordered(sort_sublayer(sublayers[place], scores[place]))
+            sublayer = sublayers[place]
+            if method == OBS:
+                orders[place] = removal_order(place, sublayer, moments, metrics.pop(place))
+            elif method in FROM_MOMENTS:
+                scores = importance_from_moments(method, place, sublayer, moments)
+                orders[place] = UnitOrder.falling(scores)
+            yield place, moments.reordered(sort_sublayer(sublayer, orders[place].order))
 
     if settings.compensate:
-        return scores, Compensation(_outputs(model, family), sorted_moments())
-    if method in FROM_MOMENTS:
+        return orders, Compensation(_outputs(model, family), sorted_moments())
+    if method == OBS or method in FROM_MOMENTS:
         deque(sorted_moments(), maxlen=0)
     else:
         for place, sublayer in sublayers.items():
-            sort_sublayer(sublayer, scores[place])
-    return scores, None
+            sort_sublayer(sublayer, orders[place].order)
+    return orders, None
 
 
 def _outputs(model: PreTrainedModel, family: Family) -> dict[Place, Affine]:

@@ -26,6 +26,23 @@ DAMPING = 1e-3  # share of the mean diagonal: a Gram matrix of finite text has a
 _CACHE_BYTES = 1 << 28
 
 
+def damped(place: Place, moments: Moments, share: float = DAMPING) -> Tensor:
+    """The Gram matrix [n, n] in float64, its diagonal increased by a share of its mean.
+
+    Raises:
+        LmscoutError: it is not finite.
+    """
+    assert moments.gram is not None
+    gram = moments.gram.to(torch.float64, copy=True)
+    if not torch.isfinite(gram).all():
+        raise LmscoutError(
+            f"activations of block {place[0]} {place[1]} are not finite on calibration text"
+        )
+    shift = share * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    gram.diagonal().add_(shift)
+    return gram
+
+
 class Compensation:
     """Compensated output projections for any prefix of units.
 
@@ -88,14 +105,6 @@ def _factor(
     place: Place, output: Affine, moments: Moments, damping: float
 ) -> tuple[Tensor, Tensor]:
     """L and W L in float32, from a factorisation in float64."""
-    assert moments.gram is not None
-    gram = moments.gram.to(torch.float64, copy=True)
-    if not torch.isfinite(gram).all():
-        raise LmscoutError(
-            f"activations of block {place[0]} {place[1]} are not finite on calibration text"
-        )
-    shift = damping * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    gram.diagonal().add_(shift)
-    factor = torch.linalg.cholesky(gram)
+    factor = torch.linalg.cholesky(damped(place, moments, damping))
     product = output.weight.double() @ factor
     return factor.float(), product.float()

@@ -12,15 +12,18 @@ import torch
 from lmscout.errors import LmscoutError, check_whole
 from lmscout.evaluation import Text, protocol_of, same_text
 from lmscout.pruning.budgets import MEASURES
-from lmscout.pruning.calibration import LAST_SEED, CalibrationConfig
+from lmscout.pruning.calibration import LAST_SEED, CalibrationConfig, Weights
 from lmscout.pruning.cutting import ShapeName
 from lmscout.pruning.export import check_settings, is_finished
-from lmscout.pruning.predictor import check_enough
+from lmscout.pruning.importance import OBS
+from lmscout.pruning.predictor import FEWEST_PAIRS, check_enough
 from lmscout.pruning.proxy_objective import parse_proxy
 from lmscout.pruning.recovery.run import RecoveryConfig, share_folder
 from lmscout.pruning.recovery.training import FOLDER as RECOVERY_FOLDER
 from lmscout.pruning.storage import FILE_NAME, check_storage, storage_option_url, storage_url
 from lmscout.runs import RESULT, SETTINGS
+
+REFITS = ("sequential", "none")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class PruneConfig:
         of: their measure: "parameters" (those in attention and MLP), "multiply-adds", "memory"
             or "latency" (of the whole model).
         shape: "any", or "uniform" for models that stock transformers loads.
-        pairs: number of architecture-accuracy pairs to measure.
+        pairs: number of architecture-accuracy pairs to measure; 0 for the plan of the least
+            estimated loss increase.
+        refit: "sequential" to refit the weights of finalists and of the selected plan, or "none".
         seed: of all random draws.
         protocol: of the reported perplexities.
         report_tokens: use only the first tokens of the report text; None for all.
@@ -59,6 +64,7 @@ class PruneConfig:
     of: str = "parameters"
     shape: str = "any"
     pairs: int = 200
+    refit: str = "sequential"
     seed: int = 0
     protocol: str = "llm-pruner"
     report_tokens: int | None = None
@@ -76,6 +82,13 @@ class PruneConfig:
         """Pairs that a run measures: none if a proxy is the objective."""
         return 0 if self.objective is not None else self.pairs
 
+    @property
+    def weights(self) -> Weights:
+        """Weights of the selected plan."""
+        if self.refit == "sequential":
+            return "refit"
+        return "compensated" if self.calibration.compensate else "cut"
+
     def note(self, keep: float) -> dict[str, object]:
         """The settings that the record of a saved model of one size holds."""
         return {
@@ -87,6 +100,7 @@ class PruneConfig:
             "importance": self.calibration.importance,
             **({"features": list(self.features)} if self.features else {}),
             "compensated": self.calibration.compensate,
+            "refit": self.refit,
             **self.recovery.note(),
         }
 
@@ -143,6 +157,7 @@ def _check_options(config: PruneConfig) -> None:
     for name, given, known in (
         ("shape", config.shape, get_args(ShapeName)),
         ("measure", config.of, MEASURES),
+        ("refit", config.refit, REFITS),
     ):
         if given not in known:
             raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
@@ -159,7 +174,13 @@ def _check_options(config: PruneConfig) -> None:
         if getattr(config, name) is not None:
             check_whole(name, getattr(config, name), 1)
     if config.objective is None:
-        check_enough(config.pairs)
+        if config.pairs:
+            check_enough(config.pairs)
+        elif config.calibration.importance != OBS:
+            raise LmscoutError(
+                f"pairs 0: without pairs a plan follows from importance {OBS} (got "
+                f"{config.calibration.importance}); measure at least {FEWEST_PAIRS}, or use {OBS}"
+            )
 
 
 def _check_folder(config: PruneConfig, out: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
@@ -24,6 +24,7 @@ from lmscout.evaluation.modeling_lmscout import PRUNED
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import KINDS, Affine, Family, Place, Sublayer, family_of
 from lmscout.pruning.plan import Plan
+from lmscout.pruning.refit import Refit
 
 ShapeName = Literal["any", "uniform"]
 
@@ -34,6 +35,7 @@ def cut(
     plan: Plan,
     outputs: Mapping[Place, Affine] | None = None,
     *,
+    refitted: Refit | None = None,
     shape: ShapeName = "any",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -48,6 +50,7 @@ def cut(
         plan: the units that each block keeps.
         outputs: (block, kind) -> an output projection [width, kept columns] that replaces the one
             cut from the model.
+        refitted: weights that replace all of those cut, and the factors of the final norm.
         shape: "any", or "uniform" for a plain model of the family.
         dtype: of its weights; the dense model's if None.
         device: where it is made, a matrix at a time; the dense model's if None.
@@ -83,7 +86,13 @@ def cut(
             if units:
                 first = parts[block].sublayers[kind].first(units)
                 output = (outputs or {}).get((block, kind), first.output)
-                _copy_maps(dataclasses.replace(first, output=output), cut_parts[kind])
+                source = dataclasses.replace(first, output=output)
+                if refitted is not None:
+                    source = refitted.sublayers[block, kind]
+                _copy_maps(source, cut_parts[kind])
+    if refitted is not None:
+        weight = cast(Tensor, family.final_norm(pruned).weight)
+        weight.mul_(refitted.norm.to(weight))
     return cast(PreTrainedModel, pruned)
 
 

@@ -27,7 +27,7 @@ from lmscout.pruning.calibration import CalibrationConfig, chunks_of
 from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
 from lmscout.pruning.families import Family, family_of
-from lmscout.pruning.importance import FROM_MOMENTS
+from lmscout.pruning.importance import FROM_MOMENTS, OBS
 from lmscout.pruning.latency import Latency, measure_latency
 from lmscout.pruning.moments import BATCH_TOKENS
 from lmscout.pruning.recovery.config import RecoverySettings
@@ -61,6 +61,7 @@ class Estimate:
     importance: int  # peak bytes while units are ordered
     calibrating: int  # peak bytes while moments are collected
     measuring: int  # peak bytes while pairs are measured
+    refitting: int  # peak bytes while a plan is refit; 0 without
     pair: dict[float, float]  # by size, seconds of one that shares no prefix
     pairs: int  # number of pairs
     total: float  # seconds of all pairs, an upper bound: plans share prefixes and may stop early
@@ -70,7 +71,8 @@ class Estimate:
     def peak(self) -> int:
         """Bytes of the stage that needs most."""
         recovering = [one.memory for one in self.recovery]
-        return max(self.importance, self.calibrating, self.measuring, *recovering)
+        stages = self.importance, self.calibrating, self.measuring, self.refitting
+        return max(*stages, *recovering)
 
     def to_json(self) -> dict[str, object]:
         """All fields by name."""
@@ -110,6 +112,7 @@ def estimate(
         importance=sizes.importance(),
         calibrating=sizes.calibrating(),
         measuring=sizes.measuring(device),
+        refitting=sizes.refitting() if request.weights == "refit" else 0,
         pair=pair,
         pairs=pairs,
         total=pairs * float(np.mean(list(pair.values()))),
@@ -134,28 +137,43 @@ class _Sizes:
             self.held += sum(_FLOAT * columns * (rows + columns) for rows, columns in outputs)
 
     def importance(self) -> int:
-        """For "taylor" the hidden states of all blocks, and the gradients of one."""
+        """For gradients the hidden states of all blocks, and the gradients of one."""
         settings = self._settings
         if settings.importance in FROM_MOMENTS:
             return self.calibrating()
         numbers = [[map_.weight.numel() for map_ in one.maps] for one in self._sublayers]
         largest = max(map(max, numbers))
-        if settings.importance != "taylor":
+        if settings.importance not in ("taylor", OBS):
             return self.weights + 2 * _DOUBLE * largest
         tokens = settings.gradient_windows * settings.length
         states = tokens * self._width * self._each * (self.depth + 1)
         block = int(np.array([sum(one) for one in numbers]).reshape(-1, 2).sum(axis=1).max())
         working = max(3 * _FLOAT * largest, self._working(BATCH_TOKENS))
-        return self.weights + states + block * self._each + working
+        outputs = 2 * tokens * self._width * self._each  # gradients of a block's two outputs
+        return self.weights + states + block * self._each + outputs + working + self._metrics
 
     def calibrating(self) -> int:
         """The hidden state of all text, a Gram matrix, and the factors of those before it."""
         states = self._settings.moment_tokens * self._width * self._each
-        gram = 0
-        if self._settings.compensate:
-            entries = max(one.output.weight.shape[1] for one in self._sublayers)
-            gram = entries**2 * (_FLOAT + 2 * _DOUBLE)
-        return self.held + states + gram + self._working(BATCH_TOKENS)
+        gram, square = 0, max(one.output.weight.shape[1] for one in self._sublayers) ** 2
+        if self._settings.importance == OBS:  # an inverse and products, before and after a step
+            gram = square * (_FLOAT + 4 * _DOUBLE)
+        elif self._settings.compensate:
+            gram = square * (_FLOAT + 2 * _DOUBLE)
+        return self.held + states + gram + self._metrics + self._working(BATCH_TOKENS)
+
+    def refitting(self) -> int:
+        """Hidden states of all text in both models, new weights, a Gram matrix and its factor."""
+        states = 2 * self._settings.moment_tokens * self._width * self._each
+        square = max(map_.weight.shape[1] for one in self._sublayers for map_ in one.maps) ** 2
+        gram = square * (_FLOAT + 2 * _DOUBLE)
+        return self.held + self.weights + states + gram + self._working(BATCH_TOKENS)
+
+    @property
+    def _metrics(self) -> int:
+        """Metrics of the loss at all outputs."""
+        each = _FLOAT * self._width**2 if self._settings.importance == OBS else 0
+        return each * len(self._sublayers)
 
     def measuring(self, device: torch.device) -> int:
         """Hidden states after every step, as far as they are kept, and logits of a chunk."""

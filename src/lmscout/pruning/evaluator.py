@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -215,16 +215,31 @@ class SubnetworkEvaluator:
         """
         for plan, most in zip(plans, repeat(()) if limits is None else limits, strict=False):
             self.shape.check(plan)
-            trajectory: list[tuple[int, float]] = []
-            total, tokens = 0.0, 0
-            for index, chunk in enumerate(self._chunks):
-                loss_increase = self._in_memory(chunk, partial(self._loss_increase, plan, chunk))
-                total += loss_increase * chunk.tokens
-                tokens += chunk.tokens
-                trajectory.append((tokens, total / tokens))
-                if index < len(most) and not total / tokens <= most[index]:  # NaN is dropped, too
-                    break
-            yield Measurement(tuple(trajectory), len(trajectory) == len(self._chunks))
+            yield self._measured(partial(self._predictions, plan), most)
+
+    def measure_model(self, model: PreTrainedModel) -> Measurement:
+        """Measure a model with the vocabulary of the dense one, such as a cut one."""
+
+        def predictions(batch: _Batch) -> Tensor:
+            logits = model(input_ids=batch.windows, use_cache=False).logits
+            return cast(Tensor, logits[:, :-1].flatten(0, 1))
+
+        return self._measured(predictions, ())
+
+    def _measured(
+        self, predictions: Callable[[_Batch], Tensor], most: Sequence[float]
+    ) -> Measurement:
+        """Chunk by chunk, as long as the loss increase is within its limits."""
+        trajectory: list[tuple[int, float]] = []
+        total, tokens = 0.0, 0
+        for index, chunk in enumerate(self._chunks):
+            work = partial(self._loss_increase, predictions, chunk)
+            total += self._in_memory(chunk, work) * chunk.tokens
+            tokens += chunk.tokens
+            trajectory.append((tokens, total / tokens))
+            if index < len(most) and not total / tokens <= most[index]:  # NaN is dropped, too
+                break
+        return Measurement(tuple(trajectory), len(trajectory) == len(self._chunks))
 
     @torch.no_grad()
     def logits(self, plan: Plan, tokens: Tensor) -> Tensor:
@@ -283,10 +298,10 @@ class SubnetworkEvaluator:
         return mean, Top(*map(torch.cat, zip(*tops, strict=True))) if tops else None
 
     @torch.no_grad()
-    def _loss_increase(self, plan: Plan, chunk: _Chunk) -> float:
+    def _loss_increase(self, predictions: Callable[[_Batch], Tensor], chunk: _Chunk) -> float:
         total, start = 0.0, 0
         for batch in chunk.batches:
-            logits = self._predictions(plan, batch)
+            logits = predictions(batch)
             if chunk.top is None:
                 total += _nll(logits, batch.targets)
             else:

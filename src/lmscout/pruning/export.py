@@ -9,7 +9,7 @@ import signal
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -45,7 +45,7 @@ def save(
     shape: ShapeName,
     tokenizer: PreTrainedTokenizerBase | None = None,
     outputs: Mapping[tuple[int, str], Affine] | None = None,
-    recovered: PreTrainedModel | None = None,
+    pruned: PreTrainedModel | None = None,
     dtype: torch.dtype | None = None,
     existing: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
@@ -65,7 +65,7 @@ def save(
         shape: "any", or "uniform" for a folder that stock transformers loads.
         tokenizer: saved along, or None.
         outputs: output projections in place of the cut ones, as for `cut`.
-        recovered: the plan cut and trained, saved instead of a model that is cut now.
+        pruned: the plan, cut before; None to cut it now.
         dtype: of the saved weights; the model's own if None.
         existing: names of files that may be in the folder; they stay.
         settings: of the run, for the card and `lmscout.json`; JSON data.
@@ -81,13 +81,11 @@ def save(
     check_folder(folder, name, make=False)
     if folder.is_dir() and {path.name for path in folder.iterdir()} - set(existing):
         raise LmscoutError(f"{name} is not empty: name another")
-    pruned: Any = recovered
     if pruned is None:
         # A dense model may leave no room on its accelerator.
         pruned = cut(model, plan, outputs, shape=shape, dtype=dtype, device="cpu")
-    else:
-        round_weights(pruned, dtype or model.dtype)
-        pruned = pruned.to("cpu")
+    round_weights(pruned, dtype or model.dtype)
+    pruned = cast(Any, pruned).to("cpu")
     pruned.generation_config = copy.deepcopy(model.generation_config)
     units = shape_of(family_of(model.config).all_parts(model))
     record: dict[str, Any] = {

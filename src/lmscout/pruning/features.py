@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, kept_shares
+
+_TINY = 1e-9  # nats, the least argument of a logarithm
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,17 +23,40 @@ class ImportanceMass:
         attention: for each block, [groups + 1]: entry k is the sum over the groups that are
             removed if k are kept; the last is 0.
         mlp: the same for channels, [channels + 1].
+        in_nats: whether a mass is an estimate of the loss increase, in nats/token, so that those
+            of all blocks and kinds add up.
     """
 
     attention: tuple[Floats, ...]
     mlp: tuple[Floats, ...]
+    in_nats: bool = False
 
     @classmethod
     def of_scores(
-        cls, attention: Sequence[npt.ArrayLike], mlp: Sequence[npt.ArrayLike]
+        cls,
+        attention: Sequence[npt.ArrayLike],
+        mlp: Sequence[npt.ArrayLike],
+        *,
+        in_nats: bool = False,
     ) -> ImportanceMass:
         """From the scores of each block's units, in the order in which they are kept."""
-        return cls(tuple(map(_removed_mass, attention)), tuple(map(_removed_mass, mlp)))
+        return cls(tuple(map(_removed_mass, attention)), tuple(map(_removed_mass, mlp)), in_nats)
+
+    @property
+    def columns(self) -> tuple[Floats, ...]:
+        """The masses in the order of a row's columns, [units + 1] each."""
+        return self.attention + self.mlp
+
+    def estimate(self, rows: Rows) -> Floats:
+        """Summed masses of plans, [n, 2L] to [n]; their loss increase, if it is in nats."""
+        each = [one[kept] for one, kept in zip(self.columns, rows.T, strict=True)]
+        return np.asarray(np.sum(each, axis=0))
+
+    def scaled(self, factors: Floats) -> ImportanceMass:
+        """The same with the mass of each column of a row multiplied by a factor, [2L]."""
+        columns = [one * factor for one, factor in zip(self.columns, factors, strict=True)]
+        depth = len(self.attention)
+        return ImportanceMass(tuple(columns[:depth]), tuple(columns[depth:]), self.in_nats)
 
     def check(self, shape: Shape) -> None:
         """Refuse masses of another model.
@@ -65,9 +91,9 @@ class PlanFeatures:
     """Feature vectors of plans.
 
     Columns: share removed [2L], importance removed [2L], whether nothing is kept [2L], share of
-    parameters removed, importance removed from attention and from MLPs, and additional columns.
-    The former do not decrease as units are removed.  Importance is a share of the whole of each
-    kind.
+    parameters removed, importance removed from attention and from MLPs, the logarithm of the
+    estimated loss increase if importance is one, and additional columns.  The former do not
+    decrease as units are removed.  Importance is a share of the whole of each kind.
 
     Attributes:
         depth: number of blocks.
@@ -76,6 +102,8 @@ class PlanFeatures:
 
     def __init__(self, shape: Shape, mass: ImportanceMass, extra: Sequence[Column] = ()) -> None:
         mass.check(shape)
+        if mass.in_nats:
+            extra = (Column("estimate", partial(_log_estimate, mass)), *extra)
         self._extra = tuple(extra)
         self.depth = shape.depth
         self._shape = shape
@@ -116,13 +144,16 @@ class PlanFeatures:
         )
 
 
+def _log_estimate(mass: ImportanceMass, rows: Rows) -> Floats:
+    return np.asarray(np.log(np.maximum(mass.estimate(rows), _TINY)))
+
+
 def _removed_mass(scores: npt.ArrayLike) -> Floats:
     kept_first = np.asarray(scores, np.float64)
     return np.append(np.cumsum(kept_first[::-1])[::-1], 0.0)
 
 
 SCALES = ("log", "sqrt", "linear")
-_TINY = 1e-9  # nats, the least argument of a logarithm
 _ROOM = 3.0  # spans of the measured values by which predictions may lie outside of them
 
 

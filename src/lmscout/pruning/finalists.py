@@ -1,12 +1,15 @@
-"""Finalists: the best plans of every size, measured again on held-out text."""
+"""Finalists: the best plans of every size, measured again on held-out text, the best ones refit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lmscout.progress import StageProgress
+from lmscout.pruning.allocation import allocate
 from lmscout.pruning.calibration import Calibrated
+from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.measuring import Fitted, pair_of
 from lmscout.pruning.plan import Plan, as_rows
 from lmscout.pruning.ranges import Target
@@ -17,21 +20,30 @@ from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair, PairStudy
 
 STUDY = "lmscout-finalists"
+REFIT_STUDY = "lmscout-refit"
 _MEASURED = 8  # best measured plans of a size
 _PREDICTED = 4  # best predicted plans beyond them
+_REFIT = 3  # best finalists of a size, which are measured with refit weights as well
 
 
 def candidates_of(
-    pair_study: PairStudy, fitted: Fitted, space: PlanSpace, target: Target, seed: int
+    pair_study: PairStudy,
+    fitted: Fitted,
+    space: PlanSpace,
+    target: Target,
+    mass: ImportanceMass,
+    seed: int,
 ) -> list[Plan]:
     """The best measured plans of a size, and the best predicted ones beyond them.
 
-    With a proxy as objective, its best plan alone.
+    With a proxy as objective, its best plan alone; without pairs, the allocation by `mass`.
     """
     if fitted.objective is not None:
         found = search(space, fitted.objective.loss_increases, target, seed=seed, count=1)
         return [one.plan for one in found]
     best = [pair.plan for pair in space.best_pairs(pair_study.pairs(), target.budget, _MEASURED)]
+    if not len(pair_study):
+        return [allocate(space, target, mass)]
     if fitted.predictor is None:
         return best
     found = search(
@@ -85,6 +97,46 @@ def measure_finalists(
     return contests
 
 
+def refit_finalists(
+    calibrated: Calibrated,
+    refits: PairStudy,
+    contests: Sequence[Sequence[Finalist]],
+    progress: StageProgress | None = None,
+) -> list[list[Finalist]]:
+    """Measure the best finalists of every size with refit weights, and sort them by it.
+
+    Args:
+        calibrated: the dense model and the text.
+        refits: study of refit finalists; its plans are not measured again.
+        contests: finalists of every size, best first.
+        progress: called with the number of refit plans, and of all.
+
+    Returns:
+        Finalists of every size, best first: the refit ones before the others.
+    """
+    best = [contest[:_REFIT] for contest in contests]
+    plans = list(dict.fromkeys(one.plan for some in best for one in some))
+    with refits.locked():
+        for done, plan in enumerate(plans):
+            if refits.find(plan) is None:
+                started = time.perf_counter()
+                measured = calibrated.measured_held_out(calibrated.subnetwork(plan, "refit"))
+                seconds = time.perf_counter() - started
+                refits.add(pair_of(Proposal(plan, "refit"), measured, calibrated.shape, seconds))
+            if progress:
+                progress(done + 1, len(plans))
+    results = []
+    for contest in contests:
+        some = []
+        for one in contest[:_REFIT]:
+            pair = refits.find(one.plan)
+            assert pair is not None
+            some.append(replace(one, refit=pair.value, chunks=_by_chunk(pair)))
+        some.sort(key=lambda one: one.refit or 0.0)
+        results.append([*some, *contest[_REFIT:]])
+    return results
+
+
 def _measure_missing(
     calibrated: Calibrated,
     finals: PairStudy,
@@ -111,9 +163,14 @@ def _finalist(
     plan: Plan, predicted: float | None, pair: Pair | None, final: Pair | None
 ) -> Finalist:
     assert final is not None  # measured before
+    measured = None if pair is None else pair.value
+    return Finalist(plan, predicted, measured, final.value, _by_chunk(final))
+
+
+def _by_chunk(pair: Pair) -> tuple[float, ...]:
+    """The loss increase on each chunk alone."""
     chunks, tokens, total = [], 0, 0.0
-    for so_far, loss_increase in final.trajectory:
+    for so_far, loss_increase in pair.trajectory:
         chunks.append((loss_increase * so_far - total) / (so_far - tokens))
         tokens, total = so_far, loss_increase * so_far
-    measured = None if pair is None else pair.value
-    return Finalist(plan, predicted, measured, final.value, tuple(chunks))
+    return tuple(chunks)

@@ -8,6 +8,7 @@ The methods are
 - taylor: sum of abs(w g) over the unit's rows and columns (LLM-Pruner, arXiv 2305.11627).
 - activation: sum of abs(w) times the norm of the input, over the unit's output columns (Wanda,
   arXiv 2306.11695).
+- obs: Optimal Brain Surgeon in the metric of the loss; see `removal`.
 - fluctuation: sum of w² times the variance of the input, over the unit's output columns (FLAP,
   arXiv 2312.11983).
 """
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -25,14 +27,35 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import BlockParts, Family, Place, Sublayer
+from lmscout.pruning.families import ATTENTION, MLP, BlockParts, Family, Place, Sublayer
 from lmscout.pruning.moments import BATCH_TOKENS, Moments, batches_of, retry_with_half_batch
 from lmscout.statistics.single_pass import train_only
 
-METHODS = ("random", "magnitude", "taylor", "activation", "fluctuation")
+OBS = "obs"
+METHODS = (OBS, "taylor", "magnitude", "activation", "fluctuation", "random")
 FROM_MOMENTS = ("activation", "fluctuation")  # methods that use moments of activations
 
 UnitScores = dict[Place, Tensor]
+
+
+@dataclass(frozen=True)
+class UnitOrder:
+    """The units of a sublayer, the most important first.
+
+    Attributes:
+        order: [units] numbers of units.
+        scores: [units] float64, the importance of each, in this order.
+    """
+
+    order: Tensor
+    scores: Tensor
+
+    @classmethod
+    def falling(cls, scores: Tensor) -> UnitOrder:
+        """By falling scores [units]; units of equal scores keep their order."""
+        values, order = scores.sort(descending=True, stable=True)
+        return cls(order, values)
+
 
 _TOKENS_PER_SCALE = 4  # so that tokens whose gradients all add up stay in float16's range
 _LARGEST_SCALE = 1 << 10
@@ -57,10 +80,28 @@ def lower_scale(scale: float) -> float:
     return max(1.0, scale / _SCALE_DECREASE)
 
 
+@dataclass(frozen=True)
+class BlockGradients:
+    """Gradients of one block.
+
+    Attributes:
+        index: number of the block.
+        parts: its matrices, views of the model's own weights with gradients in `grad`.
+        outputs: by kind, the gradients with respect to the sublayer's output, [windows, T, width]
+            of each batch.
+        scale: loss scale of the gradients, 1 but in float16.
+    """
+
+    index: int
+    parts: BlockParts
+    outputs: Mapping[str, Sequence[Tensor]]
+    scale: float
+
+
 def gradients_by_block(
     model: PreTrainedModel, family: Family, windows: Tensor, *, batch_tokens: int = BATCH_TOKENS
-) -> Iterator[tuple[int, BlockParts, float]]:
-    """Gradients of the next-token loss with respect to the matrices of every block.
+) -> Iterator[BlockGradients]:
+    """Gradients of the next-token loss with respect to matrices and outputs of every block.
 
     The loss is the mean over all tokens of `windows` [windows, T] that are predicted.  Only the
     hidden state that enters each block is kept.  A block is computed again for its backward pass,
@@ -68,8 +109,7 @@ def gradients_by_block(
     for the gradients of one block.
 
     Yields:
-        The last block first: its number; its matrices, views of the model's own weights with
-        gradients in `grad`; and the loss scale of these, 1 but in float16.
+        The last block first.
 
     Raises:
         LmscoutError: the loss is not finite.
@@ -94,14 +134,14 @@ def gradients_by_block(
         blocks = family.all_parts(model)
         for index in reversed(range(len(blocks))):
             states = [batch.pop() for batch in entering]
-            parts, before = _backward(model, family, blocks[index], states, gradients)
+            parts, between, before = _backward(model, family, blocks[index], states, gradients)
             while scale > 1 and not _all_finite(parts, before):
                 lower = lower_scale(scale)
                 gradients = [gradient * (lower / scale) for gradient in gradients]
                 scale = lower
-                parts, before = _backward(model, family, blocks[index], states, gradients)
+                parts, between, before = _backward(model, family, blocks[index], states, gradients)
+            yield BlockGradients(index, parts, {ATTENTION: between, MLP: gradients}, scale)
             gradients = before
-            yield index, parts, scale
 
 
 def _backward(
@@ -110,20 +150,24 @@ def _backward(
     block: BlockParts,
     states: Iterable[Tensor],
     gradients: Iterable[Tensor],
-) -> tuple[BlockParts, list[Tensor]]:
-    """A block's matrices with gradients, and the gradients of what enters it, by batch."""
+) -> tuple[BlockParts, list[Tensor], list[Tensor]]:
+    """A block's matrices with gradients, and by batch the gradients after attention and before."""
     leaves = BlockParts(
         block.attention.with_maps(one.as_leaf() for one in block.attention.maps),
         block.mlp.with_maps(one.as_leaf() for one in block.mlp.maps),
     )
-    before = []
+    between, before = [], []
     for state, gradient in zip(states, gradients, strict=True):
-        hidden = state.detach().requires_grad_()
-        leaving = _run_block(leaves, hidden, family.context(model, hidden))
-        leaving.backward(gradient)  # type: ignore[no-untyped-call]
-        assert hidden.grad is not None
-        before.append(hidden.grad)
-    return leaves, before
+        entering = state.detach().requires_grad_()
+        context = family.context(model, entering)
+        middle = leaves.attention.step(entering, context)
+        middle.retain_grad()
+        leaves.mlp.step(middle, context).backward(gradient)  # type: ignore[no-untyped-call]
+        assert middle.grad is not None
+        assert entering.grad is not None
+        between.append(middle.grad)
+        before.append(entering.grad)
+    return leaves, between, before
 
 
 def _run_block(parts: BlockParts, hidden: Tensor, context: object) -> Tensor:
@@ -255,29 +299,65 @@ def _magnitude(sublayer: Sublayer) -> Tensor:
     return torch.stack(sums).sum(0).cpu()
 
 
+def loss_metrics(model: PreTrainedModel, family: Family, windows: Tensor) -> dict[Place, Tensor]:
+    """The metric of the loss at the output of every sublayer.
+
+    Args:
+        model: the dense model.
+        family: its family.
+        windows: [windows, T] int64 tokens.
+
+    Returns:
+        (block, kind) -> M = E[g gᵀ], [width, width] in float32, the mean over tokens, where g is
+        the gradient of the summed loss with respect to the output at a token.
+
+    Raises:
+        LmscoutError: the loss is not finite, or memory does not suffice.
+    """
+    collect = partial(_metrics, model, family, windows)
+    return retry_with_half_batch(collect, BATCH_TOKENS // windows.shape[1], model.device)
+
+
+def _metrics(
+    model: PreTrainedModel, family: Family, windows: Tensor, size: int
+) -> dict[Place, Tensor]:
+    tokens = size * windows.shape[1]
+    predicted = windows.shape[0] * (windows.shape[1] - 1)
+    metrics: dict[Place, Tensor] = {}
+    for block in gradients_by_block(model, family, windows, batch_tokens=tokens):
+        for kind, gradients in block.outputs.items():
+            width = gradients[0].shape[-1]
+            total = gradients[0].new_zeros(width, width, dtype=torch.float32)
+            for gradient in gradients:
+                each = gradient.flatten(0, 1).float() * (predicted / block.scale)
+                total.addmm_(each.T, each)
+            metrics[block.index, kind] = total / windows.numel()
+    return metrics
+
+
 def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) -> UnitScores:
     """Sums of abs(w g) by unit, block by block, so that gradients are freed at once."""
     scores: UnitScores = {}
     tokens = size * windows.shape[1]
-    for index, parts, scale in gradients_by_block(model, family, windows, batch_tokens=tokens):
-        for kind, sublayer in parts.sublayers.items():
+    for block in gradients_by_block(model, family, windows, batch_tokens=tokens):
+        for kind, sublayer in block.parts.sublayers.items():
             both = zip(unit_views(sublayer), unit_views(sublayer, _gradient), strict=True)
             sums = [
                 _sum_by_unit((view.detach().float() * gradient.float()).abs()).double().cpu()
                 for view, gradient in both
             ]
-            scores[index, kind] = torch.stack(sums).sum(0) / scale
+            scores[block.index, kind] = torch.stack(sums).sum(0) / block.scale
     return dict(sorted(scores.items()))
 
 
 @torch.no_grad()
-def sort_sublayer(sublayer: Sublayer, scores: Tensor) -> Tensor:
-    """Sort the units of a sublayer by falling importance, in place.
+def sort_sublayer(sublayer: Sublayer, order: Tensor) -> Tensor:
+    """Sort the units of a sublayer, in place, into an order [units].
 
-    The model computes the same.  Units of equal importance keep their order.  Returns the new
-    order of what enters the output projection, [entries], for `Moments.reordered`.
+    The model computes the same.  Returns the new order of what enters the output projection,
+    [entries], for `Moments.reordered`.
     """
-    order = torch.argsort(scores, descending=True, stable=True)
+    order = order.cpu()
     for view in unit_views(sublayer):
         view.copy_(view.index_select(0, order.to(view.device)))
     entries = torch.arange(sublayer.output.weight.shape[1])

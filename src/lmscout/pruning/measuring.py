@@ -49,7 +49,8 @@ class Fitted:
     """What was fitted to the pairs of a study.
 
     Attributes:
-        predictor: fitted on every pair; None if all plans were measured, or with an objective.
+        predictor: fitted on every pair; None if all plans were measured or
+            none, or with an objective.
         targets: the sizes searched for, with their narrowed ranges.
         narrowing_steps: how they were narrowed.
         objective: proxy that replaces the predictor; nothing is measured then.

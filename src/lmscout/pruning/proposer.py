@@ -98,6 +98,7 @@ class Proposer:
             pairs=known.pairs,
             predictor=predictor,
             waiting=known.pending,
+            mass=self.mass,
             executor=second,
         )
         compared = known.pairs if known.round else ()  # in round 0 bad plans inform as well

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Perplexity, Text, checked_tokens, parameter_count, perplexity
 from lmscout.progress import StageProgress
 from lmscout.pruning.budgets import Budget
-from lmscout.pruning.calibration import Calibrated
+from lmscout.pruning.calibration import Calibrated, Weights
 from lmscout.pruning.cutting import cut, round_weights
 from lmscout.pruning.evaluator import LIKELIHOOD
-from lmscout.pruning.moments import BATCH_TOKENS
 from lmscout.pruning.plan import Plan, as_rows
 from lmscout.pruning.ranges import Ranges, uniform
 from lmscout.pruning.recovery.training import apart_from
@@ -25,7 +23,7 @@ from lmscout.pruning.reload_saved import check_logits
 from lmscout.pruning.results import Reported
 from lmscout.pruning.sampler import order_for_prefix_sharing
 
-Variant = tuple[Plan, bool]  # a plan, and whether its output projections are compensated
+Variant = tuple[Plan, Weights]
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,21 @@ def report(
     budgets: Sequence[Budget],
     winners: Sequence[Plan],
     on: ReportText,
+    weights: Weights,
     *,
     dense: Perplexity | None = None,
     progress: StageProgress | None = None,
 ) -> tuple[Reported, list[tuple[Reported, ...]]]:
     """Measure the dense model, and for every size the uniform models and the selected plan.
 
-    Returns the dense model's row, and the rows of every size.  `dense` is the perplexity of the
-    dense model with its current weights, if measured before.
+    Returns the dense model's row, and the rows of every size.  `weights` are those of the selected
+    plans, `dense` is the perplexity of the dense model with its current weights, if measured
+    before.
     """
     units = calibrated.shape
-    whole = (units.dense, False)
-    sizes = [_variants(calibrated, *one) for one in zip(budgets, winners, strict=True)]
+    calibrated = replace(calibrated, settings=replace(calibrated.settings, quality=LIKELIHOOD))
+    whole: Variant = (units.dense, "cut")
+    sizes = [_variants(calibrated, *one, weights) for one in zip(budgets, winners, strict=True)]
     variants = list(dict.fromkeys([whole, *(one for size in sizes for one in size.values())]))
     increases = _loss_increases(calibrated, variants)
     measured: dict[Variant, tuple[int, Perplexity | None]] = {}
@@ -105,8 +106,9 @@ def report(
         if one == whole and dense is not None:
             measured[one] = parameter_count(calibrated.model), dense
             continue
-        plan, compensated = one
-        model = cut(calibrated.model, plan, calibrated.compensated(plan) if compensated else None)
+        model = calibrated.subnetwork(*one)
+        if one not in increases:
+            increases[one] = _finite(calibrated.measured_held_out(model).loss_increase)
         measured[one] = parameter_count(model), on.perplexity(model)
         if progress:
             progress(number + 1, len(variants))
@@ -124,39 +126,46 @@ def report(
     return row("dense", whole), tables
 
 
-def _variants(calibrated: Calibrated, budget: Budget, winner: Plan) -> dict[str, Variant]:
+def _variants(
+    calibrated: Calibrated, budget: Budget, winner: Plan, weights: Weights
+) -> dict[str, Variant]:
     """The models of one size by name."""
     units = calibrated.shape
-    compensate = calibrated.settings.compensate
     full = Ranges.above(units, 0.0)
     level, protected = uniform(units, full, budget), full.protected(units)
-    variants = {"uniform": (level, False)}
-    if compensate:
-        variants["uniform_compensated"] = level, True
+    variants: dict[str, Variant] = {"uniform": (level, "cut")}
+    if calibrated.settings.compensate:
+        variants["uniform_compensated"] = level, "compensated"
+    if weights == "refit":
+        variants["uniform_refit"] = level, "refit"
     if protected.can_meet(budget):
-        variants["uniform_protected"] = uniform(units, protected, budget), False
-    variants["found"] = winner, compensate
-    if compensate:
-        variants["found_plain"] = winner, False
+        variants["uniform_protected"] = uniform(units, protected, budget), "cut"
+    variants["found"] = winner, weights
+    if weights == "refit" and calibrated.settings.compensate:
+        variants["found_compensated"] = winner, "compensated"
+    elif weights != "cut":
+        variants["found_plain"] = winner, "cut"
     return variants
 
 
 def _loss_increases(calibrated: Calibrated, variants: Sequence[Variant]) -> dict[Variant, float]:
-    """Loss increases on the windows of finalists, nats/token; infinite if not finite."""
-    settings = replace(calibrated.settings, quality=LIKELIHOOD)
-    compensated = replace(calibrated, settings=settings)
+    """Loss increases on the windows of finalists, nats/token; infinite if not finite.
+
+    Of subnetworks of the dense weights alone: refit ones are measured when they are cut.
+    """
     plain = replace(
-        compensated,
+        calibrated,
         compensation=None,
         copies=tuple((model, None) for model, _ in calibrated.copies),
     )
+    measuring: dict[Weights, Calibrated] = {"cut": plain, "compensated": calibrated}
     found = {}
-    for flag, measuring in ((False, plain), (True, compensated)):
-        plans = order_for_prefix_sharing([plan for plan, own in variants if own == flag])
+    for weights, one in measuring.items():
+        plans = order_for_prefix_sharing([plan for plan, own in variants if own == weights])
         if plans:
-            values = measuring.evaluator(calibrated.final).measure(plans)
+            values = one.evaluator(calibrated.final).measure(plans)
             for plan, measured in zip(plans, values, strict=True):
-                found[plan, flag] = _finite(measured.loss_increase)
+                found[plan, weights] = _finite(measured.loss_increase)
     return found
 
 
@@ -171,16 +180,10 @@ def held_out_increase(
 
     None if one of these windows was trained on.
     """
-    windows = calibrated.final
-    if len(apart_from(windows, trained_on)) < len(windows):
+    if len(apart_from(calibrated.final, trained_on)) < len(calibrated.final):
         return None
-    dense_nll = calibrated.evaluator(windows).dense_nll
-    rows, total = max(1, BATCH_TOKENS // windows.shape[1]), 0.0
-    with torch.inference_mode():
-        for some in torch.split(windows.to(model.device), rows):
-            logits = model(input_ids=some, use_cache=False).logits[:, :-1].flatten(0, 1)
-            total += cross_entropy(logits.float(), some[:, 1:].flatten(), reduction="sum").item()
-    return _finite(total / held_out_tokens(calibrated) - dense_nll)
+    calibrated = replace(calibrated, settings=replace(calibrated.settings, quality=LIKELIHOOD))
+    return _finite(calibrated.measured_held_out(model).loss_increase)
 
 
 def held_out_tokens(calibrated: Calibrated) -> int:

@@ -24,8 +24,10 @@ LABELS = {
     "dense": "dense",
     "uniform": "uniform",
     "uniform_compensated": "uniform, compensated",
+    "uniform_refit": "uniform, refit",
     "uniform_protected": "uniform, protected",
     "found": "found",
+    "found_compensated": "found, not refit",
     "found_plain": "found, uncompensated",
     "found_recovered": "found, recovered",
     "dense_elastic": "dense, recovered",
@@ -33,7 +35,7 @@ LABELS = {
 """Names of the reported models -> labels in tables and sentences."""
 
 _FOUND = ("found", "found_recovered")
-_BASELINES = ("uniform_compensated", "uniform", "uniform_protected")
+_BASELINES = ("uniform_refit", "uniform_compensated", "uniform", "uniform_protected")
 _ROUNDING = 1e-6  # relative and absolute: closer values are equal
 
 
@@ -105,7 +107,13 @@ class Finalist:
     predicted: float | None  # None without a predictor
     measured: float | None  # on the text of all pairs; None if the plan is not a pair
     held_out: float | None  # on the text of finalists; None for a plan chosen by a proxy alone
-    chunks: tuple[float, ...]  # on each chunk of the text of finalists
+    chunks: tuple[float, ...]  # on each chunk of that text, with refit weights if `refit` is given
+    refit: float | None = None  # on that text with refit weights; None if it was not refit
+
+    @property
+    def loss_increase(self) -> float | None:
+        """By which finalists of one size are compared."""
+        return self.held_out if self.refit is None else self.refit
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ class Size:
     def words(self) -> str:
         """The margin of the selected plan over the second finalist, in one sentence."""
         selected = self.finalists[0]
-        if selected.held_out is None:
+        if selected.loss_increase is None:
             return f"keep {self.keep:g}: the plan of the best score; no measurement chose it"
         if len(self.finalists) < 2:
             return f"keep {self.keep:g}: there was one finalist"
@@ -137,7 +145,7 @@ class Size:
         error = difference.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
         noise = ": within the noise" if margin < 2 * error else ""
         return (
-            f"keep {self.keep:g}: selected plan {selected.held_out:+.3f} nats/token over the "
+            f"keep {self.keep:g}: selected plan {selected.loss_increase:+.3f} nats/token over the "
             f"dense model, the next of {len(self.finalists)} finalists {margin:.3f} ± {error:.3f} "
             f"more{noise}"
         )
@@ -182,7 +190,7 @@ class Pruning(Result):
         of: the measure of the budget: "parameters", "multiply-adds", "memory" or "latency".
         dense: the model that was pruned.
         sizes: one for each share to keep.
-        predictor: its cross-validated quality; None if all plans were measured.
+        predictor: its cross-validated quality; None if all plans were measured, or none.
         narrowing_steps: every narrowing of the ranges.
         pairs: number of architecture-accuracy pairs in the study.
         study: URL of the study.

@@ -20,6 +20,8 @@ from itertools import product, zip_longest
 import numpy as np
 from scipy.stats import qmc
 
+from lmscout.pruning.allocation import allocate
+from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.plan import (
     Floats,
     Plan,
@@ -50,6 +52,9 @@ _TIES = (2, 3, 4)  # adjacent blocks that share their ratio
 _FAMILY = 4  # plans that share their first blocks
 _ATTEMPTS = 8  # draws of more plans where too many were known already
 
+_ALLOCATED = 0.6  # share of the first plans that are allocated by an estimate
+_PERTURBED = 0.6  # largest standard deviation of the logarithm of a perturbed mass
+
 _ELITE = 12  # best measured plans, with which searches start
 _PARENTS = 5  # of them, whose relatives are searched
 _NEAR = 0.5  # share of a later round that is searched around the parents
@@ -68,8 +73,8 @@ class Proposal:
 
     Attributes:
         plan: the plan.
-        origin: "uniform", "protected", "tied" or "free" where the space is covered; "found",
-            "near" or "unsure" where a predictor is exploited.
+        origin: "allocated", "uniform", "protected", "tied" or "free" where the space is covered;
+            "found", "near" or "unsure" where a predictor is exploited.
     """
 
     plan: Plan
@@ -86,6 +91,7 @@ def propose(
     pairs: Sequence[Pair] = (),
     predictor: Predictor | None = None,
     waiting: Collection[Plan] = (),
+    mass: ImportanceMass | None = None,
     executor: Executor | None = None,
     generations: int = GENERATIONS,
 ) -> list[Proposal]:
@@ -100,6 +106,8 @@ def propose(
         pairs: the study's; those of this round and later ones are ignored.
         predictor: fitted on the pairs of earlier rounds; needed after round 0.
         waiting: plans that are being measured, and not proposed again.
+        mass: importance of removed units; if it estimates the loss increase, plans around its
+            allocation are among the first.
         executor: runs one of two searches at the same time as the other; results are the same.
         generations: of the searches.
 
@@ -121,7 +129,7 @@ def propose(
         rng = np.random.default_rng([seed, round_, index])
         selection = _Selection(space, target, part, known, rng)
         if round_ == 0 or predictor is None:
-            selection.cover()
+            selection.cover(mass if mass is not None and mass.in_nats else None)
         else:
             others = [
                 pair.plan
@@ -148,7 +156,8 @@ class _Selection:
         rng: np.random.Generator,
     ) -> None:
         self.proposals: list[Proposal] = []
-        self._space, self._budget, self._target = space, target.budget, space.in_steps(target)
+        self._space, self._budget, self._whole = space, target.budget, target
+        self._target = space.in_steps(target)
         self._count, self._rng = count, rng
         self._near, self._unsure = round(_NEAR * count), round(_UNSURE * count)
         self._known = set(known)
@@ -183,11 +192,16 @@ class _Selection:
             bound = bound - spreads * predictor.spread(units)
         return rows[np.argsort(bound, kind="stable")]
 
-    def cover(self) -> None:
-        """Take plans that cover the space."""
+    def cover(self, mass: ImportanceMass | None = None) -> None:
+        """Take plans that cover the space, most of them near the allocation by a mass."""
         if self._space.uniform is not None:
+            if mass is not None:
+                plan = allocate(self._space, self._whole, mass)
+                self._take(self._rows([plan]), "allocated", 1)
             self._cover_uniform()
             return
+        if mass is not None:
+            self._take_allocated(mass)
         shape, ranges, budget = self._space.steps, self._target.ranges, self._target.budget
         protected = ranges.protected(shape)
         if not protected.can_meet(budget):
@@ -206,6 +220,18 @@ class _Selection:
                 low, high = within.rows
                 rows = families(low + draws * (high - low), Target(budget, within))
                 self._take(rows[budget.meets(rows)], "tied" if tied else "free", each)
+
+    def _take_allocated(self, mass: ImportanceMass) -> None:
+        """Take the allocation of least estimated loss increase, and those of perturbed masses.
+
+        Each mass is multiplied by a factor of its own, so plans vary where estimates of
+        different blocks are close to each other.
+        """
+        spreads = np.linspace(0.0, _PERTURBED, round(_ALLOCATED * self._count))[:, None]
+        draws = self._rng.standard_normal((len(spreads), 2 * self._space.shape.depth))
+        for factors in np.exp(spreads * draws):
+            plan = allocate(self._space, self._whole, mass.scaled(factors))
+            self._take(self._rows([plan]), "allocated", 1)
 
     def _cover_uniform(self) -> None:
         """Take a plan of each size in turn: one that drops adjacent blocks, then another."""

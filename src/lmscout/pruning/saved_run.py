@@ -42,6 +42,7 @@ def open_pruning(
         "compute_dtype": compute_dtype,
         **{name: getattr(config, name) for name in ("keep", "of", "shape", "seed", "protocol")},
         "pairs": config.measured_pairs,
+        "refit": config.refit,
         "dtype": None if config.dtype is None else str(config.dtype).removeprefix("torch."),
         **used,
         **{name: getattr(config, name) for name in ("channel_multiple", "objective", "features")},

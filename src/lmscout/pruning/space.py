@@ -297,12 +297,12 @@ class PlanSpace:
 
     def to_units(self, rows: Rows) -> Rows:
         """Rows [n, 2L] of steps, in units."""
-        units: Rows = np.minimum(rows * self._each, dense_row(self.shape))
+        units: Rows = np.minimum(rows * self.each, dense_row(self.shape))
         return units
 
     def to_steps(self, rows: Rows) -> Rows:
         """Rows [n, 2L] of units, in steps, rounded up."""
-        steps: Rows = -(-rows // self._each)
+        steps: Rows = -(-rows // self.each)
         return steps
 
     def in_steps(self, target: Target) -> Target:
@@ -357,13 +357,13 @@ class PlanSpace:
         return best_pairs(pairs, holds, count)
 
     @cached_property
-    def _each(self) -> Rows:
+    def each(self) -> Rows:
         """Units per step, [2L]."""
         return np.repeat([1, self.multiple], self.shape.depth)
 
     def _budget_in_steps(self, budget: Budget) -> Budget:
         """The budget of rows in steps: smaller tables of the same costs."""
-        columns = zip(dense_row(self.steps), self._each, dense_row(self.shape), strict=True)
+        columns = zip(dense_row(self.steps), self.each, dense_row(self.shape), strict=True)
         counts = [np.minimum(np.arange(steps + 1) * each, most) for steps, each, most in columns]
         return budget.in_steps(counts)
 

@@ -35,8 +35,13 @@ from lmscout.pruning.cutting import ShapeName, check_range
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import check_generation, check_plan, is_finished, save
 from lmscout.pruning.families import family_of
+from lmscout.pruning.finalists import (
+    REFIT_STUDY,
+    candidates_of,
+    measure_finalists,
+    refit_finalists,
+)
 from lmscout.pruning.finalists import STUDY as FINALS
-from lmscout.pruning.finalists import candidates_of, measure_finalists
 from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
 from lmscout.pruning.measuring import (
     Fitted,
@@ -280,6 +285,7 @@ def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
     with (
         PairStudy(job.storage, units, settings) as study,
         PairStudy(job.storage, units, final_settings, study=FINALS) as finals,
+        PairStudy(job.storage, units, final_settings, study=REFIT_STUDY) as refits,
     ):
         sources = job.loaded.source, job.calibration.source
         record_origin(study, *sources, calibrated.settings, calibrated.model.dtype)
@@ -289,16 +295,23 @@ def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
         if config.objective is not None:
             with stages("scoring"):
                 fitted = fitted_to_proxy(config.objective, calibrated, targets)
+        elif not config.pairs:
+            fitted = Fitted(None, tuple(targets), ())
         else:
             calibrated, fitted = _measure_pairs(job, calibrated, (study, finals), targets)
         with stages("searching") as update:
             candidates = []
+            mass = calibrated.mass
             for number, target in enumerate(fitted.targets):
-                candidates.append(candidates_of(study, fitted, job.space, target, config.seed))
+                some = candidates_of(study, fitted, job.space, target, mass, config.seed)
+                candidates.append(some)
                 if update:
                     update(number + 1, len(budgets))
         with stages("measuring finalists") as update:
             finalists = measure_finalists(calibrated, study, finals, fitted, candidates, update)
+        if config.weights == "refit" and config.objective is None:
+            with stages("refitting finalists") as update:
+                finalists = refit_finalists(calibrated, refits, finalists, update)
         return _Found(budgets, finalists, fitted, len(study), study.url)
 
 
@@ -376,7 +389,9 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
     with stages("reporting") as update:
         # Elastic recovery has changed the dense weights.
         known = dense.perplexity if dense.elastic is None else None
-        row, models = report(calibrated, found.budgets, winners, on, dense=known, progress=update)
+        row, models = report(
+            calibrated, found.budgets, winners, on, config.weights, dense=known, progress=update
+        )
     dense_elastic = None
     if dense.elastic is not None:
         dense_elastic = replace(row, name="dense_elastic")
@@ -384,7 +399,9 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
     recovery, settings = None, config.recovery.winners
     trained: Sequence[Trained | None] = [None] * len(winners)
     if settings is not None:
-        recovery = WinnerRecovery(calibrated, dense.training, settings, config.shape, out)
+        recovery = WinnerRecovery(
+            calibrated, dense.training, settings, config.shape, config.weights, out
+        )
         models, trained = recover_winners(recovery, config.keep, winners, models, on, stages)
     columns = config.keep, models, map(tuple, found.finalists), folders, trained
     fitted = found.fitted
@@ -430,15 +447,20 @@ def _save(
         read_origin(loaded.source, loaded.folder),
         size.verdict,
     )
+    shape, dtype = cast(ShapeName, job.config.shape), job.report_text.dtype
+    if recovery is not None:
+        pruned = recovery(size.keep, plan)[0]
+    else:  # on the CPU, as a dense model may leave no room on its accelerator
+        weights = job.config.weights
+        pruned = calibrated.subnetwork(plan, weights, shape=shape, dtype=dtype, device="cpu")
     save(
         calibrated.model,
         plan,
         folder,
-        shape=cast(ShapeName, job.config.shape),
+        shape=shape,
         tokenizer=loaded.tokenizer,
-        outputs=calibrated.compensated(plan) if recovery is None else None,
-        recovered=None if recovery is None else recovery(size.keep, plan)[0],
-        dtype=job.report_text.dtype,
+        pruned=pruned,
+        dtype=dtype,
         existing=[path.name for path in folder.iterdir()] if folder.is_dir() else (),
         settings=job.config.note(size.keep),
         figures=figures,

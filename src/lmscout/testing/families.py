@@ -24,6 +24,7 @@ from lmscout.pruning.export import save, write
 from lmscout.pruning.families import KINDS, Attention, Family
 from lmscout.pruning.importance import sort_sublayer
 from lmscout.pruning.plan import Plan
+from lmscout.pruning.refit import refit
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
 _GENERATED = 6  # tokens
@@ -42,6 +43,8 @@ def check_family(
     - The family's forward pass is the model's, and units can be reordered.
     - A prefix of units, a model with the other units masked, the cut model and its reloaded folder
       compute the same.
+    - A refit model and its reloaded folder compute what the refit weights do; refitting the dense
+      plan changes nothing.
     - A cut model has the parameters that the plan leaves, and generates the same with and without
       a cache.
     - bfloat16 survives saving bit by bit.
@@ -72,13 +75,14 @@ def check_family(
         reversed_model = copy.deepcopy(model)
         for parts in family.all_parts(reversed_model):
             sublayer = parts.sublayers[kind]
-            sort_sublayer(sublayer, torch.arange(sublayer.units))
+            sort_sublayer(sublayer, torch.arange(sublayer.units).flip(0))
         _assert_same(
             _logits(reversed_model, tokens), logits, f"the model with {kind} units reordered"
         )
     plans = _plans(dense)
     for name, plan in plans.items():
         _check_plan(family, model, plan, tokens, logits, f"plan {name!r}")
+        _check_refit(family, model, plan, tokens, f"plan {name!r}")
     _check_bfloat16(model, plans["uneven"], tokens)
     if fresh_process:
         with tempfile.TemporaryDirectory() as folder:
@@ -167,6 +171,24 @@ def _check_plan(
         _assert_same(_logits(reloaded, tokens), expected, f"{name}: the saved folder ({shape})")
         reloaded.set_attn_implementation("eager")
         _assert_same(_logits(reloaded, tokens), expected, f"{name}: eager attention ({shape})")
+
+
+def _check_refit(
+    family: Family, model: PreTrainedModel, plan: Plan, tokens: Tensor, name: str
+) -> None:
+    """Refit weights compute the same by themselves, in the cut model and in its saved folder."""
+    refitted = refit(model, family, plan, {}, tokens)
+    pruned = cut(model, plan, refitted=refitted)
+    with torch.no_grad():
+        hidden = family.embed(model, tokens)
+        context = family.context(model, hidden)
+        for sublayer in refitted.sublayers.values():
+            hidden = sublayer.step(hidden, context)
+        expected = family.logits(pruned, hidden)
+    _assert_same(_logits(pruned, tokens), expected, f"{name}: the refit model")
+    _assert_same(_logits(_reloaded(pruned), tokens), expected, f"{name}: the refit model, saved")
+    if name == "plan 'dense'":
+        _assert_same(expected, _logits(model, tokens), f"{name}: refit")
 
 
 def _check_parameters(

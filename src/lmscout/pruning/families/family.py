@@ -234,6 +234,10 @@ class Family(ABC):
         """Position information of [B, T, width] for the attention of every block."""
 
     @abstractmethod
+    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+        """The norm after the last block; its `weight` [width] multiplies what it normalizes."""
+
+    @abstractmethod
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """The last hidden state [..., width] through final norm and head: [..., vocabulary]."""
 

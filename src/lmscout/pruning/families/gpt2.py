@@ -57,9 +57,13 @@ class Gpt2(Family):
     def context(self, model: PreTrainedModel, hidden: Tensor) -> None:
         """Nothing: positions are part of the hidden state."""
 
+    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+        """The norm after the last block."""
+        return cast(nn.Module, cast(Any, model).transformer.ln_f)
+
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Final LayerNorm and language-model head."""
-        return cast(Tensor, cast(Any, model).lm_head(cast(Any, model).transformer.ln_f(hidden)))
+        return cast(Tensor, cast(Any, model).lm_head(self.final_norm(model)(hidden)))
 
     def uniform_config(
         self, config: PreTrainedConfig, *, depth: int, groups: int, channels: int

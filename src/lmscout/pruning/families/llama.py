@@ -72,9 +72,13 @@ class Llama(Family):
         rotary = cast(Any, model).model.rotary_emb
         return cast(tuple[Tensor, Tensor], rotary(hidden, position_ids=positions))
 
+    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+        """The norm after the last block."""
+        return cast(nn.Module, cast(Any, model).model.norm)
+
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Final norm and language-model head."""
-        normed = _rms_norm(cast(Any, model).model.norm)(hidden)
+        normed = _rms_norm(self.final_norm(model))(hidden)
         return cast(Tensor, cast(Any, model).lm_head(normed))
 
     def uniform_config(

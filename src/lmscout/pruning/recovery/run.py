@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from lmscout.errors import LmscoutError
 from lmscout.evaluation.quiet import quiet
 from lmscout.progress import StageProgress, Stages, part_of
-from lmscout.pruning.calibration import Calibrated, text_digest
-from lmscout.pruning.cutting import ShapeName, cut
+from lmscout.pruning.calibration import Calibrated, Weights, text_digest
+from lmscout.pruning.cutting import ShapeName
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.recovery import training
 from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
@@ -223,6 +223,7 @@ class WinnerRecovery:
     windows: Tensor  # [windows, T] int64, the text
     settings: RecoverySettings  # how winners are trained
     shape: str  # "any" or "uniform"
+    weights: Weights  # of the winners before
     out: Path  # the run folder
 
     @property
@@ -243,10 +244,10 @@ class WinnerRecovery:
             "text": text_digest(self.windows),
             "plan": " ".join(map(str, plan.steps)),
             "shape": self.shape,
+            "weights": self.weights,
         }
-        outputs, shape = calibrated.compensated(plan), cast(ShapeName, self.shape)
         return recover(
-            cut(calibrated.model, plan, outputs, shape=shape),
+            calibrated.subnetwork(plan, self.weights, shape=cast(ShapeName, self.shape)),
             calibrated.model,
             self.windows,
             self.settings,

@@ -1,0 +1,174 @@
+"""Sequential refit of a cut model, by least squares on its own activations.
+
+Block by block, attention before MLP, on calibration text: input projections (query, key, value;
+gate, up) are fitted to the dense model's pre-activations of the kept units, the output projection
+to the dense sublayer's update plus a share of what the residual stream has lost so far.  Each fit
+is a ridge regression towards the current weights.  At last the final norm is scaled.  Shapes do not
+change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmscout.progress import StageProgress
+from lmscout.pruning.families import Affine, Family, Place, Sublayer
+from lmscout.pruning.moments import BATCH_TOKENS, batches_of, retry_with_half_batch
+from lmscout.pruning.plan import Plan
+
+CORRECTED = 0.5  # share of the residual stream's loss that an output projection makes up for
+INPUT_PENALTY = 0.1  # of the mean diagonal, towards the current weights
+OUTPUT_PENALTY = 0.02
+
+
+@dataclass(frozen=True)
+class Refit:
+    """New weights of a cut model.
+
+    Attributes:
+        sublayers: what the plan keeps, with new maps.
+        norm: [width] factors of the final norm's weight.
+    """
+
+    sublayers: Mapping[Place, Sublayer]
+    norm: Tensor
+
+
+@torch.no_grad()
+def refit(
+    model: PreTrainedModel,
+    family: Family,
+    plan: Plan,
+    outputs: Mapping[Place, Affine],
+    windows: Tensor,
+    *,
+    progress: StageProgress | None = None,
+) -> Refit:
+    """Fit the weights of a cut model to the dense model, block by block.
+
+    Args:
+        model: the dense model, its units in final order; never changed.
+        family: its family.
+        plan: the units that each block keeps.
+        outputs: compensated output projections to start from; none for those cut.
+        windows: [windows, T] int64 calibration tokens.
+        progress: called with blocks done and in all.
+
+    Returns:
+        The new weights.
+
+    Raises:
+        LmscoutError: memory does not suffice for a single window.
+    """
+    windows = windows.to(model.device)
+    work = partial(_refit, model, family, plan, outputs, windows, progress)
+    return retry_with_half_batch(work, BATCH_TOKENS // windows.shape[1], model.device)
+
+
+def _refit(
+    model: PreTrainedModel,
+    family: Family,
+    plan: Plan,
+    outputs: Mapping[Place, Affine],
+    windows: Tensor,
+    progress: StageProgress | None,
+    size: int,
+) -> Refit:
+    dense = [family.embed(model, batch) for batch in batches_of(windows, size)]
+    cut = [state.clone() for state in dense]
+    found: dict[Place, Sublayer] = {}
+    blocks = family.all_parts(model)
+    for index, parts in enumerate(blocks):
+        kept = {"attention": plan.attention[index], "mlp": plan.mlp[index]}
+        for kind, whole in parts.sublayers.items():
+            contexts = [family.context(model, state) for state in dense]
+            first = None
+            if kept[kind]:
+                first = whole.first(kept[kind])
+                first = first.with_maps((*first.inputs, outputs.get((index, kind), first.output)))
+                first = _with_fitted_inputs(first, whole, dense, cut)
+            first = _step(first, whole, dense, cut, contexts)
+            if first is not None:
+                found[index, kind] = first
+        if progress:
+            progress(index + 1, len(blocks))
+    return Refit(found, _norm_factors(family.final_norm(model), dense, cut))
+
+
+def _with_fitted_inputs(
+    first: Sublayer, whole: Sublayer, dense: list[Tensor], cut: list[Tensor]
+) -> Sublayer:
+    """The kept units with input projections fitted to the dense model's pre-activations."""
+    fits = [_Fit(one, INPUT_PENALTY) for one in first.inputs]
+    for state, own in zip(dense, cut, strict=True):
+        normed, x = whole.norm(state), whole.norm(own)
+        for fit, one in zip(fits, first.inputs, strict=True):
+            fit.add(x, one.apply(normed))
+    return first.with_maps((*(fit.solve() for fit in fits), first.output))
+
+
+def _step(
+    first: Sublayer | None,
+    whole: Sublayer,
+    dense: list[Tensor],
+    cut: list[Tensor],
+    contexts: list[object],
+) -> Sublayer | None:
+    """Fit the output projection, and replace the hidden states by those after the sublayer."""
+    fit = None if first is None else _Fit(first.output, OUTPUT_PENALTY)
+    inner = []
+    for place, (state, own, context) in enumerate(zip(dense, cut, contexts, strict=True)):
+        update = whole.output.apply(whole.entering(state, context))
+        if first is not None and fit is not None:
+            inner.append(first.entering(own, context))
+            fit.add(inner[-1], update + CORRECTED * (state - own))
+        dense[place] = state + update
+    if first is None or fit is None:
+        return None
+    first = first.with_maps((*first.inputs, fit.solve()))
+    for place, x in enumerate(inner):
+        cut[place] = cut[place] + first.output.apply(x)
+    return first
+
+
+class _Fit:
+    """Ridge regression of a linear map towards its current weights; its bias stays."""
+
+    def __init__(self, current: Affine, penalty: float) -> None:
+        self._current, self._penalty = current, penalty
+        out, entries = current.weight.shape
+        wide = torch.promote_types(current.weight.dtype, torch.float32)
+        self._gram = current.weight.new_zeros(entries, entries, dtype=wide)
+        self._product = current.weight.new_zeros(out, entries, dtype=wide)
+
+    def add(self, x: Tensor, target: Tensor) -> None:
+        """Add batches of inputs [..., entries] and wanted outputs [..., out]."""
+        x = x.flatten(0, -2).to(self._gram.dtype)
+        error = target.flatten(0, -2) - self._current.apply(x.to(target.dtype))
+        self._gram.addmm_(x.T, x)
+        self._product.addmm_(error.to(self._gram.dtype).T, x)
+
+    def solve(self) -> Affine:
+        """The fitted map."""
+        gram = self._gram.double()
+        shift = self._penalty * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        gram.diagonal().add_(shift)
+        change = torch.cholesky_solve(self._product.double().T, torch.linalg.cholesky(gram)).T
+        weight = self._current.weight
+        return Affine((weight.double() + change).to(weight.dtype), self._current.bias)
+
+
+def _norm_factors(
+    norm: Callable[[Tensor], Tensor], dense: list[Tensor], cut: list[Tensor]
+) -> Tensor:
+    """Factors of the final norm's weight [width] that fit its output to the dense model's."""
+    both = [(norm(state).float(), norm(own).float()) for state, own in zip(dense, cut, strict=True)]
+    products = torch.stack([(one * other).double().sum((0, 1)) for one, other in both]).sum(0)
+    squares = torch.stack([other.square().double().sum((0, 1)) for _, other in both]).sum(0)
+    return torch.where(squares > 0, products / squares, 1.0)

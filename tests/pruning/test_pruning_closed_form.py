@@ -1,0 +1,226 @@
+"""Pruning in closed form: removal order, allocation and refit, against plain references."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from builtin_model import CONFIG, pruned, two_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_language_models import CONFIGS, random_model, random_windows
+
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import load_model, perplexity
+from lmscout.pruning import CalibrationConfig
+from lmscout.pruning.allocation import allocate
+from lmscout.pruning.budgets import linear_budget
+from lmscout.pruning.calibration import calibrate
+from lmscout.pruning.families import family_of
+from lmscout.pruning.features import ImportanceMass
+from lmscout.pruning.importance import loss_metrics
+from lmscout.pruning.moments import moments_by_block
+from lmscout.pruning.plan import Plan, Shape, as_rows
+from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.refit import refit
+from lmscout.pruning.removal import removal_order
+from lmscout.pruning.space import PlanSpace
+
+NAMES = sorted(CONFIGS)
+
+
+def plain_removal(weight, gram, metric, units):
+    """Remove the unit of the least error, each error by a new least-squares fit of what is left."""
+    size = gram.shape[0] // units
+    damped = gram + 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+
+    def error(kept):
+        columns = [unit * size + one for unit in kept for one in range(size)]
+        inner = damped[columns][:, columns]
+        fitted = torch.linalg.solve(inner, damped[columns] @ weight.T).T if columns else None
+        change = weight.clone()
+        if fitted is not None:
+            change[:, columns] -= fitted
+        return torch.trace(metric @ change @ damped @ change.T).item() / 2
+
+    kept, order, errors, so_far = list(range(units)), [], [], 0.0
+    while kept:
+        totals = {unit: error([one for one in kept if one != unit]) for unit in kept}
+        worst = min(totals, key=totals.get)
+        kept.remove(worst)
+        order.append(worst)
+        errors.append(totals[worst] - so_far)
+        so_far = totals[worst]
+    return order[::-1], errors[::-1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_the_order_of_removal_has_the_least_error_of_a_new_fit_at_every_step(name, kind):
+    model = random_model(name)
+    family = family_of(model.config)
+    windows = random_windows(40)
+    metric = loss_metrics(model, family, windows[:8])[1, kind]
+    moments = dict(moments_by_block(model, family, windows))[1, kind]
+    sublayer = family.all_sublayers(model)[1, kind]
+    got = removal_order((1, kind), sublayer, moments, metric)
+    order, errors = plain_removal(
+        sublayer.output.weight.double(),
+        moments.gram.double() / moments.tokens,
+        metric.double(),
+        sublayer.units,
+    )
+    assert got.order.tolist() == order
+    np.testing.assert_allclose(got.scores, errors, rtol=1e-4, atol=1e-9 * max(errors))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_metric_is_the_mean_outer_product_of_the_outputs_gradient(name):
+    model = random_model(name)
+    family = family_of(model.config)
+    windows = random_windows(5)
+    gradients = {}
+
+    def keep(place):
+        def after(module, args, output):
+            output.register_hook(lambda gradient: gradients.__setitem__(place, gradient))
+
+        return after
+
+    for index, block in enumerate(family.blocks(model)):
+        attention = block.attn.c_proj if name == "gpt2" else block.self_attn.o_proj
+        mlp = block.mlp.c_proj if name == "gpt2" else block.mlp.down_proj
+        attention.register_forward_hook(keep((index, "attention")))
+        mlp.register_forward_hook(keep((index, "mlp")))
+    got = loss_metrics(model, family, windows)
+    model(windows, labels=windows).loss.backward()
+    predicted = windows[:, 1:].numel()
+    assert got.keys() == gradients.keys()
+    for place, gradient in gradients.items():
+        each = gradient.flatten(0, 1) * predicted
+        expected = each.T @ each / windows.numel()
+        torch.testing.assert_close(got[place], expected, rtol=1e-3, atol=1e-5 * expected.max())
+
+
+SHAPE = Shape((2, 2), (3, 3), (40, 40), (10, 10))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    scores=st.lists(st.floats(1e-3, 1.0), min_size=10, max_size=10),
+    keep=st.floats(0.3, 0.95),
+)
+def test_no_plan_of_the_size_has_less_mass_than_the_allocation_by_more_than_a_unit(scores, keep):
+    units = np.split(np.array(scores), [2, 4, 7])
+    # rising errors make convex masses, of which one multiplier finds the best
+    falling = [np.sort(one)[::-1] for one in units]
+    mass = ImportanceMass.of_scores(falling[:2], falling[2:], in_nats=True)
+    budget = linear_budget("parameters", SHAPE, keep * SHAPE.parameters)
+    ranges = Ranges.above(SHAPE, 0.0)
+    space = PlanSpace(SHAPE)
+    plan = allocate(space, Target(budget, ranges), mass)
+    row = as_rows([plan])
+    assert budget.cost(row)[0] <= budget.limit
+    smaller = budget.limit - 40  # a group less
+    every = itertools.product(range(3), range(3), range(4), range(4))
+    rows = as_rows([Plan((a, b), (c, d)) for a, b, c, d in every])
+    rows = rows[budget.cost(rows) <= smaller]
+    if len(rows):
+        assert mass.estimate(row)[0] <= mass.estimate(rows).min() + 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refit_model_is_closer_to_the_dense_one_than_a_compensated_one(name):
+    calibrated = calibrate(
+        random_model(name),
+        random_windows(80),
+        CalibrationConfig(measured_tokens=200, final_tokens=200, moment_tokens=800),
+    )
+    dense = calibrated.shape.dense
+    half = Plan(tuple(n // 2 for n in dense.attention), tuple(n // 2 for n in dense.mlp))
+    windows = calibrated.moments
+    with torch.no_grad():
+        wanted = calibrated.model(windows).logits
+        errors = {
+            weights: (calibrated.subnetwork(half, weights)(windows).logits - wanted).norm().item()
+            for weights in ("cut", "compensated", "refit")
+        }
+    assert errors["refit"] < errors["compensated"]
+    assert errors["refit"] < errors["cut"]
+
+
+def test_refit_does_not_depend_on_how_text_is_batched(monkeypatch):
+    model, windows = random_model("qwen3"), random_windows(9)
+    family = family_of(model.config)
+    plan = Plan((1, 0, 2), (20, 0, 48))
+    whole = refit(model, family, plan, {}, windows)
+    monkeypatch.setattr("lmscout.pruning.refit.BATCH_TOKENS", 32)
+    parts = refit(model, family, plan, {}, windows)
+    assert whole.sublayers.keys() == {(0, "attention"), (0, "mlp"), (2, "attention"), (2, "mlp")}
+    torch.testing.assert_close(whole.norm, parts.norm, rtol=1e-4, atol=1e-5)
+    for place, sublayer in whole.sublayers.items():
+        for one, other in zip(sublayer.maps, parts.sublayers[place].maps, strict=True):
+            torch.testing.assert_close(one.weight, other.weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def without_pairs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("closed") / "out"
+    config = replace(CONFIG, pairs=0)
+    return pruned(out, config, report_on=two_texts()[1])
+
+
+def test_without_pairs_the_plan_follows_from_the_estimate_and_beats_uniform_cuts(without_pairs):
+    (size,) = without_pairs.sizes
+    rows = {row.name: row for row in size.models}
+    assert without_pairs.pairs == 0
+    assert without_pairs.predictor is None
+    found = rows["found"]
+    for name in ("uniform", "uniform_compensated", "uniform_refit", "uniform_protected"):
+        assert found.perplexity.value < rows[name].perplexity.value
+        assert found.loss_increase < rows[name].loss_increase
+    (finalist,) = size.finalists
+    assert finalist.refit == pytest.approx(found.loss_increase, abs=1e-6)
+    assert found.kept == pytest.approx(0.8, rel=2e-3)
+
+
+def test_the_saved_refit_model_measures_what_the_report_says(without_pairs):
+    (size,) = without_pairs.sizes
+    found = next(row for row in size.models if row.name == "found")
+    loaded = load_model(str(size.folder))
+    again = perplexity(
+        loaded.model, loaded.tokenizer, two_texts()[1], "llm-pruner", limit_tokens=2_000
+    )
+    assert again.value == pytest.approx(found.perplexity.value, rel=1e-5)
+
+
+def test_a_finished_run_without_pairs_is_loaded_again(without_pairs):
+    (size,) = without_pairs.sizes
+    again = pruned(size.folder, replace(CONFIG, pairs=0), report_on=two_texts()[1])
+    assert again.to_json() == without_pairs.to_json()
+
+
+def test_of_uniform_plans_the_one_of_the_least_estimate_is_taken(tmp_path):
+    result = pruned(tmp_path / "out", replace(CONFIG, pairs=0, shape="uniform"))
+    kept = {(a, b) for a, b in zip(result.plan.attention, result.plan.mlp, strict=True) if a or b}
+    assert len(kept) == 1
+    assert math.isfinite(result.sizes[0].finalists[0].refit)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs": 5}, "5 pairs are too few"),
+        (
+            {"pairs": 0, "calibration": replace(CONFIG.calibration, importance="taylor")},
+            "pairs 0: without pairs a plan follows from importance obs",
+        ),
+        ({"refit": "twice"}, "unknown refit 'twice': expected one of sequential, none"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(tmp_path, changes, message):
+    with pytest.raises(LmscoutError, match=message):
+        pruned(tmp_path / "out", replace(CONFIG, **changes))
+    assert not (tmp_path / "out").exists()
