@@ -11,6 +11,7 @@ from lmscout.discovery.engines import (
     RegularizedEvolution,
     engine_of,
 )
+from lmscout.discovery.symbolic_search import DeepSettings
 from lmscout.errors import LmscoutError
 from lmscout.proxies.grammar import random_score
 from lmscout.testing import check_engine
@@ -27,7 +28,7 @@ def test_engines_are_found_by_name():
             lambda *arguments, name=name: engine_of(name, *arguments), chance=name != EXHAUSTIVE
         )
     with pytest.raises(LmscoutError, match="unknown engine 'annealing': expected one of exh"):
-        engine_of("annealing", None, 0)
+        DeepSettings(engine="annealing")
 
 
 class TooFew(RandomSearch):
