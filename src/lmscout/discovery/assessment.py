@@ -102,10 +102,15 @@ def assess_baselines(benchmark: Benchmark) -> tuple[Assessment, ...]:
 
 
 class Compared:
-    """Mixin of results that compare a proxy with the configuration baselines."""
+    """Mixin of results that compare a proxy with the configuration baselines.
+
+    Attributes:
+        baselines: the configuration baselines.
+        ahead: ρ of the proxy less that of the best of them, paired.
+    """
 
     baselines: tuple[Assessment, ...]
-    ahead: Interval  # ρ of the proxy less that of the best of them, paired
+    ahead: Interval
 
     @property
     def assessed(self) -> Assessment:

@@ -96,7 +96,11 @@ def architecture_json(spec: ArchitectureSpec) -> dict[str, object]:
 
 
 class Untrained:
-    """Methods of results that hold an architecture."""
+    """Methods of results that hold an architecture.
+
+    Attributes:
+        spec: the architecture.
+    """
 
     spec: ArchitectureSpec
 
@@ -134,19 +138,33 @@ class Untrained:
 
 @dataclass(frozen=True, repr=False)
 class Design(Untrained, Result):
-    """The architecture of a space with the best score of a proxy."""
+    """The architecture of a space with the best score of a proxy.
 
-    space: str  # the space's name
-    proxy: SignedProxy  # the objective
-    limit: int  # parameters, at most
-    seed: int  # of the search
-    weights: int  # draws of initial weights over which scores are averaged
-    spec: SavedSpec  # the architecture
-    score: float  # its score, without the proxy's sign
-    n_scored: int  # number of different architectures scored
-    n_undefined: int  # number of them without a finite score
-    drawn_score: float | None  # the best score among those proposed before the first mutation
-    seconds: dict[str, float]  # by stage
+    Attributes:
+        space: the space's name.
+        proxy: the objective.
+        limit: parameters, at most.
+        seed: of the search.
+        weights: draws of initial weights over which scores are averaged.
+        spec: the architecture.
+        score: its score, without the proxy's sign.
+        n_scored: number of different architectures scored.
+        n_undefined: number of them without a finite score.
+        drawn_score: the best score among those proposed before the first mutation.
+        seconds: by stage.
+    """
+
+    space: str
+    proxy: SignedProxy
+    limit: int
+    seed: int
+    weights: int
+    spec: SavedSpec
+    score: float
+    n_scored: int
+    n_undefined: int
+    drawn_score: float | None
+    seconds: dict[str, float]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the architecture found."""

@@ -39,17 +39,29 @@ _SAME_ORDER = 1 - 1e-9  # |ρ| of proxies with one order
 
 @dataclass(frozen=True, repr=False)
 class Finding(Compared):
-    """A proxy that was chosen on the search split, assessed on the test split."""
+    """A proxy that was chosen on the search split, assessed on the test split.
 
-    benchmark: str  # its name
-    metric: str  # name of its quality
+    Attributes:
+        benchmark: the benchmark's name.
+        metric: name of its quality.
+        n_architectures: number of its architectures.
+        split: search and test architectures.
+        sign: 1, or -1 if the proxy decreases with quality on the search split.
+        search: Spearman's ρ and Kendall's τ-b of sign × proxy on the search split.
+        test: its assessment on the test split; its name is the proxy's text.
+        baselines: the configuration baselines on the test split.
+        ahead: test ρ less that of the best of them, paired.
+    """
+
+    benchmark: str
+    metric: str
     n_architectures: int
     split: Split
-    sign: int  # 1, or -1 if the proxy decreases with quality on the search split
-    search: tuple[float, float]  # ρ and τ-b of sign × proxy on the search split
-    test: Assessment  # on the test split; its name is the proxy's text
-    baselines: tuple[Assessment, ...]  # on the test split
-    ahead: Interval  # test ρ less that of the best of them, paired
+    sign: int
+    search: tuple[float, float]
+    test: Assessment
+    baselines: tuple[Assessment, ...]
+    ahead: Interval
 
     @property
     def best(self) -> str:
@@ -137,16 +149,27 @@ SavedSpace = Annotated[
 
 @dataclass(frozen=True, repr=False)
 class Discovery(Finding, Result):
-    """The best proxy of a space that was ranked exhaustively."""
+    """The best proxy of a space that was ranked exhaustively.
 
-    space: SavedSpace  # the proxies ranked
-    n_distinct: int  # number of different score vectors among them
-    n_undefined: int  # number of proxies that rank nothing
-    proxy: SavedTree  # the best one
-    seconds: dict[str, float]  # by stage
-    statistics: Path  # the cache file of the statistics
-    top: tuple[Leader, ...]  # best on the search split, with different orders if there are enough
-    # Every proxy on the search split; None in a loaded result.
+    Attributes:
+        space: the proxies ranked.
+        n_distinct: number of different score vectors among them.
+        n_undefined: number of proxies that rank nothing.
+        proxy: the best one.
+        seconds: by stage.
+        statistics: the cache file of the statistics.
+        top: the best on the search split, with different orders of its architectures if there are
+            enough.
+        ranking: every proxy on the search split; None in a loaded result.
+    """
+
+    space: SavedSpace
+    n_distinct: int
+    n_undefined: int
+    proxy: SavedTree
+    seconds: dict[str, float]
+    statistics: Path
+    top: tuple[Leader, ...]
     ranking: Annotated[SpaceRanking | None, NotSaved] = None
 
     def rows(self) -> list[dict[str, Any]]:

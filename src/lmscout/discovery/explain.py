@@ -242,22 +242,39 @@ def forms(proxy: str) -> Forms:
 
 @dataclass(frozen=True, repr=False)
 class Explanation(Compared, Result):
-    """An explanation of a proxy on the architectures of a benchmark."""
+    """An explanation of a proxy on the architectures of a benchmark.
+
+    Attributes:
+        benchmark: the benchmark's name.
+        metric: name of its quality.
+        n_architectures: number of its architectures.
+        tree: the proxy as an expression, or None.
+        assessment: of its ranking, with the sign as given; its name is the proxy's.
+        baselines: the configuration baselines.
+        ahead: its ρ less that of the best of them, paired.
+        dead_branches: None if it is no expression.
+        sensitivity: to changes of data, weights and inputs.
+        configuration: "depth", "width", "params" -> its Spearman's ρ with it.
+        surrogate: the closest formula of the configuration; None if there is none.
+        latex: the proxy in LaTeX; None if it is no expression.
+        torch: the source of a PyTorch module that computes it; None if it is no expression.
+        seconds: by stage.
+    """
 
     benchmark: str
-    metric: str  # name of its quality
+    metric: str
     n_architectures: int
-    tree: OptionalTree  # the proxy as an expression, or None
-    assessment: Assessment  # of its ranking, with the sign as given; its name is the proxy's
-    baselines: tuple[Assessment, ...]  # the configuration baselines
-    ahead: Interval  # its ρ less that of the best of them, paired
-    dead_branches: DeadBranches | None  # None if it is no expression
-    sensitivity: Sensitivity  # to changes of data, weights and inputs
-    configuration: dict[str, float]  # "depth", "width", "params" -> its Spearman's ρ with it
-    surrogate: SurrogateFormula | None  # the closest formula of the configuration
-    latex: str | None  # the proxy in LaTeX; None if it is no expression
-    torch: str | None  # source of a PyTorch module that computes it; likewise
-    seconds: dict[str, float]  # by stage
+    tree: OptionalTree
+    assessment: Assessment
+    baselines: tuple[Assessment, ...]
+    ahead: Interval
+    dead_branches: DeadBranches | None
+    sensitivity: Sensitivity
+    configuration: dict[str, float]
+    surrogate: SurrogateFormula | None
+    latex: str | None
+    torch: str | None
+    seconds: dict[str, float]
 
     @property
     def assessed(self) -> Assessment:

@@ -29,15 +29,24 @@ class RankResult(Result):
 
     The figures of a proxy whose search used a part of the benchmark are optimistic; such a proxy
     is marked as seen.
+
+    Attributes:
+        benchmark: the benchmark's name.
+        metric: name of its quality.
+        n_architectures: number of its architectures.
+        proxies: one entry per proxy, in the order given.
+        baselines: the configuration baselines.
+        seconds: by stage.
+        scores: proxy's name or text -> [architectures] float64, higher is better; empty in a
+            loaded result.
     """
 
     benchmark: str
-    metric: str  # name of its quality
+    metric: str
     n_architectures: int
-    proxies: tuple[Assessment, ...]  # one entry per proxy, in the order given
-    baselines: tuple[Assessment, ...]  # the configuration baselines
-    seconds: dict[str, float]  # by stage
-    # Proxy's name or text -> [architectures], higher is better; empty in a loaded result.
+    proxies: tuple[Assessment, ...]
+    baselines: tuple[Assessment, ...]
+    seconds: dict[str, float]
     scores: Annotated[dict[str, Scores], NotSaved] = field(default_factory=dict)
 
     def seen(self, name: str) -> bool:

@@ -41,26 +41,47 @@ class Pick:
 
 @dataclass(frozen=True, repr=False)
 class Selection(Untrained, Result):
-    """A proxy's choice among drawn architectures of a benchmark, and its true rank."""
+    """A proxy's choice among drawn architectures of a benchmark, and its true rank.
+
+    Attributes:
+        benchmark: the benchmark's name.
+        metric: name of its quality.
+        proxy: that selects.
+        limit: parameters, at most.
+        seed: of the draw.
+        weights: draws of initial weights over which scores are averaged.
+        n_within: architectures within the limit.
+        n_drawn: those of them that were drawn and scored.
+        n_undefined: those of the drawn without a finite score.
+        pick: the proxy's choice.
+        baselines: choices of the configuration baselines among the same drawn ones.
+        best_drawn: the best of the drawn: the choice of a perfect proxy.
+        at_random: a random architecture.
+        identifier: of the architecture chosen; of tied ones, the first drawn.
+        spec: the architecture.
+        quality: its measured quality.
+        best_quality: the best within the limit.
+        seconds: by stage.
+    """
 
     benchmark: str
-    metric: str  # name of its quality
-    proxy: SignedProxy  # that selects
-    limit: int  # parameters, at most
-    seed: int  # of the draw
-    weights: int  # draws of initial weights over which scores are averaged
-    n_within: int  # architectures within the limit
-    n_drawn: int  # those of them that were drawn and scored
-    n_undefined: int  # those of the drawn without a finite score
-    pick: Pick  # the proxy's choice
-    baselines: tuple[Pick, ...]  # choices of the configuration baselines among the same drawn ones
-    best_drawn: Pick  # the best of the drawn: the choice of a perfect proxy
-    at_random: Pick  # a random architecture
-    identifier: str  # of the architecture chosen; of tied ones, the first drawn
+    metric: str
+    proxy: SignedProxy
+    limit: int
+    seed: int
+    weights: int
+    n_within: int
+    n_drawn: int
+    n_undefined: int
+    pick: Pick
+    baselines: tuple[Pick, ...]
+    best_drawn: Pick
+    at_random: Pick
+    identifier: str
     spec: SavedSpec
-    quality: float  # its measured quality
-    best_quality: float  # the best within the limit
-    seconds: dict[str, float]  # by stage
+    quality: float
+    best_quality: float
+    seconds: dict[str, float]
 
     @property
     def hardest(self) -> Pick:

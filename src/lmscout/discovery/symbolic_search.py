@@ -101,15 +101,25 @@ class DeepSettings:
 
 @dataclass(frozen=True, repr=False)
 class DeepDiscovery(Result):
-    """The result of a search of the deep space."""
+    """The result of a search of the deep space.
 
-    findings: tuple[Finding, ...]  # the proxy, assessed on the test split of each benchmark
-    settings: DeepSettings  # of the search
-    evolutions: tuple[Evolution, ...]  # the result of each search
-    members: tuple[Candidate, ...]  # best of each search on full tensors, but those far behind
-    proxy: SavedTree  # their product, or the only one; with the correction, if one was fitted
-    corrected: bool  # whether one was
-    seconds: dict[str, float]  # by stage
+    Attributes:
+        findings: the proxy, assessed on the test split of each benchmark.
+        settings: of the search.
+        evolutions: the result of each search.
+        members: the best of each search by fitness on full tensors, except those far behind.
+        proxy: their product, or the only one; with the correction, if one was fitted.
+        corrected: whether one was.
+        seconds: by stage.
+    """
+
+    findings: tuple[Finding, ...]
+    settings: DeepSettings
+    evolutions: tuple[Evolution, ...]
+    members: tuple[Candidate, ...]
+    proxy: SavedTree
+    corrected: bool
+    seconds: dict[str, float]
 
     @property
     def front(self) -> list[Candidate]:

@@ -30,14 +30,24 @@ _MARGIN = 3.0  # typical errors of the predictor by which a part of a range must
 
 @dataclass(frozen=True)
 class NarrowingStep:
-    """One narrowing of adjacent blocks, and its reason; numbers are means over the blocks."""
+    """One narrowing of adjacent blocks, and its reason; numbers are means over the blocks.
 
-    kind: str  # "attention", "mlp"
-    blocks: tuple[int, int]  # first and last block
-    verdict: str  # "insensitive" (the range lost its upper end), "sensitive" (its lower)
-    keeping: float  # share of units to which `cost` refers
-    instead_of: float  # share of units that it is compared to
-    cost: float  # predicted change of the loss increase in nats/token, at the same size
+    Attributes:
+        kind: "attention" or "mlp".
+        blocks: first and last block.
+        verdict: "insensitive", where the range lost its upper end, or "sensitive", where
+            it lost its lower.
+        keeping: share of units to which `cost` refers.
+        instead_of: share of units that it is compared to.
+        cost: predicted change of the loss increase in nats/token, at the same size.
+    """
+
+    kind: str
+    blocks: tuple[int, int]
+    verdict: str
+    keeping: float
+    instead_of: float
+    cost: float
 
     @property
     def words(self) -> str:

@@ -43,17 +43,25 @@ _ROUNDING = 1e-6  # relative and absolute: closer values are equal
 class Reported:
     """One model of the report.
 
-    Its loss increase is over the dense model on held-out calibration windows, nats/token: infinite
-    if the loss is not finite, None if recovery was trained on these windows.
+    Attributes:
+        name: a key of `LABELS`.
+        plan: units kept.
+        params: parameters of the whole model.
+        kept: share of the parameters in attention and MLP.
+        cost: share of the dense model's cost, in the measure of the budget.
+        perplexity: on the report text, with its protocol; None without a report text.
+        kept_of_all: share of all parameters of the dense model.
+        loss_increase: over the dense model on held-out calibration windows, nats/token; infinite
+            if the loss is not finite, None if recovery was trained on these windows.
     """
 
-    name: str  # a key of `LABELS`
+    name: str
     plan: Plan
-    params: int  # parameters of the whole model
-    kept: float  # share of the parameters in attention and MLP
-    cost: float  # share of the dense model's cost, in the measure of the budget
-    perplexity: Perplexity | None  # on the report text; None without one
-    kept_of_all: float = 1.0  # share of all parameters of the dense model
+    params: int
+    kept: float
+    cost: float
+    perplexity: Perplexity | None
+    kept_of_all: float = 1.0
     loss_increase: float | None = None
 
     @property
@@ -66,13 +74,22 @@ class Reported:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A found model against a uniform one of its size."""
+    """A found model against a uniform one of its size.
 
-    model: str  # name of the found model
-    baseline: str  # name of the uniform model
-    measure: str  # "loss_increase" on held-out windows, or "perplexity" on the report text
-    value: float  # of the found model
-    baseline_value: float  # of the uniform model
+    Attributes:
+        model: name of the found model.
+        baseline: name of the uniform model.
+        measure: "loss_increase" on held-out calibration windows, or "perplexity" on the report
+            text.
+        value: of the found model.
+        baseline_value: of the uniform model.
+    """
+
+    model: str
+    baseline: str
+    measure: str
+    value: float
+    baseline_value: float
 
     @property
     def worse(self) -> bool:
@@ -101,14 +118,25 @@ def _finite(value: float | str) -> float | str | None:
 
 @dataclass(frozen=True)
 class Finalist:
-    """A plan measured on held-out calibration text: loss increases over dense, nats/token."""
+    """A plan measured on held-out calibration text.
+
+    Loss increases are over the dense model, nats/token.
+
+    Attributes:
+        plan: the plan.
+        predicted: predicted loss increase; None without a predictor.
+        measured: on the text of all pairs; None if the plan is not a pair.
+        held_out: on the text of finalists; None for a plan chosen by a proxy alone.
+        chunks: on each chunk of that text, with refit weights if `refit` is given.
+        refit: on that text with refit weights; None for a plan that was not refit.
+    """
 
     plan: Plan
-    predicted: float | None  # None without a predictor
-    measured: float | None  # on the text of all pairs; None if the plan is not a pair
-    held_out: float | None  # on the text of finalists; None for a plan chosen by a proxy alone
-    chunks: tuple[float, ...]  # on each chunk of that text, with refit weights if `refit` is given
-    refit: float | None = None  # on that text with refit weights; None if it was not refit
+    predicted: float | None
+    measured: float | None
+    held_out: float | None
+    chunks: tuple[float, ...]
+    refit: float | None = None
 
     @property
     def loss_increase(self) -> float | None:
@@ -118,13 +146,21 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Size:
-    """The models of one size."""
+    """The models of one size.
 
-    keep: float  # the share to keep
-    models: tuple[Reported, ...]  # uniform and found models
-    finalists: tuple[Finalist, ...]  # best first
-    folder: Path  # of the saved model
-    recovery: Trained | None = None  # the training of the selected plan; None without
+    Attributes:
+        keep: the share to keep.
+        models: uniform and found models.
+        finalists: best first.
+        folder: of the saved model.
+        recovery: the training of the selected plan; None without.
+    """
+
+    keep: float
+    models: tuple[Reported, ...]
+    finalists: tuple[Finalist, ...]
+    folder: Path
+    recovery: Trained | None = None
 
     @property
     def plan(self) -> Plan:
