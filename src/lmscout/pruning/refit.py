@@ -9,7 +9,7 @@ change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -105,12 +105,11 @@ def _with_fitted_inputs(
     first: Sublayer, whole: Sublayer, dense: list[Tensor], cut: list[Tensor]
 ) -> Sublayer:
     """The kept units with input projections fitted to the dense model's pre-activations."""
-    fits = [_Fit(one, INPUT_PENALTY) for one in first.inputs]
+    fit = _Fit(first.inputs, INPUT_PENALTY)
     for state, own in zip(dense, cut, strict=True):
-        normed, x = whole.norm(state), whole.norm(own)
-        for fit, one in zip(fits, first.inputs, strict=True):
-            fit.add(x, one.apply(normed))
-    return first.with_maps((*(fit.solve() for fit in fits), first.output))
+        normed = whole.norm(state)
+        fit.add(whole.norm(own), [one.apply(normed) for one in first.inputs])
+    return first.with_maps((*fit.solve(), first.output))
 
 
 def _step(
@@ -121,47 +120,52 @@ def _step(
     contexts: list[object],
 ) -> Sublayer | None:
     """Fit the output projection, and replace the hidden states by those after the sublayer."""
-    fit = None if first is None else _Fit(first.output, OUTPUT_PENALTY)
+    fit = None if first is None else _Fit([first.output], OUTPUT_PENALTY)
     inner = []
     for place, (state, own, context) in enumerate(zip(dense, cut, contexts, strict=True)):
         update = whole.output.apply(whole.entering(state, context))
         if first is not None and fit is not None:
             inner.append(first.entering(own, context))
-            fit.add(inner[-1], update + CORRECTED * (state - own))
+            fit.add(inner[-1], [update + CORRECTED * (state - own)])
         dense[place] = state + update
     if first is None or fit is None:
         return None
-    first = first.with_maps((*first.inputs, fit.solve()))
+    first = first.with_maps((*first.inputs, *fit.solve()))
     for place, x in enumerate(inner):
         cut[place] = cut[place] + first.output.apply(x)
     return first
 
 
 class _Fit:
-    """Ridge regression of a linear map towards its current weights; its bias stays."""
+    """Ridge regression of maps of one input towards their current weights; biases stay."""
 
-    def __init__(self, current: Affine, penalty: float) -> None:
+    def __init__(self, current: Sequence[Affine], penalty: float) -> None:
         self._current, self._penalty = current, penalty
-        out, entries = current.weight.shape
-        wide = torch.promote_types(current.weight.dtype, torch.float32)
-        self._gram = current.weight.new_zeros(entries, entries, dtype=wide)
-        self._product = current.weight.new_zeros(out, entries, dtype=wide)
+        weight = current[0].weight
+        out, entries = sum(len(one.weight) for one in current), weight.shape[1]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        self._gram = weight.new_zeros(entries, entries, dtype=wide)
+        self._product = weight.new_zeros(out, entries, dtype=wide)
 
-    def add(self, x: Tensor, target: Tensor) -> None:
-        """Add batches of inputs [..., entries] and wanted outputs [..., out]."""
+    def add(self, x: Tensor, targets: Sequence[Tensor]) -> None:
+        """Add batches of inputs [..., entries], and what each map should make of them."""
+        pairs = zip(self._current, targets, strict=True)
+        errors = torch.cat([target - one.apply(x) for one, target in pairs], dim=-1)
         x = x.flatten(0, -2).to(self._gram.dtype)
-        error = target.flatten(0, -2) - self._current.apply(x.to(target.dtype))
         self._gram.addmm_(x.T, x)
-        self._product.addmm_(error.to(self._gram.dtype).T, x)
+        self._product.addmm_(errors.flatten(0, -2).to(x.dtype).T, x)
 
-    def solve(self) -> Affine:
-        """The fitted map."""
+    def solve(self) -> list[Affine]:
+        """The fitted maps."""
         gram = self._gram.double()
         shift = self._penalty * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
         gram.diagonal().add_(shift)
         change = torch.cholesky_solve(self._product.double().T, torch.linalg.cholesky(gram)).T
-        weight = self._current.weight
-        return Affine((weight.double() + change).to(weight.dtype), self._current.bias)
+        changes = torch.split(change, [len(one.weight) for one in self._current])
+        return [
+            Affine((one.weight.double() + more).to(one.weight.dtype), one.bias)
+            for one, more in zip(self._current, changes, strict=True)
+        ]
 
 
 def _norm_factors(
