@@ -41,7 +41,7 @@ from lmscout.pruning.importance import (
 )
 from lmscout.pruning.moments import Moments, moments_by_block
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.refit import refit
+from lmscout.pruning.refit import Refit, refit
 from lmscout.pruning.removal import removal_order
 
 Weights = Literal["cut", "compensated", "refit"]  # of a subnetwork
@@ -161,6 +161,7 @@ class Calibrated:
         references: by digest of the windows, the predictions of the dense model that plans are
             compared to; for other windows, they are measured with the present weights.
         chunks: by digest of the windows, the number of chunks of an earlier run.
+        latest_refit: the refit of the plan that was cut last, which is often cut again.
     """
 
     model: PreTrainedModel
@@ -176,6 +177,7 @@ class Calibrated:
     copies: tuple[tuple[PreTrainedModel, Compensation | None], ...] = ()
     references: Mapping[str, tuple[Reference, ...]] = field(default_factory=dict)
     chunks: Mapping[str, int] = field(default_factory=dict)
+    latest_refit: dict[Plan, Refit] = field(default_factory=dict)
 
     def evaluator(self, windows: Tensor) -> Evaluator:
         """Measures plans on [windows, T] tokens as they will be saved, on all devices.
@@ -240,7 +242,13 @@ class Calibrated:
             moments = moments_by_block(self.model, self.family, self.moments)
             compensation = Compensation(_outputs(self.model, self.family), moments)
         digests = {**self.digests, **digests}
-        return replace(self, compensation=compensation, references=references, digests=digests)
+        return replace(
+            self,
+            compensation=compensation,
+            references=references,
+            digests=digests,
+            latest_refit={},
+        )
 
     def compensated(self, plan: Plan) -> dict[Place, Affine]:
         """The compensated output projections of a plan, for `cut`; none without compensation."""
@@ -274,7 +282,11 @@ class Calibrated:
         outputs = {} if weights == "cut" else self.compensated(plan)
         refitted = None
         if weights == "refit":
-            refitted = refit(self.model, self.family, plan, outputs, self.moments)
+            refitted = self.latest_refit.get(plan)
+            if refitted is None:
+                refitted = refit(self.model, self.family, plan, outputs, self.moments)
+                self.latest_refit.clear()
+                self.latest_refit[plan] = refitted
         return cut(
             self.model, plan, outputs, refitted=refitted, shape=shape, dtype=dtype, device=device
         )
