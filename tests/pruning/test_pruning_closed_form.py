@@ -16,7 +16,7 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
 from lmscout.pruning import CalibrationConfig
 from lmscout.pruning.allocation import allocate
-from lmscout.pruning.budgets import linear_budget
+from lmscout.pruning.budgets import keep_budget, linear_budget
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.families import family_of
 from lmscout.pruning.features import ImportanceMass
@@ -26,6 +26,7 @@ from lmscout.pruning.plan import Plan, Shape, as_rows
 from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.refit import refit
 from lmscout.pruning.removal import removal_order
+from lmscout.pruning.sampler import propose
 from lmscout.pruning.space import PlanSpace
 
 NAMES = sorted(CONFIGS)
@@ -129,6 +130,26 @@ def test_no_plan_of_the_size_has_less_mass_than_the_allocation_by_more_than_a_un
     rows = rows[budget.cost(rows) <= smaller]
     if len(rows):
         assert mass.estimate(row)[0] <= mass.estimate(rows).min() + 1e-9
+
+
+def test_the_first_plans_are_the_allocation_and_others_near_it():
+    shape = Shape((4,) * 6, (40,) * 6, (400,) * 6, (30,) * 6)
+    rng = np.random.default_rng(0)
+    scores = [np.sort(rng.exponential(1.0, n))[::-1] for n in shape.groups + shape.channels]
+    mass = ImportanceMass.of_scores(scores[:6], scores[6:], in_nats=True)
+    target = Target(keep_budget(shape, 0.7), Ranges.above(shape))
+    space = PlanSpace(shape)
+    proposals = propose(space, [target], count=20, seed=0, round_=0, mass=mass)
+    assert len({one.plan for one in proposals}) == 20
+    allocated = [one.plan for one in proposals if one.origin == "allocated"]
+    others = [one.plan for one in proposals if one.origin != "allocated"]
+    assert len(allocated) == 12
+    assert allocate(space, target, mass) in allocated
+    estimates = mass.estimate(as_rows(allocated)), mass.estimate(as_rows(others))
+    assert estimates[0].max() < np.median(estimates[1])
+    assert target.budget.meets(as_rows([one.plan for one in proposals])).all()
+    again = propose(space, [target], count=20, seed=0, round_=0, mass=mass)
+    assert again == proposals
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -227,11 +227,14 @@ class _Selection:
         Each mass is multiplied by a factor of its own, so plans vary where estimates of
         different blocks are close to each other.
         """
-        spreads = np.linspace(0.0, _PERTURBED, round(_ALLOCATED * self._count))[:, None]
-        draws = self._rng.standard_normal((len(spreads), 2 * self._space.shape.depth))
-        for factors in np.exp(spreads * draws):
-            plan = allocate(self._space, self._whole, mass.scaled(factors))
-            self._take(self._rows([plan]), "allocated", 1)
+        for spread in np.linspace(0.0, _PERTURBED, round(_ALLOCATED * self._count)):
+            before = len(self.proposals)
+            for _ in range(_ATTEMPTS):
+                draw = self._rng.standard_normal(2 * self._space.shape.depth)
+                plan = allocate(self._space, self._whole, mass.scaled(np.exp(spread * draw)))
+                self._take(self._rows([plan]), "allocated", 1)
+                if len(self.proposals) > before:
+                    break
 
     def _cover_uniform(self) -> None:
         """Take a plan of each size in turn: one that drops adjacent blocks, then another."""
