@@ -115,7 +115,7 @@ def test_a_loss_increase_is_that_of_the_saved_model_on_the_held_out_windows(
     assert f"on {result['held_out_tokens']:,} held-out tokens of" in " ".join(shown.split())
     increases = {
         name: rows[name]["loss_increase"]
-        for name in ("uniform", "uniform_compensated", "found", "found_plain")
+        for name in ("uniform", "uniform_compensated", "found", "found_compensated")
     }
     assert len(set(increases.values())) == 4
     below = "This is adaptation to the text" in " ".join(shown.split())

@@ -38,7 +38,10 @@ def test_weights_are_counted_without_a_model(name):
     assert found.parameters == parameter_count(model)
     assert found.weights == parameter_bytes(model)
     assert found.weights < min(found.importance, found.calibrating, found.measuring)
-    assert found.peak == max(found.importance, found.calibrating, found.measuring)
+    stages = found.importance, found.calibrating, found.measuring, found.refitting
+    assert found.peak == max(stages)
+    without = replace(request, refit="none")
+    assert estimate(model.config, without, dtype=torch.float32, device=CPU).refitting == 0
     assert 0 < found.pair[0.5] <= found.pair[0.8]
     assert found.total == pytest.approx(200 * (found.pair[0.5] + found.pair[0.8]) / 2)
 

@@ -17,15 +17,18 @@ from lmscout.pruning.families import ATTENTION, KINDS, MLP, BlockParts, Family, 
 from lmscout.pruning.importance import (
     FROM_MOMENTS,
     METHODS,
+    OBS,
     UnitOrder,
     gradients_by_block,
     importance,
     importance_from_moments,
+    loss_metrics,
     sort_sublayer,
     unit_views,
 )
 from lmscout.pruning.moments import moments_by_block
 from lmscout.pruning.plan import Plan
+from lmscout.pruning.removal import removal_order
 
 
 @pytest.fixture(params=CONFIGS)
@@ -211,6 +214,14 @@ def test_sorting_by_any_importance_leaves_the_model_as_it_computes(model, family
             place: importance_from_moments(method, place, part, moments[place])
             for place, part in all_parts(model, family)
         }
+    elif method == OBS:
+        metrics = loss_metrics(model, family, windows)
+        moments = dict(moments_by_block(model, family, windows))
+        orders = {
+            place: removal_order(place, part, moments[place], metrics[place]).order
+            for place, part in all_parts(model, family)
+        }
+        scores = {place: -order.argsort().double() for place, order in orders.items()}
     else:
         scores = importance(method, model, family, windows=windows, seed=3)
     assert [p.requires_grad for p in model.parameters()] == flags

@@ -43,7 +43,7 @@ def test_the_best_plan_scores_higher_than_any_drawn_and_nothing_is_measured(cali
     budget = keep_budget(shape, 0.7)
     target = Target(budget, Ranges.above(shape))
     fitted = fitted_to_proxy(SNIP, calibrated, [target])
-    plans = candidates_of(None, fitted, PlanSpace(shape), target, seed=0)
+    plans = candidates_of(None, fitted, PlanSpace(shape), target, calibrated.mass, seed=0)
     assert len(plans) == 1
     scores = fitted.objective.scores
     assert scores(as_rows(plans))[0] >= scores(drawn(shape, budget, 500)).max()
@@ -59,7 +59,7 @@ def test_uniform_plans_are_scored_too(calibrated):
     budget = keep_budget(shape, 0.6)
     target = Target(budget, Ranges.above(shape))
     fitted = fitted_to_proxy(SNIP, calibrated, [target])
-    (plan,) = candidates_of(None, fitted, space, target, seed=0)
+    (plan,) = candidates_of(None, fitted, space, target, calibrated.mass, seed=0)
     assert space.meets(as_rows([plan]), budget).all()
 
 

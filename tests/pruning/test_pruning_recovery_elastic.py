@@ -79,6 +79,7 @@ def test_a_half_precision_model_has_wide_adapters_and_keeps_its_dtype():
 def calibrated_example(quality="nll"):
     windows = random_windows(count=40)
     settings = CalibrationConfig(
+        importance="taylor",
         quality=quality,
         window=16,
         measured_tokens=128,
@@ -152,7 +153,7 @@ def test_a_text_that_is_only_measured_on_is_refused(tmp_path):
     calibrated, _ = calibrated_example()
     sizes = {0.7: keep_budget(calibrated.shape, 0.7)}
     text = torch.cat([calibrated.measured, calibrated.final])
-    with pytest.raises(LmscoutError, match="give a longer one"):
+    with pytest.raises(LmscoutError, match="give a longer recover text"):
         recover_all_plans(
             calibrated, text, PlanSpace(calibrated.shape), sizes, SETTINGS, tmp_path / "x"
         )

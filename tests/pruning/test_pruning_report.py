@@ -24,7 +24,7 @@ def test_the_report_is_of_weights_as_they_are_saved_whatever_the_model_has_in_me
     on = ReportText(loaded.tokenizer, TEXT, PROTOCOL, torch.bfloat16)
     budget, units = keep_budget(calibrated.shape, 0.8), calibrated.shape.dense
     winner = Plan(units.attention, tuple(channels // 2 for channels in units.mlp))
-    dense, [rows] = report(calibrated, [budget], [winner], on)
+    dense, [rows] = report(calibrated, [budget], [winner], on, "cut")
     found = next(row for row in rows if row.name == "found")
     for row in (dense, found):
         saved = cut(calibrated.model, row.plan)

@@ -40,11 +40,12 @@ def test_every_model_of_the_report_is_of_its_size(run):
     assert result.dense.params == PARAMETERS
     assert result.dense.kept == 1.0
     assert set(by_name) == {
-        *("uniform", "uniform_compensated", "uniform_protected", "found", "found_plain")
+        *("uniform", "uniform_compensated", "uniform_refit", "uniform_protected"),
+        *("found", "found_compensated"),
     }
     for name, one in by_name.items():
         assert one.kept == pytest.approx(0.8, abs=0.002), name
-    assert by_name["found"].plan == by_name["found_plain"].plan == size.plan
+    assert by_name["found"].plan == by_name["found_compensated"].plan == size.plan
 
 
 def test_the_found_and_compensated_model_is_better_than_a_uniform_one(run):
@@ -52,7 +53,7 @@ def test_the_found_and_compensated_model_is_better_than_a_uniform_one(run):
     value = {one.name: one.loss_increase for one in result.sizes[0].models}
     assert value["found"] < value["uniform"]
     assert value["uniform_compensated"] < value["uniform"]
-    assert value["found"] < value["found_plain"]
+    assert value["found"] < value["uniform_refit"]
 
 
 def test_the_study_records_its_model_and_text(run):
@@ -175,16 +176,21 @@ def test_the_json_holds_all_fields_and_their_comparisons(run):
     assert set(plain) >= {"of", "dense", "sizes", "predictor", "pairs", "study", "seconds"}
     (size,) = plain["sizes"]
     assert [one["name"] for one in size["models"]] == [
-        *("uniform", "uniform_compensated", "uniform_protected", "found", "found_plain")
+        *("uniform", "uniform_compensated", "uniform_refit", "uniform_protected"),
+        *("found", "found_compensated"),
     ]
-    found = size["models"][3]
+    found = size["models"][4]
     assert found["measurement"]["protocol"]["window"] == 128
-    assert found["perplexity"] == result.sizes[0].models[3].perplexity.value
+    assert found["perplexity"] == result.sizes[0].models[4].perplexity.value
     assert plain["predictor"]["pairs"] == 24
     assert Plan(*map(tuple, size["plan"].values())) == result.plan
     assert size["finalists"][0]["plan"] == size["plan"]
+    refit = [one["refit"] for one in size["finalists"]]
+    assert refit[:3] == sorted(refit[:3])
+    assert set(refit[3:]) <= {None}
     held_out = [one["held_out"] for one in size["finalists"]]
-    assert held_out == sorted(held_out)
+    assert max(held_out[:3]) <= min(held_out[3:])
+    assert held_out[3:] == sorted(held_out[3:])
     assert {one["baseline"] for one in size["comparisons"]} >= {"uniform", "uniform_protected"}
 
 
@@ -306,6 +312,7 @@ def test_several_sizes_share_one_study(run, tmp_path):
 def test_without_compensation_weights_are_those_of_the_dense_model(tmp_path):
     settings = replace(CALIBRATION, compensate=False)
     config = replace(CONFIG, keep=(0.7,), pairs=20, calibration=settings, dtype=torch.float32)
+    config = replace(config, refit="none")
     (size,) = pruned(tmp_path / "run", config).sizes
     saved = AutoModelForCausalLM.from_pretrained(size.folder, dtype=torch.float32)
     dense = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)

@@ -280,16 +280,12 @@ class Calibrated:
             device: where it is made; the dense model's if None.
         """
         outputs = {} if weights == "cut" else self.compensated(plan)
-        refitted = None
-        if weights == "refit":
-            refitted = self.latest_refit.get(plan)
-            if refitted is None:
-                refitted = refit(self.model, self.family, plan, outputs, self.moments)
-                self.latest_refit.clear()
-                self.latest_refit[plan] = refitted
-        return cut(
-            self.model, plan, outputs, refitted=refitted, shape=shape, dtype=dtype, device=device
-        )
+        if weights == "refit" and plan not in self.latest_refit:
+            self.latest_refit.clear()
+            new = refit(self.model, self.family, plan, outputs, self.moments)
+            self.latest_refit[plan] = new
+        fitted = self.latest_refit[plan] if weights == "refit" else None
+        return cut(self.model, plan, outputs, refit=fitted, shape=shape, dtype=dtype, device=device)
 
     def measured_held_out(self, model: PreTrainedModel) -> Measurement:
         """The loss increase of a cut model on the windows of finalists."""

@@ -35,7 +35,7 @@ def cut(
     plan: Plan,
     outputs: Mapping[Place, Affine] | None = None,
     *,
-    refitted: Refit | None = None,
+    refit: Refit | None = None,
     shape: ShapeName = "any",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -50,7 +50,7 @@ def cut(
         plan: the units that each block keeps.
         outputs: (block, kind) -> an output projection [width, kept columns] that replaces the one
             cut from the model.
-        refitted: weights that replace all of those cut, and the factors of the final norm.
+        refit: weights that replace all of those cut, and the factors of the final norm.
         shape: "any", or "uniform" for a plain model of the family.
         dtype: of its weights; the dense model's if None.
         device: where it is made, a matrix at a time; the dense model's if None.
@@ -87,12 +87,12 @@ def cut(
                 first = parts[block].sublayers[kind].first(units)
                 output = (outputs or {}).get((block, kind), first.output)
                 source = dataclasses.replace(first, output=output)
-                if refitted is not None:
-                    source = refitted.sublayers[block, kind]
+                if refit is not None:
+                    source = refit.sublayers[block, kind]
                 _copy_maps(source, cut_parts[kind])
-    if refitted is not None:
-        weight = cast(Tensor, family.final_norm(pruned).weight)
-        weight.mul_(refitted.norm.to(weight))
+    if refit is not None:  # one rounding, whatever the dtype
+        scaled = cast(Tensor, family.final_norm(model).weight).double() * refit.norm
+        cast(Tensor, family.final_norm(pruned).weight).copy_(scaled)
     return cast(PreTrainedModel, pruned)
 
 

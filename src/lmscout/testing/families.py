@@ -177,12 +177,12 @@ def _check_refit(
     family: Family, model: PreTrainedModel, plan: Plan, tokens: Tensor, name: str
 ) -> None:
     """Refit weights compute the same by themselves, in the cut model and in its saved folder."""
-    refitted = refit(model, family, plan, {}, tokens)
-    pruned = cut(model, plan, refitted=refitted)
+    weights = refit(model, family, plan, {}, tokens)
+    pruned = cut(model, plan, refit=weights)
     with torch.no_grad():
         hidden = family.embed(model, tokens)
         context = family.context(model, hidden)
-        for sublayer in refitted.sublayers.values():
+        for sublayer in weights.sublayers.values():
             hidden = sublayer.step(hidden, context)
         expected = family.logits(pruned, hidden)
     _assert_same(_logits(pruned, tokens), expected, f"{name}: the refit model")
