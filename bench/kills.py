@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from rich.table import Table
 
 MARKER = "LMSCOUT_KILLS"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+PROGRESS = re.compile(r"[a-z ]+: (\d+/\d+|\d+ s)(, .*)?")  # a line of a stage
 GRACE = 5.0  # seconds in which a stopped command ends
 ORPHANS = 10.0  # seconds in which all of its processes do
 CHANGING = ("second", "time", "peak", "speed", "version")  # parts of fields that differ by run
@@ -242,7 +244,9 @@ def kill(
             faults.append(f"exit code {code}")
         if took > GRACE:
             faults.append(f"ends after {took:.1f} s")
-        if said.count("\n") != 1 or not said.startswith("lmscout: interrupted"):
+        *progress, last = said.splitlines() or [""]
+        shown = all(PROGRESS.fullmatch(line) for line in progress)
+        if not shown or not last.startswith("lmscout: interrupted"):
             faults.append(f"says {said.strip()[-200:]!r}")
     elif "Traceback" in said:
         faults.append(f"says {said.strip()[-200:]!r}")
