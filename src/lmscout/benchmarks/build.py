@@ -10,9 +10,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import resource_tracker
@@ -42,6 +44,7 @@ from lmscout.results import Result
 from lmscout.runs import open_run
 
 Task = Callable[[Any, str], None]
+_Dealt = tuple[bytes, str]  # a pickled task, and a worker's device
 Progress = Callable[[int, int], None]
 
 WORKERS_A_GPU = 8
@@ -102,13 +105,14 @@ def spread(task: Task, jobs: Sequence[Any], devices: Sequence[str], workers: int
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()  # unblocks signals where it starts its process
     dealt = context.SimpleQueue()
-    for number in range(count):
-        dealt.put(devices[number % len(devices)])
+    # Little goes to a process that starts: if this one is killed while it writes, the other would
+    # show a traceback.  A worker that has begun ends in silence, so the task follows then.
     # Pickled here: multiprocessing would move the tensors to shared memory, which may be small.
-    arguments = os.getpid(), pickle.dumps(task), dealt
-    executor = ProcessPoolExecutor(max(1, count), context, _begin, arguments)
+    dealing = threading.Thread(target=_deal, args=(dealt, task, devices, count), daemon=True)
+    executor = ProcessPoolExecutor(max(1, count), context, _begin, (os.getpid(), dealt))
     try:
         with signals_held():
+            dealing.start()
             futures = [executor.submit(_work, job) for job in jobs]
         processes = list(executor._processes.values())
         for done, future in enumerate(as_completed(futures), start=1):
@@ -125,17 +129,28 @@ def spread(task: Task, jobs: Sequence[Any], devices: Sequence[str], workers: int
         for process in executor._processes.values():
             process.kill()
         executor.shutdown(cancel_futures=True)
+        dealt.close()  # ends the thread, if a worker has not taken its task
+        dealing.join()
 
 
 _task: Task  # of a worker
 _device: str
 
 
-def _begin(parent: int, task: bytes, dealt: SimpleQueue[str]) -> None:
+def _deal(dealt: SimpleQueue[_Dealt], task: Task, devices: Sequence[str], workers: int) -> None:
+    """Give each worker the task and a device."""
+    pickled = pickle.dumps(task)
+    with suppress(OSError, TypeError):  # closed, as a worker has ended
+        for number in range(workers):
+            dealt.put((pickled, devices[number % len(devices)]))
+
+
+def _begin(parent: int, dealt: SimpleQueue[_Dealt]) -> None:
     global _task, _device
     end_with_parent(parent)
     torch.set_num_threads(1)
-    _task, _device = pickle.loads(task), dealt.get()
+    pickled, device = dealt.get()
+    _task, _device = pickle.loads(pickled), device
 
 
 def _work(job: Any) -> None:

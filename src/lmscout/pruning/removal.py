@@ -2,7 +2,7 @@
 
 Let x [n] enter the output projection W [d, n] of a sublayer, G = E[x xᵀ], and let g [d] be the
 gradient of the loss at the sublayer's output, M = E[g gᵀ].  Removing a set S of columns, with the
-others refitted by least squares, changes the output by δ, and the loss by about E[(gᵀ δ)²] / 2
+others fitted again by least squares, changes the output by δ, and the loss by about E[(gᵀ δ)²] / 2
 nats/token, which is
 
     ½ tr((M^½ W)_S [(G⁻¹)_SS]⁻¹ (M^½ W)_Sᵀ)
