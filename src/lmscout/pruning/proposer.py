@@ -68,10 +68,7 @@ class Proposer:
     def fit(
         self, pairs: Sequence[Pair], ranges: Sequence[Ranges], *, repeats: int
     ) -> tuple[Predictor | None, tuple[Ranges, ...], tuple[NarrowingStep, ...]]:
-        """Fit a predictor by repeated cross-validation, and narrow the ranges by it.
-
-        With too few pairs there is no predictor.
-        """
+        """Fit a predictor, if pairs suffice, and narrow the ranges by it."""
         if len(pairs) < FEWEST_PAIRS:
             return None, tuple(ranges), ()
         predictor = fit_predictor(
