@@ -1,5 +1,6 @@
 """Perplexities of the report are those of the models as they are saved."""
 
+import pytest
 import torch
 
 from lmscout.builtin import tiny_folder
@@ -8,7 +9,7 @@ from lmscout.pruning import CalibrationConfig, Plan
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.cutting import cut
-from lmscout.pruning.report import ReportText, report
+from lmscout.pruning.report import ReportText, held_out_increase, report
 
 TEXT = Text("a text", "It was said that there was once more to see. " * 60, "0")
 PROTOCOL = "llm-pruner"
@@ -30,3 +31,24 @@ def test_the_report_is_of_weights_as_they_are_saved_whatever_the_model_has_in_me
         saved = cut(calibrated.model, row.plan)
         assert row.perplexity == perplexity(saved, loaded.tokenizer, TEXT, PROTOCOL)
         assert row.params == sum(one.numel() for one in saved.parameters())
+
+
+def test_loss_increases_are_of_the_likelihood_whatever_pairs_are_measured_by():
+    rows = []
+    for quality in ("nll", "kl"):
+        loaded = load_model(str(tiny_folder()))
+        windows = torch.arange(40 * 16).view(40, 16)
+        settings = CalibrationConfig(
+            quality=quality, measured_tokens=64, final_tokens=64, moment_tokens=128
+        )
+        calibrated = calibrate(loaded.model, windows, settings).checked()
+        winner = Plan(calibrated.shape.groups, (calibrated.shape.channels[0] // 2,) * 12)
+        on = ReportText(loaded.tokenizer, None, PROTOCOL, torch.float32)
+        budget = keep_budget(calibrated.shape, 0.8)
+        dense, [found] = report(calibrated, [budget], [winner], on, "refit")
+        recovered = held_out_increase(
+            calibrated.subnetwork(winner, "refit"), calibrated, calibrated.measured
+        )
+        rows.append([*(row.loss_increase for row in (dense, *found)), recovered])
+    assert rows[0][0] == pytest.approx(0.0, abs=1e-5)
+    assert rows[1] == pytest.approx(rows[0], abs=1e-5)

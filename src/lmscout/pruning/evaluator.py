@@ -182,7 +182,8 @@ class SubnetworkEvaluator:
                 chunk.dense_nll, chunk.top = self._in_memory(chunk, measure)
             else:
                 chunk.dense_nll, top = references[index]
-                chunk.top = top and top.to(model.device)
+                if top is not None and quality == DIVERGENCE:
+                    chunk.top = top.to(model.device)
 
     @property
     def references(self) -> tuple[Reference, ...]:
