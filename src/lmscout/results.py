@@ -67,7 +67,7 @@ class Result:
         return self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash(as_json(self.to_dict()))
 
     def summary(self) -> str:
         """The result as the command line prints it, without colours."""

@@ -15,7 +15,6 @@ from tiny_language_models import CONFIGS, random_model, random_windows
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
 from lmscout.pruning import CalibrationConfig
-from lmscout.pruning.allocation import allocate
 from lmscout.pruning.budgets import keep_budget, linear_budget
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.families import family_of
@@ -27,6 +26,7 @@ from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.refit import refit
 from lmscout.pruning.removal import removal_order
 from lmscout.pruning.sampler import propose
+from lmscout.pruning.search import allocate
 from lmscout.pruning.space import PlanSpace
 
 NAMES = sorted(CONFIGS)

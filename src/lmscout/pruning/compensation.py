@@ -20,27 +20,25 @@ from torch import Tensor
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import Affine, Place
-from lmscout.pruning.moments import Moments
+from lmscout.pruning.moments import Moments, damped
 
 DAMPING = 1e-3  # share of the mean diagonal: a Gram matrix of finite text has a finite rank
 _CACHE_BYTES = 1 << 28
 
 
-def damped(place: Place, moments: Moments, share: float = DAMPING) -> Tensor:
-    """The Gram matrix [n, n] in float64, its diagonal increased by a share of its mean.
+def cholesky_factor(place: Place, moments: Moments, damping: float = DAMPING) -> Tensor:
+    """The Cholesky factor of a damped Gram matrix, [n, n] in float64.
 
     Raises:
-        LmscoutError: it is not finite.
+        LmscoutError: the matrix is not finite.
     """
     assert moments.gram is not None
-    gram = moments.gram.to(torch.float64, copy=True)
-    if not torch.isfinite(gram).all():
+    if not torch.isfinite(moments.gram).all():
         raise LmscoutError(
             f"activations of block {place[0]} {place[1]} are not finite on calibration text"
         )
-    shift = share * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    gram.diagonal().add_(shift)
-    return gram
+    factor: Tensor = torch.linalg.cholesky(damped(moments.gram, damping))
+    return factor
 
 
 class Compensation:
@@ -105,6 +103,6 @@ def _factor(
     place: Place, output: Affine, moments: Moments, damping: float
 ) -> tuple[Tensor, Tensor]:
     """L and W L in float32, from a factorisation in float64."""
-    factor = torch.linalg.cholesky(damped(place, moments, damping))
+    factor = cholesky_factor(place, moments, damping)
     product = output.weight.double() @ factor
     return factor.float(), product.float()

@@ -163,8 +163,10 @@ class _Sizes:
         return self.held + states + gram + self._metrics + self._working(BATCH_TOKENS)
 
     def refitting(self) -> int:
-        """Hidden states of all text in both models, new weights, a Gram matrix and its factor."""
-        states = 2 * self._settings.moment_tokens * self._width * self._each
+        """All text in both models and a sublayer, new weights, a Gram matrix and its factor."""
+        entries = max(one.output.weight.shape[1] for one in self._sublayers)
+        # Both hidden states, the dense update, and what enters the output projection.
+        states = self._settings.moment_tokens * (3 * self._width + entries) * self._each
         square = max(map_.weight.shape[1] for one in self._sublayers for map_ in one.maps) ** 2
         gram = square * (_FLOAT + 2 * _DOUBLE)
         return self.held + self.weights + states + gram + self._working(BATCH_TOKENS)

@@ -25,7 +25,7 @@ from lmscout.files import as_json, atomic_folder, check_folder
 from lmscout.pruning import reload_saved
 from lmscout.pruning.cutting import ShapeName, cut, round_weights
 from lmscout.pruning.evaluator import shape_of
-from lmscout.pruning.families import Affine, family_of
+from lmscout.pruning.families import family_of
 from lmscout.pruning.folder_files import CONFIG, check_code, clean_folder
 from lmscout.pruning.model_card import CardFigures, model_card
 from lmscout.pruning.plan import Plan
@@ -44,7 +44,6 @@ def save(
     *,
     shape: ShapeName,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    outputs: Mapping[tuple[int, str], Affine] | None = None,
     pruned: PreTrainedModel | None = None,
     dtype: torch.dtype | None = None,
     existing: Collection[str] = (),
@@ -64,7 +63,6 @@ def save(
         folder: of the saved model; must be empty but for `existing`.
         shape: "any", or "uniform" for a folder that stock transformers loads.
         tokenizer: saved along, or None.
-        outputs: output projections in place of the cut ones, as for `cut`.
         pruned: the plan, cut before; None to cut it now.
         dtype: of the saved weights; the model's own if None.
         existing: names of files that may be in the folder; they stay.
@@ -83,7 +81,7 @@ def save(
         raise LmscoutError(f"{name} is not empty: name another")
     if pruned is None:
         # A dense model may leave no room on its accelerator.
-        pruned = cut(model, plan, outputs, shape=shape, dtype=dtype, device="cpu")
+        pruned = cut(model, plan, shape=shape, dtype=dtype, device="cpu")
     round_weights(pruned, dtype or model.dtype)
     pruned = cast(Any, pruned).to("cpu")
     pruned.generation_config = copy.deepcopy(model.generation_config)

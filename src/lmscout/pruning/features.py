@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +49,14 @@ class ImportanceMass:
 
     def estimate(self, rows: Rows) -> Floats:
         """Summed masses of plans, [n, 2L] to [n]; their loss increase, if it is in nats."""
-        each = [one[kept] for one, kept in zip(self.columns, rows.T, strict=True)]
-        return np.asarray(np.sum(each, axis=0))
+        table, starts = self._flat
+        return np.asarray(table[rows.T + starts[:, None]].sum(axis=0))
+
+    @cached_property
+    def _flat(self) -> tuple[Floats, Rows]:
+        """All masses in one array, and where each of them starts."""
+        lengths = [len(one) for one in self.columns]
+        return np.concatenate(self.columns), np.cumsum([0, *lengths[:-1]])
 
     def scaled(self, factors: Floats) -> ImportanceMass:
         """The same with the mass of each column of a row multiplied by a factor, [2L]."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from lmscout.progress import StageProgress
-from lmscout.pruning.allocation import allocate
 from lmscout.pruning.calibration import Calibrated
+from lmscout.pruning.evaluator import Measurement
 from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.measuring import Fitted, pair_of
-from lmscout.pruning.plan import Plan, as_rows
+from lmscout.pruning.plan import Plan, Shape, as_rows
 from lmscout.pruning.ranges import Target
 from lmscout.pruning.results import Finalist
 from lmscout.pruning.sampler import Proposal, order_for_prefix_sharing
-from lmscout.pruning.search import search
+from lmscout.pruning.search import allocate, search
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair, PairStudy
 
@@ -82,8 +82,12 @@ def measure_finalists(
     if fitted.objective is not None:
         return [[Finalist(plan, None, None, None, ()) for plan in plans] for plans in candidates]
     plans = list(dict.fromkeys(plan for some in candidates for plan in some))
-    with finals.locked():
-        _measure_missing(calibrated, finals, plans, progress)
+
+    def measure(missing: Sequence[Plan]) -> Iterable[Measurement]:
+        return calibrated.evaluator(calibrated.final).measure(missing)
+
+    plans = order_for_prefix_sharing(plans)
+    _measure_missing(finals, plans, "finalist", measure, calibrated.shape, progress)
     contests = []
     for some in candidates:
         predicted: list[float | None] = [None] * len(some)
@@ -116,15 +120,12 @@ def refit_finalists(
     """
     best = [contest[:_REFIT] for contest in contests]
     plans = list(dict.fromkeys(one.plan for some in best for one in some))
-    with refits.locked():
-        for done, plan in enumerate(plans):
-            if refits.find(plan) is None:
-                started = time.perf_counter()
-                measured = calibrated.measured_held_out(calibrated.subnetwork(plan, "refit"))
-                seconds = time.perf_counter() - started
-                refits.add(pair_of(Proposal(plan, "refit"), measured, calibrated.shape, seconds))
-            if progress:
-                progress(done + 1, len(plans))
+
+    def measure(missing: Sequence[Plan]) -> Iterable[Measurement]:
+        for plan in missing:
+            yield calibrated.measured_held_out(calibrated.subnetwork(plan, "refit"))
+
+    _measure_missing(refits, plans, "refit", measure, calibrated.shape, progress)
     results = []
     for contest in contests:
         some = []
@@ -138,25 +139,27 @@ def refit_finalists(
 
 
 def _measure_missing(
-    calibrated: Calibrated,
-    finals: PairStudy,
+    study: PairStudy,
     plans: Sequence[Plan],
+    origin: str,
+    measure: Callable[[Sequence[Plan]], Iterable[Measurement]],
+    shape: Shape,
     progress: StageProgress | None,
 ) -> None:
-    missing = order_for_prefix_sharing([plan for plan in plans if finals.find(plan) is None])
-    if not missing:
-        return
-    evaluator = calibrated.evaluator(calibrated.final)
-    started = time.perf_counter()
-    done = len(plans) - len(missing)
-    for plan, measured in zip(missing, evaluator.measure(missing), strict=True):
-        now = time.perf_counter()
-        proposal = Proposal(plan, "finalist")
-        finals.add(pair_of(proposal, measured, calibrated.shape, now - started))
-        started = now
-        done += 1
-        if progress:
-            progress(done, len(plans))
+    """Measure the plans that a study does not hold, in their order, in turns with other runs."""
+    with study.locked():
+        missing = [plan for plan in plans if study.find(plan) is None]
+        if not missing:
+            return
+        started = time.perf_counter()
+        done = len(plans) - len(missing)
+        for plan, measured in zip(missing, measure(missing), strict=True):
+            now = time.perf_counter()
+            study.add(pair_of(Proposal(plan, origin), measured, shape, now - started))
+            started = now
+            done += 1
+            if progress:
+                progress(done, len(plans))
 
 
 def _finalist(

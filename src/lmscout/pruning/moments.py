@@ -60,6 +60,13 @@ def batches_of(windows: Tensor, size: int) -> tuple[Tensor, ...]:
     return batches
 
 
+def damped(gram: Tensor, share: float) -> Tensor:
+    """A Gram matrix [n, n] in float64, its diagonal increased by a share of its mean."""
+    wide = gram.to(torch.float64, copy=True)
+    wide.diagonal().add_(share * wide.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
+    return wide
+
+
 @dataclass(frozen=True)
 class Moments:
     """Moments of the vectors x that enter one output projection, in float32 or wider.

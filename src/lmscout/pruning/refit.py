@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.progress import StageProgress
 from lmscout.pruning.families import Affine, Family, Place, Sublayer
-from lmscout.pruning.moments import BATCH_TOKENS, batches_of, retry_with_half_batch
+from lmscout.pruning.moments import BATCH_TOKENS, batches_of, damped, retry_with_half_batch
 from lmscout.pruning.plan import Plan
 
 CORRECTED = 0.5  # share of the residual stream's loss that an output projection makes up for
@@ -47,8 +46,6 @@ def refit(
     plan: Plan,
     outputs: Mapping[Place, Affine],
     windows: Tensor,
-    *,
-    progress: StageProgress | None = None,
 ) -> Refit:
     """Fit the weights of a cut model to the dense model, block by block.
 
@@ -58,7 +55,6 @@ def refit(
         plan: the units that each block keeps.
         outputs: compensated output projections to start from; none for those cut.
         windows: [windows, T] int64 calibration tokens.
-        progress: called with blocks done and in all.
 
     Returns:
         The new weights.
@@ -66,8 +62,7 @@ def refit(
     Raises:
         LmscoutError: memory does not suffice for a single window.
     """
-    windows = windows.to(model.device)
-    work = partial(_refit, model, family, plan, outputs, windows, progress)
+    work = partial(_refit, model, family, plan, outputs, windows.to(model.device))
     return retry_with_half_batch(work, BATCH_TOKENS // windows.shape[1], model.device)
 
 
@@ -77,27 +72,28 @@ def _refit(
     plan: Plan,
     outputs: Mapping[Place, Affine],
     windows: Tensor,
-    progress: StageProgress | None,
     size: int,
 ) -> Refit:
     dense = [family.embed(model, batch) for batch in batches_of(windows, size)]
     cut = [state.clone() for state in dense]
+    contexts = [family.context(model, state) for state in dense]
     found: dict[Place, Sublayer] = {}
-    blocks = family.all_parts(model)
-    for index, parts in enumerate(blocks):
-        kept = {"attention": plan.attention[index], "mlp": plan.mlp[index]}
-        for kind, whole in parts.sublayers.items():
-            contexts = [family.context(model, state) for state in dense]
-            first = None
-            if kept[kind]:
-                first = whole.first(kept[kind])
-                first = first.with_maps((*first.inputs, outputs.get((index, kind), first.output)))
-                first = _with_fitted_inputs(first, whole, dense, cut)
-            first = _step(first, whole, dense, cut, contexts)
-            if first is not None:
-                found[index, kind] = first
-        if progress:
-            progress(index + 1, len(blocks))
+    sublayers = family.all_sublayers(model)
+    for (place, whole), units in zip(sublayers.items(), plan.steps, strict=True):
+        states = zip(dense, contexts, strict=True)
+        updates = [whole.output.apply(whole.entering(*state)) for state in states]
+        if units:
+            first = whole.first(units)
+            first = first.with_maps((*first.inputs, outputs.get(place, first.output)))
+            first = _with_fitted_inputs(first, whole, dense, cut)
+            inner = [first.entering(*own) for own in zip(cut, contexts, strict=True)]
+            fit = _Fit([first.output], OUTPUT_PENALTY)
+            for x, update, state, own in zip(inner, updates, dense, cut, strict=True):
+                fit.add(x, [update + CORRECTED * (state - own)])
+            first = first.with_maps((*first.inputs, *fit.solve()))
+            cut = [own + first.output.apply(x) for own, x in zip(cut, inner, strict=True)]
+            found[place] = first
+        dense = [state + update for state, update in zip(dense, updates, strict=True)]
     return Refit(found, _norm_factors(family.final_norm(model), dense, cut))
 
 
@@ -110,30 +106,6 @@ def _with_fitted_inputs(
         normed = whole.norm(state)
         fit.add(whole.norm(own), [one.apply(normed) for one in first.inputs])
     return first.with_maps((*fit.solve(), first.output))
-
-
-def _step(
-    first: Sublayer | None,
-    whole: Sublayer,
-    dense: list[Tensor],
-    cut: list[Tensor],
-    contexts: list[object],
-) -> Sublayer | None:
-    """Fit the output projection, and replace the hidden states by those after the sublayer."""
-    fit = None if first is None else _Fit([first.output], OUTPUT_PENALTY)
-    inner = []
-    for place, (state, own, context) in enumerate(zip(dense, cut, contexts, strict=True)):
-        update = whole.output.apply(whole.entering(state, context))
-        if first is not None and fit is not None:
-            inner.append(first.entering(own, context))
-            fit.add(inner[-1], [update + CORRECTED * (state - own)])
-        dense[place] = state + update
-    if first is None or fit is None:
-        return None
-    first = first.with_maps((*first.inputs, *fit.solve()))
-    for place, x in enumerate(inner):
-        cut[place] = cut[place] + first.output.apply(x)
-    return first
 
 
 class _Fit:
@@ -157,10 +129,8 @@ class _Fit:
 
     def solve(self) -> list[Affine]:
         """The fitted maps."""
-        gram = self._gram.double()
-        shift = self._penalty * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-        gram.diagonal().add_(shift)
-        change = torch.cholesky_solve(self._product.double().T, torch.linalg.cholesky(gram)).T
+        factor = torch.linalg.cholesky(damped(self._gram, self._penalty))
+        change = torch.cholesky_solve(self._product.double().T, factor).T
         changes = torch.split(change, [len(one.weight) for one in self._current])
         return [
             Affine((one.weight.double() + more).to(one.weight.dtype), one.bias)

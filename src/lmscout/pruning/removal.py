@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.compensation import damped
+from lmscout.pruning.compensation import cholesky_factor
 from lmscout.pruning.families import Place, Sublayer
 from lmscout.pruning.importance import UnitOrder
 from lmscout.pruning.moments import Moments
@@ -44,8 +44,7 @@ def removal_order(place: Place, sublayer: Sublayer, moments: Moments, metric: Te
     Raises:
         LmscoutError: a Gram matrix or a metric is not finite.
     """
-    assert moments.gram is not None
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(place, moments)))
+    inverse = torch.cholesky_inverse(cholesky_factor(place, moments))
     weight = sublayer.output.weight.to(inverse.dtype)
     products = weight.T @ (metric.to(inverse.dtype) @ weight) / 2
     if not torch.isfinite(products).all():
@@ -58,7 +57,7 @@ def removal_order(place: Place, sublayer: Sublayer, moments: Moments, metric: Te
 
 
 def _remove_groups(products: Tensor, inverse: Tensor, units: int) -> tuple[Tensor, Tensor]:
-    """Remove groups of columns one after the other; [n, n] matrices are updated in place."""
+    """Remove groups of columns one after the other; the [n, n] matrices shrink with each."""
     size = len(inverse) // units
     alive = torch.arange(units, device=inverse.device)
     order, errors = [], []

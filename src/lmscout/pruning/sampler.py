@@ -20,7 +20,6 @@ from itertools import product, zip_longest
 import numpy as np
 from scipy.stats import qmc
 
-from lmscout.pruning.allocation import allocate
 from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.plan import (
     Floats,
@@ -39,6 +38,7 @@ from lmscout.pruning.search import (
     GENERATIONS,
     Candidate,
     Predict,
+    allocate,
     apart,
     mutate,
     rank_uniform,
