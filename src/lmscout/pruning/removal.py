@@ -99,7 +99,7 @@ def _remove_columns(products: Tensor, inverse: Tensor, units: int) -> tuple[Tens
         gone = torch.zeros(count, dtype=torch.bool, device=inverse.device)
         for step in range(steps):
             scores = (numerators / own.clamp_min(_TINY)).masked_fill_(gone, torch.inf)
-            place = scores.argmin()
+            place = int(scores.argmin())
             order.append(alive[place])
             errors.append(scores[place])
             before = slice(step)

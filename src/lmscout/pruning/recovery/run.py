@@ -201,6 +201,7 @@ def recover(
         {**identity, **settings.identity()},
         device=pruned.device,
         dtype=pruned.dtype,
+        same=True,
         progress=progress,
     )
     with quiet():
