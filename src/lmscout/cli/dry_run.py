@@ -50,8 +50,9 @@ def dry_run(
     if json != console.STDOUT:
         table = console.table("", "memory", "time")
         table.add_row("weights", _size(found.weights), "")
-        table.add_row("ordering units", _size(found.importance), "")
-        table.add_row("collecting moments", _size(found.calibrating), "")
+        table.add_row("gradients", _size(found.importance), "")
+        ordering = f"about {_duration(found.ordering)}"
+        table.add_row("ordering units", _size(found.calibrating), ordering)
         pairs = _size(found.measuring)
         if found.pairs:
             for keep, seconds in found.pair.items():
@@ -59,7 +60,9 @@ def dry_run(
                 table.add_row(f"a pair at keep {keep:g}", pairs, short)
             table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
         if found.refitting:
-            table.add_row("refitting a plan", _size(found.refitting), "")
+            table.add_row(
+                "refitting a plan", _size(found.refitting), f"about {_duration(found.refit)}"
+            )
         for one in found.recovery:
             what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
             table.add_row(

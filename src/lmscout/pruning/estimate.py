@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -27,11 +28,13 @@ from lmscout.pruning.calibration import CalibrationConfig, chunks_of
 from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
 from lmscout.pruning.families import Family, family_of
-from lmscout.pruning.importance import FROM_MOMENTS, OBS
+from lmscout.pruning.importance import FROM_MOMENTS, OBS, loss_metrics
 from lmscout.pruning.latency import Latency, measure_latency
-from lmscout.pruning.moments import BATCH_TOKENS
+from lmscout.pruning.moments import BATCH_TOKENS, moments_by_block
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
+from lmscout.pruning.refit import refit
+from lmscout.pruning.removal import order_seconds
 from lmscout.statistics.single_pass import train_only
 
 _FLOAT, _DOUBLE = 4, 8  # bytes
@@ -62,6 +65,8 @@ class Estimate:
     calibrating: int  # peak bytes while moments are collected
     measuring: int  # peak bytes while pairs are measured
     refitting: int  # peak bytes while a plan is refit; 0 without
+    ordering: float  # seconds of ordering units and collecting moments
+    refit: float  # seconds of one refit; 0 without
     pair: dict[float, float]  # by size, seconds of one that shares no prefix
     pairs: int  # number of pairs
     total: float  # seconds of all pairs, an upper bound: plans share prefixes and may stop early
@@ -93,6 +98,8 @@ def estimate(
         keep: _seconds(latency, keep, sizes.depth) * calibration.measured_tokens
         for keep in request.keep
     }
+    one_block = partial(_first_blocks, config, dtype, device, 1)
+    ordering, refitting = _time_closed_form(one_block, family, sizes, request.weights == "refit")
     pairs = 0 if request.objective is not None else request.pairs
     # an elastic recovery is first; a winner is trained beside the dense model
     recovery = []
@@ -113,6 +120,8 @@ def estimate(
         calibrating=sizes.calibrating(),
         measuring=sizes.measuring(device),
         refitting=sizes.refitting() if request.weights == "refit" else 0,
+        ordering=ordering,
+        refit=refitting,
         pair=pair,
         pairs=pairs,
         total=pairs * float(np.mean(list(pair.values()))),
@@ -124,24 +133,24 @@ class _Sizes:
     """Bytes that the stages of a run hold at once."""
 
     def __init__(self, model: PreTrainedModel, family: Family, settings: CalibrationConfig) -> None:
-        self._settings = settings
-        self._sublayers = list(family.all_sublayers(model).values())
-        self._width = self._sublayers[0].output.weight.shape[0]
+        self.settings = settings
+        self.sublayers = list(family.all_sublayers(model).values())
+        self._width = self.sublayers[0].output.weight.shape[0]
         self._vocabulary = vocabulary_size(model)
         self._each = model.dtype.itemsize
-        self.depth = len(self._sublayers) // 2
+        self.depth = len(self.sublayers) // 2
         self.weights = parameter_bytes(model)
         self.held = self.weights  # and the factors of the compensation
         if settings.compensate:
-            outputs = [one.output.weight.shape for one in self._sublayers]
+            outputs = [one.output.weight.shape for one in self.sublayers]
             self.held += sum(_FLOAT * columns * (rows + columns) for rows, columns in outputs)
 
     def importance(self) -> int:
         """For gradients the hidden states of all blocks, and the gradients of one."""
-        settings = self._settings
+        settings = self.settings
         if settings.importance in FROM_MOMENTS:
             return self.calibrating()
-        numbers = [[map_.weight.numel() for map_ in one.maps] for one in self._sublayers]
+        numbers = [[map_.weight.numel() for map_ in one.maps] for one in self.sublayers]
         largest = max(map(max, numbers))
         if settings.importance not in ("taylor", OBS):
             return self.weights + 2 * _DOUBLE * largest
@@ -154,32 +163,32 @@ class _Sizes:
 
     def calibrating(self) -> int:
         """The hidden state of all text, a Gram matrix, and the factors of those before it."""
-        states = self._settings.moment_tokens * self._width * self._each
-        gram, square = 0, max(one.output.weight.shape[1] for one in self._sublayers) ** 2
-        if self._settings.importance == OBS:  # an inverse and products, before and after a step
+        states = self.settings.moment_tokens * self._width * self._each
+        gram, square = 0, max(one.output.weight.shape[1] for one in self.sublayers) ** 2
+        if self.settings.importance == OBS:  # an inverse and products, before and after a step
             gram = square * (_FLOAT + 4 * _DOUBLE)
-        elif self._settings.compensate:
+        elif self.settings.compensate:
             gram = square * (_FLOAT + 2 * _DOUBLE)
         return self.held + states + gram + self._metrics + self._working(BATCH_TOKENS)
 
     def refitting(self) -> int:
         """All text in both models and a sublayer, new weights, a Gram matrix and its factor."""
-        entries = max(one.output.weight.shape[1] for one in self._sublayers)
+        entries = max(one.output.weight.shape[1] for one in self.sublayers)
         # Both hidden states, the dense update, and what enters the output projection.
-        states = self._settings.moment_tokens * (3 * self._width + entries) * self._each
-        square = max(map_.weight.shape[1] for one in self._sublayers for map_ in one.maps) ** 2
+        states = self.settings.moment_tokens * (3 * self._width + entries) * self._each
+        square = max(map_.weight.shape[1] for one in self.sublayers for map_ in one.maps) ** 2
         gram = square * (_FLOAT + 2 * _DOUBLE)
         return self.held + self.weights + states + gram + self._working(BATCH_TOKENS)
 
     @property
     def _metrics(self) -> int:
         """Metrics of the loss at all outputs."""
-        each = _FLOAT * self._width**2 if self._settings.importance == OBS else 0
-        return each * len(self._sublayers)
+        each = _FLOAT * self._width**2 if self.settings.importance == OBS else 0
+        return each * len(self.sublayers)
 
     def measuring(self, device: torch.device) -> int:
         """Hidden states after every step, as far as they are kept, and logits of a chunk."""
-        tokens = self._settings.measured_tokens
+        tokens = self.settings.measured_tokens
         states = tokens * self._width * self._each * (2 * self.depth + 1)
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[1] - self.held
@@ -189,7 +198,7 @@ class _Sizes:
     def _working(self, tokens: int) -> int:
         """Logits in two precisions with their probabilities, or what a block computes."""
         logits = tokens * self._vocabulary * (self._each + 2 * _FLOAT)
-        widest = max(sum(len(map_.weight) for map_ in one.inputs) for one in self._sublayers)
+        widest = max(sum(len(map_.weight) for map_ in one.inputs) for one in self.sublayers)
         return max(logits, 2 * tokens * widest * self._each)
 
 
@@ -204,6 +213,47 @@ def _time_one_block(
         require_memory("timing a block", parameter_bytes(sizes), "use a machine with more memory")
     model = _first_blocks(config, dtype, device, 1)
     return measure_latency(model, family, tokens, repeats=_REPEATS)
+
+
+def _time_closed_form(
+    one_block: Callable[[], PreTrainedModel], family: Family, sizes: _Sizes, refitting: bool
+) -> tuple[float, float]:
+    """Seconds of ordering units with the moments, and of a refit; 0 without.
+
+    Measured on one block, on few tokens and on twice as many, and extrapolated.
+    """
+    settings, model = sizes.settings, one_block()
+    window, device = settings.length, model.device
+    plan = shape_of(family.all_parts(model)).dense
+
+    def seconds(work: Callable[[Tensor], object], tokens: int) -> float:
+        found = []
+        for share in (1, 1, 2):  # the first lets libraries load
+            size = share * max(1, _TIMED_TOKENS // window)
+            windows = _random_tokens(vocabulary_size(model), size, window)
+            await_device(device)
+            start = time.perf_counter()
+            work(windows)
+            await_device(device)
+            found.append(time.perf_counter() - start)
+        rate = max(0.0, found[2] - found[1]) / (size // 2 * window)
+        return sizes.depth * (found[1] + rate * max(0, tokens - size // 2 * window))
+
+    grams = settings.compensate or settings.importance == OBS
+    total = seconds(
+        lambda windows: deque(moments_by_block(model, family, windows, grams=grams), maxlen=0),
+        settings.moment_tokens,
+    )
+    if settings.importance == OBS:
+        tokens = settings.gradient_windows * window
+        total += seconds(lambda windows: loss_metrics(model, family, windows), tokens)
+        for one in sizes.sublayers[:2]:
+            total += sizes.depth * order_seconds(one.output.weight.shape[1], one.units, device)
+    if not refitting:
+        return total, 0.0
+    return total, seconds(
+        lambda windows: refit(model, family, plan, {}, windows), settings.moment_tokens
+    )
 
 
 def _seconds(latency: Latency, keep: float, depth: int) -> float:

@@ -15,6 +15,7 @@ estimates its loss increase, in one unit for all sublayers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.cost import await_device
 from lmscout.pruning.compensation import cholesky_factor
 from lmscout.pruning.families import Place, Sublayer
 from lmscout.pruning.importance import UnitOrder
@@ -29,6 +31,8 @@ from lmscout.pruning.moments import Moments
 
 _LAZY = 128  # removals of single columns that are applied to the matrices at once
 _TINY = 1e-300
+_TIMED = 2048  # columns of matrices whose time is measured for an estimate
+_TIMED_GROUPS = 8
 
 
 def removal_order(place: Place, sublayer: Sublayer, moments: Moments, metric: Tensor) -> UnitOrder:
@@ -102,6 +106,51 @@ def _remove_columns(products: Tensor, inverse: Tensor, units: int) -> tuple[Tens
         products, inverse = columns.updated(rest)
         alive = alive[rest]
     return torch.cat(order), torch.cat(errors)
+
+
+def order_seconds(columns: int, units: int, device: torch.device) -> float:
+    """Estimate the seconds of `removal_order` for a sublayer, from parts of the work.
+
+    Args:
+        columns: of the output projection.
+        units: that they belong to, in equal parts.
+        device: of the matrices.
+    """
+    size = columns // units
+    few = max(size, min(columns, _TIMED) // size * size)
+    few_units, share = few // size, columns / few
+    eye = torch.eye(few, dtype=torch.float64, device=device)
+    seconds = share**3 * _seconds(
+        lambda: torch.cholesky_inverse(torch.linalg.cholesky(eye)), device
+    )
+    if size > 1:
+        some = min(few_units, _TIMED_GROUPS)
+        part = eye[: some * size, : some * size]
+        return seconds + (units / some) ** 3 * _seconds(
+            lambda: _remove_groups(part, part, some), device
+        )
+
+    def batch(columns: int) -> float:
+        def remove() -> None:
+            one = _Columns(eye[:columns, :columns], eye[:columns, :columns], min(_LAZY, columns))
+            _repeat(one.remove, len(one.order), device)
+            one.updated(torch.arange(len(one.order), columns, device=device))
+
+        return _seconds(remove, device)
+
+    least, most = batch(min(_LAZY, few)), batch(few)
+    left = torch.arange(units, 0, -_LAZY)  # columns before each batch, whose square it takes
+    return seconds + float((least + max(0.0, most - least) * (left / few) ** 2).sum())
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of work, after a call that lets libraries load."""
+    for _ in range(2):
+        await_device(device)
+        started = time.perf_counter()
+        work()
+        await_device(device)
+    return time.perf_counter() - started
 
 
 class _Columns:

@@ -104,6 +104,10 @@ def _sum_in_pieces(
     return result
 
 
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class _SumInPieces(torch.autograd.Function):
     """A loss summed over pieces of its states, whose gradient is computed with it."""
 
@@ -119,11 +123,13 @@ class _SumInPieces(torch.autograd.Function):
         gradients: list[Tensor] = []
         for piece, other in zip(torch.split(states, size), torch.split(others, size), strict=True):
             leaf = piece.detach().requires_grad_(states.requires_grad)
-            with torch.set_grad_enabled(states.requires_grad):
+            # hooks of the caller see what the step keeps, and a piece keeps nothing
+            hooks = torch.autograd.graph.saved_tensors_hooks(_same, _same)
+            with torch.set_grad_enabled(states.requires_grad), hooks:
                 part = loss(leaf, other)
+                if states.requires_grad:
+                    gradients.append(*torch.autograd.grad(part, leaf))
             total += part.detach()
-            if states.requires_grad:
-                gradients.append(*torch.autograd.grad(part, leaf))
         ctx.save_for_backward(*gradients)
         return total
 
