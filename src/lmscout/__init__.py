@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         discover,
         evaluate,
         explain,
+        export,
         prune,
         rank,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "discover",
     "evaluate",
     "explain",
+    "export",
     "load_benchmark",
     "load_model",
     "load_result",

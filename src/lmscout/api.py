@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lmscout.discovery.explain import Forms
     from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings
     from lmscout.evaluation import Evaluation, LoadedModel, Text
+    from lmscout.integrations import GgufFile
     from lmscout.proxies import Space
     from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.results import Pruning
@@ -429,6 +430,50 @@ def evaluate(
             out=path_of(out),
             progress=advance,
         )
+
+
+def export(
+    model: str | LoadedModel,
+    *,
+    out: Path_,
+    to: str = "gguf",
+    quantize: str | None = None,
+    progress: Progress = True,
+) -> GgufFile:
+    """Write a model, pruned or not, as a file of another runtime.
+
+    Args:
+        model: folder or Hub name of the model, or the loaded model, in float32.
+        out: the file, which must not exist.
+        to: the format: ``gguf``, of llama.cpp (``pip install 'lmscout[gguf]'``).
+        quantize: type of the weights: ``f32``, ``f16``, ``bf16``, ``q8_0``, or, with xllamacpp
+            installed, ``q6_k``, ``q5_k_m``, ``q4_k_m``; None for bf16 if the model was saved so,
+            else f16.
+        progress: whether to show progress on stderr, or a callback.
+
+    Returns:
+        The file, and how it was checked: by llama.cpp where xllamacpp is installed.
+
+    Raises:
+        LmscoutError: the format is unknown or cannot hold the model, the file exists or cannot be
+            written, or a package is missing.
+
+    Example:
+        >>> import lmscout
+        >>> written = lmscout.export("MODEL", out="model.gguf", progress=False)
+        >>> written.architecture, written.type
+        ('llama', 'f16')
+    """
+    if to != "gguf":
+        raise LmscoutError(f"to {to}: unknown format (expected gguf)")
+    try:
+        from lmscout.integrations.gguf import export_gguf
+    except ImportError as error:
+        raise LmscoutError(
+            f"gguf needs a package ({error}): pip install 'lmscout[gguf]'"
+        ) from error
+    with shown_progress(progress) as advance:
+        return export_gguf(model, Path(out), quantize, progress=advance)
 
 
 def build_benchmark(

@@ -21,7 +21,7 @@ RESULTS = (
     *("discovery.discover.Discovery", "discovery.explain.Explanation", "discovery.explain.Forms"),
     *("discovery.rank.RankResult", "discovery.selection.Selection"),
     *("discovery.symbolic_search.DeepDiscovery", "evaluation.Evaluation"),
-    "pruning.results.Pruning",
+    *("integrations.GgufFile", "pruning.results.Pruning"),
 )
 """Classes of results; no two have the same fields."""
 

@@ -15,6 +15,7 @@ from lmscout.cli.design import design
 from lmscout.cli.discover import discover
 from lmscout.cli.eval import evaluate
 from lmscout.cli.explain import explain
+from lmscout.cli.export import export
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
 from lmscout.errors import LmscoutError, out_of_memory, without_passwords
@@ -38,6 +39,7 @@ for command in (demo, discover, rank, explain, design):
 app.add_typer(bench_app, name="bench", rich_help_panel=_DISCOVER)
 app.command(rich_help_panel=_PRUNE)(prune)
 app.command("eval", rich_help_panel=_PRUNE)(evaluate)
+app.command(rich_help_panel=_PRUNE)(export)
 
 
 def _print_version(wanted: bool) -> None:

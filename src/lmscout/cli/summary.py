@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from typing import Any
 
-from lmscout.cli import bench, design, discover, eval, explain, prune, rank
+from lmscout.cli import bench, design, discover, eval, explain, export, prune, rank
 from lmscout.results import Result
 
 _SHOW: Mapping[str, Callable[[Any], None]] = {
@@ -19,6 +19,7 @@ _SHOW: Mapping[str, Callable[[Any], None]] = {
     "Evaluation": eval.show,
     "Explanation": explain.show,
     "Forms": explain.show_forms,
+    "GgufFile": export.show,
     "Pruning": prune.show,
     "RankResult": rank.show,
     "Selection": design.show_selection,
