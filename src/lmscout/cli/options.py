@@ -30,7 +30,7 @@ REFITS = ("sequential", "none")
 COMPENSATIONS = ("least-squares", "none")
 QUALITIES = ("nll", "kl")
 MEASURES = ("parameters", "multiply-adds", "memory", "latency")
-SHAPES = ("any", "uniform")
+SHAPES = ("any", "uniform", "deci")
 RECOVERIES = ("lora", "distill")
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -106,7 +106,8 @@ def prune(
         str,
         option(
             _BUDGET,
-            "Block sizes (uniform: all alike, a model that stock transformers loads)",
+            "Block sizes (uniform: all alike, a model that stock transformers loads; deci: "
+            "attention whole or absent, a model that vLLM loads)",
             choices=SHAPES,
         ),
     ] = "any",

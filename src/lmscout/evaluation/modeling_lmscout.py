@@ -42,6 +42,67 @@ class PerBlockSizes:
     block_numbers = ()
 
 
+class BlockEntries(dict[str, Any]):
+    """Entries of a block in config.json, also as attributes, as serving engines read them."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class BlockConfigs:
+    """What configurations of the DeciLM family have in place of `PerBlockSizes`.
+
+    vLLM, SGLang, TensorRT-LLM and llama.cpp's converter know the family (model type nemotron-nas),
+    whose attention has all heads of a block, or none.
+    """
+
+    base_model_tp_plan: ClassVar[Any] = None
+
+    @property
+    def block_configs(self) -> list[BlockEntries]:
+        """Attention and MLP of each block: {"attention": {...}, "ffn": {...}}."""
+        found: list[BlockEntries] = self.__dict__.get("block_configs", [])
+        return found
+
+    @block_configs.setter
+    def block_configs(self, given: Any) -> None:
+        if not isinstance(given, list | tuple):
+            raise ValueError("block_configs is no list")
+        blocks = []
+        for one in given:
+            if not all(isinstance(one.get(part), dict) for part in ("attention", "ffn")):
+                raise ValueError("block_configs: a block has no attention, or no ffn")
+            blocks.append(BlockEntries({name: BlockEntries(one[name]) for name in one}))
+        self.__dict__["block_configs"] = blocks
+
+    @property
+    def attention_groups(self) -> list[int]:
+        """Key-value heads of each block; 0 for a block without attention."""
+        config: Any = self
+        parts = (one.attention for one in self.block_configs)
+        return [
+            0 if one.no_op else config.num_attention_heads // one.n_heads_in_group for one in parts
+        ]
+
+    @property
+    def mlp_channels(self) -> list[int]:
+        """MLP width of each block; 0 for a block without MLP."""
+        config: Any = self
+        parts = (one.ffn for one in self.block_configs)
+        return [0 if one.no_op else mlp_width(one.ffn_mult, config.hidden_size) for one in parts]
+
+
+def mlp_width(multiplier: float, hidden: int) -> int:
+    """The MLP width that engines of the DeciLM family make of `ffn_mult`, a multiple of 256."""
+    return -(-int(2 * multiplier * hidden / 3) // WIDTH_STEP) * WIDTH_STEP
+
+
+WIDTH_STEP = 256
+
+
 class _Absent(nn.Module):
     """Zero in place of removed attention or MLP.
 
@@ -192,7 +253,9 @@ def cache_slots(config: Any) -> list[int]:
 
 
 PRUNED: dict[str, tuple[type[Any], type[PreTrainedModel], type[PreTrainedModel]]] = {}
-"""Configuration, decoder and language model by the dense model's type."""
+"""Configuration, decoder and language model by the dense model's type, and those of `DECI`."""
+DECI = "nemotron-nas"
+"""The model type of the DeciLM family."""
 
 
 def _add_family(
@@ -204,16 +267,18 @@ def _add_family(
     block: type[nn.Module],
     *,
     pruned: type[Any] = _PrunedBody,
+    sizes_class: type[Any] = PerBlockSizes,
+    model_type: str | None = None,
 ) -> None:
-    """Define Lmscout{title}Config, Lmscout{title}Model and Lmscout{title}ForCausalLM."""
+    """Define {title}Config, {title}Model and {title}ForCausalLM."""
 
     def define(part: str, bases: tuple[type[Any], ...], **attributes: Any) -> type[Any]:
-        name = f"Lmscout{title}{part}"
+        name = f"{title}{part}"
         own = type(name, bases, {"__module__": __name__, "__doc__": None, **attributes})
         globals()[name] = own
         return own
 
-    sizes = define("Config", (PerBlockSizes, config), model_type=f"lmscout_{kind}")
+    sizes = define("Config", (sizes_class, config), model_type=model_type or f"lmscout_{kind}")
     decoder = define("Model", (pruned, body), config_class=sizes, block_class=block)
     whole = define("ForCausalLM", (_PrunedCausal, causal), config_class=sizes, body_class=decoder)
     PRUNED[kind] = sizes, decoder, whole
@@ -231,6 +296,11 @@ def _add_family(
 for _kind, _module in (("llama", llama), ("mistral", mistral), ("qwen2", qwen2), ("qwen3", qwen3)):
     _names = ("Config", "Model", "ForCausalLM", "DecoderLayer")
     _classes = (getattr(_module, f"{_kind.capitalize()}{name}") for name in _names)
-    _add_family(_kind, _kind.capitalize(), *_classes)
+    _add_family(_kind, f"Lmscout{_kind.capitalize()}", *_classes)
 _names = ("GPT2Config", "GPT2Model", "GPT2LMHeadModel", "GPT2Block")
-_add_family("gpt2", "Gpt2", *(getattr(gpt2, name) for name in _names), pruned=_PrunedGpt2Body)
+_add_family(
+    "gpt2", "LmscoutGpt2", *(getattr(gpt2, name) for name in _names), pruned=_PrunedGpt2Body
+)
+_names = ("LlamaConfig", "LlamaModel", "LlamaForCausalLM", "LlamaDecoderLayer")
+_classes = (getattr(llama, name) for name in _names)
+_add_family(DECI, "DeciLM", *_classes, sizes_class=BlockConfigs, model_type=DECI)

@@ -275,7 +275,7 @@ class Calibrated:
         Args:
             plan: the units that each block keeps.
             weights: "cut", "compensated" (output projections) or "refit" (all maps).
-            shape: "any", or "uniform" for a plain model of the family.
+            shape: "any", "uniform" for a plain model of the family, or "deci".
             dtype: of its weights; the dense model's if None.
             device: where it is made; the dense model's if None.
         """

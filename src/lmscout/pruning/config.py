@@ -34,7 +34,8 @@ class PruneConfig:
         keep: shares to keep, each above 0 and below 1.
         of: their measure: "parameters" (those in attention and MLP), "multiply-adds", "memory"
             or "latency" (of the whole model).
-        shape: "any", or "uniform" for models that stock transformers loads.
+        shape: "any", "uniform" for models that stock transformers loads, or "deci" for those of
+            the DeciLM family, which serving engines load.
         pairs: number of architecture-accuracy pairs to measure; 0 for the plan of the least
             estimated loss increase.
         refit: "sequential" to refit the weights of finalists and of the selected plan, or "none".
@@ -173,6 +174,16 @@ def _check_options(config: PruneConfig) -> None:
     for name in ("channel_multiple", "report_tokens"):
         if getattr(config, name) is not None:
             check_whole(name, getattr(config, name), 1)
+    _check_together(config)
+
+
+def _check_together(config: PruneConfig) -> None:
+    """Refuse options that exclude each other."""
+    if config.shape == "deci" and config.channel_multiple is not None:
+        raise LmscoutError(
+            "channel_multiple: is not for shape deci, whose MLP widths are multiples of 256; leave "
+            "it out"
+        )
     if config.objective is None:
         if config.pairs:
             check_enough(config.pairs)

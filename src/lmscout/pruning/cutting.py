@@ -1,7 +1,8 @@
 """Cut a plan out of a dense model: a smaller model with copies of what is kept.
 
 Shape "any": every block at its own sizes, in the classes of `modeling_lmscout`.  Shape "uniform":
-one size for all kept blocks, a plain model of the family.
+one size for all kept blocks, a plain model of the family.  Shape "deci": attention whole or absent
+and an MLP width of its own in every block, as the DeciLM family of serving engines has it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import unfilled_model
-from lmscout.evaluation.modeling_lmscout import PRUNED
+from lmscout.evaluation.modeling_lmscout import DECI, PRUNED, WIDTH_STEP
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import KINDS, Affine, Family, Place, Sublayer, family_of
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.refit import Refit
 
-ShapeName = Literal["any", "uniform"]
+ShapeName = Literal["any", "uniform", "deci"]
+_FIRST = 0  # block whose attention stays: vLLM and SGLang begin the residual stream there
 
 
 @torch.no_grad()
@@ -51,7 +53,7 @@ def cut(
         outputs: (block, kind) -> an output projection [width, kept columns] that replaces the one
             cut from the model.
         refit: weights that replace all of those cut, and the factors of the final norm.
-        shape: "any", or "uniform" for a plain model of the family.
+        shape: "any", "uniform" for a plain model of the family, or "deci".
         dtype: of its weights; the dense model's if None.
         device: where it is made, a matrix at a time; the dense model's if None.
 
@@ -62,8 +64,8 @@ def cut(
         LmscoutError: the plan does not fit the model or the shape, or the family has no model of
             the shape.
     """
-    if shape not in get_args(ShapeName):
-        raise LmscoutError(f"unknown shape {shape!r}: expected any or uniform")
+    if shape not in (known := get_args(ShapeName)):
+        raise LmscoutError(f"unknown shape {shape!r}: expected {', '.join(known)}")
     family = family_of(model.config)
     blocks = family.blocks(model)
     parts = family.all_parts(model)
@@ -73,6 +75,8 @@ def cut(
         raise LmscoutError("the plan keeps no block at all: keep at least one")
     if shape == "uniform":
         model_class, config = type(model), uniform_config(model.config, plan)
+    elif shape == "deci":
+        model_class, config = PRUNED[DECI][-1], deci_config(model.config, plan)
     else:
         model_class, config = _any_classes(model.config)[1], any_config(model.config, plan)
     make = partial(cast(Any, model_class)._from_config, config, dtype=dtype or model.dtype)
@@ -152,6 +156,68 @@ def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
             f"({reason}): save it with shape any"
         ) from error
     return validated
+
+
+def deci_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
+    """The configuration of the DeciLM family; docs/export.md has its entries and their sources.
+
+    Raises:
+        LmscoutError: the family does not hold this model, or this plan of it.
+    """
+    given: Any = config
+    heads, hidden = given.num_attention_heads, given.hidden_size
+    reasons = {
+        f"is {config.model_type}, and the family holds llama and mistral": config.model_type
+        not in ("llama", "mistral"),
+        "has biases": getattr(given, "attention_bias", False) or getattr(given, "mlp_bias", False),
+        "has a sliding window": getattr(given, "sliding_window", None),
+        "has heads of another size than hidden size by heads": getattr(given, "head_dim", None)
+        not in (None, hidden // heads),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise LmscoutError(
+                f"the model {reason}, which shape deci cannot hold: save it with shape any or "
+                "uniform"
+            )
+    groups = given.num_key_value_heads
+    if not set(plan.attention) <= {0, groups} or any(width % WIDTH_STEP for width in plan.mlp):
+        raise LmscoutError(
+            f"shape deci: attention is whole ({groups} groups) or absent, and MLP widths are "
+            f"multiples of {WIDTH_STEP}: save the plan with shape any"
+        )
+    if plan.attention[_FIRST] == 0:
+        raise LmscoutError("shape deci: the first block keeps its attention: use shape any")
+    values = config.to_dict()
+    for name in ("model_type", "architectures", "auto_map", "transformers_version", "layer_types"):
+        values.pop(name, None)
+    values.pop("sliding_window", None)
+    attention = {
+        **dict.fromkeys(("sparsify", "window_length", "num_sink_tokens")),
+        **dict.fromkeys(("use_prefill_window_in_sink_attention", "unshifted_sink"), False),
+    }
+
+    def half(kept: int, name: str, value: float) -> dict[str, Any]:
+        no_op = {"no_op": not kept, "replace_with_linear": False, "sparsify": None}
+        return {**no_op, name: value if kept else None}
+
+    values["num_hidden_layers"] = len(plan.kept)
+    values["intermediate_size"] = max(plan.mlp)
+    values["block_configs"] = [
+        {
+            "attention": {
+                **attention,
+                **half(plan.attention[block], "n_heads_in_group", heads // groups),
+            },
+            # The middle of the multipliers of this width, so that no engine rounds it to another.
+            "ffn": half(
+                plan.mlp[block], "ffn_mult", 1.5 * (plan.mlp[block] - WIDTH_STEP / 2) / hidden
+            ),
+        }
+        for block in plan.kept
+    ]
+    made: PreTrainedConfig = PRUNED[DECI][0].from_dict(values)
+    return made
 
 
 def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:

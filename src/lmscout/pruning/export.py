@@ -61,7 +61,8 @@ def save(
         model: the dense model, its units in final order.
         plan: how many units each block keeps.
         folder: of the saved model; must be empty but for `existing`.
-        shape: "any", or "uniform" for a folder that stock transformers loads.
+        shape: "any", "uniform" for a folder that stock transformers loads, or "deci" for one
+            that serving engines load.
         tokenizer: saved along, or None.
         pruned: the plan, cut before; None to cut it now.
         dtype: of the saved weights; the model's own if None.
@@ -107,7 +108,7 @@ def save(
         write(pruned, draft, tokenizer)
         (draft / RECORD).write_text(as_json(record), "utf-8")
         (draft / "README.md").write_text(card, "utf-8")
-        _reload_and_compare(pruned, draft, tokenizer, trust_remote_code=shape == "any")
+        _reload_and_compare(pruned, draft, tokenizer, trust_remote_code=shape != "uniform")
 
 
 def write(

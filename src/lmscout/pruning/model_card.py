@@ -35,6 +35,13 @@ loads both and runs no code of the folder; after `lmscout.register()` the Auto c
 `trust_remote_code`.
 """
 
+_DECI = """
+## Serve it
+
+It is a model of the DeciLM family (nemotron-nas), which vLLM, SGLang and TensorRT-LLM load:
+`vllm serve FOLDER --trust-remote-code`.
+"""
+
 _UNIFORM = """
 ## Load it
 
@@ -122,7 +129,8 @@ def model_card(
         total=record["parameters"] / record["dense_parameters"],
         **{name: record[name] for name in ("kept", "parameters", "dense_parameters")},
     )
-    load = (_ANY if record["shape"] == "any" else _UNIFORM).format(model_type=model_type)
+    forms = {"uniform": _UNIFORM, "deci": _DECI + _ANY}
+    load = forms.get(record["shape"], _ANY).format(model_type=model_type)
     blocks = zip(plan.attention, dense.attention, plan.mlp, dense.mlp, strict=True)
     cells = "| {} | {} of {} | {} of {} |\n"
     rows = "".join(cells.format(number, *block) for number, block in enumerate(blocks))

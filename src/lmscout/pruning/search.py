@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from sklearn.isotonic import isotonic_regression
@@ -327,7 +328,8 @@ def allocate(space: PlanSpace, target: Target, mass: ImportanceMass) -> Plan:
         costs.append(cost)
         # Lower convex hull: a unit that saves less than the next one is taken with it.
         each = -np.diff(error[units]) / cost
-        saved.append(isotonic_regression(each, sample_weight=cost, increasing=False))
+        hull = partial(isotonic_regression, sample_weight=cost, increasing=False)
+        saved.append(hull(each) if len(each) else each)
     columns = np.repeat(np.arange(len(low)), high - low)
     order = np.argsort(-np.concatenate(saved), kind="stable")
     room = inner.budget.limit - inner.budget.cost(low[None])[0]

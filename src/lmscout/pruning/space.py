@@ -1,4 +1,4 @@
-"""Spaces of plans: blocks of any width, widths that are multiples of some channels, or uniform.
+"""Spaces of plans: blocks of any width, of widths in steps, or uniform.
 
 A uniform plan drops whole blocks and has one width for all others, so it can be saved as a plain
 model of its family.  Under a budget, the number of dropped blocks and of groups leaves one choice
@@ -8,7 +8,7 @@ of channels: as many as the budget allows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from math import comb
@@ -19,9 +19,10 @@ import numpy.typing as npt
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.modeling_lmscout import WIDTH_STEP
 from lmscout.pruning.budgets import Budget
-from lmscout.pruning.cutting import is_uniform
-from lmscout.pruning.plan import Plan, Rows, Shape, dense_row
+from lmscout.pruning.cutting import deci_config, is_uniform
+from lmscout.pruning.plan import Plan, Rows, Shape, dense_row, unit_parameters
 from lmscout.pruning.ranges import Ranges, Target, best_pairs
 from lmscout.pruning.study import Pair
 
@@ -269,14 +270,27 @@ class UniformPlans:
 class PlanSpace:
     """The plans that are proposed and searched.
 
-    Blocks that vary change in *steps* of one group or of `multiple` channels; the last step of a
-    width is smaller if the width is no multiple.  A matrix product whose inner size is no multiple
-    of eight numbers takes three times as long on a GPU with tensor cores.
+    Blocks that vary change in *steps* of one group, or of all of a block, and of `multiple`
+    channels; the last step of a width is smaller if the width is no multiple.  A matrix product
+    whose inner size is no multiple of eight numbers takes three times as long on a GPU with
+    tensor cores.
     """
 
     shape: Shape  # of the dense model
     multiple: int = 1  # channels per step of an MLP width
     uniform: UniformChoices | None = None  # of plans whose blocks are alike; None if blocks vary
+    whole_attention: bool = False  # whether a block keeps all of its groups, or none
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """What blocks that vary may keep: a tenth of their units on.
+
+        With whole attention anything, but for the first block, which keeps its attention.
+        """
+        if not self.whole_attention:
+            return Ranges.above(self.shape)
+        dense = dense_row(self.shape)
+        return Ranges.of_rows(dense * (np.arange(len(dense)) == 0), dense)
 
     @property
     def narrows(self) -> bool:
@@ -286,14 +300,19 @@ class PlanSpace:
     @property
     def name(self) -> str:
         """The kind of plans, for records."""
+        if self.whole_attention:
+            return "whole attention"
         return "uniform" if self.uniform else f"widths in steps of {self.multiple}"
 
     @cached_property
     def steps(self) -> Shape:
         """The dense model as if a step was a unit."""
-        channels = tuple(-(-units // self.multiple) for units in self.shape.channels)
-        each = tuple(one * self.multiple for one in self.shape.channel_parameters)
-        return replace(self.shape, channels=channels, channel_parameters=each)
+        steps, each = self.to_steps(dense_row(self.shape)), self.each
+        parameters = each * unit_parameters(self.shape)
+        halves = (
+            tuple(half.tolist()) for both in (steps, parameters) for half in np.split(both, 2)
+        )
+        return Shape(*halves)
 
     def to_units(self, rows: Rows) -> Rows:
         """Rows [n, 2L] of steps, in units."""
@@ -307,7 +326,7 @@ class PlanSpace:
 
     def in_steps(self, target: Target) -> Target:
         """A target for rows of steps."""
-        if self.multiple == 1:
+        if (self.each == 1).all():
             return target
         ranges = Ranges.of_rows(*self.to_steps(target.ranges.rows))
         return Target(self._budget_in_steps(target.budget), ranges)
@@ -320,12 +339,12 @@ class PlanSpace:
     def require(self, budget: Budget, ranges: Ranges | None = None) -> None:
         """Raise LmscoutError, with the nearest that can be met, if no plan meets a budget.
 
-        Blocks that vary lie within ranges, by default from a tenth of their units on.
+        Blocks that vary lie within ranges, by default those of the space.
         """
         if self.uniform is not None:
             self.uniform.sizes(budget)
         else:
-            target = self.in_steps(Target(budget, ranges or Ranges.above(self.shape)))
+            target = self.in_steps(Target(budget, ranges or self.ranges))
             target.ranges.require(target.budget)
 
     def meets(self, rows: Rows, budget: Budget) -> npt.NDArray[np.bool_]:
@@ -335,7 +354,7 @@ class PlanSpace:
         """
         if self.uniform is not None:
             return self.plans(budget).holds(rows)
-        if self.multiple == 1:
+        if (self.each == 1).all():
             return budget.meets(rows)
         steps = self.to_steps(rows)
         on_grid = (self.to_units(steps) == rows).all(axis=1)
@@ -346,9 +365,9 @@ class PlanSpace:
     ) -> list[Pair]:
         """The best complete pairs whose plans are of this space and meet a budget, best first.
 
-        Blocks that vary lie within ranges, by default from a tenth of their units on.
+        Blocks that vary lie within ranges, by default those of the space.
         """
-        within = self.in_steps(Target(budget, ranges or Ranges.above(self.shape))).ranges
+        within = self.in_steps(Target(budget, ranges or self.ranges)).ranges
 
         def holds(rows: Rows) -> npt.NDArray[np.bool_]:
             met = self.meets(rows, budget)
@@ -359,7 +378,8 @@ class PlanSpace:
     @cached_property
     def each(self) -> Rows:
         """Units per step, [2L]."""
-        return np.repeat([1, self.multiple], self.shape.depth)
+        groups = self.shape.groups if self.whole_attention else (1,) * self.shape.depth
+        return np.array([*groups, *[self.multiple] * self.shape.depth], np.int64)
 
     def _budget_in_steps(self, budget: Budget) -> Budget:
         """The budget of rows in steps: smaller tables of the same costs."""
@@ -369,7 +389,10 @@ class PlanSpace:
 
 
 def space_of(kind: str, shape: Shape, model: PreTrainedModel, multiple: int = 1) -> PlanSpace:
-    """The space of a ``--shape``, "uniform" or "any"; LmscoutError if there is no plain form."""
+    """The space of a ``--shape``; LmscoutError if the model has no form of this kind."""
+    if kind == "deci":
+        deci_config(model.config, shape.dense)
+        return PlanSpace(shape, WIDTH_STEP, whole_attention=True)
     if kind == "uniform":
         return PlanSpace(shape, uniform=UniformChoices.of(shape, model.config))
     return PlanSpace(shape, multiple)

@@ -52,7 +52,7 @@ from lmscout.pruning.measuring import (
 )
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.ranges import Target
 from lmscout.pruning.recovery.elastic import Elastic, recover_all_plans
 from lmscout.pruning.recovery.run import (
     ELASTIC,
@@ -291,7 +291,7 @@ def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
         record_origin(study, *sources, calibrated.settings, calibrated.model.dtype)
         latency = _latency(study, calibrated) if config.of == "latency" else None
         budgets = _budgets(job, units, latency)
-        targets = [Target(budget, Ranges.above(units)) for budget in budgets]
+        targets = [Target(budget, job.space.ranges) for budget in budgets]
         if config.objective is not None:
             with stages("scoring"):
                 fitted = fitted_to_proxy(config.objective, calibrated, targets)

@@ -28,7 +28,7 @@ from lmscout.pruning.calibration import Calibrated, text_digest
 from lmscout.pruning.evaluator import Evaluator
 from lmscout.pruning.families import Affine, Family, Place
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.ranges import Target
 from lmscout.pruning.recovery import training
 from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
 from lmscout.pruning.sampler import order_for_prefix_sharing, propose
@@ -217,7 +217,7 @@ def drawn_plans(
     calibrated: Calibrated, space: PlanSpace, budgets: Sequence[Budget], count: int, number: int
 ) -> list[Plan]:
     """Distinct plans of some sizes, in equal parts, fewer if there are no more."""
-    targets = [Target(budget, Ranges.above(calibrated.shape)) for budget in budgets]
+    targets = [Target(budget, space.ranges) for budget in budgets]
     seed = calibrated.seed + (number << 32)
     return [one.plan for one in propose(space, targets, count=count, seed=seed, round_=0)]
 
