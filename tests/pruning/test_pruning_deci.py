@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from builtin_model import CALIBRATION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_language_models import CONFIGS, random_model
@@ -189,7 +188,7 @@ def synthetic_space():
 UNITS, SPACE = synthetic_space()
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(keep=st.floats(0.3, 0.9), seed=st.integers(0, 99))
 def test_plans_that_are_proposed_are_of_the_shape(keep, seed):
     budget = keep_budget(UNITS, keep)
@@ -240,9 +239,9 @@ def test_later_rounds_and_the_search_stay_of_the_shape():
         round_=1,
         pairs=pairs,
         predictor=Knowing(),
-        generations=10,
+        generations=4,
     )
-    found = search(SPACE, Knowing().cautious, target, seed=0, count=3, generations=20)
+    found = search(SPACE, Knowing().cautious, target, seed=0, count=3, generations=8, population=40)
     assert later
     assert found
     for one in (*later, *found):
@@ -253,8 +252,11 @@ def test_later_rounds_and_the_search_stay_of_the_shape():
 def test_a_run_saves_the_shape(tmp_path):
     model = lmscout.evaluation.LoadedModel(model_of(), load_tokenizer(), "model")
     text = tmp_path / "text.txt"
-    text.write_text(corpus_text("train")[:60_000])
-    config = lmscout.PruneConfig(shape="deci", pairs=0, calibration=CALIBRATION)
+    text.write_text(corpus_text("train")[:20_000])
+    little = lmscout.CalibrationConfig(
+        measured_tokens=600, final_tokens=600, moment_tokens=1_500, window=32
+    )
+    config = lmscout.PruneConfig(shape="deci", pairs=0, calibration=little)
     pruned = lmscout.prune(
         model, keep=0.7, calibration=str(text), out=tmp_path / "out", config=config, progress=False
     )

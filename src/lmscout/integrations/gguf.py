@@ -34,7 +34,7 @@ from lmscout.evaluation.cost import parameter_count, vocabulary_size
 from lmscout.files import check_file, write_file
 from lmscout.integrations import GgufFile, llamacpp
 from lmscout.integrations.gguf_tokenizer import add_tokenizer
-from lmscout.progress import Progress
+from lmscout.progress import Progress, StageProgress, Stages
 
 _ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -145,9 +145,9 @@ def export_gguf(
     if out.exists():
         raise LmscoutError(f"--out {out}: exists; name another file")
     check_file(out, "--out")
-    advance = progress or (lambda *_: None)
-    advance("loading", 0, 1)
-    loaded = load_model(model) if isinstance(model, str) else model
+    stages = Stages(progress)
+    with stages("loading"):
+        loaded = load_model(model) if isinstance(model, str) else model
     saved_as = "bf16" if loaded.saved_dtype == torch.bfloat16 else "f16"
     kind = quantize or saved_as
     layout = _layout(loaded)
@@ -155,12 +155,12 @@ def export_gguf(
     found: dict[str, Any] = {}
 
     def write(draft: Path) -> None:
-        if _STORED[kind] in _BY_LLAMACPP:  # these have no tolerance: check the model without them
-            _write(loaded, layout, saved_as, draft)
-            _verify(loaded, layout, saved_as, draft)
-        _write(loaded, layout, kind, draft)
-        advance(f"checking {kind}", 0, 1)
-        found.update(_verify(loaded, layout, kind, draft))
+        plain = [saved_as] if _STORED[kind] in _BY_LLAMACPP else []
+        for one in (*plain, kind):  # k-quants have no tolerance: check the model without them
+            with stages(f"writing {one}") as update:
+                _write(loaded, layout, one, draft, update)
+            with stages(f"checking {one}"):
+                found.update(_verify(loaded, layout, one, draft))
 
     write_file(out, write, name=f"--out {out}", remedy="name another file")
     return GgufFile(
@@ -245,7 +245,13 @@ def _rope(config: Any) -> dict[str, Any]:
     return dict(getattr(config, "rope_parameters", None) or {})
 
 
-def _write(loaded: LoadedModel, layout: _Layout, kind: str, file: Path) -> None:
+def _write(
+    loaded: LoadedModel,
+    layout: _Layout,
+    kind: str,
+    file: Path,
+    progress: StageProgress | None = None,
+) -> None:
     """Write the file, one tensor in memory at a time."""
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[layout.architecture])
     _add_metadata(writer, loaded, layout, kind)
@@ -263,8 +269,10 @@ def _write(loaded: LoadedModel, layout: _Layout, kind: str, file: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, tensor in tensors:
+    for number, (name, tensor) in enumerate(tensors, 1):
         writer.write_tensor_data(_numbers(tensor, stored[name]))
+        if progress:
+            progress(number, len(tensors))
     writer.close()
 
 
