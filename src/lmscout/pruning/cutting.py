@@ -27,6 +27,7 @@ from lmscout.pruning.plan import Plan
 from lmscout.pruning.refit import Refit
 
 ShapeName = Literal["any", "uniform"]
+_BY_BLOCK = ("layer_types", "no_rope_layers")  # lists in configurations
 
 
 @torch.no_grad()
@@ -91,7 +92,8 @@ def cut(
                     source = refit.sublayers[block, kind]
                 _copy_maps(source, cut_parts[kind])
     if refit is not None:  # one rounding, whatever the dtype
-        scaled = cast(Tensor, family.final_norm(model).weight).double() * refit.norm
+        gain = cast(Tensor, family.final_norm(model).weight).double() + family.norm_offset
+        scaled = gain * refit.norm - family.norm_offset
         cast(Tensor, family.final_norm(pruned).weight).copy_(scaled)
     return cast(PreTrainedModel, pruned)
 
@@ -140,8 +142,7 @@ def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     groups, channels = widths.pop()
     family = family_of(config)
     plain = family.uniform_config(config, depth=len(kept), groups=groups, channels=channels)
-    if types := getattr(config, "layer_types", None):
-        plain.layer_types = [types[block] for block in kept]
+    _keep_blocks(plain, kept)
     try:
         validated: PreTrainedConfig = type(plain).from_dict(plain.to_dict())
     except (ValueError, StrictDataclassError) as error:
@@ -168,9 +169,9 @@ def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     pruned.block_numbers = list(kept)
     if hasattr(config, "num_key_value_heads") and not getattr(pruned, "head_dim", None):
         pruned.head_dim = pruned.hidden_size // pruned.num_attention_heads
-    if types := getattr(config, "layer_types", None):
-        kept_types = [types[block] for block in kept]
-        pruned.layer_types = _types_for_cache(kept_types, pruned.attention_groups)
+    _keep_blocks(pruned, kept)
+    if types := getattr(pruned, "layer_types", None):
+        pruned.layer_types = _types_for_cache(types, pruned.attention_groups)
     return pruned  # type: ignore[no-any-return]
 
 
@@ -182,6 +183,13 @@ def _any_classes(config: PreTrainedConfig) -> tuple[type[PreTrainedConfig], type
         )
     config_class, _, causal_class = PRUNED[config.model_type]
     return config_class, causal_class
+
+
+def _keep_blocks(config: Any, kept: tuple[int, ...]) -> None:
+    """Reduce the entries of a configuration that list something of every block, in place."""
+    for name in _BY_BLOCK:
+        if values := getattr(config, name, None):
+            setattr(config, name, [values[block] for block in kept])
 
 
 def _types_for_cache(types: list[str], groups: list[int]) -> list[str]:

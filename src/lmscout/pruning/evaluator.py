@@ -279,7 +279,7 @@ class SubnetworkEvaluator:
         output = first.output
         if self._compensation is not None:
             output = self._compensation.output(*place, output.weight.shape[1])
-        return output.apply(inner)
+        return sublayer.added(output.apply(inner))
 
     @torch.no_grad()
     def _measure_dense(self, chunk: _Chunk) -> Reference:

@@ -87,8 +87,8 @@ class BlockGradients:
     Attributes:
         index: number of the block.
         parts: its matrices, views of the model's own weights with gradients in `grad`.
-        outputs: by kind, the gradients with respect to the sublayer's output, [windows, T, width]
-            of each batch.
+        outputs: by kind, the gradients with respect to what the sublayer adds to the hidden state,
+            [windows, T, width] of each batch.
         scale: loss scale of the gradients, 1 but in float16.
     """
 
@@ -309,7 +309,9 @@ def loss_metrics(model: PreTrainedModel, family: Family, windows: Tensor) -> dic
 
     Returns:
         (block, kind) -> M = E[g gᵀ], [width, width] in float32, the mean over tokens, where g is
-        the gradient of the summed loss with respect to the output at a token.
+        the gradient of the summed loss with respect to the output at a token.  Through a norm
+        behind the output it is taken with each token's divisor held fixed, which is in `Moments`:
+        by the norm's own gradient, removing all of a sublayer would cost nothing.
 
     Raises:
         LmscoutError: the loss is not finite, or memory does not suffice.
@@ -326,10 +328,12 @@ def _metrics(
     metrics: dict[Place, Tensor] = {}
     for block in gradients_by_block(model, family, windows, batch_tokens=tokens):
         for kind, gradients in block.outputs.items():
+            after = block.parts.sublayers[kind].after
             width = gradients[0].shape[-1]
             total = gradients[0].new_zeros(width, width, dtype=torch.float32)
             for gradient in gradients:
                 each = gradient.flatten(0, 1).float() * (predicted / block.scale)
+                each = each if after is None else each * after.gain
                 total.addmm_(each.T, each)
             metrics[block.index, kind] = total / windows.numel()
     return metrics

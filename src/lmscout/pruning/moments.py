@@ -71,6 +71,9 @@ def damped(gram: Tensor, share: float) -> Tensor:
 class Moments:
     """Moments of the vectors x that enter one output projection, in float32 or wider.
 
+    Where a norm follows the projection, x is divided by what the norm divides the token by: errors
+    then count as they enter the residual stream.
+
     Attributes:
         total: [n] sum of x over tokens.
         squares: [n] sum of x².
@@ -138,16 +141,18 @@ def _collect(
     size: int,
 ) -> tuple[Moments, Tensor]:
     """Moments of one sublayer, and the hidden state after it, in batches of `size` windows."""
+    after = sublayer.after
     entries, wide = sublayer.output.weight.shape[1], torch.promote_types(hidden.dtype, torch.float)
     total, squares = hidden.new_zeros(2, entries, dtype=wide)
     gram = hidden.new_zeros(entries, entries, dtype=wide) if grams else None
-    after = []
+    states = []
     for state in batches_of(hidden, size):
         inner = sublayer.entering(state, family.context(model, state))
-        after.append(state + sublayer.output.apply(inner))
-        x = inner.flatten(0, 1).to(wide)
+        projected = sublayer.output.apply(inner)
+        states.append(state + sublayer.added(projected))
+        x = (inner if after is None else inner * after.rate(projected)).flatten(0, 1).to(wide)
         total += x.sum(0)
         squares += x.square().sum(0)
         if gram is not None:
             gram.addmm_(x.T, x)
-    return Moments(total, squares, hidden.shape[0] * hidden.shape[1], gram), torch.cat(after)
+    return Moments(total, squares, hidden.shape[0] * hidden.shape[1], gram), torch.cat(states)

@@ -101,7 +101,7 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
 
         weight = affine.weight.detach().requires_grad_()
         weight.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
-        return Affine(weight, affine.bias)
+        return replace(affine, weight=weight)
 
     def leaves(block: int, kind: str, part: Sublayer) -> list[Affine]:
         rows = partial(leaf, block, kind, part.units, 0)
@@ -115,7 +115,8 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
             attention = parts.attention.with_maps(leaves(index, ATTENTION, parts.attention))
             mlp = parts.mlp.with_maps(leaves(index, MLP, parts.mlp))
             normed = attention.norm(hidden)
-            hidden = hidden + attention.output.apply(attention.inner(normed, context))
+            attended = attention.output.apply(attention.inner(normed, context))
+            hidden = hidden + attention.added(attended)
             with torch.no_grad():
                 heads = [("head", one.apply(normed), 2) for one in parts.attention.inputs]
                 probabilities = parts.attention.probabilities(normed, context)
@@ -125,7 +126,7 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
             act = mlp.activated(normed)
             act_place = Place(index, MLP, "act", {"act": act.detach()}, 2, act.shape[2])
             watch(act, act_place, "act_grad")
-            hidden = hidden + mlp.output.apply(mlp.gated(act, normed))
+            hidden = hidden + mlp.added(mlp.output.apply(mlp.gated(act, normed)))
         logits = family.logits(model, hidden)[:, :-1].flatten(0, 1)
         loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten())
         if not torch.isfinite(loss):

@@ -21,7 +21,7 @@ from lmscout.evaluation import parameter_count
 from lmscout.pruning.cutting import ShapeName, cut, is_uniform
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import save, write
-from lmscout.pruning.families import KINDS, Attention, Family
+from lmscout.pruning.families import KINDS, Attention, Family, family_of
 from lmscout.pruning.importance import sort_sublayer
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.refit import refit
@@ -280,13 +280,14 @@ def _assert_same(ours: Tensor, expected: Tensor, what: str) -> None:
 @torch.no_grad()
 def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A model whose every weight matters: norms and biases are random too."""
+    offset = family_of(config).norm_offset
     auto: Any = AutoModelForCausalLM
     model: Any = auto.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         norm = weight.ndim == 1 and not name.endswith("bias")
-        weight.copy_(1 + 0.3 * noise if norm else 0.3 * noise)
+        weight.copy_(1 - offset + 0.3 * noise if norm else 0.3 * noise)
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -305,7 +306,8 @@ def functional_logits(family: Family, model: PreTrainedModel, tokens: Tensor, pl
 def masked_model(family: Family, model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """A copy of the dense model in which what a plan removes adds nothing.
 
-    Output columns of removed units are zero, and so is the output bias where nothing is kept.
+    Output columns of removed units are zero, and so is the output bias where nothing is kept.  A
+    norm over all outputs of an input map divides by the root mean square of those kept.
     """
     masked = copy.deepcopy(model)
     for sublayer, kept in zip(family.all_sublayers(masked).values(), plan.steps, strict=True):
@@ -313,4 +315,10 @@ def masked_model(family: Family, model: PreTrainedModel, plan: Plan) -> PreTrain
         output.weight[:, output.weight.shape[1] // sublayer.units * kept :] = 0
         if not kept and output.bias is not None:
             output.bias.zero_()
+        for one in sublayer.inputs:
+            if one.norm is not None and kept:
+                for tensor in (one.weight, one.bias):
+                    if tensor is not None:
+                        tensor[len(tensor) // sublayer.units * kept :] = 0
+                one.norm.weight.mul_((kept / sublayer.units) ** 0.5)
     return masked

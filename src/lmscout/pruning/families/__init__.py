@@ -14,13 +14,19 @@ from lmscout.pruning.families.family import (
     BlockParts,
     Family,
     Mlp,
+    Multiplier,
     Place,
+    RmsNorm,
     Sublayer,
 )
+from lmscout.pruning.families.gemma import Gemma2, Gemma3
 from lmscout.pruning.families.gpt2 import Gpt2
+from lmscout.pruning.families.granite import Granite
 from lmscout.pruning.families.llama import Llama
+from lmscout.pruning.families.olmo2 import Olmo2
+from lmscout.pruning.families.phi3 import Phi3
 
-FAMILIES: tuple[Family, ...] = (Llama(), Gpt2())
+FAMILIES: tuple[Family, ...] = (Llama(), Gpt2(), Granite(), Olmo2(), Phi3(), Gemma2(), Gemma3())
 
 __all__ = [
     "ATTENTION",
@@ -31,10 +37,17 @@ __all__ = [
     "Attention",
     "BlockParts",
     "Family",
+    "Gemma2",
+    "Gemma3",
     "Gpt2",
+    "Granite",
     "Llama",
     "Mlp",
+    "Multiplier",
+    "Olmo2",
+    "Phi3",
     "Place",
+    "RmsNorm",
     "Sublayer",
     "family_of",
 ]

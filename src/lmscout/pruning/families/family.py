@@ -26,55 +26,117 @@ Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class RmsNorm:
+    """Division of each token by its root mean square, times a gain by channel.
+
+    Attributes:
+        weight: [width], a view of the model's.
+        epsilon: added to the mean square.
+        offset: of the weight; the gain is their sum.
+    """
+
+    weight: Tensor
+    epsilon: float
+    offset: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The norm of [..., width]."""
+        size = self.weight.shape
+        if not self.offset:  # one kernel
+            return functional.rms_norm(x, size, self.weight, self.epsilon)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return functional.rms_norm(x.to(wide), size, self.gain.to(wide), self.epsilon).to(x.dtype)
+
+    @property
+    def gain(self) -> Tensor:
+        """Factor of each channel, [width], in float32 or wider."""
+        return self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)) + self.offset
+
+    def rate(self, x: Tensor) -> Tensor:
+        """Factor of each token, [..., width] to [..., 1], in float32 or wider."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """A constant factor in the place of a norm."""
+
+    gain: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product."""
+        return x * self.gain
+
+    def rate(self, x: Tensor) -> float:
+        """Factor of each token: 1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
 class Affine:
     """A linear map as views of a model's weights.
 
     Attributes:
         weight: [out, in], a view even where the model stores it transposed or fused.
         bias: [out], or None.
+        norm: over all of its outputs, or None; its weight follows the units as rows do.
     """
 
     weight: Tensor
     bias: Tensor | None
+    norm: RmsNorm | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The weight, and the bias if there is one."""
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+        """The weight, and bias and weight of the norm if there are any."""
+        bias = () if self.bias is None else (self.bias,)
+        return self.weight, *bias, *(() if self.norm is None else (self.norm.weight,))
 
-    def rows(self, count: int) -> Affine:
+    def _with(self, change: Function) -> Self:
+        """The same with every tensor of `tensors` changed."""
+        bias = None if self.bias is None else change(self.bias)
+        norm = self.norm and replace(self.norm, weight=change(self.norm.weight))
+        return replace(self, weight=change(self.weight), bias=bias, norm=norm)
+
+    def rows(self, count: int) -> Self:
         """The first outputs only."""
-        return Affine(self.weight[:count], None if self.bias is None else self.bias[:count])
+        return self._with(lambda one: one[:count])
 
-    def columns(self, count: int) -> Affine:
+    def columns(self, count: int) -> Self:
         """The first inputs only."""
-        return Affine(self.weight[:, :count], self.bias)
+        return replace(self, weight=self.weight[:, :count])
+
+    def linear(self, x: Tensor) -> Tensor:
+        """The map of [..., in] to [..., out] without the norm."""
+        return functional.linear(x, self.weight, self.bias)
 
     def apply(self, x: Tensor) -> Tensor:
         """The map of [..., in] to [..., out]."""
-        return functional.linear(x, self.weight, self.bias)
+        return self.linear(x) if self.norm is None else self.norm(self.linear(x))
 
-    def as_leaf(self) -> Affine:
+    def as_leaf(self) -> Self:
         """The same map as leaves of the autograd graph, in the same memory."""
-        bias = None if self.bias is None else self.bias.detach().requires_grad_()
-        return Affine(self.weight.detach().requires_grad_(), bias)
+        return self._with(lambda one: one.detach().requires_grad_())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sublayer(ABC):
-    """Attention or MLP of one block: x + output(inner(norm(x))).
+    """Attention or MLP of one block: x + after(output(inner(norm(x)))).
 
     Attributes:
         inputs: maps whose rows follow the units, an equal number of rows for each unit.
         output: the output projection, whose columns follow the units.
         units: number of units.
         norm: the norm before the sublayer, [..., width] to the same.
+        after: the norm after the output projection, or a constant factor; None for neither.
     """
 
     inputs: tuple[Affine, ...]
     output: Affine
     units: int
     norm: Function
+    after: RmsNorm | Multiplier | None = None
 
     @abstractmethod
     def inner(self, normed: Tensor, context: Any) -> Tensor:
@@ -92,9 +154,13 @@ class Sublayer(ABC):
         """What enters the output projection: [B, T, width] to [B, T, columns of `output`]."""
         return self.inner(self.norm(hidden), context)
 
+    def added(self, projected: Tensor) -> Tensor:
+        """What is added to the hidden state, from the output of a projection [..., width]."""
+        return projected if self.after is None else self.after(projected)
+
     def step(self, hidden: Tensor, context: Any) -> Tensor:
         """The hidden state after the sublayer: [B, T, width] to the same."""
-        return hidden + self.output.apply(self.entering(hidden, context))
+        return hidden + self.added(self.output.apply(self.entering(hidden, context)))
 
     @property
     def maps(self) -> tuple[Affine, ...]:
@@ -129,6 +195,7 @@ class Attention(Sublayer):
         query_norm: norm over each head of queries, or None.
         key_norm: norm over each head of keys, or None.
         rotate: (queries, keys, context) to both with rotary positions; None without these.
+        softcap: bound of the products of queries and keys, by a hyperbolic tangent; None without.
     """
 
     head_size: int
@@ -136,6 +203,7 @@ class Attention(Sublayer):
     query_norm: Function | None = None
     key_norm: Function | None = None
     rotate: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]] | None = None
+    softcap: float | None = None
 
     @property
     def group_size(self) -> int:
@@ -144,8 +212,12 @@ class Attention(Sublayer):
 
     def inner(self, normed: Tensor, context: Any) -> Tensor:
         """Attended values, [B, T, units * group_size * head_size]."""
-        query, key = self._queries_and_keys(normed, context)
         value = self._heads(self.inputs[2], normed)
+        if self.softcap is not None:
+            shares = self.probabilities(normed, context)
+            attended = shares @ value.repeat_interleave(self.group_size, 1)
+            return attended.transpose(1, 2).flatten(2)
+        query, key = self._queries_and_keys(normed, context)
         attended = functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=self.scale, enable_gqa=self.group_size > 1
         )
@@ -155,6 +227,8 @@ class Attention(Sublayer):
         """The attention probabilities, [B, units * group_size, T, T]."""
         query, key = self._queries_and_keys(normed, context)
         scores = query @ key.repeat_interleave(self.group_size, 1).transpose(-1, -2) * self.scale
+        if self.softcap is not None:
+            scores = (scores / self.softcap).tanh() * self.softcap
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         return scores.masked_fill(future, -torch.inf).softmax(-1)
 
@@ -213,9 +287,11 @@ class Family(ABC):
 
     Attributes:
         model_types: the `model_type` of the configurations it covers.
+        norm_offset: added to the weights of norms.
     """
 
     model_types: ClassVar[tuple[str, ...]]
+    norm_offset: ClassVar[float] = 0.0
 
     @abstractmethod
     def blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
@@ -235,7 +311,7 @@ class Family(ABC):
 
     @abstractmethod
     def final_norm(self, model: PreTrainedModel) -> nn.Module:
-        """The norm after the last block; its `weight` [width] multiplies what it normalizes."""
+        """The norm after the last block; `weight` [width] and offset are its gain."""
 
     @abstractmethod
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
