@@ -11,10 +11,12 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -52,6 +54,12 @@ GEMMA = {
     "query_pre_attn_scalar": 12,
     "sliding_window": 16,
     "final_logit_softcapping": 5.0,
+}
+EXPERTS = {
+    "head_dim": 8,
+    "moe_intermediate_size": 16,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
 }
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 CONFIGS = {
@@ -115,6 +123,20 @@ CONFIGS = {
         **GEMMA | {"final_logit_softcapping": None},
         attention_bias=True,
         tie_word_embeddings=False,
+    ),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=5, num_experts_per_tok=2),
+    "mixtral-tied-wide-heads": MixtralConfig(
+        **SMALL,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=3,
+        sliding_window=16,
+        tie_word_embeddings=True,
+        output_router_logits=True,
+    ),
+    "qwen3_moe": Qwen3MoeConfig(**SMALL, **EXPERTS, norm_topk_prob=True),
+    "qwen3_moe-some-dense": Qwen3MoeConfig(
+        **SMALL, **EXPERTS, mlp_only_layers=[0], attention_bias=True, tie_word_embeddings=True
     ),
     "gpt2": GPT2Config(**SMALL_GPT2, n_inner=24),
     "gpt2-scaled-by-block": GPT2Config(

@@ -28,7 +28,8 @@ class PerBlockSizes:
     Attributes:
         attention_groups: key-value heads of each block, each with as many query heads as in
             the dense model; 0 for a block without attention.
-        mlp_channels: MLP width of each block; 0 for a block without MLP.
+        mlp_channels: MLP width of each block, or number of its experts; 0 for a block without
+            either.
         block_numbers: number of each block in the dense model.
     """
 
@@ -83,12 +84,8 @@ class _PrunedBody:
     def block(self, config: Any, index: int, slot: int) -> nn.Module:
         """Build a block of the LLaMA layout that uses layer `slot` of the cache."""
         groups, channels = config.attention_groups[index], config.mlp_channels[index]
-        sizes = copy.copy(config)
-        sizes.num_attention_heads = config.num_attention_heads // config.num_key_value_heads
-        sizes.num_attention_heads *= max(groups, 1)
-        sizes.num_key_value_heads = max(groups, 1)
-        sizes.intermediate_size = max(channels, 1)
-        block: Any = self.block_class(sizes, index)
+        sizes = self.sizes(config, max(groups, 1), max(channels, 1))
+        block: Any = self.block_class(sizes, self.number(config, index))
         block.self_attn.layer_idx = slot
         # Shared, since the attention implementation may be changed later.
         block.self_attn.config = block.mlp.config = config
@@ -100,6 +97,41 @@ class _PrunedBody:
             for name in () if units else names:
                 setattr(block, name, nn.Identity())
         return block  # type: ignore[no-any-return]
+
+    def sizes(self, config: Any, groups: int, channels: int) -> Any:
+        """The configuration with the sizes of one block."""
+        sizes = copy.copy(config)
+        sizes.num_attention_heads = config.num_attention_heads // config.num_key_value_heads
+        sizes.num_attention_heads *= groups
+        sizes.num_key_value_heads = groups
+        sizes.intermediate_size = channels
+        return sizes
+
+    def number(self, config: Any, index: int) -> int:
+        """The number by which a block finds what the configuration lists by block."""
+        return index
+
+
+class _PrunedExpertsBody(_PrunedBody):
+    """The same for mixtures of experts, which `mlp_channels` counts in place of channels."""
+
+    def block(self, config: Any, index: int, slot: int) -> nn.Module:
+        block: Any = super().block(config, index, slot)
+        if hasattr(block.mlp, "experts"):
+            block.mlp.experts.config = config
+        return block  # type: ignore[no-any-return]
+
+    def sizes(self, config: Any, groups: int, channels: int) -> Any:
+        sizes = super().sizes(config, groups, channels)
+        if not hasattr(config, "moe_intermediate_size"):  # the width of an expert
+            sizes.intermediate_size = config.intermediate_size
+        sizes.num_experts = channels
+        sizes.num_experts_per_tok = min(channels, config.num_experts_per_tok)
+        return sizes
+
+    def number(self, config: Any, index: int) -> int:
+        """Which blocks have experts follows from their numbers in the dense model."""
+        return config.block_numbers[index]  # type: ignore[no-any-return]
 
 
 class _OtherHeads:
@@ -278,6 +310,8 @@ _BODIES: dict[str, type[_PrunedBody]] = {
     "olmo2": _PrunedOlmo2Body,
     "gemma2": _PrunedGemmaBody,
     "gemma3_text": _PrunedGemmaBody,
+    "mixtral": _PrunedExpertsBody,
+    "qwen3_moe": _PrunedExpertsBody,
 }
 _NAMES = ("Config", "Model", "ForCausalLM", "DecoderLayer")
 _FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -285,7 +319,7 @@ _FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     for kind, title in (
         *(("llama", "Llama"), ("mistral", "Mistral"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3")),
         *(("granite", "Granite"), ("smollm3", "SmolLM3"), ("olmo2", "Olmo2"), ("phi3", "Phi3")),
-        ("gemma2", "Gemma2"),
+        *(("gemma2", "Gemma2"), ("mixtral", "Mixtral"), ("qwen3_moe", "Qwen3Moe")),
     )
 }
 _TEXT = "Gemma3TextConfig", "Gemma3TextModel", "Gemma3ForCausalLM", "Gemma3DecoderLayer"

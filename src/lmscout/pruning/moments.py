@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from lmscout.errors import LmscoutError, out_of_memory
 from lmscout.evaluation.quiet import first_line
 from lmscout.progress import StageProgress
-from lmscout.pruning.families import Family, Place, Sublayer
+from lmscout.pruning.families import Experts, Family, Place, Sublayer
 
 BATCH_TOKENS = 2048  # of a batch: enough to keep a CPU busy, and little memory
 
@@ -112,8 +112,12 @@ def moments_by_block(
     grams: bool = True,
     batch_tokens: int = BATCH_TOKENS,
     progress: StageProgress | None = None,
+    experts: Callable[[Place, Experts, Tensor], None] | None = None,
 ) -> Iterator[tuple[Place, Moments]]:
-    """Collect the moments of every sublayer, one after the other.
+    """Collect the moments of every sublayer that has units, one after the other.
+
+    Experts have no moments: `experts` is called with them and the hidden state before them,
+    [windows, T, width].
 
     Windows are [windows, T] int64, in batches of `batch_tokens` or less.  Moments are in the
     model's current unit order.  A sublayer that was yielded is not used again: its units may be
@@ -125,11 +129,27 @@ def moments_by_block(
     blocks = family.all_parts(model)
     for index, parts in enumerate(blocks):
         for kind, sublayer in parts.sublayers.items():
+            if not sublayer.units:
+                continue
+            if isinstance(sublayer, Experts):
+                if experts is not None:
+                    experts((index, kind), sublayer, hidden)
+                step = partial(_step, model, family, sublayer, hidden)
+                hidden = retry_with_half_batch(step, size, model.device)
+                continue
             collect = partial(_collect, model, family, sublayer, hidden, grams)
             moments, hidden = retry_with_half_batch(collect, size, model.device)
             yield (index, kind), moments
         if progress:
             progress(index + 1, len(blocks))
+
+
+def _step(
+    model: PreTrainedModel, family: Family, sublayer: Sublayer, hidden: Tensor, size: int
+) -> Tensor:
+    """The hidden state after a sublayer, in batches of `size` windows."""
+    batches = batches_of(hidden, size)
+    return torch.cat([sublayer.step(one, family.context(model, one)) for one in batches])
 
 
 def _collect(

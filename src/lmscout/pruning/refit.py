@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.pruning.families import Affine, Family, Multiplier, Place, Sublayer
+from lmscout.pruning.families import Affine, Experts, Family, Multiplier, Place, Sublayer
 from lmscout.pruning.moments import BATCH_TOKENS, batches_of, damped, retry_with_half_batch
 from lmscout.pruning.plan import Plan
 
@@ -81,6 +81,14 @@ def _refit(
     found: dict[Place, Sublayer] = {}
     sublayers = family.all_sublayers(model)
     for (place, whole), units in zip(sublayers.items(), plan.steps, strict=True):
+        if not whole.units:
+            continue
+        if isinstance(whole, Experts):  # they stay as they are
+            kept = whole.first(units)
+            cut = [kept.step(*own) for own in zip(cut, contexts, strict=True)]
+            found |= {place: kept} if units else {}
+            dense = [whole.step(*state) for state in zip(dense, contexts, strict=True)]
+            continue
         states = zip(dense, contexts, strict=True)
         projected = [whole.output.apply(whole.entering(*state)) for state in states]
         if units:

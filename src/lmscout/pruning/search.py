@@ -252,7 +252,7 @@ def _initial_rows(
 
 def apart(rows: Rows, units: Rows, count: int, distance: float) -> list[int]:
     """Indices of the first rows [n, 2L] whose mean difference of kept shares is large enough."""
-    shares = rows / units
+    shares = rows / np.maximum(units, 1)
     taken: list[int] = []
     for index, share in enumerate(shares):
         if len(taken) == count:
@@ -327,7 +327,9 @@ def allocate(space: PlanSpace, target: Target, mass: ImportanceMass) -> Plan:
         costs.append(cost)
         # Lower convex hull: a unit that saves less than the next one is taken with it.
         each = -np.diff(error[units]) / cost
-        saved.append(isotonic_regression(each, sample_weight=cost, increasing=False))
+        if len(each):
+            each = isotonic_regression(each, sample_weight=cost, increasing=False)
+        saved.append(each)
     columns = np.repeat(np.arange(len(low)), high - low)
     order = np.argsort(-np.concatenate(saved), kind="stable")
     room = inner.budget.limit - inner.budget.cost(low[None])[0]

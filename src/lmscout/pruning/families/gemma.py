@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.pruning.families.family import Attention, Mlp
+from lmscout.pruning.families.family import Attention, Experts, Function, Mlp
 from lmscout.pruning.families.llama import Llama, rotate
 
 
@@ -27,13 +27,13 @@ class Gemma2(Llama):
             softcap=block.self_attn.attn_logit_softcapping,
         )
 
-    def mlp(self, block: Any) -> Mlp:
+    def mlp(self, block: Any) -> Mlp | Experts:
         """As in llama, with a norm after the output."""
-        return replace(
-            super().mlp(block),
-            norm=self.norm(block.pre_feedforward_layernorm),
-            after=self.norm(block.post_feedforward_layernorm),
-        )
+        return replace(super().mlp(block), after=self.norm(block.post_feedforward_layernorm))
+
+    def before_mlp(self, block: Any) -> Function:
+        """Its own, since the one of llama's name is behind attention."""
+        return self.norm(block.pre_feedforward_layernorm)
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Final norm and head, bounded."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.pruning.families.family import BlockParts, Multiplier
+from lmscout.pruning.families.family import Attention, Experts, Mlp, Multiplier
 from lmscout.pruning.families.llama import Llama
 
 
@@ -17,11 +17,13 @@ class Granite(Llama):
 
     model_types: ClassVar[tuple[str, ...]] = ("granite",)
 
-    def parts(self, block: nn.Module) -> BlockParts:
+    def attention(self, block: Any) -> Attention:
         """As in llama, with the residual multiplier."""
-        parts = super().parts(block)
-        after = Multiplier(getattr(block, "residual_multiplier", 1.0))
-        return BlockParts(replace(parts.attention, after=after), replace(parts.mlp, after=after))
+        return replace(super().attention(block), after=Multiplier(block.residual_multiplier))
+
+    def mlp(self, block: Any) -> Mlp | Experts:
+        """As in llama, with the residual multiplier."""
+        return replace(super().mlp(block), after=Multiplier(block.residual_multiplier))
 
     def embed(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """The token embeddings times their factor."""

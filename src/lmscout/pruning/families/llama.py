@@ -13,7 +13,15 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import slides
-from lmscout.pruning.families.family import Affine, Attention, BlockParts, Family, Mlp, RmsNorm
+from lmscout.pruning.families.family import (
+    Affine,
+    Attention,
+    Experts,
+    Family,
+    Function,
+    Mlp,
+    RmsNorm,
+)
 
 
 class Llama(Family):
@@ -29,12 +37,8 @@ class Llama(Family):
         """The decoder layers."""
         return list(cast(Any, model).model.layers)
 
-    def parts(self, block: nn.Module) -> BlockParts:
-        """Query, key, value, output; gate and up, down."""
-        return BlockParts(self.attention(block), self.mlp(block))
-
     def attention(self, block: Any) -> Attention:
-        """The attention of a block."""
+        """Query, key, value, output."""
         attention = block.self_attn
         return Attention(
             inputs=tuple(map(affine, (attention.q_proj, attention.k_proj, attention.v_proj))),
@@ -48,16 +52,20 @@ class Llama(Family):
             rotate=rotate if getattr(attention, "use_rope", True) else None,
         )
 
-    def mlp(self, block: Any) -> Mlp:
-        """The MLP of a block."""
+    def mlp(self, block: Any) -> Mlp | Experts:
+        """Gate and up, down."""
         mlp = block.mlp
         return Mlp(
             inputs=(affine(mlp.gate_proj), affine(mlp.up_proj)),
             output=affine(mlp.down_proj),
             units=mlp.down_proj.in_features,
-            norm=self.norm(block.post_attention_layernorm),
+            norm=self.before_mlp(block),
             activation=mlp.act_fn,
         )
+
+    def before_mlp(self, block: Any) -> Function:
+        """The norm before the MLP."""
+        return self.norm(block.post_attention_layernorm)
 
     def norm(self, layer: Any) -> RmsNorm:
         """A norm as it computes; the layer's own implementation takes six kernels."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lmscout.pruning.families.family import Attention, Mlp
+from lmscout.pruning.families.family import Attention, Experts, Function, Mlp
 from lmscout.pruning.families.llama import Llama, affine, rotate
 
 
@@ -39,10 +39,14 @@ class Olmo2(Llama):
             rotate=rotate,
         )
 
-    def mlp(self, block: Any) -> Mlp:
+    def mlp(self, block: Any) -> Mlp | Experts:
         """The MLP of llama, its norm after it."""
         after = self.norm(block.post_feedforward_layernorm)
-        return replace(super().mlp(block), norm=_same, after=after)
+        return replace(super().mlp(block), after=after)
+
+    def before_mlp(self, block: Any) -> Function:
+        """None."""
+        return _same
 
 
 def _same(hidden: Tensor) -> Tensor:

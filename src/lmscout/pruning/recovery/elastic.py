@@ -71,10 +71,11 @@ class ElasticAdapter:
         self._model, self._family = model, family
         self.vocabulary: int = model.config.vocab_size
         self._sublayers = family.all_sublayers(model)
+        self._places = [place for place, one in self._sublayers.items() if one.units]
         self.weights: dict[str, nn.Parameter] = {}
         generator = torch.Generator().manual_seed(seed)
-        for (block, kind), sublayer in self._sublayers.items():
-            for number, one in enumerate(sublayer.maps):
+        for block, kind in self._places:
+            for number, one in enumerate(self._sublayers[block, kind].maps):
                 out, entries = one.weight.shape
                 wide = torch.promote_types(one.weight.dtype, torch.float32)
                 down = torch.randn(rank, entries, generator=generator) / entries**0.5
@@ -105,7 +106,7 @@ class ElasticAdapter:
     @torch.no_grad()
     def merge(self) -> None:
         """Add the adapters to the dense weights, in place, one matrix at a time."""
-        for place in self._sublayers:
+        for place in self._places:
             for one in self._adapted_maps(place):
                 one.weight.copy_(one.weight.to(one.down.dtype) + one.up @ one.down)
 
