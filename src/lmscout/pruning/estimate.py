@@ -141,7 +141,10 @@ class _Sizes:
         settings = self._settings
         if settings.importance in FROM_MOMENTS:
             return self.calibrating()
-        numbers = [[map_.weight.numel() for map_ in one.maps] for one in self._sublayers]
+        numbers = [
+            [map_.weight.numel() for map_ in one.maps] or [one.parameters]
+            for one in self._sublayers
+        ]
         largest = max(map(max, numbers))
         if settings.importance not in ("taylor", OBS):
             return self.weights + 2 * _DOUBLE * largest
