@@ -41,7 +41,6 @@ from lmscout.pruning.search import allocate
 from lmscout.pruning.space import PlanSpace
 
 WINDOW = 128  # tokens, of perplexity and of calibration
-CALIBRATION = 400  # windows
 COMMON = {
     "vocab_size": 4096,
     "hidden_size": 192,
@@ -129,11 +128,10 @@ def compared(model, windows, test, seeds):
     family = family_of(model.config)
     dense = shape_of(family.all_parts(model)).dense
     half = Plan(dense.attention, tuple(one // 2 for one in dense.mlp))
-    moments = CALIBRATION * WINDOW
 
     def ordered(importance, seed=0):
         settings = CalibrationConfig(
-            importance=importance, compensate=False, moment_tokens=moments, seed=seed
+            importance=importance, compensate=False, moment_tokens=windows.numel(), seed=seed
         )
         return calibrate(copy.deepcopy(model), windows, settings)
 
@@ -150,7 +148,7 @@ def compared(model, windows, test, seeds):
     found["loss metric, allocated"] = [kept(metric, plan)]
     found["REAP"] = [kept(ordered("activation"), half)]
     frequent = copy.deepcopy(model)
-    by_frequency(frequent, windows[:CALIBRATION])
+    by_frequency(frequent, windows)
     found["frequency"] = [perplexity(cut(frequent, half), test)]
     found["random"] = [kept(ordered("random", seed), half) for seed in seeds]
     return found, plan
@@ -164,6 +162,7 @@ def main():
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--calibration-windows", type=int, default=400)
     parser.add_argument("--test-windows", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="of random experts")
@@ -184,7 +183,7 @@ def main():
         train, test = encode("train").long(), encode("validation").long()
     rng = torch.Generator().manual_seed(0)
     windows = train[: len(train) // WINDOW * WINDOW].view(-1, WINDOW)
-    windows = windows[torch.randperm(len(windows), generator=rng)[: 3 * CALIBRATION]]
+    windows = windows[torch.randperm(len(windows), generator=rng)[: options.calibration_windows]]
     test = test[: len(test) // WINDOW * WINDOW].view(-1, WINDOW)[: options.test_windows]
     windows, test = windows.to(options.device), test.to(options.device)
     results = {}

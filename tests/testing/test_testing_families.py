@@ -157,8 +157,10 @@ def test_every_family_conforms(name):
 
 
 @pytest.mark.slow
-def test_the_kit_saves_as_users_do_where_it_is_asked_to():
-    check_family(Gpt2(), random_model(CONFIGS["gpt2"]), TOKENS, fresh_process=True)
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "gemma3", "qwen3_moe-some-dense"])
+def test_the_kit_saves_as_users_do_where_it_is_asked_to(name):
+    family = family_of(CONFIGS[name])
+    check_family(family, random_model(CONFIGS[name]), TOKENS, fresh_process=True)
 
 
 class Copying(Llama):
