@@ -10,7 +10,8 @@ import torch
 from builtin_model import CONFIG, pruned, two_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_language_models import CONFIGS, random_model, random_windows
+from tiny_language_models import COMMON, CONFIGS, random_model, random_windows
+from transformers import Gemma2Config, GraniteConfig, Olmo2Config
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
@@ -28,8 +29,19 @@ from lmscout.pruning.removal import removal_order
 from lmscout.pruning.sampler import propose
 from lmscout.pruning.search import allocate
 from lmscout.pruning.space import PlanSpace
+from lmscout.testing import families as kit
 
 NAMES = sorted(CONFIGS)
+TOKEN_NUMBERS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BEHIND = {  # families with a norm or a factor behind their output projections
+    "granite": GraniteConfig(**COMMON, residual_multiplier=0.5, embedding_multiplier=3.0),
+    "olmo2": Olmo2Config(**COMMON, **TOKEN_NUMBERS),
+    "gemma2": Gemma2Config(**COMMON, **TOKEN_NUMBERS, head_dim=8, query_pre_attn_scalar=8),
+}
+
+
+def any_model(name):
+    return kit.random_model(BEHIND[name]) if name in BEHIND else random_model(name)
 
 
 def plain_removal(weight, gram, metric, units):
@@ -152,10 +164,30 @@ def test_the_first_plans_are_the_allocation_and_others_near_it():
     assert again == proposals
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["olmo2", "gemma2"])
+def test_the_errors_do_not_depend_on_a_scale_that_a_norm_removes(name):
+    scores = []
+    for scale in (1.0, 10.0):
+        model = any_model(name)
+        family = family_of(model.config)
+        windows = random_windows(40)
+        for sublayer in family.all_sublayers(model).values():
+            sublayer.output.weight.mul_(scale)
+        metrics = loss_metrics(model, family, windows[:8])
+        sublayers = family.all_sublayers(model)
+        orders = [
+            removal_order(place, sublayers[place], moments, metrics[place])
+            for place, moments in moments_by_block(model, family, windows)
+        ]
+        scores.append(torch.cat([one.scores for one in orders]))
+    assert scores[0].min() > 0
+    torch.testing.assert_close(*scores, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *BEHIND])
 def test_a_refit_model_is_closer_to_the_dense_one_than_a_compensated_one(name):
     calibrated = calibrate(
-        random_model(name),
+        any_model(name),
         random_windows(80),
         CalibrationConfig(measured_tokens=200, final_tokens=200, moment_tokens=800),
     )

@@ -16,7 +16,6 @@ from lmscout.pruning.importance import (
     importance,
     loss_scale,
     lower_scale,
-    unit_views,
 )
 from lmscout.pruning.plan import dense_row
 from lmscout.pruning.prefix_tables import visit_tensors
@@ -83,7 +82,7 @@ def test_a_factor_falls_where_a_blocks_gradients_overflow():
         scales.append(block.scale)
         for kind, part in block.parts.sublayers.items():
             both = [
-                unit_views(one, lambda tensor: tensor.grad)
+                one.views(lambda tensor: tensor.grad)
                 for one in (part, wide[block.index].sublayers[kind])
             ]
             for one, other in zip(*both, strict=True):

@@ -24,7 +24,6 @@ from lmscout.pruning.importance import (
     importance_from_moments,
     loss_metrics,
     sort_sublayer,
-    unit_views,
 )
 from lmscout.pruning.moments import moments_by_block
 from lmscout.pruning.plan import Plan
@@ -54,7 +53,7 @@ def sorted_by(model, family, scores):
 
 
 def unit_gradients(part):
-    return unit_views(part, lambda tensor: tensor.grad)
+    return part.views(lambda tensor: tensor.grad)
 
 
 def outputs(model, family):
@@ -480,7 +479,7 @@ def test_an_unknown_importance_and_a_broken_model_are_refused():
 def test_what_follows_units_is_a_view_of_the_model(model, family):
     starts = {p.untyped_storage().data_ptr() for p in model.parameters()}
     for _, part in all_parts(model, family):
-        for view in unit_views(part):
+        for view in part.views():
             assert len(view) == part.units
             assert view.untyped_storage().data_ptr() in starts
     assert {kind for (_, kind), _ in all_parts(model, family)} == set(KINDS)

@@ -4,7 +4,21 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+)
 
 from lmscout.evaluation import modeling_lmscout
 from lmscout.pruning.families import Affine, Attention, BlockParts, Gpt2, Llama, family_of
@@ -28,6 +42,26 @@ SMALL_GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+MULTIPLIERS = {
+    "embedding_multiplier": 2.0,
+    "residual_multiplier": 0.7,
+    "attention_multiplier": 0.5,
+    "logits_scaling": 1.5,
+}
+TOKEN_NUMBERS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GEMMA = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 12,
+    "sliding_window": 16,
+    "final_logit_softcapping": 5.0,
+}
+EXPERTS = {
+    "head_dim": 8,
+    "moe_intermediate_size": 16,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+}
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 CONFIGS = {
     "llama": LlamaConfig(**SMALL),
     "llama-biases-tied": LlamaConfig(
@@ -39,6 +73,71 @@ CONFIGS = {
     "qwen2-tied": Qwen2Config(**SMALL, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SMALL, head_dim=8),
     "qwen3-biases": Qwen3Config(**SMALL, head_dim=16, attention_bias=True),
+    "granite": GraniteConfig(**SMALL, **MULTIPLIERS),
+    "granite-biases-tied": GraniteConfig(
+        **SMALL, **MULTIPLIERS, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "smollm3": SmolLM3Config(**SMALL, **TOKEN_NUMBERS, no_rope_layers=[1, 0, 1]),
+    "smollm3-sliding-biases": SmolLM3Config(
+        **SMALL,
+        **TOKEN_NUMBERS,
+        no_rope_layers=[0, 1, 1],
+        use_sliding_window=True,
+        sliding_window=16,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=False,
+    ),
+    # A masked model adds epsilon to a mean over all heads, so a small one makes no difference.
+    "olmo2": Olmo2Config(**SMALL, **TOKEN_NUMBERS, rms_norm_eps=1e-9),
+    "olmo2-biases-tied": Olmo2Config(
+        **SMALL,
+        **TOKEN_NUMBERS,
+        rms_norm_eps=1e-9,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
+    "phi3": Phi3Config(**SMALL, **TOKEN_NUMBERS),
+    "phi3-partial-rotary": Phi3Config(
+        **SMALL,
+        **TOKEN_NUMBERS,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+        },
+        sliding_window=16,
+        tie_word_embeddings=True,
+    ),
+    "gemma2": Gemma2Config(**SMALL, **GEMMA, attn_logit_softcapping=2.0),
+    "gemma2-unbounded-biases": Gemma2Config(
+        **SMALL,
+        **GEMMA | {"final_logit_softcapping": None},
+        attn_logit_softcapping=None,
+        attention_bias=True,
+        tie_word_embeddings=False,
+    ),
+    "gemma3": Gemma3TextConfig(**SMALL, **GEMMA, layer_types=ALTERNATING),
+    "gemma3-biases": Gemma3TextConfig(
+        **SMALL,
+        **GEMMA | {"final_logit_softcapping": None},
+        attention_bias=True,
+        tie_word_embeddings=False,
+    ),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=5, num_experts_per_tok=2),
+    "mixtral-tied-wide-heads": MixtralConfig(
+        **SMALL,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=3,
+        sliding_window=16,
+        tie_word_embeddings=True,
+        output_router_logits=True,
+    ),
+    "qwen3_moe": Qwen3MoeConfig(**SMALL, **EXPERTS, norm_topk_prob=True),
+    "qwen3_moe-some-dense": Qwen3MoeConfig(
+        **SMALL, **EXPERTS, mlp_only_layers=[0], attention_bias=True, tie_word_embeddings=True
+    ),
     "gpt2": GPT2Config(**SMALL_GPT2, n_inner=24),
     "gpt2-scaled-by-block": GPT2Config(
         **SMALL_GPT2, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=False
@@ -58,8 +157,10 @@ def test_every_family_conforms(name):
 
 
 @pytest.mark.slow
-def test_the_kit_saves_as_users_do_where_it_is_asked_to():
-    check_family(Gpt2(), random_model(CONFIGS["gpt2"]), TOKENS, fresh_process=True)
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "gemma3", "qwen3_moe-some-dense"])
+def test_the_kit_saves_as_users_do_where_it_is_asked_to(name):
+    family = family_of(CONFIGS[name])
+    check_family(family, random_model(CONFIGS[name]), TOKENS, fresh_process=True)
 
 
 class Copying(Llama):

@@ -19,7 +19,13 @@ from lmscout.evaluation.perplexity import (
     perplexity,
     tokenize_windows,
 )
-from lmscout.evaluation.protocols import attention_span, fit_protocol, protocol_of
+from lmscout.evaluation.protocols import (
+    attention_span,
+    fit_protocol,
+    plain_type,
+    protocol_of,
+    slides,
+)
 from lmscout.evaluation.text import Text, read_text, same_text
 
 __all__ = [
@@ -41,10 +47,12 @@ __all__ = [
     "parameter_bytes",
     "parameter_count",
     "perplexity",
+    "plain_type",
     "protocol_of",
     "read_origin",
     "read_text",
     "same_text",
+    "slides",
     "tokenize_windows",
     "unfilled_model",
     "vocabulary_size",

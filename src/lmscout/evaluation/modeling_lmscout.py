@@ -10,15 +10,13 @@ configuration lists; removed attention or MLP is replaced by a zero.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.gpt2 import modeling_gpt2 as gpt2
 from transformers.models.llama import modeling_llama as llama
-from transformers.models.mistral import modeling_mistral as mistral
-from transformers.models.qwen2 import modeling_qwen2 as qwen2
-from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from transformers.pytorch_utils import Conv1D
 
 
@@ -31,7 +29,8 @@ class PerBlockSizes:
     Attributes:
         attention_groups: key-value heads of each block, each with as many query heads as in
             the dense model; 0 for a block without attention.
-        mlp_channels: MLP width of each block; 0 for a block without MLP.
+        mlp_channels: MLP width of each block, or number of its experts; 0 for a block without
+            either.
         block_numbers: number of each block in the dense model.
     """
 
@@ -125,10 +124,15 @@ class _PrunedBody:
     Attributes:
         block_class: transformers' class of a block.
         blocks_name: attribute of the decoder that holds its blocks.
+        norms: attributes of a block that are norms of its attention, and of its MLP.
     """
 
     block_class: ClassVar[type[nn.Module]]
     blocks_name: ClassVar[str] = "layers"
+    norms: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (
+        ("input_layernorm",),
+        ("post_attention_layernorm",),
+    )
 
     def __init__(self, config: Any) -> None:
         _read_rope(config)
@@ -142,20 +146,93 @@ class _PrunedBody:
     def block(self, config: Any, index: int, slot: int) -> nn.Module:
         """Build a block of the LLaMA layout that uses layer `slot` of the cache."""
         groups, channels = config.attention_groups[index], config.mlp_channels[index]
-        sizes = copy.copy(config)
-        sizes.num_attention_heads = config.num_attention_heads // config.num_key_value_heads
-        sizes.num_attention_heads *= max(groups, 1)
-        sizes.num_key_value_heads = max(groups, 1)
-        sizes.intermediate_size = max(channels, 1)
-        block: Any = self.block_class(sizes, index)
+        sizes = self.sizes(config, max(groups, 1), max(channels, 1))
+        block: Any = self.block_class(sizes, self.number(config, index))
         block.self_attn.layer_idx = slot
         # Shared, since the attention implementation may be changed later.
         block.self_attn.config = block.mlp.config = config
         if not groups:
-            block.input_layernorm, block.self_attn = nn.Identity(), _Absent(with_weights=True)
+            block.self_attn = _Absent(with_weights=True)
         if not channels:
-            block.post_attention_layernorm, block.mlp = nn.Identity(), _Absent(with_weights=False)
+            block.mlp = _Absent(with_weights=False)
+        for names, units in zip(self.norms, (groups, channels), strict=True):
+            for name in () if units else names:
+                setattr(block, name, nn.Identity())
         return block  # type: ignore[no-any-return]
+
+    def sizes(self, config: Any, groups: int, channels: int) -> Any:
+        """The configuration with the sizes of one block."""
+        sizes = copy.copy(config)
+        sizes.num_attention_heads = config.num_attention_heads // config.num_key_value_heads
+        sizes.num_attention_heads *= groups
+        sizes.num_key_value_heads = groups
+        sizes.intermediate_size = channels
+        return sizes
+
+    def number(self, config: Any, index: int) -> int:
+        """The number by which a block finds what the configuration lists by block."""
+        return index
+
+
+class _PrunedExpertsBody(_PrunedBody):
+    """The same for mixtures of experts, which `mlp_channels` counts in place of channels."""
+
+    def block(self, config: Any, index: int, slot: int) -> nn.Module:
+        block: Any = super().block(config, index, slot)
+        if hasattr(block.mlp, "experts"):
+            block.mlp.experts.config = config
+        return block  # type: ignore[no-any-return]
+
+    def sizes(self, config: Any, groups: int, channels: int) -> Any:
+        sizes = super().sizes(config, groups, channels)
+        if not hasattr(config, "moe_intermediate_size"):  # the width of an expert
+            sizes.intermediate_size = config.intermediate_size
+        sizes.num_experts = channels
+        sizes.num_experts_per_tok = min(channels, config.num_experts_per_tok)
+        return sizes
+
+    def number(self, config: Any, index: int) -> int:
+        """Which blocks have experts follows from their numbers in the dense model."""
+        return config.block_numbers[index]  # type: ignore[no-any-return]
+
+
+class _OtherHeads:
+    """A shared configuration, but for the number of query heads."""
+
+    def __init__(self, shared: Any, heads: int) -> None:
+        self.shared, self.num_attention_heads = shared, heads
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shared":  # a copy that has nothing yet
+            raise AttributeError(name)
+        return getattr(self.shared, name)
+
+
+class _PrunedPhi3Body(_PrunedBody):
+    """The same for Phi-3, whose attention reads its number of heads from the configuration."""
+
+    def block(self, config: Any, index: int, slot: int) -> nn.Module:
+        block: Any = super().block(config, index, slot)
+        if config.attention_groups[index]:
+            size = block.self_attn.head_dim
+            heads = block.self_attn.o_proj.in_features // size
+            block.self_attn.config = _OtherHeads(config, heads)
+        return block  # type: ignore[no-any-return]
+
+
+_AFTER = ("post_attention_layernorm",), ("post_feedforward_layernorm",)
+
+
+class _PrunedOlmo2Body(_PrunedBody):
+    """The same for OLMo 2, whose norms come after."""
+
+    norms = _AFTER
+
+
+class _PrunedGemmaBody(_PrunedBody):
+    """The same for Gemma, with norms before and after."""
+
+    norms = ("input_layernorm", *_AFTER[0]), ("pre_feedforward_layernorm", *_AFTER[1])
 
 
 class _PrunedGpt2Body(_PrunedBody):
@@ -266,7 +343,7 @@ def _add_family(
     causal: type[PreTrainedModel],
     block: type[nn.Module],
     *,
-    pruned: type[Any] = _PrunedBody,
+    pruned: type[_PrunedBody],
     sizes_class: type[Any] = PerBlockSizes,
     model_type: str | None = None,
 ) -> None:
@@ -293,14 +370,40 @@ def _add_family(
         AutoModelForCausalLM.register(sizes, whole, exist_ok=True)
 
 
-for _kind, _module in (("llama", llama), ("mistral", mistral), ("qwen2", qwen2), ("qwen3", qwen3)):
-    _names = ("Config", "Model", "ForCausalLM", "DecoderLayer")
-    _classes = (getattr(_module, f"{_kind.capitalize()}{name}") for name in _names)
-    _add_family(_kind, f"Lmscout{_kind.capitalize()}", *_classes)
-_names = ("GPT2Config", "GPT2Model", "GPT2LMHeadModel", "GPT2Block")
+_BODIES: dict[str, type[_PrunedBody]] = {
+    "gpt2": _PrunedGpt2Body,
+    "phi3": _PrunedPhi3Body,
+    "olmo2": _PrunedOlmo2Body,
+    "gemma2": _PrunedGemmaBody,
+    "gemma3_text": _PrunedGemmaBody,
+    "mixtral": _PrunedExpertsBody,
+    "qwen3_moe": _PrunedExpertsBody,
+}
+_NAMES = ("Config", "Model", "ForCausalLM", "DecoderLayer")
+_FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    kind: (kind, title, tuple(title + name for name in _NAMES))
+    for kind, title in (
+        *(("llama", "Llama"), ("mistral", "Mistral"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3")),
+        *(("granite", "Granite"), ("smollm3", "SmolLM3"), ("olmo2", "Olmo2"), ("phi3", "Phi3")),
+        *(("gemma2", "Gemma2"), ("mixtral", "Mixtral"), ("qwen3_moe", "Qwen3Moe")),
+    )
+}
+_TEXT = "Gemma3TextConfig", "Gemma3TextModel", "Gemma3ForCausalLM", "Gemma3DecoderLayer"
+_FAMILIES["gemma3_text"] = "gemma3", "Gemma3Text", _TEXT
+_GPT2 = "GPT2Config", "GPT2Model", "GPT2LMHeadModel", "GPT2Block"
+_FAMILIES["gpt2"] = "gpt2", "Gpt2", _GPT2
+for _kind, (_name, _title, _classes) in _FAMILIES.items():
+    try:
+        _module = import_module(f"transformers.models.{_name}.modeling_{_name}")
+    except ImportError:  # a version of transformers without the family
+        continue
+    _found = (getattr(_module, name) for name in _classes)
+    _add_family(_kind, f"Lmscout{_title}", *_found, pruned=_BODIES.get(_kind, _PrunedBody))
 _add_family(
-    "gpt2", "LmscoutGpt2", *(getattr(gpt2, name) for name in _names), pruned=_PrunedGpt2Body
+    DECI,
+    "DeciLM",
+    *(getattr(llama, f"Llama{name}") for name in _NAMES),
+    pruned=_PrunedBody,
+    sizes_class=BlockConfigs,
+    model_type=DECI,
 )
-_names = ("LlamaConfig", "LlamaModel", "LlamaForCausalLM", "LlamaDecoderLayer")
-_classes = (getattr(llama, name) for name in _names)
-_add_family(DECI, "DeciLM", *_classes, sizes_class=BlockConfigs, model_type=DECI)

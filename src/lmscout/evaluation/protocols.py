@@ -8,6 +8,8 @@ from transformers import PreTrainedConfig
 
 from lmscout.errors import LmscoutError
 
+_SLIDING = ("mistral", "mixtral", "phi3")  # all layers slide, and no `layer_types` says so
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -87,11 +89,21 @@ def attention_span(config: PreTrainedConfig) -> int | None:
 
     The number of positions, or the window of sliding attention if any layer slides.
     """
-    text = config.get_text_config()
-    slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-    slides = slides or text.model_type == "mistral"
-    bounds = [longest_window(config), getattr(text, "sliding_window", None) if slides else None]
+    window = getattr(config.get_text_config(), "sliding_window", None) if slides(config) else None
+    bounds = [longest_window(config), window]
     return min((one for one in bounds if one), default=None)
+
+
+def slides(config: PreTrainedConfig) -> bool:
+    """Whether attention of any layer slides, if the model has a window for it."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ()
+    return "sliding_attention" in kinds or plain_type(text) in _SLIDING
+
+
+def plain_type(config: PreTrainedConfig) -> str:
+    """The `model_type` of the family, also for a model of blocks of different sizes."""
+    return config.model_type.removeprefix("lmscout_")
 
 
 def scored_spans(tokens: int, protocol: Protocol) -> list[tuple[int, int]]:

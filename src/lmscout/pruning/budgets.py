@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_bytes
-from lmscout.pruning.families import Affine, Family
+from lmscout.pruning.families import Affine, Experts, Family
 from lmscout.pruning.latency import Latency
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, unit_parameters
 
@@ -77,7 +77,8 @@ class Budget:
         `counts` are, for each column, the numbers of units in 0, 1, 2, ... steps.
         """
         tables = tuple(table[units] for table, units in zip(self._increasing, counts, strict=True))
-        channel_steps = [table[1] - table[0] for table in tables[len(tables) // 2 :]]
+        channels = tables[len(tables) // 2 :]
+        channel_steps = [table[1] - table[0] for table in channels if len(table) > 1]
         slack = None if self.slack is None else max(self.slack, float(max(channel_steps)))
         return replace(self, tables=tables, slack=slack)
 
@@ -195,9 +196,15 @@ def budget_of(
     _require_share(keep)
     if measure == "parameters":
         return keep_budget(shape, keep)
-    parts = family.parts(family.blocks(model)[0])
-    attention, mlp = parts.attention, parts.mlp
+    parts = family.all_parts(model)
+    attention = next(one.attention for one in parts if one.attention.units)
+    mlp = next(one.mlp for one in parts if one.mlp.units)
     if measure == "multiply-adds":
+        if isinstance(mlp, Experts):
+            raise LmscoutError(
+                "multiply-adds: removing experts leaves those of a token as they are: give a "
+                "budget of parameters, memory or latency"
+            )
         # A weight costs one per token.  Attention adds two products per group with the tokens
         # before and at each position, (window + 1) / 2 of them on average.
         budget = linear_budget(

@@ -27,7 +27,8 @@ from lmscout.pruning.evaluator import (
     SubnetworkEvaluator,
     shape_of,
 )
-from lmscout.pruning.families import KINDS, Affine, Family, Place, family_of
+from lmscout.pruning.experts import order_of_experts, routed
+from lmscout.pruning.families import KINDS, Affine, Experts, Family, Place, family_of
 from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.importance import (
     FROM_MOMENTS,
@@ -346,11 +347,14 @@ def calibrate(
     final, rest = _split(rest, settings.final_tokens)
     for_moments = rest[: max(1, round(settings.moment_tokens / windows.shape[1]))]
     orders, compensation = _sort_units(model, family, for_moments, settings, progress)
+    none = UnitOrder.falling(torch.zeros(0, dtype=torch.float64))
+    parts = family.all_parts(model)
     scores = [
-        [orders[block, kind].scores.numpy() for block in range(len(orders) // 2)] for kind in KINDS
+        [orders.get((block, kind), none).scores.numpy() for block in range(len(parts))]
+        for kind in KINDS
     ]
     mass = ImportanceMass.of_scores(*scores, in_nats=settings.importance == OBS)
-    shape = shape_of(family.all_parts(model))
+    shape = shape_of(parts)
     return Calibrated(
         model, family, shape, settings, measured, final, for_moments, mass, compensation, digests
     )
@@ -373,10 +377,17 @@ def _sort_units(
         orders = {place: UnitOrder.falling(values) for place, values in scores.items()}
     grams = settings.compensate or method == OBS
 
+    def sort_experts(place: Place, sublayer: Experts, hidden: Tensor) -> None:
+        if method == OBS:
+            orders[place] = order_of_experts(sublayer, hidden, metrics.pop(place))
+        elif method in FROM_MOMENTS:
+            orders[place] = UnitOrder.falling(routed(sublayer, hidden).weighted_norm)
+        sort_sublayer(sublayer, orders[place].order)
+
     def sorted_moments() -> Iterator[tuple[Place, Moments]]:
         """Sort every sublayer after its moments were collected, and reorder these."""
         for place, moments in moments_by_block(
-            model, family, windows, grams=grams, progress=progress
+            model, family, windows, grams=grams, progress=progress, experts=sort_experts
         ):
             sublayer = sublayers[place]
             if method == OBS:
@@ -391,8 +402,8 @@ def _sort_units(
     if method == OBS or method in FROM_MOMENTS:
         deque(sorted_moments(), maxlen=0)
     else:
-        for place, sublayer in sublayers.items():
-            sort_sublayer(sublayer, orders[place].order)
+        for place, one in orders.items():
+            sort_sublayer(sublayers[place], one.order)
     return orders, None
 
 

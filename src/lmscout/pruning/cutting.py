@@ -10,17 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import unfilled_model
+from lmscout.evaluation import plain_type, unfilled_model
 from lmscout.evaluation.modeling_lmscout import DECI, PRUNED, WIDTH_STEP
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import KINDS, Affine, Family, Place, Sublayer, family_of
@@ -29,6 +28,7 @@ from lmscout.pruning.refit import Refit
 
 ShapeName = Literal["any", "uniform", "deci"]
 _FIRST = 0  # block whose attention stays: vLLM and SGLang begin the residual stream there
+_BY_BLOCK = ("layer_types", "no_rope_layers")  # lists in configurations
 
 
 @torch.no_grad()
@@ -67,7 +67,6 @@ def cut(
     if shape not in (known := get_args(ShapeName)):
         raise LmscoutError(f"unknown shape {shape!r}: expected {', '.join(known)}")
     family = family_of(model.config)
-    blocks = family.blocks(model)
     parts = family.all_parts(model)
     shape_of(parts).check(plan)
     kept = plan.kept
@@ -84,8 +83,8 @@ def cut(
     pruned: Any = unfilled_model(make, "cpu")
     pruned = pruned.to(device or model.device).eval()
     _copy_uncut(model, pruned, family, kept)
+    views = dict(zip(KINDS, (family.attention, family.mlp), strict=True))
     for block, cut_block in zip(kept, family.blocks(pruned), strict=True):
-        cut_parts = family.parts(_with_both_sublayers(cut_block, blocks[block])).sublayers
         for kind, units in zip(KINDS, (plan.attention[block], plan.mlp[block]), strict=True):
             if units:
                 first = parts[block].sublayers[kind].first(units)
@@ -93,9 +92,10 @@ def cut(
                 source = dataclasses.replace(first, output=output)
                 if refit is not None:
                     source = refit.sublayers[block, kind]
-                _copy_maps(source, cut_parts[kind])
+                _copy_tensors(source, views[kind](cut_block))
     if refit is not None:  # one rounding, whatever the dtype
-        scaled = cast(Tensor, family.final_norm(model).weight).double() * refit.norm
+        gain = cast(Tensor, family.final_norm(model).weight).double() + family.norm_offset
+        scaled = gain * refit.norm - family.norm_offset
         cast(Tensor, family.final_norm(pruned).weight).copy_(scaled)
     return cast(PreTrainedModel, pruned)
 
@@ -129,6 +129,8 @@ def is_uniform(plan: Plan, config: PreTrainedConfig) -> bool:
 
 def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     """The plain configuration of a uniform plan; LmscoutError if the family has none."""
+    if plain_type(config) != config.model_type:
+        raise LmscoutError("the blocks of the model have different sizes: save it with shape any")
     kept = plan.kept
     widths = {(plan.attention[block], plan.mlp[block]) for block in kept}
     if len(widths) != 1 or 0 in next(iter(widths)):
@@ -144,8 +146,7 @@ def uniform_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     groups, channels = widths.pop()
     family = family_of(config)
     plain = family.uniform_config(config, depth=len(kept), groups=groups, channels=channels)
-    if types := getattr(config, "layer_types", None):
-        plain.layer_types = [types[block] for block in kept]
+    _keep_blocks(plain, kept)
     try:
         validated: PreTrainedConfig = type(plain).from_dict(plain.to_dict())
     except (ValueError, StrictDataclassError) as error:
@@ -231,23 +232,34 @@ def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     pruned.num_hidden_layers = len(kept)
     pruned.attention_groups = [plan.attention[block] for block in kept]
     pruned.mlp_channels = [plan.mlp[block] for block in kept]
-    pruned.block_numbers = list(kept)
+    numbers = getattr(config, "block_numbers", None) or range(plan.depth)
+    pruned.block_numbers = [numbers[block] for block in kept]
     if hasattr(config, "num_key_value_heads") and not getattr(pruned, "head_dim", None):
         pruned.head_dim = pruned.hidden_size // pruned.num_attention_heads
-    if types := getattr(config, "layer_types", None):
-        kept_types = [types[block] for block in kept]
-        pruned.layer_types = _types_for_cache(kept_types, pruned.attention_groups)
+    if getattr(config, "output_router_logits", False):
+        pruned.output_router_logits = False  # their loss wants one number of experts
+    _keep_blocks(pruned, kept)
+    if types := getattr(pruned, "layer_types", None):
+        pruned.layer_types = _types_for_cache(types, pruned.attention_groups)
     return pruned  # type: ignore[no-any-return]
 
 
 def _any_classes(config: PreTrainedConfig) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
-    if config.model_type not in PRUNED:
+    kind = plain_type(config)
+    if kind not in PRUNED:
         raise LmscoutError(
-            f"there is no class for models of type {config.model_type!r} with blocks of different "
+            f"there is no class for models of type {kind!r} with blocks of different "
             "sizes: save it with shape uniform"
         )
-    config_class, _, causal_class = PRUNED[config.model_type]
+    config_class, _, causal_class = PRUNED[kind]
     return config_class, causal_class
+
+
+def _keep_blocks(config: Any, kept: tuple[int, ...]) -> None:
+    """Reduce the entries of a configuration that list something of every block, in place."""
+    for name in _BY_BLOCK:
+        if values := getattr(config, name, None):
+            setattr(config, name, [values[block] for block in kept])
 
 
 def _types_for_cache(types: list[str], groups: list[int]) -> list[str]:
@@ -275,17 +287,6 @@ def _copy_uncut(
                 target.copy_(whole[name])
 
 
-def _with_both_sublayers(cut_block: nn.Module, dense_block: nn.Module) -> nn.Module:
-    """A cut block with the dense block's modules in place of removed ones, for `Family.parts`."""
-    children = zip(cut_block.named_children(), dense_block.children(), strict=True)
-    sublayers = {
-        name: child if any(True for _ in child.parameters()) else dense
-        for (name, child), dense in children
-    }
-    return cast(nn.Module, SimpleNamespace(**sublayers))
-
-
-def _copy_maps(source: Sublayer, target: Sublayer) -> None:
-    for read, write in zip(source.maps, target.maps, strict=True):
-        for ours, theirs in zip(read.tensors, write.tensors, strict=True):
-            theirs.copy_(ours)
+def _copy_tensors(source: Sublayer, target: Sublayer) -> None:
+    for ours, theirs in zip(source.tensors, target.tensors, strict=True):
+        theirs.copy_(ours)

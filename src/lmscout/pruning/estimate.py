@@ -150,7 +150,9 @@ class _Sizes:
         settings = self.settings
         if settings.importance in FROM_MOMENTS:
             return self.calibrating()
-        numbers = [[map_.weight.numel() for map_ in one.maps] for one in self.sublayers]
+        numbers = [
+            [map_.weight.numel() for map_ in one.maps] or [one.parameters] for one in self.sublayers
+        ]
         largest = max(map(max, numbers))
         if settings.importance not in ("taylor", OBS):
             return self.weights + 2 * _DOUBLE * largest
@@ -336,8 +338,12 @@ def _first_blocks(
     """A model of random weights with so many blocks."""
     few = cast(Any, copy.deepcopy(config))
     few.num_hidden_layers = count
-    if getattr(few, "layer_types", None):
-        few.layer_types = few.layer_types[:count]
+    for name in ("layer_types", "no_rope_layers", "block_numbers"):
+        if values := getattr(few, name, None):
+            setattr(few, name, values[:count])
+    for name in ("attention_groups", "mlp_channels"):  # the largest block
+        if values := getattr(few, name, None):
+            setattr(few, name, [max(values)] * count)
     with torch.random.fork_rng(devices=[]), device:
         model = _from_config(few, dtype)
     model.train(mode=False)

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.compensation import Compensation
-from lmscout.pruning.families import BlockParts, Family
+from lmscout.pruning.families import BlockParts, Family, Sublayer
 from lmscout.pruning.moments import batches_of, retry_with_half_batch
 from lmscout.pruning.plan import Plan, Shape
 
@@ -275,11 +275,10 @@ class SubnetworkEvaluator:
         """What one step adds to the hidden state."""
         place, sublayer = self._sublayers[step]
         first = sublayer.first(kept)
-        inner = first.entering(hidden, context)
         output = first.output
         if self._compensation is not None:
             output = self._compensation.output(*place, output.weight.shape[1])
-        return output.apply(inner)
+        return first.update(hidden, context, output)
 
     @torch.no_grad()
     def _measure_dense(self, chunk: _Chunk) -> Reference:
@@ -331,14 +330,19 @@ class SubnetworkEvaluator:
 
 
 def shape_of(parts: Sequence[BlockParts]) -> Shape:
-    """Units of every block, and the parameters of one unit each."""
+    """Units of every block, and the parameters of one unit each; without units, those of others."""
     attention, mlp = [block.attention for block in parts], [block.mlp for block in parts]
     return Shape(
         tuple(one.units for one in attention),
         tuple(one.units for one in mlp),
-        tuple(one.parameters // one.units for one in attention),
-        tuple(one.parameters // one.units for one in mlp),
+        _parameters_each(attention),
+        _parameters_each(mlp),
     )
+
+
+def _parameters_each(sublayers: Sequence[Sublayer]) -> tuple[int, ...]:
+    each = [one.parameters // max(one.units, 1) for one in sublayers]
+    return tuple(one or max(each) for one in each)
 
 
 def _stride(shape: Shape, model: PreTrainedModel, tokens: int) -> int:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.children import run_script
 from lmscout.errors import LmscoutError, shown
-from lmscout.evaluation import parameter_count
+from lmscout.evaluation import parameter_count, plain_type
 from lmscout.evaluation.checkpoint import check_checkpoint
 from lmscout.evaluation.modeling_lmscout import PRUNED
 from lmscout.evaluation.quiet import first_line, quiet
@@ -103,7 +103,7 @@ def save(
             "measured": figures.to_json(),
         }
     config: Any = model.config
-    card = model_card(record, plan, units.dense, config.model_type, figures)
+    card = model_card(record, plan, units.dense, plain_type(config), figures)
     with atomic_folder(folder, last=CONFIG, name=name) as draft:
         write(pruned, draft, tokenizer)
         (draft / RECORD).write_text(as_json(record), "utf-8")

@@ -138,7 +138,7 @@ class PlanFeatures:
         importance = self._mass[rows + self._starts]
         return np.concatenate(
             [
-                1.0 - rows / self._units,
+                1.0 - rows / np.maximum(self._units, 1),
                 importance,
                 rows == 0,
                 1.0 - kept_shares(self._shape, rows)[:, None],

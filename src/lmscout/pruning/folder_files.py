@@ -52,6 +52,7 @@ def clean_folder(folder: Path, model: PreTrainedModel) -> None:
     config: Any = model.config
     own = _own_classes(model)
     known = {one.name for one in fields(config)} | _MODEL_ENTRIES
+    known |= {*type(config).attribute_map.values()}
     defaults: Any = GenerationConfig
     generation = set(defaults().to_dict()) - _BUILDING_ENTRIES
 

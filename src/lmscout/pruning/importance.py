@@ -7,7 +7,7 @@ The methods are
 - magnitude: sum of w² over the unit's rows and columns (Han et al., arXiv 1506.02626).
 - taylor: sum of abs(w g) over the unit's rows and columns (LLM-Pruner, arXiv 2305.11627).
 - activation: sum of abs(w) times the norm of the input, over the unit's output columns (Wanda,
-  arXiv 2306.11695).
+  arXiv 2306.11695); of experts, the router-weighted norm of their outputs (see `experts`).
 - obs: Optimal Brain Surgeon in the metric of the loss; see `removal`.
 - fluctuation: sum of w² times the variance of the input, over the unit's output columns (FLAP,
   arXiv 2312.11983).
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -87,8 +87,8 @@ class BlockGradients:
     Attributes:
         index: number of the block.
         parts: its matrices, views of the model's own weights with gradients in `grad`.
-        outputs: by kind, the gradients with respect to the sublayer's output, [windows, T, width]
-            of each batch.
+        outputs: by kind, the gradients with respect to what the sublayer adds to the hidden state,
+            [windows, T, width] of each batch.
         scale: loss scale of the gradients, 1 but in float16.
     """
 
@@ -152,10 +152,7 @@ def _backward(
     gradients: Iterable[Tensor],
 ) -> tuple[BlockParts, list[Tensor], list[Tensor]]:
     """A block's matrices with gradients, and by batch the gradients after attention and before."""
-    leaves = BlockParts(
-        block.attention.with_maps(one.as_leaf() for one in block.attention.maps),
-        block.mlp.with_maps(one.as_leaf() for one in block.mlp.maps),
-    )
+    leaves = BlockParts(block.attention.as_leaves(), block.mlp.as_leaves())
     between, before = [], []
     for state, gradient in zip(states, gradients, strict=True):
         entering = state.detach().requires_grad_()
@@ -181,8 +178,7 @@ def _all_finite(parts: BlockParts, gradients: Iterable[Tensor]) -> bool:
     tensors = (
         tensor.grad
         for sublayer in parts.sublayers.values()
-        for one in sublayer.maps
-        for tensor in one.tensors
+        for tensor in sublayer.tensors
         if tensor.grad is not None
     )
     return all(bool(torch.isfinite(one).all()) for one in (*gradients, *tensors))
@@ -204,18 +200,6 @@ def _loss(model: PreTrainedModel, family: Family, hidden: Tensor, batch: Tensor)
     return functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum")
 
 
-def unit_views(
-    sublayer: Sublayer, of: Callable[[Tensor], Tensor] = lambda tensor: tensor
-) -> list[Tensor]:
-    """Every tensor that follows the units, as views [units, entries of a unit, ...].
-
-    The output projection is first, transposed.  `of` picks what is viewed of each parameter.
-    """
-    tensors = [of(sublayer.output.weight).T]
-    tensors += [of(tensor) for one in sublayer.inputs for tensor in one.tensors]
-    return [torch.unflatten(one, 0, (sublayer.units, -1)) for one in tensors]
-
-
 def _sum_by_unit(values: Tensor) -> Tensor:
     """Sum [units, entries, ...] over all but units."""
     return (values.sum(2) if values.dim() > 2 else values).sum(1)
@@ -234,7 +218,7 @@ def importance(
         seed: of "random".
 
     Returns:
-        (block, kind) -> [units] float64, higher is more important.
+        (block, kind) -> [units] float64, higher is more important; nothing without units.
 
     Raises:
         LmscoutError: the method is unknown, or a score is not finite.
@@ -246,6 +230,7 @@ def importance(
         scores = {
             place: _random(place, one, seed) if method == "random" else _magnitude(one)
             for place, one in family.all_sublayers(model).items()
+            if one.units
         }
     else:
         raise LmscoutError(f"unknown importance {method!r}: expected one of {', '.join(METHODS)}")
@@ -262,7 +247,7 @@ def importance_from_moments(
     Raises:
         LmscoutError: a score is not finite.
     """
-    weight = unit_views(sublayer)[0].double()
+    weight = sublayer.views()[0].double()
     if method == "activation":
         weight, factor = weight.abs(), moments.square.double().sqrt()
     else:
@@ -283,7 +268,7 @@ def _random(place: Place, sublayer: Sublayer, seed: int) -> Tensor:
     """Numbers in [0, 1), each from a digest of the seed, the place and a unit's weights."""
     views = [
         view.flatten(1).detach().contiguous().view(torch.uint8).cpu().numpy()
-        for view in unit_views(sublayer)
+        for view in sublayer.views()
     ]
     values = []
     for unit in range(sublayer.units):
@@ -295,7 +280,7 @@ def _random(place: Place, sublayer: Sublayer, seed: int) -> Tensor:
 
 
 def _magnitude(sublayer: Sublayer) -> Tensor:
-    sums = [_sum_by_unit(view.double() ** 2) for view in unit_views(sublayer)]
+    sums = [_sum_by_unit(view.double() ** 2) for view in sublayer.views()]
     return torch.stack(sums).sum(0).cpu()
 
 
@@ -309,7 +294,9 @@ def loss_metrics(model: PreTrainedModel, family: Family, windows: Tensor) -> dic
 
     Returns:
         (block, kind) -> M = E[g gᵀ], [width, width] in float32, the mean over tokens, where g is
-        the gradient of the summed loss with respect to the output at a token.
+        the gradient of the summed loss with respect to the output at a token.  Through a norm
+        behind the output it is taken with each token's divisor held fixed, which is in `Moments`:
+        by the norm's own gradient, removing all of a sublayer would cost nothing.
 
     Raises:
         LmscoutError: the loss is not finite, or memory does not suffice.
@@ -326,10 +313,12 @@ def _metrics(
     metrics: dict[Place, Tensor] = {}
     for block in gradients_by_block(model, family, windows, batch_tokens=tokens):
         for kind, gradients in block.outputs.items():
+            after = block.parts.sublayers[kind].after
             width = gradients[0].shape[-1]
             total = gradients[0].new_zeros(width, width, dtype=torch.float32)
             for gradient in gradients:
                 each = gradient.flatten(0, 1).float() * (predicted / block.scale)
+                each = each if after is None else each * after.gain
                 total.addmm_(each.T, each)
             metrics[block.index, kind] = total / windows.numel()
     return metrics
@@ -341,7 +330,9 @@ def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) 
     tokens = size * windows.shape[1]
     for block in gradients_by_block(model, family, windows, batch_tokens=tokens):
         for kind, sublayer in block.parts.sublayers.items():
-            both = zip(unit_views(sublayer), unit_views(sublayer, _gradient), strict=True)
+            if not sublayer.units:
+                continue
+            both = zip(sublayer.views(), sublayer.views(_gradient), strict=True)
             sums = [
                 _sum_by_unit((view.detach().float() * gradient.float()).abs()).double().cpu()
                 for view, gradient in both
@@ -358,9 +349,9 @@ def sort_sublayer(sublayer: Sublayer, order: Tensor) -> Tensor:
     [entries], for `Moments.reordered`.
     """
     order = order.cpu()
-    for view in unit_views(sublayer):
+    for view in sublayer.views():
         view.copy_(view.index_select(0, order.to(view.device)))
-    entries = torch.arange(sublayer.output.weight.shape[1])
+    entries = torch.arange(sublayer.output.weight.shape[1])  # none of experts
     return entries.view(sublayer.units, -1)[order].flatten()
 
 

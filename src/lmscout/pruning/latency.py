@@ -80,7 +80,7 @@ def measure_latency(
         form = (kind, part.units, *(one.weight.shape for one in part.maps))  # the time's reasons
         # 0, 1, and numbers of units evenly spread up to all
         spread = {round(1 + at * (part.units - 1)) for at in np.linspace(0, 1, points)}
-        units = (0, *sorted(spread))
+        units = (0, *sorted(spread)) if part.units else (0,)
         sublayers.append((form, units))
         for kept in units[1:]:
             parts.setdefault((form, kept), partial(part.first(kept).step, hidden, context))

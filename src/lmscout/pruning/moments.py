@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from lmscout.errors import LmscoutError, out_of_memory
 from lmscout.evaluation.quiet import first_line
 from lmscout.progress import StageProgress
-from lmscout.pruning.families import Family, Place, Sublayer
+from lmscout.pruning.families import Experts, Family, Place, Sublayer
 
 BATCH_TOKENS = 2048  # of a batch: enough to keep a CPU busy, and little memory
 
@@ -71,6 +71,9 @@ def damped(gram: Tensor, share: float) -> Tensor:
 class Moments:
     """Moments of the vectors x that enter one output projection, in float32 or wider.
 
+    Where a norm follows the projection, x is divided by what the norm divides the token by: errors
+    then count as they enter the residual stream.
+
     Attributes:
         total: [n] sum of x over tokens.
         squares: [n] sum of x².
@@ -109,8 +112,12 @@ def moments_by_block(
     grams: bool = True,
     batch_tokens: int = BATCH_TOKENS,
     progress: StageProgress | None = None,
+    experts: Callable[[Place, Experts, Tensor], None] | None = None,
 ) -> Iterator[tuple[Place, Moments]]:
-    """Collect the moments of every sublayer, one after the other.
+    """Collect the moments of every sublayer that has units, one after the other.
+
+    Experts have no moments: `experts` is called with them and the hidden state before them,
+    [windows, T, width].
 
     Windows are [windows, T] int64, in batches of `batch_tokens` or less.  Moments are in the
     model's current unit order.  A sublayer that was yielded is not used again: its units may be
@@ -122,11 +129,27 @@ def moments_by_block(
     blocks = family.all_parts(model)
     for index, parts in enumerate(blocks):
         for kind, sublayer in parts.sublayers.items():
+            if not sublayer.units:
+                continue
+            if isinstance(sublayer, Experts):
+                if experts is not None:
+                    experts((index, kind), sublayer, hidden)
+                step = partial(_step, model, family, sublayer, hidden)
+                hidden = retry_with_half_batch(step, size, model.device)
+                continue
             collect = partial(_collect, model, family, sublayer, hidden, grams)
             moments, hidden = retry_with_half_batch(collect, size, model.device)
             yield (index, kind), moments
         if progress:
             progress(index + 1, len(blocks))
+
+
+def _step(
+    model: PreTrainedModel, family: Family, sublayer: Sublayer, hidden: Tensor, size: int
+) -> Tensor:
+    """The hidden state after a sublayer, in batches of `size` windows."""
+    batches = batches_of(hidden, size)
+    return torch.cat([sublayer.step(one, family.context(model, one)) for one in batches])
 
 
 def _collect(
@@ -138,16 +161,18 @@ def _collect(
     size: int,
 ) -> tuple[Moments, Tensor]:
     """Moments of one sublayer, and the hidden state after it, in batches of `size` windows."""
+    after = sublayer.after
     entries, wide = sublayer.output.weight.shape[1], torch.promote_types(hidden.dtype, torch.float)
     total, squares = hidden.new_zeros(2, entries, dtype=wide)
     gram = hidden.new_zeros(entries, entries, dtype=wide) if grams else None
-    after = []
+    states = []
     for state in batches_of(hidden, size):
         inner = sublayer.entering(state, family.context(model, state))
-        after.append(state + sublayer.output.apply(inner))
-        x = inner.flatten(0, 1).to(wide)
+        projected = sublayer.output.apply(inner)
+        states.append(state + sublayer.added(projected))
+        x = (inner if after is None else inner * after.rate(projected)).flatten(0, 1).to(wide)
         total += x.sum(0)
         squares += x.square().sum(0)
         if gram is not None:
             gram.addmm_(x.T, x)
-    return Moments(total, squares, hidden.shape[0] * hidden.shape[1], gram), torch.cat(after)
+    return Moments(total, squares, hidden.shape[0] * hidden.shape[1], gram), torch.cat(states)

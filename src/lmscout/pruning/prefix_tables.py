@@ -21,7 +21,17 @@ from transformers import PreTrainedModel
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Expression
 from lmscout.proxies.primitives import ELEMENTWISE, STACKS, TENSOR_JOINS, UNARY_OPERATION
-from lmscout.pruning.families import ATTENTION, KINDS, MLP, Affine, Family, Sublayer
+from lmscout.pruning.families import (
+    ATTENTION,
+    KINDS,
+    MLP,
+    Affine,
+    Attention,
+    Experts,
+    Family,
+    Mlp,
+    Sublayer,
+)
 from lmscout.pruning.importance import loss_scale
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row
 from lmscout.statistics.deep_values import full_tensor, reduced
@@ -101,42 +111,59 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
 
         weight = affine.weight.detach().requires_grad_()
         weight.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
-        return Affine(weight, affine.bias)
+        return replace(affine, weight=weight)
 
     def leaves(block: int, kind: str, part: Sublayer) -> list[Affine]:
         rows = partial(leaf, block, kind, part.units, 0)
         return [*map(rows, part.inputs), leaf(block, kind, part.units, 1, part.output)]
+
+    def attended(index: int, part: Attention, hidden: Tensor, context: object) -> Tensor:
+        own = part.with_maps(leaves(index, ATTENTION, part))
+        with torch.no_grad():
+            normed = own.norm(hidden)
+            heads = [("head", one.apply(normed), 2) for one in part.inputs]
+            heads.append(("softmax", part.probabilities(normed, context), 1))
+            for name, tensor, axis in heads:
+                visit(Place(index, ATTENTION, name, {name: tensor}, axis, part.units))
+        return own.step(hidden, context)
+
+    def fed(index: int, part: Mlp | Experts, hidden: Tensor) -> Tensor:
+        if isinstance(part, Experts):
+            raise LmscoutError(
+                "a proxy has no values of experts: leave out the objective or the feature"
+            )
+        own = part.with_maps(leaves(index, MLP, part))
+        normed = own.norm(hidden)
+        act = own.activated(normed)
+        watch(act, Place(index, MLP, "act", {"act": act.detach()}, 2, act.shape[2]), "act_grad")
+        return hidden + own.added(own.output.apply(own.gated(act, normed)))
 
     with train_only(model, ()), torch.enable_grad():
         hidden = family.embed(model, tokens).detach().requires_grad_()
         context = family.context(model, hidden)
         for index, parts in enumerate(family.all_parts(model)):
             watch(hidden, Place(index, BLOCK, "hidden", {}, 0, 1), "jacob")
-            attention = parts.attention.with_maps(leaves(index, ATTENTION, parts.attention))
-            mlp = parts.mlp.with_maps(leaves(index, MLP, parts.mlp))
-            normed = attention.norm(hidden)
-            hidden = hidden + attention.output.apply(attention.inner(normed, context))
-            with torch.no_grad():
-                heads = [("head", one.apply(normed), 2) for one in parts.attention.inputs]
-                probabilities = parts.attention.probabilities(normed, context)
-                for name, tensor, axis in (*heads, ("softmax", probabilities, 1)):
-                    visit(Place(index, ATTENTION, name, {name: tensor}, axis, attention.units))
-            normed = mlp.norm(hidden)
-            act = mlp.activated(normed)
-            act_place = Place(index, MLP, "act", {"act": act.detach()}, 2, act.shape[2])
-            watch(act, act_place, "act_grad")
-            hidden = hidden + mlp.output.apply(mlp.gated(act, normed))
-        logits = family.logits(model, hidden)[:, :-1].flatten(0, 1)
-        loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten())
-        if not torch.isfinite(loss):
-            raise LmscoutError(
-                f"the model's loss on calibration text is {loss.item()}: is the model sound?"
-            )
+            if parts.attention.units:
+                hidden = attended(index, parts.attention, hidden, context)
+            if parts.mlp.units:
+                hidden = fed(index, parts.mlp, hidden)
+        loss = _loss(model, family, hidden, tokens)
         torch.autograd.backward(loss * scale)
     if not all(map(bool, finite)):
         raise LmscoutError(
             "the model's gradients overflow in float16: load it in bfloat16 or float32 (dtype)"
         )
+
+
+def _loss(model: PreTrainedModel, family: Family, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """The mean next-token cross-entropy of last hidden states; LmscoutError if it is not finite."""
+    logits = family.logits(model, hidden)[:, :-1].flatten(0, 1)
+    loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten())
+    if not torch.isfinite(loss):
+        raise LmscoutError(
+            f"the model's loss on calibration text is {loss.item()}: is the model sound?"
+        )
+    return loss
 
 
 @torch.no_grad()

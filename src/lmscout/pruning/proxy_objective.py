@@ -139,7 +139,7 @@ def compute_objectives(
     nodes = (node for tree in trees for _, node in walk(tree))
     reductions = dict.fromkeys(node for node in nodes if node.name in REDUCTIONS)
     tables = tabulate(model, family, shape, tokens, reductions) if reductions else {}
-    width = family.parts(family.blocks(model)[0]).mlp.output.weight.shape[0]
+    width = family.all_parts(model)[0].mlp.output.weight.shape[0]
     leaves = partial(_leaf_values, shape, width, parameter_count(model))
     objectives = []
     for one in proxies:

@@ -10,20 +10,21 @@ change.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.pruning.families import Affine, Family, Place, Sublayer
+from lmscout.pruning.families import Affine, Experts, Family, Multiplier, Place, Sublayer
 from lmscout.pruning.moments import BATCH_TOKENS, batches_of, damped, retry_with_half_batch
 from lmscout.pruning.plan import Plan
 
 CORRECTED = 0.5  # share of the residual stream's loss that an output projection makes up for
 INPUT_PENALTY = 0.1  # of the mean diagonal, towards the current weights
 OUTPUT_PENALTY = 0.02
+_LEAST_GAIN = 0.01  # of the mean square, so that channels that a norm mutes are not corrected
 
 
 @dataclass(frozen=True)
@@ -80,21 +81,51 @@ def _refit(
     found: dict[Place, Sublayer] = {}
     sublayers = family.all_sublayers(model)
     for (place, whole), units in zip(sublayers.items(), plan.steps, strict=True):
+        if not whole.units:
+            continue
+        if isinstance(whole, Experts):  # they stay as they are
+            kept = whole.first(units)
+            cut = [kept.step(*own) for own in zip(cut, contexts, strict=True)]
+            found |= {place: kept} if units else {}
+            dense = [whole.step(*state) for state in zip(dense, contexts, strict=True)]
+            continue
         states = zip(dense, contexts, strict=True)
-        updates = [whole.output.apply(whole.entering(*state)) for state in states]
+        projected = [whole.output.apply(whole.entering(*state)) for state in states]
         if units:
             first = whole.first(units)
             first = first.with_maps((*first.inputs, outputs.get(place, first.output)))
             first = _with_fitted_inputs(first, whole, dense, cut)
             inner = [first.entering(*own) for own in zip(cut, contexts, strict=True)]
             fit = _Fit([first.output], OUTPUT_PENALTY)
-            for x, update, state, own in zip(inner, updates, dense, cut, strict=True):
-                fit.add(x, [update + CORRECTED * (state - own)])
+            for x, update, state, own in zip(inner, projected, dense, cut, strict=True):
+                fit.add(x, *_output_target(whole, update, CORRECTED * (state - own)))
             first = first.with_maps((*first.inputs, *fit.solve()))
-            cut = [own + first.output.apply(x) for own, x in zip(cut, inner, strict=True)]
+            both = zip(cut, inner, strict=True)
+            cut = [own + first.added(first.output.apply(x)) for own, x in both]
             found[place] = first
-        dense = [state + update for state, update in zip(dense, updates, strict=True)]
+        both = zip(dense, projected, strict=True)
+        dense = [state + whole.added(update) for state, update in both]
     return Refit(found, _norm_factors(family.final_norm(model), dense, cut))
+
+
+def _output_target(
+    whole: Sublayer, projected: Tensor, more: Tensor
+) -> tuple[list[Tensor], Tensor | float]:
+    """What an output projection should make, and the weight of every token's error.
+
+    Args:
+        whole: the dense sublayer.
+        projected: the output of its projection, [..., width].
+        more: added to the residual stream beyond that, [..., width].
+    """
+    after = whole.after
+    if after is None:
+        return [projected + more], 1.0
+    if isinstance(after, Multiplier):
+        return [projected + more / after.gain], 1.0
+    rate, squares = after.rate(projected), after.gain.square()
+    inverse = after.gain / (squares + _LEAST_GAIN * squares.mean())
+    return [projected + (more * inverse / rate).to(projected.dtype)], rate
 
 
 def _with_fitted_inputs(
@@ -104,7 +135,7 @@ def _with_fitted_inputs(
     fit = _Fit(first.inputs, INPUT_PENALTY)
     for state, own in zip(dense, cut, strict=True):
         normed = whole.norm(state)
-        fit.add(whole.norm(own), [one.apply(normed) for one in first.inputs])
+        fit.add(whole.norm(own), [one.linear(normed) for one in first.inputs])
     return first.with_maps((*fit.solve(), first.output))
 
 
@@ -119,10 +150,15 @@ class _Fit:
         self._gram = weight.new_zeros(entries, entries, dtype=wide)
         self._product = weight.new_zeros(out, entries, dtype=wide)
 
-    def add(self, x: Tensor, targets: Sequence[Tensor]) -> None:
-        """Add batches of inputs [..., entries], and what each map should make of them."""
+    def add(self, x: Tensor, targets: Sequence[Tensor], weight: Tensor | float = 1.0) -> None:
+        """Add batches of inputs [..., entries], and what each map should make of them.
+
+        `weight` [..., 1] multiplies the errors of each.
+        """
         pairs = zip(self._current, targets, strict=True)
-        errors = torch.cat([target - one.apply(x) for one, target in pairs], dim=-1)
+        errors = torch.cat([target - one.linear(x) for one, target in pairs], dim=-1)
+        if isinstance(weight, Tensor):
+            errors, x = errors * weight, x * weight
         x = x.flatten(0, -2).to(self._gram.dtype)
         self._gram.addmm_(x.T, x)
         self._product.addmm_(errors.flatten(0, -2).to(x.dtype).T, x)
@@ -133,7 +169,7 @@ class _Fit:
         change = torch.cholesky_solve(self._product.double().T, factor).T
         changes = torch.split(change, [len(one.weight) for one in self._current])
         return [
-            Affine((one.weight.double() + more).to(one.weight.dtype), one.bias)
+            replace(one, weight=(one.weight.double() + more).to(one.weight.dtype))
             for one, more in zip(self._current, changes, strict=True)
         ]
 

@@ -448,7 +448,7 @@ def share_prefixes(
         chosen = row
         for place in np.flatnonzero(good)[np.argsort(-length[good], kind="stable")]:
             graft = grafts[place]
-            far = np.abs((kept - graft) / units).mean(axis=1).min() >= DISTANCE
+            far = np.abs((kept - graft) / np.maximum(units, 1)).mean(axis=1).min() >= DISTANCE
             if far and not (others == graft).all(axis=1).any():
                 chosen = graft
                 break

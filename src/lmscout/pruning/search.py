@@ -253,7 +253,7 @@ def _initial_rows(
 
 def apart(rows: Rows, units: Rows, count: int, distance: float) -> list[int]:
     """Indices of the first rows [n, 2L] whose mean difference of kept shares is large enough."""
-    shares = rows / units
+    shares = rows / np.maximum(units, 1)
     taken: list[int] = []
     for index, share in enumerate(shares):
         if len(taken) == count:

@@ -400,4 +400,5 @@ def space_of(kind: str, shape: Shape, model: PreTrainedModel, multiple: int = 1)
 
 def fast_multiple(model: PreTrainedModel) -> int:
     """The channel multiple with which a model runs fast: tensor cores take rows of 16 bytes."""
-    return 16 // model.dtype.itemsize if model.device.type == "cuda" else 1
+    experts = getattr(model.config, "num_experts", None)  # which are counted in place of channels
+    return 16 // model.dtype.itemsize if model.device.type == "cuda" and not experts else 1

@@ -21,7 +21,7 @@ from lmscout.evaluation import parameter_count
 from lmscout.pruning.cutting import ShapeName, cut, is_uniform
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import save, write
-from lmscout.pruning.families import KINDS, Attention, Family
+from lmscout.pruning.families import KINDS, Attention, Experts, Family, family_of
 from lmscout.pruning.importance import sort_sublayer
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.refit import refit
@@ -117,11 +117,16 @@ def _check_parts(family: Family, model: PreTrainedModel) -> None:
     storages = {one.untyped_storage().data_ptr() for one in model.parameters()}
     for (block, kind), sublayer in family.all_sublayers(model).items():
         where, units = f"block {block} {kind}", sublayer.units
+        for tensor in sublayer.tensors:
+            assert tensor.untyped_storage().data_ptr() in storages, (
+                f"{where}: a map is a copy, not a view of the model's weight"
+            )
+        if isinstance(sublayer, Experts):
+            assert {len(one) for one in sublayer.tensors} == {units}, (
+                f"{where}: its tensors are not of {units} experts"
+            )
+            continue
         for one in sublayer.maps:
-            for tensor in one.tensors:
-                assert tensor.untyped_storage().data_ptr() in storages, (
-                    f"{where}: a map is a copy, not a view of the model's weight"
-                )
             assert one.bias is None or one.bias.shape == one.weight.shape[:1], (
                 f"{where}: a bias does not have one entry for each output"
             )
@@ -280,13 +285,14 @@ def _assert_same(ours: Tensor, expected: Tensor, what: str) -> None:
 @torch.no_grad()
 def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A model whose every weight matters: norms and biases are random too."""
+    offset = family_of(config).norm_offset
     auto: Any = AutoModelForCausalLM
     model: Any = auto.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         norm = weight.ndim == 1 and not name.endswith("bias")
-        weight.copy_(1 + 0.3 * noise if norm else 0.3 * noise)
+        weight.copy_(1 - offset + 0.3 * noise if norm else 0.3 * noise)
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -305,12 +311,43 @@ def functional_logits(family: Family, model: PreTrainedModel, tokens: Tensor, pl
 def masked_model(family: Family, model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """A copy of the dense model in which what a plan removes adds nothing.
 
-    Output columns of removed units are zero, and so is the output bias where nothing is kept.
+    Output columns of removed units are zero, and so is the output bias where nothing is kept.  A
+    norm over all outputs of an input map divides by the root mean square of those kept.  A router
+    selects among the experts that are kept.
     """
     masked = copy.deepcopy(model)
     for sublayer, kept in zip(family.all_sublayers(masked).values(), plan.steps, strict=True):
+        if not sublayer.units:
+            continue
         output = sublayer.output
-        output.weight[:, output.weight.shape[1] // sublayer.units * kept :] = 0
+        sublayer.views()[0][kept:] = 0
+        if isinstance(sublayer, Experts) and kept:
+            _mask_router(masked, sublayer, kept)
         if not kept and output.bias is not None:
             output.bias.zero_()
+        for one in sublayer.inputs:
+            if one.norm is not None and kept:
+                for tensor in (one.weight, one.bias):
+                    if tensor is not None:
+                        tensor[len(tensor) // sublayer.units * kept :] = 0
+                one.norm.weight.mul_((kept / sublayer.units) ** 0.5)
     return masked
+
+
+def _mask_router(masked: PreTrainedModel, experts: Experts, kept: int) -> None:
+    """Let the router of these experts select among the first ones, by a hook."""
+    pointer = experts.router.data_ptr()
+    (router,) = (
+        module
+        for module in masked.modules()
+        if isinstance(weight := getattr(module, "weight", None), Tensor)
+        and weight.data_ptr() == pointer
+    )
+
+    def select(_: Any, __: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+        logits, scores, _ = output
+        logits[:, kept:] = -torch.inf
+        top, index = logits.softmax(-1).topk(min(scores.shape[1], kept), dim=-1)
+        return logits, top / top.sum(-1, keepdim=True) if experts.normalized else top, index
+
+    router.register_forward_hook(select)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation import plain_type
 from lmscout.pruning.families.family import (
     ATTENTION,
     KINDS,
@@ -12,15 +13,26 @@ from lmscout.pruning.families.family import (
     Affine,
     Attention,
     BlockParts,
+    Experts,
     Family,
     Mlp,
+    Multiplier,
     Place,
+    RmsNorm,
     Sublayer,
 )
+from lmscout.pruning.families.gemma import Gemma2, Gemma3
 from lmscout.pruning.families.gpt2 import Gpt2
+from lmscout.pruning.families.granite import Granite
 from lmscout.pruning.families.llama import Llama
+from lmscout.pruning.families.moe import Mixtral, Qwen3Moe
+from lmscout.pruning.families.olmo2 import Olmo2
+from lmscout.pruning.families.phi3 import Phi3
 
-FAMILIES: tuple[Family, ...] = (Llama(), Gpt2())
+FAMILIES: tuple[Family, ...] = (
+    *(Llama(), Gpt2(), Granite(), Olmo2(), Phi3(), Gemma2(), Gemma3()),
+    *(Mixtral(), Qwen3Moe()),
+)
 
 __all__ = [
     "ATTENTION",
@@ -30,24 +42,34 @@ __all__ = [
     "Affine",
     "Attention",
     "BlockParts",
+    "Experts",
     "Family",
+    "Gemma2",
+    "Gemma3",
     "Gpt2",
+    "Granite",
     "Llama",
+    "Mixtral",
     "Mlp",
+    "Multiplier",
+    "Olmo2",
+    "Phi3",
     "Place",
+    "Qwen3Moe",
+    "RmsNorm",
     "Sublayer",
     "family_of",
 ]
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The family that covers a model's configuration.
+    """The family that covers a model's configuration, with blocks of one size or of several.
 
     Raises:
         LmscoutError: no family does.
     """
     for family in FAMILIES:
-        if config.model_type in family.model_types:
+        if plain_type(config) in family.model_types:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise LmscoutError(

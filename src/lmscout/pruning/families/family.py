@@ -1,9 +1,9 @@
 """What a model family provides: its blocks, their matrices by unit, and how they compute.
 
-A unit is what pruning removes: an attention group (a key-value head with its query heads) or an
-MLP channel.  A family describes both sublayers of a block as views of the model's own weights;
-any prefix of their units computes by itself.  Sorting, measuring, compensating, cutting and
-saving are written once, for every family.
+A unit is what pruning removes: an attention group (a key-value head with its query heads), an MLP
+channel, or an expert of a mixture.  A family describes both sublayers of a block as views of the
+model's own weights; any prefix of their units computes by itself.  Sorting, measuring,
+compensating, cutting and saving are written once, for every family.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from lmscout.errors import LmscoutError
 
 ATTENTION, MLP = "attention", "mlp"
 KINDS = (ATTENTION, MLP)  # the sublayers of a block, in the order of computation
@@ -26,55 +28,117 @@ Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class RmsNorm:
+    """Division of each token by its root mean square, times a gain by channel.
+
+    Attributes:
+        weight: [width], a view of the model's.
+        epsilon: added to the mean square.
+        offset: of the weight; the gain is their sum.
+    """
+
+    weight: Tensor
+    epsilon: float
+    offset: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The norm of [..., width]."""
+        size = self.weight.shape
+        if not self.offset:  # one kernel
+            return functional.rms_norm(x, size, self.weight, self.epsilon)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return functional.rms_norm(x.to(wide), size, self.gain.to(wide), self.epsilon).to(x.dtype)
+
+    @property
+    def gain(self) -> Tensor:
+        """Factor of each channel, [width], in float32 or wider."""
+        return self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)) + self.offset
+
+    def rate(self, x: Tensor) -> Tensor:
+        """Factor of each token, [..., width] to [..., 1], in float32 or wider."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """A constant factor in the place of a norm."""
+
+    gain: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product."""
+        return x * self.gain
+
+    def rate(self, x: Tensor) -> float:
+        """Factor of each token: 1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
 class Affine:
     """A linear map as views of a model's weights.
 
     Attributes:
         weight: [out, in], a view even where the model stores it transposed or fused.
         bias: [out], or None.
+        norm: over all of its outputs, or None; its weight follows the units as rows do.
     """
 
     weight: Tensor
     bias: Tensor | None
+    norm: RmsNorm | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The weight, and the bias if there is one."""
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+        """The weight, and bias and weight of the norm if there are any."""
+        bias = () if self.bias is None else (self.bias,)
+        return self.weight, *bias, *(() if self.norm is None else (self.norm.weight,))
 
-    def rows(self, count: int) -> Affine:
+    def _with(self, change: Function) -> Self:
+        """The same with every tensor of `tensors` changed."""
+        bias = None if self.bias is None else change(self.bias)
+        norm = self.norm and replace(self.norm, weight=change(self.norm.weight))
+        return replace(self, weight=change(self.weight), bias=bias, norm=norm)
+
+    def rows(self, count: int) -> Self:
         """The first outputs only."""
-        return Affine(self.weight[:count], None if self.bias is None else self.bias[:count])
+        return self._with(lambda one: one[:count])
 
-    def columns(self, count: int) -> Affine:
+    def columns(self, count: int) -> Self:
         """The first inputs only."""
-        return Affine(self.weight[:, :count], self.bias)
+        return replace(self, weight=self.weight[:, :count])
+
+    def linear(self, x: Tensor) -> Tensor:
+        """The map of [..., in] to [..., out] without the norm."""
+        return functional.linear(x, self.weight, self.bias)
 
     def apply(self, x: Tensor) -> Tensor:
         """The map of [..., in] to [..., out]."""
-        return functional.linear(x, self.weight, self.bias)
+        return self.linear(x) if self.norm is None else self.norm(self.linear(x))
 
-    def as_leaf(self) -> Affine:
+    def as_leaf(self) -> Self:
         """The same map as leaves of the autograd graph, in the same memory."""
-        bias = None if self.bias is None else self.bias.detach().requires_grad_()
-        return Affine(self.weight.detach().requires_grad_(), bias)
+        return self._with(lambda one: one.detach().requires_grad_())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sublayer(ABC):
-    """Attention or MLP of one block: x + output(inner(norm(x))).
+    """Attention or MLP of one block: x + after(output(inner(norm(x)))).
 
     Attributes:
         inputs: maps whose rows follow the units, an equal number of rows for each unit.
         output: the output projection, whose columns follow the units.
-        units: number of units.
+        units: number of units; 0 where an earlier pruning has removed the sublayer.
         norm: the norm before the sublayer, [..., width] to the same.
+        after: the norm after the output projection, or a constant factor; None for neither.
     """
 
     inputs: tuple[Affine, ...]
     output: Affine
     units: int
     norm: Function
+    after: RmsNorm | Multiplier | None = None
 
     @abstractmethod
     def inner(self, normed: Tensor, context: Any) -> Tensor:
@@ -92,9 +156,35 @@ class Sublayer(ABC):
         """What enters the output projection: [B, T, width] to [B, T, columns of `output`]."""
         return self.inner(self.norm(hidden), context)
 
+    def added(self, projected: Tensor) -> Tensor:
+        """What is added to the hidden state, from the output of a projection [..., width]."""
+        return projected if self.after is None else self.after(projected)
+
+    def update(self, hidden: Tensor, context: Any, output: Affine | None = None) -> Tensor:
+        """What the sublayer adds to [B, T, width], by another output projection if one is given."""
+        return self.added((output or self.output).apply(self.entering(hidden, context)))
+
     def step(self, hidden: Tensor, context: Any) -> Tensor:
         """The hidden state after the sublayer: [B, T, width] to the same."""
-        return hidden + self.output.apply(self.entering(hidden, context))
+        return hidden + self.update(hidden, context) if self.units else hidden
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor of the maps."""
+        return tuple(tensor for one in self.maps for tensor in one.tensors)
+
+    def views(self, of: Function = lambda tensor: tensor) -> list[Tensor]:
+        """Every tensor that follows the units, as views [units, entries of a unit, ...].
+
+        The output projection is first, transposed.  `of` picks what is viewed of each parameter.
+        """
+        tensors = [of(self.output.weight).T]
+        tensors += [of(tensor) for one in self.inputs for tensor in one.tensors]
+        return [torch.unflatten(one, 0, (self.units, -1)) for one in tensors]
+
+    def as_leaves(self) -> Self:
+        """The same with its tensors as leaves of the autograd graph, in the same memory."""
+        return self.with_maps(one.as_leaf() for one in self.maps)
 
     @property
     def maps(self) -> tuple[Affine, ...]:
@@ -108,6 +198,8 @@ class Sublayer(ABC):
 
     def first(self, units: int) -> Self:
         """The first units only, as views."""
+        if units == self.units:
+            return self
         inputs = tuple(one.rows(len(one.weight) // self.units * units) for one in self.inputs)
         columns = self.output.weight.shape[1] // self.units * units
         return replace(self, inputs=inputs, output=self.output.columns(columns), units=units)
@@ -129,6 +221,7 @@ class Attention(Sublayer):
         query_norm: norm over each head of queries, or None.
         key_norm: norm over each head of keys, or None.
         rotate: (queries, keys, context) to both with rotary positions; None without these.
+        softcap: bound of the products of queries and keys, by a hyperbolic tangent; None without.
     """
 
     head_size: int
@@ -136,6 +229,7 @@ class Attention(Sublayer):
     query_norm: Function | None = None
     key_norm: Function | None = None
     rotate: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]] | None = None
+    softcap: float | None = None
 
     @property
     def group_size(self) -> int:
@@ -144,8 +238,12 @@ class Attention(Sublayer):
 
     def inner(self, normed: Tensor, context: Any) -> Tensor:
         """Attended values, [B, T, units * group_size * head_size]."""
-        query, key = self._queries_and_keys(normed, context)
         value = self._heads(self.inputs[2], normed)
+        if self.softcap is not None:
+            shares = self.probabilities(normed, context)
+            attended = shares @ value.repeat_interleave(self.group_size, 1)
+            return attended.transpose(1, 2).flatten(2)
+        query, key = self._queries_and_keys(normed, context)
         attended = functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=self.scale, enable_gqa=self.group_size > 1
         )
@@ -155,6 +253,8 @@ class Attention(Sublayer):
         """The attention probabilities, [B, units * group_size, T, T]."""
         query, key = self._queries_and_keys(normed, context)
         scores = query @ key.repeat_interleave(self.group_size, 1).transpose(-1, -2) * self.scale
+        if self.softcap is not None:
+            scores = (scores / self.softcap).tanh() * self.softcap
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         return scores.masked_fill(future, -torch.inf).softmax(-1)
 
@@ -195,12 +295,103 @@ class Mlp(Sublayer):
         return act
 
 
+@dataclass(frozen=True, kw_only=True)
+class Experts(Sublayer):
+    """A mixture of gated MLPs; its units are experts, a few of which are selected for each token.
+
+    Removed experts change which of the others are selected, so nothing is a sum over units: there
+    are no maps, and `output` has no columns.
+
+    Attributes:
+        gate_up: [experts, 2 * channels, width], the gates first.
+        down: [experts, width, channels].
+        router: [experts, width].
+        selected: experts of a token; all if there are no more.
+        normalized: whether the shares of selected experts are divided by their sum.
+        activation: the elementwise activation function.
+    """
+
+    gate_up: Tensor
+    down: Tensor
+    router: Tensor
+    selected: int
+    normalized: bool
+    activation: Function
+
+    @property
+    def maps(self) -> tuple[Affine, ...]:
+        """None."""
+        return ()
+
+    def with_maps(self, maps: Iterable[Affine]) -> Self:
+        """The same."""
+        return self
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Weights of the experts and of the router."""
+        return self.down, self.gate_up, self.router
+
+    def _with(self, change: Function) -> Self:
+        down, gate_up, router = map(change, self.tensors)
+        return replace(self, down=down, gate_up=gate_up, router=router)
+
+    def first(self, units: int) -> Self:
+        """The first experts only, as views."""
+        return replace(self._with(lambda one: one[:units]), units=units)
+
+    def views(self, of: Function = lambda tensor: tensor) -> list[Tensor]:
+        """Every tensor as a view [experts, entries, ...], the contractions first, transposed."""
+        down, gate_up, router = map(of, self.tensors)
+        return [down.transpose(1, 2), gate_up, router[:, None]]
+
+    def as_leaves(self) -> Self:
+        """The same with its tensors as leaves of the autograd graph, in the same memory."""
+        return self._with(lambda one: one.detach().requires_grad_())
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of experts and router."""
+        return sum(tensor.numel() for tensor in self.tensors)
+
+    def shares(self, logits: Tensor, there: int | None = None) -> Tensor:
+        """Weights of experts in the sum, 0 if not selected, from router logits [n, experts].
+
+        `there` is the number of finite logits of a token, if some are minus infinity.
+        """
+        shares = logits.float().softmax(-1)
+        top, index = shares.topk(min(self.selected, there or self.units), dim=-1)
+        if self.normalized:
+            top = top / top.sum(-1, keepdim=True)
+        return torch.zeros_like(shares).scatter(-1, index, top)
+
+    def expert(self, number: int, x: Tensor) -> Tensor:
+        """The output of one expert, [n, width] to the same."""
+        gate, up = functional.linear(x, self.gate_up[number]).chunk(2, dim=-1)
+        return functional.linear(self.activation(gate) * up, self.down[number])
+
+    def inner(self, normed: Tensor, context: Any) -> Tensor:
+        """No columns."""
+        return normed[..., :0]
+
+    def update(self, hidden: Tensor, context: Any, output: Affine | None = None) -> Tensor:
+        """The weighted sum of the selected experts' outputs, [B, T, width]."""
+        x = self.norm(hidden).flatten(0, -2)
+        shares = self.shares(functional.linear(x, self.router))
+        total = torch.zeros_like(x)
+        for number in range(self.units):
+            (tokens,) = shares[:, number].nonzero(as_tuple=True)
+            found = self.expert(number, x[tokens]) * shares[tokens, number, None]
+            total = total.index_add(0, tokens, found.to(x.dtype))
+        return self.added(total.view_as(hidden))
+
+
 @dataclass(frozen=True)
 class BlockParts:
     """Both sublayers of a block."""
 
     attention: Attention
-    mlp: Mlp
+    mlp: Mlp | Experts
 
     @property
     def sublayers(self) -> dict[str, Sublayer]:
@@ -213,17 +404,23 @@ class Family(ABC):
 
     Attributes:
         model_types: the `model_type` of the configurations it covers.
+        norm_offset: added to the weights of norms.
     """
 
     model_types: ClassVar[tuple[str, ...]]
+    norm_offset: ClassVar[float] = 0.0
 
     @abstractmethod
     def blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """The model's transformer blocks, in order."""
 
     @abstractmethod
-    def parts(self, block: nn.Module) -> BlockParts:
-        """A block's sublayers, as views: writing to them writes to the model."""
+    def attention(self, block: Any) -> Attention:
+        """The attention of a block that has it, as views: writing to them writes to the model."""
+
+    @abstractmethod
+    def mlp(self, block: Any) -> Mlp | Experts:
+        """The MLP of a block that has it, or its experts, likewise."""
 
     @abstractmethod
     def embed(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -235,7 +432,7 @@ class Family(ABC):
 
     @abstractmethod
     def final_norm(self, model: PreTrainedModel) -> nn.Module:
-        """The norm after the last block; its `weight` [width] multiplies what it normalizes."""
+        """The norm after the last block; `weight` [width] and offset are its gain."""
 
     @abstractmethod
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -251,9 +448,36 @@ class Family(ABC):
             LmscoutError: the layout has no such configuration.
         """
 
+    def parts(self, block: nn.Module) -> BlockParts:
+        """The sublayers of a block that has both."""
+        return BlockParts(self.attention(block), self.mlp(block))
+
     def all_parts(self, model: PreTrainedModel) -> list[BlockParts]:
-        """The sublayers of every block, in order."""
-        return [self.parts(block) for block in self.blocks(model)]
+        """The sublayers of every block, in order; those that are not there have no units.
+
+        Raises:
+            LmscoutError: no block has attention, or none an MLP.
+        """
+        blocks = list(self.blocks(model))
+        sizes = [getattr(model.config, name, ()) for name in ("attention_groups", "mlp_channels")]
+        if all(map(all, sizes)):
+            return [self.parts(block) for block in blocks]
+        for kind, units in zip(KINDS, sizes, strict=True):
+            if not any(units):
+                raise LmscoutError(
+                    f"the model has no {kind} in any block: lmscout cannot prune it further"
+                )
+        attention, mlp = (
+            [of(block) if count else None for block, count in zip(blocks, units, strict=True)]
+            for of, units in zip((self.attention, self.mlp), sizes, strict=True)
+        )
+        no_attention, no_mlp = (
+            next(one for one in kind if one is not None).first(0) for kind in (attention, mlp)
+        )
+        return [
+            BlockParts(cast(Attention, one or no_attention), cast("Mlp | Experts", other or no_mlp))
+            for one, other in zip(attention, mlp, strict=True)
+        ]
 
     def all_sublayers(self, model: PreTrainedModel) -> dict[Place, Sublayer]:
         """All sublayers by block number and kind, in the order of computation."""

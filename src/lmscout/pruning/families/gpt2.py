@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families.family import Affine, Attention, BlockParts, Family, Mlp
+from lmscout.pruning.families.family import Affine, Attention, Family, Mlp
 
 
 class Gpt2(Family):
@@ -22,30 +22,30 @@ class Gpt2(Family):
         """The transformer blocks."""
         return list(cast(Any, model).transformer.h)
 
-    def parts(self, block: nn.Module) -> BlockParts:
-        """Thirds of the fused projection, and the output; expansion and contraction."""
-        layers = cast(Any, block)
-        attention, mlp = layers.attn, layers.mlp
+    def attention(self, block: Any) -> Attention:
+        """Thirds of the fused projection, and the output."""
+        attention = block.attn
         fused = _affine(attention.c_attn)
         assert fused.bias is not None
         thirds = zip(fused.weight.chunk(3), fused.bias.chunk(3), strict=True)
-        contraction = _affine(mlp.c_proj)
-        return BlockParts(
-            Attention(
-                inputs=tuple(Affine(*third) for third in thirds),
-                output=_affine(attention.c_proj),
-                units=len(fused.weight) // 3 // attention.head_dim,
-                norm=layers.ln_1,
-                head_size=attention.head_dim,
-                scale=attention.scaling,
-            ),
-            Mlp(
-                inputs=(_affine(mlp.c_fc),),
-                output=contraction,
-                units=contraction.weight.shape[1],
-                norm=layers.ln_2,
-                activation=mlp.act,
-            ),
+        return Attention(
+            inputs=tuple(Affine(*third) for third in thirds),
+            output=_affine(attention.c_proj),
+            units=len(fused.weight) // 3 // attention.head_dim,
+            norm=block.ln_1,
+            head_size=attention.head_dim,
+            scale=attention.scaling,
+        )
+
+    def mlp(self, block: Any) -> Mlp:
+        """Expansion and contraction."""
+        contraction = _affine(block.mlp.c_proj)
+        return Mlp(
+            inputs=(_affine(block.mlp.c_fc),),
+            output=contraction,
+            units=contraction.weight.shape[1],
+            norm=block.ln_2,
+            activation=block.mlp.act,
         )
 
     def embed(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:

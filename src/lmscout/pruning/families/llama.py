@@ -1,76 +1,95 @@
-"""The LLaMA layout: llama, mistral, qwen2 and qwen3."""
+"""The LLaMA layout: llama, mistral, qwen2, qwen3, smollm3; other families build on it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families.family import Affine, Attention, BlockParts, Family, Function, Mlp
+from lmscout.evaluation import slides
+from lmscout.pruning.families.family import (
+    Affine,
+    Attention,
+    Experts,
+    Family,
+    Function,
+    Mlp,
+    RmsNorm,
+)
 
 
 class Llama(Family):
     """Rotary positions, RMS norms, gated MLP.
 
-    Grouped-query attention, biases and query-key norms where the model has them.
+    Grouped-query attention; biases, query-key norms and blocks without positions where the model
+    has them.
     """
 
-    model_types = ("llama", "mistral", "qwen2", "qwen3")
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
     def blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """The decoder layers."""
         return list(cast(Any, model).model.layers)
 
-    def parts(self, block: nn.Module) -> BlockParts:
-        """Query, key, value, output; gate and up, down."""
-        layers = cast(Any, block)
-        attention, mlp = layers.self_attn, layers.mlp
-        return BlockParts(
-            Attention(
-                inputs=tuple(map(_affine, (attention.q_proj, attention.k_proj, attention.v_proj))),
-                output=_affine(attention.o_proj),
-                units=attention.k_proj.out_features // attention.head_dim,
-                norm=_rms_norm(layers.input_layernorm),
-                head_size=attention.head_dim,
-                scale=attention.scaling,
-                query_norm=_rms_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-                key_norm=_rms_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-                rotate=_rotate,
-            ),
-            Mlp(
-                inputs=(_affine(mlp.gate_proj), _affine(mlp.up_proj)),
-                output=_affine(mlp.down_proj),
-                units=mlp.down_proj.in_features,
-                norm=_rms_norm(layers.post_attention_layernorm),
-                activation=mlp.act_fn,
-            ),
+    def attention(self, block: Any) -> Attention:
+        """Query, key, value, output."""
+        attention = block.self_attn
+        return Attention(
+            inputs=tuple(map(affine, (attention.q_proj, attention.k_proj, attention.v_proj))),
+            output=affine(attention.o_proj),
+            units=attention.k_proj.out_features // attention.head_dim,
+            norm=self.norm(block.input_layernorm),
+            head_size=attention.head_dim,
+            scale=attention.scaling,
+            query_norm=self.norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+            key_norm=self.norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+            rotate=rotate if getattr(attention, "use_rope", True) else None,
         )
+
+    def mlp(self, block: Any) -> Mlp | Experts:
+        """Gate and up, down."""
+        mlp = block.mlp
+        return Mlp(
+            inputs=(affine(mlp.gate_proj), affine(mlp.up_proj)),
+            output=affine(mlp.down_proj),
+            units=mlp.down_proj.in_features,
+            norm=self.before_mlp(block),
+            activation=mlp.act_fn,
+        )
+
+    def before_mlp(self, block: Any) -> Function:
+        """The norm before the MLP."""
+        return self.norm(block.post_attention_layernorm)
+
+    def norm(self, layer: Any) -> RmsNorm:
+        """A norm as it computes; the layer's own implementation takes six kernels."""
+        epsilon = layer.variance_epsilon if hasattr(layer, "variance_epsilon") else layer.eps
+        return RmsNorm(layer.weight.data, epsilon, self.norm_offset)
 
     def embed(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """The token embeddings."""
         return cast(Tensor, cast(Any, model).model.embed_tokens(tokens))
 
-    def context(self, model: PreTrainedModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def context(self, model: PreTrainedModel, hidden: Tensor) -> Any:
         """Cosines and sines of the rotary positions."""
         length = hidden.shape[1]
         window = getattr(model.config, "sliding_window", None)
-        sliding = "sliding_attention" in (getattr(model.config, "layer_types", None) or ())
-        if window and length > window and (sliding or model.config.model_type == "mistral"):
+        if window and length > window and slides(model.config):
             raise LmscoutError(
                 f"windows of {length} tokens are longer than the model's sliding attention of "
                 f"{window}: use shorter windows"
             )
-        positions = torch.arange(length, device=hidden.device)[None]
-        rotary = cast(Any, model).model.rotary_emb
-        return cast(tuple[Tensor, Tensor], rotary(hidden, position_ids=positions))
+        return self.positions(model, hidden, torch.arange(length, device=hidden.device)[None])
+
+    def positions(self, model: PreTrainedModel, hidden: Tensor, positions: Tensor) -> Any:
+        """Cosines and sines of positions [1, T]."""
+        return cast(Any, model).model.rotary_emb(hidden, position_ids=positions)
 
     def final_norm(self, model: PreTrainedModel) -> nn.Module:
         """The norm after the last block."""
@@ -78,7 +97,7 @@ class Llama(Family):
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Final norm and language-model head."""
-        normed = _rms_norm(self.final_norm(model))(hidden)
+        normed = self.norm(self.final_norm(model))(hidden)
         return cast(Tensor, cast(Any, model).lm_head(normed))
 
     def uniform_config(
@@ -96,15 +115,11 @@ class Llama(Family):
         return cast(PreTrainedConfig, plain)
 
 
-def _rms_norm(layer: Any) -> Function:
-    """The layer's function in one kernel; its own implementation takes six."""
-    size, epsilon = layer.weight.shape, layer.variance_epsilon
-    return partial(functional.rms_norm, normalized_shape=size, weight=layer.weight, eps=epsilon)
-
-
-def _rotate(query: Tensor, key: Tensor, context: Any) -> tuple[Tensor, Tensor]:
+def rotate(query: Tensor, key: Tensor, context: Any) -> tuple[Tensor, Tensor]:
+    """Queries and keys with rotary positions."""
     return cast(tuple[Tensor, Tensor], apply_rotary_pos_emb(query, key, *context))
 
 
-def _affine(layer: nn.Linear) -> Affine:
+def affine(layer: nn.Linear) -> Affine:
+    """A linear layer as views of its weights."""
     return Affine(layer.weight.data, None if layer.bias is None else layer.bias.data)

@@ -10,7 +10,7 @@ plans are then measured as they will be used.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ _COMPARED_PLANS = 24  # of a size, whose order before and after is compared
 _TRAINING_DRAW, _COMPARISON_DRAW = 101, 102  # with the run's seed; rounds have lower numbers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LowRank(Affine):
     """A linear map with its adapter."""
 
@@ -51,17 +51,16 @@ class LowRank(Affine):
 
     def rows(self, count: int) -> LowRank:
         """The first outputs only."""
-        first = super().rows(count)
-        return LowRank(first.weight, first.bias, self.down, self.up[:count])
+        return replace(super().rows(count), up=self.up[:count])
 
     def columns(self, count: int) -> LowRank:
         """The first inputs only."""
-        return LowRank(self.weight[:, :count], self.bias, self.down[:, :count], self.up)
+        return replace(super().columns(count), down=self.down[:, :count])
 
-    def apply(self, x: Tensor) -> Tensor:
+    def linear(self, x: Tensor) -> Tensor:
         """The map and the adapter."""
         narrow = functional.linear(x.to(self.down.dtype), self.down)
-        return super().apply(x) + functional.linear(narrow, self.up).to(x.dtype)
+        return super().linear(x) + functional.linear(narrow, self.up).to(x.dtype)
 
 
 class ElasticAdapter:
@@ -72,10 +71,11 @@ class ElasticAdapter:
         self._model, self._family = model, family
         self.vocabulary: int = model.config.vocab_size
         self._sublayers = family.all_sublayers(model)
+        self._places = [place for place, one in self._sublayers.items() if one.units]
         self.weights: dict[str, nn.Parameter] = {}
         generator = torch.Generator().manual_seed(seed)
-        for (block, kind), sublayer in self._sublayers.items():
-            for number, one in enumerate(sublayer.maps):
+        for block, kind in self._places:
+            for number, one in enumerate(self._sublayers[block, kind].maps):
                 out, entries = one.weight.shape
                 wide = torch.promote_types(one.weight.dtype, torch.float32)
                 down = torch.randn(rank, entries, generator=generator) / entries**0.5
@@ -106,7 +106,7 @@ class ElasticAdapter:
     @torch.no_grad()
     def merge(self) -> None:
         """Add the adapters to the dense weights, in place, one matrix at a time."""
-        for place in self._sublayers:
+        for place in self._places:
             for one in self._adapted_maps(place):
                 one.weight.copy_(one.weight.to(one.down.dtype) + one.up @ one.down)
 
@@ -114,7 +114,7 @@ class ElasticAdapter:
         for number, one in enumerate(self._sublayers[place].maps):
             name = f"{place[0]}.{place[1]}.{number}"
             down, up = self.weights[f"{name}.down"], self.weights[f"{name}.up"]
-            yield LowRank(one.weight, one.bias, down, up)
+            yield LowRank(one.weight, one.bias, one.norm, down=down, up=up)
 
 
 @dataclass(frozen=True)

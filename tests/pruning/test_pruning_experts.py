@@ -1,0 +1,192 @@
+"""Experts as units: their order against plain references, and runs of whole models."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from builtin_model import two_texts
+from tiny_language_models import random_windows
+from torch.nn import functional
+from transformers import MixtralConfig, Qwen3MoeConfig
+
+from lmscout.builtin import load_tokenizer
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import LoadedModel, load_model
+from lmscout.pruning import CalibrationConfig, PruneConfig, prune
+from lmscout.pruning.calibration import calibrate
+from lmscout.pruning.experts import order_of_experts, routed
+from lmscout.pruning.families import family_of
+from lmscout.pruning.importance import METHODS, loss_metrics
+from lmscout.pruning.plan import Plan
+from lmscout.testing import random_model
+from lmscout.testing.families import masked_model
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+EXPERTS = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 3, "head_dim": 8}
+CONFIGS = {
+    "mixtral": MixtralConfig(
+        **SMALL, intermediate_size=24, num_local_experts=5, num_experts_per_tok=2
+    ),
+    "qwen3_moe": Qwen3MoeConfig(**SMALL, **EXPERTS, norm_topk_prob=False),
+    "some": Qwen3MoeConfig(**SMALL, **EXPERTS, intermediate_size=40, mlp_only_layers=[0]),
+}
+PLACE = 1, "mlp"
+
+
+def entering(model, windows):
+    """The hidden state before the experts of block 1."""
+    found = []
+    norm = model.model.layers[1].post_attention_layernorm
+    hook = norm.register_forward_hook(lambda module, args, output: found.append(args[0]))
+    with torch.no_grad():
+        model(windows)
+    hook.remove()
+    return found[0]
+
+
+def experts_of(model):
+    return family_of(model.config).all_sublayers(model)[PLACE]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_the_order_has_the_least_increase_of_a_model_without_the_experts_at_every_step(name):
+    model, windows = random_model(CONFIGS[name]), random_windows(8)
+    hidden, experts = entering(model, windows), experts_of(model)
+    metric = loss_metrics(model, family_of(model.config), windows)[PLACE].double()
+    normed = experts.norm(hidden)
+    before = model.model.layers[1].mlp(normed).detach().double()
+
+    def increase(kept):
+        """By the block itself, with the router's other rows cut off."""
+        change = -before
+        if kept:
+            logits = functional.linear(normed, experts.router[kept]).softmax(-1).double()
+            top, index = logits.topk(min(experts.selected, len(kept)), dim=-1)
+            if name == "mixtral":
+                top = top / top.sum(-1, keepdim=True)
+            for place, number in enumerate(kept):
+                share = (top * (index == place)).sum(-1, keepdim=True)
+                change = change + share * experts.expert(number, normed).double()
+        change = change.flatten(0, 1)
+        return ((change @ metric) * change).sum(1).mean().item() / 2
+
+    kept, removed, totals = list(range(experts.units)), [], [0.0]
+    while kept:
+        increases = {one: increase([x for x in kept if x != one]) for one in kept}
+        gone = min(increases, key=increases.get)
+        kept.remove(gone)
+        removed.append(gone)
+        totals.append(max(totals[-1], increases[gone]))
+    got = order_of_experts(experts, hidden, metric.float())
+    assert got.order.tolist() == removed[::-1]
+    np.testing.assert_allclose(got.scores, np.diff(totals)[::-1], rtol=1e-3, atol=1e-6 * totals[-1])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_the_weighted_norm_is_the_mean_over_an_experts_own_tokens(name):
+    model, windows = random_model(CONFIGS[name]), random_windows(8)
+    found = {}
+    block = model.model.layers[1].mlp
+    block.gate.register_forward_hook(lambda module, args, output: found.update(gate=output))
+    hidden, experts = entering(model, windows), experts_of(model)
+    _, scores, index = found["gate"]
+    normed = experts.norm(hidden).flatten(0, 1)
+    use = routed(experts, hidden)
+    for number in range(experts.units):
+        tokens, places = (index == number).nonzero(as_tuple=True)
+        norms = experts.expert(number, normed[tokens]).norm(dim=-1) * scores[tokens, places]
+        assert use.frequency[number] == pytest.approx(len(tokens) / len(normed))
+        assert use.weighted_norm[number] == pytest.approx(norms.mean().item(), rel=1e-4)
+
+
+def test_an_expert_that_is_never_selected_is_removed_first_and_costs_nothing():
+    model, windows = random_model(CONFIGS["mixtral"]), random_windows(8)
+    hidden, experts = entering(model, windows).flatten(0, 1), experts_of(model)
+    logits = functional.linear(experts.norm(hidden), experts.router)
+    hidden = hidden[experts.shares(logits)[:, 3] == 0]
+    assert routed(experts, hidden).frequency[3] == 0
+    metric = loss_metrics(model, family_of(model.config), windows)[PLACE]
+    got = order_of_experts(experts, hidden, metric)
+    assert got.order[-1] == 3
+    assert got.scores[-1] == pytest.approx(0, abs=1e-9 * got.scores.sum().item())
+
+
+@pytest.mark.parametrize(
+    ("name", "importance"),
+    [("mixtral", "obs"), ("qwen3_moe", "activation"), *(("some", one) for one in METHODS)],
+)
+def test_every_importance_orders_experts_and_the_model_stays_the_same(name, importance):
+    model = random_model(CONFIGS[name])
+    windows = random_windows(30)
+    with torch.no_grad():
+        before = model(windows).logits
+    settings = CalibrationConfig(importance=importance, measured_tokens=60, final_tokens=60)
+    calibrated = calibrate(model, windows, settings)
+    with torch.no_grad():
+        torch.testing.assert_close(model(windows).logits, before, rtol=0, atol=1e-3)
+    units = calibrated.shape.channels
+    plan = Plan((2, 1), tuple(one // 2 for one in units))
+    (measured,) = calibrated.evaluator(calibrated.final).measure([plan])
+    again = calibrated.measured_held_out(calibrated.subnetwork(plan, "compensated"))
+    assert measured.loss_increase == pytest.approx(again.loss_increase, abs=1e-4)
+    with torch.no_grad():
+        expected = masked_model(calibrated.family, model, plan)(windows).logits
+        cut = calibrated.subnetwork(plan, "cut")(windows).logits
+    torch.testing.assert_close(cut, expected, rtol=0, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """Random models with the built-in tokenizer."""
+
+    def of(name):
+        config = type(CONFIGS[name]).from_dict(CONFIGS[name].to_dict() | {"vocab_size": 4096})
+        return LoadedModel(random_model(config), load_tokenizer(), name)
+
+    return of
+
+
+SETTINGS = PruneConfig(
+    keep=(0.6,),
+    pairs=0,
+    calibration=CalibrationConfig(measured_tokens=600, final_tokens=600, moment_tokens=1000),
+    report_tokens=600,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [("mixtral", "uniform", "mixtral"), ("some", "any", "lmscout_qwen3_moe")],
+)
+def test_a_saved_model_has_fewer_experts(loaded, tmp_path, name, shape, kind):
+    config = replace(SETTINGS, shape=shape)
+    result = prune(loaded(name), two_texts()[0], config, tmp_path / "out", report_on=two_texts()[1])
+    (size,) = result.sizes
+    again = load_model(str(size.folder)).model
+    assert again.config.model_type == kind
+    family = family_of(again.config)
+    units = [parts.mlp.units for parts in family.all_parts(again)]
+    assert units == [one for one in result.plan.mlp if one]
+    if shape == "uniform":
+        assert again.config.num_local_experts == units[0] < 5
+        assert {len(block.mlp.gate.weight) for block in again.model.layers} == {units[0]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"of": "multiply-adds"}, "multiply-adds: removing experts leaves those of a token"),
+        ({"objective": "proxy:snip"}, "a proxy has no values of experts"),
+    ],
+)
+def test_what_experts_do_not_have_is_one_line(loaded, tmp_path, changes, message):
+    with pytest.raises(LmscoutError, match=message):
+        prune(loaded("mixtral"), two_texts()[0], replace(SETTINGS, **changes), tmp_path / "out")
