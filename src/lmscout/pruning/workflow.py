@@ -253,7 +253,8 @@ def _calibrated(job: _Job, lock: ExitStack) -> _Dense:
             )
         elastic = replace(elastic, as_given=perplexity)
         check_range(model, job.report_text.dtype)
-    return _Dense(calibrated.copied_to(config.devices), training, perplexity, elastic)
+    calibrated = calibrated.copied_to(config.devices).on_cluster(config.cluster)
+    return _Dense(calibrated, training, perplexity, elastic)
 
 
 def _windows(job: _Job, text: Text) -> Tensor:
