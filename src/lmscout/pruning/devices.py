@@ -27,7 +27,7 @@ from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.remote import RemoteEvaluator, filled, tensors_of
 
 ATTEMPTS = 3  # of a plan whose worker in a cluster ends
-_READY_POLL = 1.0  # seconds
+_READY_POLL = 0.2  # seconds
 _LOST = (
     f"a plan ended its worker in the cluster {ATTEMPTS} times: see Ray's log for the cause, which "
     "may be memory; then run the same command again, which continues"

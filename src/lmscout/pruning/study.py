@@ -253,7 +253,8 @@ class PairStudy:
     @property
     def others(self) -> int:
         """Number of other processes of the group of the lock."""
-        return 0 if self._lock is None else len(self._lock.others())
+        together = self._lock is not None and self._lock.group
+        return len(self._lock.others()) if self._lock and together else 0
 
     def claim(self, plans: Sequence[Plan], most: int) -> list[Plan]:
         """The first plans, at most so many, that this process is to measure, and no other one."""
