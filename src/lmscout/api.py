@@ -57,6 +57,7 @@ def discover(
     workers: int = -1,
     backend: str = "loky",
     device: str = "cpu",
+    cluster: str | None = None,
     out: Path_ | None = None,
     progress: Progress = True,
 ) -> Discovery | DeepDiscovery:
@@ -79,6 +80,7 @@ def discover(
         workers: architectures evaluated at once; -1 for one per core.
         backend: of joblib.
         device: ``cpu``, or a CUDA device that computes the statistics.
+        cluster: address of a Ray cluster that computes them; None for this machine.
         out: run folder; None to keep nothing.
         progress: whether to show progress on stderr, or a callback.
 
@@ -110,6 +112,7 @@ def discover(
         "workers": workers,
         "backend": backend,
         "device": device,
+        "cluster": cluster,
         "progress": progress,
     }
     if space == DEEP:
@@ -131,6 +134,7 @@ def rank(
     workers: int = -1,
     backend: str = "loky",
     device: str = "cpu",
+    cluster: str | None = None,
     out: Path_ | None = None,
     progress: Progress = True,
 ) -> RankResult:
@@ -144,6 +148,7 @@ def rank(
         workers: architectures computed at once; -1 for one per core.
         backend: of joblib.
         device: ``cpu``, or a CUDA device that computes the statistics.
+        cluster: address of a Ray cluster that computes them; None for this machine.
         out: run folder; None to keep nothing.
         progress: whether to show progress on stderr, or a callback.
 
@@ -161,7 +166,7 @@ def rank(
     """
     from lmscout.discovery.kept import kept_rank
 
-    common = run_settings(workers, backend, device, seed, out)
+    common = run_settings(workers, backend, device, cluster, seed, out)
     with shown_progress(progress) as advance:
         return kept_rank(benchmark_named(benchmark), several(proxy), progress=advance, **common)
 
@@ -174,6 +179,7 @@ def explain(
     workers: int = -1,
     backend: str = "loky",
     device: str = "cpu",
+    cluster: str | None = None,
     out: Path_ | None = None,
     progress: Progress = True,
 ) -> Explanation | Forms:
@@ -186,6 +192,7 @@ def explain(
         workers: architectures computed at once; -1 for one per core.
         backend: of joblib.
         device: ``cpu``, or a CUDA device that computes the statistics.
+        cluster: address of a Ray cluster that computes them; None for this machine.
         out: run folder; None to keep nothing.
         progress: whether to show progress on stderr, or a callback.
 
@@ -206,7 +213,7 @@ def explain(
 
     if benchmark is None:
         return forms(proxy)
-    common = run_settings(workers, backend, device, seed, out)
+    common = run_settings(workers, backend, device, cluster, seed, out)
     with shown_progress(progress) as advance:
         return kept_explanation(benchmark_named(benchmark), proxy, progress=advance, **common)
 
@@ -223,6 +230,7 @@ def design(
     workers: int = -1,
     backend: str = "loky",
     device: str = "cpu",
+    cluster: str | None = None,
     progress: Progress = True,
 ) -> Design | Selection:
     """Find the architecture of a space that a proxy scores best, within a parameter limit.
@@ -241,6 +249,7 @@ def design(
         workers: architectures computed at once; -1 for one per core.
         backend: of joblib.
         device: ``cpu``, or a CUDA device that computes the statistics.
+        cluster: address of a Ray cluster that computes them; None for this machine.
         progress: whether to show progress on stderr, or a callback.
 
     Returns:
@@ -272,7 +281,7 @@ def design(
     from lmscout.discovery import design as search
     from lmscout.discovery import pick, signed_proxy
 
-    common = run_settings(workers, backend, device, seed, None)
+    common = run_settings(workers, backend, device, cluster, seed, None)
     del common["out"]
     check_whole("max_params", max_params, 1)
     signed = signed_proxy(proxy)
@@ -488,6 +497,7 @@ def build_benchmark(
     seeds: int = 3,
     device: str = "auto",
     workers: int | None = None,
+    cluster: str | None = None,
     progress: Progress = True,
 ) -> Built:
     """Train architectures of a space by one recipe and write them as a benchmark.
@@ -505,6 +515,7 @@ def build_benchmark(
         seeds: trainings of every tenth one, by which the noise is estimated.
         device: ``auto``, ``cpu`` or CUDA devices.
         workers: models trained at once; None for the device's default.
+        cluster: address of a Ray cluster that trains them; None for this machine.
         progress: whether to show progress on stderr, or a callback.
 
     Returns:
@@ -545,6 +556,7 @@ def build_benchmark(
             seeds=seeds,
             device=device,
             workers=workers,
+            cluster=cluster,
             progress=advance and partial(advance, "training"),
         )
 

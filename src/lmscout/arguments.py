@@ -50,13 +50,16 @@ def path_of(given: Path_ | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def run_settings(workers: int, backend: str, device: str, seed: int, out: Path_ | None) -> Any:
+def run_settings(
+    workers: int, backend: str, device: str, cluster: str | None, seed: int, out: Path_ | None
+) -> Any:
     """Keyword arguments that the functions of `lmscout.discovery` share.
 
     Args:
         workers: architectures computed at once; -1 for one per core.
         backend: of joblib.
         device: ``cpu``, or a CUDA device that computes the statistics.
+        cluster: address of a Ray cluster that does; None for this machine.
         seed: of the run.
         out: run folder; None to keep nothing.
 
@@ -67,7 +70,7 @@ def run_settings(workers: int, backend: str, device: str, seed: int, out: Path_ 
     from lmscout.statistics import Workers
 
     cache = cache_directory() / "statistics"
-    spread = Workers(workers, backend, device)
+    spread = Workers(workers, backend, device, cluster)
     return {"workers": spread, "seed": seed, "cache": cache, "out": path_of(out)}
 
 
@@ -112,6 +115,11 @@ def discover_ranked(
         raise LmscoutError(
             f"device {device}: not for {STUDY}RUN, whose statistics are computed on the CPU; "
             "leave device out"
+        )
+    if study and common.get("cluster") is not None:
+        raise LmscoutError(
+            f"cluster {common['cluster']}: not for {STUDY}RUN, whose statistics this process "
+            "computes; leave cluster out"
         )
     if not study and (model or calibration):
         raise LmscoutError(f"{one}: model and calibration are for {STUDY}RUN")

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmscout.cluster import WorkerLostError
 from lmscout.errors import LmscoutError
-from lmscout.pruning.devices import DeviceQueue, Schedule, SerialQueue
+from lmscout.pruning.devices import ATTEMPTS, DeviceQueue, Schedule, SerialQueue
 from lmscout.pruning.evaluator import Measurement
 from lmscout.pruning.plan import Plan
+from lmscout.pruning.remote import RemoteEvaluator
 
 
 def task(number):
@@ -134,3 +136,91 @@ def test_what_was_added_first_is_done_first_but_for_a_last_plan():
     assert [schedule.take(0) for _ in range(2)] == [9, 8]
     schedule.close()
     assert schedule.take(0) is schedule.take(1) is None
+
+
+class Mortal:
+    """A worker of a cluster that ends when it measures certain plans, and may come back."""
+
+    shape = references = tokens = dense_nll = None  # as if of the model here
+
+    def __init__(self, fatal=(), returns=True, after=()):
+        self.fatal, self.returns, self.alive, self.seen = set(fatal), returns, True, []
+        self.after = after  # workers that have to be lost before
+
+    def ready(self, seconds):
+        if not self.alive:
+            time.sleep(0.01)
+            self.alive = self.returns
+        return self.alive
+
+    def call(self, method, text, plan, limits):
+        (number,) = plan.attention
+        while any(one.alive for one in self.after):
+            time.sleep(0.001)
+        self.seen.append(number)
+        if number in self.fatal:
+            self.alive = False
+            raise WorkerLostError
+        return Measurement(((10, number + limits[0]),), True)
+
+
+def on_workers(*workers):
+    return devices_queue(*(RemoteEvaluator(one, one, None) for one in workers))
+
+
+def test_plans_of_a_worker_that_is_lost_are_measured_by_another():
+    lost = Mortal(fatal=[1], returns=False)
+    other = Mortal(after=[lost])
+    with on_workers(lost, other) as work:
+        for first in (0, 6):  # what is added later waits for nobody, either
+            work.add([task(number) for number in range(first, first + 6)])
+        assert taken(work, 12) == {number: 2 * number for number in range(12)}
+        work.add([task(12)])
+        assert taken(work, 1) == {12: 24}
+    assert lost.seen == [0, 1]
+    assert sorted(other.seen) == list(range(1, 13))
+
+
+def test_a_worker_that_comes_back_measures_again():
+    worker = Mortal(fatal=[1])
+    with on_workers(worker) as work:
+        work.add([task(number) for number in range(3)])
+        assert taken(work, 1) == {0: 0}
+        while worker.seen != [0, 1]:
+            time.sleep(0.001)
+        worker.fatal.clear()
+        assert taken(work, 2) == {1: 2, 2: 4}
+
+
+def test_a_plan_that_ends_every_worker_ends_the_run():
+    workers = [Mortal(fatal=[1]), Mortal(fatal=[1])]
+    with on_workers(*workers) as work:
+        work.add([task(1)])
+        with pytest.raises(LmscoutError, match=f"ended its worker in the cluster {ATTEMPTS} times"):
+            work.take()
+    assert sum(len(one.seen) for one in workers) == ATTEMPTS
+
+
+@given(
+    added=st.lists(st.integers(0, 9), max_size=5),
+    order=st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=60),
+)
+def test_whoever_leaves_every_place_is_done_once(added, order):
+    schedule = Schedule(3)
+    done, rest = [], list(added)
+    for device, leaves in order:
+        if rest:
+            schedule.add(rest.pop())
+        place = schedule._next(device)
+        if leaves:
+            schedule.leave(device, [] if place is None else [place])
+        elif place is not None:
+            schedule._present.add(device)
+            done.append(place)
+    while rest:
+        schedule.add(rest.pop())
+    schedule.leave(0)
+    schedule.leave(2)
+    while (place := schedule._next(1)) is not None:
+        done.append(place)
+    assert sorted(done) == list(range(sum(added)))

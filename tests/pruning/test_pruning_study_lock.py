@@ -96,6 +96,28 @@ def test_where_the_run_that_measures_is_killed_another_goes_on(tmp_path, undistu
     assert studies(tmp_path) == ["lmscout"]
 
 
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+def test_processes_of_one_group_claim_every_plan_once(tmp_path):
+    six = plans(6)
+    with PairStudy(tmp_path, SHAPE, SETTINGS) as one, PairStudy(tmp_path, SHAPE, SETTINGS) as other:
+        with one.locked(group="alike"):
+            with other.locked(group="alike"):
+                assert (one.others, other.others) == (1, 1)
+                assert one.claim(six, 4) == six[:4]
+                assert other.claim(six, 4) == six[4:]
+                assert one.claim(six, 6) == six[:4]  # its own
+                other.add(pair(six[4]))
+            assert one.others == 0
+            assert one.claim(six, 6) == [*six[:4], six[5]]  # the other has left a plan unmeasured
+            assert len(one) == 1
+        assert not [key for key in one.study.user_attrs if "claim" in key]
+        with one.locked(group="alike"), pytest.raises(KeyboardInterrupt), other.locked(interrupt):
+            pass  # a process without a group waits
+
+
 OPENER = """
     import sys
     from test_pruning_study import SETTINGS, SHAPE, pair, plans
@@ -212,10 +234,6 @@ def test_a_process_whose_turn_was_taken_measures_no_more(tmp_path, monkeypatch):
 
 def test_control_c_while_waiting_leaves_nothing(tmp_path):
     with PairStudy(tmp_path, SHAPE, SETTINGS) as one, PairStudy(tmp_path, SHAPE, SETTINGS) as other:
-
-        def interrupt(_):
-            raise KeyboardInterrupt
-
         with one.locked():
             with pytest.raises(KeyboardInterrupt), other.locked(interrupt):
                 pass

@@ -37,6 +37,7 @@ from lmscout.benchmarks.built import (
 from lmscout.benchmarks.space import Space, sample
 from lmscout.benchmarks.training import Recipe, TokenData, check_validation, train, window_starts
 from lmscout.children import WORKER_ENDED, end_with_parent, signals_held
+from lmscout.cluster import Cluster, connect
 from lmscout.errors import LmscoutError
 from lmscout.files import check_folder
 from lmscout.models import ArchitectureSpec
@@ -71,6 +72,18 @@ def devices_of(wanted: str) -> tuple[str, ...]:
         return (wanted,)
     there = ", ".join(("cpu", *gpus))
     raise LmscoutError(f"device {wanted}: there is no such device here; there are {there}")
+
+
+def _device_in(cluster: str, wanted: str) -> str:
+    """The device of each worker of a cluster."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise LmscoutError(
+            f"device {wanted}: a cluster gives each worker a device; give auto, cpu or cuda"
+        )
+    gpus = wanted != "cpu" and connect(cluster).gpus
+    if wanted == "cuda" and not gpus:
+        raise LmscoutError(f"device cuda: cluster {cluster} has no GPU; give auto or cpu")
+    return "cuda:0" if gpus else "cpu"
 
 
 def default_workers(devices: Sequence[str]) -> int:
@@ -211,6 +224,7 @@ def build(
     seeds: int = SEEDS,
     device: str = "auto",
     workers: int | None = None,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> Built:
     """Train architectures of a space and write a benchmark; continue one that was begun.
@@ -225,6 +239,8 @@ def build(
         seeds: number of seeds of every tenth architecture; the others have one.
         device: as in `devices_of`.
         workers: models trained at once; `default_workers` if None.
+        cluster: address of a cluster that trains them, on GPUs if it has any and the device is
+            not ``cpu``; None for this machine.
         progress: called with the numbers of trained and of all models.
 
     Returns:
@@ -237,7 +253,7 @@ def build(
     if workers is not None and workers < 1:
         raise LmscoutError(f"workers {workers}: at least one has to work")
     progress = progress or (lambda done, total: None)
-    devices = devices_of(device)
+    devices = devices_of(device) if cluster is None else (_device_in(cluster, device),)
     wanted = jobs(space, n, seed=seed, seeds=seeds)
     window_starts(len(data.train), recipe, 0)  # refuses too few tokens before any work
     check_validation(data, recipe)
@@ -262,8 +278,13 @@ def build(
     todo = [job for job in wanted if not _is_done(job, rows)]
     before = len(wanted) - len(todo)
     progress(before, len(wanted))
-    task = partial(_train_and_keep, folder=out, data=data, recipe=recipe)
-    for done in spread(task, todo, devices, workers or default_workers(devices)):
+    given: dict[str, Any] = {"folder": out, "data": data, "recipe": recipe}
+    if cluster is None:
+        task = partial(_train_and_keep, **given)
+        ends = spread(task, todo, devices, workers or default_workers(devices))
+    else:
+        ends = _train_on(connect(cluster), todo, devices[0], workers, **given)
+    for done in ends:
         progress(before + done, len(wanted))
     rows = read_rows(out)
     kept = [rows[job.architecture, job.seed] for job in wanted]
@@ -342,8 +363,35 @@ def _is_done(job: Job, rows: dict[tuple[int, int], TrainedRow]) -> bool:
 def _train_and_keep(
     job: Job, device: str, *, folder: Path, data: TokenData, recipe: Recipe
 ) -> None:
+    write_row(folder, _trained(job, device, data=data, recipe=recipe))
+
+
+def _train_on(
+    cluster: Cluster,
+    jobs: Sequence[Job],
+    device: str,
+    workers: int | None,
+    *,
+    folder: Path,
+    **given: Any,
+) -> Iterator[int]:
+    """As `spread`, on a cluster; rows are written here."""
+    gpus = 0.0 if device == "cpu" else 1 / WORKERS_A_GPU
+    task = partial(_in_one_thread, device=device, **given)
+    trained = cluster.map(task, jobs, gpus=gpus, most=workers)
+    for done, (_, row) in enumerate(trained, start=1):
+        write_row(folder, row)
+        yield done
+
+
+def _in_one_thread(job: Job, **given: Any) -> TrainedRow:
+    torch.set_num_threads(1)
+    return _trained(job, **given)
+
+
+def _trained(job: Job, device: str, *, data: TokenData, recipe: Recipe) -> TrainedRow:
     trained = train(job.spec, job.seed, data, recipe, device)
-    row = TrainedRow(
+    return TrainedRow(
         architecture=job.architecture,
         seed=job.seed,
         spec=job.spec.to_dict(),
@@ -352,4 +400,3 @@ def _train_and_keep(
         seconds=round(trained.seconds, 2),
         device=device if device == "cpu" else torch.cuda.get_device_name(device),
     )
-    write_row(folder, row)

@@ -13,6 +13,7 @@ from lmscout.cli.options import (
     COMPUTATION,
     LAST_SEED,
     OUTPUT,
+    ClusterOption,
     JsonOption,
     KeepOption,
     argument,
@@ -83,6 +84,7 @@ def build(
             whole=(1, 1024),
         ),
     ] = None,
+    cluster: ClusterOption = None,
     out: Annotated[Path, option(OUTPUT, "Folder of the benchmark.", metavar="FOLDER")],
 ) -> None:
     """Train architectures of a space by one recipe, and write a benchmark.
@@ -104,6 +106,7 @@ def build(
         seeds=seeds,
         device=device,
         workers=workers,
+        cluster=cluster,
     )
     show_built(result)
     print(f"benchmark: {out}")

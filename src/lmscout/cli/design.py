@@ -12,6 +12,7 @@ from lmscout.cli.options import (
     LAST_SEED,
     OUTPUT,
     BackendOption,
+    ClusterOption,
     DeviceOption,
     JsonOption,
     WorkersOption,
@@ -77,6 +78,7 @@ def design(
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     device: DeviceOption = "cpu",
+    cluster: ClusterOption = None,
     out: Annotated[
         Path | None,
         option(
@@ -116,6 +118,7 @@ def design(
         workers=workers,
         backend=backend,
         device=device,
+        cluster=cluster,
     )
     written = "spec"
     if out is not None and as_folder:

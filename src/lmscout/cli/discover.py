@@ -17,6 +17,7 @@ from lmscout.cli.options import (
     SPACES,
     TEXT_HELP,
     BackendOption,
+    ClusterOption,
     DeviceOption,
     JsonOption,
     OutOption,
@@ -99,6 +100,7 @@ def discover(
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     device: DeviceOption = "cpu",
+    cluster: ClusterOption = None,
     out: OutOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -130,6 +132,7 @@ def discover(
         "workers": workers,
         "backend": backend,
         "device": device,
+        "cluster": cluster,
     }
     if space != _DEEP:
         if "," in benchmark and ":" not in benchmark:

@@ -11,6 +11,7 @@ from lmscout.cli.options import (
     BENCHMARK_HELP,
     LAST_SEED,
     BackendOption,
+    ClusterOption,
     DeviceOption,
     JsonOption,
     KeepOption,
@@ -51,6 +52,7 @@ def explain(
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     device: DeviceOption = "cpu",
+    cluster: ClusterOption = None,
     out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -69,9 +71,16 @@ def explain(
     console.check_json_target(json)
     if benchmark is None:
         problem = "{option} has nothing to apply to: give BENCHMARK after PROXY, or leave it out"
-        refuse_given(context, ("seed", "workers", "backend"), problem)
+        refuse_given(context, ("seed", "workers", "backend", "cluster"), problem)
     result = api.explain(
-        proxy, benchmark, seed=seed, workers=workers, backend=backend, device=device, out=out
+        proxy,
+        benchmark,
+        seed=seed,
+        workers=workers,
+        backend=backend,
+        device=device,
+        cluster=cluster,
+        out=out,
     )
 
     def shown(_: object) -> None:

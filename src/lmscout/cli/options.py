@@ -116,6 +116,15 @@ DeviceOption = Annotated[
         metavar="DEVICE",
     ),
 ]
+ClusterOption = Annotated[
+    str | None,
+    option(
+        COMPUTATION,
+        "Ray cluster that shares the work: ray://HOST:PORT, auto (the one that this machine is in) "
+        "or local.",
+        metavar="ADDRESS",
+    ),
+]
 OutOption = Annotated[
     Path | None, option(OUTPUT, "Run folder; by default a new one under runs/.", metavar="FOLDER")
 ]

@@ -23,6 +23,7 @@ from lmscout.cli.options import (
     REFITS,
     SHAPES,
     TEXT_HELP,
+    ClusterOption,
     JsonOption,
     ModelArgument,
     option,
@@ -168,7 +169,7 @@ def prune(
         option(
             _SEARCH,
             "Optuna storage of the study: a URL or a SQLite file; by default a file in the run "
-            "folder. Runs that share a storage take turns.",
+            "folder. Runs of the same command measure together; others that share it take turns.",
             metavar="URL|FILE",
         ),
     ] = None,
@@ -222,6 +223,7 @@ def prune(
             metavar="DEVICE",
         ),
     ] = "cpu",
+    cluster: ClusterOption = None,
     compute_dtype: Annotated[
         str | None,
         option(
@@ -297,6 +299,7 @@ def prune(
         calibration=calibration_settings,
         storage=storage,
         channel_multiple=channel_multiple,
+        cluster=cluster,
         recovery=recovery_request(
             recover,
             elastic,

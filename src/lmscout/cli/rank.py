@@ -9,6 +9,7 @@ from lmscout.cli.options import (
     LAST_SEED,
     BackendOption,
     BenchmarkArgument,
+    ClusterOption,
     DeviceOption,
     JsonOption,
     OutOption,
@@ -39,6 +40,7 @@ def rank(
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     device: DeviceOption = "cpu",
+    cluster: ClusterOption = None,
     out: OutOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -61,6 +63,7 @@ def rank(
         workers=workers,
         backend=backend,
         device=device,
+        cluster=cluster,
         out=folder,
     )
     console.finish(result, show, json, Run(folder, "rank"), kept=True)

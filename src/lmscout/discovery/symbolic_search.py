@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
 from lmscout.benchmarks import Benchmark
+from lmscout.cluster import Cluster, connect
 from lmscout.discovery.assessment import SavedTree
 from lmscout.discovery.combination import Known, Product, choose, correction
 from lmscout.discovery.discover import TOP, Finding, assess_choice
@@ -27,7 +29,7 @@ from lmscout.discovery.engines import (
 )
 from lmscout.discovery.filters import Filters, SearchData, SplitBenchmark
 from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
-from lmscout.discovery.search_record import Evolution, Record, evolve
+from lmscout.discovery.search_record import Batches, Evolution, Record, evolve
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError, check_whole
 from lmscout.progress import Progress, StageProgress, Stages, part_of
@@ -92,6 +94,11 @@ class DeepSettings:
     def corrections(self) -> bool:
         """Whether a correction is fitted: the configuration may be read, and counts."""
         return self.correction and self.spec_leaves and self.objective != "beyond-size"
+
+    @property
+    def share(self) -> int:
+        """Candidates that each search evaluates."""
+        return -(-self.evaluations // self.searches)
 
     @property
     def grammar(self) -> Grammar:
@@ -263,8 +270,8 @@ def choose_deep(
     with stages("sketches") as update:
         data = [one.search_data(seed, update) for one in splits]
     with stages("searching") as update:
-        threads = (splits[0].scorer.workers or Workers()).threads
-        evolutions = _searches(settings, data, seed, folder, threads, update)
+        workers = splits[0].scorer.workers or Workers()
+        evolutions = _searches(settings, data, seed, folder, workers, update)
     # The fittest of a few sizes: the fittest of all are alike, and fail together.
     finalists = [each.front[-FINALISTS:] for each in evolutions]
     nodes = list(dict.fromkeys(one.node for each in finalists for one in each))
@@ -292,35 +299,83 @@ def _searches(
     data: Sequence[SearchData],
     seed: int,
     folder: Path | None,
-    threads: int,
+    workers: Workers,
     progress: StageProgress | None,
 ) -> tuple[Evolution, ...]:
-    """Independent searches, one after the other, with seeds of their own."""
-    share = -(-settings.evaluations // settings.searches)
+    """Independent searches with seeds of their own: one after the other, or on a cluster."""
+    if workers.cluster is not None:
+        cluster = connect(workers.cluster)
+        return _searches_on(cluster, settings, data, seed, folder, progress)
+    share = settings.share
     found: list[Evolution] = []
     for number in range(settings.searches):
-        engine = engine_of(
-            settings.engine,
-            settings.grammar,
-            int(np.random.SeedSequence((seed, number)).generate_state(1)[0]),
-            tuple(LITERATURE.values()) if settings.catalog else (),
-        )
         hall = [one for each in found for one in each.hall]
-        filters = Filters(
-            data,
-            objective=settings.objective,
-            rules=settings.rules,
-            race=settings.race,
-            workers=threads,
+        record = Record(folder, number, hall) if folder else None
+        update = part_of(progress, number * share, settings.searches * share)
+        found.append(
+            _search(settings, data, seed, number, workers.threads, record=record, progress=update)
         )
-        with closing(filters):
-            found.append(
-                evolve(
-                    engine,
-                    filters,
-                    evaluations=share,
-                    record=Record(folder, number, hall) if folder else None,
-                    progress=part_of(progress, number * share, settings.searches * share),
-                )
-            )
     return tuple(found)
+
+
+def _searches_on(
+    cluster: Cluster,
+    settings: DeepSettings,
+    data: Sequence[SearchData],
+    seed: int,
+    folder: Path | None,
+    progress: StageProgress | None,
+) -> tuple[Evolution, ...]:
+    """All searches at once; each is recorded when it ends."""
+    records = [Record(folder, number) for number in range(settings.searches)] if folder else []
+    begun = [list(one.batches()) for one in records] or [[] for _ in range(settings.searches)]
+    found: dict[int, Evolution] = {}
+    search = partial(_search_there, settings, data, seed)
+    for number, (evolution, batches) in cluster.map(search, list(enumerate(begun))):
+        found[number] = evolution
+        for batch in range(len(begun[number]), len(batches) if records else 0):
+            records[number].add(batch, batches[batch])
+        if progress:
+            progress(len(found) * settings.share, settings.searches * settings.share)
+    for one in records[-1:]:
+        one.show([best for each in found.values() for best in each.hall])
+    return tuple(found[number] for number in range(settings.searches))
+
+
+def _search_there(
+    settings: DeepSettings,
+    data: Sequence[SearchData],
+    seed: int,
+    begun: tuple[int, list[list[Candidate]]],
+) -> tuple[Evolution, list[list[Candidate]]]:
+    """A search by its number, with its batches so far, and all of them in the end."""
+    number, batches = begun
+    record = Batches(batches)
+    return _search(settings, data, seed, number, 1, record=record), record.all
+
+
+def _search(
+    settings: DeepSettings,
+    data: Sequence[SearchData],
+    seed: int,
+    number: int,
+    threads: int,
+    *,
+    record: Record | Batches | None = None,
+    progress: StageProgress | None = None,
+) -> Evolution:
+    engine = engine_of(
+        settings.engine,
+        settings.grammar,
+        int(np.random.SeedSequence((seed, number)).generate_state(1)[0]),
+        tuple(LITERATURE.values()) if settings.catalog else (),
+    )
+    filters = Filters(
+        data,
+        objective=settings.objective,
+        rules=settings.rules,
+        race=settings.race,
+        workers=threads,
+    )
+    with closing(filters):
+        return evolve(engine, filters, evaluations=settings.share, record=record, progress=progress)

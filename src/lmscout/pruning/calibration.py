@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from lmscout.cluster import connect
 from lmscout.errors import LmscoutError, check_whole
 from lmscout.evaluation import attention_span, check_window
 from lmscout.progress import StageProgress
@@ -43,6 +44,7 @@ from lmscout.pruning.importance import (
 from lmscout.pruning.moments import Moments, moments_by_block
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.refit import Refit, refit
+from lmscout.pruning.remote import RemoteCopies, outputs_of
 from lmscout.pruning.removal import removal_order
 
 Weights = Literal["cut", "compensated", "refit"]  # of a subnetwork
@@ -159,6 +161,7 @@ class Calibrated:
         compensation: of output projections; None to leave them as cut.
         digests: of the model and of the calibration text.
         copies: the model and its compensation on further devices.
+        remote: the same on the workers of a cluster, which then measure in place of the devices.
         references: by digest of the windows, the predictions of the dense model that plans are
             compared to; for other windows, they are measured with the present weights.
         chunks: by digest of the windows, the number of chunks of an earlier run.
@@ -176,6 +179,7 @@ class Calibrated:
     compensation: Compensation | None
     digests: Mapping[str, str]
     copies: tuple[tuple[PreTrainedModel, Compensation | None], ...] = ()
+    remote: RemoteCopies | None = None
     references: Mapping[str, tuple[Reference, ...]] = field(default_factory=dict)
     chunks: Mapping[str, int] = field(default_factory=dict)
     latest_refit: dict[Plan, Refit] = field(default_factory=dict)
@@ -201,15 +205,25 @@ class Calibrated:
             )
             references = one.references
             evaluators.append(one)
+        if self.remote is not None:
+            remote = self.remote.evaluators(evaluators[0], windows, self.settings.quality)
+            return ParallelEvaluator(remote)
         return ParallelEvaluator(evaluators) if self.copies else evaluators[0]
+
+    def on_cluster(self, address: str | None) -> Calibrated:
+        """The same with copies of the model in a cluster, see `lmscout.cluster.connect`."""
+        if address is None:
+            return self
+        remote = RemoteCopies.on(connect(address), self.model, self.compensation)
+        return replace(self, remote=remote)
 
     def copied_to(self, devices: Sequence[torch.device]) -> Calibrated:
         """The same with a copy of the model on each of these devices to share the work."""
         copies = []
         for device in devices:
             model = replica(self.model, device)
-            compensation = self.compensation and self.compensation.copied(
-                _outputs(model, self.family), device
+            compensation = self.compensation and Compensation.of_factors(
+                outputs_of(model, self.family), self.compensation.factors, device
             )
             copies.append((model, compensation))
         return replace(self, copies=tuple(copies))
@@ -241,7 +255,7 @@ class Calibrated:
         compensation = None
         if self.settings.compensate:
             moments = moments_by_block(self.model, self.family, self.moments)
-            compensation = Compensation(_outputs(self.model, self.family), moments)
+            compensation = Compensation(outputs_of(self.model, self.family), moments)
         digests = {**self.digests, **digests}
         return replace(
             self,
@@ -290,7 +304,7 @@ class Calibrated:
 
     def measured_held_out(self, model: PreTrainedModel) -> Measurement:
         """The loss increase of a cut model on the windows of finalists."""
-        evaluator = replace(self, copies=()).evaluator(self.final)
+        evaluator = replace(self, copies=(), remote=None).evaluator(self.final)
         assert isinstance(evaluator, SubnetworkEvaluator)
         return evaluator.measure_model(model)
 
@@ -398,17 +412,13 @@ def _sort_units(
             yield place, moments.reordered(sort_sublayer(sublayer, orders[place].order))
 
     if settings.compensate:
-        return orders, Compensation(_outputs(model, family), sorted_moments())
+        return orders, Compensation(outputs_of(model, family), sorted_moments())
     if method == OBS or method in FROM_MOMENTS:
         deque(sorted_moments(), maxlen=0)
     else:
         for place, one in orders.items():
             sort_sublayer(sublayers[place], one.order)
     return orders, None
-
-
-def _outputs(model: PreTrainedModel, family: Family) -> dict[Place, Affine]:
-    return {place: sublayer.output for place, sublayer in family.all_sublayers(model).items()}
 
 
 def model_digest(model: PreTrainedModel) -> str:

@@ -45,6 +45,9 @@ class Compensation:
     """Compensated output projections for any prefix of units.
 
     The most recent solutions are cached, since the plans of one round share many lengths.
+
+    Attributes:
+        factors: L and W L of every projection, both float32.
     """
 
     def __init__(
@@ -65,20 +68,26 @@ class Compensation:
             LmscoutError: a Gram matrix is not finite.
         """
         self._dense = dict(outputs)
-        self._factors = {
+        self.factors = {
             place: _factor(place, outputs[place], one, damping) for place, one in moments
         }
         self._solved: OrderedDict[tuple[int, str, int], Tensor] = OrderedDict()
         self._bytes = 0
 
-    def copied(self, outputs: Mapping[Place, Affine], device: torch.device) -> Compensation:
-        """The same on another device, for the output projections of the model's copy there."""
-        other = Compensation(outputs, ())
-        other._factors = {
+    @classmethod
+    def of_factors(
+        cls,
+        outputs: Mapping[Place, Affine],
+        factors: Mapping[Place, tuple[Tensor, Tensor]],
+        device: torch.device,
+    ) -> Compensation:
+        """A copy on a device: `factors` of another one, output projections of the model there."""
+        copy = cls(outputs, ())
+        copy.factors = {
             place: (factor.to(device), product.to(device))
-            for place, (factor, product) in self._factors.items()
+            for place, (factor, product) in factors.items()
         }
-        return other
+        return copy
 
     def output(self, block: int, kind: str, entries: int) -> Affine:
         """The projection for the first entries of x: [width, entries] and the dense bias."""
@@ -87,7 +96,7 @@ class Compensation:
             return dense
         key = (block, kind, entries)
         if key not in self._solved:
-            factor, product = self._factors[block, kind]
+            factor, product = self.factors[block, kind]
             solved = torch.linalg.solve_triangular(
                 factor[:entries, :entries], product[:, :entries], upper=False, left=False
             )

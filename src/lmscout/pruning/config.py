@@ -48,6 +48,7 @@ class PruneConfig:
             ``ledger.db`` in it; the run folder if None.
         channel_multiple: MLP widths are multiples of it; None for what the device runs fast.
         devices: further devices that share the measuring, each with a copy of the model.
+        cluster: address of a Ray cluster whose workers measure pairs; None for this machine.
         recovery: training after or before pruning.
         objective: "proxy:..." to search by a proxy alone, without pairs and measured finalists;
             `pairs` is then ignored.
@@ -74,6 +75,7 @@ class PruneConfig:
     storage: str | None = None
     channel_multiple: int | None = None
     devices: tuple[torch.device, ...] = ()
+    cluster: str | None = None
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     objective: str | None = None
     features: tuple[str, ...] = ()
@@ -127,6 +129,11 @@ def check_request(
             holds something else than a run to continue.
     """
     _check_options(config)
+    if config.devices and config.cluster is not None:
+        raise LmscoutError(
+            f"cluster {config.cluster}: its workers measure in place of several devices; give one "
+            "device"
+        )
     for name, used in (("calibration", calibration), ("recovery", recover_on)):
         if report is not None and used is not None and same_text(used, report):
             raise LmscoutError(

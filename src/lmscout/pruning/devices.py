@@ -1,5 +1,6 @@
 """Measure plans on several devices, each with a copy of the model and a thread.
 
+A device may be a worker of a cluster, which may end and return: others measure its plans meanwhile.
 Results depend neither on the device nor on the number of devices, as the early-stopping limits of
 a plan are known before it is measured.
 """
@@ -7,24 +8,30 @@ a plan are known before it is measured.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise, repeat
 from queue import Empty, Queue
 from threading import Condition
-from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
-from lmscout.evaluation import unfilled_model
+from lmscout.cluster import WorkerLostError
+from lmscout.errors import LmscoutError
 from lmscout.pruning.evaluator import Evaluator, Measurement, Reference
 from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.remote import RemoteEvaluator, filled, tensors_of
 
+ATTEMPTS = 3  # of a plan whose worker in a cluster ends
+_READY_POLL = 0.2  # seconds
+_LOST = (
+    f"a plan ended its worker in the cluster {ATTEMPTS} times: see Ray's log for the cause, which "
+    "may be memory; then run the same command again, which continues"
+)
 Task = tuple[Plan, Sequence[float]]  # with the limits of `SubnetworkEvaluator.measure`
 
 
@@ -36,6 +43,11 @@ class ParallelEvaluator:
         # Devices keep their threads: the first product of a thread creates its cuBLAS handles,
         # which takes a second on an H200, as long as a plan or two of a LLaMA-7B.
         self._threads = [ThreadPoolExecutor(1) for _ in self._evaluators]
+
+    @property
+    def devices(self) -> int:
+        """Number of plans that are measured at once."""
+        return len(self._evaluators)
 
     @property
     def shape(self) -> Shape:
@@ -76,18 +88,9 @@ class ParallelEvaluator:
         return DeviceQueue(self._evaluators, self._threads)
 
 
-@torch.no_grad()
 def replica(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """A copy of a model on another device, without a temporary copy on its own device."""
-    model_class: Any = type(model)
-    make = partial(model_class._from_config, model.config, dtype=model.dtype)
-    other: Any = unfilled_model(make, device)
-    sources = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    targets = {**dict(other.named_parameters()), **dict(other.named_buffers())}
-    for name, target in targets.items():
-        target.data = target.data.to(sources[name].dtype)
-        target.copy_(sources[name])
-    return cast(PreTrainedModel, other.eval())
+    return filled(type(model), model.config, model.dtype, tensors_of(model), device)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class DeviceQueue:
         self._evaluators = evaluators
         self._schedule = Schedule(len(evaluators))
         self._tasks: list[Task] = []
+        self._attempts: Counter[int] = Counter()
         self._done: Queue[Done | BaseException | None] = Queue()
         self._workers = [
             thread.submit(self._measure, device) for device, thread in enumerate(threads)
@@ -171,16 +175,34 @@ class DeviceQueue:
         wait(self._workers)
 
     def _measure(self, device: int) -> None:
-        evaluator = self._evaluators[device]
-        while (number := self._schedule.take(device)) is not None:
-            plan, limits = self._tasks[number]
-            started = time.perf_counter()
-            try:
-                (measurement,) = evaluator.measure([plan], [limits])
-            except BaseException as error:
-                self._done.put(error)
-                return
+        try:
+            self._wait_until_ready(device)
+            while (number := self._schedule.take(device)) is not None:
+                self._measure_one(device, number)
+        except BaseException as error:
+            self._done.put(error)
+
+    def _measure_one(self, device: int, number: int) -> None:
+        plan, limits = self._tasks[number]
+        started = time.perf_counter()
+        try:
+            (measurement,) = self._evaluators[device].measure([plan], [limits])
+        except WorkerLostError:
+            self._attempts[number] += 1
+            if self._attempts[number] == ATTEMPTS:
+                raise LmscoutError(_LOST) from None
+            self._schedule.leave(device, [number])
+            self._wait_until_ready(device)
+        else:
             self._done.put(Done(number, measurement, time.perf_counter() - started))
+
+    def _wait_until_ready(self, device: int) -> None:
+        """Wait for a worker to start; other devices have its plans meanwhile."""
+        evaluator = self._evaluators[device]
+        while isinstance(evaluator, RemoteEvaluator) and not self._schedule.closed:
+            if evaluator.ready(_READY_POLL):
+                break
+            self._schedule.leave(device)
 
 
 MeasurementQueue = SerialQueue | DeviceQueue
@@ -191,7 +213,8 @@ class Schedule:
 
     Tasks that are added together are split into one run of neighbours for each device, as
     neighbours share prefixes.  An idle device takes from the end of the longest run; the last task
-    of another device's run only if nothing was added later, so that earlier tasks end first.
+    of another device's run only if nothing was added later, so that earlier tasks end first.  The
+    tasks of a device that leaves are for any of them.
     """
 
     def __init__(self, devices: int) -> None:
@@ -199,30 +222,51 @@ class Schedule:
         self._count = 0
         self._added: deque[list[deque[int]]] = deque()
         self._changed = Condition()
-        self._closed = False
+        self._present = set(range(devices))
+        self.closed = False
 
     def add(self, count: int) -> None:
         """Append tasks."""
         first, self._count = self._count, self._count + count
-        ends = [first + count * number // self._devices for number in range(self._devices + 1)]
         with self._changed:
-            if not self._closed:
-                self._added.append([deque(range(*pair)) for pair in pairwise(ends)])
+            present = sorted(self._present)
+            parts = max(1, len(present))
+            ends = [first + count * number // parts for number in range(parts + 1)]
+            runs = [deque(range(*pair)) for pair in pairwise(ends)]
+            if present:
+                own = dict(zip(present, runs, strict=True))
+            else:
+                own = dict.fromkeys(range(self._devices), runs[0])
+            if not self.closed:
+                self._added.append([own.get(one, deque()) for one in range(self._devices)])
                 self._changed.notify_all()
 
     def take(self, device: int) -> int | None:
-        """Wait for the next task of a device; None after `close`."""
+        """Wait for the next task of a device, which may have left; None after `close`."""
         with self._changed:
-            while not self._closed:
+            self._present.add(device)
+            while not self.closed:
                 if (number := self._next(device)) is not None:
                     return number
                 self._changed.wait()
         return None
 
+    def leave(self, device: int, taken: Sequence[int] = ()) -> None:
+        """Give the tasks of a device to all, with those that it has taken, before all others."""
+        with self._changed:
+            self._present.discard(device)
+            left = deque(taken)
+            for runs in self._added:
+                left += runs[device]
+                runs[device].clear()
+            if left and not self.closed:
+                self._added.appendleft([left] * self._devices)
+                self._changed.notify_all()
+
     def close(self) -> None:
         """Drop all tasks."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._added.clear()
             self._changed.notify_all()
 

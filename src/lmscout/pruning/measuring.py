@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import closing
@@ -40,6 +41,7 @@ _STEPS = 15  # more would cost more time than they save pairs
 _STEPS_WITH_TAIL = 20  # more steps, as each lacks the tail of the one before
 _TAIL = 0.75  # so long that two GPUs measure it while a step is proposed
 _TAIL_NOTE = "tail"
+_POLL = 0.3  # seconds between two looks at what other processes have measured
 
 _Item = TypeVar("_Item")
 
@@ -146,6 +148,7 @@ def measure_rounds(
     round_size: int | None = None,
     tail: float = 0.0,
     extra: Sequence[Column] = (),
+    group: str = "",
     progress: StageProgress | None = None,
 ) -> Fitted:
     """Measure proposed plans until a study holds a number of pairs.
@@ -155,7 +158,8 @@ def measure_rounds(
     that a later step followed from are not measured again, so sizes can be added to a study.
 
     Of several processes on one study, one measures at a time; the others wait and continue with
-    its pairs.
+    its pairs.  Those of one group measure together: each claims plans of the step, and waits for
+    the pairs of the others before the next step, which is the same for all.
 
     Args:
         pair_study: study of the pairs, which continues with the tail that it was started with.
@@ -169,6 +173,7 @@ def measure_rounds(
             `pairs` is large.
         tail: share of a step that is measured while the next one is proposed; see `tail_on`.
         extra: additional features of the predictor.
+        group: of processes that call this with the same arguments, see `PairStudy.locked`.
         progress: called with the number of pairs, and the number wanted.
 
     Raises:
@@ -178,7 +183,12 @@ def measure_rounds(
     check_enough(pairs)
     budgets = tuple(target.budget for target in targets)
     proposer = Proposer(evaluator.shape, mass, space, budgets, seed, tuple(extra))
-    with pair_study.locked(progress and (lambda found: progress(min(found, pairs), pairs))):
+
+    def waiting(found: int) -> None:
+        if progress:
+            progress(min(found, pairs), pairs)
+
+    with pair_study.locked(waiting if progress else None, group=group):
         rounds = Rounds.of(pair_study, tail)
         devices = evaluator
         if rounds.tail and not isinstance(evaluator, ParallelEvaluator):
@@ -192,7 +202,11 @@ def measure_rounds(
             proposals(proposer, ahead=rounds.tail > 0) as propose,
             closing(_queue(devices, rounds)) as queue,
         ):
-            run = _Run(pair_study, evaluator.shape, writer, queue, propose, rounds, pairs, progress)
+            at_once = devices.devices if isinstance(devices, ParallelEvaluator) else 1
+            run = _Run(
+                *(pair_study, evaluator.shape, writer, queue, propose, rounds, pairs, at_once),
+                progress,
+            )
             return run.finish(proposer, tuple(target.ranges for target in targets), size)
 
 
@@ -213,11 +227,14 @@ class _Run:
     propose: Propose
     rounds: Rounds
     wanted: int
+    devices: int  # plans that are measured at once
     progress: StageProgress | None
 
     def __post_init__(self) -> None:
         self._added = 0
-        self._queued: dict[int, tuple[Proposal, int]] = {}  # with its round, by task number
+        # Proposed plans without a pair, in order, with their early-stopping limits and round.
+        self._open: dict[Plan, tuple[Proposal, tuple[float, ...], int]] = {}
+        self._queued: dict[int, Plan] = {}  # those that are measured here, by task number
 
     def finish(self, proposer: Proposer, ranges: tuple[Ranges, ...], size: int) -> Fitted:
         """Step by step, from the first one, until the study has the wanted number of pairs."""
@@ -225,7 +242,7 @@ class _Run:
         repeats = 3
         for step in itertools.count():
             first, known = self.rounds.first(step), self.rounds.known(step)
-            planned = len(self.pair_study.pairs(before_round=first)) + len(self._queued)
+            planned = len(self.pair_study.pairs(before_round=first)) + len(self._open)
             if planned >= self.wanted:
                 break
             self._measure_until(partial(self._complete, known))
@@ -250,16 +267,16 @@ class _Run:
 
     @property
     def _room(self) -> int:
-        """Number of plans that may be queued."""
-        return max(0, self.wanted - len(self.pair_study) - len(self._queued))
+        """Number of plans that may be added."""
+        return max(0, self.wanted - len(self.pair_study) - len(self._open))
 
     @property
     def _first_open(self) -> int:
         return self.rounds.first_open(self.pair_study)
 
     def _complete(self, before: float = math.inf) -> bool:
-        """Whether no plan of earlier rounds is queued."""
-        return all(round_ >= before for _, round_ in self._queued.values())
+        """Whether all plans of earlier rounds have a pair."""
+        return all(round_ >= before for *_, round_ in self._open.values())
 
     def _pending(self, step: int) -> tuple[Plan, ...]:
         """Plans of earlier steps whose pairs a step does not follow from."""
@@ -267,7 +284,7 @@ class _Run:
         known = self.rounds.known(step)
         return (
             *(pair.plan for pair in measured if pair.round >= known),
-            *(proposal.plan for proposal, _ in self._queued.values()),
+            *self._open,
         )
 
     def _proposed(self, known: Known) -> Step:
@@ -284,22 +301,44 @@ class _Run:
             ) from error
 
     def _add(self, round_: int, tasks: Sequence[tuple[Proposal, tuple[float, ...]]]) -> None:
-        """Queue plans that the study does not hold, as many as are wanted."""
+        """Add plans that the study does not hold, as many as are wanted."""
         if round_ < self._first_open:
             return
         new = [one for one in tasks if self.pair_study.find(one[0].plan) is None][: self._room]
-        for proposal, _ in new:
-            self._queued[self._added] = proposal, round_
+        self._open |= {one[0].plan: (*one, round_) for one in new}
+        self._claim()
+
+    def _claim(self) -> None:
+        """Queue plans that no other process has: a part of them, if others measure as well.
+
+        Parts are smaller towards the end of a step, so that all end together.
+        """
+        others = self.pair_study.others
+        mine = set(self._queued.values())
+        left = [plan for plan in self._open if plan not in mine]
+        most = max(self.devices, math.ceil(len(left) / (2 * others + 2))) if others else len(left)
+        claimed = self.pair_study.claim(left, most)
+        for plan in left:
+            if self.pair_study.find(plan) is not None:  # by another process, meanwhile
+                del self._open[plan]
+        for plan in claimed:
+            self._queued[self._added] = plan
             self._added += 1
-        self.queue.add([(proposal.plan, limits) for proposal, limits in new])
+        self.queue.add([(plan, self._open[plan][1]) for plan in claimed])
 
     def _measure_until(self, ready: Callable[[], bool]) -> None:
         """Write results until a condition holds."""
         while not ready():
-            done = self.queue.take()
-            if done is None:
+            if len(self._queued) < min(self.devices, len(self._open)):
+                self._claim()
+                if not self._queued:  # others measure what is left
+                    self._report()
+                    time.sleep(_POLL if self._open else 0.0)
+                    continue
+            if (done := self.queue.take()) is None:
                 continue
-            proposal, round_ = self._queued.pop(done.number)
+            plan = self._queued.pop(done.number)
+            proposal, _, round_ = self._open.pop(plan)
             self.writer.add(pair_of(proposal, done.measurement, self.shape, done.seconds, round_))
             self._report()
         self.writer.flush()

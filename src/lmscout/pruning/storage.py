@@ -7,21 +7,23 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import optuna
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from lmscout.errors import LmscoutError, without_passwords
 
 FILE_NAME = "ledger.db"
 ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, OSError)  # of a storage
+PATIENCE = 180  # seconds for which a server that went away during a run is tried again
+_Result = TypeVar("_Result")
 _TIMEOUT = 60  # seconds of waiting for another process that writes to the same SQLite file
 _CHECK_TIMEOUT = 10  # the same before a run, when no work would be lost
 _ATTEMPTS = 40  # to create tables that another process creates at the same time
@@ -208,6 +210,22 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
                     raise
                 time.sleep(random.uniform(0.02, 0.2))
     raise AssertionError("the last attempt raises")
+
+
+def patiently(url: str, work: Callable[[], _Result]) -> _Result:
+    """Do work on an open storage; again while its server does not answer, for `PATIENCE` seconds.
+
+    The work may have been done before an error, so it must find out.
+    """
+    since = time.monotonic()
+    while True:
+        try:
+            return work()
+        except (LmscoutError, *ERRORS) as error:
+            away = any(isinstance(one, OperationalError | InterfaceError) for one in _chain(error))
+            if not away or url.startswith("sqlite") or time.monotonic() - since > PATIENCE:
+                raise
+        time.sleep(random.uniform(0.3, 1.0))
 
 
 @contextmanager

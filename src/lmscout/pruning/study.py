@@ -6,12 +6,14 @@ most the pair that it was measuring.  Parameters are named by block as in `Plan.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self
 
@@ -23,7 +25,14 @@ from sqlalchemy import column, select, table
 
 from lmscout.errors import LmscoutError, brief
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.storage import Storage, open_storage, reported, shown_url, storage_url
+from lmscout.pruning.storage import (
+    Storage,
+    open_storage,
+    patiently,
+    reported,
+    shown_url,
+    storage_url,
+)
 from lmscout.pruning.study_lock import StudyLock, study_lock
 
 Setting = str | int | float | bool | None
@@ -80,8 +89,8 @@ class _Trial(BaseModel):
 class PairStudy:
     """Pairs of one model under one way of measuring, no plan twice: a context manager.
 
-    One process at a time measures, within `locked`.  Others may read; they see the pairs of the
-    last `refresh`.  Pairs that were read remain available after `close`.
+    One process at a time measures, or one group of them, within `locked`.  Others may read; they
+    see the pairs of the last `refresh`.  Pairs that were read remain available after `close`.
 
     Attributes:
         study: the Optuna study.
@@ -161,7 +170,10 @@ class PairStudy:
             LmscoutError: the value is not finite, or the storage cannot be written.
         """
         self.check(pair)
-        self.refresh()  # another process may have measured it
+        return patiently(self._url, partial(self._add, pair))
+
+    def _add(self, pair: Pair) -> bool:
+        self._refresh()  # another process may have measured it
         if pair.plan in self._pairs:
             return False
         trial = optuna.create_trial(
@@ -200,17 +212,20 @@ class PairStudy:
         A `value` is written if there is no such note.
         """
         key = f"lmscout.{name}"
-        found = self._attributes().get(key)
+        found = patiently(self._url, self._attributes).get(key)
         if found is None and value is not None:
             found = self._write_once(key, value)
         return None if found is None else str(found)
 
     @contextmanager
-    def locked(self, waiting: Callable[[int], None] | None = None) -> Iterator[None]:
+    def locked(
+        self, waiting: Callable[[int], None] | None = None, *, group: str = ""
+    ) -> Iterator[None]:
         """Measure as the only process within a ``with`` block, which may be nested.
 
         Pairs of other processes have been read when the block starts.  `waiting` is called with
-        the number of pairs while another process measures.
+        the number of pairs while another process measures.  With a `group` other processes of it
+        may measure at the same time: each plan after `claim`.
 
         Raises:
             LmscoutError: the storage cannot be read or written.
@@ -224,16 +239,40 @@ class PairStudy:
                 self.refresh()
                 waiting(len(self))
 
-        with study_lock(self._storage, self._url, self._name, waiting=poll) as lock:
+        lock_of = partial(study_lock, self._storage, self._url, self._name)
+        with lock_of(group=group, waiting=poll) as lock:
             self._lock = lock
             try:
                 self.refresh()
                 yield
+                if group:
+                    lock.drop_claims(self.study._study_id)
             finally:
                 self._lock = None
 
+    @property
+    def others(self) -> int:
+        """Number of other processes of the group of the lock."""
+        together = self._lock is not None and self._lock.group
+        return len(self._lock.others()) if self._lock and together else 0
+
+    def claim(self, plans: Sequence[Plan], most: int) -> list[Plan]:
+        """The first plans, at most so many, that this process is to measure, and no other one."""
+        if self._lock is None or not self._lock.group:
+            return list(plans[:most])
+        keys = {_digest(plan): plan for plan in plans}
+        claimed = self._lock.claim(self.study._study_id, list(keys), most)
+        # A claim is dropped after its pair was written.
+        trials = patiently(self._url, lambda: _trial_numbers(self.study, self._storage))
+        if len(trials) != self._read:
+            self.refresh()
+        return [keys[key] for key in claimed if keys[key] not in self._pairs]
+
     def refresh(self) -> None:
         """Read the pairs that other processes have added; LmscoutError if one was edited."""
+        patiently(self._url, self._refresh)
+
+    def _refresh(self) -> None:
         trials = self._trials()
         if len(trials) == self._read:
             return
@@ -405,6 +444,10 @@ def settings_of(attributes: Mapping[str, Any], url: str, name: str) -> dict[str,
 def refuse_edited(url: str, problem: str) -> NoReturn:
     """Report contents of a storage that lmscout does not write."""
     raise LmscoutError(f"study at {shown_url(url)}: {problem}; {_EDITED}")
+
+
+def _digest(plan: Plan) -> str:
+    return hashlib.sha256(repr((plan.attention, plan.mlp)).encode()).hexdigest()[:24]
 
 
 def _trial_numbers(study: optuna.Study, storage: Storage) -> list[tuple[object, Any]]:

@@ -1,8 +1,10 @@
-"""A lock on a study: one process at a time measures for it, the others wait.
+"""A lock on a study: one process at a time measures for it, or one group of them; others wait.
 
 The lock is an empty study in the same storage, named after the process that holds it, so it works
 on every storage and between machines.  A process adds such a study first and looks for others
-then; if there are any it removes its own and waits.  So two never hold the lock at once.
+then; if there are any it removes its own and waits.  So two never hold the lock at once, unless
+they are of one group: these `claim` plans, each of which one process has.  A claim is an attribute
+of the study, whose names are unique, and holds as long as the lock of its process.
 
 The lock of a dead process is removed: at once if the process ran on this machine, else after
 `LEASE` seconds without a heartbeat by the clock of the process that waits.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -19,17 +22,19 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from optuna.study import StudyDirection
-from sqlalchemy import Engine, and_, column, create_engine, delete, select, table, update
+from sqlalchemy import Engine, and_, column, create_engine, delete, insert, select, table, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.storage import ERRORS, Storage, reported, shown_url
+from lmscout.pruning.storage import ERRORS, Storage, patiently, reported, shown_url
 
 HEARTBEAT = 10  # seconds between two heartbeats of a holder
 LEASE = 90  # seconds without a heartbeat after which a holder on another machine counts as dead
@@ -37,6 +42,7 @@ _POLL = 0.3  # seconds between two attempts of a waiting process, at most
 _TIMEOUT = 60  # seconds that acquiring waits for a locked SQLite file
 _SHORT_TIMEOUT = 2  # the same for a heartbeat and the release
 _KEY = "heartbeat"
+_CLAIM = "lmscout.claim:"
 _MARK = "|lock|"
 
 _STUDIES = table("studies", column("study_id"), column("study_name"))
@@ -57,14 +63,19 @@ class Holder:
     machine: str  # identity of the machine since it was started, and of the process namespace
     process: int  # process id
     started: str  # start time in the machine's ticks; "" if unknown
-    token: str  # unique to this request
+    token: str  # unique to this request; with its group after a dot, if it has one
+
+    @property
+    def group(self) -> str:
+        """What the processes of one group have in common; "" for none."""
+        return self.token.partition(".")[2]
 
     @classmethod
-    def this_process(cls, study: str) -> Holder:
+    def this_process(cls, study: str, group: str = "") -> Holder:
         """A new request of this process."""
         node = platform.node().replace("|", "")[:64]
         process = os.getpid()
-        token = uuid.uuid4().hex[:12]
+        token = uuid.uuid4().hex[:12] + (f".{group}" if group else "")
         return cls(study, node, _machine(), process, _start_time(process) or "", token)
 
     @classmethod
@@ -103,8 +114,10 @@ class StudyLock:
     """A held lock, whose heartbeats come from a thread until `release`."""
 
     def __init__(self, url: str, holder: Holder) -> None:
-        self._url, self._name = url, holder.name
+        self._url, self._name, self._holder = url, holder.name, holder
+        self._seen: dict[str, tuple[str, float]] = {}
         self._engine = _engine(url, _SHORT_TIMEOUT)
+        self._claims = _engine(url, _TIMEOUT)
         self._released = threading.Event()
         self._lost = False
         self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
@@ -117,6 +130,69 @@ class StudyLock:
                 f"study at {shown_url(self._url)}: another run took over, as this one gave no "
                 f"sign for {LEASE} s; run the same command again"
             )
+
+    @property
+    def group(self) -> str:
+        """The group of this process."""
+        return self._holder.group
+
+    def others(self) -> list[str]:
+        """The other processes of the group."""
+        found = patiently(self._url, lambda: _holders(self._claims, self._holder, self._seen))
+        return [one.name for one in found if one.group == self._holder.group]
+
+    def claim(self, study: int, keys: Sequence[str], most: int) -> list[str]:
+        """Claim things to do for a study, by its number: the first ones that no other process has.
+
+        What was done by others before must be looked up afterwards.
+        """
+        living = [self._name, *self.others()]
+        return patiently(self._url, lambda: self._claim(study, keys, most, living))
+
+    def _claim(
+        self, study: int, keys: Sequence[str], most: int, living: Sequence[str]
+    ) -> list[str]:
+        query = select(_ATTRIBUTES.c.key, _ATTRIBUTES.c.value_json).where(*_claims(study))
+        with self._claims.connect() as connection:
+            holders = {str(key): str(value) for key, value in connection.execute(query)}
+        own = json.dumps(self._name)
+        claimed: list[str] = []
+        changes: dict[str, Any] = {}
+        for key in keys:
+            holder = holders.get(_CLAIM + key)
+            row = {"study_id": study, "key": _CLAIM + key}
+            if len(claimed) + len(changes) == most:
+                break
+            if holder is None:
+                changes[key] = insert(_ATTRIBUTES).values(**row, value_json=own)
+            elif holder == own:
+                claimed.append(key)
+            elif json.loads(holder) not in living:
+                same = [_ATTRIBUTES.c[name] == value for name, value in row.items()]
+                of_dead = update(_ATTRIBUTES).where(*same, _ATTRIBUTES.c.value_json == holder)
+                changes[key] = of_dead.values(value_json=own)
+        try:
+            return [*claimed, *self._changed(changes)]
+        except IntegrityError:  # another process has claimed some of them meanwhile
+            for key, change in changes.items():
+                with suppress(IntegrityError):
+                    claimed += self._changed({key: change})
+            return claimed
+
+    def _changed(self, changes: Mapping[str, Any]) -> list[str]:
+        """Do all changes or none; those that had an effect."""
+        with self._claims.begin() as connection:
+            return [key for key, one in changes.items() if connection.execute(one).rowcount]
+
+    def drop_claims(self, study: int) -> None:
+        """Remove the claims of this process, once what was claimed is done."""
+        own = _ATTRIBUTES.c.value_json == json.dumps(self._name)
+
+        def remove() -> None:
+            with self._claims.begin() as connection:
+                connection.execute(delete(_ATTRIBUTES).where(*_claims(study), own))
+
+        patiently(self._url, remove)
 
     def release(self) -> None:
         """Remove the lock; if the storage cannot be reached, the lease runs out."""
@@ -142,16 +218,27 @@ class StudyLock:
                     return
 
 
+def _claims(study: int) -> tuple[Any, Any]:
+    return _ATTRIBUTES.c.study_id == study, _ATTRIBUTES.c.key.startswith(_CLAIM)
+
+
 @contextmanager
 def study_lock(
-    storage: Storage, url: str, study: str, *, waiting: Callable[[], None] | None = None
+    storage: Storage,
+    url: str,
+    study: str,
+    *,
+    group: str = "",
+    waiting: Callable[[], None] | None = None,
 ) -> Iterator[StudyLock]:
     """Hold the lock of a study in an open storage within a ``with`` block.
+
+    With a `group` other processes of it may hold the lock, too.
 
     `waiting` is called repeatedly while another process holds the lock, which is logged as a
     warning; it is None for a lock that is held for a moment only.
     """
-    own = Holder.this_process(study)
+    own = Holder.this_process(study, group)
     engine = _engine(url, _TIMEOUT)
     try:
         with reported(url):
@@ -223,6 +310,12 @@ def _acquire(
 
 
 def _others(engine: Engine, own: Holder, heartbeats: dict[str, tuple[str, float]]) -> list[Holder]:
+    """Other holders and requests of a study that exclude an own one, see `_holders`."""
+    found = _holders(engine, own, heartbeats)
+    return [one for one in found if not own.group or one.group != own.group]
+
+
+def _holders(engine: Engine, own: Holder, heartbeats: dict[str, tuple[str, float]]) -> list[Holder]:
     """Other holders and requests of a study; all locks of dead processes are removed.
 
     Of each lock, `heartbeats` has the last one and when it was first seen; it is updated.
@@ -233,8 +326,12 @@ def _others(engine: Engine, own: Holder, heartbeats: dict[str, tuple[str, float]
         .select_from(_STUDIES.outerjoin(_ATTRIBUTES, and_(*own_heartbeat)))
         .where(_STUDIES.c.study_name.contains(_MARK, autoescape=True))
     )
-    with engine.connect() as connection:
-        rows = connection.execute(locks).all()
+    try:
+        with engine.connect() as connection:
+            rows = connection.execute(locks).all()
+    except BaseException:  # no heartbeat can be sent while the server is away
+        heartbeats.clear()
+        raise
     found = []
     now = time.monotonic()
     for name, value in rows:

@@ -6,9 +6,9 @@ recover the selected plans, save.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -157,10 +157,14 @@ def prune(
         remove_finished(out, config.keep)
         return run.load(Pruning)
     stages = Stages(progress)
-    with ExitStack() as lock:
-        job = _prepared(loaded, calibration, config, run, stages, report_on, recover_on)
-        dense = _calibrated(job, lock)
-        found = _find_plans(job, dense.calibrated)
+    job = _prepared(loaded, calibration, config, run, stages, report_on, recover_on)
+    dense = _calibrated(job)
+    found = _find_plans(job, dense.calibrated)
+    with folder_lock(out):
+        run = open_pruning(out, loaded.source, computed, config, calibration, report_on, recover_on)
+        if is_complete(run, config):  # by another process of this command
+            return run.load(Pruning)
+        run.begin()
         result = _reported_and_saved(job, dense, found)
         run.end(result)
         remove_finished(out, config.keep)
@@ -221,11 +225,11 @@ class _Dense:
     elastic: Elastic | None  # the recovery of all plans
 
 
-def _calibrated(job: _Job, lock: ExitStack) -> _Dense:
+def _calibrated(job: _Job) -> _Dense:
     """Split the text, order the units, measure the dense model, and begin the run.
 
     A model without a finite loss, or one that cannot be saved, is refused before anything is
-    written.  From then on `lock` holds the run folder.
+    written.
     """
     model, config = job.loaded.model, job.config
     recovery, elastic = config.recovery.elastic, None
@@ -242,18 +246,19 @@ def _calibrated(job: _Job, lock: ExitStack) -> _Dense:
     check_generation(model)
     with job.stages("reporting"):
         perplexity = job.report_text.dense_perplexity(calibrated)
-    lock.enter_context(folder_lock(job.run.folder))
-    job.run.begin()
-    if recovery is not None:
-        sizes = dict(zip(config.keep, _budgets(job, calibrated.shape), strict=True))
-        file = recovery_file(job.run.folder, ELASTIC)
-        with job.stages("recovering all plans") as update:
-            calibrated, elastic = recover_all_plans(
-                calibrated, training, job.space, sizes, recovery, file, progress=update
-            )
-        elastic = replace(elastic, as_given=perplexity)
-        check_range(model, job.report_text.dtype)
-    return _Dense(calibrated.copied_to(config.devices), training, perplexity, elastic)
+    with folder_lock(job.run.folder):
+        job.run.begin()
+        if recovery is not None:
+            sizes = dict(zip(config.keep, _budgets(job, calibrated.shape), strict=True))
+            file = recovery_file(job.run.folder, ELASTIC)
+            with job.stages("recovering all plans") as update:
+                calibrated, elastic = recover_all_plans(
+                    calibrated, training, job.space, sizes, recovery, file, progress=update
+                )
+            elastic = replace(elastic, as_given=perplexity)
+            check_range(model, job.report_text.dtype)
+    calibrated = calibrated.copied_to(config.devices).on_cluster(config.cluster)
+    return _Dense(calibrated, training, perplexity, elastic)
 
 
 def _windows(job: _Job, text: Text) -> Tensor:
@@ -321,11 +326,15 @@ def _measure_pairs(
     studies: tuple[PairStudy, PairStudy],
     targets: Sequence[Target],
 ) -> tuple[Calibrated, Fitted]:
-    """Measure pairs and fit a predictor, in turns with other processes on the study."""
+    """Measure pairs and fit a predictor, together with processes of the same command.
+
+    Other processes on the study take turns.
+    """
     config, (study, finals) = job.config, studies
+    group = _group(job, calibrated)
     with (
         job.stages("measuring pairs") as update,
-        study.locked(update and partial(_report_pairs, update, config.pairs)),
+        study.locked(update and partial(_report_pairs, update, config.pairs), group=group),
     ):
         begun = calibrated.with_chunks(study.chunks, finals.chunks)
         if begun.chunks != calibrated.chunks and config.recovery.elastic is None:
@@ -341,9 +350,18 @@ def _measure_pairs(
             seed=config.seed,
             tail=tail_on(calibrated.model.device),
             extra=proxy_columns(config.features, calibrated),
+            group=group,
             progress=update,
         )
     return calibrated, fitted
+
+
+def _group(job: _Job, calibrated: Calibrated) -> str:
+    """The same for runs whose steps are the same; their study has the same settings."""
+    config, space = job.config, job.space
+    same = (config.keep, config.of, config.shape, config.pairs, config.seed, config.features)
+    seen = repr((*same, space.name, calibrated.model.device.type))
+    return hashlib.sha256(seen.encode()).hexdigest()[:12]
 
 
 def _report_pairs(update: StageProgress, wanted: int, pairs: int) -> None:

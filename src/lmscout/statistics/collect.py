@@ -257,9 +257,7 @@ def fill(
         return
     max(todo, key=ArchitectureSpec.pass_bytes).require_memory()  # before the first is built
     saved = time.monotonic()
-    # TensorFloat-32, the default of convolutions on a GPU, has 10 bits.
-    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    with exact, warnings.catch_warnings(), worker_processes() as started:
+    with warnings.catch_warnings(), worker_processes() as started:
         rows = started(workers, partial(_in_one_thread, measure), todo)
         # joblib replaces a worker that has grown after a large architecture; nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
@@ -283,7 +281,9 @@ def fill(
 
 
 def _in_one_thread(measure: Measure, spec: ArchitectureSpec) -> Row:
-    with one_thread():
+    # TensorFloat-32, the default of convolutions on a GPU, has 10 bits.
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact, one_thread():
         return measure(spec)
 
 

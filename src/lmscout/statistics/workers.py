@@ -1,4 +1,4 @@
-"""Workers that compute statistics in parallel: joblib processes, or those of Ray or Dask."""
+"""Workers that compute statistics in parallel: joblib's processes, Dask's, or a cluster's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from joblib.externals.loky.backend import resource_tracker as loky_tracker
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
 from lmscout.children import end_with_parent, signals_held
+from lmscout.cluster import connect, in_order
 from lmscout.errors import LmscoutError, brief
 
 _PROCESSES = "loky"
@@ -32,11 +33,14 @@ class Workers:
     """
 
     count: int = -1  # one per core
-    backend: str = _PROCESSES  # of joblib: local processes, or one registered by Ray or Dask
+    backend: str = _PROCESSES  # of joblib: local processes, or one that was registered
     device: str = "cpu"
+    cluster: str | None = None  # address, see `lmscout.cluster.connect`; one GPU for each if on one
 
     def __post_init__(self) -> None:
-        if self.device != "cpu":
+        if self.cluster is not None:
+            self._check_cluster(self.cluster)
+        elif self.device != "cpu":
             self._check_device()
         if self.count == 0:
             raise LmscoutError("0 workers do nothing: give a number, or -1 for one a core")
@@ -59,6 +63,15 @@ class Workers:
                     pass
             except (ImportError, ValueError) as error:  # not installed, or no client
                 raise LmscoutError(f"backend {self.backend}: {error}") from None
+
+    def _check_cluster(self, cluster: str) -> None:
+        if self.backend != _PROCESSES:
+            raise LmscoutError(f"cluster {cluster}: not with backend {self.backend}; give one")
+        if self.device not in ("cpu", "cuda"):
+            raise LmscoutError(
+                f"device {self.device}: a cluster gives each worker a device (got "
+                f"{brief(self.device)}, expected cpu or cuda)"
+            )
 
     def _check_device(self) -> None:
         from lmscout.evaluation.loading import usable_device  # slow to import
@@ -121,6 +134,10 @@ def worker_processes() -> Iterator[Start]:
 def _start(
     workers: Workers, function: Callable[[Any], Any], arguments: Iterable[Any]
 ) -> Generator[Any]:
+    if workers.cluster is not None:
+        gpus = float(workers.device != "cpu")
+        most = workers.count if workers.count > 0 else None
+        return in_order(connect(workers.cluster).map(function, arguments, gpus=gpus, most=most))
     several = workers.threads > 1 and workers.processes != 1
     processes = workers.backend == _PROCESSES and several
     parallel = joblib.Parallel(

@@ -1,0 +1,241 @@
+"""How far each kind of work spreads over workers: measured task times, simulated efficiency.
+
+    python bench/scaling.py [--out bench/results/scaling.json]    # task times here, then simulation
+    python bench/scaling.py --check                    # one worker and two of a local Ray cluster
+
+Task times, in CPU seconds, are those of the built-in model (pairs), of pico's architectures
+(statistics), of nano's (trainings) and of a search of the deep space; further pairs have the times
+of a LLaMA-7B on an H200 (bench/results/pairs-7b-2.json).  A simulated worker takes the next task
+when it is free.  The driver sends one task after the other, which is assumed to take 1.5 ms; steps
+of pairs end before the next one is measured, or, with a tail, before the next but one.  Efficiency
+is the work by the workers' time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import lmscout
+from lmscout.builtin import corpus_text, tiny_folder
+from lmscout.pruning.study import STUDY
+from provenance import commit
+
+WORKERS = (8, 64, 512)
+RESULTS = Path(__file__).parent / "results"
+CALIBRATION = lmscout.CalibrationConfig(
+    measured_tokens=3000, final_tokens=1500, moment_tokens=4000, gradient_windows=4
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kind of work, as large as users have it."""
+
+    name: str
+    task_seconds: tuple[float, ...]  # measured; tasks are drawn from them
+    tasks: int
+    steps: int = 1  # one after the other
+    between: float = 0.0  # seconds of the driver between two steps
+    tail: float = 0.0  # share of a step that is measured meanwhile
+    send: float = 0.0015  # seconds of the driver for a task
+
+
+def makespan(seconds: Sequence[float], workers: int, send: float) -> float:
+    """Time until all tasks are done, in their order, by workers that are idle in the beginning."""
+    free = [0.0] * min(workers, len(seconds))
+    sent = end = 0.0
+    for one in seconds:
+        sent = max(sent + send, heapq.heappop(free))
+        heapq.heappush(free, sent + one)
+        end = max(end, sent + one)
+    return end
+
+
+def efficiency(work: Work, workers: int) -> float:
+    """Seconds of tasks and driver on one worker, by those of all workers."""
+    drawn = np.random.default_rng(0).choice(work.task_seconds, work.tasks)
+    total = 0.0
+    for step in np.array_split(drawn, work.steps):
+        body = len(step) - round(work.tail * len(step))
+        ends = makespan(step[:body].tolist(), workers, work.send)
+        rest = makespan(step[body:].tolist(), workers, work.send)
+        total += ends + (max(rest, work.between) if work.tail else work.between)
+    alone = drawn.sum() + (0.0 if work.tail else work.between * work.steps)
+    return float(alone / (workers * total))
+
+
+def measured(folder: Path) -> list[Work]:
+    """The kinds of work, with task times of this machine."""
+    return [*pairs_here(folder), on_an_h200(), statistics(), trainings(folder), searches(folder)]
+
+
+def pairs_here(folder: Path) -> list[Work]:
+    """Pairs of the built-in model, and what lies between two steps."""
+    import optuna
+
+    watch = Watch("measuring pairs")
+    pruned(folder / "run", None, pairs=60, progress=watch)
+    url = f"sqlite:///{folder / 'run' / 'ledger.db'}"
+    trials = optuna.load_study(study_name=STUDY, storage=url).trials
+    seconds = np.diff([watch.at[number] for number in range(len(trials) + 1)])
+    rounds = np.array([one.user_attrs["round"] for one in trials])
+    starts = np.flatnonzero(np.diff(rounds)) + 1  # which wait for a proposal
+    between = float(np.mean(seconds[starts]) - np.median(seconds))
+    tasks = tuple(np.delete(seconds, [0, *starts]).tolist())
+    return [Work("pairs, built-in model, CPU", tasks, 200, steps=9, between=between)]
+
+
+def on_an_h200() -> Work:
+    """Pairs of a LLaMA-7B; a step is proposed in 3.5 s of a CPU (docs/scale.md)."""
+    figures = json.loads((RESULTS / "pairs-7b-2.json").read_text())["on_1"]
+    mean = figures["pairs_measuring_seconds"] / 525
+    early = mean * 0.5  # plans that are dropped early take about half
+    times = (early,) * 237 + ((525 * mean - 237 * early) / 288,) * 288
+    return Work("pairs, LLaMA-7B, H200", times, 525, steps=20, between=3.5, tail=0.75)
+
+
+def statistics() -> Work:
+    """Statistics of pico's architectures."""
+    bench = lmscout.load_benchmark("pico").subset(range(0, 240, 8))
+    watch = Watch("statistics")
+    lmscout.discover(bench, n_search=15, workers=1, progress=watch)
+    return Work("statistics, pico, CPU", watch.seconds, 500)
+
+
+def trainings(folder: Path) -> Work:
+    """Trainings of nano's architectures, on fewer tokens than a benchmark has."""
+    watch = Watch("training")
+    lmscout.build_benchmark(
+        "nano", n=6, seeds=1, tokens=20_000, device="cpu", workers=1, out=folder / "built",
+        progress=watch,
+    )  # fmt: skip
+    return Work("trainings, nano, CPU", watch.seconds, 240)
+
+
+def searches(folder: Path) -> Work:
+    """Searches of the deep space."""
+    bench = lmscout.load_benchmark("pico").subset(range(0, 240, 8))
+    config = lmscout.DeepSearchConfig(evaluations=20, searches=1)
+    watch = Watch("searching")
+    lmscout.discover(
+        bench, space="deep", n_search=15, config=config, workers=1, out=folder / "deep",
+        progress=watch,
+    )  # fmt: skip
+    return Work("searches, deep space, CPU", (sum(watch.seconds),), 4)
+
+
+class Watch:
+    """CPU seconds at which a stage has done so many tasks: a busy machine changes them little."""
+
+    def __init__(self, stage: str) -> None:
+        self.at: dict[int, float] = {}
+        self._stage = stage
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Note the time, as a progress callback."""
+        if stage == self._stage:
+            self.at.setdefault(done, time.process_time())
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Of each task."""
+        return tuple(np.diff([self.at[done] for done in sorted(self.at)]).tolist())
+
+
+def pruned(
+    out: Path,
+    cluster: str | None,
+    *,
+    pairs: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> float:
+    """Seconds of measuring pairs of the built-in model."""
+    text = out.parent / "train.txt"
+    text.write_text(corpus_text("train")[:120_000])
+    config = lmscout.PruneConfig(
+        pairs=pairs, refit="none", calibration=CALIBRATION, cluster=cluster
+    )
+    found = lmscout.prune(
+        str(tiny_folder()),
+        calibration=str(text),
+        out=out,
+        config=config,
+        progress=progress or False,
+    )
+    return found.seconds["measuring pairs"]
+
+
+def check(folder: Path) -> dict[str, float]:
+    """Speed-up of two workers of a local Ray cluster over one, by kind of work."""
+    import ray
+
+    seconds = []
+    for count in (1, 2):
+        ray.init(num_cpus=count, include_dashboard=False, log_to_driver=False)
+        (folder / str(count)).mkdir()
+        seconds.append(on_ray(folder / str(count)))
+        ray.shutdown()
+    return {name: seconds[0][name] / seconds[1][name] for name in seconds[0]}
+
+
+def on_ray(folder: Path) -> dict[str, float]:
+    """Seconds of each kind of work on the cluster that this process is connected to."""
+    os.environ["LMSCOUT_CACHE"] = str(folder)
+    bench = lmscout.load_benchmark("pico").subset(range(0, 240, 2))
+    lmscout.rank(bench.subset(range(8)), "grad-norm", cluster="auto", progress=False)  # imports
+    seconds = {"pairs": pruned(folder / "run", "auto", pairs=200)}
+    started = time.perf_counter()
+    lmscout.rank(bench, "snip", cluster="auto", progress=False)
+    seconds["statistics"] = time.perf_counter() - started
+    started = time.perf_counter()
+    lmscout.build_benchmark(
+        "nano", n=8, seeds=1, tokens=60_000, device="cpu", cluster="auto", out=folder / "built",
+        progress=False,
+    )  # fmt: skip
+    seconds["trainings"] = time.perf_counter() - started
+    config = lmscout.DeepSearchConfig(evaluations=60, searches=2)
+    found = lmscout.discover(
+        bench, space="deep", n_search=60, config=config, cluster="auto", progress=False
+    )
+    return {**seconds, "searches": found.seconds["searching"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["LMSCOUT_CACHE"] = temporary
+        if arguments.check:
+            for name, ratio in check(Path(temporary)).items():
+                print(f"{name:12} {ratio:.2f} times as fast with two workers (at least 1.7)")
+            return
+        kinds = measured(Path(temporary))
+    kinds += [replace(one, name=f"{one.name}, 64 of them", tasks=64) for one in kinds[-1:]]
+    print(f"{'':32} {'seconds':>8} {'tasks':>6} " + " ".join(f"{n:>6}" for n in WORKERS))
+    rows = []
+    for work in kinds:
+        figures = {count: efficiency(work, count) for count in WORKERS}
+        mean = float(np.mean(work.task_seconds))
+        shown = " ".join(f"{one:6.1%}" for one in figures.values())
+        print(f"{work.name:32} {mean:8.3f} {work.tasks:6} {shown}")
+        rows.append({**asdict(work), "task_seconds": mean, "efficiency": figures})
+    if arguments.out:
+        figures = {"machine": platform.machine(), "cores": os.cpu_count(), "commit": commit()}
+        arguments.out.write_text(json.dumps({**figures, "kinds": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
