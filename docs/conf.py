@@ -6,6 +6,8 @@
 import re
 from typing import Any
 
+from jupyter_client.manager import KernelManager
+
 import lmscout
 
 project = "lmscout"
@@ -22,6 +24,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
+KernelManager.transport.default_value = "ipc"  # not TCP
 nb_execution_mode = "force"
 nb_execution_in_temp = True  # runs of tutorials leave nothing behind
 nb_execution_timeout = 300  # seconds of one cell

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 import lmscout
 
@@ -59,8 +60,9 @@ def executed(notebook, folder, cache):
         patch.setenv("LMSCOUT_CACHE", str(cache))
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         patch.setenv("IPYTHONDIR", str(cache / "ipython"))
-        client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}})
-        client.execute()
+        config = Config(KernelManager={"transport": "ipc"})
+        resources = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=300, resources=resources, config=config).execute()
     outputs = [one for cell in notebook.cells for one in cell.get("outputs", ())]
     assert not [one.text for one in outputs if one.get("name") == "stderr"]
     return [one.text if "text" in one else one.data["text/plain"] for one in outputs]
