@@ -3,6 +3,7 @@
 `-D nb_execution_mode=off` builds it without executing the tutorials.
 """
 
+import os
 import re
 from typing import Any
 
@@ -25,6 +26,7 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
 KernelManager.transport.default_value = "ipc"  # not TCP
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, without ipywidgets
 nb_execution_mode = "force"
 nb_execution_in_temp = True  # runs of tutorials leave nothing behind
 nb_execution_timeout = 300  # seconds of one cell

@@ -96,7 +96,8 @@ def test_there_is_one_of_every_class(results):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, name):
+def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, name, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as the kernels of notebooks do
     found = results[name]
     frame = found.to_frame()
     assert isinstance(frame, pandas.DataFrame)

@@ -60,12 +60,15 @@ def executed(notebook, folder, cache):
         patch.setenv("LMSCOUT_CACHE", str(cache))
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         patch.setenv("IPYTHONDIR", str(cache / "ipython"))
+        patch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")  # ipywidgets are optional
         config = Config(KernelManager={"transport": "ipc"})
         resources = {"metadata": {"path": folder}}
         NotebookClient(notebook, timeout=300, resources=resources, config=config).execute()
     outputs = [one for cell in notebook.cells for one in cell.get("outputs", ())]
     assert not [one.text for one in outputs if one.get("name") == "stderr"]
-    return [one.text if "text" in one else one.data["text/plain"] for one in outputs]
+    texts = [one.text if "text" in one else one.data["text/plain"] for one in outputs]
+    assert not [text for text in texts if "\x1b" in text]
+    return texts
 
 
 def test_the_notebook_that_discovers_runs(tmp_path, cache):
