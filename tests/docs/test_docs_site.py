@@ -73,7 +73,7 @@ def executed(notebook, folder, cache):
 
 def test_the_notebook_that_discovers_runs(tmp_path, cache):
     texts = executed(nbformat.read(NOTEBOOKS / "discover.ipynb", 4), tmp_path, cache)
-    assert any("24,000" in text or "48,000" in text for text in texts)
+    assert any("48,000 proxies" in text for text in texts)
     assert (tmp_path / "runs" / "untrained" / "config.json").is_file()
 
 
@@ -85,7 +85,8 @@ def test_the_notebook_that_prunes_runs(tmp_path, cache):
 
 def test_the_notebook_from_pairs_to_a_proxy_runs(tmp_path, cache):
     texts = executed(nbformat.read(NOTEBOOKS / "pairs-to-proxy.ipynb", 4), tmp_path, cache)
-    assert "uniform, refit" in texts[-1]
+    assert "better than" in texts[-1] or "worse than" in texts[-1] or "as good as" in texts[-1]
+    assert lmscout.load_result(tmp_path / "runs" / "by-proxy").objective is not None
 
 
 def test_the_page_on_correlations_runs(tmp_path, cache):
