@@ -5,9 +5,9 @@
 
 import os
 import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-from jupyter_client.manager import KernelManager
 
 import lmscout
 
@@ -18,15 +18,21 @@ release = version = lmscout.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["config.cache"]
 default_role = "code"  # a name in single backticks, as docstrings have it
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
-KernelManager.transport.default_value = "ipc"  # not TCP
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, without ipywidgets
+# Kernels have a profile of their own, do not report that they listen on local ports, and do
+# without ipywidgets.
+PROFILE = TemporaryDirectory(prefix="lmscout-docs-")
+os.environ["IPYTHONDIR"] = PROFILE.name
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+Path(PROFILE.name, "profile_default").mkdir()
+Path(PROFILE.name, "profile_default", "ipython_kernel_config.py").write_text(
+    "c.IPKernelApp.log_level = 'ERROR'\n"
+)
 nb_execution_mode = "force"
 nb_execution_in_temp = True  # runs of tutorials leave nothing behind
 nb_execution_timeout = 300  # seconds of one cell

@@ -11,7 +11,6 @@ import nbformat
 import pytest
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 import lmscout
 
@@ -61,9 +60,8 @@ def executed(notebook, folder, cache):
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         patch.setenv("IPYTHONDIR", str(cache / "ipython"))
         patch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")  # ipywidgets are optional
-        config = Config(KernelManager={"transport": "ipc"})
-        resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=300, resources=resources, config=config).execute()
+        client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}})
+        client.execute()
     outputs = [one for cell in notebook.cells for one in cell.get("outputs", ())]
     assert not [one.text for one in outputs if one.get("name") == "stderr"]
     texts = [one.text if "text" in one else one.data["text/plain"] for one in outputs]
