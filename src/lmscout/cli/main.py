@@ -17,6 +17,7 @@ from lmscout.cli.eval import evaluate
 from lmscout.cli.explain import explain
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
+from lmscout.cli.report import report
 from lmscout.errors import LmscoutError, out_of_memory, without_passwords
 from lmscout.files import storage_problem
 from lmscout.version import __version__
@@ -24,7 +25,7 @@ from lmscout.version import __version__
 INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
 _LONGEST = 1000  # characters of an error
 _ABOUT = "Discover zero-cost proxies, design architectures, prune and evaluate language models."
-_DISCOVER, _PRUNE = "Discover and design", "Prune and evaluate"
+_DISCOVER, _PRUNE, _SEE = "Discover and design", "Prune and evaluate", "See"
 
 app = typer.Typer(
     help=_ABOUT,
@@ -38,6 +39,7 @@ for command in (demo, discover, rank, explain, design):
 app.add_typer(bench_app, name="bench", rich_help_panel=_DISCOVER)
 app.command(rich_help_panel=_PRUNE)(prune)
 app.command("eval", rich_help_panel=_PRUNE)(evaluate)
+app.command(rich_help_panel=_SEE)(report)
 
 
 def _print_version(wanted: bool) -> None:

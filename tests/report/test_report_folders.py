@@ -1,0 +1,173 @@
+"""Reports of run folders of every kind, also unfinished, damaged or of another schema."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import plotly.graph_objects as go
+import pytest
+
+import lmscout
+
+
+def copied(run, folder):
+    shutil.copytree(run, folder)
+    return folder
+
+
+def edited(folder, **changes):
+    """A run folder with other entries of its settings."""
+    values = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(json.dumps(values | changes))
+    return folder
+
+
+def sections(page):
+    """Identifiers of a page's sections."""
+    text = page.read_text()
+    return [part.split('"')[0] for part in text.split('<section id="')[1:]]
+
+
+def headline(page):
+    return page.read_text().split('<p class="headline">')[1].split("</p>")[0]
+
+
+def test_the_headline_has_what_was_found_and_against_what(runs):
+    result = lmscout.load_result(runs["prune"])
+    said = headline(lmscout.report(runs["prune"]))
+    found = next(one for one in result.sizes[0].models if one.name == "found")
+    for value in (found.perplexity.value, result.dense.perplexity.value):
+        assert f"{value:,.2f}" in said
+    result = lmscout.load_result(runs["discover"])
+    said = headline(lmscout.report(runs["discover"]))
+    rho = result.test.agreement.spearman
+    assert all(f"{one:.3f}" in said for one in (rho.value, rho.low, rho.high))
+    assert result.hardest.name in said
+
+
+def test_proxies_of_a_ranking_stand_beside_a_discovered_one(runs, tmp_path):
+    page = lmscout.report(runs["discover"], out=tmp_path / "a.html", beside=runs["rank"])
+    table = page.read_text().split("<b>Correlations</b>")[1].split("</table>")[0]
+    rows = [row.split("</td>")[0].split(">")[-1] for row in table.split("<tr")[2:]]
+    assert rows.count("parameters") == 2  # as given, and as a baseline
+    with pytest.raises(lmscout.LmscoutError, match="name the folder of a rank run"):
+        lmscout.report(runs["discover"], beside=tmp_path)
+    with pytest.raises(lmscout.LmscoutError, match="is for the report of a discover run"):
+        lmscout.report(runs["rank"], beside=runs["rank"])
+
+
+def test_a_run_that_has_not_finished_shows_its_pairs(runs, tmp_path):
+    folder = copied(runs["prune"], tmp_path / "running")
+    (folder / "result.json").unlink()
+    page = lmscout.report(folder)
+    assert "24 pairs measured so far" in headline(page)
+    assert "not finished" in page.read_text()
+    assert {"quality-against-size", "progress", "everything-measured"} <= set(sections(page))
+    (folder / "ledger.db").unlink()
+    assert headline(lmscout.report(folder)) == "No pair has been measured yet."
+
+
+def test_a_truncated_result_shows_the_rest_of_the_folder(runs, tmp_path):
+    folder = copied(runs["prune"], tmp_path / "truncated")
+    text = (folder / "result.json").read_text()
+    (folder / "result.json").write_text(text[: len(text) // 2])
+    page = lmscout.report(folder)
+    assert "The result cannot be read" in page.read_text()
+    assert "24 pairs measured so far" in headline(page)
+    ledger = (folder / "ledger.db").read_bytes()
+    (folder / "ledger.db").write_bytes(ledger[: len(ledger) // 3])
+    with pytest.raises(lmscout.LmscoutError, match=r"result\.json.*ledger\.db") as caught:
+        lmscout.report(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_finished_run_without_its_study_has_its_models(runs, tmp_path):
+    folder = copied(runs["prune"], tmp_path / "alone")
+    (folder / "ledger.db").unlink()
+    found = sections(lmscout.report(folder))
+    assert "quality-against-size" in found
+    assert "sensitivity-of-the-blocks" not in found
+
+
+def test_a_result_of_an_earlier_version_lacks_a_figure_only(runs, tmp_path):
+    folder = copied(runs["discover"], tmp_path / "earlier")
+    values = json.loads((folder / "result.json").read_text())
+    del values["fields"]["points"]
+    (folder / "result.json").write_text(json.dumps(values))
+    assert lmscout.load_result(folder).points is None
+    whole, less = sections(lmscout.report(runs["discover"])), sections(lmscout.report(folder))
+    assert set(whole) - set(less) == {"score-against-quality"}
+    del values["fields"]["test"]
+    (folder / "result.json").write_text(json.dumps(values))
+    with pytest.raises(lmscout.LmscoutError, match="holds no result"):
+        lmscout.report(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: shutil.rmtree(one), "there is no such run folder"),
+        (lambda one: (one / "settings.json").unlink(), "is no run folder"),
+        (lambda one: (one / "settings.json").write_text('{"command": '), "settings.json"),
+        (lambda one: edited(one, schema=0), "holds a run of schema 0, expected 1"),
+        (lambda one: edited(one, command=None), "names no command"),
+        (lambda one: (one / "result.json").unlink(), "nothing to show yet"),
+        (lambda one: (one / "result.json").write_text("{"), "result.json"),
+        (lambda one: (one / "scores.parquet").write_bytes(b"PAR1"), "scores.parquet"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(runs, tmp_path, change, message):
+    folder = copied(runs["discover"], tmp_path / "run")
+    change(folder)
+    command = [sys.executable, "-m", "lmscout", "report", str(folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert message in ran.stderr
+    assert ran.stderr.startswith("lmscout: ")
+    assert len(ran.stderr.splitlines()) == 1
+    assert not (folder / "report.html").exists()
+
+
+def test_the_command_writes_the_page_and_names_it(runs, tmp_path):
+    folder = copied(runs["rank"], tmp_path / "run")
+    command = [sys.executable, "-m", "lmscout", "report", str(folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout == f"report: {folder / 'report.html'}\n"
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert lmscout.load_result(folder) == lmscout.load_result(runs["rank"])
+
+
+def test_a_result_alone_is_saved_as_a_page(runs, tmp_path):
+    for name in ("prune", "discover", "rank"):
+        lmscout.load_result(runs[name]).save_report(tmp_path / "page.html")
+        assert len(sections(tmp_path / "page.html")) >= 2
+    lmscout.load_result(runs["rank"]).save(tmp_path / "saved.json")
+    assert lmscout.report(tmp_path / "saved.json") == tmp_path / "saved.html"
+    lmscout.explain("snip").save_report(tmp_path / "snip.html")
+    assert "<math" in (tmp_path / "snip.html").read_text()
+
+
+def test_figures_take_results_folders_and_studies(runs):
+    result, folder = lmscout.load_result(runs["prune"]), runs["prune"]
+    import optuna
+
+    study = optuna.load_study(storage=f"sqlite:///{folder}/ledger.db", study_name="lmscout")
+    for draw in (lmscout.plots.tradeoff, lmscout.plots.progress):
+        figures = [draw(one) for one in (result, folder, study)]
+        assert all(isinstance(one, go.Figure) for one in figures)
+        counts = [sum(len(trace.x or ()) for trace in one.data) for one in figures]
+        assert counts[1] == counts[2] >= 24
+    assert len(lmscout.plots.predicted(result).data) >= 3
+    assert len(lmscout.plots.narrowing(result).data) >= 2
+    found = lmscout.load_result(runs["discover"])
+    quality = lmscout.plots.quality(found)
+    assert [len(one.x) for one in quality.data] == [6, 6]
+    assert sum(one.y[0] is not None for one in quality.data) == 2
+
+
+def test_importing_lmscout_imports_no_plotly():
+    code = "import sys, lmscout; sys.exit('plotly' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert importlib.util.find_spec("plotly") is not None
