@@ -40,7 +40,7 @@ from lmscout.pruning.importance import importance
 from lmscout.pruning.measuring import Fitted, measure_rounds, tail_on
 from lmscout.pruning.plan import Rows, Shape, as_plans, dense_row
 from lmscout.pruning.ranges import Ranges, Target, fit
-from lmscout.pruning.search import search
+from lmscout.pruning.search import allocate, search
 from lmscout.pruning.space import fast_multiple, space_of
 from lmscout.pruning.study import Pair, PairStudy
 from provenance import commit
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--pairs-only", action="store_true")
+    parser.add_argument("--compensate", action="store_true")
     arguments = parser.parse_args()
     first, *others = devices_of(arguments.device)
     stages = Stages(first)
@@ -114,7 +115,9 @@ def main() -> None:
     model = stages("model", lambda: random_model(SIZES[arguments.size], first))
     windows = torch.randint(model.config.vocab_size, (4 * arguments.tokens // WINDOW, WINDOW))
     settings = CalibrationConfig(
-        compensate=False, measured_tokens=arguments.tokens, final_tokens=arguments.tokens
+        compensate=arguments.compensate,
+        measured_tokens=arguments.tokens,
+        final_tokens=arguments.tokens,
     )
     tail = tail_on(first) if arguments.tail is None else arguments.tail
     if arguments.pairs_only:
@@ -135,7 +138,15 @@ def main() -> None:
         device=first,
     )
     print(f"predicted: {json.dumps(predicted.to_json())}", flush=True)
-    calibrated = stages("calibration", lambda: calibrate(model, windows, settings))
+    calibrated = stages("calibration, order", lambda: calibrate(model, windows, settings))
+    target = Target(keep_budget(calibrated.shape, KEEP), Ranges.above(calibrated.shape))
+    space = space_of("any", calibrated.shape, model, fast_multiple(model))
+    plan = stages("allocation", lambda: allocate(space, target, calibrated.mass))
+    stages("refit", lambda: calibrated.subnetwork(plan, "refit"))
+    calibrated.latest_refit.clear()
+    if not arguments.pairs:
+        write(arguments, f"closed-form-{arguments.size}", stages, {})
+        return
     ratio = a_pair_beside_the_dense_forward(stages, calibrated)
     with tempfile.TemporaryDirectory() as folder:
         figures = a_search(

@@ -15,6 +15,9 @@ estimates its loss increase, in one unit for all sublayers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -91,34 +94,80 @@ def _remove_columns(products: Tensor, inverse: Tensor, units: int) -> tuple[Tens
     alive = torch.arange(units, device=inverse.device)
     order, errors = [], []
     while len(alive):
-        count = len(alive)
-        steps = min(_LAZY, count)
-        own, numerators = inverse.diagonal().clone(), products.diagonal().clone()
-        # Removed so far: inverse -= rowsᵀ factors, products -= factorsᵀ halves + halvesᵀ factors.
-        rows, factors, halves = (inverse.new_empty(steps, count) for _ in range(3))
-        gone = torch.zeros(count, dtype=torch.bool, device=inverse.device)
-        for step in range(steps):
-            scores = (numerators / own.clamp_min(_TINY)).masked_fill_(gone, torch.inf)
-            place = scores.argmin()
-            order.append(alive[place])
-            errors.append(scores[place])
-            before = slice(step)
-            row = inverse[place] - factors[before, place] @ rows[before]
-            factor = row / own[place]
-            half = (
-                products[place]
-                - factors[before, place] @ halves[before]
-                - halves[before, place] @ factors[before]
-            )
-            half = half - numerators[place] / 2 * factor
-            rows[step], factors[step], halves[step] = row, factor, half
-            own -= row * factor
-            numerators -= 2 * half * factor
-            gone[place] = True
-        rest = (~gone).nonzero().flatten()
-        rows, factors, halves = rows[:, rest], factors[:, rest], halves[:, rest]
-        inverse = inverse[rest][:, rest].addmm_(rows.T, factors, alpha=-1)
-        product = factors.T @ halves
-        products = products[rest][:, rest] - product - product.T
+        columns = _Columns(products, inverse, min(_LAZY, len(alive)))
+        _repeat(columns.remove, len(columns.order), inverse.device)
+        order.append(alive[columns.order])
+        errors.append(columns.errors)
+        rest = (~columns.gone).nonzero().flatten()
+        products, inverse = columns.updated(rest)
         alive = alive[rest]
-    return torch.stack(order), torch.stack(errors)
+    return torch.cat(order), torch.cat(errors)
+
+
+class _Columns:
+    """Columns that are removed one after the other; the matrices stay as they were.
+
+    What was removed so far changes them: inverse - rowsᵀ factors, and
+    products - factorsᵀ halves - halvesᵀ factors.
+    """
+
+    def __init__(self, products: Tensor, inverse: Tensor, count: int) -> None:
+        self._products, self._inverse = products, inverse
+        self._own, self._numerators = inverse.diagonal().clone(), products.diagonal().clone()
+        self._rows, self._factors, self._halves = inverse.new_zeros(3, count, len(inverse))
+        self._step = torch.zeros(1, dtype=torch.long, device=inverse.device)
+        self.gone = torch.zeros(len(inverse), dtype=torch.bool, device=inverse.device)
+        self.order = torch.zeros(count, dtype=torch.long, device=inverse.device)
+        self.errors = inverse.new_zeros(count)
+
+    def remove(self) -> None:
+        """Remove the column with the least error, in place and without waiting for a device."""
+        scores = (self._numerators / self._own.clamp_min(_TINY)).masked_fill_(self.gone, torch.inf)
+        error, place = scores.min(0, keepdim=True)
+        factors, halves = (one.index_select(1, place).T for one in (self._factors, self._halves))
+        row = self._inverse.index_select(0, place) - factors @ self._rows
+        factor = row / self._own.index_select(0, place)
+        half = self._products.index_select(0, place) - factors @ self._halves
+        half -= halves @ self._factors + self._numerators.index_select(0, place) / 2 * factor
+        self._own.addcmul_(row[0], factor[0], value=-1)
+        self._numerators.addcmul_(half[0], factor[0], value=-2)
+        self.gone.index_fill_(0, place, True)
+        both = (self._rows, row), (self._factors, factor), (self._halves, half)
+        for whole, one in (*both, (self.order, place), (self.errors, error)):
+            whole.index_copy_(0, self._step, one)
+        self._step += 1
+
+    def updated(self, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """The products and the inverse of the columns that are left."""
+        rows, factors, halves = (one[:, rest] for one in (self._rows, self._factors, self._halves))
+        product = factors.T @ halves
+        return (
+            self._products[rest][:, rest] - product - product.T,
+            self._inverse[rest][:, rest].addmm_(rows.T, factors, alpha=-1),
+        )
+
+
+def _repeat(step: Callable[[], None], count: int, device: torch.device) -> None:
+    """Repeat a step of operations in place; on CUDA as a graph, whose launch is one call."""
+    if device.type != "cuda" or count == 1:
+        for _ in range(count):
+            step()
+        return
+    stream, current = _side_stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        step()  # lets libraries allocate before the capture
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        try:
+            step()
+        finally:
+            graph.capture_end()
+        for _ in range(count - 1):
+            graph.replay()
+    current.wait_stream(stream)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -6,7 +6,8 @@ A winner gets low-rank adapters of peft (LoRA, arXiv 2106.09685), which are trai
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -185,7 +186,8 @@ def recover(
     vocabulary = pruned.config.vocab_size
 
     def loss_of(_: int, tokens: Tensor) -> Tensor:
-        hidden = _hidden(pruned, tokens)
+        with _narrow_adapters(pruned):
+            hidden = _hidden(pruned, tokens)
         if settings.method != DISTILL:
             return training.likelihood_loss(head, hidden, tokens, vocabulary)
         with torch.no_grad():
@@ -201,11 +203,26 @@ def recover(
         {**identity, **settings.identity()},
         device=pruned.device,
         dtype=pruned.dtype,
+        same=True,
         progress=progress,
     )
     with quiet():
         merged: PreTrainedModel = adapted.merge_and_unload()
     return merged.requires_grad_(True), trained
+
+
+@contextmanager
+def _narrow_adapters(model: PreTrainedModel) -> Iterator[None]:
+    """On CUDA, compute adapters in the model's dtype: in float32 they take most of a step."""
+    from peft.helpers import disable_input_dtype_casting
+
+    if model.device.type != "cuda" or model.dtype == torch.float32:
+        yield
+        return
+    # A graph must not hold weights that were cast before it.
+    autocast = torch.autocast("cuda", dtype=model.dtype, cache_enabled=False)
+    with autocast, disable_input_dtype_casting(model):
+        yield
 
 
 def _hidden(model: PreTrainedModel, tokens: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint as recompute
 
 from lmscout.errors import LmscoutError, brief
 from lmscout.files import check_folder, write_file
@@ -43,6 +42,7 @@ _LOGITS = 1 << 24  # logits in memory at a time: 64 MiB in float32
 _WARM_UP = 0.05  # share of all steps
 _LOWEST_RATE = 0.02  # share of the learning rate, at the end
 _GRADIENT_NORM = 1.0  # largest norm of a step's gradient
+_WARM_UP_CALLS = 3  # before a graph is captured
 _ENDS = 0.1  # share of the steps whose mean loss is reported as the first and the last
 
 
@@ -97,17 +97,40 @@ def divergence_loss(
 def _sum_in_pieces(
     loss: Callable[[Tensor, Tensor], Tensor], vocabulary: int, states: Tensor, others: Tensor
 ) -> Tensor:
-    """Sum a loss over pieces of the tokens, recomputed for the backward pass.
+    """Sum a loss over pieces of the tokens; `head` is frozen.
 
     Logits are by far the widest tensor: those of a whole batch are never in memory at once.
     """
-    size = max(1, _LOGITS // vocabulary)
-    if len(states) <= size:
-        return loss(states, others)
-    total = states.new_zeros((), dtype=torch.float32)
-    for pair in zip(torch.split(states, size), torch.split(others, size), strict=True):
-        total = total + recompute(loss, *pair, use_reentrant=False)
-    return total
+    result: Tensor = _SumInPieces.apply(loss, max(1, _LOGITS // vocabulary), states, others)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _SumInPieces(torch.autograd.Function):
+    """A loss summed over pieces of its states, whose gradient is computed with it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        size: int,
+        states: Tensor,
+        others: Tensor,
+    ) -> Tensor:
+        total = states.new_zeros((), dtype=torch.float32)
+        gradients: list[Tensor] = []
+        for piece, other in zip(torch.split(states, size), torch.split(others, size), strict=True):
+            leaf = piece.detach().requires_grad_(states.requires_grad)
+            with torch.set_grad_enabled(states.requires_grad):
+                part = loss(leaf, other)
+            total += part.detach()
+            if states.requires_grad:
+                gradients.append(*torch.autograd.grad(part, leaf))
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None]:
+        return None, None, torch.cat(ctx.saved_tensors) * gradients[0], None
 
 
 @dataclass(frozen=True)
@@ -231,6 +254,7 @@ def train(
     *,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    same: bool = False,
     progress: StageProgress | None = None,
 ) -> Trained:
     """Minimise a loss over a text by AdamW, with warm-up and a cosine decay to the nearest limit.
@@ -244,6 +268,7 @@ def train(
         identity: all that the training depends on; a checkpoint of another one is refused.
         device: of the windows of a step.
         dtype: in which the model computes.
+        same: whether `loss_of` does the same at every step; on CUDA it becomes a graph.
         progress: called with steps done and allowed.
 
     Raises:
@@ -252,8 +277,13 @@ def train(
     """
     batch = settings.batch(windows.shape[1])
     steps, tokens = settings.last_step(windows.shape[1]), batch * windows.shape[1]
+    cuda = device.type == "cuda"
     optimizer = torch.optim.AdamW(
-        list(adapters.values()), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        list(adapters.values()),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        fused=cuda,
     )
     losses: list[float] = []
     seconds, ended = 0.0, False
@@ -266,6 +296,7 @@ def train(
         header = dict(identity), tuple(losses), seconds, ended
         write_state(checkpoint, State(*header, adapters, kept))
 
+    gradients = (_GradientGraph if cuda and same else _Gradients)(adapters, loss_of)
     limit = settings.seconds or math.inf
     saved_at = seconds
     if not ended:
@@ -280,9 +311,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         text = batch_of(windows, batch, step, settings.seed).to(device)
-        losses.append(_backward(adapters, loss_of, text, step, loss_scale(dtype, tokens)))
+        losses.append(_clipped(adapters, gradients, text, step, loss_scale(dtype, tokens)))
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         seconds += time.perf_counter() - started
         read = tokens * len(losses)
         _log_step(log, step=step, loss=losses[-1], learning_rate=rate, tokens=read, seconds=seconds)
@@ -324,9 +354,61 @@ def _log_step(log: Path, **step: float) -> None:
         ) from error
 
 
-def _backward(
+class _Gradients:
+    """Computes the loss of a step and its gradient times a scale, in the adapters' `grad`."""
+
+    def __init__(
+        self, adapters: Mapping[str, nn.Parameter], loss_of: Callable[[int, Tensor], Tensor]
+    ) -> None:
+        self.adapters, self._loss_of = adapters, loss_of
+
+    def __call__(self, step: int, tokens: Tensor, scale: float) -> Tensor:
+        for one in self.adapters.values():
+            one.grad = None
+        return self._compute(step, tokens, scale)
+
+    def _compute(self, step: int, tokens: Tensor, scale: float | Tensor) -> Tensor:
+        loss = self._loss_of(step, tokens)
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+
+class _GradientGraph(_Gradients):
+    """The same as a CUDA graph: launching thousands of small kernels would take longer than them.
+
+    Tokens and scale are copied to where the graph reads them; `grad` is where it writes.
+    """
+
+    _graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, step: int, tokens: Tensor, scale: float) -> Tensor:
+        if self._graph is None:
+            self._capture(tokens)
+        self._tokens.copy_(tokens)
+        self._scale.fill_(scale)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._loss
+
+    def _capture(self, tokens: Tensor) -> None:
+        self._tokens = tokens.clone()
+        self._scale = torch.ones((), device=tokens.device)
+        side = torch.cuda.Stream(tokens.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(tokens.device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP_CALLS):  # lets libraries allocate before the capture
+                super().__call__(0, self._tokens, 1.0)
+        torch.cuda.current_stream(tokens.device).wait_stream(side)
+        for one in self.adapters.values():
+            one.grad = None
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._loss = self._compute(0, self._tokens, self._scale)
+
+
+def _clipped(
     adapters: Mapping[str, nn.Parameter],
-    loss_of: Callable[[int, Tensor], Tensor],
+    gradients: _Gradients,
     tokens: Tensor,
     step: int,
     scale: float,
@@ -337,28 +419,26 @@ def _backward(
     continues from a checkpoint takes the same ones.
     """
     while True:
-        loss = loss_of(step, tokens)
-        value = loss.item()
+        loss = gradients(step, tokens, scale)
+        found = [one.grad for one in adapters.values() if one.grad is not None]
+        if scale > 1:
+            torch._foreach_div_(found, scale)
+        norm = nn.utils.get_total_norm(found)
+        value, size = torch.stack([loss.float(), norm]).tolist()
         if not math.isfinite(value):
             raise LmscoutError(
                 f"recovery: the loss of step {step} is {value}: lower the learning rate, "
                 "or check the text"
             )
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
-        for one in adapters.values():
-            if scale > 1 and one.grad is not None:
-                one.grad /= scale
-        norm = nn.utils.clip_grad_norm_(adapters.values(), _GRADIENT_NORM)
-        if math.isfinite(norm.item()):
-            return value
+        if math.isfinite(size):
+            nn.utils.clip_grads_with_norm_(adapters.values(), _GRADIENT_NORM, norm)
+            return float(value)
         if scale == 1:
             raise LmscoutError(
                 f"recovery: the gradient of step {step} is not finite: lower the learning rate, "
                 "or train in float32 (dtype)"
             )
         scale = lower_scale(scale)
-        for one in adapters.values():
-            one.grad = None
 
 
 def schedule(step: int, steps: int, by_clock: float = 0.0) -> float:
@@ -387,6 +467,7 @@ def _restore(
         one.copy_(state.weights[name])
     for key, value in state.optimizer.items():
         name, _, kind = key.rpartition("/")
-        # the count of steps stays on the CPU, as the optimizer keeps it
-        place = value if kind == "step" else value.to(adapters[name].device)
+        # the count of steps is on the CPU, but for an optimizer in one kernel
+        alone = kind == "step" and not optimizer.defaults["fused"]
+        place = value if alone else value.to(adapters[name].device)
         optimizer.state[adapters[name]][kind] = place
