@@ -28,6 +28,7 @@ myst_links_external_new_tab = False
 # without ipywidgets.
 PROFILE = TemporaryDirectory(prefix="lmscout-docs-")
 os.environ["IPYTHONDIR"] = PROFILE.name
+os.environ["PLOTLY_RENDERER"] = "notebook"  # figures that need no network
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 Path(PROFILE.name, "profile_default").mkdir()
 Path(PROFILE.name, "profile_default", "ipython_kernel_config.py").write_text(
@@ -78,9 +79,10 @@ def _signature(*event: Any) -> tuple[str, str | None] | None:
     return re.sub(r"(\w+) = <factory>", r"\1 = \1()", short).replace("~torch.", "torch."), returns
 
 
-def _attributes_are_arguments(*event: Any) -> None:
-    """A configuration is made by its attributes: their list is that of its parameters."""
+def _docstring(*event: Any) -> None:
+    """Escape bars, and list the attributes of a configuration as what it is made from."""
     _, what, *_, lines = event
+    lines[:] = [line.replace("|ρ|", r"\|ρ\|") for line in lines]
     if what == "class":
         lines[:] = ["Args:" if line == "Attributes:" else line for line in lines]
 
@@ -88,4 +90,4 @@ def _attributes_are_arguments(*event: Any) -> None:
 def setup(app: Any) -> None:
     """Connect to autodoc, before napoleon."""
     app.connect("autodoc-process-signature", _signature)
-    app.connect("autodoc-process-docstring", _attributes_are_arguments, priority=400)
+    app.connect("autodoc-process-docstring", _docstring, priority=400)
