@@ -305,7 +305,7 @@ def models_table(result: Pruning) -> Table:
     """The reported models with their protocol."""
     dense = result.dense.measures.get("perplexity")
     rows, found = [], []
-    for keep, one in result._models:
+    for keep, one in result.reported:
         found += [len(rows)] if one.name in ("found", "found_recovered") else []
         value = one.measures.get("perplexity")
         rows.append(
