@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import pytest
 
 import lmscout
+from lmscout.builtin.corpus import corpus_text
 
 
 def copied(run, folder):
@@ -20,6 +21,14 @@ def edited(folder, **changes):
     """A run folder with other entries of its settings."""
     values = json.loads((folder / "settings.json").read_text())
     (folder / "settings.json").write_text(json.dumps(values | changes))
+    return folder
+
+
+def changed(folder, change):
+    """A run folder whose result has other fields."""
+    values = json.loads((folder / "result.json").read_text())
+    change(values["fields"])
+    (folder / "result.json").write_text(json.dumps(values))
     return folder
 
 
@@ -92,14 +101,11 @@ def test_a_finished_run_without_its_study_has_its_models(runs, tmp_path):
 
 def test_a_result_of_an_earlier_version_lacks_a_figure_only(runs, tmp_path):
     folder = copied(runs["discover"], tmp_path / "earlier")
-    values = json.loads((folder / "result.json").read_text())
-    del values["fields"]["points"]
-    (folder / "result.json").write_text(json.dumps(values))
+    changed(folder, lambda own: own.pop("points"))
     assert lmscout.load_result(folder).points is None
     whole, less = sections(lmscout.report(runs["discover"])), sections(lmscout.report(folder))
     assert set(whole) - set(less) == {"score-against-quality"}
-    del values["fields"]["test"]
-    (folder / "result.json").write_text(json.dumps(values))
+    changed(folder, lambda own: own.pop("test"))
     with pytest.raises(lmscout.LmscoutError, match="holds no result"):
         lmscout.report(folder)
 
@@ -115,6 +121,7 @@ def test_a_result_of_an_earlier_version_lacks_a_figure_only(runs, tmp_path):
         (lambda one: (one / "result.json").unlink(), "nothing to show yet"),
         (lambda one: (one / "result.json").write_text("{"), "result.json"),
         (lambda one: (one / "scores.parquet").write_bytes(b"PAR1"), "scores.parquet"),
+        (lambda one: changed(one, lambda own: own["split"]["test"].append(99)), "damaged result"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(runs, tmp_path, change, message):
@@ -137,6 +144,16 @@ def test_the_command_writes_the_page_and_names_it(runs, tmp_path):
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == f"lmscout: {tmp_path / 'nowhere'}: there is no such run folder\n"
+
+
+def test_a_benchmark_that_is_being_built_shows_what_was_trained(tmp_path):
+    built = {"n": 2, "tokens": 10_240, "seeds": 1, "workers": 1, "progress": False}
+    (tmp_path / "text.txt").write_text(corpus_text("train", 150)[:60_000])
+    lmscout.build_benchmark("nano", out=tmp_path / "mine", text=tmp_path / "text.txt", **built)
+    assert headline(lmscout.report(tmp_path / "mine")).startswith("2 architectures, 2 models")
+    for name in ("result.json", "table.jsonl"):
+        (tmp_path / "mine" / name).unlink()
+    assert "of 2 wanted architectures" in headline(lmscout.report(tmp_path / "mine"))
 
 
 def test_a_result_alone_is_saved_as_a_page(runs, tmp_path):

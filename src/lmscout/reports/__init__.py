@@ -85,7 +85,14 @@ def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None
         raise LmscoutError("--beside is for the report of a discover run: leave it out")
     state = ""
     if result is not None:
-        content = _content(result, read.folder, beside)
+        try:
+            content = _content(result, read.folder, beside)
+        except LmscoutError:
+            raise
+        except Exception as error:
+            raise LmscoutError(
+                f"{read.path}: damaged result ({type(error).__name__}: {error}): run it again"
+            ) from error
     else:
         content = _running(read)
         state = "not finished" if read.problem == NOT_FINISHED else "damaged"
