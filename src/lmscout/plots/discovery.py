@@ -145,7 +145,7 @@ _KINDS = {"found": "found", "literature": "given proxies", "uniform": "configura
 def whiskers(title: str, rows: Sequence[tuple[str, str, Interval]]) -> go.Figure:
     """A dot and an interval a row: label, kind of colour, correlation."""
     made = figure(title, "Spearman's ρ (95 % interval)", height=110 + 26 * len(rows))
-    labels = [safe(name if len(name) <= 34 else f"{name[:33]}…") for name, _, _ in rows]
+    labels = [safe(name, 34) for name, _, _ in rows]
     places = list(range(len(rows)))
     for colour in dict.fromkeys(kind for _, kind, _ in rows):
         own = [place for place in places if rows[place][1] == colour]

@@ -16,6 +16,7 @@ from lmscout.plots.style import COLOURS, dots, figure, finite, line, logarithmic
 from lmscout.pruning.features import TargetScale
 from lmscout.pruning.plan import Floats, Plan, as_rows
 from lmscout.pruning.results import LABELS, Pruning, Reported, Size
+from lmscout.pruning.storage import existing_storage_url, sqlite_file
 from lmscout.pruning.study import Pair
 from lmscout.pruning.study_record import RecordedPairs, read_pairs
 
@@ -44,8 +45,9 @@ def pairs_of(source: Source) -> RecordedPairs:
     """The measured pairs of a run.
 
     Args:
-        source: a result, whose study is read; a run folder or the URL of a storage, also of a
-            running run; or an Optuna study.
+        source: a result, whose study is read if it is a SQLite file (no server that a result
+            names is asked); a run folder or the URL of a storage, also of a running run; or an
+            Optuna study.
 
     Raises:
         LmscoutError: there is no study of lmscout, or it was edited.
@@ -54,7 +56,12 @@ def pairs_of(source: Source) -> RecordedPairs:
         return source
     if isinstance(source, optuna.Study):
         return _of_optuna(source)
-    return read_pairs(source.study if isinstance(source, Pruning) else source)
+    if isinstance(source, Pruning):
+        file = sqlite_file(existing_storage_url(source.study))
+        if file is None or not file.is_file():
+            raise LmscoutError(f"the pairs at {source.study} are in no file here: give their URL")
+        source = source.study
+    return read_pairs(source)
 
 
 def _of_optuna(study: optuna.Study) -> RecordedPairs:
@@ -93,7 +100,7 @@ def tradeoff(source: Source, pairs: RecordedPairs | None = None) -> go.Figure:
     made = figure(
         "Quality against size", "share of prunable parameters kept", "loss increase, nats/token"
     )
-    models = [] if not isinstance(source, Pruning) else source._models
+    models = [] if not isinstance(source, Pruning) else source.reported
     levels = [one.loss_increase for _, one in models if one.loss_increase is not None]
     if pairs is None:
         try:
@@ -569,6 +576,11 @@ def progress(source: Source) -> go.Figure:
     made = figure(
         "The pairs as they were measured", "pair", "loss increase, nats/token", height=340
     )
+    kept = [one.kept for one in recorded]
+    colours: dict[str, object] = {"color": COLOURS["searched"]}
+    if len(kept) > 1 and max(kept) - min(kept) > _ASIDE:
+        bar = {"title": {"text": "kept"}, "tickformat": ".0%", "thickness": 10, "outlinewidth": 0}
+        colours = {"color": kept, "colorscale": "Viridis", "colorbar": bar}
     made.add_trace(
         go.Scatter(
             name="pairs",
@@ -578,15 +590,8 @@ def progress(source: Source) -> go.Figure:
             showlegend=False,
             marker={
                 "size": 7,
-                "color": [one.kept for one in recorded],
-                "colorscale": "Viridis",
+                **colours,
                 "symbol": ["circle-open" if one.partial else "circle" for one in recorded],
-                "colorbar": {
-                    "title": {"text": "kept"},
-                    "tickformat": ".0%",
-                    "thickness": 10,
-                    "outlinewidth": 0,
-                },
             },
             text=[f"pair {place}<br>{pair_text(one)}" for place, one in enumerate(recorded, 1)],
             hoverinfo="text",

@@ -25,7 +25,6 @@ from lmscout.evaluation import Evaluation
 from lmscout.files import write_file
 from lmscout.plots.pruning import pairs_of
 from lmscout.pruning.results import Pruning
-from lmscout.pruning.storage import sqlite_file
 from lmscout.reports import discovery, others, pruning
 from lmscout.reports.folder import NOT_FINISHED, RunFolder, read_run, shown_settings
 from lmscout.reports.page import Column, Content, Page, Section, Table, Verdict, render
@@ -86,13 +85,20 @@ def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None
         raise LmscoutError("--beside is for the report of a discover run: leave it out")
     state = ""
     if result is not None:
-        content = _content(result, read.folder, beside)
+        try:
+            content = _content(result, read.folder, beside)
+        except LmscoutError:
+            raise
+        except Exception as error:
+            raise LmscoutError(
+                f"{read.path}: damaged result ({type(error).__name__}: {error}): run it again"
+            ) from error
     else:
         content = _running(read)
         state = "not finished" if read.problem == NOT_FINISHED else "damaged"
         if state == "damaged":
-            told = Verdict(f"The result cannot be read: {read.problem}.", "bad")
-            content = replace(content, verdicts=[told])
+            warning = Verdict(f"The result cannot be read: {read.problem}.", "bad")
+            content = replace(content, verdicts=[warning])
     rows = shown_settings(read)
     if rows:
         table = Table("All settings", [Column("setting"), Column("value", wide=True)], rows)
@@ -146,15 +152,9 @@ def _running(read: RunFolder) -> Content:
 
 
 def _pairs(result: Pruning, folder: Path | None) -> pruning.RecordedPairs | None:
-    """The pairs in the run folder, or of a result alone in its SQLite file; None if unreadable.
-
-    No server that a run folder names is asked.
-    """
+    """The pairs in the run folder, or of a result alone in its SQLite file; None if unreadable."""
     try:
-        if folder is not None:
-            return pairs_of(folder)
-        file = sqlite_file(result.study)
-        return None if file is None or not file.is_file() else pairs_of(result)
+        return pairs_of(result if folder is None else folder)
     except LmscoutError:
         return None
 

@@ -36,7 +36,7 @@ from lmscout.reports.page import (
 )
 
 _SCATTER = (
-    "An architecture a point. The proxy was chosen by the grey circles alone; the teal points, "
+    "An architecture a point. The proxy was chosen by the pale circles alone; the teal points, "
     "which no choice has seen, show how well it ranks. The closer to one rising curve, the better."
 )
 _AGAINST = (

@@ -50,12 +50,12 @@ def design_content(result: Design) -> Content:
         )
         parts.append(Section("The search", [Figure(plots.trace(result), caption)]))
     parts.append(time_section(result.seconds))
-    told = Verdict(
+    warning = Verdict(
         "Nothing was trained: the score is not a quality. "
         "design --on-benchmark shows the proxy’s regret where quality is known.",
         "warn",
     )
-    return Content(f"{text}.", parts, [told])
+    return Content(f"{text}.", parts, [warning])
 
 
 def selection_content(result: Selection) -> Content:

@@ -9,7 +9,8 @@
     try { localStorage.setItem("lmscout-theme", root.dataset.theme); } catch { /* a page without storage */ }
   });
 
-  // Figures, one after the other, so that the page can be read meanwhile.
+  // Figures, one after the other while the page is idle, so that it can be read meanwhile.
+  const idle = window.requestIdleCallback ? (next) => requestIdleCallback(next, { timeout: 300 }) : (next) => setTimeout(next, 0);
   const plots = [...document.querySelectorAll(".plot")];
   const config = {
     responsive: true, displaylogo: false,
@@ -17,7 +18,7 @@
   };
   let drawn = 0;
   const next = () => {
-    if (drawn === plots.length) { root.dataset.drawn = drawn; return; }
+    if (drawn === plots.length) { root.dataset.open = ""; root.dataset.drawn = drawn; return; }
     const plot = plots[drawn++];
     const source = plot.querySelector("script");
     const figure = JSON.parse(source.textContent);
@@ -29,7 +30,7 @@
       figure.layout.height += entries > 2 ? 9 * entries : 0;
       plot.style.height = `${figure.layout.height}px`;
     }
-    Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => setTimeout(next, 0));
+    Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => { root.dataset.open = ""; idle(next); });
   };
   next();
 

@@ -25,11 +25,12 @@ from lmscout.reports.page import (
     time_section,
 )
 
+_LINE = "the blue line joins those that no smaller one beats"
+_ASIDE = "those of one size are spread sideways a little"
 _FRONT = (
     "Lower and further left is better. Small points are the measured pairs, on the text of all "
-    "pairs; the blue line joins those that no smaller one beats. Large marks are the reported "
-    "models, measured on other text: teal found, orange uniform, grey dense. Plans far above are "
-    "cut off; double-click shows them."
+    "pairs; {}. Large marks are the reported models, measured on other text: teal found, orange "
+    "uniform, grey dense. Plans far above are cut off; double-click shows them."
 )
 _PREDICTED = (
     "Every grey point was predicted by a model that had not seen it. On the dotted line a "
@@ -179,7 +180,7 @@ def _sections(result: Pruning, pairs: RecordedPairs | None) -> list[Section]:
     found = [
         Section(
             "Quality against size",
-            [Figure(plots.tradeoff(result, some), _FRONT), models_table(result)],
+            [_tradeoff(result, some), models_table(result)],
         ),
         Section("The plan", _plans(result)),
     ]
@@ -221,12 +222,18 @@ def running(folder: Path, problem: str) -> Content:
         f"keeps {best.kept:.1%} of the prunable parameters."
     )
     found = [
-        Section("Quality against size", [Figure(plots.tradeoff(pairs), _FRONT)]),
+        Section("Quality against size", [_tradeoff(pairs, pairs)]),
         Section("Progress", [Figure(plots.progress(pairs), _PROGRESS)]),
         Section("Sensitivity of the blocks", _sensitivity(pairs)),
         Section("Everything measured", [pairs_table(pairs)]),
     ]
     return Content(text, found)
+
+
+def _tradeoff(source: Pruning | RecordedPairs, pairs: RecordedPairs) -> Figure:
+    drawn = plots.tradeoff(source, pairs)
+    front = any("front" in (one.name or "") for one in drawn.data)
+    return Figure(drawn, _FRONT.format(_LINE if front else _ASIDE))
 
 
 def _plans(result: Pruning) -> list[Part]:
@@ -305,7 +312,7 @@ def models_table(result: Pruning) -> Table:
     """The reported models with their protocol."""
     dense = result.dense.measures.get("perplexity")
     rows, found = [], []
-    for keep, one in result._models:
+    for keep, one in result.reported:
         found += [len(rows)] if one.name in ("found", "found_recovered") else []
         value = one.measures.get("perplexity")
         rows.append(
