@@ -36,8 +36,8 @@ Path(PROFILE.name, "profile_default", "ipython_kernel_config.py").write_text(
 )
 nb_execution_mode = "force"
 nb_execution_in_temp = True  # runs of tutorials leave nothing behind
-nb_execution_timeout = 300  # seconds of one cell
-nb_execution_raise_on_error = True
+nb_execution_timeout = 900  # seconds of one cell
+nb_execution_show_tb = True
 nb_merge_streams = True
 
 autodoc_typehints = "signature"

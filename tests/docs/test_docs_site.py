@@ -60,7 +60,7 @@ def executed(notebook, folder, cache):
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         patch.setenv("IPYTHONDIR", str(cache / "ipython"))
         patch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")  # ipywidgets are optional
-        client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}})
+        client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": folder}})
         client.execute()
     outputs = [one for cell in notebook.cells for one in cell.get("outputs", ())]
     assert not [one.text for one in outputs if one.get("name") == "stderr"]
