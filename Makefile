@@ -21,13 +21,14 @@ unfit = $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint reference clean
+.PHONY: help demo test lint reference docs clean
 
 help:
 	@echo 'make demo       discover and prune, on what comes with lmscout'
 	@echo 'make test       run the tests'
 	@echo 'make lint       check style, types and the direction of imports'
-	@echo 'make reference  write docs/proxies.md and docs/options.md from the code'
+	@echo 'make reference  write docs/proxies.md, docs/options.md and notebooks/ from their sources'
+	@echo 'make docs       build the documentation in docs/_build/html; tutorials are executed'
 	@echo 'make clean      remove .venv and every cache; runs/ stays'
 
 demo: $(INSTALLED)
@@ -46,6 +47,12 @@ lint: $(INSTALLED)
 reference: $(INSTALLED)
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_options.py
+	$(BIN)/python docs/make_notebooks.py
+
+# A warning, a link that leads nowhere, or a tutorial that fails ends it.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+	@echo 'Documentation: docs/_build/html/index.html'
 
 # The stamp is written last: an install that was interrupted is done again.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -57,5 +64,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -37,6 +37,7 @@ CONFIGS = {
 OTHERS = {
     "json": "`result.to_json()`",
     "dry_run": "",
+    "open_": "",
     "latex": "`result.latex`",
     "torch": "`result.torch`",
     "feature": "`PruneConfig(features=)`",

@@ -14,7 +14,8 @@ from lmscout.builtin.corpus import corpus_text
 LIGHT = """
 import sys
 import lmscout
-heavy = {"torch", "transformers", "numpy", "pandas", "optuna", "sklearn"} & set(sys.modules)
+heavy = {"torch", "transformers", "numpy", "pandas", "optuna", "plotly", "sklearn"}
+heavy &= set(sys.modules)
 assert not heavy, f"importing lmscout imports {sorted(heavy)}"
 assert "lmscout.api" not in sys.modules
 assert set(lmscout.__all__) <= set(dir(lmscout))

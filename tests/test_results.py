@@ -96,7 +96,8 @@ def test_there_is_one_of_every_class(results):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, name):
+def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, name, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as the kernels of notebooks do
     found = results[name]
     frame = found.to_frame()
     assert isinstance(frame, pandas.DataFrame)
@@ -117,6 +118,17 @@ def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, n
     assert hash(again) == hash(found)
     assert found != "a result"
     assert all((found == other) == (found is other) for other in results.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_result_has_a_figure_and_a_report(results, tmp_path, name):
+    found = results[name]
+    assert len(found.plot().data) > 0
+    assert "lmscout-figure" in found._repr_html_()
+    found.save_report(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert text.count('<section id="') == text.count("</section>") >= 1
+    assert text.count("<figure>") >= 1
 
 
 def leaves(values, path=()):

@@ -12,6 +12,7 @@ from lmscout.errors import LmscoutError
 from lmscout.version import __version__
 
 if TYPE_CHECKING:
+    from lmscout import plots
     from lmscout.api import (
         build_benchmark,
         check_benchmark,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         export,
         prune,
         rank,
+        report,
     )
     from lmscout.discovery.symbolic_search import DeepSettings as DeepSearchConfig
     from lmscout.loading import load_benchmark, load_model, load_result, register
@@ -46,9 +48,11 @@ __all__ = [
     "load_benchmark",
     "load_model",
     "load_result",
+    "plots",
     "prune",
     "rank",
     "register",
+    "report",
 ]
 
 _ELSEWHERE = {
@@ -65,6 +69,8 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return import_module("lmscout.plots")
     if name not in __all__:
         raise AttributeError(f"module 'lmscout' has no attribute {name!r}")
     module, defined = _ELSEWHERE.get(name, ("api", name))

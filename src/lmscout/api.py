@@ -588,3 +588,30 @@ def check_benchmark(benchmark: str, *, seed: int = 0, out: Path_ | None = None) 
     settings = {"benchmark": benchmark, "table_sha256": table_digest(folder), "seed": seed}
     compute = partial(check, folder, seed=seed)
     return kept_result(path_of(out), "bench check", settings, Check, compute)
+
+
+def report(run: Path_, *, out: Path_ | None = None, beside: Path_ | None = None) -> Path:
+    """Write the report of a run: one HTML file with figures and tables, made from its folder.
+
+    Args:
+        run: run folder of any command, finished or not, or a file that a result's `save` wrote.
+        out: the HTML file; None for ``report.html`` in the run folder.
+        beside: run folder of `rank` on the same benchmark, whose proxies are shown beside a
+            discovered one.
+
+    Returns:
+        The file.
+
+    Raises:
+        LmscoutError: the folder holds nothing to show or is damaged, or the file cannot be
+            written.
+
+    Example:
+        >>> import lmscout
+        >>> checked = lmscout.check_benchmark("pico", out="checked")
+        >>> lmscout.report("checked").name
+        'report.html'
+    """
+    from lmscout.reports import write_report
+
+    return write_report(run, out, beside)

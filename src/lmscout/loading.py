@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmscout.arguments import Path_
 from lmscout.errors import LmscoutError
 from lmscout.reading import read_json
-from lmscout.results import Result, saved_names, saved_values
+from lmscout.results import Result, has_fields_of, saved_values
 from lmscout.runs import RESULT
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def load_result(path: Path_) -> Any:
     for one in RESULTS:
         module, name = one.rsplit(".", 1)
         kind: type[Result] = getattr(import_module(f"lmscout.{module}"), name)
-        if isinstance(values, dict) and saved_names(kind) == set(values) - {"schema"}:
+        if isinstance(values, dict) and has_fields_of(kind, set(values) - {"schema"}):
             return kind.load(file)
     raise LmscoutError(f"{file}: holds no result; name a file that save() wrote, or a run folder")
 

@@ -6,7 +6,7 @@ import html
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ from lmscout.reading import read_json
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects as go
 
 _SHORT = 40  # characters of a text that `repr` shows
 
@@ -85,9 +86,29 @@ class Result:
 
         return pandas.DataFrame(self.rows())
 
+    def plot(self) -> go.Figure:
+        """The figure that a reader wants first, see `lmscout.plots`.
+
+        Raises:
+            LmscoutError: the result holds nothing that can be drawn.
+        """
+        return import_module("lmscout.plots").plot(self)
+
+    def save_report(self, path: Path | str) -> None:
+        """Write the result as one HTML file with figures and tables, see `lmscout.report`.
+
+        Raises:
+            LmscoutError: the file cannot be written.
+        """
+        import_module("lmscout.reports").save_report(self, path)
+
     def _repr_html_(self) -> str:
-        """The result in a notebook: one line, and the table."""
-        return f"<p>{html.escape(repr(self))}</p>{self.to_frame()._repr_html_()}"
+        """The result in a notebook: one line, the table, and the figure."""
+        try:
+            drawn = import_module("lmscout.plots.notebook").embedded(self.plot())
+        except LmscoutError:  # nothing that can be drawn
+            drawn = ""
+        return f"<p>{html.escape(repr(self))}</p>{self.to_frame()._repr_html_()}{drawn}"
 
     def __repr__(self) -> str:
         """One line: the class, and its numbers and short texts."""
@@ -151,9 +172,13 @@ def saved_values(read: Any) -> Any:
     return read[FIELDS] if isinstance(read, dict) and FIELDS in read else read
 
 
-def saved_names(kind: type) -> set[str]:
-    """The names of the fields of a class of results that are saved."""
-    return set(_saved_fields(kind))
+def has_fields_of(kind: type, names: set[str]) -> bool:
+    """Whether saved values with these names may be of a class of results.
+
+    A field with a default may be missing: results of earlier versions do not have it.
+    """
+    saved = _saved_fields(kind)
+    return names <= set(saved) and names >= set(saved) - _optional(kind)
 
 
 def _written(value: Any) -> Any:  # noqa: PLR0911 - one per type
@@ -193,6 +218,7 @@ def _read(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one per type
             **{
                 name: _read_field(own, form, plain[name])
                 for name, (own, form) in _saved_fields(kind).items()
+                if name in plain or name not in _optional(kind)
             }
         )
     if origin is tuple:
@@ -231,6 +257,13 @@ def _saved_fields(kind: type) -> dict[str, tuple[Any, SavedAs | None]]:
         if NotSaved not in notes:
             found[one.name] = hint, next((n for n in notes if isinstance(n, SavedAs)), None)
     return found
+
+
+@cache
+def _optional(kind: type) -> set[str]:
+    """Names of the fields of a dataclass that have a default."""
+    given = (MISSING, MISSING)
+    return {one.name for one in fields(kind) if (one.default, one.default_factory) != given}
 
 
 def _checked(value: Any, kind: Any) -> Any:

@@ -63,7 +63,8 @@ def test_an_encoder_has_a_spec_but_no_model(lmscout, flexibert_file, tmp_path):
     )
     assert (code, err) == (0, "")
     assert "no class for flexibert, so there is no model): new" in out
-    assert [one.name for one in (tmp_path / "new").iterdir()] == ["spec.json"]
+    names = sorted(one.name for one in (tmp_path / "new").iterdir())
+    assert names == ["result.json", "settings.json", "spec.json"]
 
 
 def test_design_averages_over_weights(lmscout, flexibert_file, tmp_path):

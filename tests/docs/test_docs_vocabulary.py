@@ -21,7 +21,7 @@ KEPT = (  # of version 0.1, in scripts and on disk
 
 
 def test_private_words_are_gone_from_sources_help_and_documents():
-    files = [*(ROOT / "src").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    files = [*(ROOT / "src").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     found = []
     for file in files:
         for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):

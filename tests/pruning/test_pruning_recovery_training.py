@@ -1,5 +1,6 @@
 """Training within bounds: which text each step reads, and what is left when it is stopped."""
 
+import json
 import os
 import signal
 import subprocess
@@ -201,6 +202,35 @@ def test_a_training_that_is_killed_comes_to_the_same_weights(tmp_path):
     continued, _ = example(tmp_path / "killed", made.append)
     assert 0 < made[0] < SETTINGS.last_step(16)  # it did not begin anew, nor was it at its end
     assert weights_digest(continued) == weights_digest(whole)
+    lines = [read_log(tmp_path / name) for name in ("whole", "killed")]
+    assert [line["step"] for line in lines[1]] == list(range(SETTINGS.steps))
+    same = ("loss", "learning_rate", "tokens")
+    assert [[line[key] for key in same] for line in lines[0]] == [
+        [line[key] for key in same] for line in lines[1]
+    ]
+    seconds = [line["seconds"] for line in lines[1]]
+    assert seconds == sorted(seconds)
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "x.jsonl").read_text().splitlines()]
+
+
+def test_the_log_has_the_losses_of_the_checkpoint(tmp_path):
+    example(tmp_path)
+    state, lines = read_state(tmp_path / "x.safetensors"), read_log(tmp_path)
+    assert tuple(line["loss"] for line in lines) == state.losses
+    assert lines[-1]["tokens"] == SETTINGS.steps * SETTINGS.batch_tokens
+    assert lines[-1]["learning_rate"] == SETTINGS.learning_rate * schedule(23, SETTINGS.steps)
+    before = (tmp_path / "x.jsonl").read_bytes()
+    example(tmp_path)  # it has ended: nothing is written again
+    assert (tmp_path / "x.jsonl").read_bytes() == before
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "x.jsonl").mkdir()
+    with pytest.raises(LmscoutError, match=r"recovery log .*x\.jsonl: cannot be read \(Is a dir"):
+        example(tmp_path)
 
 
 def test_an_ended_training_keeps_its_adapter_alone(tmp_path):

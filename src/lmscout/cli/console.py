@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,16 @@ ASSESSMENT = ("ρ", "95 %", "τ", "in\ncell", "given\nsize", "top\ntenth")
 
 def table_console() -> Console:
     """The console for tables, as wide as the terminal, but alike on all that are wide enough."""
-    return Console(width=min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
+    return _console(min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
+
+
+def _console(width: int | None = None) -> Console:
+    """A console on stdout; without colours where `Result.summary` captures the text.
+
+    In a notebook rich would display the text rather than write it, and colours are forced there.
+    """
+    captured = isinstance(sys.stdout, io.StringIO)
+    return Console(width=width, force_jupyter=False, force_terminal=False if captured else None)
 
 
 def say(text: str, *, style: str | None = None, whole: bool = False) -> None:
@@ -52,7 +62,7 @@ def say(text: str, *, style: str | None = None, whole: bool = False) -> None:
         whole: whether a long line stays one on a terminal too, so that it can be pasted.
     """
     whole = whole or not sys.stdout.isatty()
-    Console().print(text, style=style, highlight=False, soft_wrap=whole)
+    _console().print(text, style=style, highlight=False, soft_wrap=whole)
 
 
 def table(first: str, *columns: str, caption: str | None = None) -> Table:

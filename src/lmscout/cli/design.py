@@ -83,8 +83,8 @@ def design(
         Path | None,
         option(
             OUTPUT,
-            "Folder for the untrained model, which transformers loads, and its spec.json; or "
-            "FILE.json for the spec alone.",
+            "Folder for the untrained model, which transformers loads, its spec.json and the "
+            "result; or FILE.json for the spec alone.",
             metavar="FOLDER",
         ),
     ] = None,
@@ -121,8 +121,12 @@ def design(
         cluster=cluster,
     )
     written = "spec"
+    settings = {"space": space, "on_benchmark": on_benchmark, "evaluations": evaluations}
     if out is not None and as_folder:
         written = _write_folder(result, out)
+        run = Run(out, "design", settings)
+        run.begin()
+        run.end(result)
     elif out is not None:
         write_file(out, as_json(result.spec.to_dict()), name=f"--out {out}")
 
@@ -134,7 +138,6 @@ def design(
         if out is not None:
             print(f"{written}: {out}")
 
-    settings = {"space": space, "on_benchmark": on_benchmark, "evaluations": evaluations}
     console.finish(result, shown, json, Run(default_run_folder("design"), "design", settings))
 
 

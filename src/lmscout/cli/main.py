@@ -18,6 +18,7 @@ from lmscout.cli.explain import explain
 from lmscout.cli.export import export
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
+from lmscout.cli.report import report
 from lmscout.errors import LmscoutError, out_of_memory, without_passwords
 from lmscout.files import storage_problem
 from lmscout.version import __version__
@@ -25,7 +26,7 @@ from lmscout.version import __version__
 INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
 _LONGEST = 1000  # characters of an error
 _ABOUT = "Discover zero-cost proxies, design architectures, prune and evaluate language models."
-_DISCOVER, _PRUNE = "Discover and design", "Prune and evaluate"
+_DISCOVER, _PRUNE, _SEE = "Discover and design", "Prune and evaluate", "See"
 
 app = typer.Typer(
     help=_ABOUT,
@@ -40,6 +41,7 @@ app.add_typer(bench_app, name="bench", rich_help_panel=_DISCOVER)
 app.command(rich_help_panel=_PRUNE)(prune)
 app.command("eval", rich_help_panel=_PRUNE)(evaluate)
 app.command(rich_help_panel=_PRUNE)(export)
+app.command(rich_help_panel=_SEE)(report)
 
 
 def _print_version(wanted: bool) -> None:

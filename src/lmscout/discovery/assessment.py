@@ -61,6 +61,30 @@ class Assessment:
         return intervals | {name: number_json(getattr(self, name)) for name in _FIGURES}
 
 
+@dataclass(frozen=True)
+class Points:
+    """Scored architectures, each a point of a scatter plot; all are [n].
+
+    Attributes:
+        names: of the architectures.
+        params: their numbers of parameters.
+        quality: higher is better.
+        scores: of a proxy, with its sign: higher is better.
+    """
+
+    names: tuple[str, ...]
+    params: tuple[int, ...]
+    quality: tuple[float, ...]
+    scores: tuple[float, ...]
+
+    @classmethod
+    def of(cls, benchmark: Benchmark, scores: Scores) -> Points:
+        """The architectures of a benchmark under scores [n]."""
+        params = tuple(spec.parameters() for spec in benchmark.specs)
+        quality, own = map(tuple, (benchmark.quality.tolist(), scores.tolist()))
+        return cls(tuple(benchmark.identifiers), params, quality, own)
+
+
 def number_json(value: float) -> float | None:
     """A finite number; None for others, as JSON has no NaN."""
     return float(value) if math.isfinite(value) else None

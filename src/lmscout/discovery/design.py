@@ -152,6 +152,8 @@ class Design(Untrained, Result):
         n_undefined: number of them without a finite score.
         drawn_score: the best score among those proposed before the first mutation.
         seconds: by stage.
+        trace: parameters and score of every architecture, in the order of scoring; NaN without a
+            score; empty in a result of an earlier version.
     """
 
     space: str
@@ -165,6 +167,7 @@ class Design(Untrained, Result):
     n_undefined: int
     drawn_score: float | None
     seconds: dict[str, float]
+    trace: tuple[tuple[int, float], ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the architecture found."""
@@ -244,4 +247,5 @@ def design(
         n_undefined=len(found) - len(defined),
         drawn_score=proxy.sign * max(drawn) if drawn else None,
         seconds=stages.seconds,
+        trace=tuple((one.parameters(), proxy.sign * score) for one, score in found.items()),
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Unpack
+
+import numpy as np
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.assessment import (
     Assessment,
     Compared,
+    Points,
     SavedTree,
     SignedProxy,
     assess,
@@ -51,6 +54,7 @@ class Finding(Compared):
         test: its assessment on the test split; its name is the proxy's text.
         baselines: the configuration baselines on the test split.
         ahead: test ρ less that of the best of them, paired.
+        points: all architectures; None in a result of an earlier version.
     """
 
     benchmark: str
@@ -62,6 +66,7 @@ class Finding(Compared):
     test: Assessment
     baselines: tuple[Assessment, ...]
     ahead: Interval
+    points: Points | None = field(default=None, kw_only=True)
 
     @property
     def best(self) -> str:
@@ -111,6 +116,8 @@ def assess_choice(
     quality, test = benchmark.quality[split.search], benchmark.subset(split.test)
     sign = 1 if spearman(searched, quality) >= 0 else -1
     baselines, ahead = compare_baselines(sign * held_out, test)
+    scores = np.full(len(benchmark), np.nan)
+    scores[split.search], scores[split.test] = sign * searched, sign * held_out
     return Finding(
         benchmark.name,
         benchmark.metric,
@@ -121,6 +128,7 @@ def assess_choice(
         assess(text, sign * held_out, test),
         baselines,
         ahead,
+        points=Points.of(benchmark, scores),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.assessment import SavedSpec, SignedProxy, baseline_scores
+from lmscout.discovery.assessment import Points, SavedSpec, SignedProxy, baseline_scores
 from lmscout.discovery.design import Untrained, architecture_json
 from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
 from lmscout.discovery.splits import Indices
@@ -62,6 +62,7 @@ class Selection(Untrained, Result):
         quality: its measured quality.
         best_quality: the best within the limit.
         seconds: by stage.
+        points: the drawn ones; None in a result of an earlier version.
     """
 
     benchmark: str
@@ -82,6 +83,7 @@ class Selection(Untrained, Result):
     quality: float
     best_quality: float
     seconds: dict[str, float]
+    points: Points | None = None
 
     @property
     def hardest(self) -> Pick:
@@ -181,6 +183,7 @@ def pick(
         quality=float(quality[row]),
         best_quality=float(quality[within].max()),
         seconds=stages.seconds,
+        points=Points.of(benchmark.subset(in_order), scores[in_order]),
     )
 
 

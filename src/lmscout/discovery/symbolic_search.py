@@ -48,16 +48,16 @@ class DeepSettings:
     """How the deep space is searched.
 
     Attributes:
-        engine: one of `ENGINES`.
+        engine: "genetic", "regularized", "random" or "exhaustive".
         evaluations: candidates evaluated on every search architecture, in all.
         searches: independent searches that share them; the proxy is the product of their best.
-        objective: one of `OBJECTIVES`.
+        objective: fitness: "spearman+pearson", "spearman", "kendall" or "beyond-size".
         spec_leaves: whether a proxy may read depth, width and size of the configuration.
         largest: words of a candidate, at most.
         rules: whether rules discard candidates.
         race: whether racing does.
         catalog: whether a search starts with the proxies of the literature.
-        correction: whether a correction is fitted to the product, see `corrections`.
+        correction: whether coefficients of depth, width and size are fitted to the product.
 
     Raises:
         LmscoutError: a name is unknown, or a number is too small.

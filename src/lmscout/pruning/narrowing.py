@@ -40,6 +40,9 @@ class NarrowingStep:
         keeping: share of units to which `cost` refers.
         instead_of: share of units that it is compared to.
         cost: predicted change of the loss increase in nats/token, at the same size.
+        left: the range after it, as shares of units.
+        pairs: number of measured pairs that it follows from.
+        size: position of its size among those of the run.
     """
 
     kind: str
@@ -48,6 +51,9 @@ class NarrowingStep:
     keeping: float
     instead_of: float
     cost: float
+    left: tuple[float, float] = (0.0, 1.0)
+    pairs: int = 0
+    size: int = 0
 
     @property
     def words(self) -> str:
@@ -178,6 +184,7 @@ def _steps(
             float(units[place] / dense),
             float(units[other] / dense),
             float(loss_increase[place] - loss_increase[other]),
+            tuple((new.rows[:, column] / dense).tolist()),
         )
         if steps and _alike(steps[-1], step, tolerance):
             step = _joined(steps.pop(), step)
@@ -194,6 +201,9 @@ def _alike(before: NarrowingStep, step: NarrowingStep, tolerance: float) -> bool
 def _joined(run: NarrowingStep, step: NarrowingStep) -> NarrowingStep:
     """A run of blocks with one block more."""
     count = run.blocks[1] - run.blocks[0] + 1
-    so_far, more = (np.array([one.keeping, one.instead_of, one.cost]) for one in (run, step))
-    means = (so_far * count + more) / (count + 1)
-    return NarrowingStep(run.kind, (run.blocks[0], step.blocks[1]), run.verdict, *means.tolist())
+    so_far, more = (
+        np.array([one.keeping, one.instead_of, one.cost, *one.left]) for one in (run, step)
+    )
+    *means, low, high = ((so_far * count + more) / (count + 1)).tolist()
+    blocks = run.blocks[0], step.blocks[1]
+    return NarrowingStep(run.kind, blocks, run.verdict, *means, (low, high))

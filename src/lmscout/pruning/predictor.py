@@ -63,6 +63,8 @@ class PredictorReport:
         pairs: number of measured pairs that it was fitted on.
         margin: difference of τ between winner and runner-up, mean over folds.
         margin_error: standard error of the margin.
+        held_out: predicted and measured loss increase of every pair, nats/token, by a model that
+            was fitted without its fold; of partial pairs, extrapolated.
     """
 
     chosen: Agreement
@@ -70,6 +72,7 @@ class PredictorReport:
     pairs: int
     margin: float
     margin_error: float
+    held_out: tuple[tuple[float, float], ...] = ()
 
     @property
     def within_noise(self) -> bool:
@@ -229,14 +232,16 @@ def fit_predictor(
         agreements = {kind: _mean_agreement(validations[kind]) for kind in kinds}
         ranked = sorted(kinds, key=lambda kind: -agreements[kind].kendall_same_size)
         models = parallel(delayed(_fit_on_all)(best[kind], examples, seed) for kind in ranked)
+    winner = best[ranked[0]]
+    predicted = winner.scale.backward(winner.targets)
     taus = [[tau for one in validations[kind] for tau in one.by_fold] for kind in ranked[:2]]
     report = PredictorReport(
         agreements[ranked[0]],
         tuple(agreements[kind] for kind in ranked[1:]),
         len(pairs),
         *(margin(*taus) if len(taus) > 1 else (0.0, 0.0)),
+        tuple(zip(predicted.tolist(), examples.values.tolist(), strict=True)),
     )
-    winner = best[ranked[0]]
     residual = np.median(np.abs(winner.scale.forward(examples.values) - winner.targets))
     return Predictor(report, features, tuple(models), winner.models, float(residual))
 

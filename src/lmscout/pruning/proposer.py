@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -78,7 +78,11 @@ class Proposer:
             return predictor, tuple(ranges), ()
         sizes = zip(self.budgets, ranges, strict=True)
         narrowed = [narrow(one, predictor, pairs, self.shape, budget) for budget, one in sizes]
-        steps = tuple(step for _, steps in narrowed for step in steps)
+        steps = tuple(
+            replace(step, pairs=len(pairs), size=size)
+            for size, (_, steps) in enumerate(narrowed)
+            for step in steps
+        )
         return predictor, tuple(one for one, _ in narrowed), steps
 
     def propose(self, known: Known, second: Executor | None = None) -> Step:

@@ -261,7 +261,7 @@ class Pruning(Result):
         return load_model(str(self.sizes[0].folder)).model
 
     @property
-    def _models(self) -> list[tuple[float, Reported]]:
+    def reported(self) -> list[tuple[float, Reported]]:
         """Every reported model with its share to keep."""
         models = [(1.0, one) for one in (self.dense, self.dense_elastic) if one is not None]
         return models + [(size.keep, one) for size in self.sizes for one in size.models]
@@ -272,7 +272,7 @@ class Pruning(Result):
         dense = {**self.dense.measures, "loss_increase": 0.0}
         better = dict.fromkeys(
             LABELS[row.name]
-            for _, row in self._models[1:]
+            for _, row in self.reported[1:]
             if any(_exceeds(dense.get(name, 0.0), value) for name, value in row.measures.items())
         )
         if not better:
@@ -294,7 +294,7 @@ class Pruning(Result):
                 "loss_increase": one.loss_increase,
                 "perplexity": one.measures.get("perplexity"),
             }
-            for keep, one in self._models
+            for keep, one in self.reported
         ]
 
     def to_json(self) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields
@@ -17,6 +18,7 @@ from lmscout.evaluation.text import row_file
 from lmscout.pruning.calibration import CalibrationConfig
 from lmscout.pruning.evaluator import QUALITIES
 from lmscout.pruning.importance import METHODS
+from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.storage import (
     existing_storage_url,
     may_exist,
@@ -28,6 +30,7 @@ from lmscout.pruning.storage import (
 from lmscout.pruning.study import (
     SETTINGS,
     STUDY,
+    Pair,
     PairStudy,
     attributes_of,
     find_study,
@@ -40,6 +43,7 @@ _DTYPES = {
     str(one).removeprefix("torch."): one
     for one in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 }
+_COUNTS = re.compile(r"\d{1,9}( \d{1,9}){0,9999}")  # units of each block
 _LEAST = {"seed": 0, "window": 2}  # of calibration settings; of others 1
 _MOST = 2**63 - 1
 
@@ -98,6 +102,42 @@ def read_recorded(storage: str | Path) -> Recorded:
         _refuse(url, f"{_ORIGIN_KEY}: dtype", dtype, f"one of {', '.join(_DTYPES)}")
     model, text = origin.get("model"), origin.get("text")
     return Recorded(settings, model, text, calibration, dtype and _DTYPES[dtype])
+
+
+@dataclass(frozen=True)
+class RecordedPairs:
+    """The pairs of a study, and the dense model's plan."""
+
+    dense: Plan
+    pairs: tuple[Pair, ...]  # in the order of measuring
+
+
+def read_pairs(storage: str | Path) -> RecordedPairs:
+    """Read the pairs in a run folder or at a URL, also while a run adds more.
+
+    Args:
+        storage: the run folder, or the URL of the storage; nothing is written.
+
+    Raises:
+        LmscoutError: there is no study of lmscout, or it was edited.
+    """
+    url = existing_storage_url(storage)
+    with closing(open_storage(url, create=False)) as opened:
+        study = find_study(opened, url, STUDY, required=True)
+        assert study is not None
+        found = dict(settings_of(attributes_of(study, opened, url), url, STUDY))
+    counts = []
+    for name in ("groups", "channels"):
+        text = found.pop(name, None)
+        if not isinstance(text, str) or not _COUNTS.fullmatch(text):
+            _refuse(url, f"{SETTINGS}: {name}", text, "numbers of units")
+        counts.append(tuple(map(int, text.split())))
+    groups, channels = counts
+    if len(groups) != len(channels):
+        _refuse(url, f"{SETTINGS}: channels", counts[1], f"numbers of {len(groups)} blocks")
+    none = (0,) * len(groups)
+    with PairStudy(url, Shape(groups, channels, none, none), found, create=False) as pair_study:
+        return RecordedPairs(Plan(groups, channels), pair_study.pairs())
 
 
 def recorded_chunks(storage: str | Path, study: str = STUDY) -> int | None:

@@ -1,6 +1,7 @@
 """Train adapters within limits: batches, losses, checkpoints, and the training loop.
 
-A training that is killed continues from its checkpoint to the same weights.
+A training that is killed continues from its checkpoint to the same weights.  Every step is a line
+of a log beside the checkpoint, for tools that draw losses.
 """
 
 from __future__ import annotations
@@ -304,16 +305,23 @@ def train(
     gradients = (_GradientGraph if cuda and same else _Gradients)(adapters, loss_of)
     limit = settings.seconds or math.inf
     saved_at = seconds
+    if not ended:
+        log = checkpoint.with_suffix(".jsonl")
+        check_folder(log.parent, f"recovery {log.parent}", make=True)
+        _keep_lines(log, len(losses))
     while not ended and len(losses) < steps and seconds < limit:
         started, step = time.perf_counter(), len(losses)
         if progress:
             progress(step, steps)
+        rate = settings.learning_rate * schedule(step, steps, seconds / limit)
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * schedule(step, steps, seconds / limit)
+            group["lr"] = rate
         text = batch_of(windows, batch, step, settings.seed).to(device)
         losses.append(_clipped(adapters, gradients, text, step, loss_scale(dtype, tokens)))
         optimizer.step()
         seconds += time.perf_counter() - started
+        read = tokens * len(losses)
+        _log_step(log, step=step, loss=losses[-1], learning_rate=rate, tokens=read, seconds=seconds)
         if seconds - saved_at >= settings.save_seconds:
             save(ended=False)
             saved_at = seconds
@@ -327,6 +335,29 @@ def train(
     return Trained(
         settings.method, done, done * tokens, round(seconds, 3), passes, first=first, last=last
     )
+
+
+def _keep_lines(log: Path, done: int) -> None:
+    """Drop a log's lines of steps after the checkpoint, which are trained again."""
+    try:
+        lines = log.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LmscoutError(f"recovery log {log}: cannot be read ({error.strerror})") from error
+    write_file(log, b"".join(lines[:done]), name=f"recovery log {log}")
+
+
+def _log_step(log: Path, **step: float) -> None:
+    """Append a step as a line of JSON."""
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(step) + "\n")
+    except OSError as error:
+        raise LmscoutError(
+            f"recovery log {log}: cannot be written ({error.strerror}); free space, or name "
+            "another folder"
+        ) from error
 
 
 class _Gradients:

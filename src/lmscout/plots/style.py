@@ -1,0 +1,149 @@
+"""Colours, axes and texts that all figures share.
+
+Figures have transparent backgrounds and colours that can be read on white and on black, so that
+they fit light and dark notebooks; the page of a report gives texts and grids its own.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+COLOURS = {
+    "found": "#12a594",  # what lmscout found
+    "uniform": "#e5872b",  # uniform cuts, configuration baselines
+    "dense": "#8d95a1",
+    "literature": "#8e6fe0",
+    "searched": "#93a7c4",  # what the choice has used: measured pairs, search split
+    "predicted": "#3f8ae0",
+    "attention": "#0c7f72",
+    "mlp": "#55bdb0",
+    "bad": "#dd5454",
+}
+"""One meaning, one colour, in every figure."""
+
+_INK, _GRID = "#7d8590", "rgba(128,134,142,0.22)"
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+_AXIS = {
+    "gridcolor": _GRID,
+    "linecolor": _GRID,
+    "zeroline": False,
+    "automargin": True,
+    "ticks": "",
+    "title": {"standoff": 10},
+}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": _FONT, "size": 13, "color": _INK},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "colorway": list(COLOURS.values()),
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "hovermode": "closest",
+        "hoverlabel": {"align": "left", "font": {"family": _FONT, "size": 13}},
+        "legend": {
+            "orientation": "h",
+            "yanchor": "bottom",
+            "y": 1.01,
+            "xanchor": "left",
+            "x": 0,
+            "itemdoubleclick": "toggleothers",
+            "font": {"size": 12},
+        },
+        "margin": {"l": 8, "r": 12, "t": 40, "b": 8},
+        "bargap": 0.3,
+    }
+)
+
+
+def figure(title: str, x: str = "", y: str = "", *, height: int = 420) -> go.Figure:
+    """An empty figure with a title and titles of its axes."""
+    made = go.Figure(layout={"template": TEMPLATE, "height": height, "title": {"text": title}})
+    made.update_layout(margin_t=70)
+    made.update_xaxes(title_text=x)
+    made.update_yaxes(title_text=y)
+    return made
+
+
+def safe(text: object, most: int = 120) -> str:
+    """A text for a figure, which reads a few tags of HTML: escaped, and not too long."""
+    shown = str(text)
+    return html.escape(shown if len(shown) <= most else shown[: most - 1] + "…")
+
+
+def wrapped(text: object, width: int = 60, lines: int = 6) -> str:
+    """A long text, such as a formula, in lines for a label that shows on hovering."""
+    rest, shown = str(text), []
+    while rest and len(shown) < lines:
+        cut = rest.rfind(" ", 1, width) if len(rest) > width else len(rest)
+        cut = width if cut < 1 else cut
+        shown.append(html.escape(rest[:cut].strip()))
+        rest = rest[cut:]
+    return "<br>".join(shown) + ("…" if rest else "")
+
+
+def finite(values: Sequence[float | None]) -> list[float | None]:
+    """Numbers for JSON, which has no NaN: None for those that are not finite."""
+    return [None if one is None or not math.isfinite(one) else one for one in values]
+
+
+def dots(
+    name: str, colour: str, x: Sequence[float | None], y: Sequence[float | None], **more: object
+) -> go.Scatter:
+    """Points of one kind."""
+    marker = {"color": COLOURS[colour], "size": 8, "line": {"width": 0}}
+    given = more.pop("marker", None)
+    marker |= given if isinstance(given, dict) else {}
+    return go.Scatter(name=name, mode="markers", x=finite(x), y=finite(y), marker=marker, **more)
+
+
+def line(
+    name: str, colour: str, x: Sequence[float | None], y: Sequence[float | None], **more: object
+) -> go.Scatter:
+    """A line of one kind."""
+    style = {"color": COLOURS[colour], "width": 2, "dash": more.pop("dash", "solid")}
+    return go.Scatter(
+        name=name,
+        mode="lines",
+        x=finite(x),
+        y=finite(y),
+        line=style,
+        **{"hoverinfo": "skip"} | more,
+    )
+
+
+def logarithmic(values: Sequence[float]) -> dict[str, object]:
+    """An axis of positive values on a logarithmic scale, with ticks at 1, 2 and 5."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    digits = (1, 2, 5) if high - low < 2.2 else (1, 3) if high - low < 3.5 else (1,)
+    ticks = [
+        digit * 10.0**power
+        for power in range(math.floor(low), math.ceil(high) + 1)
+        for digit in digits
+    ]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{one:g}" for one in ticks]}
+
+
+def time_spent(seconds: Mapping[str, float]) -> go.Figure:
+    """Where the time of a run went, by stage."""
+    stages = [name for name, value in seconds.items() if math.isfinite(value)]
+    whole = sum(seconds[name] for name in stages) or 1.0
+    made = figure("Where the time went", "seconds", height=90 + 30 * len(stages))
+    texts = [f"{seconds[one]:,.1f} s, {seconds[one] / whole:.0%}" for one in stages]
+    made.add_bar(
+        y=[safe(one) for one in stages],
+        x=[seconds[one] for one in stages],
+        orientation="h",
+        marker={"color": COLOURS["searched"]},
+        text=texts,
+        textposition="auto",
+        cliponaxis=False,
+        hovertemplate="%{y}: %{text}<extra></extra>",
+    )
+    made.update_yaxes(autorange="reversed", type="category")
+    return made

@@ -1,0 +1,177 @@
+"""The report of a run: one HTML file that is made from its folder, or from a result, alone.
+
+`folder` reads run folders, `page` renders sections, the other modules write the sections of each
+command.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lmscout.benchmarks.build import Built
+from lmscout.benchmarks.check import Check
+from lmscout.discovery.design import Design
+from lmscout.discovery.discover import Discovery
+from lmscout.discovery.explain import Explanation, Forms
+from lmscout.discovery.rank import RankResult
+from lmscout.discovery.selection import Selection
+from lmscout.discovery.symbolic_search import DeepDiscovery
+from lmscout.errors import LmscoutError
+from lmscout.evaluation import Evaluation
+from lmscout.files import write_file
+from lmscout.plots.pruning import pairs_of
+from lmscout.pruning.results import Pruning
+from lmscout.reports import discovery, others, pruning
+from lmscout.reports.folder import NOT_FINISHED, RunFolder, read_run, shown_settings
+from lmscout.reports.page import Column, Content, Page, Section, Table, Verdict, render
+from lmscout.results import Result
+
+_NAMES = {
+    "Built": "bench build",
+    "Check": "bench check",
+    "DeepDiscovery": "discover",
+    "Design": "design",
+    "Discovery": "discover",
+    "Evaluation": "eval",
+    "Explanation": "explain",
+    "Forms": "explain",
+    "Pruning": "prune",
+    "RankResult": "rank",
+    "Selection": "design",
+}
+
+
+def write_report(
+    run: Path | str, out: Path | str | None = None, beside: Path | str | None = None
+) -> Path:
+    """Write the report of a run folder, or of the file of a result; see `lmscout.report`."""
+    read = read_run(run)
+    target = Path(out) if out is not None else _default_target(read)
+    page = page_of(read, None if beside is None else Path(beside), target if out else None)
+    write_file(target, render(page), name=f"report {target}", remedy="name another with --out")
+    return target
+
+
+def save_report(result: Result, path: Path | str) -> None:
+    """Write the report of a result; see `lmscout.results.Result.save_report`."""
+    name = _NAMES.get(type(result).__name__, "")
+    page = page_of(RunFolder(Path(path), name, {}, result))
+    write_file(Path(path), render(page), remedy="name another file")
+
+
+def _default_target(read: RunFolder) -> Path:
+    if read.folder is None:
+        return read.path.with_suffix(".html")
+    return read.folder / "report.html"
+
+
+def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None) -> Page:
+    """The page of a run.
+
+    Args:
+        read: the run folder, or a result alone.
+        beside: folder of a `rank` run whose proxies are compared with a discovered one.
+        out: where it is written, if not in the run folder.
+
+    Raises:
+        LmscoutError: there is nothing to show, or a file is damaged.
+    """
+    result = read.result
+    if beside is not None and not isinstance(result, Discovery | DeepDiscovery):
+        raise LmscoutError("--beside is for the report of a discover run: leave it out")
+    state = ""
+    if result is not None:
+        try:
+            content = _content(result, read.folder, beside)
+        except LmscoutError:
+            raise
+        except Exception as error:
+            raise LmscoutError(
+                f"{read.path}: damaged result ({type(error).__name__}: {error}): run it again"
+            ) from error
+    else:
+        content = _running(read)
+        state = "not finished" if read.problem == NOT_FINISHED else "damaged"
+        if state == "damaged":
+            warning = Verdict(f"The result cannot be read: {read.problem}.", "bad")
+            content = replace(content, verdicts=[warning])
+    rows = shown_settings(read)
+    if rows:
+        table = Table("All settings", [Column("setting"), Column("value", wide=True)], rows)
+        content = replace(content, sections=[*content.sections, Section("Settings", [table])])
+    command = read.command or _NAMES.get(type(result).__name__, "")
+    again = "result.save_report(path)"
+    if read.settings or read.path.is_file():
+        end = f" --out {shlex.quote(str(out))}" if out else ""
+        again = f"lmscout report {shlex.quote(str(read.path))}{end}"
+    return Page(
+        command=command,
+        title=_title(read),
+        content=content,
+        state=state,
+        source=f"the run folder {read.path}" if read.folder else "a result",
+        again=again,
+    )
+
+
+def _content(result: Result, folder: Path | None, beside: Path | None) -> Content:
+    """What there is to say of a result."""
+    match result:
+        case Pruning():
+            return pruning.content(result, _pairs(result, folder))
+        case Discovery() | DeepDiscovery():
+            return discovery.content(result, folder, beside)
+        case Built():
+            return others.build_content(folder or result.folder, result)
+    simple: dict[type, Callable[[Any], Content]] = {
+        Check: others.check_content,
+        Design: others.design_content,
+        Evaluation: others.eval_content,
+        Explanation: discovery.explain_content,
+        Forms: discovery.forms_content,
+        RankResult: discovery.rank_content,
+        Selection: others.selection_content,
+    }
+    return simple[type(result)](result)
+
+
+def _running(read: RunFolder) -> Content:
+    """What there is to say of a run without a result."""
+    assert read.folder is not None
+    if read.command == "prune":
+        return pruning.running(read.folder, read.problem)
+    if read.command == "bench build":
+        return others.build_content(read.folder, None, read.settings.get("n"))
+    if read.command == "discover":
+        return discovery.running(read.folder, read.problem)
+    raise LmscoutError(f"{read.folder}: {read.problem}, and there is nothing to show yet")
+
+
+def _pairs(result: Pruning, folder: Path | None) -> pruning.RecordedPairs | None:
+    """The pairs in the run folder, or of a result alone in its SQLite file; None if unreadable."""
+    try:
+        return pairs_of(result if folder is None else folder)
+    except LmscoutError:
+        return None
+
+
+def _title(read: RunFolder) -> str:
+    """What the run is of."""
+    one, result = read.settings, read.result
+    if read.command == "prune" and one:
+        return pruning.facts(one)
+    for name in ("benchmark", "model", "folder", "space"):
+        value = getattr(result, name, None)
+        if isinstance(value, str | Path):
+            proxy = getattr(result, "proxy", None) if name == "space" else None
+            return f"{value}, by {proxy}" if proxy is not None else str(value)
+    benchmarks = one.get("benchmarks")
+    if isinstance(benchmarks, list):
+        return ", ".join(map(str, benchmarks))
+    if isinstance(result, DeepDiscovery):
+        return ", ".join(each.benchmark for each in result.findings)
+    return str(one.get("benchmark") or one.get("model") or read.path.name)
