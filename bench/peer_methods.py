@@ -234,25 +234,18 @@ def flap(setup: Setup) -> Iterator[Smaller]:
         scores[place] = each.unflatten(0, (one.units, -1)).mean(1)
         means[place] = moments.total / moments.tokens
     values = torch.cat(list(scores.values()))
-    costs = torch.cat(
-        [
-            torch.full_like(scores[place], one.parameters / one.units)
-            for place, one in setup.sublayers.items()
-        ]
-    )
+    units = [one.units for one in setup.sublayers.values()]
+    each = [one.parameters / one.units for one in setup.sublayers.values()]
+    costs = torch.tensor(each).repeat_interleave(torch.tensor(units)).to(values)
     room = setup.calibrated.shape.parameters - (setup.dense - setup.target)
     if room < setup.calibrated.shape.parameters:
         room -= len(scores) * setup.width
     order = values.argsort(descending=True)
-    inside = costs[order].cumsum(0) <= room + 0.5
+    count = int((costs[order].cumsum(0) - room).abs().argmin()) + 1
     kept = torch.zeros_like(values, dtype=torch.bool)
-    kept[order[inside]] = True
+    kept[order[:count]] = True
     steps, parameters = [], setup.dense
-    for (place, one), mask in zip(
-        setup.sublayers.items(),
-        kept.split([one.units for one in setup.sublayers.values()]),
-        strict=True,
-    ):
+    for (place, one), mask in zip(setup.sublayers.items(), kept.split(units), strict=True):
         less = chosen(one, mask.nonzero().flatten())
         parameters -= one.parameters - less.parameters
         if not mask.all():
