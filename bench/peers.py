@@ -154,11 +154,17 @@ def measured(setup: Setup, one: Smaller, test: Tensor, seconds: float) -> Row:
 
 def measure_all(setup: Setup, methods: Sequence[str], test: Tensor) -> Iterator[Row]:
     """The dense model and the models of every method."""
-    yield measured(setup, saved("dense", setup.model), test, 0.0)
+
+    def row(one: Smaller, seconds: float) -> Row:
+        found = measured(setup, one, test, seconds)
+        print(f"{one.name}: {found.perplexity:.3f}, {found.kept:.4f} kept", file=sys.stderr)
+        return found
+
+    yield row(saved("dense", setup.model), 0.0)
     for method in methods:
         started = time.perf_counter()
         for one in METHODS[method](setup):
-            yield measured(setup, one, test, time.perf_counter() - started)
+            yield row(one, time.perf_counter() - started)
             started = time.perf_counter()
 
 
@@ -286,7 +292,6 @@ def run(arguments: argparse.Namespace) -> None:
     rows: list[Row] = []
     for row in measure_all(setup, methods, test):
         rows.append(row)
-        print(f"{row.name}: {row.perplexity:.3f} ({row.kept:.4f} kept)", file=sys.stderr)
         if arguments.out:
             arguments.out.write_text(as_json(rows, about))
     table = markdown(rows)
