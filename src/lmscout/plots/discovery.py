@@ -385,15 +385,10 @@ def convergence(found: DeepDiscovery | Path | str) -> go.Figure:
         runs = [[one for one in each if one.fitness is not None] for each in searches(found)]
     for number, some in enumerate(runs):
         best = np.maximum.accumulate([one.fitness or 0.0 for one in some]).tolist()
+        colour = list(COLOURS)[number % len(COLOURS)]
+        across = list(range(1, len(best) + 1))
         made.add_trace(
-            line(
-                f"search {number + 1}",
-                list(COLOURS)[number % len(COLOURS)],
-                list(range(1, len(best) + 1)),
-                best,
-                hoverinfo="x+y+name",
-                line={"shape": "hv", "color": list(COLOURS.values())[number % len(COLOURS)]},
-            )
+            line(f"search {number + 1}", colour, across, best, shape="hv", hoverinfo="x+y+name")
         )
     return made
 

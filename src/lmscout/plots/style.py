@@ -103,18 +103,19 @@ def dots(
 
 
 def line(
-    name: str, colour: str, x: Sequence[float | None], y: Sequence[float | None], **more: object
+    name: str,
+    colour: str,
+    x: Sequence[float | None],
+    y: Sequence[float | None],
+    *,
+    dash: str = "solid",
+    shape: str = "linear",
+    **more: object,
 ) -> go.Scatter:
     """A line of one kind."""
-    style = {"color": COLOURS[colour], "width": 2, "dash": more.pop("dash", "solid")}
-    return go.Scatter(
-        name=name,
-        mode="lines",
-        x=finite(x),
-        y=finite(y),
-        line=style,
-        **{"hoverinfo": "skip"} | more,
-    )
+    style = {"color": COLOURS[colour], "width": 2, "dash": dash, "shape": shape}
+    given = {"hoverinfo": "skip"} | more
+    return go.Scatter(name=name, mode="lines", x=finite(x), y=finite(y), line=style, **given)
 
 
 def logarithmic(values: Sequence[float]) -> dict[str, object]:

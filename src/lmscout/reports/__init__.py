@@ -87,9 +87,7 @@ def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None
     if result is not None:
         try:
             content = _content(result, read.folder, beside)
-        except LmscoutError:
-            raise
-        except Exception as error:
+        except (ArithmeticError, LookupError, ValueError) as error:
             raise LmscoutError(
                 f"{read.path}: damaged result ({type(error).__name__}: {error}): run it again"
             ) from error
