@@ -166,7 +166,8 @@ def _title(read: RunFolder) -> str:
         value = getattr(result, name, None)
         if isinstance(value, str | Path):
             proxy = getattr(result, "proxy", None) if name == "space" else None
-            return f"{value}, by {proxy}" if proxy is not None else str(value)
+            text = value.name if isinstance(value, Path) else value
+            return f"{text}, by {proxy}" if proxy is not None else text
     benchmarks = one.get("benchmarks")
     if isinstance(benchmarks, list):
         return ", ".join(map(str, benchmarks))
