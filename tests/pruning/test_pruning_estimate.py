@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_language_models import COMMON, CONFIGS, random_model, random_windows
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    Qwen2Config,
+)
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import parameter_bytes, parameter_count
@@ -90,6 +97,8 @@ def test_without_a_window_it_is_what_the_model_attends_over():
         (long, 128),
         (some_layers, 20),
         (no_layer, 64),
+        (Phi3Config(**COMMON, pad_token_id=0, sliding_window=16), 16),
+        (MixtralConfig(**COMMON, sliding_window=12), 12),
     ):
         assert CalibrationConfig().fitted(config, 3) == CalibrationConfig(window=window, seed=3)
     with pytest.raises(LmscoutError, match="attention slides over 24: give a window of 24 or less"):

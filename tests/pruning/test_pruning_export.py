@@ -15,14 +15,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
     GenerationConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from lmscout.errors import LmscoutError
@@ -46,6 +50,8 @@ SMALL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+TOKEN_NUMBERS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 4}
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 GPT2 |= {"n_inner": 24, "bos_token_id": 1, "eos_token_id": 2}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -127,6 +133,16 @@ def test_other_caches_and_beams_too(how):
         Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, layer_types=ALTERNATING),
         Qwen3Config(**SMALL, use_sliding_window=True, sliding_window=4, layer_types=ALTERNATING),
         MistralConfig(**SMALL, sliding_window=4),
+        Gemma2Config(**SMALL, **TOKEN_NUMBERS, **GEMMA, layer_types=ALTERNATING),
+        Gemma3TextConfig(**SMALL, **TOKEN_NUMBERS, **GEMMA, layer_types=ALTERNATING),
+        SmolLM3Config(
+            **SMALL,
+            **TOKEN_NUMBERS,
+            use_sliding_window=True,
+            sliding_window=4,
+            no_rope_layers=[0, 1, 0],
+        ),
+        Phi3Config(**SMALL, **TOKEN_NUMBERS, sliding_window=4),
     ],
     ids=lambda config: config.model_type,
 )

@@ -51,8 +51,8 @@ def check_family(
 
     Args:
         family: the family to check; `lmscout.pruning.families` must list it.
-        model: a small model of it in float32 with at least 3 blocks, 2 groups and 4 channels,
-            none of its weights constant (see `random_model`).
+        model: a small model of it in float32 with at least 3 blocks, 2 groups and 4 channels
+            or experts, none of its weights constant (see `random_model`).
         tokens: [B, T] int64, at least 4 tokens each.
         fresh_process: also save and reload as users do, which takes seconds.
 
