@@ -5,13 +5,13 @@ import json
 import math
 import sys
 
+import gguf
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-import gguf
 import lmscout
 from lmscout.builtin import load_tokenizer, tiny_folder
 from lmscout.builtin.corpus import corpus_text

@@ -19,14 +19,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-
-import gguf
 from gguf import GGMLQuantizationType as Stored
 from gguf import LlamaFileType as FileType
+from torch import Tensor
+
 from lmscout.children import run_script
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import LoadedModel, load_model
