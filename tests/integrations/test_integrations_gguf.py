@@ -1,5 +1,6 @@
 """GGUF files: every export here is run by the real llama.cpp before it is reported."""
 
+import copy
 import json
 import math
 import sys
@@ -312,6 +313,14 @@ def test_what_the_format_cannot_hold_is_refused_in_one_line(tmp_path):
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)))
     with pytest.raises(lmscout.LmscoutError, match=r"splits text by .*WhitespaceSplit"):
         exported(model, tmp_path / "file", other)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_chat_template_that_llamacpp_cannot_use_is_named(tmp_path):
+    tokenizer = copy.deepcopy(load_tokenizer())
+    tokenizer.chat_template = "{% unknown %}"
+    with pytest.raises(lmscout.LmscoutError, match=r"unknown.*correct the tokenizer's chat templ"):
+        exported(random_model(PLAINS["qwen2"][1]), tmp_path / "file", tokenizer)
     assert not list(tmp_path.iterdir())
 
 

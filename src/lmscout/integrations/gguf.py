@@ -257,9 +257,9 @@ def _write(
     _add_metadata(writer, loaded, layout, kind)
     rows = vocabulary_size(loaded.model)
     add_tokenizer(writer, loaded.tokenizer, rows, loaded.source)
-    tensors = list(_tensors(loaded, layout))
-    stored = {name: _stored(name, one, kind, layout, dict(tensors)) for name, one in tensors}
-    for name, tensor in tensors:
+    tensors = dict(_tensors(loaded, layout))
+    stored = {name: _stored(name, one, kind, layout, tensors) for name, one in tensors.items()}
+    for name, tensor in tensors.items():
         kinds = {Stored.F32: np.float32, Stored.F16: np.float16}
         dtype = np.dtype(kinds.get(stored[name], np.uint8))
         block, size = gguf.GGML_QUANT_SIZES[stored[name]]
@@ -269,7 +269,7 @@ def _write(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for number, (name, tensor) in enumerate(tensors, 1):
+    for number, (name, tensor) in enumerate(tensors.items(), 1):
         writer.write_tensor_data(_numbers(tensor, stored[name]))
         if progress:
             progress(number, len(tensors))
@@ -463,10 +463,10 @@ def _run_llamacpp(request: dict[str, Any]) -> Any:
             why = next((one for one in lines if " E " in one), lines[-1]).split(" E ")[-1].strip()
             if process.returncode < 0:
                 why = f"{signal.Signals(-process.returncode).name}: {why}"
-            raise LmscoutError(
-                f"llama.cpp refuses the file ({why[:200]}): not written; is the model damaged, or "
-                "memory short?"
-            )
+            remedy = "is the model damaged, or memory short?"
+            if "template" in why:
+                remedy = "correct the tokenizer's chat template, or remove it"
+            raise LmscoutError(f"llama.cpp refuses the file ({why[:200]}): not written; {remedy}")
         return json.loads((exchange / "answer.json").read_text("utf-8"))
 
 

@@ -1,6 +1,6 @@
 """Compare a GGUF file in llama.cpp with the folder in transformers.
 
-    python bench/gguf_export.py FOLDER FILE ... --text TEXT
+    python bench/llamacpp.py FOLDER FILE ... --text TEXT
 
 The first file is compared with transformers: for 20 prompts of 64 tokens of the text the next
 token, its log-probability, and 16 greedy tokens.  Of every file and of the folder: perplexity of
