@@ -59,7 +59,8 @@ def dry_run(
                 table.add_row(f"a pair at keep {keep:g}", pairs, short)
             table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
         if found.refitting:
-            table.add_row("refitting a plan", _size(found.refitting), "")
+            plans = "a plan" if found.refits <= 1 else f"about {found.refits} plans"
+            table.add_row(f"refitting {plans}", _size(found.refitting), "")
         for one in found.recovery:
             what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
             table.add_row(

@@ -27,9 +27,11 @@ from lmscout.pruning.calibration import CalibrationConfig, chunks_of
 from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
 from lmscout.pruning.families import Family, family_of
+from lmscout.pruning.finalists import MOST_REFIT
 from lmscout.pruning.importance import FROM_MOMENTS, OBS
 from lmscout.pruning.latency import Latency, measure_latency
 from lmscout.pruning.moments import BATCH_TOKENS
+from lmscout.pruning.quality import FRONT, SPREAD, TESTS
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
 from lmscout.statistics.single_pass import train_only
@@ -62,6 +64,7 @@ class Estimate:
     calibrating: int  # peak bytes while moments are collected
     measuring: int  # peak bytes while pairs are measured
     refitting: int  # peak bytes while a plan is refit; 0 without
+    refits: int  # number of finalists that are refit, about
     pair: dict[float, float]  # by size, seconds of one that shares no prefix
     pairs: int  # number of pairs
     total: float  # seconds of all pairs, an upper bound: plans share prefixes and may stop early
@@ -91,7 +94,7 @@ def estimate(
     latency = _time_one_block(config, family, window, dtype, device)
     pair = {
         keep: _seconds(latency, keep, sizes.depth) * calibration.measured_tokens
-        for keep in request.keep
+        for keep in request.keep or SPREAD
     }
     pairs = 0 if request.objective is not None else request.pairs
     # an elastic recovery is first; a winner is trained beside the dense model
@@ -99,7 +102,7 @@ def estimate(
     few_blocks = partial(_first_blocks, config, dtype, device)
     for name, settings, trainings, beside in (
         ("elastic", request.recovery.elastic, 1, 0),
-        ("winners", request.recovery.winners, len(request.keep), sizes.weights),
+        ("winners", request.recovery.winners, max(1, len(request.keep)), sizes.weights),
     ):
         if settings is not None:
             seconds, memory = estimate_training(model, family, settings, window, few_blocks)
@@ -113,11 +116,22 @@ def estimate(
         calibrating=sizes.calibrating(),
         measuring=sizes.measuring(device),
         refitting=sizes.refitting() if request.weights == "refit" else 0,
+        refits=_refits(request),
         pair=pair,
         pairs=pairs,
         total=pairs * float(np.mean(list(pair.values()))),
         recovery=tuple(recovery),
     )
+
+
+def _refits(request: PruneConfig) -> int:
+    """Finalists that are refit, about; the selected plans are among them."""
+    if request.weights != "refit" or request.objective is not None:
+        return 0
+    each = MOST_REFIT if request.pairs else 1
+    bisections = 2 if request.pairs else 1
+    sizes = len(request.keep) or bisections * TESTS
+    return each * sizes + (len(FRONT) if request.front else 0)
 
 
 class _Sizes:

@@ -25,6 +25,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recompute
 
 from lmscout.errors import LmscoutError, brief
+from lmscout.evaluation.chats import decoded
 from lmscout.files import check_folder, write_file
 from lmscout.progress import StageProgress
 from lmscout.pruning.importance import loss_scale, lower_scale
@@ -62,26 +63,46 @@ def _order(count: int, seed: int, number: int) -> npt.NDArray[np.int64]:
 
 
 def apart_from(windows: Tensor, *others: Tensor) -> Tensor:
-    """Windows [n, T] without those that occur in others [m, T], in the same order."""
-    taken = {row.cpu().numpy().tobytes() for other in others for row in other}
-    kept = [row.cpu().numpy().tobytes() not in taken for row in windows]
+    """Windows [n, T] without those that occur in others [m, T], in the same order.
+
+    Whether tokens carry a loss makes no difference.
+    """
+    taken = {row.numpy().tobytes() for other in others for row in decoded(other).cpu()}
+    kept = [row.numpy().tobytes() not in taken for row in decoded(windows).cpu()]
     return windows[torch.tensor(kept, dtype=torch.bool)]
 
 
 def likelihood_loss(head: Head, hidden: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
-    """Mean negative log-likelihood of next tokens [B, T] by last hidden states, in nats."""
-    states, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    """Mean negative log-likelihood of next tokens [B, T] by last hidden states, in nats.
+
+    Only of those that carry a loss, see `lmscout.evaluation.chats`; 0 if none does.
+    """
+    states, targets = _with_loss(hidden, tokens), tokens[:, 1:][tokens[:, 1:] >= 0]
 
     def loss(states: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(head(states).float(), targets, reduction="sum")
 
-    return _sum_in_pieces(loss, vocabulary, states, targets) / len(targets)
+    return _sum_in_pieces(loss, vocabulary, states, targets) / max(1, len(targets))
+
+
+def _with_loss(hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Hidden states [B, T, width] whose next token carries a loss, [n, width]."""
+    states, carries = hidden[:, :-1], tokens[:, 1:] >= 0
+    return states.flatten(0, 1) if bool(carries.all()) else states[carries]
 
 
 def divergence_loss(
-    head: Head, hidden: Tensor, dense_head: Head, dense_hidden: Tensor, vocabulary: int
+    head: Head,
+    hidden: Tensor,
+    dense_head: Head,
+    dense_hidden: Tensor,
+    vocabulary: int,
+    tokens: Tensor | None = None,
 ) -> Tensor:
-    """Mean KL(dense || model) of the next token's distribution, in nats; as `likelihood_loss`."""
+    """Mean KL(dense || model) of the next token's distribution, in nats; as `likelihood_loss`.
+
+    Of all positions, unless tokens [B, T] are given and some carry no loss.
+    """
 
     def loss(states: Tensor, dense_states: Tensor) -> Tensor:
         with torch.no_grad():
@@ -89,8 +110,10 @@ def divergence_loss(
         own = head(states).float().log_softmax(-1)
         return functional.kl_div(own, target, reduction="sum", log_target=True)
 
-    states = hidden.flatten(0, 1)
-    return _sum_in_pieces(loss, vocabulary, states, dense_hidden.flatten(0, 1)) / len(states)
+    states, others = hidden.flatten(0, 1), dense_hidden.flatten(0, 1)
+    if tokens is not None and bool((tokens < 0).any()):
+        states, others = _with_loss(hidden, tokens), _with_loss(dense_hidden, tokens)
+    return _sum_in_pieces(loss, vocabulary, states, others) / max(1, len(states))
 
 
 def _sum_in_pieces(
@@ -237,7 +260,7 @@ def train(
     Args:
         adapters: parameters by name; trained in place.
         loss_of: step and windows [B, T] to the mean loss.
-        windows: [windows, T] int64, the text.
+        windows: [windows, T] int64, the text; tokens without a loss are coded.
         settings: how, and for how long.
         checkpoint: file to continue from; holds the adapters at the end.
         identity: all that the training depends on; a checkpoint of another one is refused.
