@@ -41,6 +41,7 @@ OTHERS = {
     "latex": "`result.latex`",
     "torch": "`result.torch`",
     "feature": "`PruneConfig(features=)`",
+    "worse_by": "`PruneConfig(max_increase=)`",
     "compensation": "`CalibrationConfig(compensate=)`",
     "calibration_windows": "`CalibrationConfig(windows=)`",
     "calibration_tokens": "`CalibrationConfig().of_tokens()`",

@@ -314,7 +314,7 @@ def prune(
         model: folder or Hub name of the model, or the loaded model, which is then changed.
         calibration: text on which plans are measured: a file, ``hub:NAME`` or a text.
         out: run folder, for the study and the saved model.
-        keep: share to keep, or several; 0.8 by default.
+        keep: share to keep, or several; 0.8 by default, unless the config has `max_increase`.
         report: text on which perplexities are reported; never the calibration text.
         recover_text: text on which recovery trains; the calibration text if None.
         config: everything else; see `PruneConfig`.
@@ -354,6 +354,8 @@ def prune(
     request = config or PruneConfig()
     if keep is not None:
         shares = (keep,) if isinstance(keep, int | float) else tuple(keep)
+        if not shares:
+            raise LmscoutError("keep: give one or several shares, each once")
         request = replace(request, keep=shares)
     if others:
         request = replace(request, devices=tuple(others))

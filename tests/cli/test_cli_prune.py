@@ -67,6 +67,10 @@ def folders(tmp_path_factory):
         (STORIES, ["--keep", "0"], "keep of 0 is not a share"),
         (STORIES, ["--keep", "1.2"], "keep of 1.2 is not a share"),
         (STORIES, ["--keep", "most"], "--keep most: no share"),
+        (STORIES, ["--worse-by", "5"], "--worse-by 5: no percentage above 0"),
+        (STORIES, ["--worse-by", "-1%"], "--worse-by -1%: no percentage above 0"),
+        (STORIES, ["--worse-by", "5%", "--max-increase", "1"], "give one of them"),
+        (STORIES, ["--worse-by", "5%", "--keep", "0.8"], "keep and max_increase: give one"),
         (STORIES, ["--keep", "0.01"], "nearest that can be met"),
         (STORIES, ["--report", "TEXT"], "are the same"),
         (STORIES, ["--calibration", "SHORT"], "fewer than one window of 128"),
@@ -119,6 +123,9 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(lmscout, folders, text, t
     for words in ("weights", "a pair at keep 0.5", "200 pairs", "at most", "Nothing was pruned."):
         assert words in out
     assert "recovering" not in out
+    code, out, err = lmscout(*asked, "--worse-by", "5%", "--front", "--pairs", "0")
+    assert (code, err) == (0, "")
+    assert "refitting about 19 plans" in out
     recovered = ("--recover", "distill", "--elastic", "--recover-steps", "5", "--keep", "0.8,0.5")
     code, out, _ = lmscout(*asked, *recovered)
     assert code == 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lmscout.evaluation.chats import coded
 from lmscout.pruning.recovery import training
 from lmscout.pruning.recovery.training import divergence_loss, likelihood_loss
 
@@ -76,3 +77,26 @@ def test_narrow_hidden_states_are_summed_in_float32():
         VOCABULARY,
     )
     assert loss.dtype == torch.float32
+
+
+def test_only_tokens_that_carry_a_loss_count():
+    hidden, head = given_states()
+    dense_hidden, dense_head = given_states(1)
+    tokens = torch.arange(15).view(3, 5) % VOCABULARY
+    learned = torch.rand(3, 5, generator=torch.Generator().manual_seed(3)) < 0.5
+    learned[1] = False
+    masked = coded(tokens, learned)
+    places = [(row, at) for row in range(3) for at in range(4) if learned[row, at + 1]]
+    own = [head(hidden[place]).log_softmax(-1) for place in places]
+    plain = [-one[tokens[row, at + 1]] for one, (row, at) in zip(own, places, strict=True)]
+    found = likelihood_loss(head, hidden, masked, VOCABULARY)
+    torch.testing.assert_close(found, torch.stack(plain).mean())
+    theirs = [dense_head(dense_hidden[place]).log_softmax(-1) for place in places]
+    both = zip(theirs, own, strict=True)
+    divergences = [(their.exp() * (their - our)).sum() for their, our in both]
+    found = divergence_loss(head, hidden, dense_head, dense_hidden, VOCABULARY, masked)
+    torch.testing.assert_close(found, torch.stack(divergences).mean())
+    nothing = likelihood_loss(head, hidden, coded(tokens, learned & False), VOCABULARY)
+    (gradient,) = torch.autograd.grad(nothing, hidden)
+    assert nothing.item() == 0.0
+    assert not gradient.any()

@@ -16,8 +16,9 @@ import torch
 from builtin_model import CALIBRATION, CONFIG, PARAMETERS, TINY, pruned, trials_of, two_texts
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
+import lmscout
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import Text, load_model, perplexity, read_origin
+from lmscout.evaluation import Text, load_model, perplexity, read_origin, read_text
 from lmscout.files import as_json
 from lmscout.pruning import CalibrationConfig, Plan, calibration, prune
 from lmscout.pruning.config import check_request, model_folders
@@ -503,3 +504,36 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path):
     ]
     assert trials[0] == trials[1]
     assert len(trials[0]) == 80
+
+
+TEMPLATE = (
+    "{% for one in messages %}{{ '<' + one['role'] + '>' + one['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def test_chats_calibrate_as_they_are_rendered_and_recovery_learns_assistant_turns(tmp_path):
+    folder, file = tmp_path / "model", tmp_path / "chats.jsonl"
+    shutil.copytree(TINY, folder)
+    source = str(file)
+    rng = random.Random(0)
+    chats = []
+    for part in two_texts()[0].content[:9_000].split("\n\n"):
+        noise = "".join(rng.choices("qxzjkvw#", k=len(part)))
+        chats.append([{"role": "user", "content": noise}, {"role": "assistant", "content": part}])
+    file.write_text("".join(json.dumps({"messages": one}) + "\n" for one in chats))
+    options = {"calibration": f"{source}#messages", "progress": False}
+    recovery = RecoveryConfig.of("lora", steps=3, batch=256)
+    little = replace(CALIBRATION, measured_tokens=500, final_tokens=500, moment_tokens=1000)
+    config = replace(CONFIG, pairs=0, refit="none", recovery=recovery, calibration=little)
+    with pytest.raises(LmscoutError, match=r"chats.jsonl#messages: chats need a chat template"):
+        lmscout.prune(str(folder), out=tmp_path / "run", config=config, **options)
+    assert not (tmp_path / "run").exists()
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    result = lmscout.prune(str(folder), out=tmp_path / "run", config=config, **options)
+    trained = result.sizes[0].recovery
+    loaded = load_model(str(folder))
+    whole = perplexity(
+        loaded.model, loaded.tokenizer, read_text(f"{source}#messages"), "llm-pruner"
+    )
+    assert trained.first < whole.nll - 1  # half of the text is noise, which nothing is learnt of

@@ -60,9 +60,9 @@ def dry_run(
                 table.add_row(f"a pair at keep {keep:g}", pairs, short)
             table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
         if found.refitting:
-            table.add_row(
-                "refitting a plan", _size(found.refitting), f"about {_duration(found.refit)}"
-            )
+            plans = "a plan" if found.refits <= 1 else f"about {found.refits} plans"
+            seconds = f"about {_duration(max(1, found.refits) * found.refit)}"
+            table.add_row(f"refitting {plans}", _size(found.refitting), seconds)
         for one in found.recovery:
             what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
             table.add_row(

@@ -17,7 +17,8 @@ MOST_PARAMETERS = 10**15
 COMPUTATION, OUTPUT = "Computation", "Output"
 MODEL_HELP = "Folder that save_pretrained wrote, or a name on the Hugging Face Hub."
 TEXT_HELP = (
-    "a file (plain, gzip, or FILE#FIELD of .jsonl or .parquet) or hub:NAME/CONFIG:SPLIT#FIELD"
+    "a file (plain, gzip, or FILE#FIELD of .jsonl or .parquet), FOLDER/ or "
+    "hub:NAME/CONFIG:SPLIT#FIELD; a FIELD may hold chats"
 )
 BENCHMARK_HELP = "pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH."
 

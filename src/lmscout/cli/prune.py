@@ -90,11 +90,34 @@ def prune(
         ),
     ] = None,
     keep: Annotated[
-        str,
+        str | None,
         option(
-            _BUDGET, "Share to keep, or several from one study: 0.9,0.8,0.7.", metavar="SHARE,..."
+            _BUDGET,
+            "Share to keep, or several from one study: 0.9,0.8,0.7; by default 0.8.",
+            metavar="SHARE,...",
         ),
-    ] = "0.8",
+    ] = None,
+    max_increase: Annotated[
+        float | None,
+        option(
+            _BUDGET,
+            "In place of --keep: find the smallest plan whose loss increase on further text is at "
+            "most this, in nats/token, with 90 % confidence.",
+            metavar="NATS",
+        ),
+    ] = None,
+    worse_by: Annotated[
+        str | None, option(_BUDGET, "The same in perplexity: 5%.", metavar="PERCENT")
+    ] = None,
+    front: Annotated[
+        bool,
+        option(
+            _BUDGET,
+            "Measure the best plan of every size from 0.95 to 0.3 as well, and write front.csv and "
+            "front.json into the run folder.",
+            "--front",
+        ),
+    ] = False,
     of: Annotated[
         str,
         option(
@@ -287,7 +310,9 @@ def prune(
         calibration_settings = calibration_settings.of_tokens(calibration_tokens)
     devices = devices_of(device)
     request = PruneConfig(
-        keep=_shares(keep),
+        keep=() if keep is None else _shares(keep),
+        max_increase=_bound(max_increase, worse_by),
+        front=front,
         of=of,
         shape=shape,
         pairs=pairs,
@@ -340,6 +365,21 @@ def _shares(given: str) -> tuple[float, ...]:
         raise LmscoutError(f"--keep {given}: no share (expected 0.8, or 0.9,0.8)") from None
 
 
+def _bound(max_increase: float | None, worse_by: str | None) -> float | None:
+    """The largest loss increase in nats/token; None if neither option is given."""
+    if worse_by is None:
+        return max_increase
+    if max_increase is not None:
+        raise LmscoutError("--max-increase and --worse-by: give one of them")
+    try:
+        percent = float(worse_by.removesuffix("%")) if worse_by.endswith("%") else math.nan
+    except ValueError:
+        percent = math.nan
+    if not 0 < percent < math.inf:
+        raise LmscoutError(f"--worse-by {worse_by}: no percentage above 0 (expected such as 5%)")
+    return math.log1p(percent / 100)
+
+
 def recovery_request(
     method: str | None, elastic: bool, seed: int, *, text: str | None = None, **given: Any
 ) -> RecoveryConfig:
@@ -372,6 +412,8 @@ def show(result: Pruning) -> None:
     for note in _notes(result):
         console.say(note, style="dim")
     _show_run(result)
+    if result.front:
+        console.print_table(front_table(result))
     print(f"study: {result.study}")
     for size in result.sizes:
         print(f"saved model: {size.folder}")
@@ -410,6 +452,18 @@ def table(result: Pruning) -> Table:
     return shown
 
 
+def front_table(result: Pruning) -> Table:
+    """Size against quality, one row for each size."""
+    shown = console.table(
+        "front: best plan", "kept", "loss\nincr.", "at\nmost", "perplexity\nover dense"
+    )
+    for one in result.front:
+        over = f"{one.perplexity_ratio - 1:+.1%}"
+        values = f"{one.kept:.1%}", _signed(one.loss_increase), _signed(one.upper), over
+        shown.add_row(f"keep {one.keep:g} of {result.of}", *values)
+    return shown
+
+
 def _notes(result: Pruning) -> list[str]:
     """Legends of the table's columns and rows."""
     from lmscout.pruning.results import LABELS
@@ -444,6 +498,8 @@ def _show_run(result: Pruning) -> None:
         console.say(f"  {step.words}")
     if len(steps) > _NARROWINGS:
         console.say(f"  and {len(steps) - _NARROWINGS} more narrowing steps, see --json")
+    if result.bound is not None:
+        console.say(result.bound.words, style="bold")
     for size in result.sizes:
         console.say(size.words)
         for verdict in size.verdict:

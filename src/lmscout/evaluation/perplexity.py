@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.chats import coded, rendered
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.protocols import (
     Protocol,
@@ -170,6 +171,8 @@ def tokenize(
 ) -> Tensor:
     """Tokenise a text as a whole, with the special tokens that the tokenizer adds.
 
+    Chats are rendered by the tokenizer's template, which has the special tokens that it needs.
+
     Args:
         tokenizer: the model's.
         text: the text.
@@ -178,7 +181,12 @@ def tokenize(
 
     Returns:
         [tokens] int64.
+
+    Raises:
+        LmscoutError: the tokenizer has no chat template for chats, or it refuses them.
     """
+    if text.chats:
+        return rendered(tokenizer, text.chats, text.source, limit=limit)[0]
 
     def first(characters: int | None) -> Tensor:
         content = text.content[:characters]
@@ -220,9 +228,16 @@ def tokenize_windows(
 
 
 def model_windows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, window: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    window: int,
+    *,
+    learned: bool = False,
 ) -> Tensor:
     """The windows of `tokenize_windows`, checked against a model.
+
+    With `learned`, tokens of chats that are not of the assistant are coded as `chats.coded` does.
 
     Raises:
         LmscoutError: the text is shorter than one window, the window is longer than the model
@@ -231,6 +246,9 @@ def model_windows(
     check_window(window, model.config)
     windows = tokenize_windows(tokenizer, text, window)
     _check_vocabulary(windows, model, text)
+    if learned and text.chats:
+        both = rendered(tokenizer, text.chats, text.source, masks=True)
+        windows = coded(*both)[: windows.numel()].view(windows.shape)
     return windows
 
 

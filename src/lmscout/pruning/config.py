@@ -9,11 +9,12 @@ from typing import get_args
 
 import torch
 
-from lmscout.errors import LmscoutError, check_whole
+from lmscout.errors import LmscoutError, brief, check_whole
 from lmscout.evaluation import Text, protocol_of, same_text
 from lmscout.pruning.budgets import MEASURES
 from lmscout.pruning.calibration import LAST_SEED, CalibrationConfig, Weights
 from lmscout.pruning.cutting import ShapeName
+from lmscout.pruning.evaluator import LIKELIHOOD
 from lmscout.pruning.export import check_settings, is_finished
 from lmscout.pruning.importance import OBS
 from lmscout.pruning.predictor import FEWEST_PAIRS, check_enough
@@ -24,6 +25,8 @@ from lmscout.pruning.storage import FILE_NAME, check_storage, storage_option_url
 from lmscout.runs import RESULT, SETTINGS
 
 REFITS = ("sequential", "none")
+_KEEP = (0.8,)
+_LARGEST_INCREASE = 100.0  # nats/token
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class PruneConfig:
     """Everything about a run but the model, the texts and the folder.
 
     Attributes:
-        keep: shares to keep, each above 0 and below 1.
+        keep: shares to keep, each above 0 and below 1; 0.8 unless `max_increase` is given.
         of: their measure: "parameters" (those in attention and MLP), "multiply-adds", "memory"
             or "latency" (of the whole model).
         shape: "any", "uniform" for models that stock transformers loads, or "deci" for those of
@@ -53,6 +56,12 @@ class PruneConfig:
         objective: "proxy:..." to search by a proxy alone, without pairs and measured finalists;
             `pairs` is then ignored.
         features: proxies in the same notation, whose scores are features of the predictor.
+        max_increase: in place of `keep`, the largest loss increase in nats/token: the smallest
+            plan is found whose loss increase on further text is at most this with 90 % confidence.
+        front: whether the best plan of every size from 0.95 to 0.3 is measured.
+
+    Raises:
+        LmscoutError: both `keep` and `max_increase` are given.
 
     Example:
         >>> import lmscout
@@ -62,7 +71,7 @@ class PruneConfig:
         ((0.8,), 400)
     """
 
-    keep: tuple[float, ...] = (0.8,)
+    keep: tuple[float, ...] = ()
     of: str = "parameters"
     shape: str = "any"
     pairs: int = 200
@@ -79,6 +88,14 @@ class PruneConfig:
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     objective: str | None = None
     features: tuple[str, ...] = ()
+    max_increase: float | None = None
+    front: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep and self.max_increase is not None:
+            raise LmscoutError("keep and max_increase: give one of them, a size or a quality")
+        if not self.keep and self.max_increase is None:
+            object.__setattr__(self, "keep", _KEEP)
 
     @property
     def measured_pairs(self) -> int:
@@ -92,10 +109,12 @@ class PruneConfig:
             return "refit"
         return "compensated" if self.calibration.compensate else "cut"
 
-    def note(self, keep: float) -> dict[str, object]:
-        """The settings that the record of a saved model of one size holds."""
+    def note(self, keep: float | None) -> dict[str, object]:
+        """The settings that the record of a saved model of one size holds; None if not known."""
+        bound = {} if self.max_increase is None else {"max_increase": self.max_increase}
         return {
-            "keep": keep,
+            **({} if keep is None else {"keep": keep}),
+            **bound,
             "of": self.of,
             "pairs": self.measured_pairs,
             **({} if self.objective is None else {"objective": self.objective}),
@@ -150,8 +169,8 @@ def check_request(
 
 
 def model_folders(keep: Sequence[float], out: Path) -> list[Path]:
-    """Folders of the saved models: the run folder itself for a single size."""
-    return [out] if len(keep) == 1 else [out / share_folder(share) for share in keep]
+    """Folders of the saved models: the run folder itself for a single size, or one to be found."""
+    return [out] if len(keep) <= 1 else [out / share_folder(share) for share in keep]
 
 
 def _check_options(config: PruneConfig) -> None:
@@ -160,8 +179,9 @@ def _check_options(config: PruneConfig) -> None:
             raise LmscoutError(
                 f"keep of {share:g} is not a share to prune to: give one between 0 and 1"
             )
-    if len(set(config.keep)) < len(config.keep) or not config.keep:
+    if len(set(config.keep)) < len(config.keep):
         raise LmscoutError("keep: give one or several shares, each once")
+    _check_quality(config)
     for name, given, known in (
         ("shape", config.shape, get_args(ShapeName)),
         ("measure", config.of, MEASURES),
@@ -201,6 +221,26 @@ def _check_together(config: PruneConfig) -> None:
             )
 
 
+def _check_quality(config: PruneConfig) -> None:
+    """Refuse a bound that is none, and what is not measured as a bound needs it."""
+    limit = config.max_increase
+    if limit is not None and not 0 < limit <= _LARGEST_INCREASE:
+        raise LmscoutError(
+            f"max_increase: no loss increase to bound (got {brief(limit)}, expected nats/token "
+            f"above 0 and at most {_LARGEST_INCREASE:g}, such as 0.05)"
+        )
+    name = "max_increase" if limit is not None else "front"
+    if limit is None and not config.front:
+        return
+    if config.objective is not None:
+        raise LmscoutError(f"{name}: a proxy as objective measures no plan: leave out one of them")
+    if config.calibration.quality != LIKELIHOOD:
+        raise LmscoutError(
+            f"{name}: needs loss increases (got quality {config.calibration.quality}): use "
+            f"{LIKELIHOOD}"
+        )
+
+
 def _check_folder(config: PruneConfig, out: Path) -> None:
     """Refuse a folder that is neither empty nor of a run that can be continued."""
     known = (out / SETTINGS).is_file()
@@ -220,6 +260,6 @@ def _check_folder(config: PruneConfig, out: Path) -> None:
             f"output folder {folders[0]} is not empty: it holds a finished model; name another"
         )
     # A run that was stopped between two models continues with the next.
-    for keep, folder in zip(config.keep, folders, strict=True):
+    for keep, folder in zip(config.keep or (None,), folders, strict=True):
         if folder in finished:
             check_settings(folder, config.shape, config.note(keep))

@@ -28,9 +28,11 @@ from lmscout.pruning.calibration import CalibrationConfig, chunks_of
 from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
 from lmscout.pruning.families import Family, family_of
+from lmscout.pruning.finalists import MOST_REFIT
 from lmscout.pruning.importance import FROM_MOMENTS, OBS, loss_metrics
 from lmscout.pruning.latency import Latency, measure_latency
 from lmscout.pruning.moments import BATCH_TOKENS, moments_by_block
+from lmscout.pruning.quality import FRONT, SPREAD, TESTS
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
 from lmscout.pruning.refit import refit
@@ -67,6 +69,7 @@ class Estimate:
     refitting: int  # peak bytes while a plan is refit; 0 without
     ordering: float  # seconds of ordering units and collecting moments
     refit: float  # seconds of one refit; 0 without
+    refits: int  # number of finalists that are refit, about
     pair: dict[float, float]  # by size, seconds of one that shares no prefix
     pairs: int  # number of pairs
     total: float  # seconds of all pairs, an upper bound: plans share prefixes and may stop early
@@ -96,7 +99,7 @@ def estimate(
     latency = _time_one_block(config, family, window, dtype, device)
     pair = {
         keep: _seconds(latency, keep, sizes.depth) * calibration.measured_tokens
-        for keep in request.keep
+        for keep in request.keep or SPREAD
     }
     one_block = partial(_first_blocks, config, dtype, device, 1)
     ordering, refitting = _time_closed_form(one_block, family, sizes, request.weights == "refit")
@@ -106,7 +109,7 @@ def estimate(
     few_blocks = partial(_first_blocks, config, dtype, device)
     for name, settings, trainings, beside in (
         ("elastic", request.recovery.elastic, 1, 0),
-        ("winners", request.recovery.winners, len(request.keep), sizes.weights),
+        ("winners", request.recovery.winners, max(1, len(request.keep)), sizes.weights),
     ):
         if settings is not None:
             seconds, memory = estimate_training(model, family, settings, window, few_blocks)
@@ -122,11 +125,22 @@ def estimate(
         refitting=sizes.refitting() if request.weights == "refit" else 0,
         ordering=ordering,
         refit=refitting,
+        refits=_refits(request),
         pair=pair,
         pairs=pairs,
         total=pairs * float(np.mean(list(pair.values()))),
         recovery=tuple(recovery),
     )
+
+
+def _refits(request: PruneConfig) -> int:
+    """Finalists that are refit, about; the selected plans are among them."""
+    if request.weights != "refit" or request.objective is not None:
+        return 0
+    each = MOST_REFIT if request.pairs else 1
+    bisections = 2 if request.pairs else 1
+    sizes = len(request.keep) or bisections * TESTS
+    return each * sizes + (len(FRONT) if request.front else 0)
 
 
 class _Sizes:

@@ -23,7 +23,7 @@ STUDY = "lmscout-finalists"
 REFIT_STUDY = "lmscout-refit"
 _MEASURED = 8  # best measured plans of a size
 _PREDICTED = 4  # best predicted plans beyond them
-_REFIT = 3  # best finalists of a size, which are measured with refit weights as well
+MOST_REFIT = 3  # best finalists of a size, which are measured with refit weights as well
 
 
 def candidates_of(
@@ -42,10 +42,8 @@ def candidates_of(
         found = search(space, fitted.objective.loss_increases, target, seed=seed, count=1)
         return [one.plan for one in found]
     best = [pair.plan for pair in space.best_pairs(pair_study.pairs(), target.budget, _MEASURED)]
-    if not len(pair_study):
-        return [allocate(space, target, mass)]
     if fitted.predictor is None:
-        return best
+        return best or [allocate(space, target, mass)]
     found = search(
         space,
         fitted.predictor.cautious,
@@ -106,6 +104,8 @@ def refit_finalists(
     refits: PairStudy,
     contests: Sequence[Sequence[Finalist]],
     progress: StageProgress | None = None,
+    *,
+    count: int = MOST_REFIT,
 ) -> list[list[Finalist]]:
     """Measure the best finalists of every size with refit weights, and sort them by it.
 
@@ -114,11 +114,12 @@ def refit_finalists(
         refits: study of refit finalists; its plans are not measured again.
         contests: finalists of every size, best first.
         progress: called with the number of refit plans, and of all.
+        count: of finalists of a size that are refit.
 
     Returns:
         Finalists of every size, best first: the refit ones before the others.
     """
-    best = [contest[:_REFIT] for contest in contests]
+    best = [contest[:count] for contest in contests]
     plans = list(dict.fromkeys(one.plan for some in best for one in some))
 
     def measure(missing: Sequence[Plan]) -> Iterable[Measurement]:
@@ -129,12 +130,12 @@ def refit_finalists(
     results = []
     for contest in contests:
         some = []
-        for one in contest[:_REFIT]:
+        for one in contest[:count]:
             pair = refits.find(one.plan)
             assert pair is not None
             some.append(replace(one, refit=pair.value, chunks=_by_chunk(pair)))
         some.sort(key=lambda one: one.refit or 0.0)
-        results.append([*some, *contest[_REFIT:]])
+        results.append([*some, *contest[count:]])
     return results
 
 

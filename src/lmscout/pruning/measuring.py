@@ -42,6 +42,7 @@ _STEPS_WITH_TAIL = 20  # more steps, as each lacks the tail of the one before
 _TAIL = 0.75  # so long that two GPUs measure it while a step is proposed
 _TAIL_NOTE = "tail"
 _POLL = 0.3  # seconds between two looks at what other processes have measured
+_FIRST = 0.4  # share of the pairs before their sizes follow from a bound
 
 _Item = TypeVar("_Item")
 
@@ -67,6 +68,16 @@ class Fitted:
 def tail_on(device: torch.device) -> float:
     """The tail of steps on a kind of device; the number of devices has no influence."""
     return _TAIL if device.type == "cuda" else 0.0
+
+
+def first_steps(pairs: int) -> tuple[int, int]:
+    """Plans of a step, and pairs of whole steps that are two fifths of all, or all if few.
+
+    For a run whose sizes change after its first steps: where they end does not depend on what a
+    stopped run had measured.
+    """
+    size = max(STEP_SIZE, pairs // _STEPS)
+    return size, min(pairs, size * max(2, round(_FIRST * pairs / size)))
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,91 @@ class Size:
         return tuple(sentences)
 
 
+@dataclass(frozen=True)
+class TestedSize:
+    """A size whose best plan was measured on held-out windows, with the weights to be saved.
+
+    Attributes:
+        keep: the share to keep.
+        loss_increase: nats/token.
+        upper: upper limit of the loss increase on further text, nats/token.
+        meets: whether that is within the bound.
+    """
+
+    keep: float
+    loss_increase: float
+    upper: float
+    meets: bool
+
+
+@dataclass(frozen=True)
+class QualityBound:
+    """A bound of the loss increase, and the sizes tested for it.
+
+    Attributes:
+        limit: the bound, nats/token.
+        confidence: probability that the mean loss increase on as much further text of the same
+            distribution is below an upper limit.
+        keep: the smallest size that meets the bound.
+        tested: sizes, largest first.
+    """
+
+    limit: float
+    confidence: float
+    keep: float
+    tested: tuple[TestedSize, ...]
+
+    @property
+    def words(self) -> str:
+        """The size and its neighbour that fails, in one sentence."""
+        (own,) = (one for one in self.tested if one.keep == self.keep)
+        below = [one for one in self.tested if one.keep < self.keep]
+        smaller = "no smaller size can be had"
+        if below:
+            next_ = below[0]
+            smaller = (
+                f"keep {next_.keep:g} has {next_.loss_increase:+.4f}, at most {next_.upper:.4f}"
+            )
+        return (
+            f"keep {self.keep:g} is the smallest size whose loss increase is at most "
+            f"{self.limit:.4g} nats/token (perplexity {math.expm1(self.limit):+.2%}) with "
+            f"{self.confidence:.0%} confidence: {own.loss_increase:+.4f}, at most {own.upper:.4f}; "
+            f"{smaller}"
+        )
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """The best plan of a size, with the weights that would be saved.
+
+    Attributes:
+        keep: the share to keep.
+        plan: the plan.
+        kept: share of the parameters in attention and MLP.
+        cost: share of the dense model's cost, in the measure of the budget.
+        loss_increase: on held-out windows, nats/token.
+        upper: upper limit of the loss increase on further text, nats/token.
+    """
+
+    keep: float
+    plan: Plan
+    kept: float
+    cost: float
+    loss_increase: float
+    upper: float
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """Perplexity over that of the dense model, on the same windows."""
+        return math.exp(self.loss_increase)
+
+    def row(self) -> dict[str, float]:
+        """The numbers by name."""
+        values = {"keep": self.keep, "kept": self.kept, "cost": self.cost}
+        measured = {"loss_increase": self.loss_increase, "upper": self.upper}
+        return {**values, **measured, "perplexity_ratio": self.perplexity_ratio}
+
+
 @dataclass(frozen=True, repr=False)
 class Pruning(Result):
     """The result of a pruning run.
@@ -235,6 +320,8 @@ class Pruning(Result):
         dense_elastic: the dense model after it; None without.
         objective: the proxy that replaced the predictor; None without.
         held_out_tokens: predicted tokens of calibration text on which loss increases are reported.
+        bound: the loss increase that was asked for in place of a size; None without.
+        front: the best plan of every size, largest first; empty if it was not asked for.
     """
 
     of: str
@@ -249,6 +336,8 @@ class Pruning(Result):
     dense_elastic: Reported | None = None
     objective: ProxyReport | None = None
     held_out_tokens: int = 0
+    bound: QualityBound | None = None
+    front: tuple[FrontPoint, ...] = ()
 
     @property
     def plan(self) -> Plan:

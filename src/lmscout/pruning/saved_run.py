@@ -41,6 +41,8 @@ def open_pruning(
         "model_fingerprint": model_fingerprint(model),
         "compute_dtype": compute_dtype,
         **{name: getattr(config, name) for name in ("keep", "of", "shape", "seed", "protocol")},
+        "max_increase": config.max_increase,
+        **({"front": True} if config.front else {}),
         "pairs": config.measured_pairs,
         "refit": config.refit,
         "dtype": None if config.dtype is None else str(config.dtype).removeprefix("torch."),

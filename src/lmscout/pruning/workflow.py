@@ -6,7 +6,9 @@ recover the selected plans, save.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +29,7 @@ from lmscout.evaluation import (
     model_windows,
     read_origin,
 )
+from lmscout.files import as_json, write_file
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.pruning.budgets import Budget, budget_of
 from lmscout.pruning.calibration import Calibrated, calibrate
@@ -45,6 +48,7 @@ from lmscout.pruning.finalists import STUDY as FINALS
 from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
 from lmscout.pruning.measuring import (
     Fitted,
+    first_steps,
     fitted_to_proxy,
     measure_rounds,
     proxy_columns,
@@ -52,10 +56,20 @@ from lmscout.pruning.measuring import (
 )
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.quality import (
+    COARSE,
+    NEARBY,
+    SPREAD,
+    Contest,
+    feasible,
+    front,
+    smallest,
+)
 from lmscout.pruning.ranges import Target
 from lmscout.pruning.recovery.elastic import Elastic, recover_all_plans
 from lmscout.pruning.recovery.run import (
     ELASTIC,
+    RecoveryConfig,
     WinnerRecovery,
     recover_winners,
     recovery_file,
@@ -63,7 +77,15 @@ from lmscout.pruning.recovery.run import (
 )
 from lmscout.pruning.recovery.training import Trained
 from lmscout.pruning.report import ReportText, held_out_tokens, report
-from lmscout.pruning.results import LABELS, Finalist, Pruning, Reported, Size
+from lmscout.pruning.results import (
+    LABELS,
+    Finalist,
+    FrontPoint,
+    Pruning,
+    QualityBound,
+    Reported,
+    Size,
+)
 from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
 from lmscout.pruning.storage import home_path, storage_option_url
@@ -71,7 +93,10 @@ from lmscout.pruning.study import STUDY as PAIRS
 from lmscout.pruning.study import PairStudy
 from lmscout.pruning.study_lock import folder_lock
 from lmscout.pruning.study_record import record_origin, recorded_chunks
+from lmscout.results import SCHEMA
 from lmscout.runs import RESULT, Run
+
+FRONT_FILES = ("front.csv", "front.json")  # in the run folder
 
 _TIMED_WINDOWS = 8  # of calibration text, for latency
 
@@ -154,8 +179,9 @@ def prune(
     computed = str(loaded.model.dtype).removeprefix("torch.")
     run = open_pruning(out, loaded.source, computed, config, calibration, report_on, recover_on)
     if is_complete(run, config):
-        remove_finished(out, config.keep)
-        return run.load(Pruning)
+        result = run.load(Pruning)
+        remove_finished(out, [size.keep for size in result.sizes])
+        return result
     stages = Stages(progress)
     job = _prepared(loaded, calibration, config, run, stages, report_on, recover_on)
     dense = _calibrated(job)
@@ -166,8 +192,10 @@ def prune(
             return run.load(Pruning)
         run.begin()
         result = _reported_and_saved(job, dense, found)
+        if result.front:
+            _write_front(result.front, out)
         run.end(result)
-        remove_finished(out, config.keep)
+        remove_finished(out, found.keep)
     return result
 
 
@@ -211,7 +239,8 @@ def _prepared(
     on = ReportText(loaded.tokenizer, report_on, config.protocol, dtype, config.report_tokens)
     job = _Job(loaded, calibration, config, run, stages, on, recover_on, space)
     if config.of != "latency":  # which is measured first
-        _budgets(job, units)
+        for keep in config.keep:
+            job.space.require(_budget(job, units, keep))
     return job
 
 
@@ -236,7 +265,9 @@ def _calibrated(job: _Job) -> _Dense:
     chunks = [recorded_chunks(job.storage, study) for study in (PAIRS, FINALS)]
     with job.stages("calibrating") as update:
         windows = _windows(job, job.calibration)
-        training = windows if job.recover_on is None else _windows(job, job.recover_on)
+        training = windows
+        if config.recovery != RecoveryConfig():
+            training = _windows(job, job.recover_on or job.calibration, learned=True)
         job.report_text.check(model)
         calibrated = calibrate(model, windows, config.calibration, progress=update)
         calibrated = calibrated.with_chunks(*chunks)
@@ -249,7 +280,9 @@ def _calibrated(job: _Job) -> _Dense:
     with folder_lock(job.run.folder):
         job.run.begin()
         if recovery is not None:
-            sizes = dict(zip(config.keep, _budgets(job, calibrated.shape), strict=True))
+            budget_at = partial(_budget, job, calibrated.shape)
+            keep = config.keep or feasible(job.space, budget_at, SPREAD)
+            sizes = {share: budget_at(share) for share in keep}
             file = recovery_file(job.run.folder, ELASTIC)
             with job.stages("recovering all plans") as update:
                 calibrated, elastic = recover_all_plans(
@@ -261,20 +294,23 @@ def _calibrated(job: _Job) -> _Dense:
     return _Dense(calibrated, training, perplexity, elastic)
 
 
-def _windows(job: _Job, text: Text) -> Tensor:
-    length = job.config.calibration.length
-    return model_windows(job.loaded.model, job.loaded.tokenizer, text, length)
+def _windows(job: _Job, text: Text, *, learned: bool = False) -> Tensor:
+    loaded, length = job.loaded, job.config.calibration.length
+    return model_windows(loaded.model, loaded.tokenizer, text, length, learned=learned)
 
 
 @dataclass(frozen=True)
 class _Found:
     """The plans of a search."""
 
+    keep: tuple[float, ...]  # sizes
     budgets: Sequence[Budget]  # of every size
     finalists: Sequence[Sequence[Finalist]]  # of every size, best first
     fitted: Fitted
-    pairs: int
     study: str  # URL
+    pairs: int = 0
+    bound: QualityBound | None = None  # None if sizes were given
+    front: tuple[FrontPoint, ...] = ()
 
     @property
     def winners(self) -> list[Plan]:
@@ -295,43 +331,85 @@ def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
         sources = job.loaded.source, job.calibration.source
         record_origin(study, *sources, calibrated.settings, calibrated.model.dtype)
         latency = _latency(study, calibrated) if config.of == "latency" else None
-        budgets = _budgets(job, units, latency)
-        targets = [Target(budget, job.space.ranges) for budget in budgets]
-        if config.objective is not None:
-            with stages("scoring"):
-                fitted = fitted_to_proxy(config.objective, calibrated, targets)
-        elif not config.pairs:
-            fitted = Fitted(None, tuple(targets), ())
+        contest = Contest(
+            *(calibrated, study, finals, refits, Fitted(None, (), ()), job.space),
+            lambda keep: _budget(job, units, keep, latency),
+            refit=config.weights == "refit",
+            seed=config.seed,
+        )
+        if config.max_increase is not None:
+            contest, found = _by_quality(job, contest, config.max_increase)
         else:
-            calibrated, fitted = _measure_pairs(job, calibrated, (study, finals), targets)
-        with stages("searching") as update:
-            candidates = []
-            mass = calibrated.mass
-            for number, target in enumerate(fitted.targets):
-                some = candidates_of(study, fitted, job.space, target, mass, config.seed)
-                candidates.append(some)
-                if update:
-                    update(number + 1, len(budgets))
-        with stages("measuring finalists") as update:
-            finalists = measure_finalists(calibrated, study, finals, fitted, candidates, update)
-        if config.weights == "refit" and config.objective is None:
-            with stages("refitting finalists") as update:
-                finalists = refit_finalists(calibrated, refits, finalists, update)
-        return _Found(budgets, finalists, fitted, len(study), study.url)
+            contest, found = _by_size(job, contest)
+        if config.front:
+            with stages("measuring the front") as update:
+                found = replace(found, front=front(contest, update))
+        return replace(found, pairs=len(study))
 
 
-def _measure_pairs(
-    job: _Job,
-    calibrated: Calibrated,
-    studies: tuple[PairStudy, PairStudy],
-    targets: Sequence[Target],
-) -> tuple[Calibrated, Fitted]:
-    """Measure pairs and fit a predictor, together with processes of the same command.
+def _by_size(job: _Job, contest: Contest) -> tuple[Contest, _Found]:
+    """The best plans of the given sizes."""
+    config, stages, calibrated = job.config, job.stages, contest.calibrated
+    budgets = [contest.budget_at(keep) for keep in config.keep]
+    for budget in budgets:
+        job.space.require(budget)
+    if config.objective is not None:
+        targets = [Target(budget, job.space.ranges) for budget in budgets]
+        with stages("scoring"):
+            fitted = fitted_to_proxy(config.objective, calibrated, targets)
+        contest = replace(contest, fitted=fitted)
+    else:
+        spread = contest.feasible(SPREAD) if config.front else []
+        contest = _with_pairs(job, contest, [*config.keep, *spread], config.pairs)
+    calibrated, study, fitted = contest.calibrated, contest.pairs, contest.fitted
+    with stages("searching") as update:
+        candidates = []
+        for number, target in enumerate(fitted.targets[: len(budgets)]):
+            some = candidates_of(study, fitted, job.space, target, calibrated.mass, config.seed)
+            candidates.append(some)
+            if update:
+                update(number + 1, len(budgets))
+    with stages("measuring finalists") as update:
+        finalists = measure_finalists(calibrated, study, contest.finals, fitted, candidates, update)
+    if contest.refit and config.objective is None:
+        with stages("refitting finalists") as update:
+            finalists = refit_finalists(calibrated, contest.refits, finalists, update)
+    return contest, _Found(config.keep, budgets, finalists, fitted, study.url)
 
-    Other processes on the study take turns.
+
+def _by_quality(job: _Job, contest: Contest, limit: float) -> tuple[Contest, _Found]:
+    """The best plan of the smallest size that meets a bound.
+
+    The first pairs are spread over sizes; the others are near the size that meets the bound by
+    what is known then.
     """
-    config, (study, finals) = job.config, studies
-    group = _group(job, calibrated)
+    config, stages = job.config, job.stages
+    step, first = first_steps(config.pairs)
+    if first:
+        contest = _with_pairs(job, contest, contest.feasible(SPREAD), first, step)
+        if first < config.pairs:
+            with stages("bisecting") as update:
+                near = smallest(contest, limit, tolerance=COARSE, progress=update).keep
+            sizes = contest.feasible([round(near * share, 3) for share in NEARBY])
+            contest = _with_pairs(job, contest, sizes, config.pairs, step)
+    with stages("bisecting") as update:
+        found = smallest(contest, limit, progress=update)
+    budget = contest.budget_at(found.keep)
+    of_size = [budget], [found.finalists], contest.fitted, contest.pairs.url
+    return contest, _Found((found.keep,), *of_size, bound=found.bound)
+
+
+def _with_pairs(
+    job: _Job, contest: Contest, sizes: Sequence[float], pairs: int, step: int | None = None
+) -> Contest:
+    """Measure pairs of some sizes and fit a predictor, in turns with other processes."""
+    config, calibrated = job.config, contest.calibrated
+    sizes = list(dict.fromkeys(sizes))
+    targets = [Target(contest.budget_at(keep), job.space.ranges) for keep in sizes]
+    if not config.pairs:
+        return replace(contest, fitted=Fitted(None, tuple(targets), ()))
+    study, finals = contest.pairs, contest.finals
+    group = _group(job, calibrated, sizes, pairs)
     with (
         job.stages("measuring pairs") as update,
         study.locked(update and partial(_report_pairs, update, config.pairs), group=group),
@@ -346,20 +424,21 @@ def _measure_pairs(
             calibrated.mass,
             job.space,
             targets,
-            pairs=config.pairs,
+            pairs=pairs,
             seed=config.seed,
+            round_size=step,
             tail=tail_on(calibrated.model.device),
             extra=proxy_columns(config.features, calibrated),
             group=group,
             progress=update,
         )
-    return calibrated, fitted
+    return replace(contest, calibrated=calibrated, fitted=fitted)
 
 
-def _group(job: _Job, calibrated: Calibrated) -> str:
+def _group(job: _Job, calibrated: Calibrated, sizes: Sequence[float], pairs: int) -> str:
     """The same for runs whose steps are the same; their study has the same settings."""
     config, space = job.config, job.space
-    same = (config.keep, config.of, config.shape, config.pairs, config.seed, config.features)
+    same = (*sizes, config.of, config.shape, pairs, config.pairs, config.seed, config.features)
     seen = repr((*same, space.name, calibrated.model.device.type))
     return hashlib.sha256(seen.encode()).hexdigest()[:12]
 
@@ -368,21 +447,11 @@ def _report_pairs(update: StageProgress, wanted: int, pairs: int) -> None:
     update(min(pairs, wanted), wanted)
 
 
-def _budgets(job: _Job, units: Shape, latency: Latency | None = None) -> list[Budget]:
-    """The budget of every size.
-
-    Raises:
-        LmscoutError: no plan of the space meets one.
-    """
+def _budget(job: _Job, units: Shape, keep: float, latency: Latency | None = None) -> Budget:
+    """The budget of a size."""
     config, model = job.config, job.loaded.model
     family, window = family_of(model.config), config.calibration.length
-    budgets: list[Budget] = [
-        budget_of(config.of, keep, model, family, units, window=window, latency=latency)
-        for keep in config.keep
-    ]
-    for budget in budgets:
-        job.space.require(budget)
-    return budgets
+    return budget_of(config.of, keep, model, family, units, window=window, latency=latency)
 
 
 def _latency(study: PairStudy, calibrated: Calibrated) -> Latency:
@@ -400,7 +469,7 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
     """Measure the models of the report, recover the selected plans, and save them."""
     config, stages, calibrated = job.config, job.stages, dense.calibrated
     out, on, winners = job.run.folder, job.report_text, found.winners
-    folders = model_folders(config.keep, out)
+    folders = model_folders(found.keep, out)
     for winner, folder in zip(winners, folders, strict=True):
         if is_finished(folder):
             check_plan(folder, winner, on.dtype)
@@ -420,8 +489,8 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
         recovery = WinnerRecovery(
             calibrated, dense.training, settings, config.shape, config.weights, out
         )
-        models, trained = recover_winners(recovery, config.keep, winners, models, on, stages)
-    columns = config.keep, models, map(tuple, found.finalists), folders, trained
+        models, trained = recover_winners(recovery, found.keep, winners, models, on, stages)
+    columns = found.keep, models, map(tuple, found.finalists), folders, trained
     fitted = found.fitted
     result = Pruning(
         of=config.of,
@@ -436,6 +505,8 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
         dense_elastic=dense_elastic,
         objective=None if fitted.objective is None else fitted.objective.report,
         held_out_tokens=held_out_tokens(calibrated),
+        bound=found.bound,
+        front=found.front,
     )
     with stages("saving") as update:
         for number, size in enumerate(result.sizes):
@@ -483,3 +554,16 @@ def _save(
         settings=job.config.note(size.keep),
         figures=figures,
     )
+
+
+def _write_front(points: Sequence[FrontPoint], out: Path) -> None:
+    """Write the front as a table, and as JSON with the plans."""
+    rows = [one.row() for one in points]
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    plans = [{**row, "plan": one.plan.as_dict()} for row, one in zip(rows, points, strict=True)]
+    values = {"schema": SCHEMA, "front": plans}
+    for name, content in zip(FRONT_FILES, (text.getvalue(), as_json(values)), strict=True):
+        write_file(out / name, content)

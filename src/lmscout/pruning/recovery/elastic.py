@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Perplexity
+from lmscout.evaluation.chats import decoded
 from lmscout.metrics import kendall
 from lmscout.progress import StageProgress
 from lmscout.pruning.budgets import Budget
@@ -269,11 +270,12 @@ def train_all_plans(
 
 def plan_loss(adapter: ElasticAdapter, plan: Plan, tokens: Tensor, method: str) -> Tensor:
     """The loss of a plan on tokens [B, T], by the method of `RecoverySettings`."""
-    hidden = adapter.hidden(plan, tokens)
+    plain, head, vocabulary = decoded(tokens), adapter.head, adapter.vocabulary
+    hidden = adapter.hidden(plan, plain)
     if method != DISTILL:
-        return training.likelihood_loss(adapter.head, hidden, tokens, adapter.vocabulary)
-    target = adapter.dense_hidden(tokens)
-    return training.divergence_loss(adapter.head, hidden, adapter.head, target, adapter.vocabulary)
+        return training.likelihood_loss(head, hidden, tokens, vocabulary)
+    target = adapter.dense_hidden(plain)
+    return training.divergence_loss(head, hidden, head, target, vocabulary, tokens)
 
 
 def _unmeasured(windows: Tensor, calibrated: Calibrated) -> Tensor:

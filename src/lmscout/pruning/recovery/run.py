@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.chats import decoded
 from lmscout.evaluation.quiet import quiet
 from lmscout.progress import StageProgress, Stages, part_of
 from lmscout.pruning.calibration import Calibrated, Weights, text_digest
@@ -103,7 +104,7 @@ class RecoveryConfig:
                 run folder is of other settings, or elastic recovery is for shares of latency.
         """
         trainings: dict[str | float, RecoverySettings | None] = {ELASTIC: self.elastic}
-        trainings |= dict.fromkeys(keep, self.winners)
+        trainings |= dict.fromkeys(keep or ("winner",), self.winners)
         for name, settings in trainings.items():
             if settings is not None:
                 settings.check()
@@ -186,13 +187,14 @@ def recover(
     vocabulary = pruned.config.vocab_size
 
     def loss_of(_: int, tokens: Tensor) -> Tensor:
+        plain = decoded(tokens)
         with _narrow_adapters(pruned):
-            hidden = _hidden(pruned, tokens)
+            hidden = _hidden(pruned, plain)
         if settings.method != DISTILL:
             return training.likelihood_loss(head, hidden, tokens, vocabulary)
         with torch.no_grad():
-            target = _hidden(dense, tokens)
-        return training.divergence_loss(head, hidden, dense_head, target, vocabulary)
+            target = _hidden(dense, plain)
+        return training.divergence_loss(head, hidden, dense_head, target, vocabulary, tokens)
 
     trained = training.train(
         adapters,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lmscout.errors import LmscoutError, brief
+from lmscout.evaluation.chats import decoded
 from lmscout.files import check_folder, write_file
 from lmscout.progress import StageProgress
 from lmscout.pruning.importance import loss_scale, lower_scale
@@ -42,6 +43,7 @@ _LOGITS = 1 << 24  # logits in memory at a time: 64 MiB in float32
 _WARM_UP = 0.05  # share of all steps
 _LOWEST_RATE = 0.02  # share of the learning rate, at the end
 _GRADIENT_NORM = 1.0  # largest norm of a step's gradient
+_IGNORED = -100  # in place of a token that carries no loss
 _WARM_UP_CALLS = 3  # before a graph is captured
 _ENDS = 0.1  # share of the steps whose mean loss is reported as the first and the last
 
@@ -63,45 +65,68 @@ def _order(count: int, seed: int, number: int) -> npt.NDArray[np.int64]:
 
 
 def apart_from(windows: Tensor, *others: Tensor) -> Tensor:
-    """Windows [n, T] without those that occur in others [m, T], in the same order."""
-    taken = {row.cpu().numpy().tobytes() for other in others for row in other}
-    kept = [row.cpu().numpy().tobytes() not in taken for row in windows]
+    """Windows [n, T] without those that occur in others [m, T], in the same order.
+
+    Whether tokens carry a loss makes no difference.
+    """
+    taken = {row.numpy().tobytes() for other in others for row in decoded(other).cpu()}
+    kept = [row.numpy().tobytes() not in taken for row in decoded(windows).cpu()]
     return windows[torch.tensor(kept, dtype=torch.bool)]
 
 
 def likelihood_loss(head: Head, hidden: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
-    """Mean negative log-likelihood of next tokens [B, T] by last hidden states, in nats."""
+    """Mean negative log-likelihood of next tokens [B, T] by last hidden states, in nats.
+
+    Only of those that carry a loss, see `lmscout.evaluation.chats`; 0 if none does.
+    """
     states, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
 
     def loss(states: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(head(states).float(), targets, reduction="sum")
+        known = targets.masked_fill(targets < 0, _IGNORED)
+        logits = head(states).float()
+        return functional.cross_entropy(logits, known, reduction="sum", ignore_index=_IGNORED)
 
-    return _sum_in_pieces(loss, vocabulary, states, targets) / len(targets)
+    return _sum_in_pieces(loss, vocabulary, states, targets) / (targets >= 0).sum().clamp_min(1)
 
 
 def divergence_loss(
-    head: Head, hidden: Tensor, dense_head: Head, dense_hidden: Tensor, vocabulary: int
+    head: Head,
+    hidden: Tensor,
+    dense_head: Head,
+    dense_hidden: Tensor,
+    vocabulary: int,
+    tokens: Tensor | None = None,
 ) -> Tensor:
-    """Mean KL(dense || model) of the next token's distribution, in nats; as `likelihood_loss`."""
+    """Mean KL(dense || model) of the next token's distribution, in nats; as `likelihood_loss`.
 
-    def loss(states: Tensor, dense_states: Tensor) -> Tensor:
+    Of all positions, unless tokens [B, T] are given and some carry no loss.
+    """
+    if tokens is None:
+        carries = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
+    else:
+        carry = tokens >= 0
+        carries = torch.cat([carry[:, 1:], carry.all().expand(len(carry), 1)], dim=1)
+
+    def loss(states: Tensor, dense_states: Tensor, carries: Tensor) -> Tensor:
         with torch.no_grad():
             target = dense_head(dense_states).float().log_softmax(-1)
         own = head(states).float().log_softmax(-1)
-        return functional.kl_div(own, target, reduction="sum", log_target=True)
+        each = functional.kl_div(own, target, reduction="none", log_target=True).sum(-1)
+        return (each * carries).sum()
 
-    states = hidden.flatten(0, 1)
-    return _sum_in_pieces(loss, vocabulary, states, dense_hidden.flatten(0, 1)) / len(states)
+    states, *others = (one.flatten(0, 1) for one in (hidden, dense_hidden, carries))
+    return _sum_in_pieces(loss, vocabulary, states, *others) / carries.sum().clamp_min(1)
 
 
 def _sum_in_pieces(
-    loss: Callable[[Tensor, Tensor], Tensor], vocabulary: int, states: Tensor, others: Tensor
+    loss: Callable[..., Tensor], vocabulary: int, states: Tensor, *others: Tensor
 ) -> Tensor:
     """Sum a loss over pieces of the tokens; `head` is frozen.
 
     Logits are by far the widest tensor: those of a whole batch are never in memory at once.
+    Shapes are the same at every step, as a CUDA graph needs.
     """
-    result: Tensor = _SumInPieces.apply(loss, max(1, _LOGITS // vocabulary), states, others)  # type: ignore[no-untyped-call]
+    result: Tensor = _SumInPieces.apply(loss, max(1, _LOGITS // vocabulary), states, *others)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -115,28 +140,31 @@ class _SumInPieces(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[..., Tensor],
         size: int,
         states: Tensor,
-        others: Tensor,
+        *others: Tensor,
     ) -> Tensor:
         total = states.new_zeros((), dtype=torch.float32)
         gradients: list[Tensor] = []
-        for piece, other in zip(torch.split(states, size), torch.split(others, size), strict=True):
+        pieces = zip(*(torch.split(one, size) for one in (states, *others)), strict=True)
+        for piece, *rest in pieces:
             leaf = piece.detach().requires_grad_(states.requires_grad)
             # hooks of the caller see what the step keeps, and a piece keeps nothing
             hooks = torch.autograd.graph.saved_tensors_hooks(_same, _same)
             with torch.set_grad_enabled(states.requires_grad), hooks:
-                part = loss(leaf, other)
+                part = loss(leaf, *rest)
                 if states.requires_grad:
                     gradients.append(*torch.autograd.grad(part, leaf))
             total += part.detach()
         ctx.save_for_backward(*gradients)
+        ctx.others = len(others)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None]:
-        return None, None, torch.cat(ctx.saved_tensors) * gradients[0], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = torch.cat(ctx.saved_tensors) * gradients[0]
+        return None, None, gradient, *(None for _ in range(ctx.others))
 
 
 @dataclass(frozen=True)
@@ -268,7 +296,7 @@ def train(
     Args:
         adapters: parameters by name; trained in place.
         loss_of: step and windows [B, T] to the mean loss.
-        windows: [windows, T] int64, the text.
+        windows: [windows, T] int64, the text; tokens without a loss are coded.
         settings: how, and for how long.
         checkpoint: file to continue from; holds the adapters at the end.
         identity: all that the training depends on; a checkpoint of another one is refused.
