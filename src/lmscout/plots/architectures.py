@@ -12,7 +12,7 @@ from lmscout.benchmarks.built import TrainedRow, read_rows, read_table
 from lmscout.discovery.design import Design
 from lmscout.discovery.selection import Selection
 from lmscout.errors import LmscoutError
-from lmscout.plots.style import COLOURS, dots, figure, finite, safe
+from lmscout.plots.style import COLOURS, dots, figure, finite, logarithmic, safe
 from lmscout.reading import expanded
 
 
@@ -82,19 +82,21 @@ def regret(found: Selection) -> go.Figure:
         height=110 + 30 * len(ways),
     )
     made.add_bar(
-        y=[safe(one.name, 34) for one, _ in ways],
+        y=list(range(len(ways))),
         x=[one.rank for one, _ in ways],
         orientation="h",
         marker={"color": [COLOURS[colour] for _, colour in ways]},
         text=[f"{one.rank:.4g}" for one, _ in ways],
         customdata=[
-            f"rank {one.rank:.4g}, regret {one.regret:.4g}, {one.n_tied} tied" for one, _ in ways
+            f"{safe(one.name)}: rank {one.rank:.4g}, regret {one.regret:.4g}, {one.n_tied} tied"
+            for one, _ in ways
         ],
         textposition="auto",
         cliponaxis=False,
-        hovertemplate="%{y}: %{customdata}<extra></extra>",
+        hovertemplate="%{customdata}<extra></extra>",
     )
-    made.update_yaxes(autorange="reversed", type="category")
+    names = [safe(one.name, 34) for one, _ in ways]
+    made.update_yaxes(autorange="reversed", tickvals=list(range(len(ways))), ticktext=names)
     return made
 
 
@@ -156,7 +158,7 @@ def losses(built: Built | Path | str) -> go.Figure:
             hoverinfo="text",
         )
     )
-    made.update_xaxes(type="log")
+    made.update_xaxes(logarithmic([float(one.parameters) for one in rows]))
     return made
 
 

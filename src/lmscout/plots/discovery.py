@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,8 @@ def correlations(
             ("quality measured again", "predicted", found.repeat.spearman),
         ]
         rows += [(name, "uniform", one.spearman) for name, one in found.baselines.items()]
-        return whiskers("Noise ceiling and configuration baselines", rows)
+        kinds = {"found": "noise ceiling", "predicted": "measured again"}
+        return whiskers("Noise ceiling and configuration baselines", rows, kinds)
     if isinstance(found, RankResult):
         named = [(one.name, "literature", one) for one in by_correlation(found.proxies)]
         baselines = found.baselines
@@ -142,8 +143,11 @@ def correlations(
 _KINDS = {"found": "found", "literature": "given proxies", "uniform": "configuration baselines"}
 
 
-def whiskers(title: str, rows: Sequence[tuple[str, str, Interval]]) -> go.Figure:
-    """A dot and an interval a row: label, kind of colour, correlation."""
+def whiskers(
+    title: str, rows: Sequence[tuple[str, str, Interval]], kinds: Mapping[str, str] | None = None
+) -> go.Figure:
+    """A dot and an interval a row: label, colour, correlation; `kinds` names colours."""
+    names = {**_KINDS, **(kinds or {})}
     made = figure(title, "Spearman's ρ (95 % interval)", height=110 + 26 * len(rows))
     labels = [safe(name, 34) for name, _, _ in rows]
     places = list(range(len(rows)))
@@ -152,7 +156,7 @@ def whiskers(title: str, rows: Sequence[tuple[str, str, Interval]]) -> go.Figure
         values = [rows[place][2] for place in own]
         made.add_trace(
             dots(
-                _KINDS.get(colour, "measured again"),
+                names[colour],
                 colour,
                 [one.value for one in values],
                 own,
@@ -385,15 +389,10 @@ def convergence(found: DeepDiscovery | Path | str) -> go.Figure:
         runs = [[one for one in each if one.fitness is not None] for each in searches(found)]
     for number, some in enumerate(runs):
         best = np.maximum.accumulate([one.fitness or 0.0 for one in some]).tolist()
+        colour = list(COLOURS)[number % len(COLOURS)]
+        across = list(range(1, len(best) + 1))
         made.add_trace(
-            line(
-                f"search {number + 1}",
-                list(COLOURS)[number % len(COLOURS)],
-                list(range(1, len(best) + 1)),
-                best,
-                hoverinfo="x+y+name",
-                line={"shape": "hv", "color": list(COLOURS.values())[number % len(COLOURS)]},
-            )
+            line(f"search {number + 1}", colour, across, best, shape="hv", hoverinfo="x+y+name")
         )
     return made
 

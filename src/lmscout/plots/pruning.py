@@ -565,6 +565,9 @@ def sensitivity(source: Source) -> go.Figure:
             hoverinfo="text",
         )
     made.update_layout(barmode="group", bargap=0.25)
+    most = 3 * max(abs(one.value) for one in found)  # a longer interval is cut off
+    low, high = min(one.low for one in found), max(one.high for one in found)
+    made.update_yaxes(range=[1.1 * max(low, -most), 1.1 * min(high, most)])
     made.update_yaxes(tickformat=".0%", zeroline=True, zerolinecolor="rgba(128,134,142,0.7)")
     made.update_xaxes(showgrid=False, dtick=1 if len(found) <= 32 else None)
     return made

@@ -103,18 +103,27 @@ def dots(
 
 
 def line(
-    name: str, colour: str, x: Sequence[float | None], y: Sequence[float | None], **more: object
+    name: str,
+    colour: str,
+    x: Sequence[float | None],
+    y: Sequence[float | None],
+    *,
+    dash: str = "solid",
+    shape: str = "linear",
+    **more: object,
 ) -> go.Scatter:
     """A line of one kind."""
-    style = {"color": COLOURS[colour], "width": 2, "dash": more.pop("dash", "solid")}
-    return go.Scatter(
-        name=name,
-        mode="lines",
-        x=finite(x),
-        y=finite(y),
-        line=style,
-        **{"hoverinfo": "skip"} | more,
-    )
+    style = {"color": COLOURS[colour], "width": 2, "dash": dash, "shape": shape}
+    given = {"hoverinfo": "skip"} | more
+    return go.Scatter(name=name, mode="lines", x=finite(x), y=finite(y), line=style, **given)
+
+
+def short(value: float) -> str:
+    """A round number for an axis: 0.02, 500, 20k, 3M."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= max(size, 1e4):
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def logarithmic(values: Sequence[float]) -> dict[str, object]:
@@ -126,7 +135,7 @@ def logarithmic(values: Sequence[float]) -> dict[str, object]:
         for power in range(math.floor(low), math.ceil(high) + 1)
         for digit in digits
     ]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{one:g}" for one in ticks]}
+    return {"type": "log", "tickvals": ticks, "ticktext": [short(one) for one in ticks]}
 
 
 def time_spent(seconds: Mapping[str, float]) -> go.Figure:

@@ -87,9 +87,7 @@ def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None
     if result is not None:
         try:
             content = _content(result, read.folder, beside)
-        except LmscoutError:
-            raise
-        except Exception as error:
+        except (ArithmeticError, LookupError, ValueError) as error:
             raise LmscoutError(
                 f"{read.path}: damaged result ({type(error).__name__}: {error}): run it again"
             ) from error
@@ -168,7 +166,8 @@ def _title(read: RunFolder) -> str:
         value = getattr(result, name, None)
         if isinstance(value, str | Path):
             proxy = getattr(result, "proxy", None) if name == "space" else None
-            return f"{value}, by {proxy}" if proxy is not None else str(value)
+            text = value.name if isinstance(value, Path) else value
+            return f"{text}, by {proxy}" if proxy is not None else text
     benchmarks = one.get("benchmarks")
     if isinstance(benchmarks, list):
         return ", ".join(map(str, benchmarks))

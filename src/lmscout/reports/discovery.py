@@ -157,8 +157,9 @@ def _tiles(result: Discovery | DeepDiscovery) -> list[tuple[str, str, str]]:
         ("test ρ", f"{rho.value:.3f}", f"95 % {rho.low:.3f} to {rho.high:.3f}"),
         ("search ρ", f"{one.search[0]:.3f}", f"{len(one.split.search)} architectures"),
         (f"{one.hardest.name}, ρ", f"{best:.3f}", "best configuration baseline"),
-        ("ρ in cell", f"{one.test.within_cell:.3f}", "of one depth and width"),
     ]
+    if math.isfinite(one.test.within_cell):
+        shown.append(("ρ in cell", f"{one.test.within_cell:.3f}", "of one depth and width"))
     if isinstance(result, Discovery):
         return [*shown, ("proxies", f"{result.space.size:,}", f"{result.n_distinct:,} distinct")]
     return [*shown, ("evaluated", f"{result.evaluations:,}", f"of {result.proposed:,} proposed")]

@@ -33,10 +33,10 @@ def design_content(result: Design) -> Content:
     text = (
         f"{result.proxy} scores a {spec.kind} of {spec.depth} blocks, width {spec.width} and "
         f"{spec.parameters():,} parameters best (limit {result.limit:,}) of {result.n_scored:,} "
-        f"architectures of {result.space}: {result.score:.5g}"
+        f"architectures of {result.space}: {result.score:,.6g}"
     )
     if result.drawn_score is not None:
-        text += f", against {result.drawn_score:.5g} before any mutation"
+        text += f", against {result.drawn_score:,.6g} before any mutation"
     parts = [
         Section(
             "The architecture",
@@ -78,7 +78,7 @@ def selection_content(result: Selection) -> Content:
             {"better than": "good", "as good as": "", "worse than": "bad"}[better],
         )
     ]
-    found.append(Verdict(f"It is worth {own.trials:,} architectures trained at random."))
+    found.append(Verdict(f"Equivalent number of random trials: {own.trials:,}."))
     if result.seen:
         found.append(Verdict("It was found on part of this benchmark: optimistic.", "warn"))
     rows = [

@@ -27,10 +27,13 @@ from lmscout.reports.page import (
 
 _LINE = "the blue line joins those that no smaller one beats"
 _ASIDE = "those of one size are spread sideways a little"
+_PAIRS = (
+    "Lower and further left is better. Small points are the measured pairs; {}. Plans far above "
+    "are cut off; double-click shows them."
+)
 _FRONT = (
-    "Lower and further left is better. Small points are the measured pairs, on the text of all "
-    "pairs; {}. Large marks are the reported models, measured on other text: teal found, orange "
-    "uniform, grey dense. Plans far above are cut off; double-click shows them."
+    f"{_PAIRS} Large marks are the reported models, measured on other text than the pairs: teal "
+    "found, orange uniform, grey dense."
 )
 _PREDICTED = (
     "Every grey point was predicted by a model that had not seen it. On the dotted line a "
@@ -233,7 +236,8 @@ def running(folder: Path, problem: str) -> Content:
 def _tradeoff(source: Pruning | RecordedPairs, pairs: RecordedPairs) -> Figure:
     drawn = plots.tradeoff(source, pairs)
     front = any("front" in (one.name or "") for one in drawn.data)
-    return Figure(drawn, _FRONT.format(_LINE if front else _ASIDE))
+    caption = _FRONT if isinstance(source, Pruning) else _PAIRS
+    return Figure(drawn, caption.format(_LINE if front else _ASIDE))
 
 
 def _plans(result: Pruning) -> list[Part]:
