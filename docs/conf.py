@@ -3,6 +3,7 @@
 `-D nb_execution_mode=off` builds it without executing the tutorials.
 """
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -34,6 +35,7 @@ Path(PROFILE.name, "profile_default").mkdir()
 Path(PROFILE.name, "profile_default", "ipython_kernel_config.py").write_text(
     "c.IPKernelApp.log_level = 'ERROR'\n"
 )
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # which notebook is executed
 nb_execution_mode = "force"
 nb_execution_in_temp = True  # runs of tutorials leave nothing behind
 nb_execution_timeout = 900  # seconds of one cell
