@@ -61,8 +61,8 @@ def dry_run(
             table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
         if found.refitting:
             plans = "a plan" if found.refits <= 1 else f"about {found.refits} plans"
-            seconds = f"about {_duration(max(1, found.refits) * found.refit)}"
-            table.add_row(f"refitting {plans}", _size(found.refitting), seconds)
+            refitting = f"about {_duration(max(1, found.refits) * found.refit)}"
+            table.add_row(f"refitting {plans}", _size(found.refitting), refitting)
         for one in found.recovery:
             what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
             table.add_row(
