@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 
 from lmscout.errors import LmscoutError
 from lmscout.plots.style import COLOURS, dots, figure, finite, line, logarithmic, safe
-from lmscout.pruning.features import TargetScale
-from lmscout.pruning.plan import Floats, Plan, as_rows
+from lmscout.pruning.features import SCALES, TargetScale
+from lmscout.pruning.plan import Floats, Plan, Rows, as_rows
 from lmscout.pruning.results import LABELS, Pruning, Reported, Size
 from lmscout.pruning.storage import existing_storage_url, sqlite_file
 from lmscout.pruning.study import Pair
@@ -222,10 +222,11 @@ def predicted(found: Pruning) -> go.Figure:
         return made
     logs = bool((every > 0).mean() > 0.97 and every.max() > 20 * every[every > 0].min())
     least = float(every[every > 0].min()) if logs else float(every.min())
-    ends = np.array([least, float(every.max())])
-    grid = np.geomspace(*ends, 60) if logs else np.linspace(*ends, 60)
-    if len(held_out) > 1 and np.ptp(held_out[:, 1]) > 0:
-        low, high = band(held_out, found.predictor.chosen.scale, grid)
+    ends = [least, float(every.max())]
+    grid = np.geomspace(ends[0], ends[1], 60) if logs else np.linspace(ends[0], ends[1], 60)
+    scale = found.predictor.chosen.scale
+    if len(held_out) > 1 and np.ptp(held_out[:, 1]) > 0 and scale in SCALES:
+        low, high = band(held_out, scale, grid)
         if logs:
             low = np.maximum(low, least / 2)
         made.add_trace(
@@ -240,6 +241,7 @@ def predicted(found: Pruning) -> go.Figure:
                 fillcolor="rgba(63,138,224,0.18)",
             )
         )
+    if len(held_out):
         made.add_trace(
             dots(
                 f"held-out pairs ({len(held_out):,})",
@@ -250,7 +252,7 @@ def predicted(found: Pruning) -> go.Figure:
                 hovertemplate="predicted %{x:+.4f}, measured %{y:+.4f}<extra></extra>",
             )
         )
-    made.add_trace(line("as predicted", "dense", ends.tolist(), ends.tolist(), dash="dot"))
+    made.add_trace(line("as predicted", "dense", ends, ends, dash="dot"))
     for colour, name, some in (
         ("predicted", "finalists", [one for size in found.sizes for one in size.finalists[1:]]),
         ("found", "selected", [size.finalists[0] for size in found.sizes if size.finalists]),
@@ -283,8 +285,8 @@ def predicted(found: Pruning) -> go.Figure:
             )
         )
     if logs:
-        made.update_xaxes(logarithmic(ends.tolist()))
-        made.update_yaxes(logarithmic(ends.tolist()))
+        made.update_xaxes(logarithmic(ends))
+        made.update_yaxes(logarithmic(ends))
     return made
 
 
@@ -316,7 +318,7 @@ def plan(found: Pruning | Size, dense: Plan | None = None) -> go.Figure:
         dense: the dense model's plan, for a size.
     """
     if isinstance(found, Pruning):
-        found, dense = found.sizes[0], found.dense.plan
+        return plan(found.sizes[0], found.dense.plan)
     assert dense is not None
     blocks = list(range(dense.depth))
     made = figure("What every block keeps", "block", "share of units kept", height=360)
@@ -512,7 +514,7 @@ def effects(source: Source) -> list[Effect]:
     target = TargetScale.of("log", values).forward(values)
     rng = np.random.default_rng(0)
 
-    def slopes(rows: Floats) -> Floats:
+    def slopes(rows: Rows) -> Floats:
         x, y = removed[rows], target[rows]
         x, y = x - x.mean(axis=0), y - y.mean()
         penalty = _RIDGE * len(rows) * np.diag(x.var(axis=0) + 1e-6)
