@@ -24,7 +24,7 @@ from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Evaluation
 from lmscout.files import write_file
-from lmscout.plots.pruning import pairs_of
+from lmscout.plots.pairs import pairs_of
 from lmscout.pruning.results import Pruning
 from lmscout.pruning.study_record import RecordedPairs
 from lmscout.reports import discovery, others, pruning
