@@ -135,8 +135,8 @@ def test_close_shares_have_folders_of_their_own():
 @pytest.mark.parametrize(
     ("dtype", "message"),
     [
-        (torch.float32, "has no finite perplexity"),
-        (torch.float16, "float16 holds numbers up to 6.55e"),
+        ("float32", "has no finite perplexity"),
+        ("float16", "float16 holds numbers up to 6.55e"),
     ],
 )
 def test_a_model_without_a_loss_is_refused_before_pairs_are_measured(tmp_path, dtype, message):
@@ -241,7 +241,7 @@ def test_stopped_between_two_models_a_run_goes_on_with_the_second(tmp_path):
     assert not second.exists()
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     with pytest.raises(LmscoutError, match=r"another dtype \(float16, in this run float32\)"):
-        pruned(out, replace(config, dtype=torch.float32))
+        pruned(out, replace(config, dtype="float32"))
     record = first / "lmscout.json"
     whole = record.read_text()
     record.write_text(json.dumps({**json.loads(whole), "plan": {}}))
@@ -311,7 +311,7 @@ def test_several_sizes_share_one_study(run, tmp_path):
 
 def test_without_compensation_weights_are_those_of_the_dense_model(tmp_path):
     settings = replace(CALIBRATION, compensate=False)
-    config = replace(CONFIG, keep=(0.7,), pairs=20, calibration=settings, dtype=torch.float32)
+    config = replace(CONFIG, keep=(0.7,), pairs=20, calibration=settings, dtype="float32")
     config = replace(config, refit="none")
     (size,) = pruned(tmp_path / "run", config).sizes
     saved = AutoModelForCausalLM.from_pretrained(size.folder, dtype=torch.float32)
@@ -386,6 +386,11 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"shape": "round"}, "unknown shape 'round': expected one of any, uniform"),
         ({"of": "weight"}, "unknown measure 'weight'"),
         ({"protocol": "none"}, "none"),
+        (
+            {"dtype": "float99"},
+            "unknown dtype 'float99': expected one of float32, bfloat16",
+        ),
+        ({"dtype": torch.float16}, "unknown dtype torch.float16: expected one of float32"),
         ({"seed": -1}, "seed of -1 is too small: give 0 or more"),
         ({"seed": 2**63}, "seed of 9223372036854775808 is too large: give 9223372036854775807"),
         ({"channel_multiple": 0}, "channel_multiple of 0 is too small: give 1 or more"),

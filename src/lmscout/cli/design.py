@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _PICO = "pico"  # a space, and the benchmark of its architectures
 _SEARCH = "Search"
-SPEC, SUFFIX = "spec.json", ".json"
+SUFFIX = ".json"
 REMEDY = "name another"
 
 # Fields of a spec with one entry per block, and their headings.
@@ -141,6 +141,8 @@ def _check_target(out: Path, *, as_folder: bool) -> None:
         check_file(out, "--out")
         return
     if out.exists() and not (out.is_dir() and ((out / SPEC).is_file() or not any(out.iterdir()))):
+    from lmscout.models.spec import SPEC
+
         raise LmscoutError(f"--out {out}: is no empty folder, nor one of an architecture: {REMEDY}")
     check_folder(out, f"--out {out}", REMEDY, make=False)
 
@@ -149,6 +151,7 @@ def _write_folder(result: Design | Selection, out: Path) -> str:
     """Write the untrained model and its spec; returns what the folder holds."""
     from lmscout.models.pretrained import has_class
 
+    from lmscout.models.spec import SPEC
     if has_class(result.spec):
         result.save_pretrained(out)
         return "untrained model, for AutoModelForCausalLM after lmscout.register()"

@@ -256,8 +256,6 @@ def prune(
     The same command continues a run that was stopped; no pair is measured twice.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
-    import torch
-
     from lmscout import api
     from lmscout.evaluation import devices_of, read_text
     from lmscout.pruning.calibration import CalibrationConfig
@@ -292,7 +290,7 @@ def prune(
         seed=seed,
         protocol=protocol,
         report_tokens=report_tokens,
-        dtype=None if dtype is None else getattr(torch, dtype),
+        dtype=dtype,
         calibration=calibration_settings,
         storage=storage,
         channel_multiple=channel_multiple,
