@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     BENCHMARK_HELP,
@@ -110,7 +111,7 @@ def discover(
     fitness is the minimum over them.  With study:RUN the architectures are the measured plans of
     a pruning run, evaluated in the trained model.
     """
-    # Imported here and below, so that `--help` does not wait for PyTorch.
+    load_modules("lmscout.discovery")
     from lmscout import api
     from lmscout.discovery.scorer import cache_name
     from lmscout.runs import Run, default_run_folder

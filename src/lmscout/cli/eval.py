@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     COMPUTATION,
@@ -88,7 +89,7 @@ def evaluate(
     Each perplexity has its protocol: text, windows, stride, BOS and tokenizer; each score its
     standard error and the number of examples before a question.
     """
-    # Imported here, so that `--help` does not wait for PyTorch.
+    load_modules("lmscout.evaluation")
     from lmscout import api
     from lmscout.runs import Run, default_run_folder
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     BENCHMARK_HELP,
@@ -61,7 +62,7 @@ def explain(
     formula of these three that is closest to it.  The sign is as given.  LaTeX and PyTorch
     follow from the formula and need no benchmark.
     """
-    # Imported here, so that `--help` does not wait for PyTorch.
+    load_modules("lmscout.discovery")
     from lmscout import api
     from lmscout.discovery.explain import Forms
     from lmscout.runs import Run, default_run_folder

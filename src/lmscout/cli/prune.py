@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.dry_run import dry_run as estimate_run
 from lmscout.cli.options import (
@@ -255,7 +256,7 @@ def prune(
 
     The same command continues a run that was stopped; no pair is measured twice.
     """
-    # Imported here, so that `--help` does not wait for PyTorch.
+    load_modules("lmscout.pruning.workflow")
     from lmscout import api
     from lmscout.evaluation import devices_of, read_text
     from lmscout.pruning.calibration import CalibrationConfig
