@@ -26,8 +26,10 @@ NAMES = (
 
 
 def few():
-    """Twelve architectures of pico."""
-    return lmscout.load_benchmark("pico").subset(range(12))
+    """The twelve smallest architectures of pico."""
+    bench = lmscout.load_benchmark("pico")
+    by_size = sorted(range(len(bench)), key=lambda row: bench.specs[row].parameters())
+    return bench.subset(by_size[:12])
 
 
 @pytest.fixture(scope="module")

@@ -90,13 +90,13 @@ def discover(
 
     Example:
         >>> import lmscout
-        >>> bench = lmscout.load_benchmark("pico").subset(range(16))
-        >>> found = lmscout.discover(bench, n_search=10, workers=1, progress=False)
+        >>> bench = lmscout.load_benchmark("pico").subset(range(10))
+        >>> found = lmscout.discover(bench, n_search=5, workers=1, progress=False)
         >>> len(found.to_frame())
         10
         >>> config = lmscout.DeepSearchConfig(evaluations=2, searches=1, catalog=False)
         >>> found = lmscout.discover(
-        ...     bench, space="deep", n_search=10, config=config, workers=1, progress=False
+        ...     bench, space="deep", n_search=5, config=config, workers=1, progress=False
         ... )
         >>> len(found.findings)
         1
@@ -154,7 +154,7 @@ def rank(
 
     Example:
         >>> import lmscout
-        >>> bench = lmscout.load_benchmark("pico").subset(range(16))
+        >>> bench = lmscout.load_benchmark("pico").subset(range(8))
         >>> lmscout.rank(bench, ["snip"], workers=1, progress=False).proxies[0].name
         'snip'
     """
