@@ -141,10 +141,13 @@ def _check_target(out: Path, *, as_folder: bool) -> None:
     if not as_folder:
         check_file(out, "--out")
         return
-    from lmscout.models.spec import SPEC
+    if out.exists():
+        from lmscout.models.spec import SPEC
 
-    if out.exists() and not (out.is_dir() and ((out / SPEC).is_file() or not any(out.iterdir()))):
-        raise LmscoutError(f"--out {out}: is no empty folder, nor one of an architecture: {REMEDY}")
+        if not (out.is_dir() and ((out / SPEC).is_file() or not any(out.iterdir()))):
+            raise LmscoutError(
+                f"--out {out}: is no empty folder, nor one of an architecture: {REMEDY}"
+            )
     check_folder(out, f"--out {out}", REMEDY, make=False)
 
 

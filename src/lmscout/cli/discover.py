@@ -111,11 +111,6 @@ def discover(
     fitness is the minimum over them.  With study:RUN the architectures are the measured plans of
     a pruning run, evaluated in the trained model.
     """
-    load_modules("lmscout.discovery")
-    from lmscout import api
-    from lmscout.discovery.scorer import cache_name
-    from lmscout.runs import Run, default_run_folder
-
     if benchmark.startswith(_EARLIER):
         benchmark = _STUDY + benchmark.removeprefix(_EARLIER)
     other = "published or two-op" if space == _DEEP else "deep"
@@ -125,6 +120,11 @@ def discover(
         f"{{option}} is not for --space {space}: give --space {other}, or leave {{option}} out",
     )
     console.check_json_target(json)
+    load_modules("lmscout.discovery")
+    from lmscout import api
+    from lmscout.discovery.scorer import cache_name
+    from lmscout.runs import Run, default_run_folder
+
     common: dict[str, Any] = {
         "n_search": _sizes(n_search),
         "seed": seed,

@@ -89,7 +89,6 @@ def evaluate(
     Each perplexity has its protocol: text, windows, stride, BOS and tokenizer; each score its
     standard error and the number of examples before a question.
     """
-    load_modules("lmscout.evaluation")
     from lmscout import api
     from lmscout.runs import Run, default_run_folder
 
@@ -107,6 +106,7 @@ def evaluate(
         also = ", or for tasks --limit"
         refuse_given(context, ("limit_tokens",), idle % f"--perplexity TEXT{also}")
         refuse_given(context, ("protocol",), idle % "--perplexity TEXT")
+    load_modules("lmscout.evaluation")
     result = api.evaluate(
         model,
         perplexity=perplexity or (),

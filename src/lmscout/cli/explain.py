@@ -62,15 +62,15 @@ def explain(
     formula of these three that is closest to it.  The sign is as given.  LaTeX and PyTorch
     follow from the formula and need no benchmark.
     """
+    console.check_json_target(json)
+    if benchmark is None:
+        problem = "{option} has nothing to apply to: give BENCHMARK after PROXY, or leave it out"
+        refuse_given(context, ("seed", "workers", "backend"), problem)
     load_modules("lmscout.discovery")
     from lmscout import api
     from lmscout.discovery.explain import Forms
     from lmscout.runs import Run, default_run_folder
 
-    console.check_json_target(json)
-    if benchmark is None:
-        problem = "{option} has nothing to apply to: give BENCHMARK after PROXY, or leave it out"
-        refuse_given(context, ("seed", "workers", "backend"), problem)
     result = api.explain(
         proxy, benchmark, seed=seed, workers=workers, backend=backend, device=device, out=out
     )

@@ -256,6 +256,9 @@ def prune(
 
     The same command continues a run that was stopped; no pair is measured twice.
     """
+    console.check_json_target(json)
+    if report_tokens is not None and report is None:
+        raise LmscoutError("--report-tokens has nothing to apply to: give --report TEXT")
     load_modules("lmscout.pruning.workflow")
     from lmscout import api
     from lmscout.evaluation import devices_of, read_text
@@ -265,10 +268,7 @@ def prune(
     from lmscout.pruning.storage import home_path
     from lmscout.runs import Run
 
-    console.check_json_target(json)
     out = home_path(out)
-    if report_tokens is not None and report is None:
-        raise LmscoutError("--report-tokens has nothing to apply to: give --report TEXT")
     windows = calibration_windows or nsamples
     calibration_settings = CalibrationConfig(
         importance=importance,

@@ -48,12 +48,12 @@ def rank(
     Correlations have the sign that a proxy is published or given with: a negative one is a
     proxy that ranks architectures in the wrong direction.
     """
+    console.check_json_target(json)
     load_modules("lmscout.discovery")
     from lmscout import api
     from lmscout.discovery.scorer import cache_name
     from lmscout.runs import Run, default_run_folder
 
-    console.check_json_target(json)
     folder = out or default_run_folder(f"rank-{cache_name(benchmark)}")
     result = api.rank(
         benchmark,
