@@ -322,7 +322,7 @@ def prune(
     Example:
         >>> import lmscout
         >>> little = lmscout.CalibrationConfig(
-        ...     measured_tokens=1_500, final_tokens=1_500, moment_tokens=4_000
+        ...     measured_tokens=640, final_tokens=640, moment_tokens=1_280
         ... )
         >>> config = lmscout.PruneConfig(pairs=20, calibration=little)
         >>> pruned = lmscout.prune(
