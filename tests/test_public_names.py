@@ -97,12 +97,12 @@ def test_the_example_of_every_public_function_and_config_runs(name, folder, monk
 
 def test_progress_is_shown_by_default_and_can_be_turned_off(folder, monkeypatch, capsys):
     monkeypatch.setenv("LMSCOUT_CACHE", str(folder / "progress"))
-    bench = lmscout.load_benchmark("pico").subset(range(12))
+    bench = lmscout.load_benchmark("pico").subset(range(6))
     lmscout.rank(bench, "snip", workers=1)
-    assert "0/12" in capsys.readouterr().err
+    assert "0/6" in capsys.readouterr().err
     lmscout.rank(bench, "snip", workers=1, seed=1, progress=False)
     assert capsys.readouterr().err == ""
     calls = []
     lmscout.rank(bench, "snip", workers=1, seed=2, progress=lambda *call: calls.append(call))
-    assert calls[-1][1:] == (12, 12)
+    assert calls[-1][1:] == (6, 6)
     assert capsys.readouterr().err == ""

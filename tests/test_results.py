@@ -26,8 +26,10 @@ NAMES = (
 
 
 def few():
-    """Twelve architectures of pico."""
-    return lmscout.load_benchmark("pico").subset(range(12))
+    """The twelve smallest architectures of pico."""
+    bench = lmscout.load_benchmark("pico")
+    by_size = sorted(range(len(bench)), key=lambda row: bench.specs[row].parameters())
+    return bench.subset(by_size[:12])
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +40,7 @@ def results(tmp_path_factory):
     for side in ("train", "test"):
         texts.append(str(folder / f"{side}.txt"))
         (folder / f"{side}.txt").write_text(corpus_text(side, 150)[:60_000])
-    little = lmscout.CalibrationConfig(
-        measured_tokens=1_500, final_tokens=1_500, moment_tokens=4_000
-    )
+    little = lmscout.CalibrationConfig(measured_tokens=640, final_tokens=640, moment_tokens=1_280)
     deep = lmscout.DeepSearchConfig(evaluations=2, searches=1, catalog=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMSCOUT_CACHE", str(folder / "cache"))

@@ -93,13 +93,13 @@ def discover(
 
     Example:
         >>> import lmscout
-        >>> bench = lmscout.load_benchmark("pico").subset(range(16))
-        >>> found = lmscout.discover(bench, n_search=10, workers=1, progress=False)
+        >>> bench = lmscout.load_benchmark("pico").subset(range(10))
+        >>> found = lmscout.discover(bench, n_search=5, workers=1, progress=False)
         >>> len(found.to_frame())
         10
         >>> config = lmscout.DeepSearchConfig(evaluations=2, searches=1, catalog=False)
         >>> found = lmscout.discover(
-        ...     bench, space="deep", n_search=10, config=config, workers=1, progress=False
+        ...     bench, space="deep", n_search=5, config=config, workers=1, progress=False
         ... )
         >>> len(found.findings)
         1
@@ -160,7 +160,7 @@ def rank(
 
     Example:
         >>> import lmscout
-        >>> bench = lmscout.load_benchmark("pico").subset(range(16))
+        >>> bench = lmscout.load_benchmark("pico").subset(range(8))
         >>> lmscout.rank(bench, ["snip"], workers=1, progress=False).proxies[0].name
         'snip'
     """
@@ -332,7 +332,7 @@ def prune(
     Example:
         >>> import lmscout
         >>> little = lmscout.CalibrationConfig(
-        ...     measured_tokens=1_500, final_tokens=1_500, moment_tokens=4_000
+        ...     measured_tokens=640, final_tokens=640, moment_tokens=1_280
         ... )
         >>> config = lmscout.PruneConfig(pairs=20, calibration=little)
         >>> pruned = lmscout.prune(

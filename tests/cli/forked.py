@@ -3,18 +3,24 @@
 Loading PyTorch and transformers takes most of the time of a short command.  A server, started
 once, has loaded them and forks for each command: what runs is `lmscout.cli.main` with
 arguments, folder, environment, output, exit and exit code of its own, as it is for a user.
+Only the modules that the server has loaded are not taken down again, which takes longer than a
+short command.
 """
 
-import gc
-import importlib
+import atexit
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+
+from lmscout.children import load_modules
 
 LOADED = (  # imported, and nothing run: a process with threads must not be forked
+    "lmscout.api",
+    "lmscout.cli.main",
     "lmscout.discovery",
     "lmscout.evaluation",
     "lmscout.pruning.workflow",
@@ -68,9 +74,7 @@ class Server:
 
 def _serve():
     """Answer requests for ever; returns in the forked process alone."""
-    for name in LOADED:
-        importlib.import_module(name)
-    gc.freeze()  # what is loaded is neither copied nor searched where a command ends
+    load_modules(*LOADED)  # and frozen: neither copied nor searched where a command ends
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
@@ -90,8 +94,22 @@ def _become(arguments, folder, environment, out, err, seconds):
     signal.alarm(seconds)
 
 
+def _end(code):
+    """End as the interpreter does, but for the modules: threads, exit handlers, output."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     _serve()
     from lmscout.cli.main import main
 
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            _end(end.code)
+        raise

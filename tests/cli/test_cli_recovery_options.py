@@ -1,11 +1,11 @@
 """The options of `lmscout prune` about recovery."""
 
-import subprocess
 import sys
 
 import pytest
 
 from lmscout.builtin import tiny_folder
+from lmscout.cli.main import main
 from lmscout.cli.prune import recovery_request
 from lmscout.errors import LmscoutError
 
@@ -55,16 +55,16 @@ def test_what_makes_no_sense_is_refused(options, said):
         asked(**options)
 
 
-def test_without_peft_the_command_names_the_extra_and_writes_nothing(tmp_path):
+def test_without_peft_the_command_names_the_extra_and_writes_nothing(tmp_path, monkeypatch, capsys):
     text = tmp_path / "text.txt"
     text.write_text("def f(x):\n    return x\n" * 99)
     given = ["lmscout", "prune", tiny_folder(), "--calibration", text, "--recover", "distill"]
-    arguments = [*map(str, given), "--out", str(tmp_path / "run")]
-    code = (
-        f"import sys; sys.modules['peft'] = None; sys.argv = {arguments!r}\n"
-        "from lmscout.cli.main import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "lmscout: recovery needs peft: pip install 'lmscout[recover]'\n"
+    monkeypatch.setattr("sys.argv", [*map(str, given), "--out", str(tmp_path / "run")])
+    for name in ["peft", *(one for one in sys.modules if one.startswith("peft."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert err == "lmscout: recovery needs peft: pip install 'lmscout[recover]'\n"
     assert not (tmp_path / "run").exists()

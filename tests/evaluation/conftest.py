@@ -1,11 +1,12 @@
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny_checkpoints
 import torch
+
+from lmscout.cli.main import main
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
@@ -46,16 +47,15 @@ def wikitext_test():
 
 
 @pytest.fixture
-def lmscout_without():
-    """Run the command line in a process of its own, in which a module cannot be imported."""
+def lmscout_without(monkeypatch, capsys):
+    """Run the command line where a module cannot be imported: its exit code and its stderr."""
 
     def run(module, *arguments):
-        code = (
-            f"import sys; sys.modules[{module!r}] = None; sys.argv = {['lmscout', *arguments]!r}\n"
-            "from lmscout.cli.main import main; main()"
-        )
-        return subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
+        for name in [module, *(one for one in sys.modules if one.startswith(f"{module}."))]:
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.setattr("sys.argv", ["lmscout", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, capsys.readouterr().err
 
     return run

@@ -1,10 +1,10 @@
-"""Scores on tasks, beside lm-eval's own command on the same model and tasks."""
+"""Scores on tasks, beside lm-eval's own evaluation of the same model and tasks."""
 
 import json
-import subprocess
-import sys
+import warnings
 from pathlib import Path
 
+import lm_eval
 import lm_eval.tasks
 import pytest
 
@@ -12,7 +12,7 @@ from lmscout.builtin import tiny_folder
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model
 from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, write_tasks
-from lmscout.evaluation.tasks import score_tasks
+from lmscout.evaluation.tasks import names_alone, score_tasks
 
 COLOURS = ("red", "green", "blue", "grey")
 
@@ -55,21 +55,23 @@ def tiny():
     return load_model(str(tiny_folder()))
 
 
-def test_scores_are_those_of_lm_evals_own_command(tiny, data, tmp_path):
+def test_scores_are_those_of_lm_evals_own_evaluation(tiny, data, tmp_path):
     ours = score_tasks(tiny, ["piqa", "mmlu"], shots=2, data=data)
     folder = tmp_path / "tasks"
     folder.mkdir()
     for name, file in find_files(data).items():
         write_tasks(file, LOCAL_TASKS[name], Path(lm_eval.tasks.__file__).parent, folder)
-    command = (
-        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"),
-        *("--model_args", f"pretrained={tiny_folder()},dtype=float32", "--batch_size", "8"),
-        *("--tasks", "piqa,mmlu", "--num_fewshot", "2", "--include_path", folder),
-        *("--output_path", tmp_path / "theirs.json"),
-    )
-    subprocess.run(command, check=True, capture_output=True)
-    (output,) = tmp_path.glob("theirs*.json")
-    theirs = json.loads(output.read_text())["results"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = lm_eval.simple_evaluate(  # all that its command does between reading and writing
+            model="hf",
+            model_args=f"pretrained={tiny_folder()},dtype=float32",
+            tasks=["piqa", "mmlu"],
+            num_fewshot=2,
+            batch_size=8,
+            device="cpu",
+            task_manager=lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False),
+        )["results"]
     assert [(one.task, one.metric) for one in ours] == [
         ("piqa", "acc"),
         ("piqa", "acc_norm"),
@@ -109,8 +111,44 @@ def test_an_unknown_task_is_answered_with_the_nearest(tiny, data, tasks, local, 
         score_tasks(tiny, tasks, data=data if local else None)
 
 
+FILES = {
+    "plain.yaml": "task: plain\ntag: few\ndoc_to_text: 'a: {{b}}'\n",
+    "quoted.yaml": '"task": "quoted"\n"tag":\n- few\n- "other"\nx: |\n  task: no\n\n  tag: no\n',
+    "_template": "tag: [of_template, few]\ntask: replaced\n",
+    "including.yaml": "include: _template\r\ntask: including\r\n\r\nmetadata:\r\n  task: no",
+    "a/above.yaml": "metadata: {version: 1}\ninclude: ../_template",
+    "a/twice.yaml": "include: [../_template, ../_template]\ntask: twice\n",
+    "a/cycle.yaml": "include: cycle.yaml\ntask: cycle\n",
+    "a/lost.yaml": "include: nowhere\ntask: lost\n",
+    "again.yaml": "task: plain\ntag: late\n",
+    "function.yaml": "task: function\nclass: !function task.Task\nprocess: !function task.f\n",
+    "group.yaml": "group: all\n#\ntask:\n  - plain\n\n  - group: a\n    task: [quoted]\ntag: t\n",
+    "anchor.yaml": "x: &x anchored\ntask: *x\n",
+    "flow.yaml": "{task: flow, tag: few}\n",
+    "broken.yaml": "task: [\n",
+    "nothing.yaml": "output_type: multiple_choice\n",
+    "tasks.yaml": "tasks: none\ntask_list: [1]\n",
+}
+
+
+def test_names_alone_give_the_index_that_whole_files_give(tmp_path):
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content.encode())
+
+    def index():
+        found = lm_eval.tasks.TaskManager(include_path=tmp_path, include_defaults=False)
+        return [(name, e.kind, e.yaml_path, e.tags) for name, e in found.task_index.items()]
+
+    whole = index()
+    with names_alone():
+        assert index() == whole
+    assert index() == whole
+    names = {"plain", "quoted", "including", "replaced", "function", "all", "anchored", "flow"}
+    assert {name for name, *_ in whole} == names | {"few", "late", "other", "of_template"}
+
+
 def test_without_lm_eval_the_extra_is_named(lmscout_without):
-    run = lmscout_without("lm_eval", "eval", "nowhere", "--tasks", "piqa")
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
-    assert "pip install 'lmscout[eval]'" in run.stderr
+    code, err = lmscout_without("lm_eval", "eval", "nowhere", "--tasks", "piqa")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pip install 'lmscout[eval]'" in err

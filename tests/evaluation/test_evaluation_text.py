@@ -109,10 +109,10 @@ def test_malformed_addresses_show_how_to_write_one(address):
 
 
 def test_without_the_datasets_library_one_line_says_how_to_install_it(lmscout_without):
-    run = lmscout_without("datasets", "eval", "nowhere", "--perplexity", "hub:Salesforce/wikitext")
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
-    assert "pip install 'lmscout[hub]'" in run.stderr
+    asked = ("eval", "nowhere", "--perplexity", "hub:Salesforce/wikitext")
+    code, err = lmscout_without("datasets", *asked)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pip install 'lmscout[hub]'" in err
 
 
 def test_a_hub_that_cannot_be_reached_is_said(monkeypatch):

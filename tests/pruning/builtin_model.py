@@ -13,6 +13,10 @@ PARAMETERS = 3_083_392
 CALIBRATION = CalibrationConfig(
     measured_tokens=1500, final_tokens=2500, moment_tokens=4000, gradient_windows=4
 )
+BRIEF = CalibrationConfig(
+    measured_tokens=640, final_tokens=640, moment_tokens=1280, gradient_windows=2
+)
+"""For what does not depend on how good a model is found."""
 CONFIG = PruneConfig(pairs=24, calibration=CALIBRATION, report_tokens=2_000)
 
 

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from builtin_model import CALIBRATION, CONFIG, PARAMETERS, TINY, pruned, trials_of, two_texts
+from builtin_model import (
+    BRIEF,
+    CALIBRATION,
+    CONFIG,
+    PARAMETERS,
+    TINY,
+    pruned,
+    trials_of,
+    two_texts,
+)
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 import lmscout
@@ -26,12 +35,20 @@ from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import RecoveryConfig, recovery_file
 from lmscout.pruning.study_record import read_recorded
 
+BRIEFLY = replace(CONFIG, pairs=20, calibration=BRIEF)
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run, and its report text."""
     report_on = two_texts()[1]
     return pruned(tmp_path_factory.mktemp("runs") / "run", report_on=report_on), report_on
+
+
+@pytest.fixture(scope="module")
+def brief_run(tmp_path_factory):
+    """A finished run on little text."""
+    return pruned(tmp_path_factory.mktemp("brief") / "run", BRIEFLY)
 
 
 def test_every_model_of_the_report_is_of_its_size(run):
@@ -136,8 +153,8 @@ def test_close_shares_have_folders_of_their_own():
 @pytest.mark.parametrize(
     ("dtype", "message"),
     [
-        (torch.float32, "has no finite perplexity"),
-        (torch.float16, "float16 holds numbers up to 6.55e"),
+        ("float32", "has no finite perplexity"),
+        ("float16", "float16 holds numbers up to 6.55e"),
     ],
 )
 def test_a_model_without_a_loss_is_refused_before_pairs_are_measured(tmp_path, dtype, message):
@@ -207,7 +224,7 @@ def test_the_study_holds_every_pair_once_for_optunas_own_tools(run):
 def test_a_run_closes_its_study(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        pruned(out, progress=interrupted("searching", 1))
+        pruned(out, BRIEFLY, progress=interrupted("searching", 1))
     names = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
     assert not any(one.resolve().is_relative_to(out) for one in names if one.exists())
 
@@ -235,14 +252,14 @@ def interrupted(at, after):
 
 def test_stopped_between_two_models_a_run_goes_on_with_the_second(tmp_path):
     out = tmp_path / "run"
-    config = replace(CONFIG, keep=(0.9, 0.7), pairs=20)
+    config = replace(BRIEFLY, keep=(0.9, 0.7))
     with pytest.raises(KeyboardInterrupt):
         pruned(out, config, progress=interrupted("saving", 1))
     first, second = out / "keep-0.9", out / "keep-0.7"
     assert not second.exists()
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     with pytest.raises(LmscoutError, match=r"another dtype \(float16, in this run float32\)"):
-        pruned(out, replace(config, dtype=torch.float32))
+        pruned(out, replace(config, dtype="float32"))
     record = first / "lmscout.json"
     whole = record.read_text()
     record.write_text(json.dumps({**json.loads(whole), "plan": {}}))
@@ -261,15 +278,15 @@ def test_stopped_between_two_models_a_run_goes_on_with_the_second(tmp_path):
 
 def test_a_study_continues_in_the_chunks_in_which_it_was_begun(tmp_path, monkeypatch):
     """As one that is begun on an accelerator and continued on a CPU."""
-    settings = replace(CALIBRATION, measured_tokens=3000)
+    settings = replace(BRIEF, measured_tokens=1280, final_tokens=1024)
     begun = replace(CONFIG, pairs=24, calibration=settings)
-    monkeypatch.setattr(calibration, "_CHUNK", 300)
+    monkeypatch.setattr(calibration, "_CHUNK", 128)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         pruned(out, begun, progress=interrupted("measuring finalists", 3))
     monkeypatch.setattr(calibration, "_CHUNK", 1500)
     result = pruned(out, replace(begun, pairs=30))
-    for study, chunks in (("lmscout", 8), ("lmscout-finalists", 7)):
+    for study, chunks in (("lmscout", 10), ("lmscout-finalists", 8)):
         trials = trials_of(result.study, study)
         whole = [one for one in trials if one.state.name == "COMPLETE"]
         assert {len(one.intermediate_values) for one in whole} == {chunks}
@@ -296,12 +313,12 @@ def test_a_finished_model_of_other_settings_is_refused_before_any_work(tmp_path)
         check_request(config, two_texts()[0], None, tmp_path)
 
 
-def test_several_sizes_share_one_study(run, tmp_path):
+def test_several_sizes_share_one_study(brief_run, tmp_path):
     """Further sizes on the study of a run measure no pair anew."""
-    config = replace(CONFIG, keep=(0.9, 0.7), storage=run[0].study)
+    config = replace(BRIEFLY, keep=(0.9, 0.7), storage=brief_run.study)
     result = pruned(tmp_path / "run", config)
     assert [size.folder.name for size in result.sizes] == ["keep-0.9", "keep-0.7"]
-    assert result.pairs == 24
+    assert result.pairs == 20
     for size in result.sizes:
         found = next(one for one in size.models if one.name == "found")
         assert found.kept == pytest.approx(size.keep, abs=0.002)
@@ -311,8 +328,8 @@ def test_several_sizes_share_one_study(run, tmp_path):
 
 
 def test_without_compensation_weights_are_those_of_the_dense_model(tmp_path):
-    settings = replace(CALIBRATION, compensate=False)
-    config = replace(CONFIG, keep=(0.7,), pairs=20, calibration=settings, dtype=torch.float32)
+    settings = replace(BRIEF, compensate=False)
+    config = replace(CONFIG, keep=(0.7,), pairs=20, calibration=settings, dtype="float32")
     config = replace(config, refit="none")
     (size,) = pruned(tmp_path / "run", config).sizes
     saved = AutoModelForCausalLM.from_pretrained(size.folder, dtype=torch.float32)
@@ -335,14 +352,14 @@ def test_without_compensation_weights_are_those_of_the_dense_model(tmp_path):
     ],
 )
 def test_other_measures_of_size_are_met(tmp_path, of):
-    result = pruned(tmp_path / "run", replace(CONFIG, of=of, keep=(0.8,), pairs=20))
+    result = pruned(tmp_path / "run", replace(BRIEFLY, of=of))
     for one in result.sizes[0].models:
         assert one.cost <= 0.8 + 1e-9, one.name
         assert one.cost > 0.75, one.name
 
 
 def test_a_uniform_shape_is_a_plain_llama(tmp_path):
-    result = pruned(tmp_path / "run", replace(CONFIG, shape="uniform", pairs=24))
+    result = pruned(tmp_path / "run", replace(BRIEFLY, shape="uniform", pairs=24))
     (size,) = result.sizes
     config = json.loads((size.folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -387,6 +404,11 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"shape": "round"}, "unknown shape 'round': expected one of any, uniform"),
         ({"of": "weight"}, "unknown measure 'weight'"),
         ({"protocol": "none"}, "none"),
+        (
+            {"dtype": "float99"},
+            "unknown dtype 'float99': expected one of float32, bfloat16",
+        ),
+        ({"dtype": torch.float16}, "unknown dtype torch.float16: expected one of float32"),
         ({"seed": -1}, "seed of -1 is too small: give 0 or more"),
         ({"seed": 2**63}, "seed of 9223372036854775808 is too large: give 9223372036854775807"),
         ({"channel_multiple": 0}, "channel_multiple of 0 is too small: give 1 or more"),
@@ -450,15 +472,15 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_written(tmp_path
     assert not out.exists()
 
 
-def test_a_study_of_other_settings_is_refused(run, tmp_path):
-    out, report_on = tmp_path / "run", run[1]
-    shutil.copytree(run[0].sizes[0].folder, out)
+def test_a_study_of_other_settings_is_refused(brief_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(brief_run.sizes[0].folder, out)
     (out / "config.json").unlink()
-    other = replace(CONFIG, calibration=replace(CALIBRATION, measured_tokens=2000))
-    with pytest.raises(LmscoutError, match="holds a run with measured_tokens 1500, not 2000"):
-        pruned(out, other, report_on=report_on)
-    again = pruned(out, report_on=report_on)  # and the run itself can be ended again
-    assert (again.pairs, again.plan) == (run[0].pairs, run[0].plan)
+    other = replace(BRIEFLY, calibration=replace(BRIEF, measured_tokens=2000))
+    with pytest.raises(LmscoutError, match="holds a run with measured_tokens 640, not 2000"):
+        pruned(out, other)
+    again = pruned(out, BRIEFLY)  # and the run itself can be ended again
+    assert (again.pairs, again.plan) == (brief_run.pairs, brief_run.plan)
 
 
 def command(out, text):

@@ -8,7 +8,7 @@ from tiny_specs import EVERY_KIND, gpt2
 from torch import nn
 
 from lmscout.errors import LmscoutError
-from lmscout.proxies import CATALOG, CATALOG_ENTRY, LITERATURE, evaluate, parse
+from lmscout.proxies import CATALOG, CATALOG_ENTRY, LITERATURE, evaluate, parse, resolve
 from lmscout.statistics import (
     OPERATIONS,
     Batch,
@@ -241,3 +241,22 @@ def test_scores_with_ones_are_kept_apart(tmp_path):
     assert ones[0] != plain[0]
     again = score_proxies(specs, ["fisher"], folder=tmp_path, **SETTINGS)["fisher"]
     assert again[0] == plain[0]
+
+
+def test_proxies_of_the_configuration_alone_are_scored_without_a_model(tmp_path):
+    names = ["parameters", "depth", "3 - width", "negate(params * depth / (width - width))"]
+    specs, steps = list(EVERY_KIND.values()), []
+    scores = score_proxies(
+        specs, names, folder=tmp_path, progress=lambda *one: steps.append(one), **SETTINGS
+    )
+    assert not list(tmp_path.iterdir())
+    assert steps == [(len(specs), len(specs))]
+    readings = [
+        full_reading(*built(kind)[1:], spec.parameters()) for kind, spec in EVERY_KIND.items()
+    ]
+    for name in names:
+        each = [score(resolve(name), *both) for both in zip(readings, specs, strict=True)]
+        np.testing.assert_array_equal(scores[name], each)
+    mixed = score_proxies(specs[:2], ["parameters", "snip"], folder=tmp_path, **SETTINGS)
+    np.testing.assert_array_equal(mixed["parameters"], scores["parameters"][:2])
+    assert list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     COMPUTATION,
@@ -92,7 +93,7 @@ def build(
     The same command continues a build that was stopped.  The benchmark is bench:FOLDER for rank
     and discover.
     """
-    # Imported here, so that `--help` does not wait for PyTorch.
+    load_modules("lmscout.benchmarks.build")
     from lmscout import api
 
     result = api.build_benchmark(
@@ -137,7 +138,7 @@ def check(
     The noise of a quality, the correlations of the configuration baselines, and the share of
     architectures that differ by more than noise.
     """
-    # Imported here, so that `--help` does not wait for NumPy.
+    load_modules("lmscout.benchmarks.check")
     from lmscout import api
     from lmscout.runs import Run, default_run_folder
 

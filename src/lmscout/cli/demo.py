@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.rule import Rule
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.discover import show as show_discovery
 from lmscout.cli.options import OUTPUT, WorkersOption, option
@@ -63,6 +64,7 @@ def demo(
 
 
 def _discover(workers: int) -> None:
+    load_modules("lmscout.discovery")
     from lmscout import proxies
     from lmscout.benchmarks import load
     from lmscout.benchmarks.download import cache_directory
@@ -87,6 +89,7 @@ def _discover(workers: int) -> None:
 
 
 def _prune(out: Path) -> None:
+    load_modules("lmscout.pruning.workflow")
     from lmscout.builtin import tiny_folder
     from lmscout.evaluation import load_model
     from lmscout.pruning import PruneConfig, prune

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     LAST_SEED,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _PICO = "pico"  # a space, and the benchmark of its architectures
 _SEARCH = "Search"
-SPEC, SUFFIX = "spec.json", ".json"
+SUFFIX = ".json"
 REMEDY = "name another"
 
 # Fields of a spec with one entry per block, and their headings.
@@ -102,7 +103,7 @@ def design(
     as_folder = out is not None and out.suffix != SUFFIX
     if out is not None:
         _check_target(out, as_folder=as_folder)
-    # Imported here, so that `--help` does not wait for PyTorch.
+    load_modules("lmscout.discovery")
     from lmscout import api
     from lmscout.discovery import Design
     from lmscout.runs import Run, default_run_folder
@@ -146,14 +147,20 @@ def _check_target(out: Path, *, as_folder: bool) -> None:
     if not as_folder:
         check_file(out, "--out")
         return
-    if out.exists() and not (out.is_dir() and ((out / SPEC).is_file() or not any(out.iterdir()))):
-        raise LmscoutError(f"--out {out}: is no empty folder, nor one of an architecture: {REMEDY}")
+    if out.exists():
+        from lmscout.models.spec import SPEC
+
+        if not (out.is_dir() and ((out / SPEC).is_file() or not any(out.iterdir()))):
+            raise LmscoutError(
+                f"--out {out}: is no empty folder, nor one of an architecture: {REMEDY}"
+            )
     check_folder(out, f"--out {out}", REMEDY, make=False)
 
 
 def _write_folder(result: Design | Selection, out: Path) -> str:
     """Write the untrained model and its spec; returns what the folder holds."""
     from lmscout.models.pretrained import has_class
+    from lmscout.models.spec import SPEC
 
     if has_class(result.spec):
         result.save_pretrained(out)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     BENCHMARK_HELP,
@@ -112,11 +113,6 @@ def discover(
     fitness is the minimum over them.  With study:RUN the architectures are the measured plans of
     a pruning run, evaluated in the trained model.
     """
-    # Imported here and below, so that `--help` does not wait for PyTorch.
-    from lmscout import api
-    from lmscout.discovery.scorer import cache_name
-    from lmscout.runs import Run, default_run_folder
-
     if benchmark.startswith(_EARLIER):
         benchmark = _STUDY + benchmark.removeprefix(_EARLIER)
     other = "published or two-op" if space == _DEEP else "deep"
@@ -126,6 +122,11 @@ def discover(
         f"{{option}} is not for --space {space}: give --space {other}, or leave {{option}} out",
     )
     console.check_json_target(json)
+    load_modules("lmscout.discovery")
+    from lmscout import api
+    from lmscout.discovery.scorer import cache_name
+    from lmscout.runs import Run, default_run_folder
+
     common: dict[str, Any] = {
         "n_search": _sizes(n_search),
         "seed": seed,

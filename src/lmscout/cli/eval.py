@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     COMPUTATION,
@@ -88,7 +89,6 @@ def evaluate(
     Each perplexity has its protocol: text, windows, stride, BOS and tokenizer; each score its
     standard error and the number of examples before a question.
     """
-    # Imported here, so that `--help` does not wait for PyTorch.
     from lmscout import api
     from lmscout.runs import Run, default_run_folder
 
@@ -106,6 +106,7 @@ def evaluate(
         also = ", or for tasks --limit"
         refuse_given(context, ("limit_tokens",), idle % f"--perplexity TEXT{also}")
         refuse_given(context, ("protocol",), idle % "--perplexity TEXT")
+    load_modules("lmscout.evaluation")
     result = api.evaluate(
         model,
         perplexity=perplexity or (),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     BENCHMARK_HELP,
@@ -63,15 +64,15 @@ def explain(
     formula of these three that is closest to it.  The sign is as given.  LaTeX and PyTorch
     follow from the formula and need no benchmark.
     """
-    # Imported here, so that `--help` does not wait for PyTorch.
-    from lmscout import api
-    from lmscout.discovery.explain import Forms
-    from lmscout.runs import Run, default_run_folder
-
     console.check_json_target(json)
     if benchmark is None:
         problem = "{option} has nothing to apply to: give BENCHMARK after PROXY, or leave it out"
         refuse_given(context, ("seed", "workers", "backend", "cluster"), problem)
+    load_modules("lmscout.discovery")
+    from lmscout import api
+    from lmscout.discovery.explain import Forms
+    from lmscout.runs import Run, default_run_folder
+
     result = api.explain(
         proxy,
         benchmark,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.dry_run import dry_run as estimate_run
 from lmscout.cli.options import (
@@ -281,9 +282,10 @@ def prune(
 
     The same command continues a run that was stopped; no pair is measured twice.
     """
-    # Imported here, so that `--help` does not wait for PyTorch.
-    import torch
-
+    console.check_json_target(json)
+    if report_tokens is not None and report is None:
+        raise LmscoutError("--report-tokens has nothing to apply to: give --report TEXT")
+    load_modules("lmscout.pruning.workflow")
     from lmscout import api
     from lmscout.evaluation import devices_of, read_text
     from lmscout.pruning.calibration import CalibrationConfig
@@ -292,10 +294,7 @@ def prune(
     from lmscout.pruning.storage import home_path
     from lmscout.runs import Run
 
-    console.check_json_target(json)
     out = home_path(out)
-    if report_tokens is not None and report is None:
-        raise LmscoutError("--report-tokens has nothing to apply to: give --report TEXT")
     windows = calibration_windows or nsamples
     calibration_settings = CalibrationConfig(
         importance=importance,
@@ -320,7 +319,7 @@ def prune(
         seed=seed,
         protocol=protocol,
         report_tokens=report_tokens,
-        dtype=None if dtype is None else getattr(torch, dtype),
+        dtype=dtype,
         calibration=calibration_settings,
         storage=storage,
         channel_multiple=channel_multiple,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     LAST_SEED,
@@ -49,12 +50,12 @@ def rank(
     Correlations have the sign that a proxy is published or given with: a negative one is a
     proxy that ranks architectures in the wrong direction.
     """
-    # Imported here, so that `--help` does not wait for PyTorch.
+    console.check_json_target(json)
+    load_modules("lmscout.discovery")
     from lmscout import api
     from lmscout.discovery.scorer import cache_name
     from lmscout.runs import Run, default_run_folder
 
-    console.check_json_target(json)
     folder = out or default_run_folder(f"rank-{cache_name(benchmark)}")
     result = api.rank(
         benchmark,

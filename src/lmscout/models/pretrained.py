@@ -30,11 +30,10 @@ from lmscout.files import as_json, write_file
 from lmscout.models import spec_from_dict
 from lmscout.models.gpt2 import Gpt2Model, Gpt2Spec
 from lmscout.models.llama import LlamaModel, LlamaSpec, Rotary
-from lmscout.models.spec import ArchitectureSpec
+from lmscout.models.spec import SPEC, ArchitectureSpec
 
 _CODE = "from lmscout.models.pretrained import DesignedConfig, DesignedForCausalLM\n"
 _FILE = "modeling_design"  # of a saved folder
-SPEC = "spec.json"
 
 
 class DesignedConfig(PreTrainedConfig):

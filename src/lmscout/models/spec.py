@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from lmscout.errors import LmscoutError, brief
 from lmscout.memory import require_memory
 
+SPEC = "spec.json"
+"""File of a spec in a folder."""
 MOST_BLOCKS = 512
 MOST_WIDTH = 2**16
 MOST_VOCABULARY = 2**22

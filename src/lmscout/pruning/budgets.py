@@ -1,4 +1,7 @@
-"""Budgets: the cost of a plan as a sum over blocks and sublayers, and its limit."""
+"""Budgets: the cost of a plan as a sum over blocks and sublayers, and its limit.
+
+A process that proposes plans imports this module, so it imports neither PyTorch nor transformers.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import parameter_bytes
-from lmscout.pruning.families import Affine, Experts, Family
-from lmscout.pruning.latency import Latency
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, unit_parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lmscout.pruning.families import Affine, Family
+    from lmscout.pruning.latency import Latency
 
 MEASURES = ("parameters", "multiply-adds", "memory", "latency")
 
@@ -200,6 +205,8 @@ def budget_of(
     attention = next(one.attention for one in parts if one.attention.units)
     mlp = next(one.mlp for one in parts if one.mlp.units)
     if measure == "multiply-adds":
+        from lmscout.pruning.families import Experts
+
         if isinstance(mlp, Experts):
             raise LmscoutError(
                 "multiply-adds: removing experts leaves those of a token as they are: give a "
@@ -218,6 +225,8 @@ def budget_of(
             unit=("million multiply-adds a token", 1e6),
         )
     elif measure == "memory":
+        from lmscout.evaluation import parameter_bytes
+
         width = model.dtype.itemsize
         budget = linear_budget(
             measure,

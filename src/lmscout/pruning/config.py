@@ -27,6 +27,7 @@ from lmscout.runs import RESULT, SETTINGS
 REFITS = ("sequential", "none")
 _KEEP = (0.8,)
 _LARGEST_INCREASE = 100.0  # nats/token
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class PruneConfig:
         seed: of all random draws.
         protocol: of the reported perplexities.
         report_tokens: use only the first tokens of the report text; None for all.
-        dtype: of the saved weights; as the dense model is saved if None.
+        dtype: of the saved weights, such as "bfloat16"; as the dense model is saved if None.
         calibration: use of the calibration text.
         storage: of the study: URL of an Optuna storage, a SQLite file, or an existing folder for
             ``ledger.db`` in it; the run folder if None.
@@ -79,7 +80,7 @@ class PruneConfig:
     seed: int = 0
     protocol: str = "llm-pruner"
     report_tokens: int | None = None
-    dtype: torch.dtype | None = None
+    dtype: str | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     storage: str | None = None
     channel_multiple: int | None = None
@@ -186,6 +187,7 @@ def _check_options(config: PruneConfig) -> None:
         ("shape", config.shape, get_args(ShapeName)),
         ("measure", config.of, MEASURES),
         ("refit", config.refit, REFITS),
+        ("dtype", config.dtype or DTYPES[0], DTYPES),
     ):
         if given not in known:
             raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")

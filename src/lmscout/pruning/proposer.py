@@ -1,6 +1,7 @@
 """Propose the plans of the next step: fit a predictor, narrow the ranges, search.
 
 A step follows from what is known alone: another process can propose it while devices measure.
+Such a process imports neither PyTorch nor transformers, which would take most of its start.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.backend import resource_tracker as loky_tracker
 
-from lmscout.children import end_with_parent, signals_held
+from lmscout.children import begin_worker, signals_held
 from lmscout.pruning.budgets import Budget
 from lmscout.pruning.features import Column, ImportanceMass
 from lmscout.pruning.narrowing import NarrowingStep, narrow
@@ -179,7 +180,7 @@ def _process() -> Iterator[Executor]:
 
 
 def _executor() -> Any:
-    return ProcessPoolExecutor(1, initializer=end_with_parent, initargs=(os.getpid(),))
+    return ProcessPoolExecutor(1, initializer=begin_worker, initargs=(os.getpid(), __name__))
 
 
 _SECOND: list[Any] = []  # in a proposing process: another, for one of two searches

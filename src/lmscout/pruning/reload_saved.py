@@ -7,6 +7,7 @@ user without lmscout finds.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
@@ -42,6 +43,8 @@ def check_logits(model: PreTrainedModel) -> Tensor:
 
 def main(folder: str, exchange: Path) -> None:
     """Load the folder and answer the request."""
+    gc.enable()
+    gc.freeze()
     request: dict[str, Any] = json.loads((exchange / "request.json").read_text("utf-8"))
     torch.set_num_threads(request["threads"])
     trust = request["trust_remote_code"]

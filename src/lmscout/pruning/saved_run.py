@@ -45,7 +45,7 @@ def open_pruning(
         **({"front": True} if config.front else {}),
         "pairs": config.measured_pairs,
         "refit": config.refit,
-        "dtype": None if config.dtype is None else str(config.dtype).removeprefix("torch."),
+        "dtype": config.dtype,
         **used,
         **{name: getattr(config, name) for name in ("channel_multiple", "objective", "features")},
         "recovery": asdict(config.recovery),

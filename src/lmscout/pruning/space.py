@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from math import comb
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.modeling_lmscout import WIDTH_STEP
 from lmscout.pruning.budgets import Budget
-from lmscout.pruning.cutting import deci_config, is_uniform
 from lmscout.pruning.plan import Plan, Rows, Shape, dense_row, unit_parameters
 from lmscout.pruning.ranges import Ranges, Target, best_pairs
 from lmscout.pruning.study import Pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Subsets = npt.NDArray[np.bool_]
 
@@ -117,6 +117,8 @@ class UniformChoices:
     @classmethod
     def of(cls, shape: Shape, config: PreTrainedConfig) -> UniformChoices:
         """The sizes that transformers accepts of a family; LmscoutError if there are none."""
+        from lmscout.pruning.cutting import is_uniform
+
         kinds = (shape.groups, shape.channels, shape.group_parameters, shape.channel_parameters)
         if any(len(set(kind)) > 1 for kind in kinds):
             raise LmscoutError(
@@ -391,6 +393,9 @@ class PlanSpace:
 def space_of(kind: str, shape: Shape, model: PreTrainedModel, multiple: int = 1) -> PlanSpace:
     """The space of a ``--shape``; LmscoutError if the model has no form of this kind."""
     if kind == "deci":
+        from lmscout.evaluation.modeling_lmscout import WIDTH_STEP
+        from lmscout.pruning.cutting import deci_config
+
         deci_config(model.config, shape.dense)
         return PlanSpace(shape, WIDTH_STEP, whole_attention=True)
     if kind == "uniform":

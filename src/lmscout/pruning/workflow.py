@@ -235,7 +235,8 @@ def _prepared(
     config.recovery.check(None, settings.length, config.keep, config.of)
     units = shape_of(family_of(model.config).all_parts(model))
     space = space_of(config.shape, units, model, config.channel_multiple or fast_multiple(model))
-    dtype = config.dtype or loaded.saved_dtype or model.dtype
+    named = config.dtype and getattr(torch, config.dtype)
+    dtype = named or loaded.saved_dtype or model.dtype
     on = ReportText(loaded.tokenizer, report_on, config.protocol, dtype, config.report_tokens)
     job = _Job(loaded, calibration, config, run, stages, on, recover_on, space)
     if config.of != "latency":  # which is measured first

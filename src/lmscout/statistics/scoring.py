@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.proxies import Entry, Expression, Reading, as_published, evaluate, resolve
+from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.statistics.collect import Build, Options, Row, evaluated_rows
-from lmscout.statistics.deep_values import full_score
+from lmscout.statistics.deep_values import full_score, joined_score
 from lmscout.statistics.reductions import chain_means
 from lmscout.statistics.single_pass import INPUT_NAMES, run_pass
 from lmscout.statistics.sketches import spec_values
@@ -30,17 +31,39 @@ def score_proxies(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Scores of architectures by a few proxies, see `Options`: name -> [architectures] float64.
 
-    The tensors of an input, or of "act_grad", may be replaced by ones.
+    The tensors of an input, or of "act_grad", may be replaced by ones.  Where all proxies are
+    functions of the configuration alone, no model is built and no file is written.
 
     Raises:
         LmscoutError: a proxy is unknown or malformed, or the folder cannot be written.
     """
+    proxies = tuple(map(resolve, names))
+    of_specs = {name: _spec_scores(one, specs) for name, one in zip(names, proxies, strict=True)}
+    known = {name: one for name, one in of_specs.items() if one is not None}
+    if len(known) == len(of_specs):
+        if progress := options.get("progress"):
+            progress(len(specs), len(specs))
+        return known
     options["name"] += "-proxies"
     kind = f"scores with ones for {ones}" if ones else "scores"
-    measure = partial(_measure, proxies=tuple(map(resolve, names)), ones=ones)
+    measure = partial(_measure, proxies=proxies, ones=ones)
     # In float64: SynFlow multiplies from layer to layer, and a deep model's is beyond float32.
     store = evaluated_rows(specs, (kind, names), (len(names),), measure, np.float64, **options)
     return {proxy: store.rows[:, column] for column, proxy in enumerate(names)}
+
+
+def _spec_scores(
+    proxy: Entry | Expression, specs: Sequence[ArchitectureSpec]
+) -> npt.NDArray[np.float64] | None:
+    """Scores [architectures] of a proxy of the configuration alone; None for any other."""
+    expression = proxy.expression if isinstance(proxy, Entry) else proxy
+    if expression is None or not expression.leaves <= set(SPEC_LEAVES):
+        return None
+    leaves = {name: Expression(name) for name in expression.leaves}
+    values = map(spec_values, specs)
+    return np.array(
+        [joined_score(expression, {leaves[name]: one[name] for name in leaves}) for one in values]
+    )
 
 
 def _measure(

@@ -16,11 +16,12 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend import resource_tracker as loky_tracker
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
-from lmscout.children import end_with_parent, signals_held
+from lmscout.children import begin_worker, signals_held
 from lmscout.cluster import connect, in_order
 from lmscout.errors import LmscoutError, brief
 
 _PROCESSES = "loky"
+_LOADED = "lmscout.statistics"  # by a worker
 MOST_WORKERS = 1024
 
 
@@ -145,7 +146,7 @@ def _start(
         backend=workers.backend,
         return_as="generator",
         pre_dispatch="2*n_jobs",
-        **({"initializer": end_with_parent, "initargs": (os.getpid(),)} if processes else {}),
+        **({"initializer": begin_worker, "initargs": (os.getpid(), _LOADED)} if processes else {}),
     )
     if processes:
         for tracker in (resource_tracker, loky_tracker):
