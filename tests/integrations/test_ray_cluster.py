@@ -68,49 +68,36 @@ def test_pairs_are_measured_elsewhere_when_a_node_ends(cluster, text, tmp_path):
 
 
 def figures(result):
-    """All of a result but how long it took, and where its statistics are."""
-    return {
-        name: value
-        for name, value in result.to_dict().items()
-        if name not in ("seconds", "statistics")
-    }
+    """All of a result but how long it took."""
+    return {name: value for name, value in result.to_dict().items() if name != "seconds"}
 
 
-def test_statistics_are_the_same_although_a_node_ends(cluster, tmp_path, monkeypatch):
+def test_discovery_and_trainings_are_those_of_one_process_although_a_node_ends(
+    cluster, text, tmp_path, monkeypatch
+):
     address, kill_a_node = cluster
     killed = []
 
     def watch(stage, done, total):
-        if stage == "statistics" and done > 4 and not killed:
+        if stage == "sketches" and done > 4 and not killed:
             killed.append(done)
             kill_a_node()
 
     bench = lmscout.load_benchmark("pico").subset(range(16))
-    found = {}
-    for name, more in (
-        ("here", {"workers": 1, "progress": False}),
-        ("there", {"cluster": address, "progress": watch}),
+    config = lmscout.DeepSearchConfig(evaluations=4, searches=2)
+    found, qualities = {}, {}
+    for name, more, progress in (
+        ("here", {"workers": 1}, False),
+        ("there", {"cluster": address}, watch),
     ):
-        monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path / name))  # computed, not read
-        found[name] = lmscout.discover(bench, n_search=10, **more)
-    assert killed
-    wait_for(lambda: alive() < 3)
-    assert figures(found["there"]) == figures(found["here"])
-
-
-def test_searches_and_trainings_of_a_cluster_are_those_of_one_process(cluster, text, tmp_path):
-    address, _ = cluster
-    bench = lmscout.load_benchmark("pico").subset(range(16))
-    config = lmscout.DeepSearchConfig(evaluations=6, searches=2)
-    found, rows = {}, {}
-    for name, more in (("here", {"workers": 1}), ("there", {"cluster": address})):
+        monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path / f"{name}-cache"))  # computed, not read
         found[name] = lmscout.discover(
             bench,
             space="deep",
             n_search=10,
             config=config,
             out=tmp_path / name,
-            progress=False,
+            progress=progress,
             **more,
         )
         built = lmscout.build_benchmark(
@@ -124,9 +111,11 @@ def test_searches_and_trainings_of_a_cluster_are_those_of_one_process(cluster, t
             progress=False,
             **more,
         )
-        rows[name] = lmscout.load_benchmark(f"bench:{built.folder}").quality.tolist()
+        qualities[name] = lmscout.load_benchmark(f"bench:{built.folder}").quality.tolist()
+    assert killed
+    wait_for(lambda: alive() < 3)
     assert figures(found["there"]) == figures(found["here"])
-    assert rows["there"] == rows["here"]
+    assert qualities["there"] == qualities["here"]
     for name in ("hall_of_fame.csv", "evaluations/1-00000.parquet"):
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 
