@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation import plain_type
 
 ATTENTION, MLP = "attention", "mlp"
 KINDS = (ATTENTION, MLP)  # the sublayers of a block, in the order of computation
@@ -459,9 +460,10 @@ class Family(ABC):
             LmscoutError: no block has attention, or none an MLP.
         """
         blocks = list(self.blocks(model))
-        sizes = [getattr(model.config, name, ()) for name in ("attention_groups", "mlp_channels")]
-        if all(map(all, sizes)):
+        config: Any = model.config
+        if plain_type(config) == config.model_type:
             return [self.parts(block) for block in blocks]
+        sizes = config.attention_groups, config.mlp_channels
         for kind, units in zip(KINDS, sizes, strict=True):
             if not any(units):
                 raise LmscoutError(
