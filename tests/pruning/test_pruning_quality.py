@@ -135,6 +135,7 @@ def test_a_size_of_the_front_is_looked_up_in_the_study(run, tmp_path):
     assert len(trials_of(result.study, "lmscout-finalists")) == before
 
 
+@pytest.mark.slow
 def test_pairs_are_spread_over_sizes_and_then_near_the_bound_and_serve_any_size(tmp_path):
     result = pruned(tmp_path / "run", PAIRS)
     assert (result.pairs, result.predictor.pairs) == (60, 60)
