@@ -61,6 +61,7 @@ class Opened:
     def __init__(self, browser, file, **options):
         self.session = browser.new_browser_cdp_session()
         self.tab = browser.new_page(**options)
+        self.tab.set_default_timeout(180_000)  # the machine may be busy
         self.problems, self.requests = [], []
         self.tab.on("console", lambda one: self.problems.append(one.text))
         self.tab.on("pageerror", lambda one: self.problems.append(str(one)))
@@ -71,7 +72,7 @@ class Opened:
         self.tab.wait_for_selector("html[data-open]")
         self.seconds = time.perf_counter() - start
         self.busy = self.processor_seconds() - before
-        self.tab.wait_for_selector("html[data-drawn]", timeout=60_000)
+        self.tab.wait_for_selector("html[data-drawn]")
 
     def __enter__(self):
         return self
