@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import optuna
 import plotly.graph_objects as go
-from optuna.trial import TrialState
 
 from lmscout.errors import LmscoutError
+from lmscout.plots.pairs import Source, effects, pairs_of, pareto
 from lmscout.plots.style import COLOURS, dots, figure, finite, line, logarithmic, safe
-from lmscout.pruning.features import TargetScale
-from lmscout.pruning.plan import Floats, Plan, as_rows
+from lmscout.pruning.features import SCALES, TargetScale
+from lmscout.pruning.plan import Floats, Plan
 from lmscout.pruning.results import LABELS, Pruning, Reported, Size
-from lmscout.pruning.storage import existing_storage_url, sqlite_file
 from lmscout.pruning.study import Pair
-from lmscout.pruning.study_record import RecordedPairs, read_pairs
-
-Source = Pruning | RecordedPairs | optuna.Study | Path | str
+from lmscout.pruning.study_record import RecordedPairs
 
 _KIND = {"attention": "attention", "mlp": "MLP"}
 _BAND = (0.1, 0.9)  # quantiles of the errors of held-out predictions
 _ASIDE = 0.012  # share by which pairs of one size are spread
-_SAMPLES = 200  # of the bootstrap
-_RIDGE = 1e-2  # of the variance of a column
 _MARK = {
     "dense": ("dense", "diamond", 12),
     "dense_elastic": ("dense", "diamond-open", 12),
@@ -39,53 +31,6 @@ _MARK = {
     "found_plain": ("found", "star-open", 13),
     "found_recovered": ("found", "star-diamond", 15),
 }
-
-
-def pairs_of(source: Source) -> RecordedPairs:
-    """The measured pairs of a run.
-
-    Args:
-        source: a result, whose study is read if it is a SQLite file (no server that a result
-            names is asked); a run folder or the URL of a storage, also of a running run; or an
-            Optuna study.
-
-    Raises:
-        LmscoutError: there is no study of lmscout, or it was edited.
-    """
-    if isinstance(source, RecordedPairs):
-        return source
-    if isinstance(source, optuna.Study):
-        return _of_optuna(source)
-    if isinstance(source, Pruning):
-        file = sqlite_file(existing_storage_url(source.study))
-        if file is None or not file.is_file():
-            raise LmscoutError(f"the pairs at {source.study} are in no file here: give their URL")
-        source = source.study
-    return read_pairs(source)
-
-
-def _of_optuna(study: optuna.Study) -> RecordedPairs:
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    trials = study.get_trials(deepcopy=False, states=states)
-    if not trials or any(not {"tokens", "round"} <= one.user_attrs.keys() for one in trials):
-        raise LmscoutError(f"study {study.study_name!r} holds no pairs of lmscout")
-    dense = Plan.from_dict({name: one.high for name, one in trials[0].distributions.items()})  # type: ignore[attr-defined]
-    return RecordedPairs(
-        dense,
-        tuple(
-            Pair(
-                Plan.from_dict(one.params),
-                float(one.value or 0.0),
-                int(one.user_attrs["tokens"]),
-                one.state == TrialState.PRUNED,
-                int(one.user_attrs["round"]),
-                float(one.user_attrs.get("kept", 0.0)),
-                float(one.user_attrs.get("seconds", 0.0)),
-                str(one.user_attrs.get("origin", "")),
-            )
-            for one in trials
-        ),
-    )
 
 
 def tradeoff(source: Source, pairs: RecordedPairs | None = None) -> go.Figure:
@@ -162,15 +107,6 @@ def tradeoff(source: Source, pairs: RecordedPairs | None = None) -> go.Figure:
     return made
 
 
-def pareto(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs that are better than all smaller ones, from small to large."""
-    front: list[Pair] = []
-    for one in sorted(pairs, key=lambda pair: (pair.kept, pair.value)):
-        if not front or one.value < front[-1].value:
-            front.append(one)
-    return front
-
-
 def pair_text(pair: Pair) -> str:
     """What shows on hovering over a pair."""
     early = f"<br>stopped after {pair.tokens:,} tokens" if pair.partial else ""
@@ -222,10 +158,11 @@ def predicted(found: Pruning) -> go.Figure:
         return made
     logs = bool((every > 0).mean() > 0.97 and every.max() > 20 * every[every > 0].min())
     least = float(every[every > 0].min()) if logs else float(every.min())
-    ends = np.array([least, float(every.max())])
-    grid = np.geomspace(*ends, 60) if logs else np.linspace(*ends, 60)
-    if len(held_out) > 1 and np.ptp(held_out[:, 1]) > 0:
-        low, high = band(held_out, found.predictor.chosen.scale, grid)
+    ends = [least, float(every.max())]
+    grid = np.geomspace(ends[0], ends[1], 60) if logs else np.linspace(ends[0], ends[1], 60)
+    scale = found.predictor.chosen.scale
+    if len(held_out) > 1 and np.ptp(held_out[:, 1]) > 0 and scale in SCALES:
+        low, high = band(held_out, scale, grid)
         if logs:
             low = np.maximum(low, least / 2)
         made.add_trace(
@@ -240,6 +177,7 @@ def predicted(found: Pruning) -> go.Figure:
                 fillcolor="rgba(63,138,224,0.18)",
             )
         )
+    if len(held_out):
         made.add_trace(
             dots(
                 f"held-out pairs ({len(held_out):,})",
@@ -250,7 +188,7 @@ def predicted(found: Pruning) -> go.Figure:
                 hovertemplate="predicted %{x:+.4f}, measured %{y:+.4f}<extra></extra>",
             )
         )
-    made.add_trace(line("as predicted", "dense", ends.tolist(), ends.tolist(), dash="dot"))
+    made.add_trace(line("as predicted", "dense", ends, ends, dash="dot"))
     for colour, name, some in (
         ("predicted", "finalists", [one for size in found.sizes for one in size.finalists[1:]]),
         ("found", "selected", [size.finalists[0] for size in found.sizes if size.finalists]),
@@ -283,8 +221,8 @@ def predicted(found: Pruning) -> go.Figure:
             )
         )
     if logs:
-        made.update_xaxes(logarithmic(ends.tolist()))
-        made.update_yaxes(logarithmic(ends.tolist()))
+        made.update_xaxes(logarithmic(ends))
+        made.update_yaxes(logarithmic(ends))
     return made
 
 
@@ -316,7 +254,7 @@ def plan(found: Pruning | Size, dense: Plan | None = None) -> go.Figure:
         dense: the dense model's plan, for a size.
     """
     if isinstance(found, Pruning):
-        found, dense = found.sizes[0], found.dense.plan
+        return plan(found.sizes[0], found.dense.plan)
     assert dense is not None
     blocks = list(range(dense.depth))
     made = figure("What every block keeps", "block", "share of units kept", height=360)
@@ -470,66 +408,6 @@ def narrowing(found: Pruning, size: int = 0) -> go.Figure:
     made.update_xaxes(tickformat=".0%", range=[-0.02, 1.02])
     made.update_xaxes(title_text="share of units kept", row=2, col=1)
     return made
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The effect of removing a tenth of a block's units of one kind on the loss increase.
-
-    Factors less 1: 0.2 is a loss increase that is 20 % larger.
-
-    Attributes:
-        kind: "attention" or "mlp".
-        block: number of the block.
-        value: of a ridge regression on all pairs.
-        low: of a 95 % bootstrap interval over pairs.
-        high: likewise.
-    """
-
-    kind: str
-    block: int
-    value: float
-    low: float
-    high: float
-
-
-def effects(source: Source) -> list[Effect]:
-    """The effect of every block, from a linear model of log loss increases on removed shares.
-
-    Raises:
-        LmscoutError: there are fewer complete pairs than twice the blocks.
-    """
-    recorded = pairs_of(source)
-    some = [one for one in recorded.pairs if not one.partial]
-    units = np.array(recorded.dense.attention + recorded.dense.mlp, float)
-    if len(some) < max(20, 2 * recorded.dense.depth):
-        raise LmscoutError(
-            f"{len(some)} complete pairs are too few for the sensitivity of "
-            f"{recorded.dense.depth} blocks"
-        )
-    removed = 1 - as_rows([one.plan for one in some]) / np.maximum(units, 1)
-    values = np.array([one.value for one in some])
-    target = TargetScale.of("log", values).forward(values)
-    rng = np.random.default_rng(0)
-
-    def slopes(rows: Floats) -> Floats:
-        x, y = removed[rows], target[rows]
-        x, y = x - x.mean(axis=0), y - y.mean()
-        penalty = _RIDGE * len(rows) * np.diag(x.var(axis=0) + 1e-6)
-        return np.asarray(np.linalg.solve(x.T @ x + penalty, x.T @ y))
-
-    own = slopes(np.arange(len(some)))
-    drawn = np.array([slopes(rng.integers(0, len(some), len(some))) for _ in range(_SAMPLES)])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    depth = recorded.dense.depth
-    return [
-        Effect(
-            "attention" if column < depth else "mlp",
-            column % depth,
-            *(float(np.expm1(0.1 * one[column])) for one in (own, low, high)),
-        )
-        for column in range(2 * depth)
-    ]
 
 
 def sensitivity(source: Source) -> go.Figure:

@@ -78,7 +78,8 @@ def safe(text: object, most: int = 120) -> str:
 
 def wrapped(text: object, width: int = 60, lines: int = 6) -> str:
     """A long text, such as a formula, in lines for a label that shows on hovering."""
-    rest, shown = str(text), []
+    rest = str(text)
+    shown: list[str] = []
     while rest and len(shown) < lines:
         cut = rest.rfind(" ", 1, width) if len(rest) > width else len(rest)
         cut = width if cut < 1 else cut

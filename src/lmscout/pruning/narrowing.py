@@ -206,4 +206,5 @@ def _joined(run: NarrowingStep, step: NarrowingStep) -> NarrowingStep:
     )
     *means, low, high = ((so_far * count + more) / (count + 1)).tolist()
     blocks = run.blocks[0], step.blocks[1]
-    return NarrowingStep(run.kind, blocks, run.verdict, *means, (low, high))
+    keeping, instead_of, cost = means
+    return NarrowingStep(run.kind, blocks, run.verdict, keeping, instead_of, cost, (low, high))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lmscout.arguments import Path_
 from lmscout.benchmarks.build import Built
 from lmscout.benchmarks.check import Check
 from lmscout.discovery.design import Design
@@ -23,8 +24,9 @@ from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Evaluation
 from lmscout.files import write_file
-from lmscout.plots.pruning import pairs_of
+from lmscout.plots.pairs import pairs_of
 from lmscout.pruning.results import Pruning
+from lmscout.pruning.study_record import RecordedPairs
 from lmscout.reports import discovery, others, pruning
 from lmscout.reports.folder import NOT_FINISHED, RunFolder, read_run, shown_settings
 from lmscout.reports.page import Column, Content, Page, Section, Table, Verdict, render
@@ -45,11 +47,9 @@ _NAMES = {
 }
 
 
-def write_report(
-    run: Path | str, out: Path | str | None = None, beside: Path | str | None = None
-) -> Path:
+def write_report(run: Path_, out: Path_ | None = None, beside: Path_ | None = None) -> Path:
     """Write the report of a run folder, or of the file of a result; see `lmscout.report`."""
-    read = read_run(run)
+    read = read_run(Path(run))
     target = Path(out) if out is not None else _default_target(read)
     page = page_of(read, None if beside is None else Path(beside), target if out else None)
     write_file(target, render(page), name=f"report {target}", remedy="name another with --out")
@@ -149,7 +149,7 @@ def _running(read: RunFolder) -> Content:
     raise LmscoutError(f"{read.folder}: {read.problem}, and there is nothing to show yet")
 
 
-def _pairs(result: Pruning, folder: Path | None) -> pruning.RecordedPairs | None:
+def _pairs(result: Pruning, folder: Path | None) -> RecordedPairs | None:
     """The pairs in the run folder, or of a result alone in its SQLite file; None if unreadable."""
     try:
         return pairs_of(result if folder is None else folder)

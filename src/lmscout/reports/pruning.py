@@ -9,7 +9,7 @@ from typing import Any
 
 from lmscout import plots
 from lmscout.errors import LmscoutError
-from lmscout.plots.pruning import pairs_of
+from lmscout.plots.pairs import pairs_of
 from lmscout.pruning.results import LABELS, Pruning, Reported, Size
 from lmscout.pruning.storage import may_exist
 from lmscout.pruning.study_record import RecordedPairs
@@ -164,10 +164,11 @@ def _tiles(result: Pruning) -> list[tuple[str, str, str]]:
         shown.append(("predictor, Kendall\u2019s τ", f"{tau.kendall:.3f}", f"R² {tau.r2:.3f}"))
     whole = sum(one for one in result.seconds.values() if math.isfinite(one))
     shown.append(("time", duration(whole), ""))
+    start = f"keep {size.keep:g}: " if len(result.sizes) > 1 else ""
     return [
-        (f"keep {size.keep:g}: {name}" if len(result.sizes) > 1 and place < 3 else name, *rest)
-        for place, (name, *rest) in enumerate(shown)
-    ]  # type: ignore[misc]
+        (start + name if place < 3 else name, value, note)
+        for place, (name, value, note) in enumerate(shown)
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -315,7 +316,8 @@ def _predictor(result: Pruning) -> list[Part]:
 def models_table(result: Pruning) -> Table:
     """The reported models with their protocol."""
     dense = result.dense.measures.get("perplexity")
-    rows, found = [], []
+    rows: list[list[object]] = []
+    found: list[int] = []
     for keep, one in result.reported:
         found += [len(rows)] if one.name in ("found", "found_recovered") else []
         value = one.measures.get("perplexity")
@@ -360,7 +362,8 @@ def models_table(result: Pruning) -> Table:
 
 def finalists_table(result: Pruning) -> Table:
     """Plans measured again on held-out text, best first."""
-    rows, found = [], []
+    rows: list[list[object]] = []
+    found: list[int] = []
     for size in result.sizes:
         found.append(len(rows))
         rows += [
