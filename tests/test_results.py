@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM
 import lmscout
 from lmscout.builtin import tiny_folder
 from lmscout.builtin.corpus import corpus_text
+from lmscout.integrations import GgufFile
 from lmscout.loading import RESULTS as CLASSES
 from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
 
 NAMES = (
     *("rank", "check", "forms", "explain", "design", "select", "discover", "deep", "build"),
-    *("evaluate", "prune"),
+    *("evaluate", "export", "prune"),
 )
 
 
@@ -63,6 +64,9 @@ def results(tmp_path_factory):
             ),
             "evaluate": lmscout.evaluate(
                 str(tiny_folder()), perplexity=texts[1], limit_tokens=2_000, progress=False
+            ),
+            "export": GgufFile(
+                *("m", folder / "m.gguf", "llama", "f16", 100, 200, "tensors", float("nan"))
             ),
             "prune": lmscout.prune(
                 str(tiny_folder()),
@@ -120,7 +124,7 @@ def test_every_result_is_text_a_table_json_and_itself_again(results, tmp_path, n
     assert all((found == other) == (found is other) for other in results.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "export"])
 def test_every_result_has_a_figure_and_a_report(results, tmp_path, name):
     found = results[name]
     assert len(found.plot().data) > 0

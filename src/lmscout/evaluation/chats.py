@@ -120,8 +120,8 @@ def _rendered(
     if not masks:
         return tokens, [True] * len(tokens)
     spans = list(_spans(template, messages, text, where))
-    starts = [start for start, _ in found["offset_mapping"]]
-    return tokens, [any(low <= one < high for low, high in spans) for one in starts]
+    own = found["offset_mapping"]
+    return tokens, [any(low < to and start < high for low, high in spans) for start, to in own]
 
 
 def _spans(

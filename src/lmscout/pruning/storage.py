@@ -16,7 +16,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 import optuna
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.errors import LmscoutError, without_passwords
 
@@ -222,10 +222,19 @@ def patiently(url: str, work: Callable[[], _Result]) -> _Result:
         try:
             return work()
         except (LmscoutError, *ERRORS) as error:
-            away = any(isinstance(one, OperationalError | InterfaceError) for one in _chain(error))
-            if not away or url.startswith("sqlite") or time.monotonic() - since > PATIENCE:
+            if (
+                not _is_away(error)
+                or url.startswith("sqlite")
+                or time.monotonic() - since > PATIENCE
+            ):
                 raise
         time.sleep(random.uniform(0.3, 1.0))
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether a server does not answer: SQLAlchemy's errors, or the driver's own of these names."""
+    kinds = {base.__name__ for one in _chain(error) for base in type(one).__mro__}
+    return not kinds.isdisjoint({"OperationalError", "InterfaceError"})
 
 
 @contextmanager
