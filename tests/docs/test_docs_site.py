@@ -78,6 +78,7 @@ def test_the_notebook_that_discovers_runs(tmp_path, cache):
     assert (tmp_path / "runs" / "untrained" / "config.json").is_file()
 
 
+@pytest.mark.slow  # likewise
 def test_the_notebook_that_prunes_runs(tmp_path, cache):
     texts = executed(nbformat.read(NOTEBOOKS / "prune.ipynb", 4), tmp_path, cache)
     assert texts[-1] == "True"  # the same call loads the same result
