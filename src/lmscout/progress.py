@@ -44,6 +44,13 @@ class Stages:
         self.seconds[name] = round(spent, 3)
 
 
+def duration(seconds: float) -> str:
+    """A time in words: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def part_of(update: StageProgress | None, before: int, total: int) -> StageProgress | None:
     """The callback for a part of some work, after `before` steps of `total`."""
     return update and (lambda done, _: update(before + done, total))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmscout.cli import console
+from lmscout.progress import duration
 
 if TYPE_CHECKING:
     import torch
@@ -51,24 +52,24 @@ def dry_run(
         table = console.table("", "memory", "time")
         table.add_row("weights", _size(found.weights), "")
         table.add_row("gradients", _size(found.importance), "")
-        ordering = f"about {_duration(found.ordering)}"
+        ordering = f"about {duration(found.ordering)}"
         table.add_row("ordering units", _size(found.calibrating), ordering)
         pairs = _size(found.measuring)
         if found.pairs:
             for keep, seconds in found.pair.items():
                 short = f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
                 table.add_row(f"a pair at keep {keep:g}", pairs, short)
-            table.add_row(f"{found.pairs} pairs", pairs, f"at most {_duration(found.total)}")
+            table.add_row(f"{found.pairs} pairs", pairs, f"at most {duration(found.total)}")
         if found.refitting:
             plans = "a plan" if found.refits <= 1 else f"about {found.refits} plans"
-            refitting = f"about {_duration(max(1, found.refits) * found.refit)}"
+            refitting = f"about {duration(max(1, found.refits) * found.refit)}"
             table.add_row(f"refitting {plans}", _size(found.refitting), refitting)
         for one in found.recovery:
             what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
             table.add_row(
                 f"recovering {what}, {one.steps:,} steps",
                 _size(one.memory),
-                f"about {_duration(one.seconds)}",
+                f"about {duration(one.seconds)}",
             )
         console.print_table(table)
         console.say(
@@ -80,9 +81,3 @@ def dry_run(
 
 def _size(count: int) -> str:
     return f"{count / _GIB:.2f} GiB" if count >= _GIB / 10 else f"{count / _MIB:.1f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lmscout.children import run_script
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import LoadedModel, load_model
+from lmscout.evaluation import LoadedModel, load_model, plain_type
 from lmscout.evaluation.cost import parameter_count, vocabulary_size
 from lmscout.files import check_file, write_file
 from lmscout.integrations import GgufFile, llamacpp
@@ -181,7 +181,7 @@ def _has_llamacpp() -> bool:
 def _layout(loaded: LoadedModel) -> _Layout:
     """The blocks' sizes and the architecture that holds them."""
     config: Any = loaded.model.config
-    kind = config.model_type.removeprefix("lmscout_")
+    kind = plain_type(config)
     depth = config.num_hidden_layers
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", heads)

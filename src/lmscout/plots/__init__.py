@@ -33,6 +33,7 @@ from lmscout.plots.discovery import (
     correlations,
     distribution,
     filters,
+    findings_of,
     inputs,
     quality,
     sensitivity,
@@ -96,7 +97,7 @@ def plot(result: Result) -> go.Figure:  # noqa: PLR0911 - one per class
     match result:
         case Pruning():
             return tradeoff(result)
-        case Discovery() | DeepDiscovery() if has_points(result):
+        case Discovery() | DeepDiscovery() if findings_of(result)[0].points is not None:
             return quality(result)
         case Discovery() | DeepDiscovery() | RankResult() | Check():
             return correlations(result)
@@ -117,9 +118,3 @@ def plot(result: Result) -> go.Figure:  # noqa: PLR0911 - one per class
         case Evaluation() if result.tasks:
             return tasks(result)
     raise LmscoutError(f"this {type(result).__name__} holds nothing that can be drawn")
-
-
-def has_points(found: Discovery | DeepDiscovery) -> bool:
-    """Whether a result holds scores of single architectures; those of earlier versions do not."""
-    first = found.findings[0] if isinstance(found, DeepDiscovery) else found
-    return first.points is not None

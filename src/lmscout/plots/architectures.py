@@ -12,7 +12,7 @@ from lmscout.benchmarks.built import TrainedRow, read_rows, read_table
 from lmscout.discovery.design import Design
 from lmscout.discovery.selection import Selection
 from lmscout.errors import LmscoutError
-from lmscout.plots.style import COLOURS, dots, figure, finite, logarithmic, safe
+from lmscout.plots.style import COLOURS, dots, figure, finite, logarithmic, mark, safe
 from lmscout.reading import expanded
 
 
@@ -55,16 +55,7 @@ def trace(found: Design) -> go.Figure:
             hoverinfo="text",
         )
     )
-    made.add_vline(found.limit, line={"color": COLOURS["uniform"], "width": 2, "dash": "dot"})
-    made.add_annotation(
-        x=found.limit,
-        y=1,
-        yref="paper",
-        text="limit ",
-        showarrow=False,
-        xanchor="right",
-        font={"color": COLOURS["uniform"]},
-    )
+    mark(made, found.limit, "limit ", "uniform")
     return made
 
 
@@ -140,7 +131,7 @@ def losses(built: Built | Path | str) -> go.Figure:
     Raises:
         LmscoutError: a file is damaged.
     """
-    rows = trained_rows(built.folder if isinstance(built, Built) else built)
+    rows = trained_rows(built)
     made = figure("What was trained", "parameters", "final validation loss, nats/token")
     depths = [one.spec.get("depth") or len(one.spec.get("heads", ())) for one in rows]
     made.add_trace(
@@ -162,9 +153,9 @@ def losses(built: Built | Path | str) -> go.Figure:
     return made
 
 
-def trained_rows(folder: Path | str) -> list[TrainedRow]:
-    """The trained models of a benchmark's folder, finished or not; LmscoutError if damaged."""
-    path = expanded(str(folder))
+def trained_rows(built: Built | Path | str) -> list[TrainedRow]:
+    """The trained models of a benchmark or its folder, finished or not; LmscoutError if damaged."""
+    path = expanded(str(built.folder if isinstance(built, Built) else built))
     try:
         return read_table(path)
     except LmscoutError:
@@ -183,7 +174,7 @@ def curves(built: Built | Path | str) -> go.Figure:
     Raises:
         LmscoutError: a file is damaged.
     """
-    rows = trained_rows(built.folder if isinstance(built, Built) else built)
+    rows = trained_rows(built)
     made = figure("Training", "validation during training", "validation loss, nats/token")
     across: list[float | None] = []
     along: list[float | None] = []

@@ -31,6 +31,7 @@ from lmscout.plots.style import (
     figure,
     finite,
     line,
+    mark,
     safe,
     wrapped,
 )
@@ -40,9 +41,9 @@ _BINS = 60  # of a histogram of correlations
 _SIDES = ("left_input", "right_input")
 
 
-def one_finding(found: Discovery | DeepDiscovery | Finding) -> Finding:
-    """The finding of a discovery; of several benchmarks, the first."""
-    return found.findings[0] if isinstance(found, DeepDiscovery) else found
+def findings_of(found: Discovery | DeepDiscovery | Finding) -> tuple[Finding, ...]:
+    """The findings of a discovery, one for each benchmark."""
+    return found.findings if isinstance(found, DeepDiscovery) else (found,)
 
 
 def quality(found: Discovery | DeepDiscovery | Finding | Selection) -> go.Figure:
@@ -54,7 +55,7 @@ def quality(found: Discovery | DeepDiscovery | Finding | Selection) -> go.Figure
     Raises:
         LmscoutError: the result is of an earlier version, which kept no scores.
     """
-    finding = found if isinstance(found, Selection) else one_finding(found)
+    finding = found if isinstance(found, Selection) else findings_of(found)[0]
     points = finding.points
     if points is None:
         raise LmscoutError("the result holds no scores of single architectures: run it again")
@@ -132,7 +133,7 @@ def correlations(
     elif isinstance(found, Explanation):
         named, baselines = [(found.assessment.name, "found", found.assessment)], found.baselines
     else:
-        finding = one_finding(found)
+        finding = findings_of(found)[0]
         named, baselines = [("found proxy", "found", finding.test)], finding.baselines
         named += [(one.name, "literature", one) for one in beside]
     named += [(one.name, "uniform", one) for one in baselines]
@@ -274,18 +275,7 @@ def distribution(found: Discovery, folder: Path | str | None = None) -> go.Figur
         hoverinfo="text",
         showlegend=False,
     )
-    made.add_vline(
-        abs(found.search[0]), line={"color": COLOURS["found"], "width": 2, "dash": "dot"}
-    )
-    made.add_annotation(
-        x=abs(found.search[0]),
-        y=1,
-        yref="paper",
-        text="the found one ",
-        showarrow=False,
-        xanchor="right",
-        font={"color": COLOURS["found"]},
-    )
+    mark(made, abs(found.search[0]), "the found one ", "found")
     made.update_layout(bargap=0)
     return made
 
@@ -467,9 +457,8 @@ def tree(proxy: Expression | Forms | Explanation | Discovery | DeepDiscovery) ->
     made.add_trace(
         line("", "dense", [one for one, _ in edges], [one for _, one in edges], showlegend=False)
     )
-    ends = [
-        COLOURS["predicted"] if not _is_operation(one, node) else COLOURS["found"] for one in labels
-    ]
+    inputs = node.leaves
+    ends = [COLOURS["predicted" if one in inputs else "found"] for one in labels]
     made.add_trace(
         go.Scatter(
             mode="markers+text",
@@ -486,10 +475,6 @@ def tree(proxy: Expression | Forms | Explanation | Discovery | DeepDiscovery) ->
     made.update_xaxes(visible=False, range=[-0.4, max(leaves - 1, 0) + 1.0])
     made.update_yaxes(visible=False, range=[min(y) - 0.5, 0.5])
     return made
-
-
-def _is_operation(name: str, node: Expression) -> bool:
-    return name not in node.leaves
 
 
 def _three(value: float | None) -> str:

@@ -100,8 +100,7 @@ def tradeoff(source: Source, pairs: RecordedPairs | None = None) -> go.Figure:
         )
     known = [one for one in levels if np.isfinite(one)]
     if known:
-        top = 1.25 * max(*known, 1e-3) if len(known) > 1 else 1.25 * max(known[0], 1e-3)
-        low = min(0.0, *known, 0.0)
+        top, low = 1.25 * max(*known, 1e-3), min(*known, 0.0)
         made.update_yaxes(range=[low - 0.05 * (top - low), top])
     made.update_xaxes(tickformat=".0%")
     return made

@@ -119,6 +119,20 @@ def line(
     return go.Scatter(name=name, mode="lines", x=finite(x), y=finite(y), line=style, **given)
 
 
+def mark(made: go.Figure, x: float, text: str, colour: str) -> None:
+    """Add a dotted vertical line with a text at its upper end."""
+    made.add_vline(x, line={"color": COLOURS[colour], "width": 2, "dash": "dot"})
+    made.add_annotation(
+        x=x,
+        y=1,
+        yref="paper",
+        text=text,
+        showarrow=False,
+        xanchor="right",
+        font={"color": COLOURS[colour]},
+    )
+
+
 def short(value: float) -> str:
     """A round number for an axis: 0.02, 500, 20k, 3M."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):

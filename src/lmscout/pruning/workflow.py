@@ -266,9 +266,10 @@ def _calibrated(job: _Job) -> _Dense:
     chunks = [recorded_chunks(job.storage, study) for study in (PAIRS, FINALS)]
     with job.stages("calibrating") as update:
         windows = _windows(job, job.calibration)
-        training = windows
-        if config.recovery != RecoveryConfig():
-            training = _windows(job, job.recover_on or job.calibration, learned=True)
+        training, text = windows, job.recover_on or job.calibration
+        chats = text.chats and config.recovery != RecoveryConfig()
+        if job.recover_on is not None or chats:
+            training = _windows(job, text, learned=True)
         job.report_text.check(model)
         calibrated = calibrate(model, windows, config.calibration, progress=update)
         calibrated = calibrated.with_chunks(*chunks)

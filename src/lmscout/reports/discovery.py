@@ -19,7 +19,7 @@ from lmscout.discovery.search_record import EVALUATIONS
 from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.errors import LmscoutError
 from lmscout.metrics import agreement
-from lmscout.plots.discovery import by_correlation, searches
+from lmscout.plots.discovery import by_correlation, findings_of, searches
 from lmscout.proxies import format_expression
 from lmscout.reports.page import (
     Code,
@@ -107,7 +107,7 @@ def content(
 
 def headline(result: Discovery | DeepDiscovery) -> str:
     """What was found, how well it ranks, against what."""
-    findings = result.findings if isinstance(result, DeepDiscovery) else (result,)
+    findings = findings_of(result)
     if len(findings) == 1:
         one = findings[0]
         return (
@@ -144,14 +144,13 @@ def verdict(one: Finding | Explanation, name: str = "") -> Verdict:
 
 def _verdicts(result: Discovery | DeepDiscovery) -> list[Verdict]:
     """Sentences on the baselines."""
-    if isinstance(result, Discovery) or len(result.findings) == 1:
-        return [verdict(result if isinstance(result, Discovery) else result.findings[0])]
-    return [verdict(one, one.benchmark) for one in result.findings]
+    first, *more = findings_of(result)
+    return [verdict(one, one.benchmark) for one in (first, *more)] if more else [verdict(first)]
 
 
 def _tiles(result: Discovery | DeepDiscovery) -> list[tuple[str, str, str]]:
     """The most important numbers."""
-    one = result.findings[0] if isinstance(result, DeepDiscovery) else result
+    one = findings_of(result)[0]
     rho, best = one.test.agreement.spearman, one.hardest.agreement.spearman.value
     shown = [
         ("test ρ", f"{rho.value:.3f}", f"95 % {rho.low:.3f} to {rho.high:.3f}"),
@@ -169,13 +168,12 @@ def _sections(
     result: Discovery | DeepDiscovery, folder: Path | None, beside: Path | None
 ) -> list[Section]:
     formula: list[Part] = [Formula(result.proxy)]
-    sign = result.findings[0].sign if isinstance(result, DeepDiscovery) else result.sign
-    if sign < 0:
+    findings = findings_of(result)
+    if findings[0].sign < 0:
         formula.append(Text("Lower scores are better: figures have the sign reversed."))
     if result.proxy.size <= 60:
         formula.append(Figure(plots.tree(result), _TREE))
     found = [Section("The formula", formula)]
-    findings = result.findings if isinstance(result, DeepDiscovery) else (result,)
     for one in findings:
         others = [] if beside is None else assessed_beside(one, beside)
         where = f" on {one.benchmark}" if len(findings) > 1 else ""

@@ -10,6 +10,7 @@ from typing import Any
 from lmscout import plots
 from lmscout.errors import LmscoutError
 from lmscout.plots.pairs import pairs_of
+from lmscout.progress import duration
 from lmscout.pruning.results import LABELS, Pruning, Reported, Size
 from lmscout.pruning.storage import may_exist
 from lmscout.pruning.study_record import RecordedPairs
@@ -169,13 +170,6 @@ def _tiles(result: Pruning) -> list[tuple[str, str, str]]:
         (start + name if place < 3 else name, value, note)
         for place, (name, value, note) in enumerate(shown)
     ]
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _sections(result: Pruning, pairs: RecordedPairs | None) -> list[Section]:

@@ -216,11 +216,11 @@ def recover(
 @contextmanager
 def _narrow_adapters(model: PreTrainedModel) -> Iterator[None]:
     """On CUDA, compute adapters in the model's dtype: in float32 they take most of a step."""
-    from peft.helpers import disable_input_dtype_casting
-
     if model.device.type != "cuda" or model.dtype == torch.float32:
         yield
         return
+    from peft.helpers import disable_input_dtype_casting
+
     # A graph must not hold weights that were cast before it.
     autocast = torch.autocast("cuda", dtype=model.dtype, cache_enabled=False)
     with autocast, disable_input_dtype_casting(model):
