@@ -88,7 +88,7 @@ def lmscout_found(setup: Setup, pairs: int) -> Iterator[Smaller]:
     device = str(setup.model.device)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        config = PruneConfig(keep=(setup.keep,), pairs=pairs, seed=setup.seed, dtype=torch.float32)
+        config = PruneConfig(keep=(setup.keep,), pairs=pairs, seed=setup.seed, dtype="float32")
         prune(load_model(setup.loaded.source, torch.float32, device), setup.text, config, out)
         model = load_model(str(out), torch.float32, device).model
     yield saved(f"lmscout, {pairs} pairs" if pairs else "lmscout, no pairs", model)
