@@ -236,7 +236,7 @@ def design(
     """Find the architecture of a space that a proxy scores best, within a parameter limit.
 
     Args:
-        space: ``pico``, ``nano``, a JSON file, or a space of architectures: searched by
+        space: ``pico``, ``iso``, ``nano``, a JSON file, or a space of architectures: searched by
             regularized evolution (arXiv 1802.01548). A benchmark: the proxy selects among its
             architectures, and the result has the regret of the selection.
         proxy: a name of the catalog or an expression, ``-`` before one whose lower scores are
@@ -245,7 +245,7 @@ def design(
         evaluations: architectures to score.
         seed: of draws and mutations.
         weights: draws of initial weights and data over which a score is averaged.
-        on_benchmark: whether ``pico`` names the benchmark instead of the space.
+        on_benchmark: whether ``pico`` or ``iso`` names the benchmark instead of the space.
         workers: architectures computed at once; -1 for one per core.
         backend: of joblib.
         device: ``cpu``, or a CUDA device that computes the statistics.
@@ -505,7 +505,7 @@ def build_benchmark(
     """Train architectures of a space by one recipe and write them as a benchmark.
 
     Args:
-        space: ``pico``, ``nano``, a JSON file, or a space of architectures.
+        space: ``pico``, ``iso``, ``nano``, a JSON file, or a space of architectures.
         n: number of architectures.
         out: folder of the benchmark, afterwards ``bench:OUT``; the same call continues a build
             that was stopped.
@@ -567,7 +567,7 @@ def check_benchmark(benchmark: str, *, seed: int = 0, out: Path_ | None = None) 
     """Measure what a built benchmark can distinguish: its noise, and its configuration baselines.
 
     Args:
-        benchmark: folder that `build_benchmark` wrote, or ``pico``.
+        benchmark: folder that `build_benchmark` wrote, or ``pico``, ``iso``.
         seed: of the simulated noise.
         out: run folder; None to keep nothing.
 

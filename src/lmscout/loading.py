@@ -30,8 +30,8 @@ def load_benchmark(name: str) -> Benchmark:
     """Load a benchmark: architectures whose trained quality is known.
 
     Args:
-        name: ``pico``, ``flexibert``, ``lts:random_GPT2_wt103``, or ``bench:DIR`` (or ``DIR``),
-            ``flexibert:PATH``, ``lts:PATH`` for files of your own.
+        name: ``pico``, ``iso``, ``flexibert``, ``lts:random_GPT2_wt103``, or ``bench:DIR`` (or
+            ``DIR``), ``flexibert:PATH``, ``lts:PATH`` for files of your own.
 
     Returns:
         Specs and their quality; higher is better.

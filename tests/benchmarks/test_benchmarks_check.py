@@ -2,8 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from built_files import write_built
+from built_files import spec_of, write_built
 from scipy import stats
+from sklearn.linear_model import LinearRegression
 
 from lmscout.benchmarks import check as module
 from lmscout.benchmarks.built import built_folder
@@ -138,6 +139,33 @@ def test_what_nothing_can_be_said_of_is_refused(tmp_path):
         LmscoutError, match=r"too few architectures with a loss .got 1, expected at least 3"
     ):
         check(tmp_path)
+
+
+def test_iso_is_of_equal_sizes_and_no_baseline_orders_it():
+    found = check(built_folder("iso"))
+    assert found.equal
+    assert (found.n_architectures, found.n_replicated) == (200, 200)
+    assert found.ceiling.kendall.low > 0.8
+    assert max(abs(one.kendall.value) for one in found.baselines.values()) < 0.35
+    assert max(map(abs, found.pairs.values())) < 0.35
+    assert set(found.conditions) == {"ceiling", "baseline", "pairs"}
+    assert found.distinguishes
+
+
+def test_two_baselines_are_fitted_together(tmp_path):
+    """Of architectures whose loss is depth plus width, neither baseline alone has the order."""
+    losses = {number: (spec_of(number).depth + spec_of(number).width / 8) for number in range(12)}
+    write_built(tmp_path, {number: [loss, loss + 1e-9] for number, loss in losses.items()})
+    found = check(tmp_path)
+    assert not found.equal
+    depth, width = ([getattr(spec_of(n), name) for n in losses] for name in ("depth", "width"))
+    ranks = [stats.rankdata(values) for values in (depth, width, [-one for one in losses.values()])]
+    fit = LinearRegression().fit(np.transpose(ranks[:2]), ranks[2])
+    tau = stats.kendalltau(fit.predict(np.transpose(ranks[:2])), ranks[2]).statistic
+    assert found.pairs["depth, width"] == pytest.approx(tau)
+    assert tau > 0.9
+    assert abs(found.baselines["depth"].kendall.value) < 0.9
+    assert set(found.conditions) == {"ceiling", "baseline", "cells"}
 
 
 def test_pico_tells_proxies_apart():

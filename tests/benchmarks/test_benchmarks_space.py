@@ -2,13 +2,32 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import SPACE
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from lmscout.benchmarks.space import NANO, PICO, sample, space_of
+from lmscout.benchmarks.built import built_folder, replicates
+from lmscout.benchmarks.space import NANO, PICO, Space, sample, space_of
 from lmscout.errors import LmscoutError
 from lmscout.models import Gpt2Spec, LlamaSpec, spec_from_dict
+
+BUDGETED = Space(
+    name="budgeted",
+    depths=(2, 3, 4, 6),
+    widths=(32, 40, 48, 64),
+    head_sizes=(8, 16),
+    expansions=(0.5, 1.0, 2.0, 4.0, 8.0),
+    groups=(1, 2),
+    missing=(0.0, 0.3),
+    vocabulary=100,
+    max_length=32,
+    params=60_000,
+    macs=66_000,
+    tolerance=0.02,
+)
 
 
 @settings(max_examples=10, deadline=None)
@@ -78,6 +97,67 @@ def test_what_a_small_size_lacks_a_larger_one_has():
     assert len(set(specs)) == 100
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    budgets=st.sampled_from([(60_000, 66_000), (40_000, 45_000), (60_000, None), (None, 66_000)]),
+)
+def test_what_is_drawn_meets_the_budgets(seed, budgets):
+    params, macs = budgets
+    space = replace(BUDGETED, params=params, macs=macs, tolerance=0.02)
+    specs = sample(space, 6, seed)
+    assert len(set(specs)) == 6
+    for spec in specs:
+        if params:
+            assert spec.body_parameters() == pytest.approx(params, rel=0.02)
+        if macs:
+            assert spec.multiply_adds() == pytest.approx(macs, rel=0.02)
+        for inner in filter(None, spec.inner):
+            gated = 2 / 3 if spec.kind == "llama" else 1
+            assert 0.5 * gated - 0.2 < inner / spec.width < 8 * gated + 0.2
+
+
+def test_a_budget_that_nothing_meets_is_refused():
+    with pytest.raises(
+        LmscoutError, match=r"budgeted: no architecture .* params 1 and macs 66,000"
+    ):
+        sample(replace(BUDGETED, params=1), 4, 0)
+
+
+def test_iso_holds_equal_sizes_and_all_else_differs():
+    specs = sample(space_of("iso"), 40, 1)
+    for costs in ([one.body_parameters() for one in specs], [one.multiply_adds() for one in specs]):
+        assert max(costs) / min(costs) < 1.011
+    assert min(one.depth for one in specs) < 5
+    assert max(one.depth for one in specs) > 18
+    assert {one.kind for one in specs} == {"gpt2", "llama"}
+    assert len({one.width for one in specs}) > 5
+    assert len(set(specs)) == 40
+    assert sample(space_of("iso"), 40, 1) == specs
+
+
+def test_iso_is_drawn_again_as_it_was_built():
+    shipped = [one.spec for one in replicates(built_folder("iso"))]
+    assert list(sample(space_of("iso"), 200, 0)) == shipped
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_multiply_adds_are_those_of_the_blocks_products(kind):
+    """Against the products that PyTorch counts, with attention over all positions."""
+    spec = next(one for one in sample(BUDGETED, 12, 3) if one.kind == kind)
+    model, tokens = spec.build(0), torch.zeros(1, spec.max_length, dtype=torch.int64)
+    hidden = model.embed(tokens)
+    with FlopCounterMode(display=False) as counter:
+        model.encode(hidden)
+    attentions = sum(map(bool, spec.heads))
+    length, width = spec.max_length, spec.width
+    counted = counter.get_total_flops() / 2 / length
+    assert counted == spec.multiply_adds() + attentions * width * (2 * length - (length + 1))
+    assert spec.matrices() == sum(
+        layer.weight.numel() for layer in model.blocks.modules() if isinstance(layer, nn.Linear)
+    )
+
+
 def test_no_architectures_cannot_be_drawn():
     with pytest.raises(LmscoutError, match="0 architectures cannot be drawn"):
         sample(SPACE, 0, 0)
@@ -86,5 +166,5 @@ def test_no_architectures_cannot_be_drawn():
 def test_spaces_have_names():
     assert space_of("pico") is PICO
     assert space_of("nano") is NANO
-    with pytest.raises(LmscoutError, match="unknown space 'micro'; there are pico, nano"):
+    with pytest.raises(LmscoutError, match="unknown space 'micro'; there are pico, iso, nano"):
         space_of("micro")

@@ -236,7 +236,8 @@ def build(
         data: training and validation tokens.
         recipe: of the training.
         seed: of the draw.
-        seeds: number of seeds of every tenth architecture; the others have one.
+        seeds: number of seeds of every tenth architecture, and of each one in a space with
+            budgets; the others have one.
         device: as in `devices_of`.
         workers: models trained at once; `default_workers` if None.
         cluster: address of a cluster that trains them, on GPUs if it has any and the device is
@@ -324,11 +325,14 @@ def jobs(space: Space, n: int, *, seed: int, seeds: int) -> list[Job]:
         space: architectures are drawn from it.
         n: number of architectures.
         seed: of the draw.
-        seeds: number of seeds of every tenth architecture, counted by size.
+        seeds: number of seeds of every tenth architecture, counted by size; of each one if the
+            space has budgets.
     """
     specs = sample(space, n, seed)
     by_size = sorted(range(n), key=lambda index: (specs[index].parameters(), index))
     several = set(by_size[REPLICATED // 2 :: REPLICATED] or by_size[:1])
+    if space.budgeted:
+        several = set(by_size)
     return [
         Job(int(index), own, specs[index])
         for own in range(max(1, seeds))

@@ -1,4 +1,4 @@
-"""Benchmarks that lmscout built, a user's own and `pico`: their files, and reading them.
+"""Benchmarks that lmscout built, a user's own, `pico` and `iso`: their files, and reading them.
 
 - ``settings.json``: space, recipe, tokens and seeds, on which all numbers depend.
 - ``rows/``: one file a trained model, while the benchmark is being built.
@@ -26,7 +26,7 @@ from lmscout.models import ArchitectureSpec, spec_from_dict
 from lmscout.reading import expanded, parse_json_lines, read_json, read_json_object, read_text
 from lmscout.runs import SETTINGS
 
-PICO = "pico"
+SHIPPED = ("pico", "iso")
 OWN = "bench:"
 ROWS, TABLE = "rows", "table.jsonl"
 
@@ -146,9 +146,9 @@ class Replicates:
 
 
 def built_folder(name: str) -> Path:
-    """The folder of a built benchmark: ``pico`` is lmscout's own, ``bench:DIR`` a user's."""
-    if name == PICO:
-        return Path(str(files("lmscout.benchmarks"))) / "data" / PICO
+    """The folder of a built benchmark: one of the `SHIPPED`, or a user's ``bench:DIR``."""
+    if name in SHIPPED:
+        return Path(str(files("lmscout.benchmarks"))) / "data" / name
     return expanded(name.removeprefix(OWN))
 
 
@@ -164,7 +164,7 @@ def read_built(name: str) -> Benchmark:
     An architecture of which a training ended without a finite loss is left out.
 
     Args:
-        name: ``pico`` or ``bench:DIR``.
+        name: ``pico``, ``iso`` or ``bench:DIR``.
 
     Raises:
         LmscoutError: the folder holds no finished benchmark, or a damaged one.

@@ -8,11 +8,13 @@ architectures are real.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 from lmscout.benchmarks.built import finished, replicates
 from lmscout.errors import LmscoutError
@@ -26,7 +28,9 @@ from lmscout.metrics import (
     spearman,
     spearman_many,
 )
+from lmscout.reading import read_json_object
 from lmscout.results import Result
+from lmscout.runs import SETTINGS
 
 Array = npt.NDArray[np.float64]
 
@@ -37,12 +41,21 @@ REAL = 1.96  # standard errors by which a difference exceeds noise
 LEAST_CEILING = 0.9  # Kendall's τ
 MIN_DISTINGUISHABLE = 0.5  # of the pairs within a cell
 
+EQUAL_CEILING = 0.8  # the same, among architectures of equal size
+MOST_BASELINE = 0.35  # |τ| of a baseline, or of two, among architectures of equal size
+
 CONDITIONS = {
     "ceiling": f"noise leaves τ {LEAST_CEILING} to a perfect proxy",
     "baseline": "a proxy can beat the best baseline",
     "cells": "half of the pairs of one depth and width differ by more than noise",
 }
 """Conditions under which a benchmark distinguishes proxies: name in JSON -> in words."""
+EQUAL_CONDITIONS = {
+    "ceiling": f"noise leaves τ {EQUAL_CEILING} to a perfect proxy",
+    "baseline": f"no baseline passes |τ| {MOST_BASELINE}",
+    "pairs": f"no two baselines, fitted together, pass |τ| {MOST_BASELINE}",
+}
+"""Those of a benchmark whose space has budgets."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +74,9 @@ class Check(Result):
             would reach.  Mean and central 95 % over simulated measurements.
         repeat: correlation of one measurement with another.
         baselines: the configuration baselines, by name.
+        pairs: Kendall's τ of every two baselines, by their names: of the quality's ranks fitted
+            to both ranks by least squares on the same architectures.
+        equal: whether the benchmark's space has a budget, so that sizes are equal.
         distinguishable: share of the pairs of architectures whose qualities differ by more than
             1.96 standard errors of the difference.
         distinguishable_in_cell: the same among pairs of one depth and one width; NaN without any.
@@ -76,6 +92,8 @@ class Check(Result):
     ceiling: Agreement
     repeat: Agreement
     baselines: dict[str, Agreement]
+    pairs: dict[str, float]
+    equal: bool
     distinguishable: float
     distinguishable_in_cell: float
     spread_in_cell: float
@@ -87,7 +105,14 @@ class Check(Result):
 
     @property
     def conditions(self) -> dict[str, bool]:
-        """Whether each of the `CONDITIONS` holds."""
+        """Whether each of the `CONDITIONS`, or of the `EQUAL_CONDITIONS`, holds."""
+        if self.equal:
+            taus = [abs(one.kendall.value) for one in self.baselines.values()]
+            return {
+                "ceiling": self.ceiling.kendall.value >= EQUAL_CEILING,
+                "baseline": max(filter(np.isfinite, taus)) <= MOST_BASELINE,
+                "pairs": max(map(abs, self.pairs.values())) <= MOST_BASELINE,
+            }
         best = self.baselines[self.best_baseline].spearman
         return {
             "ceiling": self.ceiling.kendall.value >= LEAST_CEILING,
@@ -98,7 +123,8 @@ class Check(Result):
     @property
     def verdicts(self) -> dict[str, bool]:
         """The conditions in words."""
-        return {CONDITIONS[name]: holds for name, holds in self.conditions.items()}
+        words = EQUAL_CONDITIONS if self.equal else CONDITIONS
+        return {words[name]: holds for name, holds in self.conditions.items()}
 
     @property
     def distinguishes(self) -> bool:
@@ -169,12 +195,32 @@ def check(folder: Path, *, seed: int = 0) -> Check:
         ceiling=ceiling,
         repeat=repeat,
         baselines={name: agreement(values, quality) for name, values in scores.items()},
+        pairs={
+            f"{one}, {other}": _fitted(np.stack([scores[one], scores[other]]), quality)
+            for one, other in combinations(scores, 2)
+        },
+        equal=_budgeted(folder),
         distinguishable=float(real.mean()),
         distinguishable_in_cell=float(real[same].mean()) if same.any() else float("nan"),
         spread_in_cell=_pooled_deviation(
             [quality[(cells == cell).all(axis=1)] for cell in dict.fromkeys(sizes)]
         ),
     )
+
+
+def _fitted(scores: Array, quality: Array) -> float:
+    """Kendall's τ of ranks of quality ``[n]``, fitted to ranks of scores ``[k, n]``, with them."""
+    table = np.vstack([rankdata(scores, axis=1), np.ones(len(quality))]).T
+    ranks = rankdata(quality)
+    weights, *_ = np.linalg.lstsq(table, ranks)
+    return float(kendall(table @ weights, quality))
+
+
+def _budgeted(folder: Path) -> bool:
+    """Whether the space of a built benchmark has a budget."""
+    space = read_json_object(folder / SETTINGS).get("space")
+    budgets = space if isinstance(space, dict) else {}
+    return any(budgets.get(name) is not None for name in ("params", "macs"))
 
 
 def noise_of(losses: list[Array], folder: Path) -> float:

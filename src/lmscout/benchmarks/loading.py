@@ -3,7 +3,7 @@
 import os
 
 from lmscout.benchmarks.benchmark import Benchmark
-from lmscout.benchmarks.built import OWN, PICO, TABLE, read_built
+from lmscout.benchmarks.built import OWN, SHIPPED, TABLE, read_built
 from lmscout.benchmarks.download import find_flexibert, find_lts
 from lmscout.benchmarks.flexibert import read_flexibert
 from lmscout.benchmarks.lts import METRIC, read_lts
@@ -15,7 +15,9 @@ from lmscout.runs import SETTINGS
 LTS_METRICS = {"random_GPT2_wt103": "negated WikiText-103 validation perplexity"}
 """The metric of the published folders, by name."""
 
-ACCEPTED = "pico, bench:DIR, flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
+ACCEPTED = (
+    "pico, iso, bench:DIR, flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
+)
 
 
 class UnknownBenchmarkError(LmscoutError):
@@ -26,8 +28,8 @@ def load(name: str) -> Benchmark:
     """Load a benchmark.
 
     Args:
-        name: ``pico``, lmscout's own; ``bench:DIR`` or ``DIR``, a folder that ``lmscout bench
-            build`` wrote;
+        name: ``pico`` and ``iso``, lmscout's own; ``bench:DIR`` or ``DIR``, a folder that
+            ``lmscout bench build`` wrote;
             ``flexibert``; ``flexibert:PATH``, a JSON file of upstream's form; ``lts:NAME``,
             a LiteTransformerSearch folder found by name; ``lts:PATH``, such a folder.  What
             follows ``lts:`` is a path if it has a separator in it or is a directory.
@@ -37,7 +39,7 @@ def load(name: str) -> Benchmark:
         LmscoutError: the benchmark cannot be found or read.
     """
     kind, colon, rest = name.partition(":")
-    if name == PICO or (name.startswith(OWN) and rest):
+    if name in SHIPPED or (name.startswith(OWN) and rest):
         return read_built(name)
     if kind == "flexibert" and bool(colon) == bool(rest):
         return read_flexibert(expanded(rest) if rest else find_flexibert(), name)
@@ -53,7 +55,9 @@ def load(name: str) -> Benchmark:
 
 
 def load_space_or_benchmark(name: str) -> Space | Benchmark:
-    """A space by its name or its file, or else a benchmark; ``pico``, which is both, is the space.
+    """A space by its name or its file, or else a benchmark.
+
+    ``pico`` and ``iso`` name both; here they are the spaces.
 
     Raises:
         LmscoutError: there is neither, or it cannot be found or read.

@@ -233,7 +233,7 @@ class LimitedSpace:
         space: the space.
         limit: most parameters of a model, embeddings included.
         smallest: for each family, depth and width that has an architecture within the limit,
-            the one of the fewest parameters.
+            the one of the fewest parameters; one that was drawn, if there are budgets to meet.
     """
 
     space: Space
@@ -245,16 +245,17 @@ class LimitedSpace:
         cells = list(self.smallest)
         cell = cells[int(rng.integers(len(cells)))]
         drawn = (draw(self.space, *cell, rng) for _ in range(_DRAWS))
-        within = (one for one in drawn if one.parameters() <= self.limit)
+        within = (one for one in drawn if one and one.parameters() <= self.limit)
         return next(within, self.smallest[cell])
 
     def mutate(self, spec: ArchitectureSpec, rng: Random) -> ArchitectureSpec:
         """A neighbour within the limit, or a draw if there seems to be none.
 
+        With budgets to meet, it is a draw: hardly a neighbour meets them.
         An architecture that has grown beyond the limit is mutated further until it keeps it, so
         that size can move from one place to another.
         """
-        for _ in range(_WALKS):
+        for _ in range(0 if self.space.budgeted else _WALKS):
             changed = spec
             for _ in range(_STEPS):
                 changed = mutate(self.space, changed, rng)
@@ -274,10 +275,15 @@ def limited(space: Space, limit: int) -> LimitedSpace:
         LmscoutError: the space holds nothing so small; names the smallest that it holds.
     """
     cells = [(f, depth, w) for f in space.families for depth in space.depths for w in space.widths]
-    smallest = {cell: smallest_of(space, *cell) for cell in cells}
+    if space.budgeted:
+        rng = np.random.default_rng(0)
+        drawn = {cell: draw(space, *cell, rng) for cell in cells}
+        smallest = {cell: one for cell, one in drawn.items() if one is not None}
+    else:
+        smallest = {cell: smallest_of(space, *cell) for cell in cells}
     within = {cell: one for cell, one in smallest.items() if one.parameters() <= limit}
     if not within:
-        least = min(one.parameters() for one in smallest.values())
+        least = min((one.parameters() for one in smallest.values()), default=0)
         raise LmscoutError(
             f"no architecture of the space {space.name} has {limit:,} parameters or fewer: the "
             f"smallest has {least:,}"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import exp, log
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from scipy.optimize import bisect
 
 from lmscout.benchmarks.benchmark import checked
 from lmscout.errors import LmscoutError, brief
 from lmscout.models import ArchitectureSpec, Gpt2Spec, LlamaSpec
+from lmscout.models.decoder import DecoderSpec
 from lmscout.models.spec import MOST_BLOCKS, MOST_SIZE, MOST_VOCABULARY, MOST_WIDTH
 from lmscout.reading import expanded, read_json_object
 
@@ -23,6 +26,8 @@ PER_CELL = 8  # architectures of one depth and width, so that they can be compar
 FEWEST_CELLS = 5
 MULTIPLE = 32  # widths of MLPs are multiples of it, where the model is wide enough
 GATED = 2 / 3  # a gated MLP has three matrices where a plain one has two
+FINE = 4  # and of widths that meet a budget
+BUDGET_DRAWS = 50  # until one can meet a budget
 ATTEMPTS = 100  # to draw from a cell what was not drawn before
 _MOST_SIZES = 200_000  # of blocks; `smallest_of` tries all of them
 
@@ -58,6 +63,10 @@ class Space:
             architecture draws one.
         vocabulary: number of tokens.
         max_length: number of positions.
+        params: budget of parameters in the blocks and the final norm, which every architecture
+            meets; None for none.
+        macs: budget of multiply-adds in the blocks (`DecoderSpec.multiply_adds`); None for none.
+        tolerance: largest relative distance from a budget.
     """
 
     name: str
@@ -70,6 +79,21 @@ class Space:
     missing: Annotated[tuple[_Chance, ...], _LIST] = (0.0,)
     vocabulary: Annotated[int, Field(ge=2, le=MOST_VOCABULARY)]
     max_length: Annotated[int, Field(ge=2, le=MOST_SIZE)]
+    params: Annotated[int, Field(gt=0, le=10**12)] | None = None
+    macs: Annotated[int, Field(gt=0, le=10**12)] | None = None
+    tolerance: Annotated[float, Field(gt=0, le=0.5)] = 0.005
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether architectures meet a budget."""
+        return self.params is not None or self.macs is not None
+
+    def meets(self, spec: DecoderSpec) -> bool:
+        """Whether an architecture meets the budgets."""
+        costs = ((self.params, spec.body_parameters()), (self.macs, spec.multiply_adds()))
+        return all(
+            budget is None or abs(cost / budget - 1) <= self.tolerance for budget, cost in costs
+        )
 
 
 PICO = Space(
@@ -96,7 +120,22 @@ NANO = Space(
     max_length=32,
 )
 
-SPACES: tuple[Space, ...] = (PICO, NANO)
+ISO = Space(
+    name="iso",
+    depths=tuple(range(2, 25)),
+    widths=(192, 208, 240, 256, 272, 368, 384, 400),
+    head_sizes=(16, 32, 48, 64, 80, 104, 136, 184),
+    expansions=(0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+    groups=(1, 2, 4),
+    missing=(0.0, 0.15, 0.3, 0.5),
+    vocabulary=4096,
+    max_length=128,
+    params=2_000_000,
+    macs=2_100_000,
+)
+"""Equal in size and in computation; the rest differs.  Widths lie on both sides of the best."""
+
+SPACES: tuple[Space, ...] = (PICO, ISO, NANO)
 
 
 def load_space(name: str) -> Space:
@@ -154,7 +193,8 @@ def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
 
     Depths and widths are paired as in a Latin square, so that every depth and every width comes
     equally often; there is a pair for each `PER_CELL` architectures, and at least
-    `FEWEST_CELLS`.  Within a pair the families alternate.
+    `FEWEST_CELLS`; with budgets, there are all pairs that can meet them.  Within a pair the
+    families alternate.
 
     Args:
         space: the space.
@@ -168,6 +208,13 @@ def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
         raise LmscoutError(f"{n} architectures cannot be drawn: give a number above 0")
     rng = np.random.default_rng(seed)
     cells = _cells(space, n, rng)
+    if not cells:
+        budgets = {"params": space.params, "macs": space.macs}
+        given = " and ".join(f"{name} {one:,}" for name, one in budgets.items() if one is not None)
+        raise LmscoutError(
+            f"{space.name}: no architecture that was drawn meets the budget of {given}; change "
+            "it, or give more widths, more expansions or a larger tolerance"
+        )
     drawn: dict[ArchitectureSpec, None] = {}
     for index in range(n):
         cycle, place = divmod(index, len(cells))
@@ -176,7 +223,7 @@ def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
             # A cell that seems to be exhausted is followed by the next.
             depth, width = cells[(place + attempt // ATTEMPTS) % len(cells)]
             spec = draw(space, family, depth, width, rng)
-            if spec not in drawn:
+            if spec is not None and spec not in drawn:
                 drawn[spec] = None
                 break
         else:
@@ -194,14 +241,23 @@ def _cells(space: Space, n: int, rng: np.random.Generator) -> list[tuple[int, in
         for shift in range(len(widths))
         for place in range(len(depths))
     ]
-    wanted = max(FEWEST_CELLS, -(-n // PER_CELL))
-    return list(dict.fromkeys(pairs))[:wanted]
+    pairs = list(dict.fromkeys(pairs))
+    if space.budgeted:
+        return [pair for pair in pairs if draw(space, space.families[0], *pair, rng)][:n]
+    return pairs[: max(FEWEST_CELLS, -(-n // PER_CELL))]
 
 
 def draw(
     space: Space, family: str, depth: int, width: int, rng: np.random.Generator
-) -> ArchitectureSpec:
-    """Draw one architecture of a family, a depth and a width."""
+) -> ArchitectureSpec | None:
+    """Draw one architecture of a family, a depth and a width.
+
+    Returns:
+        The architecture; None if none that was drawn meets the space's budgets.
+    """
+    if space.budgeted:
+        drawn = (_draw_budgeted(space, family, depth, width, rng) for _ in range(BUDGET_DRAWS))
+        return next((one for one in drawn if one is not None), None)
     sizes = rng.choice(head_sizes(space, width), 2)
     expansions = rng.choice(space.expansions, 2)
     group, missing = int(rng.choice(space.groups)), float(rng.choice(space.missing))
@@ -218,9 +274,54 @@ def draw(
     return assembled(space, family, width, heads, inner, group)
 
 
+def _draw_budgeted(
+    space: Space, family: str, depth: int, width: int, rng: np.random.Generator
+) -> DecoderSpec | None:
+    """One draw: blocks with attention by the multiply-adds, then widths of MLPs by the rest.
+
+    With both budgets, what multiply-adds exceed parameters by are the products of attention,
+    which give the number of blocks that have it.
+    """
+    group, missing = int(rng.choice(space.groups)), float(rng.choice(space.missing))
+    sizes, expansions = rng.choice(head_sizes(space, width), 2), rng.choice(space.expansions, 2)
+    attends = rng.random(depth) >= missing
+    if space.params is not None and space.macs is not None:
+        products = space.macs - space.params
+        count = round(products / (width * (space.max_length + 1)))
+        if not 0 < count <= depth:
+            return None
+        attends = np.zeros(depth, bool)
+        attends[rng.choice(depth, count, replace=False)] = True
+    computes = (rng.random(depth) >= missing) | ~attends
+    if not attends.any() or not computes.any():
+        return None
+    sizes_of = rng.choice(sizes, depth).tolist()
+    heads = [width // size if one else 0 for size, one in zip(sizes_of, attends, strict=True)]
+    relative = rng.choice(expansions, depth) * computes
+
+    def at(scale: float) -> DecoderSpec:
+        """The architecture whose MLPs are so many times as wide as drawn."""
+        exact = relative * scale * width * (GATED if family == LLAMA else 1.0)
+        inner = [max(FINE, round(one / FINE) * FINE) if one else 0 for one in exact.tolist()]
+        return assembled(space, family, width, heads, inner, group)
+
+    def excess(logarithm: float) -> float:
+        spec = at(exp(logarithm))
+        if space.params is not None:
+            return spec.body_parameters() - space.params
+        return spec.multiply_adds() - cast(int, space.macs)
+
+    drawn = relative[computes]
+    low, high = log(min(space.expansions) / drawn.min()), log(max(space.expansions) / drawn.max())
+    if low > high or excess(low) > 0 or excess(high) < 0:
+        return None  # an MLP would be narrower or wider than the space has them
+    spec = at(exp(bisect(excess, low, high, xtol=1e-4, disp=False)))
+    return spec if space.meets(spec) else None
+
+
 def assembled(
     space: Space, family: str, width: int, heads: Sequence[int], inner: Sequence[int], group: int
-) -> ArchitectureSpec:
+) -> DecoderSpec:
     """The spec of a draw.
 
     Args:

@@ -32,7 +32,9 @@ app = typer.Typer(help="Build benchmarks of trained architectures, and check the
 
 @app.command()
 def build(
-    space: Annotated[str, argument("SPACE", "pico, nano (a toy), or FILE.json, your own space.")],
+    space: Annotated[
+        str, argument("SPACE", "pico, iso, nano (a toy), or FILE.json, your own space.")
+    ],
     *,
     n: Annotated[
         int, option(_ARCHITECTURES, "Number of architectures.", "--n", whole=(1, 100_000))
@@ -44,7 +46,8 @@ def build(
         int,
         option(
             _ARCHITECTURES,
-            "Trainings of every tenth architecture, by which noise is estimated.",
+            "Trainings of every tenth architecture, or of each in a space with budgets, by which "
+            "noise is estimated.",
             whole=(1, 1000),
         ),
     ] = 3,
@@ -128,7 +131,7 @@ def show_built(result: Built) -> None:
 
 @app.command()
 def check(
-    benchmark: Annotated[str, argument("FOLDER", "Folder of bench build, or pico.")],
+    benchmark: Annotated[str, argument("FOLDER", "Folder of bench build, pico or iso.")],
     seed: Annotated[int, option("Noise", "Seed of the simulated noise.", whole=(0, LAST_SEED))] = 0,
     out: KeepOption = None,
     json: JsonOption = None,
@@ -169,6 +172,9 @@ def show_check(result: Check) -> None:
     table.add_section()
     for name, found in result.baselines.items():
         table.add_row(name, *console.agreement_cells(found), style="dim")
+    if result.equal:
+        best = max(result.pairs, key=lambda names: abs(result.pairs[names]))
+        table.add_row(f"fitted: {best}", "", "", f"{result.pairs[best]:.3f}", "", style="dim")
     console.print_table(table)
     console.say(
         f"pairs of architectures that differ by more than noise: {result.distinguishable:.1%}; "

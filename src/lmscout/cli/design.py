@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from lmscout.benchmarks.built import SHIPPED
 from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from lmscout.discovery.selection import Pick
     from lmscout.models import ArchitectureSpec
 
-_PICO = "pico"  # a space, and the benchmark of its architectures
 _SEARCH = "Search"
 SUFFIX = ".json"
 REMEDY = "name another"
@@ -43,8 +43,8 @@ def design(
         str,
         argument(
             "SPACE",
-            "Space to search: pico, nano or FILE.json, as for bench build; or a benchmark, as for "
-            "rank, to evaluate the proxy's selection.",
+            "Space to search: pico, iso, nano or FILE.json, as for bench build; or a benchmark, as "
+            "for rank, to evaluate the proxy's selection.",
         ),
     ],
     proxy: Annotated[
@@ -74,7 +74,7 @@ def design(
         ),
     ] = 1,
     on_benchmark: Annotated[
-        bool, option(_SEARCH, "SPACE is a benchmark (pico names both).", "--on-benchmark")
+        bool, option(_SEARCH, "SPACE is a benchmark (pico and iso name both).", "--on-benchmark")
     ] = False,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
@@ -179,7 +179,7 @@ def show(result: Design) -> None:
     drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"
     console.say(f"{result.proxy}: score {result.score:.6g}{drawn}")
     _show_architecture(result.spec)
-    where = f"{_PICO} --on-benchmark" if result.space == _PICO else "BENCHMARK --on-benchmark"
+    where = f"{result.space if result.space in SHIPPED else 'BENCHMARK'} --on-benchmark"
     proxy = shlex.quote(str(result.proxy))
     weights = f" --weights {result.weights}" if result.weights > 1 else ""
     print("Nothing was trained. To evaluate this proxy's selection where quality is known:")

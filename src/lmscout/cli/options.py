@@ -20,7 +20,9 @@ TEXT_HELP = (
     "a file (plain, gzip, or FILE#FIELD of .jsonl or .parquet), FOLDER/ or "
     "hub:NAME/CONFIG:SPLIT#FIELD; a FIELD may hold chats"
 )
-BENCHMARK_HELP = "pico, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH."
+BENCHMARK_HELP = (
+    "pico, iso, flexibert, lts:random_GPT2_wt103, or bench:DIR, flexibert:PATH, lts:PATH."
+)
 
 # Names that the packages accept; repeated here, since importing these takes seconds.
 SPACES = ("published", "two-op", "deep")

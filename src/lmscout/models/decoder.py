@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,18 @@ class DecoderSpec(ArchitectureSpec):
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.heads)
+
+    @abstractmethod
+    def matrices(self) -> int:
+        """Parameters of the blocks' matrices: those of a body without biases and norms."""
+
+    def multiply_adds(self) -> int:
+        """Multiply-adds of a token in the blocks, in a sequence of `max_length`.
+
+        A weight costs one.  Attention adds two products with the positions before and at the
+        token's own, (max_length + 1) / 2 of them on average.
+        """
+        return self.matrices() + sum(map(bool, self.heads)) * self.width * (self.max_length + 1)
 
     def __post_init__(self) -> None:
         if not self.heads or len(self.heads) != len(self.inner):

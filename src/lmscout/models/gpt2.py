@@ -129,6 +129,11 @@ class Gpt2Spec(DecoderSpec):
             if inner
         )
 
+    def matrices(self) -> int:
+        """As in `DecoderSpec`."""
+        attentions = sum(map(bool, self.heads))
+        return self.width * (4 * self.width * attentions + 2 * sum(self.inner))
+
     def embedding_parameters(self) -> int:
         """Parameters of tables, their projections and positions (upstream's ``AdaEmb``)."""
         projected_to = self.width if self.projected else 0

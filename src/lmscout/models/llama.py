@@ -85,6 +85,11 @@ class LlamaSpec(DecoderSpec):
                 total += self.width + 3 * self.width * inner
         return total
 
+    def matrices(self) -> int:
+        """As in `DecoderSpec`."""
+        norms = 1 + sum(map(bool, (*self.heads, *self.inner)))
+        return self.body_parameters() - norms * self.width
+
     def parameters(self) -> int:
         """Parameters of embedding, body and, unless it is tied, the output projection."""
         tables = 1 if self.tied else 2
