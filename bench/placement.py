@@ -52,8 +52,8 @@ KEEP = 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", default="cuda:0+cuda:1")
-    parser.add_argument("--cap", type=float, default=8.0, help="GiB of each device")
-    parser.add_argument("--blocks", type=int, default=96)
+    parser.add_argument("--cap", type=float, default=6.4, help="GiB of each device")
+    parser.add_argument("--blocks", type=int, default=80)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--only", choices=("small", "large"))
@@ -159,6 +159,14 @@ def small(folder: Path, devices: tuple[torch.device, ...], record: dict, *, tied
         check(record, f"{name}, {label}: refit weights", gap <= TOLERANCE, f"({gap:.3g})")
         gap = abs(held_out - other_held_out)
         check(record, f"{name}, {label}: refit model's loss", gap <= TOLERANCE, f"({gap:.3g})")
+    if not tied:
+        by_the_command(folder, source, devices, record)
+
+
+def by_the_command(
+    folder: Path, source: Path, devices: tuple[torch.device, ...], record: dict
+) -> None:
+    """`lmscout.prune` on one device and on all."""
     text = folder / "text.txt"
     text.write_text(corpus_text("train")[:400_000], "utf-8")
     report = folder / "report.txt"
@@ -171,19 +179,19 @@ def small(folder: Path, devices: tuple[torch.device, ...], record: dict, *, tied
                 keep=0.7,
                 calibration=str(text),
                 report=str(report),
-                out=folder / f"{name}-{len(results)}",
+                out=folder / f"small-{len(results)}",
                 config=PruneConfig(pairs=20, calibration=SMALL),
                 device=device,
                 progress=False,
             )
         )
     (one,), (other,) = (result.sizes for result in results)
-    check(record, f"{name}: plan of lmscout.prune", one.plan == other.plan)
+    check(record, "lmscout.prune: plan", one.plan == other.plan)
     gap = difference(*(load_file(size.folder / "model.safetensors") for size in (one, other)))
-    check(record, f"{name}: saved weights", gap <= TOLERANCE, f"({gap:.3g})")
+    check(record, "lmscout.prune: saved weights", gap <= TOLERANCE, f"({gap:.3g})")
     perplexities = [[row.perplexity.value for row in size.models] for size in (one, other)]
     gap = max(abs(a / b - 1) for a, b in zip(*perplexities, strict=True))
-    check(record, f"{name}: perplexities of the report", gap <= TOLERANCE, f"({gap:.3g})")
+    check(record, "lmscout.prune: perplexities of the report", gap <= TOLERANCE, f"({gap:.3g})")
 
 
 def large(

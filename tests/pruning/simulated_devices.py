@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map
 
 CPU = torch.device("cpu")
+INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default}
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
@@ -70,8 +71,9 @@ def computed(function, args, kwargs):
     elif function in COPIES:
         home = given[0].device
     else:
-        # a number on the CPU may be used anywhere
-        found = {one.device for one in given if one.dim() or one.device != CPU}
+        # numbers and indices on the CPU may be used anywhere
+        free = function in INDEXING
+        found = {one.device for one in given if one.device != CPU or (one.dim() and not free)}
         assert len(found) < 2, f"{function} of tensors on {found}"
         home = next(iter(found), CPU)
     result = function(*inner, **options)

@@ -124,5 +124,5 @@ def _factor(
 
 def _in_host(tensor: Tensor) -> Tensor:
     """A copy in the host's memory, from which a GPU reads at full speed."""
-    host = tensor.cpu()
-    return host.pin_memory() if tensor.is_cuda else host
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return host.copy_(tensor)
