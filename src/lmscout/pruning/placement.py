@@ -7,7 +7,9 @@ the embeddings is with these.  A hidden state moves where it enters a block of a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -26,19 +28,14 @@ def spread(
     model: PreTrainedModel, family: Family, devices: Sequence[torch.device]
 ) -> list[torch.device]:
     """A device for every block, so that each has about as many bytes of the model."""
-    blocks = [_bytes(block.parameters()) for block in family.blocks(model)]
-    head = [
-        one for one, home in homes(model, family, range(len(blocks))) if home == len(blocks) - 1
-    ]
-    last = _bytes(head) - blocks[-1]
-    total = _bytes(model.parameters())
-    before, found = total - sum(blocks) - last, []
-    for own in blocks:
-        found.append(
-            devices[min(len(devices) - 1, len(devices) * (2 * before + own) // (2 * total))]
-        )
-        before += own
-    return found
+    numbers = range(len(family.blocks(model)))
+    sizes: Counter[int] = Counter()
+    for one, number in homes(model, family, numbers):
+        sizes[number] += one.nbytes
+    before = list(accumulate((sizes[number] for number in numbers), initial=0))
+    middles = [(one + after) / 2 / before[-1] for one, after in pairwise(before)]
+    found = [devices[int(len(devices) * middle)] for middle in middles]
+    return [devices[0], *found[1:-1], devices[-1]] if len(found) > 1 else found
 
 
 def homes(model: Any, family: Family, blocks: Sequence[Any]) -> list[tuple[Tensor, Any]]:
@@ -82,7 +79,3 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_moved(one, device) for one in value)
     return value
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(one.nbytes for one in tensors)
