@@ -318,7 +318,9 @@ def prune(
         report: text on which perplexities are reported; never the calibration text.
         recover_text: text on which recovery trains; the calibration text if None.
         config: everything else; see `PruneConfig`.
-        device: ``cpu``, ``cuda``, ``mps``, or several for measuring, as ``cuda:0,cuda:1``.
+        device: ``cpu``, ``cuda``, ``mps``, or several, as ``cuda:0,cuda:1``: they share the
+            measuring, or the blocks of a model that does not fit on one; ``cuda:0+cuda:1`` shares
+            the blocks in any case.
         compute_dtype: of the weights in memory, such as ``bfloat16``; None for float32 on a CPU,
             and as saved elsewhere.
         progress: whether to show progress on stderr, or a callback.
@@ -358,7 +360,7 @@ def prune(
             raise LmscoutError("keep: give one or several shares, each once")
         request = replace(request, keep=shares)
     if others:
-        request = replace(request, devices=tuple(others))
+        request = replace(request, devices=tuple(others), split="+" in device)
     text, report_on, recover_on = map(text_named, (calibration, report, recover_text))
     assert text is not None
     with shown_progress(progress) as advance:

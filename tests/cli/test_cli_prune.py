@@ -131,6 +131,10 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(lmscout, folders, text, t
     assert code == 0
     for words in ("recovering all plans, 5 steps", "recovering 2 winner(s), 5 steps"):
         assert words in out
+    code, out, _ = lmscout(*asked, "--device", "cpu:0+cpu:1")
+    assert code == 0
+    assert "cpu:1: 1 of 2 blocks, " in out
+    assert "on cpu:0, cpu:1; peak" in out
     code, out, _ = lmscout(*asked, "--json", "-")
     result = json.loads(out)
     assert code == 0

@@ -72,9 +72,16 @@ def dry_run(
                 f"about {duration(one.seconds)}",
             )
         console.print_table(table)
+        blocks = sum(part.blocks for part in found.parts)
+        for part in found.parts:
+            size = f"{_size(part.weights)} of weights, peak {_size(part.peak)}"
+            console.say(f"{part.device}: {part.blocks} of {blocks} blocks, {size}")
+        if found.in_host:
+            console.say("Factors of the compensation and refit weights in the host's memory.")
+        where = ", ".join(part.device for part in found.parts) or found.device
         console.say(
             f"{found.parameters:,} parameters in {str(dtype).removeprefix('torch.')} on "
-            f"{found.device}; peak {_size(found.peak)}. Nothing was pruned."
+            f"{where}; peak {_size(found.peak)}. Nothing was pruned."
         )
     console.write_values(json, found.to_json())
 

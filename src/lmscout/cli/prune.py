@@ -243,7 +243,8 @@ def prune(
         str,
         option(
             COMPUTATION,
-            "cpu, cuda, mps, or several that share the measuring: cuda:0,cuda:1.",
+            "cpu, cuda, mps, or several that share the measuring, or a model that does not fit on "
+            "one: cuda:0,cuda:1 (the model in any case: cuda:0+cuda:1).",
             metavar="DEVICE",
         ),
     ] = "cpu",
@@ -323,6 +324,8 @@ def prune(
         calibration=calibration_settings,
         storage=storage,
         channel_multiple=channel_multiple,
+        devices=devices[1:],
+        split="+" in device,
         cluster=cluster,
         recovery=recovery_request(
             recover,

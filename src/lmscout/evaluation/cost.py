@@ -109,6 +109,13 @@ def await_device(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of a CUDA device that this process may still take; what it has cached is not free."""
+    free, total = torch.cuda.mem_get_info(device)
+    most = torch.cuda.get_per_process_memory_fraction(device) * total
+    return min(free, int(most) - torch.cuda.memory_reserved(device))
+
+
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -166,8 +166,8 @@ def unfilled_model(
 
 
 def devices_of(names: str) -> tuple[torch.device, ...]:
-    """Parse device names separated by commas; raises LmscoutError as `usable_device`."""
-    devices = tuple(usable_device(name.strip()) for name in names.split(","))
+    """Parse device names between commas or plus signs; raises LmscoutError as `usable_device`."""
+    devices = tuple(usable_device(name.strip()) for name in names.replace("+", ",").split(","))
     if len(set(devices)) < len(devices):
         raise LmscoutError(f"device {names}: names a device twice; give each once")
     return devices

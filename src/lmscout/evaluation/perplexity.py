@@ -304,7 +304,7 @@ def _loss(model: PreTrainedModel, windows: Tensor, scored: int) -> float:
     logits = model(input_ids=windows, use_cache=False).logits
     piece = max(1, _PIECE // logits.shape[-1])
     total = 0.0
-    for row, tokens in zip(logits, windows, strict=True):
+    for row, tokens in zip(logits, windows.to(logits.device), strict=True):
         predicted, targets = row[-scored - 1 : -1], tokens[-scored:]
         for some, wanted in zip(predicted.split(piece), targets.split(piece), strict=True):
             losses = cross_entropy(some.float(), wanted, reduction="none")

@@ -166,6 +166,7 @@ class Calibrated:
             compared to; for other windows, they are measured with the present weights.
         chunks: by digest of the windows, the number of chunks of an earlier run.
         latest_refit: the refit of the plan that was cut last, which is often cut again.
+        in_host: whether compensation and new weights are kept in the host's memory.
     """
 
     model: PreTrainedModel
@@ -183,6 +184,7 @@ class Calibrated:
     references: Mapping[str, tuple[Reference, ...]] = field(default_factory=dict)
     chunks: Mapping[str, int] = field(default_factory=dict)
     latest_refit: dict[Plan, Refit] = field(default_factory=dict)
+    in_host: bool = False
 
     def evaluator(self, windows: Tensor) -> Evaluator:
         """Measures plans on [windows, T] tokens as they will be saved, on all devices.
@@ -255,7 +257,8 @@ class Calibrated:
         compensation = None
         if self.settings.compensate:
             moments = moments_by_block(self.model, self.family, self.moments)
-            compensation = Compensation(outputs_of(self.model, self.family), moments)
+            outputs = outputs_of(self.model, self.family)
+            compensation = Compensation(outputs, moments, in_host=self.in_host)
         digests = {**self.digests, **digests}
         return replace(
             self,
@@ -270,11 +273,13 @@ class Calibrated:
         if self.compensation is None:
             return {}
         sublayers = self.family.all_sublayers(self.model)
-        return {
-            place: self.compensation.output(*place, sublayer.first(units).output.weight.shape[1])
-            for (place, sublayer), units in zip(sublayers.items(), plan.steps, strict=True)
-            if units
-        }
+        found = {}
+        for (place, sublayer), units in zip(sublayers.items(), plan.steps, strict=True):
+            if units:
+                entries = sublayer.first(units).output.weight.shape[1]
+                output = self.compensation.output(*place, entries)
+                found[place] = output.to("cpu") if self.in_host else output
+        return found
 
     def subnetwork(
         self,
@@ -294,11 +299,14 @@ class Calibrated:
             dtype: of its weights; the dense model's if None.
             device: where it is made; the dense model's if None.
         """
-        outputs = {} if weights == "cut" else self.compensated(plan)
-        if weights == "refit" and plan not in self.latest_refit:
+        known = weights == "refit" and plan in self.latest_refit
+        outputs = {} if weights == "cut" or known else self.compensated(plan)
+        if weights == "refit" and not known:
             self.latest_refit.clear()
-            new = refit(self.model, self.family, plan, outputs, self.moments)
+            kept_on = "cpu" if self.in_host else None
+            new = refit(self.model, self.family, plan, outputs, self.moments, kept_on)
             self.latest_refit[plan] = new
+            outputs.clear()
         fitted = self.latest_refit[plan] if weights == "refit" else None
         return cut(self.model, plan, outputs, refit=fitted, shape=shape, dtype=dtype, device=device)
 
@@ -331,6 +339,7 @@ def calibrate(
     windows: Tensor,
     settings: CalibrationConfig,
     *,
+    in_host: bool = False,
     progress: StageProgress | None = None,
 ) -> Calibrated:
     """Order a model's units and prepare the measuring of its plans.
@@ -342,6 +351,8 @@ def calibrate(
         model: the dense model; its units are sorted in place.
         windows: [windows, T] int64, all of the calibration text.
         settings: how much is used for what.
+        in_host: whether what the calibration makes is kept in the host's memory, for a model that
+            leaves no room for it on its devices.
         progress: called with blocks done and in all, while moments are collected.
 
     Raises:
@@ -360,7 +371,7 @@ def calibrate(
     measured, rest = _split(shuffled, settings.measured_tokens)
     final, rest = _split(rest, settings.final_tokens)
     for_moments = rest[: max(1, round(settings.moment_tokens / windows.shape[1]))]
-    orders, compensation = _sort_units(model, family, for_moments, settings, progress)
+    orders, compensation = _sort_units(model, family, for_moments, settings, in_host, progress)
     none = UnitOrder.falling(torch.zeros(0, dtype=torch.float64))
     parts = family.all_parts(model)
     scores = [
@@ -369,8 +380,9 @@ def calibrate(
     ]
     mass = ImportanceMass.of_scores(*scores, in_nats=settings.importance == OBS)
     shape = shape_of(parts)
+    of_text = measured, final, for_moments
     return Calibrated(
-        model, family, shape, settings, measured, final, for_moments, mass, compensation, digests
+        *(model, family, shape, settings, *of_text, mass, compensation, digests), in_host=in_host
     )
 
 
@@ -379,6 +391,7 @@ def _sort_units(
     family: Family,
     windows: Tensor,
     settings: CalibrationConfig,
+    in_host: bool,
     progress: StageProgress | None,
 ) -> tuple[dict[Place, UnitOrder], Compensation | None]:
     """Sort all units in place, and factor the Gram matrices in the final order."""
@@ -412,7 +425,8 @@ def _sort_units(
             yield place, moments.reordered(sort_sublayer(sublayer, orders[place].order))
 
     if settings.compensate:
-        return orders, Compensation(outputs_of(model, family), sorted_moments())
+        outputs = outputs_of(model, family)
+        return orders, Compensation(outputs, sorted_moments(), in_host=in_host)
     if method == OBS or method in FROM_MOMENTS:
         deque(sorted_moments(), maxlen=0)
     else:

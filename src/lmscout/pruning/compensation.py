@@ -55,6 +55,7 @@ class Compensation:
         outputs: Mapping[Place, Affine],
         moments: Iterable[tuple[Place, Moments]],
         damping: float = DAMPING,
+        in_host: bool = False,
     ) -> None:
         """Factor the Gram matrices.
 
@@ -63,13 +64,14 @@ class Compensation:
             moments: with Gram matrices, in the same order; the next one is taken when the one
                 before it has been factored.
             damping: added to the diagonal, as a share of its mean.
+            in_host: whether factors are kept in the host's memory, and copied when they are used.
 
         Raises:
             LmscoutError: a Gram matrix is not finite.
         """
         self._dense = dict(outputs)
         self.factors = {
-            place: _factor(place, outputs[place], one, damping) for place, one in moments
+            place: _factor(place, outputs[place], one, damping, in_host) for place, one in moments
         }
         self._solved: OrderedDict[tuple[int, str, int], Tensor] = OrderedDict()
         self._bytes = 0
@@ -97,9 +99,11 @@ class Compensation:
         key = (block, kind, entries)
         if key not in self._solved:
             factor, product = self.factors[block, kind]
-            solved = torch.linalg.solve_triangular(
-                factor[:entries, :entries], product[:, :entries], upper=False, left=False
+            factor, product = (
+                one.to(dense.weight.device, non_blocking=True)[:, :entries]
+                for one in (factor[:entries], product)
             )
+            solved = torch.linalg.solve_triangular(factor, product, upper=False, left=False)
             self._solved[key] = solved.to(dense.weight.dtype)
             self._bytes += self._solved[key].nbytes
             while self._bytes > _CACHE_BYTES and len(self._solved) > 1:
@@ -109,9 +113,16 @@ class Compensation:
 
 
 def _factor(
-    place: Place, output: Affine, moments: Moments, damping: float
+    place: Place, output: Affine, moments: Moments, damping: float, in_host: bool
 ) -> tuple[Tensor, Tensor]:
     """L and W L in float32, from a factorisation in float64."""
     factor = cholesky_factor(place, moments, damping)
     product = output.weight.double() @ factor
-    return factor.float(), product.float()
+    both = factor.float(), product.float()
+    return (_in_host(both[0]), _in_host(both[1])) if in_host else both
+
+
+def _in_host(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory, from which a GPU reads at full speed."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return host.copy_(tensor)

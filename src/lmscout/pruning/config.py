@@ -51,7 +51,9 @@ class PruneConfig:
         storage: of the study: URL of an Optuna storage, a SQLite file, or an existing folder for
             ``ledger.db`` in it; the run folder if None.
         channel_multiple: MLP widths are multiples of it; None for what the device runs fast.
-        devices: further devices that share the measuring, each with a copy of the model.
+        devices: further devices that share the measuring, each with a copy of the model; one that
+            does not fit on the first device is spread over all.
+        split: whether a model that fits is spread over them as well.
         cluster: address of a Ray cluster whose workers measure pairs; None for this machine.
         recovery: training after or before pruning.
         objective: "proxy:..." to search by a proxy alone, without pairs and measured finalists;
@@ -85,6 +87,7 @@ class PruneConfig:
     storage: str | None = None
     channel_multiple: int | None = None
     devices: tuple[torch.device, ...] = ()
+    split: bool = False
     cluster: str | None = None
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     objective: str | None = None

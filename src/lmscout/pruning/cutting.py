@@ -23,6 +23,7 @@ from lmscout.evaluation import plain_type, unfilled_model
 from lmscout.evaluation.modeling_lmscout import DECI, PRUNED, WIDTH_STEP
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import KINDS, Affine, Family, Place, Sublayer, family_of
+from lmscout.pruning.placement import block_devices, place
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.refit import Refit
 
@@ -55,7 +56,7 @@ def cut(
         refit: weights that replace all of those cut, and the factors of the final norm.
         shape: "any", "uniform" for a plain model of the family, or "deci".
         dtype: of its weights; the dense model's if None.
-        device: where it is made, a matrix at a time; the dense model's if None.
+        device: where it is made, a matrix at a time; if None every block is where the dense one is.
 
     Returns:
         The model, in evaluation mode, sharing no storage with the dense one.
@@ -81,7 +82,10 @@ def cut(
     make = partial(cast(Any, model_class)._from_config, config, dtype=dtype or model.dtype)
     # on the CPU first, where the dense model's buffers, too, were computed
     pruned: Any = unfilled_model(make, "cpu")
-    pruned = pruned.to(device or model.device).eval()
+    blocks = block_devices(model, family)
+    homes = [blocks[one] if device is None else torch.device(device) for one in kept]
+    place(pruned, family, homes)
+    pruned.eval()
     _copy_uncut(model, pruned, family, kept)
     views = dict(zip(KINDS, (family.attention, family.mlp), strict=True))
     for block, cut_block in zip(kept, family.blocks(pruned), strict=True):

@@ -10,7 +10,7 @@ import copy
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,20 +18,21 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model, vocabulary_size
-from lmscout.evaluation.cost import await_device
+from lmscout.evaluation.cost import await_device, free_memory
 from lmscout.memory import require_memory
 from lmscout.pruning.calibration import CalibrationConfig, chunks_of
 from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
-from lmscout.pruning.families import Family, family_of
+from lmscout.pruning.families import Family, Sublayer, family_of
 from lmscout.pruning.finalists import MOST_REFIT
 from lmscout.pruning.importance import FROM_MOMENTS, OBS, loss_metrics
 from lmscout.pruning.latency import Latency, measure_latency
 from lmscout.pruning.moments import BATCH_TOKENS, moments_by_block
+from lmscout.pruning.placement import homes, spread
 from lmscout.pruning.quality import FRONT, SPREAD, TESTS
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
@@ -43,6 +44,7 @@ _FLOAT, _DOUBLE = 4, 8  # bytes
 _TRAINED = 4 * _FLOAT  # bytes of a trained number: itself, its gradient, and two moments of that
 _TIMED_TOKENS = 2048
 _REPEATS = 3
+_FILLED = 0.95  # of a device's memory, as an allocator leaves gaps
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,18 @@ class Recovering:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one device holds of a model."""
+
+    device: str
+    blocks: int
+    weights: int  # bytes
+    peak: int  # bytes, without recovery
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """Memory in bytes and time in seconds of a run."""
+    """Memory in bytes of each device, at most, and time in seconds of a run."""
 
     device: str  # on which it was timed
     parameters: int  # of the dense model
@@ -74,10 +86,12 @@ class Estimate:
     pairs: int  # number of pairs
     total: float  # seconds of all pairs, an upper bound: plans share prefixes and may stop early
     recovery: tuple[Recovering, ...] = ()  # cost of the trainings, in their order
+    parts: tuple[Part, ...] = ()  # what each device holds of a model that is spread over several
+    in_host: bool = False  # whether what the calibration makes is in the host's memory
 
     @property
     def peak(self) -> int:
-        """Bytes of the stage that needs most."""
+        """Bytes of the stage that needs most, on the device that holds most."""
         recovering = [one.memory for one in self.recovery]
         stages = self.importance, self.calibrating, self.measuring, self.refitting
         return max(*stages, *recovering)
@@ -95,14 +109,18 @@ def estimate(
     calibration = request.calibration.fitted(config, request.seed)
     window = calibration.length
     model = unfilled_model(partial(_from_config, config, dtype), "meta")
-    sizes = _Sizes(model, family, calibration)
+    blocks = placement(model, request, (device, *request.devices))
+    parts = memory_parts(model, request, blocks)
+    sizes, depth = max(parts, key=lambda one: one.peak), len(blocks)
     latency = _time_one_block(config, family, window, dtype, device)
     pair = {
-        keep: _seconds(latency, keep, sizes.depth) * calibration.measured_tokens
+        keep: _seconds(latency, keep, depth) * calibration.measured_tokens
         for keep in request.keep or SPREAD
     }
     one_block = partial(_first_blocks, config, dtype, device, 1)
-    ordering, refitting = _time_closed_form(one_block, family, sizes, request.weights == "refit")
+    first = list(family.all_sublayers(model).values())[:2]
+    ordering, refitting = _time_closed_form(one_block, family, request, calibration, first)
+    ordering, refitting = depth * ordering, depth * refitting
     pairs = 0 if request.objective is not None else request.pairs
     # an elastic recovery is first; a winner is trained beside the dense model
     recovery = []
@@ -113,7 +131,8 @@ def estimate(
     ):
         if settings is not None:
             seconds, memory = estimate_training(model, family, settings, window, few_blocks)
-            steps, peak = settings.last_step(window), sizes.held + beside + memory
+            steps = settings.last_step(window)
+            peak = sizes.held + beside + memory // len(parts)
             recovery.append(Recovering(name, trainings, steps, peak, trainings * seconds))
     return Estimate(
         device=str(device),
@@ -121,8 +140,8 @@ def estimate(
         weights=sizes.weights,
         importance=sizes.importance(),
         calibrating=sizes.calibrating(),
-        measuring=sizes.measuring(device),
-        refitting=sizes.refitting() if request.weights == "refit" else 0,
+        measuring=sizes.measuring(),
+        refitting=sizes.refitting(),
         ordering=ordering,
         refit=refitting,
         refits=_refits(request),
@@ -130,7 +149,46 @@ def estimate(
         pairs=pairs,
         total=pairs * float(np.mean(list(pair.values()))),
         recovery=tuple(recovery),
+        parts=tuple(
+            Part(str(one.device), one.depth, one.weights, one.peak)
+            for one in parts
+            if len(parts) > 1
+        ),
+        in_host=sizes.in_host,
     )
+
+
+def placement_of(
+    config: PreTrainedConfig, request: PruneConfig, dtype: torch.dtype, device: torch.device
+) -> list[torch.device]:
+    """The device of every block of a model with weights in a dtype, see `placement`."""
+    devices = device, *request.devices
+    if len(devices) == 1:
+        return [device]
+    return placement(unfilled_model(partial(_from_config, config, dtype), "meta"), request, devices)
+
+
+def placement(
+    model: PreTrainedModel, request: PruneConfig, devices: Sequence[torch.device]
+) -> list[torch.device]:
+    """The device of every block: the first device if all fits, else spread over all."""
+    family = family_of(model.config)
+    alone = [devices[0]] * len(family.blocks(model))
+    if len(devices) == 1 or not (request.split or memory_parts(model, request, alone)[0].in_host):
+        return alone
+    return spread(model, family, devices)
+
+
+def memory_parts(
+    model: PreTrainedModel, request: PruneConfig, blocks: Sequence[torch.device]
+) -> list[MemoryPart]:
+    """What each device holds; what the calibration makes in the host's memory if it has to."""
+    for in_host in (False, True):
+        devices = dict.fromkeys(blocks)
+        parts = [MemoryPart(model, request, blocks, one, in_host=in_host) for one in devices]
+        if all(one.fits for one in parts):
+            break
+    return parts
 
 
 def _refits(request: PruneConfig) -> int:
@@ -143,21 +201,49 @@ def _refits(request: PruneConfig) -> int:
     return each * sizes + (len(FRONT) if request.front else 0)
 
 
-class _Sizes:
-    """Bytes that the stages of a run hold at once."""
+class MemoryPart:
+    """Bytes that the stages of a run hold at once on one device."""
 
-    def __init__(self, model: PreTrainedModel, family: Family, settings: CalibrationConfig) -> None:
-        self.settings = settings
-        self.sublayers = list(family.all_sublayers(model).values())
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        request: PruneConfig,
+        blocks: Sequence[torch.device],
+        device: torch.device,
+        *,
+        in_host: bool,
+    ) -> None:
+        family = family_of(model.config)
+        settings = request.calibration.fitted(model.config, request.seed)
+        self._request, self.settings = request, settings
+        self.device, self.in_host = device, in_host
+        places = family.all_sublayers(model).items()
+        self.sublayers = [one for place, one in places if blocks[place[0]] == device]
         self._width = self.sublayers[0].output.weight.shape[0]
         self._vocabulary = vocabulary_size(model)
         self._each = model.dtype.itemsize
         self.depth = len(self.sublayers) // 2
-        self.weights = parameter_bytes(model)
+        own = [one for one, home in homes(model, family, blocks) if home == device]
+        self.weights = sum(one.nbytes for one in own if isinstance(one, nn.Parameter))
         self.held = self.weights  # and the factors of the compensation
-        if settings.compensate:
+        if settings.compensate and not in_host:
             outputs = [one.output.weight.shape for one in self.sublayers]
             self.held += sum(_FLOAT * columns * (rows + columns) for rows, columns in outputs)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the stage that needs most, without recovery."""
+        return max(self.importance(), self.calibrating(), self.measuring(), self.refitting())
+
+    @property
+    def fits(self) -> bool:
+        """Whether a GPU has as much; other devices have no memory of their own."""
+        return self.device.type != "cuda" or self.peak <= _FILLED * self._room
+
+    @property
+    def _room(self) -> int:
+        """Bytes of a GPU for this process, with those that it has taken."""
+        return free_memory(self.device) + torch.cuda.memory_reserved(self.device)
 
     def importance(self) -> int:
         """For gradients the hidden states of all blocks, and the gradients of one."""
@@ -188,13 +274,20 @@ class _Sizes:
         return self.held + states + gram + self._metrics + self._working(BATCH_TOKENS)
 
     def refitting(self) -> int:
-        """All text in both models and a sublayer, new weights, a Gram matrix and its factor."""
+        """All text in both models and a sublayer, new weights, a Gram matrix and its factor.
+
+        Or the new weights in a cut model, to measure it.
+        """
+        if self._request.weights != "refit":
+            return 0
         entries = max(one.output.weight.shape[1] for one in self.sublayers)
         # Both hidden states, the dense update, and what enters the output projection.
         states = self.settings.moment_tokens * (3 * self._width + entries) * self._each
         square = max(map_.weight.shape[1] for one in self.sublayers for map_ in one.maps) ** 2
         gram = square * (_FLOAT + 2 * _DOUBLE)
-        return self.held + self.weights + states + gram + self._working(BATCH_TOKENS)
+        cut = int(max(self._request.keep, default=1.0) * self.weights)
+        new = 0 if self.in_host else cut
+        return self.held + new + max(states + gram, cut) + self._working(BATCH_TOKENS)
 
     @property
     def _metrics(self) -> int:
@@ -202,14 +295,13 @@ class _Sizes:
         each = _FLOAT * self._width**2 if self.settings.importance == OBS else 0
         return each * len(self.sublayers)
 
-    def measuring(self, device: torch.device) -> int:
+    def measuring(self) -> int:
         """Hidden states after every step, as far as they are kept, and logits of a chunk."""
         tokens = self.settings.measured_tokens
         states = tokens * self._width * self._each * (2 * self.depth + 1)
-        if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[1] - self.held
-            states = max(0, min(states, int(KEPT_SHARE * free)))
-        return self.held + states + self._working(tokens // chunks_of(tokens, device))
+        if self.device.type == "cuda":
+            states = max(0, min(states, int(KEPT_SHARE * (self._room - self.held))))
+        return self.held + states + self._working(tokens // chunks_of(tokens, self.device))
 
     def _working(self, tokens: int) -> int:
         """Logits in two precisions with their probabilities, or what a block computes."""
@@ -232,13 +324,17 @@ def _time_one_block(
 
 
 def _time_closed_form(
-    one_block: Callable[[], PreTrainedModel], family: Family, sizes: _Sizes, refitting: bool
+    one_block: Callable[[], PreTrainedModel],
+    family: Family,
+    request: PruneConfig,
+    settings: CalibrationConfig,
+    sublayers: Sequence[Sublayer],
 ) -> tuple[float, float]:
-    """Seconds of ordering units with the moments, and of a refit; 0 without.
+    """Seconds of ordering a block's units with the moments, and of its refit; 0 without.
 
     Measured on one block, on few tokens and on twice as many, and extrapolated.
     """
-    settings, model = sizes.settings, one_block()
+    model = one_block()
     window, device = settings.length, model.device
     plan = shape_of(family.all_parts(model)).dense
 
@@ -253,7 +349,7 @@ def _time_closed_form(
             await_device(device)
             found.append(time.perf_counter() - start)
         rate = max(0.0, found[2] - found[1]) / (size // 2 * window)
-        return sizes.depth * (found[1] + rate * max(0, tokens - size // 2 * window))
+        return found[1] + rate * max(0, tokens - size // 2 * window)
 
     grams = settings.compensate or settings.importance == OBS
     total = seconds(
@@ -263,9 +359,9 @@ def _time_closed_form(
     if settings.importance == OBS:
         tokens = settings.gradient_windows * window
         total += seconds(lambda windows: loss_metrics(model, family, windows), tokens)
-        for one in sizes.sublayers[:2]:
-            total += sizes.depth * order_seconds(one.output.weight.shape[1], one.units, device)
-    if not refitting:
+        for one in sublayers:
+            total += order_seconds(one.output.weight.shape[1], one.units, device)
+    if request.weights != "refit":
         return total, 0.0
     return total, seconds(
         lambda windows: refit(model, family, plan, {}, windows), settings.moment_tokens

@@ -13,6 +13,7 @@ second, third, ... is kept.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,8 +26,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.cost import free_memory
 from lmscout.pruning.compensation import Compensation
-from lmscout.pruning.families import BlockParts, Family, Sublayer
+from lmscout.pruning.families import BlockParts, Family, Place, Sublayer
 from lmscout.pruning.moments import batches_of, retry_with_half_batch
 from lmscout.pruning.plan import Plan, Shape
 
@@ -175,7 +177,7 @@ class SubnetworkEvaluator:
         self.shape = shape_of(family.all_parts(model))
         parts = windows.to(model.device).chunk(min(chunks, len(windows)))
         self._chunks = [_Chunk(part) for part in parts]
-        self._stride = _stride(self.shape, model, windows.numel())
+        self._stride = _stride(self._sublayers, model, windows.numel())
         for index, chunk in enumerate(self._chunks):
             if references is None:
                 measure = partial(self._measure_dense, chunk)
@@ -264,21 +266,21 @@ class SubnetworkEvaluator:
         for step in range(kept_states * self._stride, len(steps)):
             kept = steps[step]
             if kept:
-                hidden = hidden + self._added(step, kept, hidden, batch.context)
+                hidden = self._after(step, kept, hidden, batch.context)
             if step >= shared:
                 batch.steps.append(kept)
             if (step + 1) % self._stride == 0:
                 batch.states.append(hidden)
         return hidden
 
-    def _added(self, step: int, kept: int, hidden: Tensor, context: object) -> Tensor:
-        """What one step adds to the hidden state."""
+    def _after(self, step: int, kept: int, hidden: Tensor, context: object) -> Tensor:
+        """The hidden state after one step."""
         place, sublayer = self._sublayers[step]
         first = sublayer.first(kept)
         output = first.output
         if self._compensation is not None:
             output = self._compensation.output(*place, output.weight.shape[1])
-        return first.update(hidden, context, output)
+        return first.step(hidden, context, output)
 
     @torch.no_grad()
     def _measure_dense(self, chunk: _Chunk) -> Reference:
@@ -305,7 +307,8 @@ class SubnetworkEvaluator:
             if chunk.top is None:
                 total += _nll(logits, batch.targets)
             else:
-                total += _divergence(logits, chunk.top[start : start + len(logits)])
+                top = chunk.top[start : start + len(logits)]
+                total += _divergence(logits, top.to(logits.device))
             start += len(logits)
         mean = total / chunk.tokens
         return mean - chunk.dense_nll if self._quality == LIKELIHOOD else mean
@@ -345,18 +348,23 @@ def _parameters_each(sublayers: Sequence[Sublayer]) -> tuple[int, ...]:
     return tuple(one or max(each) for one in each)
 
 
-def _stride(shape: Shape, model: PreTrainedModel, tokens: int) -> int:
-    """Steps between kept hidden states, so that half of the free memory suffices."""
+def _stride(
+    sublayers: Sequence[tuple[Place, Sublayer]], model: PreTrainedModel, tokens: int
+) -> int:
+    """Steps between kept hidden states, so that half of each device's free memory suffices."""
     if model.device.type != "cuda":
         return 1
     width = next(model.get_input_embeddings().parameters()).shape[1]
     each = tokens * width * model.dtype.itemsize
-    steps = 2 * shape.depth
-    room = KEPT_SHARE * torch.cuda.mem_get_info(model.device)[0] / max(1, each) - 1
-    return max(1, math.ceil(steps / room)) if room > 1 else steps + 1
+    stride = 1
+    for device, steps in Counter(one.device for _, one in sublayers).items():
+        room = KEPT_SHARE * free_memory(device) / max(1, each) - 1
+        stride = max(stride, math.ceil(steps / room) if room > 1 else len(sublayers) + 1)
+    return stride
 
 
 def _nll(logits: Tensor, targets: Tensor) -> float:
+    targets = targets.to(logits.device)
     return functional.cross_entropy(logits.float(), targets, reduction="sum").item()
 
 

@@ -197,7 +197,8 @@ def _entering(model: PreTrainedModel, family: Family, batch: Tensor) -> list[Ten
 def _loss(model: PreTrainedModel, family: Family, hidden: Tensor, batch: Tensor) -> Tensor:
     """Negative log-likelihood of a batch, summed over the predicted tokens."""
     logits = family.logits(model, hidden[:, :-1]).flatten(0, 1)
-    return functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum")
+    targets = batch[:, 1:].flatten().to(logits.device)
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def _sum_by_unit(values: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -83,8 +84,9 @@ def measure_latency(
         units = (0, *sorted(spread)) if part.units else (0,)
         sublayers.append((form, units))
         for kept in units[1:]:
-            parts.setdefault((form, kept), partial(part.first(kept).step, hidden, context))
-    seconds = _medians(parts, repeats, model.device)
+            entering = hidden.to(part.device)
+            parts.setdefault((form, kept), partial(part.first(kept).step, entering, context))
+    seconds = _medians(parts, repeats, list({one.device for one in model.parameters()}))
     curves = []
     for form, units in sublayers:
         medians = np.array([0.0, *(seconds[form, kept] for kept in units[1:])])
@@ -93,16 +95,16 @@ def measure_latency(
 
 
 def _medians(
-    parts: Mapping[Hashable, Callable[[], object]], repeats: int, device: torch.device
+    parts: Mapping[Hashable, Callable[[], object]], repeats: int, devices: Sequence[torch.device]
 ) -> dict[Hashable, float]:
     """Seconds of each call, the median over rounds in which all are timed."""
     seconds: dict[Hashable, list[float]] = {key: [] for key in parts}
     for _ in range(1 + repeats):
         for key, run in parts.items():
-            await_device(device)
+            deque(map(await_device, devices), maxlen=0)
             start = time.perf_counter()
             run()
-            await_device(device)
+            deque(map(await_device, devices), maxlen=0)
             seconds[key].append(time.perf_counter() - start)
     return {key: statistics.median(each[1:]) for key, each in seconds.items()}
 

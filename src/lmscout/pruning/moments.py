@@ -131,6 +131,7 @@ def moments_by_block(
         for kind, sublayer in parts.sublayers.items():
             if not sublayer.units:
                 continue
+            hidden = hidden.to(sublayer.device)
             if isinstance(sublayer, Experts):
                 if experts is not None:
                     experts((index, kind), sublayer, hidden)

@@ -118,7 +118,7 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
         return [*map(rows, part.inputs), leaf(block, kind, part.units, 1, part.output)]
 
     def attended(index: int, part: Attention, hidden: Tensor, context: object) -> Tensor:
-        own = part.with_maps(leaves(index, ATTENTION, part))
+        own, hidden = part.with_maps(leaves(index, ATTENTION, part)), hidden.to(part.device)
         with torch.no_grad():
             normed = own.norm(hidden)
             heads = [("head", one.apply(normed), 2) for one in part.inputs]
@@ -132,7 +132,7 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
             raise LmscoutError(
                 "a proxy has no values of experts: leave out the objective or the feature"
             )
-        own = part.with_maps(leaves(index, MLP, part))
+        own, hidden = part.with_maps(leaves(index, MLP, part)), hidden.to(part.device)
         normed = own.norm(hidden)
         act = own.activated(normed)
         watch(act, Place(index, MLP, "act", {"act": act.detach()}, 2, act.shape[2]), "act_grad")
@@ -158,7 +158,7 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
 def _loss(model: PreTrainedModel, family: Family, hidden: Tensor, tokens: Tensor) -> Tensor:
     """The mean next-token cross-entropy of last hidden states; LmscoutError if it is not finite."""
     logits = family.logits(model, hidden)[:, :-1].flatten(0, 1)
-    loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten())
+    loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten().to(logits.device))
     if not torch.isfinite(loss):
         raise LmscoutError(
             f"the model's loss on calibration text is {loss.item()}: is the model sound?"

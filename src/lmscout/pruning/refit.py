@@ -47,6 +47,7 @@ def refit(
     plan: Plan,
     outputs: Mapping[Place, Affine],
     windows: Tensor,
+    kept_on: str | None = None,
 ) -> Refit:
     """Fit the weights of a cut model to the dense model, block by block.
 
@@ -56,6 +57,7 @@ def refit(
         plan: the units that each block keeps.
         outputs: compensated output projections to start from; none for those cut.
         windows: [windows, T] int64 calibration tokens.
+        kept_on: device for the new weights; the model's if None.
 
     Returns:
         The new weights.
@@ -63,7 +65,7 @@ def refit(
     Raises:
         LmscoutError: memory does not suffice for a single window.
     """
-    work = partial(_refit, model, family, plan, outputs, windows.to(model.device))
+    work = partial(_refit, model, family, plan, outputs, windows.to(model.device), kept_on)
     return retry_with_half_batch(work, BATCH_TOKENS // windows.shape[1], model.device)
 
 
@@ -73,6 +75,7 @@ def _refit(
     plan: Plan,
     outputs: Mapping[Place, Affine],
     windows: Tensor,
+    kept_on: str | None,
     size: int,
 ) -> Refit:
     dense = [family.embed(model, batch) for batch in batches_of(windows, size)]
@@ -83,17 +86,19 @@ def _refit(
     for (place, whole), units in zip(sublayers.items(), plan.steps, strict=True):
         if not whole.units:
             continue
+        dense, cut = ([state.to(whole.device) for state in some] for some in (dense, cut))
         if isinstance(whole, Experts):  # they stay as they are
-            kept = whole.first(units)
-            cut = [kept.step(*own) for own in zip(cut, contexts, strict=True)]
-            found |= {place: kept} if units else {}
+            experts = whole.first(units)
+            cut = [experts.step(*own) for own in zip(cut, contexts, strict=True)]
+            found |= {place: experts} if units else {}
             dense = [whole.step(*state) for state in zip(dense, contexts, strict=True)]
             continue
         states = zip(dense, contexts, strict=True)
         projected = [whole.output.apply(whole.entering(*state)) for state in states]
         if units:
             first = whole.first(units)
-            first = first.with_maps((*first.inputs, outputs.get(place, first.output)))
+            output = outputs.get(place, first.output).to(whole.device)
+            first = first.with_maps((*first.inputs, output))
             first = _with_fitted_inputs(first, whole, dense, cut)
             inner = [first.entering(*own) for own in zip(cut, contexts, strict=True)]
             fit = _Fit([first.output], OUTPUT_PENALTY)
@@ -102,7 +107,8 @@ def _refit(
             first = first.with_maps((*first.inputs, *fit.solve()))
             both = zip(cut, inner, strict=True)
             cut = [own + first.added(first.output.apply(x)) for own, x in both]
-            found[place] = first
+            kept = (one.to(kept_on or whole.device) for one in first.maps)
+            found[place] = first.with_maps(kept)
         both = zip(dense, projected, strict=True)
         dense = [state + whole.added(update) for state, update in both]
     return Refit(found, _norm_factors(family.final_norm(model), dense, cut))

@@ -59,9 +59,10 @@ class ReportText:
         """Perplexity of the dense model with its current weights, if its parts compute the same."""
         if self.text is None:
             return None
-        whole = cut(calibrated.model, calibrated.shape.dense)
-        _check_same(calibrated.model, whole)
-        return self.perplexity(whole)
+        dense, in_host = calibrated.model, calibrated.in_host  # where two models do not fit
+        whole = cut(dense, calibrated.shape.dense, device="cpu" if in_host else None)
+        _check_same(dense, whole)
+        return self.perplexity(dense if in_host and dense.dtype == self.dtype else whole)
 
 
 def _check_same(model: PreTrainedModel, rebuilt: PreTrainedModel) -> None:
@@ -110,6 +111,7 @@ def report(
         if one not in increases:
             increases[one] = _finite(calibrated.measured_held_out(model).loss_increase)
         measured[one] = parameter_count(model), on.perplexity(model)
+        del model  # before the next one is made
         if progress:
             progress(number + 1, len(variants))
 

@@ -35,6 +35,7 @@ from lmscout.pruning.budgets import Budget, budget_of
 from lmscout.pruning.calibration import Calibrated, calibrate
 from lmscout.pruning.config import PruneConfig, check_request, model_folders
 from lmscout.pruning.cutting import ShapeName, check_range
+from lmscout.pruning.estimate import memory_parts, placement_of
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import check_generation, check_plan, is_finished, save
 from lmscout.pruning.families import family_of
@@ -55,6 +56,7 @@ from lmscout.pruning.measuring import (
     tail_on,
 )
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
+from lmscout.pruning.placement import block_devices, place
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.quality import (
     COARSE,
@@ -137,8 +139,15 @@ def prune_named(
             run = open_pruning(out, model, dtype, config, calibration, report_on, recover_on)
             if is_complete(run, config):
                 return run.load(Pruning)
-        wanted = None if compute_dtype is None else getattr(torch, compute_dtype)
-        model = load_model(model, wanted, device)
+        model_config = load_config(model)
+        named = None if compute_dtype is None else getattr(torch, compute_dtype)
+        wanted = named or memory_dtype(model_config, device)
+        blocks = placement_of(model_config, config, wanted, device)
+        several = len(set(blocks)) > 1
+        model = load_model(model, wanted, "cpu" if several else device)
+        if several:
+            place(model.model, family_of(model_config), blocks)
+            config = replace(config, devices=())
     texts = {"report_on": report_on, "recover_on": recover_on}
     return prune(model, calibration, config, out, progress=progress, **texts)
 
@@ -271,7 +280,9 @@ def _calibrated(job: _Job) -> _Dense:
         if job.recover_on is not None or chats:
             training = _windows(job, text, learned=True)
         job.report_text.check(model)
-        calibrated = calibrate(model, windows, config.calibration, progress=update)
+        blocks = block_devices(model, family_of(model.config))
+        in_host = any(one.in_host for one in memory_parts(model, config, blocks))
+        calibrated = calibrate(model, windows, config.calibration, in_host=in_host, progress=update)
         calibrated = calibrated.with_chunks(*chunks)
         if recovery is None and config.objective is None:
             calibrated = calibrated.checked()

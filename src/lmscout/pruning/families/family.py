@@ -118,6 +118,10 @@ class Affine:
         """The map of [..., in] to [..., out]."""
         return self.linear(x) if self.norm is None else self.norm(self.linear(x))
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        return self._with(lambda one: one.to(device))
+
     def as_leaf(self) -> Self:
         """The same map as leaves of the autograd graph, in the same memory."""
         return self._with(lambda one: one.detach().requires_grad_())
@@ -165,9 +169,17 @@ class Sublayer(ABC):
         """What the sublayer adds to [B, T, width], by another output projection if one is given."""
         return self.added((output or self.output).apply(self.entering(hidden, context)))
 
-    def step(self, hidden: Tensor, context: Any) -> Tensor:
-        """The hidden state after the sublayer: [B, T, width] to the same."""
-        return hidden + self.update(hidden, context) if self.units else hidden
+    def step(self, hidden: Tensor, context: Any, output: Affine | None = None) -> Tensor:
+        """The hidden state after the sublayer, as `update`: [B, T, width] to the same."""
+        if not self.units:
+            return hidden
+        hidden = hidden.to(self.device)
+        return hidden + self.update(hidden, context, output)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights, to which a hidden state moves before it."""
+        return self.output.weight.device
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -97,7 +97,8 @@ class Llama(Family):
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Final norm and language-model head."""
-        normed = self.norm(self.final_norm(model))(hidden)
+        norm = self.norm(self.final_norm(model))
+        normed = norm(hidden.to(norm.weight.device))
         return cast(Tensor, cast(Any, model).lm_head(normed))
 
     def uniform_config(
@@ -117,7 +118,8 @@ class Llama(Family):
 
 def rotate(query: Tensor, key: Tensor, context: Any) -> tuple[Tensor, Tensor]:
     """Queries and keys with rotary positions."""
-    return cast(tuple[Tensor, Tensor], apply_rotary_pos_emb(query, key, *context))
+    cosines_and_sines = (one.to(query.device) for one in context)
+    return cast(tuple[Tensor, Tensor], apply_rotary_pos_emb(query, key, *cosines_and_sines))
 
 
 def affine(layer: nn.Linear) -> Affine:

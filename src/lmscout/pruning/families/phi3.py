@@ -46,4 +46,6 @@ class Phi3(Llama):
 
 def _rotate(query: Tensor, key: Tensor, context: Any) -> tuple[Tensor, Tensor]:
     apply: Any = apply_rotary_pos_emb
-    return cast(tuple[Tensor, Tensor], apply(query, key, *context))
+    return cast(
+        tuple[Tensor, Tensor], apply(query, key, *(one.to(query.device) for one in context))
+    )

@@ -79,11 +79,12 @@ def likelihood_loss(head: Head, hidden: Tensor, tokens: Tensor, vocabulary: int)
 
     Only of those that carry a loss, see `lmscout.evaluation.chats`; 0 if none does.
     """
-    states, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    states, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(hidden.device)
 
     def loss(states: Tensor, targets: Tensor) -> Tensor:
         known = targets.masked_fill(targets < 0, _IGNORED)
         logits = head(states).float()
+        known = known.to(logits.device)
         return functional.cross_entropy(logits, known, reduction="sum", ignore_index=_IGNORED)
 
     return _sum_in_pieces(loss, vocabulary, states, targets) / (targets >= 0).sum().clamp_min(1)
@@ -104,7 +105,7 @@ def divergence_loss(
     if tokens is None:
         carries = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
     else:
-        carry = tokens >= 0
+        carry = tokens.to(hidden.device) >= 0
         carries = torch.cat([carry[:, 1:], carry.all().expand(len(carry), 1)], dim=1)
 
     def loss(states: Tensor, dense_states: Tensor, carries: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ def divergence_loss(
             target = dense_head(dense_states).float().log_softmax(-1)
         own = head(states).float().log_softmax(-1)
         each = functional.kl_div(own, target, reduction="none", log_target=True).sum(-1)
-        return (each * carries).sum()
+        return (each * carries.to(each.device)).sum()
 
     states, *others = (one.flatten(0, 1) for one in (hidden, dense_hidden, carries))
     return _sum_in_pieces(loss, vocabulary, states, *others) / carries.sum().clamp_min(1)
@@ -156,7 +157,7 @@ class _SumInPieces(torch.autograd.Function):
                 part = loss(leaf, *rest)
                 if states.requires_grad:
                     gradients.append(*torch.autograd.grad(part, leaf))
-            total += part.detach()
+            total += part.detach().to(total.device)
         ctx.save_for_backward(*gradients)
         ctx.others = len(others)
         return total
@@ -312,6 +313,7 @@ def train(
     batch = settings.batch(windows.shape[1])
     steps, tokens = settings.last_step(windows.shape[1]), batch * windows.shape[1]
     cuda = device.type == "cuda"
+    same = same and len({one.device for one in adapters.values()}) == 1
     optimizer = torch.optim.AdamW(
         list(adapters.values()),
         lr=settings.learning_rate,
