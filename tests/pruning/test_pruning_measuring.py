@@ -125,10 +125,10 @@ def test_shared_prefixes_change_no_result_and_save_steps(model, family, monkeypa
         key=lambda index: [*zip(plans[index].attention, plans[index].mlp, strict=True)],
     )
     steps = []
-    added = SubnetworkEvaluator._added
+    added = SubnetworkEvaluator._after
     monkeypatch.setattr(
         SubnetworkEvaluator,
-        "_added",
+        "_after",
         lambda self, step, *rest: (steps.append(step), added(self, step, *rest))[1],
     )
     shared = list(evaluator.measure([plans[index] for index in order]))

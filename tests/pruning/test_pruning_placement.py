@@ -60,6 +60,7 @@ def plans_of(units):
             (1, 0.5, 0.5, 0, 1, 0.4),
             (1, 1, 1, 1, 0, 0),
             (0.5, 1, 0, 0, 0, 0),
+            (0, 0, 0.5, 1, 1, 0.5),
         )
     ]
 
@@ -72,6 +73,8 @@ def everything(model, in_host=False):
     trajectories = [one.trajectory for one in measured]
     refit = calibrated.subnetwork(plans[1], "refit")
     trajectories.append(calibrated.measured_held_out(refit).trajectory)
+    without_first = calibrated.subnetwork(plans[-1], "compensated")
+    trajectories.append(calibrated.measured_held_out(without_first).trajectory)
     saved = calibrated.subnetwork(plans[1], "refit", device="cpu")
     if in_host:
         assert all(one.device.type == "cpu" for one in saved.parameters())

@@ -224,7 +224,8 @@ class SubnetworkEvaluator:
         """Measure a model with the vocabulary of the dense one, such as a cut one."""
 
         def predictions(batch: _Batch) -> Tensor:
-            logits = model(input_ids=batch.windows, use_cache=False).logits
+            tokens = batch.windows.to(model.device)  # without block 0 it may begin on another one
+            logits = model(input_ids=tokens, use_cache=False).logits
             return cast(Tensor, logits[:, :-1].flatten(0, 1))
 
         return self._measured(predictions, ())

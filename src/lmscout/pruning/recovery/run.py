@@ -230,6 +230,7 @@ def _narrow_adapters(model: PreTrainedModel) -> Iterator[None]:
 def _hidden(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """The last hidden state, [B, T, width]."""
     body: Any = model.base_model
+    tokens = tokens.to(model.device)
     hidden: Tensor = body(input_ids=tokens, use_cache=False).last_hidden_state
     return hidden
 

@@ -112,6 +112,7 @@ def divergence_loss(
         with torch.no_grad():
             target = dense_head(dense_states).float().log_softmax(-1)
         own = head(states).float().log_softmax(-1)
+        target = target.to(own.device)
         each = functional.kl_div(own, target, reduction="none", log_target=True).sum(-1)
         return (each * carries.to(each.device)).sum()
 
@@ -460,7 +461,7 @@ def _clipped(
         if scale > 1:
             torch._foreach_div_(found, scale)
         norm = nn.utils.get_total_norm(found)
-        value, size = torch.stack([loss.float(), norm]).tolist()
+        value, size = torch.stack([loss.float(), norm.to(loss.device)]).tolist()
         if not math.isfinite(value):
             raise LmscoutError(
                 f"recovery: the loss of step {step} is {value}: lower the learning rate, "
