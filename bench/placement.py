@@ -18,12 +18,16 @@ import argparse
 import dataclasses
 import gc
 import json
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+# So near the limit, segments of fixed sizes leave too much unused.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 import transformers

@@ -398,7 +398,7 @@ def _sort_units(
     method, sublayers = settings.importance, family.all_sublayers(model)
     seed, text = settings.seed or 0, windows[: settings.gradient_windows]
     orders: dict[Place, UnitOrder] = {}
-    metrics = loss_metrics(model, family, text) if method == OBS else {}
+    metrics = loss_metrics(model, family, text, in_host=in_host) if method == OBS else {}
     if method != OBS and method not in FROM_MOMENTS:
         scores = importance(method, model, family, windows=text, seed=seed)
         orders = {place: UnitOrder.falling(values) for place, values in scores.items()}
@@ -406,7 +406,7 @@ def _sort_units(
 
     def sort_experts(place: Place, sublayer: Experts, hidden: Tensor) -> None:
         if method == OBS:
-            orders[place] = order_of_experts(sublayer, hidden, metrics.pop(place))
+            orders[place] = order_of_experts(sublayer, hidden, metrics.pop(place).to(hidden.device))
         elif method in FROM_MOMENTS:
             orders[place] = UnitOrder.falling(routed(sublayer, hidden).weighted_norm)
         sort_sublayer(sublayer, orders[place].order)
@@ -418,7 +418,8 @@ def _sort_units(
         ):
             sublayer = sublayers[place]
             if method == OBS:
-                orders[place] = removal_order(place, sublayer, moments, metrics.pop(place))
+                metric = metrics.pop(place).to(sublayer.output.weight.device)
+                orders[place] = removal_order(place, sublayer, moments, metric)
             elif method in FROM_MOMENTS:
                 scores = importance_from_moments(method, place, sublayer, moments)
                 orders[place] = UnitOrder.falling(scores)

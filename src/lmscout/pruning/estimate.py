@@ -292,7 +292,8 @@ class MemoryPart:
     @property
     def _metrics(self) -> int:
         """Metrics of the loss at all outputs."""
-        each = _FLOAT * self._width**2 if self.settings.importance == OBS else 0
+        held = self.settings.importance == OBS and not self.in_host
+        each = _FLOAT * self._width**2 if held else 0
         return each * len(self.sublayers)
 
     def measuring(self) -> int:

@@ -285,13 +285,16 @@ def _magnitude(sublayer: Sublayer) -> Tensor:
     return torch.stack(sums).sum(0).cpu()
 
 
-def loss_metrics(model: PreTrainedModel, family: Family, windows: Tensor) -> dict[Place, Tensor]:
+def loss_metrics(
+    model: PreTrainedModel, family: Family, windows: Tensor, *, in_host: bool = False
+) -> dict[Place, Tensor]:
     """The metric of the loss at the output of every sublayer.
 
     Args:
         model: the dense model.
         family: its family.
         windows: [windows, T] int64 tokens.
+        in_host: whether metrics are kept in the host's memory.
 
     Returns:
         (block, kind) -> M = E[g gᵀ], [width, width] in float32, the mean over tokens, where g is
@@ -302,12 +305,12 @@ def loss_metrics(model: PreTrainedModel, family: Family, windows: Tensor) -> dic
     Raises:
         LmscoutError: the loss is not finite, or memory does not suffice.
     """
-    collect = partial(_metrics, model, family, windows)
+    collect = partial(_metrics, model, family, windows, in_host)
     return retry_with_half_batch(collect, BATCH_TOKENS // windows.shape[1], model.device)
 
 
 def _metrics(
-    model: PreTrainedModel, family: Family, windows: Tensor, size: int
+    model: PreTrainedModel, family: Family, windows: Tensor, in_host: bool, size: int
 ) -> dict[Place, Tensor]:
     tokens = size * windows.shape[1]
     predicted = windows.shape[0] * (windows.shape[1] - 1)
@@ -321,7 +324,8 @@ def _metrics(
                 each = gradient.flatten(0, 1).float() * (predicted / block.scale)
                 each = each if after is None else each * after.gain
                 total.addmm_(each.T, each)
-            metrics[block.index, kind] = total / windows.numel()
+            metric = total / windows.numel()
+            metrics[block.index, kind] = metric.cpu() if in_host else metric
     return metrics
 
 
