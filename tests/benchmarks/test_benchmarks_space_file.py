@@ -60,6 +60,9 @@ def test_the_least_that_a_file_says_is_enough_to_draw(tmp_path):
         ({"max_length": None}, "max_length"),
         ({"colour": 1}, "unknown field colour"),
         ({"width": [8]}, "unknown field width; did you mean 'widths'"),
+        ({"params": 0}, "params: input should be greater than 0, not 0"),
+        ({"params": 9000, "macs": 9000}, "macs: 9,000 is not above params, 9,000"),
+        ({"tolerance": 0}, "tolerance: input should be greater than 0"),
         ({"depths": [True]}, "depths.0: input should be a valid integer"),
     ],
 )

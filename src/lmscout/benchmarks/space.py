@@ -177,6 +177,11 @@ def _problems(space: Space) -> Iterator[str]:
     for width in space.widths:
         if not head_sizes(space, width):
             yield f"widths: none of head_sizes divides {width}"
+    if space.params is not None and space.macs is not None and space.macs <= space.params:
+        yield (
+            f"macs: {space.macs:,} is not above params, {space.params:,}; every parameter of a matrix "
+            "costs one multiply-add, and attention adds others"
+        )
     odd = [size for size in space.head_sizes if size % 2]
     if LLAMA in space.families and odd:
         yield f"head_sizes: {odd[0]} is odd; rotary positions of {LLAMA} need even ones"
