@@ -179,8 +179,8 @@ def _problems(space: Space) -> Iterator[str]:
             yield f"widths: none of head_sizes divides {width}"
     if space.params is not None and space.macs is not None and space.macs <= space.params:
         yield (
-            f"macs: {space.macs:,} is not above params, {space.params:,}; every parameter of a matrix "
-            "costs one multiply-add, and attention adds others"
+            f"macs: {space.macs:,} is not above params, {space.params:,}; every parameter of a "
+            "matrix costs one multiply-add, and attention adds others"
         )
     odd = [size for size in space.head_sizes if size % 2]
     if LLAMA in space.families and odd:
