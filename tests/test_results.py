@@ -18,7 +18,7 @@ from lmscout.builtin import tiny_folder
 from lmscout.builtin.corpus import corpus_text
 from lmscout.integrations import GgufFile
 from lmscout.loading import RESULTS as CLASSES
-from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
+from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec, TransformerXlSpec
 
 NAMES = (
     *("rank", "check", "forms", "explain", "design", "select", "discover", "deep", "build"),
@@ -212,7 +212,7 @@ def test_a_design_is_a_causal_language_model_within_the_limit(results, tmp_path)
 
 
 def specs():
-    """A LLaMA with blocks of their own, one whose blocks are alike, and two GPT-2."""
+    """A LLaMA with blocks of their own, one whose blocks are alike, two GPT-2, a Transformer-XL."""
     common = {"width": 32, "vocabulary": 50, "max_length": 16}
     llama = {"heads": (2, 4, 0), "key_value_heads": (1, 2, 0), "inner": (48, 0, 64)}
     alike = {"heads": (2, 2), "key_value_heads": (1, 1), "inner": (48, 48), "tied": False}
@@ -223,6 +223,7 @@ def specs():
         "alike": LlamaSpec(**common, **alike),
         "gpt2": Gpt2Spec(**common, **gpt2),
         "clusters": Gpt2Spec(**common, **gpt2 | clusters),
+        "relative": TransformerXlSpec(**common, **gpt2 | clusters),
     }
 
 

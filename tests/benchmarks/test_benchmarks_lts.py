@@ -2,9 +2,10 @@ import pytest
 import yaml
 from benchmark_files import MODEL_CONFIG, write_folder
 
+import lmscout
 from lmscout.benchmarks.lts import read_lts, read_yaml
 from lmscout.errors import LmscoutError
-from lmscout.models import Gpt2Spec
+from lmscout.models import Gpt2Spec, TransformerXlSpec
 
 
 def read(folder):
@@ -62,6 +63,113 @@ def test_the_published_200(shared_data):
     assert benchmark.identifiers[-1] == "config_19_j9"
     assert benchmark.quality[0] == -45.022968707221274
     assert benchmark.specs[0].inner == (1071, 640, 1286, 800, 1871)
+
+
+WIKITEXT = {
+    "cutoffs": [19997, 39997, 199997, 267736],
+    "n_token": 267736,
+    "tie_projs": [False, True, True, True],
+    "tgt_len": 192,
+    "vocab": "word",
+}
+BILLION = {
+    "cutoffs": [59997, 99997, 639997, 793470],
+    "n_token": 793470,
+    "tie_projs": [False] * 4,
+    "tgt_len": 32,
+    "vocab": "word",
+}
+PARETO = {**BILLION, "cutoffs": [59997, 99997, 639997, 267735], "n_token": 267735, "vocab": None}
+# Data, (d_model, d_embed, div_val), n_head, d_inner; then AdaEmb, Attn, FFN, nonembedding and total
+# of params_summary.yaml: random_TransXL_wt103 (config_0 j0 and j5, 10 j0, 11 j4, 15 j1),
+# random_TransXL_lm1b (config_0 j0 and j7) and pareto_TransXL_lm1b_arm (M1).
+RECORDED = [
+    (
+        WIKITEXT,
+        (64, 512, 2),
+        [4, 2, 2, 8, 8],
+        [710, 1021, 1683, 1053, 1748],
+        (40235200, 103040, 802055, 906375, 41443618),
+    ),
+    (
+        WIKITEXT,
+        (64, 512, 1),
+        [4, 8, 8, 2, 2, 2, 2],
+        [1010, 1629, 2004, 1286, 734, 592, 886],
+        (137113600, 144256, 1050637, 1196685, 138612328),
+    ),
+    (
+        WIKITEXT,
+        (512, 256, 2),
+        [8, 2, 4, 8, 8, 2, 8, 8],
+        [1616, 1126, 1235, 1803, 1654, 1063, 1993, 1677],
+        (20332640, 10493952, 12475271, 22985607, 43717826),
+    ),
+    (
+        WIKITEXT,
+        (128, 128, 1),
+        [4, 8, 4, 4, 2, 2, 4, 2],
+        [605, 1620, 1179, 1257, 973, 616, 1905, 612],
+        (34270208, 657408, 2254143, 2915647, 37453978),
+    ),
+    (
+        WIKITEXT,
+        (128, 128, 4),
+        [4, 8, 8, 4, 8, 4, 4, 2],
+        [1482, 1569, 1129, 1328, 1121, 1838, 1446, 860],
+        (4636854, 657408, 2769685, 3431189, 8352550),
+    ),
+    (
+        BILLION,
+        (64, 64, 4),
+        [8, 2, 4, 4, 4, 8, 8],
+        [1344, 785, 1812, 1952, 559, 616, 1413],
+        (6798721, 144256, 1094497, 1240545, 8838371),
+    ),
+    (
+        BILLION,
+        (512, 512, 4),
+        [4, 2, 4, 8, 2, 4, 2],
+        [1588, 1048, 1880, 1504, 1837, 1024, 1264],
+        (54694408, 9182208, 10402209, 19598753, 75436330),
+    ),
+    (PARETO, (512, -1, 4), [2, 2], [1216, 1280], (41550144, 2623488, 2559424, 5187008, 47349977)),
+]
+
+
+@pytest.mark.parametrize(("data", "widths", "heads", "inner", "counts"), RECORDED)
+def test_counts_of_transformer_xl_are_those_recorded_upstream(
+    tmp_path, data, widths, heads, inner, counts
+):
+    sizes = dict(zip(("d_model", "d_embed", "div_val"), widths, strict=True))
+    blocks = {"n_layer": len(heads), "n_head": heads, "d_inner": inner}
+    (spec,) = read(write_folder(tmp_path, ["config_0/j0"], **data, **sizes, **blocks)).specs
+    assert isinstance(spec, TransformerXlSpec)
+    assert (spec.width, spec.heads, spec.inner) == (sizes["d_model"], tuple(heads), tuple(inner))
+    assert not spec.pre_norm
+    assert counts == (
+        spec.embedding_parameters(),
+        spec.attention_parameters(),
+        spec.mlp_parameters(),
+        spec.body_parameters(),
+        spec.parameters(),
+    )
+
+
+def test_a_folder_of_transformer_xl_is_ranked(tmp_path):
+    names = [f"config_0/j{number}" for number in range(4)]
+    small = {"n_token": 90, "cutoffs": [20, 40, 90], "d_embed": 16, "vocab": "word"}
+    write_folder(tmp_path, names, **small)
+    for number, name in enumerate(names):
+        path = tmp_path / name / "model_config.yaml"
+        config = yaml.safe_load(path.read_text())
+        config |= {"d_model": 16, "d_inner": [40 - 8 * number, 24], "pre_lnorm": number == 3}
+        path.write_text(yaml.safe_dump(config))
+    found = lmscout.rank(f"lts:{tmp_path}", ["parameters", "snip"], workers=1, progress=False)
+    assert [spec.pre_norm for spec in read(tmp_path).specs] == [False, False, False, True]
+    rows = found.to_frame().query("kind == 'proxy'").set_index("name")
+    assert rows.loc["parameters", "spearman"] == 1
+    assert rows["spearman"].notna().all()
 
 
 @pytest.mark.parametrize(
@@ -127,8 +235,9 @@ def test_a_perplexity_that_is_none_names_the_row(tmp_path, entry, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"vocab": "word"}, "a Transformer-XL architecture"),
-        ({"attn_type": 2}, "attn_type is 2: a Transformer-XL architecture"),
+        ({"attn_type": 2}, "attn_type is 2: not Transformer-XL's relative positions"),
+        ({"clamp_len": 64}, "attention of limited length; lmscout reads folders of GPT-2 and"),
+        ({"vocab": "word", "d_model": 125, "n_head": 5}, "Transformer-XL spec: width is 125"),
         ({"primer_square": True}, "a Primer architecture"),
         ({"tie_weight": False}, "not the tied adaptive softmax"),
         ({"d_head": 32}, "d_head times n_head is not d_model"),
@@ -139,7 +248,7 @@ def test_a_perplexity_that_is_none_names_the_row(tmp_path, entry, said):
         ({"cutoffs": [39997, 19997]}, "must increase"),
     ],
 )
-def test_a_config_that_is_no_gpt2_names_its_file(tmp_path, changes, said):
+def test_a_config_that_is_none_of_theirs_names_its_file(tmp_path, changes, said):
     write_folder(tmp_path)
     path = tmp_path / "config_0" / "j1" / "model_config.yaml"
     path.write_text(yaml.safe_dump({**MODEL_CONFIG, **changes}))

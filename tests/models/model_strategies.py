@@ -1,6 +1,6 @@
 from hypothesis import strategies as st
 
-from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
+from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec, TransformerXlSpec
 from lmscout.models.flexibert import MIXERS
 
 sizes = st.integers(1, 9)
@@ -24,7 +24,7 @@ flexibert_specs = st.builds(
 
 
 @st.composite
-def gpt2_specs(draw):
+def gpt2_specs(draw, kind=Gpt2Spec, **fields):
     clusters = draw(st.integers(1, 3))
     vocabulary = draw(st.integers(clusters + 3, 20))
     cutoffs = draw(
@@ -36,7 +36,8 @@ def gpt2_specs(draw):
         )
     )
     heads, inner = draw(sublayers(st.sampled_from([1, 2, 4])))
-    return Gpt2Spec(
+    return kind(
+        **{name: draw(values) for name, values in fields.items()},
         width=draw(st.sampled_from([4, 8])),
         heads=heads,
         inner=inner,
@@ -80,4 +81,8 @@ def llama_specs(draw):
     )
 
 
-specs = st.one_of(flexibert_specs, gpt2_specs(), llama_specs())
+def transformer_xl_specs():
+    return gpt2_specs(TransformerXlSpec, pre_norm=st.booleans())
+
+
+specs = st.one_of(flexibert_specs, gpt2_specs(), llama_specs(), transformer_xl_specs())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from model_strategies import gpt2_specs
 
 from lmscout.models import Gpt2Spec
-from lmscout.models.gpt2 import AdaptiveVocabulary
+from lmscout.models.adaptive import AdaptiveVocabulary
 from lmscout.models.layers import Projection, draw_weights
 
 TINY = Gpt2Spec(

@@ -61,7 +61,7 @@ def test_act_gradients_are_those_of_the_activations(kind):
         handles = [
             module.register_forward_hook(lambda _, __, output, to=outputs: to.append(output))
             for module in block.modules()
-            if isinstance(module, nn.GELU | nn.SiLU)
+            if isinstance(module, nn.GELU | nn.SiLU | nn.ReLU)
         ]
         loss = model.loss(tokens)
         plain = torch.autograd.grad(loss, outputs) if outputs else ()

@@ -1,6 +1,6 @@
 """Architectures small enough to build and read in a millisecond, one of every kind."""
 
-from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec
+from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec, TransformerXlSpec
 from lmscout.models.flexibert import MIXERS
 
 
@@ -17,8 +17,8 @@ def flexibert(*mixers, width=16, heads=2, feed_forward=24, stack=1):
     )
 
 
-def gpt2(heads=(2, 4), inner=(24, 40), width=16):
-    return Gpt2Spec(
+def gpt2(heads=(2, 4), inner=(24, 40), width=16, kind=Gpt2Spec):
+    return kind(
         width=width,
         heads=heads,
         inner=inner,
@@ -47,4 +47,6 @@ EVERY_KIND = {
     "GPT-2 halves": gpt2(heads=(2, 0, 4), inner=(0, 24, 40)),
     "LLaMA": llama(),
     "LLaMA halves": llama(heads=(4, 2, 0), key_value_heads=(2, 2, 0), inner=(0, 24, 40)),
+    "Transformer-XL": gpt2(kind=TransformerXlSpec),
+    "Transformer-XL halves": gpt2(heads=(2, 0, 4), inner=(0, 24, 40), kind=TransformerXlSpec),
 }

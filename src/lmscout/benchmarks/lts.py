@@ -1,15 +1,19 @@
-"""LiteTransformerSearch's folders of trained GPT-2 architectures, in upstream's layout.
+"""LiteTransformerSearch's folders of trained decoders, in upstream's layout.
 
 Javaheripi et al., "LiteTransformerSearch: Training-free Neural Architecture Search for
 Efficient Language Models", arXiv 2203.02094; github microsoft/archai, branch neurips-lts,
 ``archai/nlp/nas/saved_logs``.  A folder holds one ``model_config.yaml`` for each architecture,
 one or two folders down, and ``ppl_summary.yaml`` with their perplexities.  Its
-``params_summary.yaml`` is not read: upstream filled some with the Transformer-XL formula, so
-lmscout recounts.
+``params_summary.yaml`` is not read: upstream filled some of GPT-2 with the Transformer-XL
+formula, so lmscout recounts.
+
+The configurations of GPT-2 and Transformer-XL have the same fields.  Folders named
+``*_TransXL_*`` are of words, ``*_GPT2_*`` of byte pairs, whatever the data.
 """
 
 import os
 import re
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
@@ -19,13 +23,15 @@ from pydantic import Field
 
 from lmscout.benchmarks.benchmark import Benchmark, Row, checked
 from lmscout.errors import LmscoutError
-from lmscout.models import Gpt2Spec
+from lmscout.models import Gpt2Spec, TransformerXlSpec
 from lmscout.models.spec import MOST_BLOCKS
 from lmscout.reading import read_yaml
 
 CONFIG_FILE = "model_config.yaml"
 PERPLEXITY_FILE = "ppl_summary.yaml"
 METRIC = "negated validation perplexity"
+WORDS = (267_735, 267_736, 793_470)
+"""Sizes of the vocabularies of words: WikiText-103's, and that of the one-billion-word data."""
 
 
 class ModelConfig(Row):
@@ -45,6 +51,9 @@ class ModelConfig(Row):
     tie_weight: bool = True
     adaptive: bool = True
     attn_type: int = 0
+    clamp_len: int = -1
+    same_length: bool = False
+    pre_lnorm: bool = False
     primer_conv: bool = False
     primer_square: bool = False
     vocab: str | None = None
@@ -69,7 +78,7 @@ def read_lts(folder: Path, name: str, metric: str = METRIC) -> Benchmark:
 
     Raises:
         LmscoutError: a file is missing or malformed, an architecture has no perplexity or is
-            not a GPT-2.
+            neither a GPT-2 nor a Transformer-XL.
     """
     configs = _config_files(folder)
     summary_path = folder / PERPLEXITY_FILE
@@ -113,10 +122,12 @@ def _natural(identifier: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in parts)
 
 
-def _spec(config: ModelConfig, path: Path) -> Gpt2Spec:
+def _spec(config: ModelConfig, path: Path) -> Gpt2Spec | TransformerXlSpec:
     reason = _foreign(config)
     if reason:
-        raise LmscoutError(f"{path}: {reason}; lmscout reads folders of GPT-2 architectures")
+        raise LmscoutError(
+            f"{path}: {reason}; lmscout reads folders of GPT-2 and Transformer-XL architectures"
+        )
     inner = _per_layer(config.d_inner, config.n_layer)
     heads = _per_layer(config.n_head, config.n_layer)
     if len(heads) != config.n_layer or len(inner) != config.n_layer:
@@ -126,8 +137,10 @@ def _spec(config: ModelConfig, path: Path) -> Gpt2Spec:
         )
     # Upstream stops at the first cutoff beyond the vocabulary.
     cutoffs = tuple(takewhile(lambda cutoff: cutoff < config.n_token, config.cutoffs))
+    words = config.vocab == "word" or config.n_token in WORDS
+    kind = partial(TransformerXlSpec, pre_norm=config.pre_lnorm) if words else Gpt2Spec
     try:
-        return Gpt2Spec(
+        return kind(
             width=config.d_model,
             heads=heads,
             inner=inner,
@@ -145,15 +158,11 @@ def _spec(config: ModelConfig, path: Path) -> Gpt2Spec:
 
 
 def _foreign(config: ModelConfig) -> str | None:
-    """Why this is not a GPT-2 of LiteTransformerSearch, or None.
-
-    Its Transformer-XL rows have the same architecture fields, but also the settings of their
-    trainer, a word vocabulary among them.
-    """
-    if config.vocab == "word":
-        return "vocab is 'word': a Transformer-XL architecture"
+    """Why this is not an architecture of LiteTransformerSearch, or None."""
     if config.attn_type != 0:
-        return f"attn_type is {config.attn_type}: a Transformer-XL architecture"
+        return f"attn_type is {config.attn_type}: not Transformer-XL's relative positions"
+    if config.clamp_len > 0 or config.same_length:
+        return "clamp_len or same_length is set: attention of limited length"
     if config.primer_conv or config.primer_square:
         return "primer_conv or primer_square is set: a Primer architecture"
     if not (config.adaptive and config.tie_weight):
@@ -161,7 +170,7 @@ def _foreign(config: ModelConfig) -> str | None:
     heads = _per_layer(config.n_head, config.n_layer)
     sizes = _per_layer(-1 if config.d_head is None else config.d_head, config.n_layer)
     if any(s > 0 and h * s != config.d_model for h, s in zip(heads, sizes, strict=False)):
-        return "d_head times n_head is not d_model: not a GPT-2 architecture"
+        return "d_head times n_head is not d_model"
     return None
 
 

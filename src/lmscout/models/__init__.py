@@ -7,6 +7,7 @@ from lmscout.models.flexibert import FlexibertBlock, FlexibertSpec
 from lmscout.models.gpt2 import Gpt2Spec
 from lmscout.models.llama import LlamaSpec
 from lmscout.models.spec import ArchitectureSpec, LanguageModel, ProbePoints
+from lmscout.models.transformer_xl import TransformerXlSpec
 
 __all__ = [
     "ArchitectureSpec",
@@ -16,11 +17,12 @@ __all__ = [
     "LanguageModel",
     "LlamaSpec",
     "ProbePoints",
+    "TransformerXlSpec",
     "spec_from_dict",
 ]
 
 _FAMILIES: dict[str, type[ArchitectureSpec]] = {
-    family.kind: family for family in (FlexibertSpec, Gpt2Spec, LlamaSpec)
+    family.kind: family for family in (FlexibertSpec, Gpt2Spec, LlamaSpec, TransformerXlSpec)
 }
 
 

@@ -1,4 +1,4 @@
-"""Common parts of the decoders: pre-norm blocks, each with attention, an MLP or both."""
+"""Common parts of the decoders: blocks, each with attention, an MLP or both."""
 
 from __future__ import annotations
 
@@ -102,14 +102,31 @@ class SelfAttention(nn.Module):
         return shared[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2)
 
 
+class Mlp(nn.Module):
+    """Two linear maps around an activation."""
+
+    def __init__(self, width: int, inner: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.expand = Linear(width, inner)
+        self.activation = activation
+        self.contract = ResidualLinear(inner, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[B, T, width]`` to the same shape."""
+        return self.contract(self.activation(self.expand(hidden)))
+
+
 class DecoderBlock(nn.Module):
-    """Attention and MLP, or one of them, each on the normed hidden state and added to it.
+    """Attention and MLP, or one of them, each added to the hidden state.
+
+    A norm comes before each of them, or after each sum.
 
     Args:
         norm: makes a norm.
         attention: None for none.
         mlp: with the module `activation`; None for none.
         gated: whether the activation multiplies another path.
+        post_norm: whether norms come after.
     """
 
     def __init__(
@@ -119,20 +136,22 @@ class DecoderBlock(nn.Module):
         mlp: nn.Module | None,
         *,
         gated: bool = False,
+        post_norm: bool = False,
     ) -> None:
         super().__init__()
         self.attention_norm = norm() if attention else None
         self.attention = attention
         self.mlp_norm = norm() if mlp else None
         self.mlp = mlp
-        self.gated = gated
+        self.gated, self.post_norm = gated, post_norm
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, width]`` to the same shape."""
-        if self.attention and self.attention_norm:
-            hidden = hidden + self.attention(self.attention_norm(hidden))
-        if self.mlp and self.mlp_norm:
-            hidden = hidden + self.mlp(self.mlp_norm(hidden))
+        for norm, part in ((self.attention_norm, self.attention), (self.mlp_norm, self.mlp)):
+            if norm and part and self.post_norm:
+                hidden = norm(hidden + part(hidden))
+            elif norm and part:
+                hidden = hidden + part(norm(hidden))
         return hidden
 
     def probe_points(self) -> ProbePoints:

@@ -101,12 +101,25 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.softmax = nn.Softmax(dim=-1)
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Three times ``[B, heads, T, size]`` to ``[B, T, heads · size]``."""
-        if self.fused:
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, added: Tensor | None = None
+    ) -> Tensor:
+        """Three times ``[B, heads, T, size]`` to ``[B, T, heads · size]``.
+
+        Args:
+            queries: of every position.
+            keys: likewise.
+            values: likewise.
+            added: ``[B, heads, T, T]``, added to the products of queries and keys, if any; then
+                the attention is never fused.
+        """
+        if self.fused and added is None:
             mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
             return merge_heads(mixed)
-        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+        products = queries @ keys.transpose(-1, -2)
+        if added is not None:
+            products = products + added
+        scores = products / math.sqrt(queries.shape[-1])
         length = queries.shape[2]
         future = torch.ones(length, length, dtype=torch.bool, device=queries.device).triu(1)
         probabilities = self.softmax(scores.masked_fill(future, -math.inf))

@@ -31,9 +31,15 @@ from lmscout.models import spec_from_dict
 from lmscout.models.gpt2 import Gpt2Model, Gpt2Spec
 from lmscout.models.llama import LlamaModel, LlamaSpec, Rotary
 from lmscout.models.spec import SPEC, ArchitectureSpec
+from lmscout.models.transformer_xl import TransformerXlModel, TransformerXlSpec
 
 _CODE = "from lmscout.models.pretrained import DesignedConfig, DesignedForCausalLM\n"
 _FILE = "modeling_design"  # of a saved folder
+_MODELS: dict[type[ArchitectureSpec], Any] = {
+    Gpt2Spec: Gpt2Model,
+    LlamaSpec: LlamaModel,
+    TransformerXlSpec: TransformerXlModel,
+}
 
 
 class DesignedConfig(PreTrainedConfig):
@@ -67,7 +73,7 @@ class DesignedForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: DesignedConfig) -> None:
         super().__init__(config)
         spec: Any = spec_from_dict(config.spec or {})
-        self.decoder: Any = LlamaModel(spec) if isinstance(spec, LlamaSpec) else Gpt2Model(spec)
+        self.decoder = _MODELS[type(spec)](spec)
         config.tie_word_embeddings = isinstance(spec, LlamaSpec) and spec.tied
         if not config.tie_word_embeddings:
             self._tied_weights_keys = {}
@@ -115,7 +121,7 @@ def untrained_model(spec: ArchitectureSpec, seed: int = 0) -> PreTrainedModel:
     """Build an untrained causal language model with transformers' interface, in eval mode.
 
     Args:
-        spec: a GPT-2 or LLaMA decoder.
+        spec: a decoder.
         seed: of the weights, which are those of ``spec.build(seed)``.
 
     Raises:
@@ -124,7 +130,7 @@ def untrained_model(spec: ArchitectureSpec, seed: int = 0) -> PreTrainedModel:
     if not has_class(spec):
         raise LmscoutError(
             f"save_pretrained: no transformers class for this architecture (got {spec.kind}, "
-            "expected gpt2 or llama); use to_model()"
+            f"expected {' or '.join(one.kind for one in _MODELS)}); use to_model()"
         )
     weights = spec.build(seed).state_dict()
     model: PreTrainedModel
@@ -139,14 +145,14 @@ def untrained_model(spec: ArchitectureSpec, seed: int = 0) -> PreTrainedModel:
 
 def has_class(spec: ArchitectureSpec) -> bool:
     """Whether transformers has a class for an architecture; not for FlexiBERT's encoders."""
-    return isinstance(spec, LlamaSpec | Gpt2Spec)
+    return type(spec) in _MODELS
 
 
 def save_untrained(spec: ArchitectureSpec, folder: Path | str, seed: int = 0) -> None:
     """Write an untrained model and its ``spec.json`` as a folder that transformers loads.
 
     Args:
-        spec: a GPT-2 or LLaMA decoder.
+        spec: a decoder.
         folder: made if it does not exist.
         seed: of the weights.
 
