@@ -18,7 +18,7 @@ from lmscout.discovery.assessment import Assessment
 from lmscout.statistics import Workers
 
 PAGE = Path(__file__).parent / "transfer.md"
-BENCHMARKS = ("pico", "flexibert", "lts:random_GPT2_wt103")
+BENCHMARKS = ("pico", "iso", "flexibert", "lts:random_GPT2_wt103")
 
 
 def main() -> None:
