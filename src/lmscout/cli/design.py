@@ -80,7 +80,7 @@ def design(
         option(
             _LIMITS,
             "Milliseconds at most of a forward pass of one sequence of the full length, measured "
-            "on --device.",
+            "on --device, so that results may differ between runs.",
             metavar="MS",
         ),
     ] = None,
