@@ -1,15 +1,17 @@
 """How good a proxy's choice is on a benchmark, within several limits, beside the baselines'.
 
     python bench/design.py [BENCHMARK] [--proxy NAME_OR_EXPRESSION ...] [--drawn 50] [--seeds 10]
-        [--limits N ...] [--weights 1] [--supervised]
+        [--by max_params|max_macs|none] [--limits N ...] [--weights 1] [--supervised]
+    python bench/design.py iso --proxy=-gradnorm --by none --weights 6 --supervised
 
-Limits are the quartiles of the architectures' parameters, and the largest, if not given. With
-every seed, so many of the architectures within the limit are drawn, and each way chooses among
-them. Printed is the median over the seeds of the true rank of the choice, as a share of all
-architectures within the limit; of how far its quality is above that of the last of the best
-twentieth; and of the regret. Every architecture is read once for all of it, or once for each of
---weights draws of initial weights and data: then there is a line of each, one of all, and one
-of their mean.
+Limits are the quartiles of the architectures' parameters, or multiply-adds, and the largest, if
+not given; with `--by none` all architectures are within. With every seed, so many of the
+architectures within the limit are drawn, and each way chooses among them. Printed is the median
+over the seeds of the true rank of the choice, as a share of all architectures within the limit;
+of that of the best of five choices; of how far the quality of the choice is above that of the
+last of the best twentieth; and of the regret; at the end, the medians over all limits. Every
+architecture is read once for all of it, or once for each of --weights draws of initial weights
+and data: then there is a line of each, one of all, and one of their mean.
 
 --supervised: beside them a Gaussian process fitted to the quality of four fifths, and chooses
 among the last, for five parts, and as many partitions as there are draws of weights.
@@ -19,23 +21,28 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.benchmarks import load
+from lmscout.benchmarks import Benchmark, load
 from lmscout.benchmarks.download import cache_directory
+from lmscout.benchmarks.limits import Limit, limits_of
 from lmscout.cli.options import parameter_count
 from lmscout.discovery import rank_proxies, signed_proxy
 from lmscout.discovery.assessment import baseline_scores
+from lmscout.discovery.choices import CHOICES
 from lmscout.discovery.selection import (
     AT_RANDOM,
     BEST_DRAWN,
     Pick,
     assess_pick,
     chosen,
+    ordered,
     rows_within,
 )
+from lmscout.discovery.splits import Indices
 from lmscout.statistics import Batch, Workers
 from supervised import numbers, predicted, table_of
 
@@ -46,12 +53,21 @@ SUPERVISED = "fitted to four fifths"
 PROXIES = ("mean(frobenius(act) * frobenius(weight))", "synaptic-saliency", "snip", "synflow")
 
 
+class Chosen(NamedTuple):
+    """One choice: its figures, those of the best of five, and how wide the best twentieth is."""
+
+    pick: Pick
+    best_of_five: float
+    span: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmark", nargs="?", default="pico")
     parser.add_argument("--proxy", action="append", help="write --proxy=-snip where low is good")
     parser.add_argument("--drawn", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--by", choices=("max_params", "max_macs", "none"), default="max_params")
     parser.add_argument("--limits", type=limit, nargs="+", metavar="N")
     parser.add_argument("--weights", type=int, default=1)
     parser.add_argument("--supervised", action="store_true")
@@ -81,15 +97,16 @@ def main() -> None:
         draws_of[SUPERVISED] = [
             out_of_fold(features, benchmark.quality, seed) for seed in range(arguments.weights)
         ]
+        draws_of[f"{SUPERVISED}, mean"] = [np.mean(draws_of[SUPERVISED], axis=0)]
     draws_of |= {name: [scores] for name, scores in baseline_scores(benchmark).items()}
     draws_of[BEST_DRAWN] = [benchmark.quality]
     print(f"{benchmark.name}: {benchmark.metric}; medians over {arguments.seeds} seeds")
-    sizes = [spec.parameters() for spec in benchmark.specs]
-    quartiles = np.quantile(sizes, [0.25, 0.5, 0.75, 1.0], method="lower").tolist()
-    for most in arguments.limits or quartiles:
-        within = rows_within(benchmark, most)
+    over_all: dict[str, list[Chosen]] = {}
+    for limits in limits_tried(benchmark, arguments.by, arguments.limits):
+        within = rows_within(benchmark, limits)
         count = min(arguments.drawn, len(within))
-        print(f"\nat most {most:,} parameters: {len(within)} architectures, {count} drawn")
+        most = f"at most {limits[0]}" if limits else "no limit"
+        print(f"\n{most}: {len(within)} architectures, {count} drawn")
         quality = np.sort(benchmark.quality[within])[::-1]
         line = float(quality[max(len(within) // 20, 1) - 1])
         drawn = [
@@ -99,7 +116,11 @@ def main() -> None:
         for name, draws in draws_of.items():
             picked = [
                 [
-                    assess_pick(name, benchmark.quality, within, tied)
+                    Chosen(
+                        assess_pick(name, benchmark.quality, within, tied),
+                        best_of_five(benchmark.quality, within, ordered(scores, rows)),
+                        quality[0] - line,
+                    )
                     for rows in drawn
                     if len(tied := chosen(scores, rows))
                 ]
@@ -107,10 +128,29 @@ def main() -> None:
             ]
             if len(draws) > 1:
                 for number, picks in enumerate(picked):
-                    show(f"{name}, {number}", picks, quality[0], line)
-            show(name, [one for picks in picked for one in picks], quality[0], line)
+                    show(f"{name}, {number}", picks)
+            together = [one for picks in picked for one in picks]
+            over_all.setdefault(name, []).extend(together)
+            show(name, together)
         one = assess_pick(AT_RANDOM, benchmark.quality, within, within)
-        show(one.name, [one], quality[0], line)
+        show(one.name, [Chosen(one, np.nan, quality[0] - line)])
+    print("\nover all limits")
+    for name, picks in over_all.items():
+        show(name, picks)
+
+
+def limits_tried(benchmark: Benchmark, by: str, given: list[int] | None) -> list[tuple[Limit, ...]]:
+    if by == "none":
+        return [()]
+    cost = limits_of(**{by: 1})[0].cost
+    costs = [cost(spec) for spec in benchmark.specs]
+    quartiles = np.quantile(costs, [0.25, 0.5, 0.75, 1.0], method="lower").tolist()
+    return [limits_of(**{by: most}) for most in given or quartiles]
+
+
+def best_of_five(quality: Scores, within: Indices, order: Indices) -> float:
+    best = quality[order[:CHOICES]].max()
+    return float((quality[within] > best).sum() + 1) / len(within)
 
 
 def limit(text: str) -> int:
@@ -128,14 +168,16 @@ def out_of_fold(features: Scores, quality: Scores, seed: int) -> Scores:
     return said
 
 
-def show(name: str, picks: list[Pick], best: float, line: float) -> None:
-    if not picks:
+def show(name: str, choices: list[Chosen]) -> None:
+    if not choices:
         print(f"  {name:42} no score")
         return
-    top = np.median([one.top for one in picks])
-    regret = np.median([one.regret for one in picks])
-    above = best - regret - line
-    print(f"  {name:42} top {top:6.1%}   above the line {above:+.2f}   regret {regret:.4f}")
+    top = np.median([one.pick.top for one in choices])
+    five = np.median([one.best_of_five for one in choices])
+    regret = np.median([one.pick.regret for one in choices])
+    above = np.median([one.span - one.pick.regret for one in choices])
+    shown = f"top {top:6.1%}   of five {five:6.1%}   above the line {above:+.3f}"
+    print(f"  {name:42} {shown}   regret {regret:.4f}", flush=True)
 
 
 if __name__ == "__main__":

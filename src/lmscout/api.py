@@ -25,7 +25,7 @@ from lmscout.arguments import (
     several,
     text_named,
 )
-from lmscout.errors import LmscoutError, check_whole
+from lmscout.errors import LmscoutError
 from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -222,7 +222,9 @@ def design(
     space: str | ArchitectureSpace | Benchmark,
     *,
     proxy: str,
-    max_params: int,
+    max_params: int | None = None,
+    max_macs: int | None = None,
+    max_latency: float | None = None,
     evaluations: int = 200,
     seed: int = 0,
     weights: int = 1,
@@ -233,7 +235,7 @@ def design(
     cluster: str | None = None,
     progress: Progress = True,
 ) -> Design | Selection:
-    """Find the architecture of a space that a proxy scores best, within a parameter limit.
+    """Find the architecture of a space that a proxy scores best, within limits.
 
     Args:
         space: ``pico``, ``iso``, ``nano``, a JSON file, or a space of architectures: searched by
@@ -241,10 +243,16 @@ def design(
             architectures, and the result has the regret of the selection.
         proxy: a name of the catalog or an expression, ``-`` before one whose lower scores are
             better.
-        max_params: parameters of the model at most, embeddings included.
+        max_params: parameters of the model at most, embeddings included. A space needs one limit
+            or several, unless its own budgets limit it; with none, all of a benchmark is searched.
+        max_macs: multiply-adds of a token in the blocks at most, in a sequence of the full length.
+        max_latency: milliseconds at most of a forward pass of one sequence of the full length,
+            measured on the device for every architecture that is considered, so that results may
+            differ between runs.
         evaluations: architectures to score.
         seed: of draws and mutations.
-        weights: draws of initial weights and data over which a score is averaged.
+        weights: draws of initial weights and data over which a score is averaged; with two or
+            more, ``choices`` have standard errors and their chance to be in the best 5 % by score.
         on_benchmark: whether ``pico`` or ``iso`` names the benchmark instead of the space.
         workers: architectures computed at once; -1 for one per core.
         backend: of joblib.
@@ -253,12 +261,13 @@ def design(
         progress: whether to show progress on stderr, or a callback.
 
     Returns:
-        The architecture: `to_model()` is the untrained causal language model with logits, as
-        transformers has them; `save_pretrained(folder)` writes it with the architecture's
-        ``spec.json``, and ``AutoModelForCausalLM`` loads the folder.
+        The architecture, and as ``choices`` the five of the best scores: `to_model()` is the
+        untrained causal language model with logits, as transformers has them;
+        `save_pretrained(folder)` writes it with the architecture's ``spec.json``, and
+        ``AutoModelForCausalLM`` loads the folder.
 
     Raises:
-        LmscoutError: an argument is invalid, or nothing fits the limit.
+        LmscoutError: an argument is invalid, or nothing is within the limits.
 
     Example:
         >>> import lmscout, torch
@@ -277,21 +286,29 @@ def design(
         >>> found.save_pretrained("untrained")
     """
     from lmscout.benchmarks import Benchmark
+    from lmscout.benchmarks.limits import limits_of
     from lmscout.benchmarks.loading import load, load_space_or_benchmark
     from lmscout.discovery import design as search
     from lmscout.discovery import pick, signed_proxy
 
     common = run_settings(workers, backend, device, cluster, seed, None)
     del common["out"]
-    check_whole("max_params", max_params, 1)
+    limits = limits_of(max_params, max_macs, max_latency, device=device)
+    if max_latency is not None and cluster is not None:
+        raise LmscoutError(f"max_latency: measured here, not on cluster {cluster}: leave one out")
     signed = signed_proxy(proxy)
     source: Any = space
     if isinstance(space, str):
         source = load(space) if on_benchmark else load_space_or_benchmark(space)
-    limits = {"limit": max_params, "evaluations": evaluations, "weights": weights}
-    run: Any = pick if isinstance(source, Benchmark) else search
+    on_benchmark = isinstance(source, Benchmark)
+    if not (limits or on_benchmark or source.budgeted):
+        raise LmscoutError(
+            f"{source.name}: no limit; give --max-params, --max-macs or --max-latency"
+        )
+    common |= {"limits": limits, "evaluations": evaluations, "weights": weights}
+    run: Any = pick if on_benchmark else search
     with shown_progress(progress) as advance:
-        found: Design | Selection = run(source, signed, progress=advance, **limits, **common)
+        found: Design | Selection = run(source, signed, progress=advance, **common)
         return found
 
 

@@ -85,6 +85,45 @@ def test_design_averages_over_weights(lmscout, flexibert_file, tmp_path):
     assert "--max-params 200000 --weights 2" in " ".join(out.split())
 
 
+def test_several_limits_and_several_architectures_are_shown(lmscout, tmp_path):
+    code, out, err = lmscout(
+        *(*SEARCH, "--proxy", "snip", "--max-macs", "20k", "--max-latency", 1000),
+        *("--weights", 2, "--evaluations", 6, "--json", "result.json"),
+    )
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "result.json").read_text())
+    limits = {name: result[name] for name in ("max_params", "max_macs", "max_latency")}
+    assert limits == {"max_params": 200_000, "max_macs": 20_000, "max_latency": 1000}
+    assert "nano within 200,000 parameters and 20,000 multiply-adds and 1,000 ms: 6 arch" in out
+    assert "--max-params 200000 --max-macs 20000 --max-latency 1000.0 --weights 2" in out
+    assert len(result["choices"]) == 5
+    assert result["choices"][0]["spec"] == result["spec"]
+    for one in result["choices"]:
+        assert f"{one['score']:.6g} " in out
+        assert f" {one['chance']:.0%} " in out
+        assert one["params"] <= 200_000
+        assert one["macs"] <= 20_000
+        assert 0 < one["latency"] <= 1000
+
+
+def test_a_benchmark_needs_no_limit(lmscout, tmp_path):
+    code, out, err = lmscout(
+        *("design", "iso", "--on-benchmark", "--proxy", "depth", "--evaluations", 300),
+        *("--weights", 2, "--workers", 1, "--json", "result.json"),
+    )
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["n_within"], result["n_drawn"], result["max_params"]) == (200, 200, None)
+    assert out.startswith("iso: 200 architectures, 200 drawn")
+    for one in result["choices"]:  # as deep as any other: sure, and no better than a baseline
+        assert (one["score"], one["standard_error"]) == (one["depth"], 0)
+        assert one["depth"] >= 22
+        assert one["architecture"] in out
+    by_depth = next(one for one in result["baselines"] if one["name"] == "depth")
+    assert by_depth["rank"] == result["pick"]["rank"]
+    assert "Its selection is as good as" in out or "worse than" in out
+
+
 def test_design_on_a_benchmark_tells_the_truth(lmscout, flexibert_file, tmp_path):
     where = f"flexibert:{flexibert_file}"
     code, out, err = lmscout(
@@ -132,11 +171,15 @@ def test_user_errors_are_one_line_and_exit_code_2(lmscout, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
     for arguments, hint in (
-        (["picoo", *proxy, *limit], "the spaces pico, nano and FILE.json, and the benchmarks"),
+        (["picoo", *proxy, *limit], "the spaces pico, iso, nano and FILE.json, and the"),
         (["nano", *proxy, "--max-params", "10k"], "the smallest has 66,736"),
         (["nano", *limit, "--proxy", "-snap"], "did you mean 'snip'"),
         (["nano", *proxy, "--max-params", "3X"], "--max-params 3X"),
-        (["nano", *proxy], "--max-params"),
+        (["nano", *proxy], "give --max-params, --max-macs or --max-latency"),
+        (["nano", *proxy, "--max-macs", "1k"], "the smallest has 1,680 multiply-adds"),
+        (["nano", *proxy, "--max-macs", "3X"], "--max-macs 3X"),
+        (["nano", *proxy, "--max-latency", "nan"], "max_latency: no number of milliseconds"),
+        (["nano", *proxy, *limit, "--max-macs", "1k"], "the least of each is 66,736 parameters"),
         (["nano", *proxy, *limit, "--out", "missing/spec.json"], "--out missing/spec.json"),
         (["nano", *proxy, *limit, "--out", "folder.json"], "is a folder"),
         (["nano", *proxy, *limit, "--out", "other"], "no empty folder, nor one of an architecture"),

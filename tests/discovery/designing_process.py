@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from lmscout.benchmarks.limits import limits_of
 from lmscout.benchmarks.space import GPT2, LLAMA, Space
 from lmscout.discovery import design, signed_proxy
 from lmscout.statistics import Batch, Workers
@@ -35,6 +36,7 @@ def design_tiny(
     workers=1,
     seed=0,
     limit=4000,
+    limits=None,
     weights=1,
     progress=None,
     evaluations=EVALUATIONS,
@@ -42,7 +44,7 @@ def design_tiny(
     return design(
         SPACE,
         signed_proxy(proxy),
-        limit=limit,
+        limits=limits or limits_of(limit),
         evaluations=evaluations,
         seed=seed,
         weights=weights,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from designing_process import BATCH, EVALUATIONS, SPACE, design_tiny
 
+import lmscout
+from lmscout.benchmarks.limits import limits_of
 from lmscout.benchmarks.mutation import form_of
 from lmscout.discovery import Design, design, signed_proxy
 from lmscout.discovery.design import AT_ONCE
@@ -74,6 +76,65 @@ def test_with_several_weights_the_score_is_the_mean_over_them(found, tmp_path):
         design_tiny(tmp_path, weights=0)
 
 
+def test_the_best_five_are_those_of_the_trace_with_their_certainty(found, tmp_path):
+    several = design_tiny(tmp_path, weights=3, evaluations=20)
+    for one in (found, several):
+        best = sorted((score for _, score in one.trace), reverse=True)[:5]
+        assert [choice.score for choice in one.choices] == best
+        assert one.choices[0].spec == one.spec
+        assert one.to_frame()["score"].tolist() == best
+        assert Design.from_dict(one.to_dict()) == one
+    assert {choice.chance for choice in found.choices} == {None}
+    chances = [choice.chance for choice in several.choices]
+    assert 0 < chances[0] <= 1
+    assert sum(chances) <= 1 + 1e-9  # one of 20 is the best twentieth
+    assert several.choices == design_tiny(tmp_path, weights=3, evaluations=20).choices
+    several.save_report(tmp_path / "report.html")
+    assert "The best by score" in (tmp_path / "report.html").read_text()
+
+
+def test_a_proxy_that_no_draw_changes_is_sure(tmp_path):
+    found = design_tiny(tmp_path, proxy="parameters", weights=2, evaluations=20)
+    first = found.choices[0]
+    others = [one for one in found.choices if one.score == first.score]
+    assert first.standard_error == 0
+    assert first.chance == pytest.approx(1 / len(others))
+
+
+def test_several_limits_are_kept_and_a_limit_alone_bounds_another_size(tmp_path):
+    least = design_tiny(tmp_path, proxy="-parameters", evaluations=30)
+    macs = 2 * least.spec.multiply_adds()
+    limits = limits_of(3000, macs, 1000.0)
+    found = design_tiny(tmp_path, proxy="parameters", limits=limits, evaluations=8)
+    assert (found.limit, found.max_macs, found.max_latency) == (3000, macs, 1000.0)
+    for one in found.choices:
+        assert one.spec.parameters() <= 3000
+        assert one.spec.multiply_adds() <= macs
+        assert one.latency == limits[2].cost(one.spec) <= 1000
+    wide = design_tiny(tmp_path, proxy="parameters", limits=limits_of(max_macs=macs))
+    assert wide.spec.multiply_adds() <= macs
+    assert wide.score >= found.score
+    assert found.to_json()["max_macs"] == macs
+    assert found.plot().data
+
+
+def test_the_public_function_says_which_limits_there_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMSCOUT_CACHE", str(tmp_path))
+    settings = {"proxy": "depth", "evaluations": 4, "workers": 1, "progress": False}
+    with pytest.raises(LmscoutError, match="tiny: no limit; give --max-params, --max-macs or"):
+        lmscout.design(SPACE, **settings)
+    with pytest.raises(LmscoutError, match="max_macs of 0 is too small"):
+        lmscout.design(SPACE, max_macs=0, **settings)
+    for latency in (0, -1.0, float("nan"), float("inf"), True, "3"):
+        with pytest.raises(LmscoutError, match="max_latency: no number of milliseconds above 0"):
+            lmscout.design(SPACE, max_latency=latency, **settings)
+    with pytest.raises(LmscoutError, match="max_latency: measured here, not on cluster"):
+        lmscout.design(SPACE, max_latency=1, cluster="local", **settings)
+    budgeted = lmscout.design(replace(SPACE, params=3000, tolerance=0.4), **settings)
+    assert (budgeted.limit, budgeted.max_macs, budgeted.n_scored) == (None, None, 4)
+    assert budgeted.summary().startswith("tiny: 4 architectures evaluated")
+
+
 def test_two_workers_find_the_same(found, tmp_path):
     assert figures(design_tiny(tmp_path, workers=2)) == figures(found)
 
@@ -130,7 +191,7 @@ def test_a_space_smaller_than_the_evaluations_is_read_whole(tmp_path):
         return design(
             few,
             signed_proxy(proxy),
-            limit=10_000,
+            limits=limits_of(10_000),
             evaluations=200,
             seed=0,
             cache=tmp_path,

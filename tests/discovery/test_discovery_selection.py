@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -7,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_benchmark import tiny_benchmark
 
+import lmscout
+from lmscout.benchmarks.limits import limits_of
 from lmscout.discovery import Selection, pick, signed_proxy
+from lmscout.discovery.choices import certainty
 from lmscout.discovery.selection import assess_pick, chosen
 from lmscout.errors import LmscoutError
 from lmscout.models import spec_from_dict
@@ -60,10 +64,9 @@ def test_scores_that_differ_by_rounding_are_tied():
 
 
 def picked(folder, proxy="snip", **changes):
-    settings = {"limit": 3000, "evaluations": 10, "seed": 0, "workers": Workers(1)}
-    return pick(
-        tiny_benchmark(40), signed_proxy(proxy), cache=folder, batch=BATCH, **settings | changes
-    )
+    settings = {"limit": 3000, "evaluations": 10, "seed": 0, "workers": Workers(1)} | changes
+    settings = {"limits": limits_of(settings.pop("limit"))} | settings
+    return pick(tiny_benchmark(40), signed_proxy(proxy), cache=folder, batch=BATCH, **settings)
 
 
 def test_the_report_on_a_benchmark_against_plain_loops(tmp_path):
@@ -122,6 +125,99 @@ def test_with_several_weights_the_mean_over_them_chooses(tmp_path):
         assert found.to_json()["weights"] == weights
         chosen_by[weights] = found.identifier
     assert chosen_by[1] != chosen_by[4]
+
+
+def every_resample(draws, place):
+    """Chance of an architecture to be in the best twentieth, over all samples of the draws."""
+    n_draws, n = draws.shape
+    hits = 0
+    for rows in product(range(n_draws), repeat=n_draws):
+        means = draws[list(rows)].mean(axis=0)
+        hits += sum(means > means[place]) < max(n // 20, 1)
+    return hits / n_draws**n_draws
+
+
+def test_the_best_five_with_their_errors_chances_and_ranks_by_definition(tmp_path):
+    benchmark, noise = tiny_benchmark(40), "sum(total(grad))"
+    draws = np.array(
+        [
+            score_proxies(
+                benchmark.specs,
+                [noise],
+                name="x",
+                folder=tmp_path,
+                seed=seed,
+                batch=replace(BATCH, seed=seed),
+                workers=Workers(1),
+            )[noise]
+            for seed in range(4)
+        ]
+    )
+    for sign, proxy in ((1, noise), (-1, f"-{noise}")):
+        found = picked(tmp_path, proxy, limit=None, evaluations=40, weights=4)
+        order = np.argsort(-sign * draws.mean(axis=0), kind="stable")
+        rows = [benchmark.identifiers.index(one.identifier) for one in found.choices]
+        assert rows == order[:5].tolist()
+        assert found.choices[0].spec == found.spec
+        for row, one in zip(rows, found.choices, strict=True):
+            assert one.spec == benchmark.specs[row]
+            assert one.score == pytest.approx(draws[:, row].mean())
+            assert one.standard_error == pytest.approx(draws[:, row].std(ddof=1) / 2)
+            # 1,000 samples: three standard errors
+            assert one.chance == pytest.approx(every_resample(sign * draws, row), abs=0.05)
+            assert one.rank == 1 + sum(benchmark.quality > benchmark.quality[row])
+        assert 0 < found.choices[0].chance < 1
+        again = picked(tmp_path, proxy, limit=None, evaluations=40, weights=4)
+        assert found.choices == again.choices
+        assert Selection.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+@given(
+    draws=st.lists(
+        st.lists(st.sampled_from([-1.0, 0.0, 2.0, 1e150]), min_size=30, max_size=30),
+        min_size=2,
+        max_size=3,
+    )
+)
+def test_chances_are_shared_by_equal_scores_and_add_up(draws):
+    """One of 30 is the best; the chances of all add up to 1."""
+    chances = [chance for _, chance in certainty(np.array(draws), range(30))]
+    assert sum(chances) == pytest.approx(1)
+    for place, other in product(range(30), repeat=2):
+        if [row[place] for row in draws] == [row[other] for row in draws]:
+            assert chances[place] == pytest.approx(chances[other])
+
+
+def test_with_one_draw_there_is_no_interval(tmp_path):
+    found = picked(tmp_path)
+    assert [(one.standard_error, one.chance) for one in found.choices] == [(None, None)] * 5
+    assert "--weights 2 or more" in found.summary()
+
+
+def test_a_result_of_an_earlier_version_is_read(tmp_path):
+    values = picked(tmp_path).to_dict()
+    earlier = {k: v for k, v in values.items() if k not in ("choices", "max_macs", "max_latency")}
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    found = lmscout.load_result(tmp_path / "earlier.json")
+    assert (found.limit, found.max_macs, found.choices) == (3000, None, ())
+    assert "within 3,000 parameters" in found.summary()
+    found.save_report(tmp_path / "report.html")
+
+
+def test_a_limit_of_multiply_adds_or_of_latency_leaves_out_what_exceeds_it(tmp_path):
+    benchmark = tiny_benchmark(40)
+    costs = sorted(spec.multiply_adds() for spec in benchmark.specs)
+    found = picked(tmp_path, "parameters", limits=limits_of(max_macs=costs[9]), evaluations=40)
+    assert found.n_within == sum(cost <= costs[9] for cost in costs)
+    assert (found.limit, found.max_macs) == (None, costs[9])
+    latency = limits_of(max_latency=1000)
+    found = picked(tmp_path, "parameters", limits=latency, evaluations=40)
+    assert found.n_within == 40
+    assert all(one.latency == latency[0].cost(one.spec) for one in found.choices)  # kept
+    with pytest.raises(
+        LmscoutError, match=r"tiny has 1e-06 ms or fewer: the smallest has 0\.\d+ ms"
+    ):
+        picked(tmp_path, "parameters", limits=limits_of(max_latency=1e-6))
 
 
 def test_a_proxy_that_is_a_baseline_chooses_as_it_does(tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from model_strategies import flexibert_specs
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from lmscout.benchmarks import load
 from lmscout.errors import LmscoutError
@@ -199,3 +200,18 @@ def test_a_bad_spec_names_the_field(make, said):
 def test_sequences_longer_than_the_positions_are_refused():
     with pytest.raises(LmscoutError, match=r"10 tokens are too long.* 9 positions"):
         tiny().build(seed=0).loss(torch.zeros(1, 10, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", [*MIXERS, "stacked"])
+def test_multiply_adds_are_those_that_pytorch_counts(name):
+    """PyTorch counts no fast transform: 2 log2 of the length and of a head, for each number."""
+    first = block("SDP", stack=3) if name == "stacked" else block(name, heads=4, feed_forward=24)
+    blocks = (first, block("WMA", feed_forward=40))
+    spec = FlexibertSpec(width=32, blocks=blocks, embedding_width=8, vocabulary=50, max_length=12)
+    model = spec.build(0)
+    with torch.no_grad():
+        hidden = model.embed(torch.zeros(1, spec.max_length, dtype=torch.int64))
+        with FlopCounterMode(display=False) as counter:
+            model.encode(hidden)
+    fourier = 32 * 2 * (4 + 3) if name == "DFT" else 0  # 12 positions of 16, 8 features
+    assert spec.multiply_adds() == counter.get_total_flops() / 2 / spec.max_length + fourier

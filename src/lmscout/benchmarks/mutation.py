@@ -1,4 +1,4 @@
-"""Mutations of an architecture that stay in its space and within a limit of parameters."""
+"""Mutations of an architecture that stay in its space and within limits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import TypeVar
 
 import numpy as np
 
+from lmscout.benchmarks.limits import (
+    PARAMS,
+    Cost,
+    Limit,
+    keeps_all,
+    multiply_adds,
+    nothing_within,
+    parameters,
+)
 from lmscout.benchmarks.space import (
     ATTEMPTS,
     GATED,
@@ -19,7 +28,6 @@ from lmscout.benchmarks.space import (
     head_sizes,
     mlp_width,
 )
-from lmscout.errors import LmscoutError
 from lmscout.models import ArchitectureSpec, Gpt2Spec, LlamaSpec
 
 Random = np.random.Generator
@@ -30,7 +38,7 @@ U = TypeVar("U")
 
 KINDS = 2  # head sizes, and expansions, that an architecture draws
 _DRAWS = 20  # from a cell, before its smallest architecture is taken
-_WALKS, _STEPS = 20, 8  # mutations in a row, until the limit is kept
+_WALKS, _STEPS = 20, 8  # mutations in a row, until the limits are kept
 
 
 @dataclass(frozen=True)
@@ -227,49 +235,50 @@ def _one_of(values: Sequence[U], rng: Random) -> U:
 
 @dataclass(frozen=True)
 class LimitedSpace:
-    """The architectures of a space within a limit of parameters.
+    """The architectures of a space within limits.
 
     Attributes:
         space: the space.
-        limit: most parameters of a model, embeddings included.
-        smallest: for each family, depth and width that has an architecture within the limit,
-            the one of the fewest parameters; one that was drawn, if there are budgets to meet.
+        limits: that every architecture keeps, the cheapest to check first.
+        smallest: for each family, depth and width that has an architecture within the limits,
+            the one of the fewest parameters, or of the fewest multiply-adds if only that is within
+            them; one that was drawn, if there are budgets to meet.
     """
 
     space: Space
-    limit: int
+    limits: tuple[Limit, ...]
     smallest: Mapping[Cell, ArchitectureSpec]
 
     def draw(self, rng: Random) -> ArchitectureSpec:
-        """An architecture within the limit: families, depths and widths come equally often."""
+        """An architecture within the limits: families, depths and widths come equally often."""
         cells = list(self.smallest)
         cell = cells[int(rng.integers(len(cells)))]
         drawn = (draw(self.space, *cell, rng) for _ in range(_DRAWS))
-        within = (one for one in drawn if one and one.parameters() <= self.limit)
-        return next(within, self.smallest[cell])
+        kept = (one for one in drawn if one and keeps_all(self.limits, one))
+        return next(kept, self.smallest[cell])
 
     def mutate(self, spec: ArchitectureSpec, rng: Random) -> ArchitectureSpec:
-        """A neighbour within the limit, or a draw if there seems to be none.
+        """A neighbour within the limits, or a draw if there seems to be none.
 
         With budgets to meet, it is a draw: hardly a neighbour meets them.
-        An architecture that has grown beyond the limit is mutated further until it keeps it, so
+        An architecture that has grown beyond a limit is mutated further until it keeps all, so
         that size can move from one place to another.
         """
         for _ in range(0 if self.space.budgeted else _WALKS):
             changed = spec
             for _ in range(_STEPS):
                 changed = mutate(self.space, changed, rng)
-                if changed != spec and changed.parameters() <= self.limit:
+                if changed != spec and keeps_all(self.limits, changed):
                     return changed
         return self.draw(rng)
 
 
-def limited(space: Space, limit: int) -> LimitedSpace:
-    """The part of a space within a limit of parameters.
+def limited(space: Space, limits: tuple[Limit, ...]) -> LimitedSpace:
+    """The part of a space within limits.
 
     Args:
         space: the space.
-        limit: most parameters of a model.
+        limits: none, or several, the cheapest to check first.
 
     Raises:
         LmscoutError: the space holds nothing so small; names the smallest that it holds.
@@ -278,21 +287,25 @@ def limited(space: Space, limit: int) -> LimitedSpace:
     if space.budgeted:
         rng = np.random.default_rng(0)
         drawn = {cell: draw(space, *cell, rng) for cell in cells}
-        smallest = {cell: one for cell, one in drawn.items() if one is not None}
+        smallest = {cell: [one] for cell, one in drawn.items() if one is not None}
     else:
-        smallest = {cell: smallest_of(space, *cell) for cell in cells}
-    within = {cell: one for cell, one in smallest.items() if one.parameters() <= limit}
-    if not within:
-        least = min((one.parameters() for one in smallest.values()), default=0)
-        raise LmscoutError(
-            f"no architecture of the space {space.name} has {limit:,} parameters or fewer: the "
-            f"smallest has {least:,}"
-        )
-    return LimitedSpace(space, limit, within)
+        costs = [parameters, *[multiply_adds] * any(one.name != PARAMS for one in limits)]
+        smallest = {cell: [smallest_of(space, *cell, cost) for cost in costs] for cell in cells}
+    kept = {
+        cell: next((one for one in ones if keeps_all(limits, one)), None)
+        for cell, ones in smallest.items()
+    }
+    found = {cell: one for cell, one in kept.items() if one is not None}
+    if not found:
+        every = [one for ones in smallest.values() for one in ones]
+        raise nothing_within(f"the space {space.name}", limits, every)
+    return LimitedSpace(space, limits, found)
 
 
-def smallest_of(space: Space, family: str, depth: int, width: int) -> ArchitectureSpec:
-    """The architecture of the fewest parameters of a family, a depth and a width.
+def smallest_of(
+    space: Space, family: str, depth: int, width: int, cost: Cost = parameters
+) -> ArchitectureSpec:
+    """The architecture of the least cost of a family, a depth and a width.
 
     If attention or MLP may be missing, every block but the first has the cheaper of the two; the
     first has the other one, or both if it is the only block.
@@ -314,4 +327,4 @@ def smallest_of(space: Space, family: str, depth: int, width: int) -> Architectu
         for size in head_sizes(space, width)
         for group in space.groups
     )
-    return min((form.spec(space) for form in forms), key=lambda spec: spec.parameters())
+    return min((form.spec(space) for form in forms), key=cost)

@@ -65,7 +65,8 @@ class Space:
         max_length: number of positions.
         params: budget of parameters in the blocks and the final norm, which every architecture
             meets; None for none.
-        macs: budget of multiply-adds in the blocks (`DecoderSpec.multiply_adds`); None for none.
+        macs: budget of multiply-adds in the blocks (`ArchitectureSpec.multiply_adds`); None for
+            none.
         tolerance: largest relative distance from a budget.
     """
 

@@ -1,8 +1,9 @@
-"""`lmscout design`: an untrained architecture within a parameter limit."""
+"""`lmscout design`: an untrained architecture within limits."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,10 +28,11 @@ from lmscout.files import as_json, check_file, check_folder, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Design, Selection
+    from lmscout.discovery.choices import Choice
     from lmscout.discovery.selection import Pick
     from lmscout.models import ArchitectureSpec
 
-_SEARCH = "Search"
+_SEARCH, _LIMITS = "Search", "Limits"
 SUFFIX = ".json"
 REMEDY = "name another"
 
@@ -56,11 +58,32 @@ def design(
         ),
     ],
     max_params: Annotated[
-        str,
+        str | None,
         option(
-            _SEARCH, "Parameter limit, embeddings included: 3M, 120k, 1500000.", metavar="COUNT"
+            _LIMITS,
+            "Parameters at most, embeddings included: 3M, 120k, 1500000. A space needs one of "
+            "these limits, unless it has budgets; several may be combined.",
+            metavar="COUNT",
         ),
-    ],
+    ] = None,
+    max_macs: Annotated[
+        str | None,
+        option(
+            _LIMITS,
+            "Multiply-adds of a token in the blocks at most, on average in a sequence of the full "
+            "length.",
+            metavar="COUNT",
+        ),
+    ] = None,
+    max_latency: Annotated[
+        float | None,
+        option(
+            _LIMITS,
+            "Milliseconds at most of a forward pass of one sequence of the full length, measured "
+            "on --device, so that results may differ between runs.",
+            metavar="MS",
+        ),
+    ] = None,
     evaluations: Annotated[
         int, option(_SEARCH, "Architectures to evaluate.", whole=(1, 10**7))
     ] = 200,
@@ -69,7 +92,8 @@ def design(
         int,
         option(
             _SEARCH,
-            "Draws of initial weights and data over which a score is averaged.",
+            "Draws of initial weights and data over which a score is averaged; two or more give "
+            "standard errors, and the chance to be in the best 5 % by score.",
             whole=(1, 10_000),
         ),
     ] = 1,
@@ -91,14 +115,17 @@ def design(
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Find the architecture that a proxy scores best, without training.
+    """Find the architectures that a proxy scores best, without training.
 
-    In a space, regularized evolution draws and mutates architectures within the limit, and
+    In a space, regularized evolution draws and mutates architectures within the limits, and
     evaluates each in one pass; the same command continues a search that was stopped.  On a
     benchmark, the proxy selects among architectures of known quality, and the report has the
     regret of its selection beside configuration baselines and random selection.
     """
-    limit = parameter_count(max_params, "--max-params")
+    params, macs = (
+        None if given is None else parameter_count(given, name)
+        for given, name in ((max_params, "--max-params"), (max_macs, "--max-macs"))
+    )
     console.check_json_target(json)
     as_folder = out is not None and out.suffix != SUFFIX
     if out is not None:
@@ -111,7 +138,9 @@ def design(
     result = api.design(
         space,
         proxy=proxy,
-        max_params=limit,
+        max_params=params,
+        max_macs=macs,
+        max_latency=max_latency,
         evaluations=evaluations,
         seed=seed,
         weights=weights,
@@ -173,23 +202,29 @@ def _write_folder(result: Design | Selection, out: Path) -> str:
 def show(result: Design) -> None:
     """Print the architecture that was found."""
     console.say(
-        f"[bold]{result.space}[/bold] within {result.limit:,} parameters: "
+        f"[bold]{result.space}[/bold]{result.within}: "
         f"{result.n_scored} architectures evaluated{_weights(result)}{_undefined(result)}"
     )
     drawn = "" if result.drawn_score is None else f"; best of those drawn {result.drawn_score:.6g}"
     console.say(f"{result.proxy}: score {result.score:.6g}{drawn}")
+    _show_choices(result.choices, result.n_scored)
     _show_architecture(result.spec)
     where = f"{result.space if result.space in SHIPPED else 'BENCHMARK'} --on-benchmark"
     proxy = shlex.quote(str(result.proxy))
     weights = f" --weights {result.weights}" if result.weights > 1 else ""
     print("Nothing was trained. To evaluate this proxy's selection where quality is known:")
-    print(f"  lmscout design {where} --proxy {proxy} --max-params {result.limit}{weights}")
+    limits = "".join(
+        f" --{name.replace('_', '-')} {value}"
+        for name, value in result.limits_json.items()
+        if value is not None
+    )
+    print(f"  lmscout design {where} --proxy {proxy}{limits}{weights}")
 
 
 def show_selection(result: Selection) -> None:
     """Print the architecture that was selected on a benchmark, and its regret."""
     console.print_benchmark(
-        f"{result.benchmark} within {result.limit:,} parameters",
+        f"{result.benchmark}{result.within}",
         result.n_within,
         result.metric,
         f", {result.n_drawn} drawn{_weights(result)}{_undefined(result)}",
@@ -217,8 +252,41 @@ def show_selection(result: Selection) -> None:
         f"{result.hardest.name}."
     )
     tied = f", the first drawn of {result.pick.n_tied} tied ones" if result.pick.n_tied > 1 else ""
+    _show_choices(result.choices, result.n_drawn, result.n_within)
     console.say(f"architecture {result.identifier}{tied}:")
     _show_architecture(result.spec)
+
+
+def _show_choices(choices: Sequence[Choice], scored: int, within: int | None = None) -> None:
+    """Print the architectures of the best scores, if the result has them."""
+    if not choices:
+        return
+    several = choices[0].standard_error is not None
+    timed = choices[0].latency is not None
+    note = f"best 5 %: chance to be there, of {scored} by score, with other draws of weights"
+    table = console.table(
+        "best\nby score",
+        *([] if within is None else [f"true rank\nof {within}"]),
+        *("score", *(["std.\nerror", "best\n5 %"] if several else [])),
+        *("blocks", "width", "params", "MACs", *(["ms"] if timed else [])),
+        caption=note if several else "with --weights 2 or more: how sure the order is",
+    )
+    for number, one in enumerate(choices, 1):
+        cells = [one.identifier or str(number)]
+        cells += [] if one.rank is None else [f"{one.rank:.1f}".removesuffix(".0")]
+        cells += [f"{one.score:.6g}"]
+        if one.standard_error is not None and one.chance is not None:
+            cells += [f"{one.standard_error:.2g}", f"{one.chance:.0%}"]
+        spec = one.spec
+        cells += [str(spec.depth), str(spec.width)]
+        cells += [_rounded(spec.parameters()), _rounded(spec.multiply_adds())]
+        cells += [] if one.latency is None else [f"{one.latency:.3g}"]
+        table.add_row(*cells)
+    console.print_table(table)
+
+
+def _rounded(count: int) -> str:
+    return f"{count / 1e6:,.3g}M" if count >= 1e6 else f"{count / 1e3:,.3g}k"
 
 
 def _weights(result: Design | Selection) -> str:
@@ -242,7 +310,8 @@ def _pick_cells(one: Pick) -> list[str]:
 
 def _show_architecture(spec: ArchitectureSpec) -> None:
     depth = f"{spec.depth} block{'s' if spec.depth > 1 else ''}"
-    console.say(f"{spec.kind}, {depth}, width {spec.width}, {spec.parameters():,} parameters")
+    size = f"{spec.parameters():,} parameters, {spec.multiply_adds():,} multiply-adds a token"
+    console.say(f"{spec.kind}, {depth}, width {spec.width}, {size}")
     blocks = _block_rows(spec)
     table = console.table("blocks", *blocks[0])
     start = 0

@@ -168,7 +168,7 @@ _THOUSANDS: Mapping[str, int] = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3}
 
 
 def parameter_count(text: str, option: str) -> int:
-    """Parse a number of parameters, such as 3M, 120k, 1.5G or 2,500,000.
+    """Parse a number of parameters or multiply-adds, such as 3M, 120k, 1.5G or 2,500,000.
 
     Args:
         text: a positive number; k, M, and G or B are powers of 1,000.
@@ -186,6 +186,5 @@ def parameter_count(text: str, option: str) -> int:
         if 0 < count <= MOST_PARAMETERS:
             return count
     raise LmscoutError(
-        f"{option} {text[:_LONGEST_COUNT]}: give a number of parameters, such as 3M, 120k or "
-        "1500000"
+        f"{option} {text[:_LONGEST_COUNT]}: give a number, such as 3M, 120k or 1500000"
     )

@@ -1,4 +1,4 @@
-"""Design: regularized evolution of an architecture for a proxy's score within a parameter limit."""
+"""Design: regularized evolution of an architecture for a proxy's score within limits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from lmscout.benchmarks.limits import LATENCY, MACS, PARAMS, Limit, limits_of
 from lmscout.benchmarks.mutation import LimitedSpace, limited
 from lmscout.benchmarks.space import Space
 from lmscout.discovery.assessment import SavedSpec, SignedProxy
+from lmscout.discovery.choices import CHOICES, Choice, architecture_json, certainty, mean_of
 from lmscout.discovery.scorer import Scorer, ScorerOptions
 from lmscout.errors import LmscoutError
 from lmscout.models import ArchitectureSpec, LanguageModel
@@ -89,20 +91,46 @@ class RegularizedEvolution:
         return max((self._population[place] for place in places), key=lambda one: one[0])[1]
 
 
-def architecture_json(spec: ArchitectureSpec) -> dict[str, object]:
-    """The size of an architecture, and its spec."""
-    size = {"params": spec.parameters(), "depth": spec.depth, "width": spec.width}
-    return {**size, "spec": spec.to_dict()}
+def limits_saved(limits: Sequence[Limit]) -> dict[str, Any]:
+    """The fields of a result that hold its limits."""
+    values = {one.name: one.value for one in limits}
+    return {"limit": values.get(PARAMS), MACS: values.get(MACS), LATENCY: values.get(LATENCY)}
+
+
+def latency_among(limits: Sequence[Limit], spec: ArchitectureSpec) -> float | None:
+    """The milliseconds of an architecture, as a limit has measured them; None without one."""
+    return next((one.cost(spec) for one in limits if one.name == LATENCY), None)
 
 
 class Untrained:
-    """Methods of results that hold an architecture.
+    """Methods of results that hold an architecture within limits.
 
     Attributes:
         spec: the architecture.
+        limit: parameters, at most.
+        max_macs: multiply-adds of a token in the blocks, at most.
+        max_latency: milliseconds, at most.
     """
 
     spec: ArchitectureSpec
+    limit: int | None
+    max_macs: int | None
+    max_latency: float | None
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits that were given."""
+        return limits_of(self.limit, self.max_macs, self.max_latency)
+
+    @property
+    def within(self) -> str:
+        """The limits in words, such as " within 3,000,000 parameters"; empty if there is none."""
+        return f" within {' and '.join(map(str, self.limits))}" if self.limits else ""
+
+    @property
+    def limits_json(self) -> dict[str, float | None]:
+        """The limits by the names of their arguments."""
+        return {PARAMS: self.limit, MACS: self.max_macs, LATENCY: self.max_latency}
 
     def to_model(self, seed: int = 0) -> PreTrainedModel | LanguageModel:
         """The architecture as an untrained PyTorch model in eval mode.
@@ -143,7 +171,7 @@ class Design(Untrained, Result):
     Attributes:
         space: the space's name.
         proxy: the objective.
-        limit: parameters, at most.
+        limit: parameters, at most; None for no such limit.
         seed: of the search.
         weights: draws of initial weights over which scores are averaged.
         spec: the architecture.
@@ -154,11 +182,15 @@ class Design(Untrained, Result):
         seconds: by stage.
         trace: parameters and score of every architecture, in the order of scoring; NaN without a
             score; empty in a result of an earlier version.
+        max_macs: multiply-adds of a token in the blocks, at most; None for no such limit.
+        max_latency: milliseconds, at most; None for no such limit.
+        choices: the five of the best scores, `spec` first; fewer if there are fewer, none in a
+            result of an earlier version.
     """
 
     space: str
     proxy: SignedProxy
-    limit: int
+    limit: int | None
     seed: int
     weights: int
     spec: SavedSpec
@@ -168,13 +200,19 @@ class Design(Untrained, Result):
     drawn_score: float | None
     seconds: dict[str, float]
     trace: tuple[tuple[int, float], ...] = ()
+    max_macs: int | None = None
+    max_latency: float | None = None
+    choices: tuple[Choice, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row: the architecture found."""
-        values = self.to_json()
-        first, last = ("proxy", "score"), ("depth", "width", "params")
-        between = [name for name in values if name not in (*first, *last, "seconds")]
-        return [{name: values[name] for name in (*first, *between, *last)}]
+        """One row for each of the architectures of the best scores."""
+        run = self.to_json()
+        first = ("proxy", "score", "standard_error", "chance")
+        last = ("depth", "width", "params", "macs", "latency")
+        names = [name for name in run if name not in (*first, *last, "choices", "seconds")]
+        choices = self.choices or (Choice(self.spec, self.score),)
+        rows = [run | one.to_json() for one in choices]
+        return [{name: row[name] for name in (*first, *names, *last)} for row in rows]
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
@@ -183,9 +221,10 @@ class Design(Untrained, Result):
             "space": self.space,
             "proxy": self.proxy.name,
             "sign": self.proxy.sign,
-            "max_params": self.limit,
+            **self.limits_json,
             **{name: getattr(self, name) for name in figures},
             **architecture_json(self.spec),
+            "choices": [one.to_json() for one in self.choices],
             "seconds": self.seconds,
         }
 
@@ -195,7 +234,7 @@ def design(
     space: Space,
     proxy: SignedProxy,
     *,
-    limit: int,
+    limits: tuple[Limit, ...],
     evaluations: int,
     seed: int,
     weights: int = 1,
@@ -206,16 +245,18 @@ def design(
 
     The search is deterministic and every score is cached, so the same call continues a search that
     was stopped.  The models' weights do not depend on the seed.  Of several architectures with the
-    best score, the one with the fewest parameters is found.
+    best score, the one with the fewest parameters is found.  A measured latency differs from run to
+    run, so with a limit of it the same call may find another.
 
     Raises:
-        LmscoutError: the space has nothing within the limit, the cache cannot be written, or
+        LmscoutError: the space has nothing within the limits, the cache cannot be written, or
             the proxy gives no architecture a score.
     """
     # With few evaluations a quarter of them is still enough to choose parents from.
     population = min(POPULATION, max(SAMPLE, evaluations // 4))
-    engine = RegularizedEvolution(limited(space, limit), seed, population=population)
+    engine = RegularizedEvolution(limited(space, limits), seed, population=population)
     found: dict[ArchitectureSpec, float] = {}
+    draws = []
     stages = Stages(progress)
     with stages("scores") as update:
         while len(found) < evaluations:
@@ -224,7 +265,8 @@ def design(
                 break
             scorer = Scorer(proposed, f"design-{space.name}", **options)
             part = part_of(update, len(found) * weights, evaluations * weights)
-            signed = (proxy.sign * scorer.mean_scores(proxy.name, weights, part)).tolist()
+            draws.append(proxy.sign * scorer.drawn_scores(proxy.name, weights, part))
+            signed = mean_of(draws[-1]).tolist()
             engine.tell(proposed, signed)
             found.update(zip(proposed, signed, strict=True))
     defined = {spec: score for spec, score in found.items() if np.isfinite(score)}
@@ -233,19 +275,25 @@ def design(
             f"{proxy.name} gives none of {len(found)} architectures of the space {space.name} a "
             "score; try another proxy"
         )
-    spec = max(defined, key=lambda one: (defined[one], -one.parameters()))
+    best = sorted(defined, key=lambda one: (-defined[one], one.parameters()))[:CHOICES]
+    place_of = {spec: place for place, spec in enumerate(found)}
+    sure = certainty(np.concatenate(draws, axis=1), [place_of[one] for one in best])
     drawn = [defined[one] for one in list(found)[: engine.drawn] if one in defined]
     return Design(
         space=space.name,
         proxy=proxy,
-        limit=limit,
         seed=seed,
         weights=weights,
-        spec=spec,
-        score=proxy.sign * defined[spec],
+        spec=best[0],
+        score=proxy.sign * defined[best[0]],
         n_scored=len(found),
         n_undefined=len(found) - len(defined),
         drawn_score=proxy.sign * max(drawn) if drawn else None,
         seconds=stages.seconds,
         trace=tuple((one.parameters(), proxy.sign * score) for one, score in found.items()),
+        choices=tuple(
+            Choice(one, proxy.sign * defined[one], *figures, latency_among(limits, one))
+            for one, figures in zip(best, sure, strict=True)
+        ),
+        **limits_saved(limits),
     )

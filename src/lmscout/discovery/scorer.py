@@ -82,13 +82,12 @@ class Scorer:
         scores = self.scores(map(format_expression, trees), progress)
         return {tree: scores[format_expression(tree)] for tree in trees}
 
-    def mean_scores(
+    def drawn_scores(
         self, proxy: str, n_weights: int, progress: StageProgress | None = None
     ) -> Scores:
-        """Scores averaged over draws of initial weights and data; the first has the own seeds.
+        """Scores [draws, architectures] over draws of initial weights and data.
 
-        They are [architectures], not finite if one of the draws is not.  LmscoutError if there is
-        no draw.
+        The first draw has the own seeds.  LmscoutError if there is none.
         """
         if n_weights < 1:
             raise LmscoutError(
@@ -102,9 +101,7 @@ class Scorer:
             )
             update = part_of(progress, draw * n, n_weights * n)
             draws.append(drawn.scores([proxy], update)[proxy])
-        with np.errstate(invalid="ignore"):  # of infinities of both signs
-            mean: Scores = np.mean(draws, axis=0)
-        return mean
+        return np.array(draws)
 
 
 def cache_name(benchmark: str) -> str:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
 
 from lmscout.benchmarks import Benchmark
+from lmscout.benchmarks.limits import Limit, keeps_all, nothing_within
 from lmscout.discovery.assessment import Points, SavedSpec, SignedProxy, baseline_scores
-from lmscout.discovery.design import Untrained, architecture_json
+from lmscout.discovery.choices import (
+    CHOICES,
+    TIED,
+    Choice,
+    architecture_json,
+    certainty,
+    mean_of,
+)
+from lmscout.discovery.design import Untrained, latency_among, limits_saved
 from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
 from lmscout.discovery.splits import Indices
 from lmscout.errors import LmscoutError
@@ -20,7 +30,6 @@ from lmscout.results import Result
 from lmscout.statistics.workers import worker_processes
 
 AT_RANDOM, BEST_DRAWN = "one at random", "the best drawn"
-_TIED = 1e-12  # relative, as in the rank correlations
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Pick:
 
     name: str
     rank: float  # true rank of its choice, 1 is the best; the mean over tied choices
-    top: float  # that rank as a share of the architectures within the limit
+    top: float  # that rank as a share of the architectures within the limits
     regret: float  # the best quality less that of its choice; the mean over tied choices
     n_tied: int  # number of tied choices
     trials: int  # the fewest random trials whose best is expected to be as good
@@ -47,10 +56,10 @@ class Selection(Untrained, Result):
         benchmark: the benchmark's name.
         metric: name of its quality.
         proxy: that selects.
-        limit: parameters, at most.
+        limit: parameters, at most; None for no such limit.
         seed: of the draw.
         weights: draws of initial weights over which scores are averaged.
-        n_within: architectures within the limit.
+        n_within: architectures within the limits.
         n_drawn: those of them that were drawn and scored.
         n_undefined: those of the drawn without a finite score.
         pick: the proxy's choice.
@@ -60,15 +69,19 @@ class Selection(Untrained, Result):
         identifier: of the architecture chosen; of tied ones, the first drawn.
         spec: the architecture.
         quality: its measured quality.
-        best_quality: the best within the limit.
+        best_quality: the best within the limits.
         seconds: by stage.
         points: the drawn ones; None in a result of an earlier version.
+        max_macs: multiply-adds of a token in the blocks, at most; None for no such limit.
+        max_latency: milliseconds, at most; None for no such limit.
+        choices: the five of the best scores, `spec` first; fewer if there are fewer, none in a
+            result of an earlier version.
     """
 
     benchmark: str
     metric: str
     proxy: SignedProxy
-    limit: int
+    limit: int | None
     seed: int
     weights: int
     n_within: int
@@ -84,6 +97,9 @@ class Selection(Untrained, Result):
     best_quality: float
     seconds: dict[str, float]
     points: Points | None = None
+    max_macs: int | None = None
+    max_latency: float | None = None
+    choices: tuple[Choice, ...] = ()
 
     @property
     def hardest(self) -> Pick:
@@ -109,7 +125,7 @@ class Selection(Untrained, Result):
             "proxy": self.proxy.name,
             "sign": self.proxy.sign,
             "seen": self.seen,
-            "max_params": self.limit,
+            **self.limits_json,
             **{name: getattr(self, name) for name in figures},
             "pick": self.pick.to_json(),
             "baselines": [one.to_json() for one in self.baselines],
@@ -119,6 +135,7 @@ class Selection(Untrained, Result):
             "quality": self.quality,
             "best_quality": self.best_quality,
             **architecture_json(self.spec),
+            "choices": [one.to_json() for one in self.choices],
             "seconds": self.seconds,
         }
 
@@ -128,7 +145,7 @@ def pick(
     benchmark: Benchmark,
     proxy: SignedProxy,
     *,
-    limit: int,
+    limits: tuple[Limit, ...],
     evaluations: int,
     seed: int,
     weights: int = 1,
@@ -137,23 +154,23 @@ def pick(
 ) -> Selection:
     """Select among architectures of known quality by a proxy; see `lmscout.design`.
 
-    So many architectures within the limit are drawn and scored, or all if there are fewer.  The
+    So many architectures within the limits are drawn and scored, or all if there are fewer.  The
     models' weights do not depend on the seed.
 
     Raises:
-        LmscoutError: no architecture is within the limit, the cache cannot be written, or the
+        LmscoutError: no architecture is within the limits, the cache cannot be written, or the
             proxy gives none of those drawn a score.
     """
-    within = rows_within(benchmark, limit)
+    within = rows_within(benchmark, limits)
     drawn = np.random.default_rng(seed).permutation(within)[:evaluations]
     in_order = np.sort(drawn)  # one cache file for all seeds that draw everything
     stages = Stages(progress)
     with stages("scores") as update:
         name = f"{cache_name(benchmark.name)}-design"
         scorer = Scorer(benchmark.specs, name, **options).subset(in_order)
-        values = scorer.mean_scores(proxy.name, weights, update)
+        draws = proxy.sign * scorer.drawn_scores(proxy.name, weights, update)
     scores = np.full(len(benchmark), np.nan)
-    scores[in_order] = proxy.sign * values
+    scores[in_order] = mean_of(draws)
     tied = chosen(scores, drawn)
     if not len(tied):
         raise LmscoutError(
@@ -161,11 +178,13 @@ def pick(
             "try another proxy"
         )
     row, quality = int(tied[0]), benchmark.quality
+    ranks = dict(zip(within.tolist(), true_ranks(quality[within]).tolist(), strict=True))
+    best = ordered(scores, drawn)[:CHOICES].tolist()
+    sure = certainty(draws, np.searchsorted(in_order, best).tolist())
     return Selection(
         benchmark=benchmark.name,
         metric=benchmark.metric,
         proxy=proxy,
-        limit=limit,
         seed=seed,
         weights=weights,
         n_within=len(within),
@@ -184,19 +203,27 @@ def pick(
         best_quality=float(quality[within].max()),
         seconds=stages.seconds,
         points=Points.of(benchmark.subset(in_order), scores[in_order]),
+        choices=tuple(
+            Choice(
+                benchmark.specs[one],
+                proxy.sign * float(scores[one]),
+                *figures,
+                latency_among(limits, benchmark.specs[one]),
+                benchmark.identifiers[one],
+                ranks[one],
+            )
+            for one, figures in zip(best, sure, strict=True)
+        ),
+        **limits_saved(limits),
     )
 
 
-def rows_within(benchmark: Benchmark, limit: int) -> Indices:
-    """The rows of the architectures within a limit of parameters; LmscoutError if none is."""
-    parameters = np.array([spec.parameters() for spec in benchmark.specs])
-    within = np.flatnonzero(parameters <= limit)
-    if not len(within):
-        raise LmscoutError(
-            f"no architecture of {benchmark.name} has {limit:,} parameters or fewer: the "
-            f"smallest has {parameters.min():,}"
-        )
-    return within
+def rows_within(benchmark: Benchmark, limits: Sequence[Limit]) -> Indices:
+    """The rows of the architectures within limits; LmscoutError if none is."""
+    rows = np.flatnonzero([keeps_all(limits, spec) for spec in benchmark.specs])
+    if not len(rows):
+        raise nothing_within(benchmark.name, limits, benchmark.specs)
+    return rows
 
 
 def chosen(scores: Scores, drawn: Indices) -> Indices:
@@ -205,8 +232,15 @@ def chosen(scores: Scores, drawn: Indices) -> Indices:
     if not len(defined):
         return defined
     best = scores[defined].max()
-    tied: Indices = defined[scores[defined] >= best - _TIED * abs(best)]
+    tied: Indices = defined[scores[defined] >= best - TIED * abs(best)]
     return tied
+
+
+def ordered(scores: Scores, drawn: Indices) -> Indices:
+    """The drawn rows by their score [n], those of `chosen` first; of equal ones the first drawn."""
+    tied = chosen(scores, drawn)
+    others = drawn[np.isfinite(scores[drawn]) & ~np.isin(drawn, tied)]
+    return np.concatenate([tied, others[np.argsort(-scores[others], kind="stable")]])
 
 
 def assess_pick(name: str, quality: Scores, within: Indices, tied: Indices) -> Pick:

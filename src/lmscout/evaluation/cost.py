@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,16 +92,23 @@ def measure_speed(
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocabulary_size(model), (batch, length), generator=generator)
     tokens = tokens.to(model.device)
-    seconds = []
     _reset_peak(tokens.device)
-    for _ in range(1 + repeats):
-        await_device(tokens.device)
-        start = time.perf_counter()
-        model(input_ids=tokens, use_cache=False)
-        await_device(tokens.device)
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[1:])
+    median = median_seconds(
+        lambda: model(input_ids=tokens, use_cache=False), tokens.device, repeats
+    )
     return Speed(median, batch * length / median, batch, length, repeats, _peak(tokens.device))
+
+
+def median_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median duration of a call on a device; one call before the timed ones is left out."""
+    seconds = []
+    for _ in range(1 + repeats):
+        await_device(device)
+        start = time.perf_counter()
+        run()
+        await_device(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
 def await_device(device: torch.device) -> None:

@@ -113,6 +113,14 @@ class FlexibertSpec(ArchitectureSpec):
         """Parameters of the blocks; the last LayerNorm belongs to the last block."""
         return sum(_parameters(block, self.width) for block in self.blocks)
 
+    def multiply_adds(self) -> int:
+        """Multiply-adds of a token in the blocks, in a sequence of `max_length`.
+
+        A weight of a linear layer or a convolution costs one.  The rest is `products` of the
+        mixer: attention to all positions, generated kernels, and transforms.
+        """
+        return sum(_multiply_adds(block, self.width, self.max_length) for block in self.blocks)
+
     def build(self, seed: int) -> FlexibertEncoder:
         """The encoder in eval mode: weights normal (0, 0.02), biases 0, norms the identity."""
         self.require_memory()
@@ -146,6 +154,10 @@ class Attention(nn.Module):
         values = split_heads(self.value(hidden), self.heads)
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
         return self.softmax(scores) @ values
+
+    def products(self, length: int) -> int:
+        """Multiply-adds of a token beside those of weights: with keys, and with values."""
+        return 2 * self.query.out_features * length
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Mix ``[B, T, width]``."""
@@ -189,6 +201,10 @@ class SpanConvolution(Attention):
         context = self.attend(query, hidden).transpose(1, 2)
         return torch.cat([context, self._convolve(query, hidden)], dim=2).flatten(2)
 
+    def products(self, length: int) -> int:
+        """As in `Attention`, and the kernel of each head with the neighbours."""
+        return super().products(length) + self.kernel * self.query.out_features
+
     def _convolve(self, query: Tensor, hidden: Tensor) -> Tensor:
         """Queries ``[B, T, inner]`` and the hidden state to ``[B, T, heads, size]``."""
         span = self.pointwise(self.depthwise(hidden.transpose(1, 2))) + self.span_bias
@@ -219,6 +235,16 @@ class Transform(nn.Module, ABC):
     def transform(self, features: Tensor) -> Tensor:
         """``[B, heads, T, size]`` to the same shape."""
 
+    def products(self, length: int) -> int:
+        """Multiply-adds of a token in the transform, over positions and over a head's features."""
+        width = self.mixing.out_features
+        return width * sum(map(self._of_a_number, (length, width // self.heads)))
+
+    @staticmethod
+    @abstractmethod
+    def _of_a_number(size: int) -> int:
+        """Multiply-adds of each number when so many are transformed."""
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Mix ``[B, T, width]``."""
         features = split_heads(self.mixing(hidden), self.heads)
@@ -232,6 +258,11 @@ class Fourier(Transform):
         """``[B, heads, T, size]`` to the same shape."""
         return torch.fft.fft2(features).real
 
+    @staticmethod
+    def _of_a_number(size: int) -> int:
+        """Of the fast transform of radix 2: a half complex product, which is four, in each step."""
+        return 2 * math.ceil(math.log2(size))
+
 
 class Cosine(Transform):
     """DCT: the two-dimensional cosine transform of type II, not normalised."""
@@ -240,6 +271,11 @@ class Cosine(Transform):
         """``[B, heads, T, size]`` to the same shape."""
         length, size = features.shape[-2:]
         return _cosines(length, features) @ features @ _cosines(size, features).T
+
+    @staticmethod
+    def _of_a_number(size: int) -> int:
+        """Of the product with the matrix."""
+        return size
 
 
 def _cosines(size: int, like: Tensor) -> Tensor:
@@ -317,6 +353,15 @@ class EncoderBlock(nn.Module):
 def _parameters(block: FlexibertBlock, width: int) -> int:
     with torch.device("meta"):
         return sum(one.numel() for one in EncoderBlock(block, width).parameters())
+
+
+@cache
+def _multiply_adds(block: FlexibertBlock, width: int, length: int) -> int:
+    with torch.device("meta"):
+        built = EncoderBlock(block, width)
+    layers = (one for one in built.modules() if isinstance(one, nn.Linear | nn.Conv1d))
+    mixer: Any = built.mixer
+    return sum(layer.weight.numel() for layer in layers) + mixer.products(length)
 
 
 class FlexibertEncoder(LanguageModel):

@@ -212,6 +212,14 @@ class ArchitectureSpec(ABC):
         """Number of parameters of the blocks and the final norm."""
 
     @abstractmethod
+    def multiply_adds(self) -> int:
+        """Multiply-adds of a token in the blocks, on average in a sequence of `max_length`.
+
+        Products of matrices are counted, also in attention; biases, norms, activations and
+        products of single elements are not.
+        """
+
+    @abstractmethod
     def build(self, seed: int) -> LanguageModel:
         """The untrained model in eval mode, its weights drawn from the seed.
 

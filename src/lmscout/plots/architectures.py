@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from lmscout.benchmarks.build import Built
 from lmscout.benchmarks.built import TrainedRow, read_rows, read_table
+from lmscout.discovery.choices import Choice
 from lmscout.discovery.design import Design
 from lmscout.discovery.selection import Selection
 from lmscout.errors import LmscoutError
@@ -17,13 +18,14 @@ from lmscout.reading import expanded
 
 
 def trace(found: Design) -> go.Figure:
-    """Score against size of every architecture that a search evaluated, and the found one.
+    """Score against size of every architecture that a search evaluated, and the best of them.
 
     Raises:
         LmscoutError: the result is of an earlier version, which kept no scores.
     """
     if not found.trace:
         raise LmscoutError("the result holds no scores of single architectures: run it again")
+    choices = found.choices or (Choice(found.spec, found.score),)
     params, scores = ([one[place] for one in found.trace] for place in (0, 1))
     made = figure("Architectures that were scored", "parameters", safe(f"score: {found.proxy}", 40))
     made.add_trace(
@@ -48,14 +50,22 @@ def trace(found: Design) -> go.Figure:
         dots(
             "found",
             "found",
-            [found.spec.parameters()],
-            [found.score],
-            marker={"size": 15, "symbol": "star"},
-            text=[f"found: {found.spec.parameters():,} parameters, score {found.score:.5g}"],
+            [one.spec.parameters() for one in choices],
+            [one.score for one in choices],
+            error_y={
+                "array": [one.standard_error for one in choices],
+                "visible": choices[0].standard_error is not None,
+            },
+            marker={"size": [15, *[9] * (len(choices) - 1)], "symbol": "star"},
+            text=[
+                f"{number} by score: {one.spec.parameters():,} parameters, score {one.score:.5g}"
+                for number, one in enumerate(choices, 1)
+            ],
             hoverinfo="text",
         )
     )
-    mark(made, found.limit, "limit ", "uniform")
+    if found.limit is not None:
+        mark(made, found.limit, "limit ", "uniform")
     return made
 
 

@@ -64,6 +64,10 @@ class SubnetworkSpec(ArchitectureSpec):
         """Of the blocks and the final norm."""
         return self.body
 
+    def multiply_adds(self) -> int:
+        """Raise: a plan does not tell the sizes of its units."""
+        raise LmscoutError("the multiply-adds of a subnetwork are not known: give another limit")
+
     def build(self, seed: int) -> LanguageModel:
         """Raise: a subnetwork is no untrained architecture."""
         raise LmscoutError("a subnetwork is part of its trained model, and cannot be built anew")

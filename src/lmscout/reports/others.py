@@ -32,8 +32,8 @@ def design_content(result: Design) -> Content:
     spec = result.spec
     text = (
         f"{result.proxy} scores a {spec.kind} of {spec.depth} blocks, width {spec.width} and "
-        f"{spec.parameters():,} parameters best (limit {result.limit:,}) of {result.n_scored:,} "
-        f"architectures of {result.space}: {result.score:,.6g}"
+        f"{spec.parameters():,} parameters best of {result.n_scored:,} architectures of "
+        f"{result.space}{result.within}: {result.score:,.6g}"
     )
     if result.drawn_score is not None:
         text += f", against {result.drawn_score:,.6g} before any mutation"
@@ -41,12 +41,14 @@ def design_content(result: Design) -> Content:
         Section(
             "The architecture",
             [Figure(plots.architecture(result), "What every block has."), spec_table(result)],
-        )
+        ),
+        *choices_section(result),
     ]
     if result.trace:
         caption = (
-            "Every architecture that was scored, later ones darker; the star is the one "
-            "found, the dotted line the limit. A proxy that only follows size ends there."
+            "Every architecture that was scored, later ones darker; the largest star is the one "
+            "found, the dotted line the limit of parameters, if there is one. A proxy that only "
+            "follows size ends there."
         )
         parts.append(Section("The search", [Figure(plots.trace(result), caption)]))
     parts.append(time_section(result.seconds))
@@ -63,7 +65,7 @@ def selection_content(result: Selection) -> Content:
     own, other = result.pick, result.hardest
     text = (
         f"{own.name} selects an architecture of true rank {own.rank:.4g} of {result.n_within:,} "
-        f"within {result.limit:,} parameters of {result.benchmark}, with regret {own.regret:.4g}; "
+        f"of {result.benchmark}{result.within}, with regret {own.regret:.4g}; "
         f"the best configuration baseline, {other.name}, selects rank {other.rank:.4g} with regret "
         f"{other.regret:.4g}."
     )
@@ -94,7 +96,7 @@ def selection_content(result: Selection) -> Content:
         Column("random trials", ",d"),
     ]
     note = (
-        "Regret: the best quality within the limit less that of the choice; means over tied "
+        "Regret: the best quality within the limits less that of the choice; means over tied "
         "choices. Random trials: trained at random until the best is expected to be as good."
     )
     parts = [
@@ -104,7 +106,8 @@ def selection_content(result: Selection) -> Content:
                 Figure(plots.regret(result), "Teal is the proxy; shorter is better."),
                 Table("Ways to select", columns, rows, note, [0]),
             ],
-        )
+        ),
+        *choices_section(result),
     ]
     if result.points is not None:
         caption = "The star is what the proxy selects: the rightmost point. Higher is better."
@@ -116,6 +119,34 @@ def selection_content(result: Selection) -> Content:
         )
     )
     return Content(text, parts, found)
+
+
+def choices_section(result: Design | Selection) -> list[Section]:
+    """The architectures of the best scores, if the result has them."""
+    columns = [
+        *(Column("architecture"), Column("true rank", ".1f"), Column("score", ".6g")),
+        *(Column("standard error", ".2g"), Column("in the best 5 %", ".0%")),
+        *(Column("blocks", "d"), Column("width", "d"), Column("parameters", ",d")),
+        *(Column("multiply-adds a token", ",d"), Column("ms a sequence", ".3g")),
+    ]
+    rows = [
+        [
+            *(one.identifier or str(number), one.rank, one.score, one.standard_error, one.chance),
+            *(one.spec.depth, one.spec.width, one.spec.parameters(), one.spec.multiply_adds()),
+            one.latency,
+        ]
+        for number, one in enumerate(result.choices, 1)
+    ]
+    shown = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
+    note = (
+        "In the best 5 %: the chance to be there by score, among all that were scored, with other "
+        "draws of initial weights; a bootstrap over the draws. It says nothing about quality."
+        if result.weights > 1
+        else "With two draws of weights or more, there are standard errors and chances."
+    )
+    kept = [[row[place] for place in shown] for row in rows]
+    table = Table("The best by score", [columns[place] for place in shown], kept, note, [0])
+    return [Section("The best by score", [table])] if rows else []
 
 
 def spec_table(result: Design | Selection) -> Table:
