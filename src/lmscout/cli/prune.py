@@ -192,8 +192,9 @@ def prune(
         str | None,
         option(
             _SEARCH,
-            "Optuna storage of the study: a URL or a SQLite file; by default a file in the run "
-            "folder. Runs of the same command measure together; others that share it take turns.",
+            "Optuna storage of the study: a URL, a SQLite file, or journal:FILE on a shared file "
+            "system; by default a file in the run folder. Runs of the same command measure "
+            "together; others that share it take turns.",
             metavar="URL|FILE",
         ),
     ] = None,

@@ -14,7 +14,7 @@ from lmscout.errors import LmscoutError
 from lmscout.pruning.features import TargetScale
 from lmscout.pruning.plan import Floats, Plan, Rows, as_rows
 from lmscout.pruning.results import Pruning
-from lmscout.pruning.storage import existing_storage_url, sqlite_file
+from lmscout.pruning.storage import existing_storage_url, storage_file
 from lmscout.pruning.study import Pair
 from lmscout.pruning.study_record import RecordedPairs, read_pairs
 
@@ -28,7 +28,7 @@ def pairs_of(source: Source) -> RecordedPairs:
     """The measured pairs of a run.
 
     Args:
-        source: a result, whose study is read if it is a SQLite file (no server that a result
+        source: a result, whose study is read if it is a file (no server that a result
             names is asked); a run folder or the URL of a storage, also of a running run; or an
             Optuna study.
 
@@ -40,7 +40,7 @@ def pairs_of(source: Source) -> RecordedPairs:
     if isinstance(source, optuna.Study):
         return _of_optuna(source)
     if isinstance(source, Pruning):
-        file = sqlite_file(existing_storage_url(source.study))
+        file = storage_file(existing_storage_url(source.study))
         if file is None or not file.is_file():
             raise LmscoutError(f"the pairs at {source.study} are in no file here: give their URL")
         source = source.study

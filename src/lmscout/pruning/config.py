@@ -48,8 +48,8 @@ class PruneConfig:
         report_tokens: use only the first tokens of the report text; None for all.
         dtype: of the saved weights, such as "bfloat16"; as the dense model is saved if None.
         calibration: use of the calibration text.
-        storage: of the study: URL of an Optuna storage, a SQLite file, or an existing folder for
-            ``ledger.db`` in it; the run folder if None.
+        storage: of the study: URL of a database, a SQLite file, ``journal:FILE``, or an existing
+            folder for ``ledger.db`` in it; the run folder if None.
         channel_multiple: MLP widths are multiples of it; None for what the device runs fast.
         devices: further devices that share the measuring, each with a copy of the model; one that
             does not fit on the first device is spread over all.

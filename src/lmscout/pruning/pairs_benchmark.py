@@ -28,7 +28,7 @@ from lmscout.pruning.prefix_tables import tabulate
 from lmscout.pruning.proxy_objective import WINDOWS
 from lmscout.pruning.recovery.elastic import SETTING, merge_trained
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
-from lmscout.pruning.storage import existing_storage_url, shown_url, sqlite_file
+from lmscout.pruning.storage import existing_storage_url, shown_url, storage_file
 from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_record import Recorded, read_recorded
 from lmscout.statistics import INPUT_NAMES, Batch, Statistics
@@ -204,7 +204,7 @@ def _adapter(run: str, url: str, recorded: Recorded, dtype: torch.dtype) -> Path
     """File of the adapter that pairs were measured with, None without; LmscoutError if missing."""
     if SETTING not in recorded.settings:
         return None
-    database = sqlite_file(url)
+    database = storage_file(url)
     file = recovery_file(Path(run) if database is None else database.parent, ELASTIC)
     if not file.is_file():
         raise LmscoutError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import random
 import re
@@ -10,25 +12,34 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import optuna
-from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.errors import LmscoutError, without_passwords
+from lmscout.pruning.backends import Database, Journal, Storage
 
 FILE_NAME = "ledger.db"
-ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, OSError)  # of a storage
-PATIENCE = 180  # seconds for which a server that went away during a run is tried again
+PATIENCE = 180  # seconds for which a storage that went away during a run is tried again
+_ERRORS = (
+    *(ImportError, ValueError, sqlite3.Error, optuna.exceptions.OptunaError, SQLAlchemyError),
+    *(RuntimeError, OSError),
+)
+_AWAY = {"OperationalError", "InterfaceError", "ConnectionError", "TimeoutError"}  # error types
+_AWAY_FILE = {  # errors of a shared file system
+    *(errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+}
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _Result = TypeVar("_Result")
-_TIMEOUT = 60  # seconds of waiting for another process that writes to the same SQLite file
-_CHECK_TIMEOUT = 10  # the same before a run, when no work would be lost
+_CHECK_TIMEOUT = 10  # seconds of waiting for a locked SQLite file before a run
 _ATTEMPTS = 40  # to create tables that another process creates at the same time
 
-_SCHEME = re.compile(r"[A-Za-z][\w+.-]*://|://")
+_JOURNAL = "journal:"
+_JOURNAL_START = b'{"op_code":'
+_SCHEME = re.compile(rf"[A-Za-z][\w+.-]*://|://|{_JOURNAL}")
 _SECRET = re.compile(
     r"pass(word|wd|phrase)?$|pwd|secret|token|api_?key|credential|^pw$|auth|odbc_connect",
     re.IGNORECASE,
@@ -41,6 +52,7 @@ _SQLITE_OPTIONS = {  # that the query of a SQLite URL may have
 }
 _TABLES = {"studies", "trials", "version_info", "alembic_version", "study_directions"}
 _RESTORE = "restore a copy of it, or use another folder or storage"
+_FULL = "no space is left to write to; make room, and run the same command again"
 _READ_ONLY = "is read-only; make file and folder writable, or use another folder"
 _SQLITE_PROBLEMS = (  # patterns of SQLite's errors, and the message
     (
@@ -54,33 +66,14 @@ _SQLITE_PROBLEMS = (  # patterns of SQLite's errors, and the message
     ),
     (r"corrupt|malformed", f"is damaged ({{}}); {_RESTORE}"),
     (r"readonly|sqlite_perm", _READ_ONLY),
-    (
-        r"sqlite_full|disk is full",
-        "no space is left to write to; make room, and run the same command again",
-    ),
+    (r"sqlite_full|disk is full", _FULL),
     (r"cantopen|unable to open", "cannot be opened ({}); check its path and permissions"),
     (r"no such (table|column)", f"is damaged, or of another version ({{}}); {_RESTORE}"),
     (r"", f"{{}}; {_RESTORE}"),
 )
 _NAME_RUN = "name the folder of a prune run, or the URL of its storage"
 
-
-class Storage(RDBStorage):
-    """Optuna's storage with `close`, also of the file that Optuna refuses once it is connected."""
-
-    def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
-        # Optuna formats the URL as a template.
-        try:
-            super().__init__(url.replace("{", "{{").replace("}", "}}"), engine_kwargs)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the session of this thread and the pooled connections."""
-        if hasattr(self, "scoped_session"):  # else the URL was refused, and nothing is open
-            self.remove_session()
-            self.engine.dispose()
+_log = logging.getLogger("lmscout")
 
 
 def storage_url(storage: str | Path) -> str:
@@ -161,17 +154,17 @@ def may_exist(storage: str | Path) -> bool:
     """Whether a storage may hold a study already; creates no file."""
     if not is_url(storage):
         return (Path(storage) / FILE_NAME).is_file()
-    file = sqlite_file(_checked(str(storage)))
+    file = storage_file(_checked(str(storage)))
     return file is None or file.is_file()
 
 
 def check_storage(url: str, *, create: bool = True) -> None:
-    """Raise LmscoutError for a SQLite file that holds no study, or in which none can be stored.
+    """Raise LmscoutError for a file that holds no study, or in which none can be stored.
 
     Missing, unreadable, locked, damaged and foreign files have messages of their own.  Problems
     of a server show when it is opened.  With `create` the file need not exist.
     """
-    file = sqlite_file(url)
+    file = storage_file(url)
     if file is None:
         return
     with reported(url):
@@ -190,51 +183,77 @@ def check_storage(url: str, *, create: bool = True) -> None:
         writable = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
         if create and not writable:
             _refuse(url, _READ_ONLY)
-        tables = _tables(file, "rw" if writable else "ro")
-        if tables and not tables & _TABLES:
-            _refuse(url, "is a SQLite database of something else, and no study; name another")
-        if not create and not {"studies", "version_info"} <= tables:
+        if url.startswith(_JOURNAL):
+            with file.open("rb") as opened:
+                start = opened.read(len(_JOURNAL_START))
+            foreign = not _JOURNAL_START.startswith(start) and "no journal of Optuna"
+            empty = not start
+        else:
+            tables = _tables(file, "rw" if writable else "ro")
+            foreign = (
+                bool(tables and not tables & _TABLES) and "a SQLite database of something else"
+            )
+            empty = not {"studies", "version_info"} <= tables
+        if foreign:
+            _refuse(url, f"is {foreign}, and no study; name another")
+        if empty and not create:
             _refuse(url, f"holds no study; {_NAME_RUN}")
 
 
-def open_storage(url: str, *, create: bool = True) -> Storage:
-    """Open a storage; with `create` missing tables are created."""
+def open_storage(url: str, *, create: bool = True, patient: bool = False) -> Storage:
+    """Open a storage; with `create` missing tables are created; see `patiently` for `patient`."""
     check_storage(url, create=create)
-    kwargs = {"connect_args": {"timeout": _TIMEOUT}} if url.startswith("sqlite") else {}
+    if patient:
+        return patiently(url, lambda: _opened(url))
     with reported(url):
-        for left in reversed(range(_ATTEMPTS)):
-            try:
-                return Storage(url, kwargs)
-            except ERRORS as error:
-                if not left or not _created_elsewhere(error):
-                    raise
-                time.sleep(random.uniform(0.02, 0.2))
+        return _opened(url)
+
+
+def _opened(url: str) -> Storage:
+    if url.startswith(_JOURNAL):
+        try:
+            return Journal(Path(url.removeprefix(_JOURNAL)))
+        except (AssertionError, LookupError, TypeError, ValueError) as error:
+            _refuse(url, f"is damaged, or of another version ({str(error)[:200]}); {_RESTORE}")
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            return Database(url)
+        except _ERRORS as error:
+            if not left or not _created_elsewhere(error):
+                raise
+            time.sleep(random.uniform(0.02, 0.2))
     raise AssertionError("the last attempt raises")
 
 
 def patiently(url: str, work: Callable[[], _Result]) -> _Result:
-    """Do work on an open storage; again while its server does not answer, for `PATIENCE` seconds.
+    """Do work on a storage, `reported`; again while it does not answer, for `PATIENCE` seconds.
 
-    The work may have been done before an error, so it must find out.
+    The work may have been done although its answer was lost, so it must find out.
     """
-    since = time.monotonic()
+    since, warned = time.monotonic(), False
     while True:
         try:
-            return work()
-        except (LmscoutError, *ERRORS) as error:
-            if (
-                not _is_away(error)
-                or url.startswith("sqlite")
-                or time.monotonic() - since > PATIENCE
-            ):
+            with reported(url):
+                return work()
+        except LmscoutError as error:
+            if not _is_away(error, url) or time.monotonic() - since > PATIENCE:
                 raise
+            if not warned:
+                _log.warning("lmscout: %s; waiting for it, for up to %d s", error, PATIENCE)
+            warned = True
         time.sleep(random.uniform(0.3, 1.0))
 
 
-def _is_away(error: BaseException) -> bool:
-    """Whether a server does not answer: SQLAlchemy's errors, or the driver's own of these names."""
-    kinds = {base.__name__ for one in _chain(error) for base in type(one).__mro__}
-    return not kinds.isdisjoint({"OperationalError", "InterfaceError"})
+def _is_away(error: BaseException, url: str) -> bool:
+    """Whether a storage does not answer: errors of SQLAlchemy, or of a driver itself, by name."""
+    if url.startswith("sqlite"):
+        return False
+    chain = _chain(error)
+    if url.startswith(_JOURNAL):
+        # Optuna's lock of a file was taken from this process, which had stalled.
+        lost = (type(one) is RuntimeError and "did not possess" in str(one) for one in chain)
+        return any(lost) or any(getattr(one, "errno", None) in _AWAY_FILE for one in chain)
+    return not _AWAY.isdisjoint(base.__name__ for one in chain for base in type(one).__mro__)
 
 
 @contextmanager
@@ -244,7 +263,11 @@ def reported(url: str) -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         yield
-    except (ImportError, ValueError, sqlite3.Error, *ERRORS) as error:
+    except LmscoutError:
+        raise
+    except Exception as error:
+        if not isinstance(error, _ERRORS) and not _is_away(error, url):
+            raise
         line = f"study at {shown_url(url)}: {_problem(error, url)}"
         if any(masked(str(one), url) != str(one) for one in _chain(error)):
             raise LmscoutError(line) from None  # a traceback would show the secret
@@ -264,6 +287,11 @@ def sqlite_file(url: str) -> Path | None:
     return Path(name)
 
 
+def storage_file(url: str) -> Path | None:
+    """The file of a SQLite database or a journal by its URL from `storage_url`; None for others."""
+    return Path(url.removeprefix(_JOURNAL)) if url.startswith(_JOURNAL) else sqlite_file(url)
+
+
 def _refuse(url: str, problem: str) -> NoReturn:
     raise LmscoutError(f"study at {shown_url(url)}: {problem}")
 
@@ -274,10 +302,14 @@ def _file_url(path: Path) -> str:
 
 
 def _checked(url: str, option: str = "") -> str:
-    """A URL that SQLAlchemy understands; of a SQLite file with its absolute path.
+    """A URL that SQLAlchemy understands, or of a journal; of a file with its absolute path.
 
     What follows a question mark belongs to the path, unless all of it is options of SQLite.
     """
+    if url.startswith(_JOURNAL):
+        if url == _JOURNAL:
+            raise LmscoutError(f"{option}{url}: names no file: give one, as in {_JOURNAL}FILE")
+        return f"{_JOURNAL}{home_path(url.removeprefix(_JOURNAL)).absolute()}"
     head, _, rest = url.partition(":///")
     if rest and head.split("+")[0] == "sqlite" and "?" in rest:
         path, _, query = rest.partition("?")
@@ -374,8 +406,12 @@ def _problem(error: BaseException, url: str) -> str:
         found = f"{getattr(causes[-1], 'sqlite_errorname', '')} {text}".lower()
         line = next(line for pattern, line in _SQLITE_PROBLEMS if re.search(pattern, found))
         return line.format(text)
+    if isinstance(error, OSError) and error.errno in _FULL_DISK:
+        return _FULL
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         return f"cannot be read or written ({error.strerror or text}); name another"
+    if url.startswith(_JOURNAL):
+        return f"{text}; {_RESTORE}"
     if type(error) is RuntimeError:  # Optuna's, of tables of another version, with its remedy
         return text
     return f"{text}; check the storage's URL, and that it can be reached"

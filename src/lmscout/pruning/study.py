@@ -21,12 +21,11 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import column, select, table
 
 from lmscout.errors import LmscoutError, brief
+from lmscout.pruning.backends import Storage
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.storage import (
-    Storage,
     open_storage,
     patiently,
     reported,
@@ -106,15 +105,18 @@ class PairStudy:
         *,
         study: str = STUDY,
         create: bool = True,
+        patient: bool = False,
     ) -> None:
         """Open or create a study.
 
         Args:
-            storage: run folder, for ``ledger.db`` in it, or URL of any Optuna storage.
+            storage: run folder, for ``ledger.db`` in it, URL of a database, or ``journal:FILE``.
             shape: units of the dense model.
             settings: all that a measured value depends on, such as digests of model and text.
             study: name of the study.
             create: whether a missing study is created; if not, nothing is written.
+            patient: whether to wait for a storage that does not answer, as one that was opened
+                before in the same run; what follows waits for it in any case.
 
         Raises:
             LmscoutError: the storage cannot be opened, or the study there was measured with
@@ -131,10 +133,11 @@ class PairStudy:
         self._pairs: dict[Plan, Pair] = {}
         self._read = 0  # trials
         self._lock: StudyLock | None = None
-        self._storage = open_storage(self._url, create=create)
+        self._storage = open_storage(self._url, create=create, patient=patient)
         try:
             groups, channels = (" ".join(map(str, one)) for one in (shape.groups, shape.channels))
-            self.study = self._open({**settings, "groups": groups, "channels": channels}, create)
+            measured = {**settings, "groups": groups, "channels": channels}
+            self.study = patiently(self._url, partial(self._open, measured, create))
             self.refresh()
         except BaseException:
             self.close()
@@ -173,9 +176,6 @@ class PairStudy:
         return patiently(self._url, partial(self._add, pair))
 
     def _add(self, pair: Pair) -> bool:
-        self._refresh()  # another process may have measured it
-        if pair.plan in self._pairs:
-            return False
         trial = optuna.create_trial(
             state=TrialState.PRUNED if pair.partial else TrialState.COMPLETE,
             value=pair.value,
@@ -186,11 +186,14 @@ class PairStudy:
         )
         trial.datetime_complete = datetime.now()
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=pair.seconds)
-        with reported(self._url):
-            self.study.add_trial(trial)
-        self._read += 1
-        self.remember(pair)
-        return True
+        while True:
+            self._refresh()  # another process may have measured it
+            if pair.plan in self._pairs:
+                return False
+            if self._storage.add_trial(self.study._study_id, trial, self._read):
+                self._read += 1
+                self.remember(pair)
+                return True
 
     def check(self, pair: Pair) -> None:
         """Raise LmscoutError if the value is not finite, or another process has taken the lock."""
@@ -263,7 +266,8 @@ class PairStudy:
         keys = {_digest(plan): plan for plan in plans}
         claimed = self._lock.claim(self.study._study_id, list(keys), most)
         # A claim is dropped after its pair was written.
-        trials = patiently(self._url, lambda: _trial_numbers(self.study, self._storage))
+        number = self.study._study_id
+        trials = patiently(self._url, lambda: self._storage.trial_numbers(number))
         if len(trials) != self._read:
             self.refresh()
         return [keys[key] for key in claimed if keys[key] not in self._pairs]
@@ -279,6 +283,8 @@ class PairStudy:
         pairs: dict[Plan, Pair] = {}
         expected: tuple[int, ...] | None = None
         for trial in trials:
+            if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+                continue  # of another tool
             pair = self._pair(trial, len(trials))
             pairs.setdefault(pair.plan, pair)
             if pair.partial:
@@ -297,13 +303,12 @@ class PairStudy:
 
     def _open(self, settings: Mapping[str, Setting], create: bool) -> optuna.Study:
         """The study, found or new, if its pairs were measured with these settings."""
-        with reported(self._url):
-            study = find_study(self._storage, self._url, self._name, required=not create)
-            study = study or optuna.create_study(
-                storage=self._storage, study_name=self._name, load_if_exists=True
-            )
-            self.study = study
-            empty = not _trial_numbers(study, self._storage)
+        study = find_study(self._storage, self._url, self._name, required=not create)
+        study = study or optuna.create_study(
+            storage=self._storage, study_name=self._name, load_if_exists=True
+        )
+        self.study = study
+        empty = not self._storage.trial_numbers(study._study_id)
         attributes = self._attributes()
         if create and empty and SETTINGS not in attributes:  # new, or its creator was killed
             attributes = {SETTINGS: self._write_once(SETTINGS, dict(settings))}
@@ -322,23 +327,23 @@ class PairStudy:
 
     def _write_once(self, key: str, value: object) -> Any:
         """The attribute of the study, which another process may have written first."""
-        with study_lock(self._storage, self._url, f"{self._name}.notes"):
+
+        def write() -> Any:
             found = self._attributes().get(key)
             if found is None:
-                with reported(self._url):
-                    self.study.set_user_attr(key, value)
-                found = value
-        return found
+                self.study.set_user_attr(key, value)
+            return value if found is None else found
+
+        with study_lock(self._storage, self._url, f"{self._name}.notes"):
+            return patiently(self._url, write)
 
     def _trials(self) -> list[FrozenTrial]:
-        """Trials of complete and partial pairs."""
         with reported(self._url):
             try:
-                states = (TrialState.COMPLETE, TrialState.PRUNED)
-                return self.study.get_trials(deepcopy=False, states=states)
+                return self.study.get_trials(deepcopy=False)
             except _UNREADABLE as error:
                 unreadable, cause = f"the trials of study {self._name!r}", error
-            for number, identifier in _trial_numbers(self.study, self._storage):
+            for number, identifier in self._storage.trial_numbers(self.study._study_id):
                 try:
                     self._storage.get_trial(identifier)
                 except _UNREADABLE as error:
@@ -409,14 +414,12 @@ def find_study(
 
 def attributes_of(study: optuna.Study, storage: Storage, url: str) -> dict[str, Any]:
     """The attributes of a study; LmscoutError if one is not JSON."""
-    rows = table("study_user_attributes", column("study_id"), column("key"), column("value_json"))
-    query = select(rows.c.key, rows.c.value_json).where(rows.c.study_id == study._study_id)
-    with reported(url), storage.engine.connect() as connection:
-        found = connection.execute(query).all()
+    with reported(url):
+        found = storage.attribute_rows(study._study_id)
     values = {}
     for key, value in found:
         try:
-            values[str(key)] = json.loads(value)
+            values[key] = json.loads(value)
         except (TypeError, ValueError, RecursionError) as error:
             refuse_edited(
                 url,
@@ -448,14 +451,6 @@ def refuse_edited(url: str, problem: str) -> NoReturn:
 
 def _digest(plan: Plan) -> str:
     return hashlib.sha256(repr((plan.attention, plan.mlp)).encode()).hexdigest()[:24]
-
-
-def _trial_numbers(study: optuna.Study, storage: Storage) -> list[tuple[object, Any]]:
-    """Numbers and identifiers of a study's trials, read without Optuna, which fails on edits."""
-    rows = table("trials", column("study_id"), column("trial_id"), column("number"))
-    query = select(rows.c.number, rows.c.trial_id).where(rows.c.study_id == study._study_id)
-    with storage.engine.connect() as connection:
-        return [(number, identifier) for number, identifier in connection.execute(query)]
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,8 +3,8 @@
 The lock is an empty study in the same storage, named after the process that holds it, so it works
 on every storage and between machines.  A process adds such a study first and looks for others
 then; if there are any it removes its own and waits.  So two never hold the lock at once, unless
-they are of one group: these `claim` plans, each of which one process has.  A claim is an attribute
-of the study, whose names are unique, and holds as long as the lock of its process.
+they are of one group: these `claim` plans, each of which one process has.  A claim holds as long as
+the lock of its process.
 
 The lock of a dead process is removed: at once if the process ran on this machine, else after
 `LEASE` seconds without a heartbeat by the clock of the process that waits.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -22,34 +21,23 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from optuna.study import StudyDirection
-from sqlalchemy import Engine, and_, column, create_engine, delete, insert, select, table, update
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.pool import NullPool
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.storage import ERRORS, Storage, patiently, reported, shown_url
+from lmscout.pruning.backends import LOCK, Locks, Storage, add_lock
+from lmscout.pruning.storage import patiently, shown_url
 
 HEARTBEAT = 10  # seconds between two heartbeats of a holder
 LEASE = 90  # seconds without a heartbeat after which a holder on another machine counts as dead
 _POLL = 0.3  # seconds between two attempts of a waiting process, at most
-_TIMEOUT = 60  # seconds that acquiring waits for a locked SQLite file
-_SHORT_TIMEOUT = 2  # the same for a heartbeat and the release
-_KEY = "heartbeat"
-_CLAIM = "lmscout.claim:"
-_MARK = "|lock|"
+_ENDING = 4  # seconds that the release waits for the thread of heartbeats
 
-_STUDIES = table("studies", column("study_id"), column("study_name"))
-_DIRECTIONS = table("study_directions", column("study_id"))
-_ATTRIBUTES = table(
-    "study_user_attributes", column("study_id"), column("key"), column("value_json")
-)
+_HELD: set[str] = set()  # tokens of this process
+_Seen = dict[str, tuple[str, float]]  # by lock, the last heartbeat, and when it was first seen
 
 _log = logging.getLogger("lmscout")
 
@@ -81,7 +69,7 @@ class Holder:
     @classmethod
     def parse(cls, name: str) -> Holder | None:
         """The holder after which a study is named; None if the study is no lock."""
-        study, mark, rest = name.partition(_MARK)
+        study, mark, rest = name.partition(LOCK)
         parts = rest.split("|")
         if not mark or len(parts) != 5 or not parts[2].isdigit():
             return None
@@ -91,13 +79,15 @@ class Holder:
     @property
     def name(self) -> str:
         """Name of the study that stands for the lock."""
-        return self.study + _MARK + "|".join(map(str, astuple(self)[1:]))
+        return self.study + LOCK + "|".join(map(str, astuple(self)[1:]))
 
     @property
     def is_dead(self) -> bool | None:
         """Whether the process has ended; None if this machine cannot know."""
         if self.machine != _machine():
             return None
+        if self.process == os.getpid():  # its release was interrupted while the storage was away
+            return self.token not in _HELD
         started = _start_time(self.process)
         if started is not None:
             return started != self.started
@@ -113,14 +103,14 @@ class Holder:
 class StudyLock:
     """A held lock, whose heartbeats come from a thread until `release`."""
 
-    def __init__(self, url: str, holder: Holder) -> None:
+    def __init__(self, storage: Storage, locks: Locks, url: str, holder: Holder) -> None:
         self._url, self._name, self._holder = url, holder.name, holder
-        self._seen: dict[str, tuple[str, float]] = {}
-        self._engine = _engine(url, _SHORT_TIMEOUT)
-        self._claims = _engine(url, _TIMEOUT)
+        self._locks = locks
+        self._seen: _Seen = {}
         self._released = threading.Event()
         self._lost = False
-        self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
+        self._heartbeats = storage.locks(of_thread=True)
+        self._thread = threading.Thread(target=self._send, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -138,7 +128,10 @@ class StudyLock:
 
     def others(self) -> list[str]:
         """The other processes of the group."""
-        found = patiently(self._url, lambda: _holders(self._claims, self._holder, self._seen))
+        return patiently(self._url, self._others)
+
+    def _others(self) -> list[str]:
+        found = _holders(self._locks, self._holder, self._seen)
         return [one.name for one in found if one.group == self._holder.group]
 
     def claim(self, study: int, keys: Sequence[str], most: int) -> list[str]:
@@ -146,80 +139,37 @@ class StudyLock:
 
         What was done by others before must be looked up afterwards.
         """
-        living = [self._name, *self.others()]
-        return patiently(self._url, lambda: self._claim(study, keys, most, living))
+        self.check()
 
-    def _claim(
-        self, study: int, keys: Sequence[str], most: int, living: Sequence[str]
-    ) -> list[str]:
-        query = select(_ATTRIBUTES.c.key, _ATTRIBUTES.c.value_json).where(*_claims(study))
-        with self._claims.connect() as connection:
-            holders = {str(key): str(value) for key, value in connection.execute(query)}
-        own = json.dumps(self._name)
-        claimed: list[str] = []
-        changes: dict[str, Any] = {}
-        for key in keys:
-            holder = holders.get(_CLAIM + key)
-            row = {"study_id": study, "key": _CLAIM + key}
-            if len(claimed) + len(changes) == most:
-                break
-            if holder is None:
-                changes[key] = insert(_ATTRIBUTES).values(**row, value_json=own)
-            elif holder == own:
-                claimed.append(key)
-            elif json.loads(holder) not in living:
-                same = [_ATTRIBUTES.c[name] == value for name, value in row.items()]
-                of_dead = update(_ATTRIBUTES).where(*same, _ATTRIBUTES.c.value_json == holder)
-                changes[key] = of_dead.values(value_json=own)
-        try:
-            return [*claimed, *self._changed(changes)]
-        except IntegrityError:  # another process has claimed some of them meanwhile
-            for key, change in changes.items():
-                with suppress(IntegrityError):
-                    claimed += self._changed({key: change})
-            return claimed
+        def living() -> list[str]:
+            return [self._name, *self._others()]
 
-    def _changed(self, changes: Mapping[str, Any]) -> list[str]:
-        """Do all changes or none; those that had an effect."""
-        with self._claims.begin() as connection:
-            return [key for key, one in changes.items() if connection.execute(one).rowcount]
+        work = partial(self._locks.claim, study, keys, most, self._name, living)
+        return patiently(self._url, work)
 
     def drop_claims(self, study: int) -> None:
         """Remove the claims of this process, once what was claimed is done."""
-        own = _ATTRIBUTES.c.value_json == json.dumps(self._name)
+        patiently(self._url, partial(self._locks.drop_claims, study, self._name))
 
-        def remove() -> None:
-            with self._claims.begin() as connection:
-                connection.execute(delete(_ATTRIBUTES).where(*_claims(study), own))
-
-        patiently(self._url, remove)
-
-    def release(self) -> None:
+    def release(self, *, patient: bool = True) -> None:
         """Remove the lock; if the storage cannot be reached, the lease runs out."""
         self._released.set()
-        self._thread.join(2 * _SHORT_TIMEOUT)
-        with suppress(*ERRORS):
-            _remove(self._engine, self._name)
-        self._engine.dispose()
+        self._thread.join(_ENDING)
+        with suppress(Exception):
+            if patient:
+                patiently(self._url, partial(self._locks.remove, self._name))
+            else:
+                self._heartbeats.remove(self._name)
 
-    def _send_heartbeats(self) -> None:
+    def _send(self) -> None:
+        """Send heartbeats until the release."""
         number = 0
-        own = select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == self._name)
-        heartbeat = (
-            update(_ATTRIBUTES)
-            .where(_ATTRIBUTES.c.key == _KEY)
-            .where(_ATTRIBUTES.c.study_id == own.scalar_subquery())
-        )
-        while not self._released.wait(HEARTBEAT):
+        while not (self._lost or self._released.wait(HEARTBEAT)):
             number += 1
-            with suppress(*ERRORS), self._engine.begin() as connection:
-                if not connection.execute(heartbeat.values(value_json=str(number))).rowcount:
-                    self._lost = True
-                    return
-
-
-def _claims(study: int) -> tuple[Any, Any]:
-    return _ATTRIBUTES.c.study_id == study, _ATTRIBUTES.c.key.startswith(_CLAIM)
+            try:
+                self._lost = not self._heartbeats.beat(self._name, number)
+            except Exception:  # the storage does not answer; nor do others reach it
+                self._seen.clear()
 
 
 @contextmanager
@@ -239,21 +189,24 @@ def study_lock(
     warning; it is None for a lock that is held for a moment only.
     """
     own = Holder.this_process(study, group)
-    engine = _engine(url, _TIMEOUT)
+    locks = storage.locks()
+    _HELD.add(own.token)
     try:
-        with reported(url):
-            _acquire(storage, engine, own, url, waiting)
-        lock = StudyLock(url, own)
-    except BaseException:
-        with suppress(*ERRORS):
-            _remove(engine, own.name)
-        raise
-    finally:
-        engine.dispose()
-    try:
-        yield lock
-    finally:
+        try:
+            _acquire(storage, locks, own, url, waiting)
+            lock = StudyLock(storage, locks, url, own)
+        except BaseException:
+            with suppress(Exception):
+                locks.remove(own.name)
+            raise
+        try:
+            yield lock
+        except BaseException:
+            lock.release(patient=False)
+            raise
         lock.release()
+    finally:
+        _HELD.discard(own.token)
 
 
 @contextmanager
@@ -284,20 +237,24 @@ def _flock(descriptor: int) -> bool:
 
 
 def _acquire(
-    storage: Storage, engine: Engine, own: Holder, url: str, waiting: Callable[[], None] | None
+    storage: Storage, locks: Locks, own: Holder, url: str, waiting: Callable[[], None] | None
 ) -> None:
-    heartbeats: dict[str, tuple[str, float]] = {}
-    warned, started = False, time.monotonic()
-    while True:
-        others = _others(engine, own, heartbeats)
+    seen: _Seen = {}
+    requested, warned, started = False, False, time.monotonic()
+
+    def request() -> list[Holder]:
+        nonlocal requested
+        others = _others(locks, own, seen)
         if not others:
-            # Optuna's tools expect a direction of every study.
-            number = storage.create_new_study([StudyDirection.MINIMIZE], own.name)
-            storage.set_study_user_attr(number, _KEY, 0)
-            others = _others(engine, own, heartbeats)
-            if not others:
-                return
-            _remove(engine, own.name)
+            requested = True
+            add_lock(storage, own.name)
+            others = _others(locks, own, seen)
+        if others and requested:
+            locks.remove(own.name)
+            requested = False
+        return others
+
+    while others := patiently(url, request):
         if waiting:
             waiting()
             if not warned and time.monotonic() - started > 3 * _POLL:
@@ -309,60 +266,37 @@ def _acquire(
         time.sleep(random.uniform(_POLL / 6, _POLL))
 
 
-def _others(engine: Engine, own: Holder, heartbeats: dict[str, tuple[str, float]]) -> list[Holder]:
+def _others(locks: Locks, own: Holder, seen: _Seen) -> list[Holder]:
     """Other holders and requests of a study that exclude an own one, see `_holders`."""
-    found = _holders(engine, own, heartbeats)
-    return [one for one in found if not own.group or one.group != own.group]
+    return [one for one in _holders(locks, own, seen) if not own.group or one.group != own.group]
 
 
-def _holders(engine: Engine, own: Holder, heartbeats: dict[str, tuple[str, float]]) -> list[Holder]:
+def _holders(locks: Locks, own: Holder, seen: _Seen) -> list[Holder]:
     """Other holders and requests of a study; all locks of dead processes are removed.
 
-    Of each lock, `heartbeats` has the last one and when it was first seen; it is updated.
+    `seen` is updated.
     """
-    own_heartbeat = _STUDIES.c.study_id == _ATTRIBUTES.c.study_id, _ATTRIBUTES.c.key == _KEY
-    locks = (
-        select(_STUDIES.c.study_name, _ATTRIBUTES.c.value_json)
-        .select_from(_STUDIES.outerjoin(_ATTRIBUTES, and_(*own_heartbeat)))
-        .where(_STUDIES.c.study_name.contains(_MARK, autoescape=True))
-    )
     try:
-        with engine.connect() as connection:
-            rows = connection.execute(locks).all()
-    except BaseException:  # no heartbeat can be sent while the server is away
-        heartbeats.clear()
+        heartbeats = locks.heartbeats()
+    except BaseException:  # no heartbeat can be sent while the storage is away
+        seen.clear()
         raise
     found = []
     now = time.monotonic()
-    for name, value in rows:
-        holder = Holder.parse(str(name))
+    for name, value in heartbeats.items():
+        holder = Holder.parse(name)
         if holder is None or holder.token == own.token:
             continue
-        last, since = heartbeats.get(holder.name, (None, now))
-        if last != str(value):
+        last, since = seen.get(name, (None, now))
+        if last != value:
             since = now
-        heartbeats[holder.name] = str(value), since
+        seen[name] = value, since
         dead = holder.is_dead
         if dead or (dead is None and now - since > LEASE):
-            _remove(engine, str(name))
+            locks.remove(name)
         elif holder.study == own.study:
             found.append(holder)
     return found
-
-
-def _remove(engine: Engine, name: str) -> None:
-    """Remove a lock by its study's name, as SQLite reuses the numbers of removed rows."""
-    number = select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name).scalar_subquery()
-    with engine.begin() as connection:
-        for rows in (_ATTRIBUTES, _DIRECTIONS):
-            connection.execute(delete(rows).where(rows.c.study_id == number))
-        connection.execute(delete(_STUDIES).where(_STUDIES.c.study_name == name))
-
-
-def _engine(url: str, timeout: float) -> Engine:
-    """An engine whose connections are closed after each use."""
-    arguments = {"timeout": timeout} if url.startswith("sqlite") else {}
-    return create_engine(url, poolclass=NullPool, connect_args=arguments)
 
 
 def _machine() -> str:

@@ -94,7 +94,8 @@ def serve() -> None:
 
     storage, shape, settings, study = pickle.load(sys.stdin.buffer)
     try:
-        with PairStudy(storage, shape, settings, study=study) as pair_study, suppress(EOFError):
+        opened = PairStudy(storage, shape, settings, study=study, patient=True)
+        with opened as pair_study, suppress(EOFError):
             while True:
                 pair_study.add(pickle.load(sys.stdin.buffer))
                 answer("")

@@ -337,9 +337,9 @@ def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
     settings = calibrated.study_settings
     final_settings = {**settings, "final_tokens": calibrated.settings.final_tokens}
     with (
-        PairStudy(job.storage, units, settings) as study,
-        PairStudy(job.storage, units, final_settings, study=FINALS) as finals,
-        PairStudy(job.storage, units, final_settings, study=REFIT_STUDY) as refits,
+        PairStudy(job.storage, units, settings, patient=True) as study,
+        PairStudy(job.storage, units, final_settings, study=FINALS, patient=True) as finals,
+        PairStudy(job.storage, units, final_settings, study=REFIT_STUDY, patient=True) as refits,
     ):
         sources = job.loaded.source, job.calibration.source
         record_origin(study, *sources, calibrated.settings, calibrated.model.dtype)
