@@ -44,7 +44,7 @@ def test_a_pick_and_an_explanation_are_marked_too(tmp_path):
         picked = pick(
             BENCHMARK,
             signed_proxy(name),
-            limit=10**9,
+            limits=(),
             evaluations=6,
             cache=tmp_path,
             **SETTINGS,
