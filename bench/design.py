@@ -133,7 +133,8 @@ def main() -> None:
             over_all.setdefault(name, []).extend(together)
             show(name, together)
         one = assess_pick(AT_RANDOM, benchmark.quality, within, within)
-        show(one.name, [Chosen(one, np.nan, quality[0] - line)])
+        of_five = (len(within) + 1) / (min(CHOICES, len(within)) + 1) / len(within)  # expected
+        show(one.name, [Chosen(one, of_five, quality[0] - line)])
     print("\nover all limits")
     for name, picks in over_all.items():
         show(name, picks)
