@@ -2,7 +2,7 @@
 
     python bench/design.py [BENCHMARK] [--proxy NAME_OR_EXPRESSION ...] [--drawn 50] [--seeds 10]
         [--by max_params|max_macs|none] [--limits N ...] [--weights 1] [--supervised]
-    python bench/design.py iso --proxy=-gradnorm --by none --weights 6 --supervised
+    python bench/design.py iso --proxy snip --by none --weights 6 --supervised
 
 Limits are the quartiles of the architectures' parameters, or multiply-adds, and the largest, if
 not given; with `--by none` all architectures are within. With every seed, so many of the
