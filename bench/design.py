@@ -2,7 +2,7 @@
 
     python bench/design.py [BENCHMARK] [--proxy NAME_OR_EXPRESSION ...] [--drawn 50] [--seeds 10]
         [--by max_params|max_macs|none] [--limits N ...] [--weights 1] [--supervised]
-    python bench/design.py iso --proxy=-gradnorm --by none --weights 6 --supervised
+    python bench/design.py iso --proxy snip --by none --weights 6 --supervised
 
 Limits are the quartiles of the architectures' parameters, or multiply-adds, and the largest, if
 not given; with `--by none` all architectures are within. With every seed, so many of the
@@ -133,7 +133,8 @@ def main() -> None:
             over_all.setdefault(name, []).extend(together)
             show(name, together)
         one = assess_pick(AT_RANDOM, benchmark.quality, within, within)
-        show(one.name, [Chosen(one, np.nan, quality[0] - line)])
+        of_five = (len(within) + 1) / (min(CHOICES, len(within)) + 1) / len(within)  # expected
+        show(one.name, [Chosen(one, of_five, quality[0] - line)])
     print("\nover all limits")
     for name, picks in over_all.items():
         show(name, picks)

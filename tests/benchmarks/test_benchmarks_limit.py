@@ -47,7 +47,7 @@ def test_draws_and_mutations_keep_the_limit(seed, share):
         spec = part.mutate(spec, rng)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1), params=st.none() | st.just(2_000_000))
 def test_draws_and_mutations_keep_a_limit_of_multiply_adds(seed, share, params):
     macs = int(100_000 + share**3 * 10_000_000)
