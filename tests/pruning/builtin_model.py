@@ -13,7 +13,7 @@ from lmscout.pruning import CalibrationConfig, PruneConfig, prune
 TINY = tiny_folder()
 PARAMETERS = 3_083_392
 CALIBRATION = CalibrationConfig(
-    measured_tokens=1500, final_tokens=2500, moment_tokens=4000, gradient_windows=4
+    measured_tokens=1000, final_tokens=1500, moment_tokens=2500, gradient_windows=4
 )
 BRIEF = CalibrationConfig(
     measured_tokens=640, final_tokens=640, moment_tokens=1280, gradient_windows=2
