@@ -132,18 +132,15 @@ def grown(run, folder, pairs):
     return folder
 
 
-def test_a_run_of_1000_pairs_is_small_and_opens_at_once(open_page, pages, runs, tmp_path):
-    with open_page(pages["prune"]) as few:
-        assert few.busy > 0
+def test_a_run_of_1000_pairs_is_small_and_opens_at_once(open_page, runs, tmp_path):
     page = lmscout.report(grown(runs["prune"], tmp_path / "large", 1_000))
     assert page.name == "report.html"
     assert page.stat().st_size <= 6_000_000
     with open_page(page) as opened:
         assert opened.tab.locator(".table.long tbody tr").count() == 1_000
         assert opened.problems == []
-        # Until the first figure is drawn; on a busy machine, against a page of 24 pairs.
-        times = opened.seconds, opened.busy, few.busy
-        assert opened.seconds <= 2 or opened.busy <= 2 * few.busy, times
+        # Until the first figure is drawn; on a busy machine, seconds of a CPU.
+        assert opened.seconds <= 2 or 0 < opened.busy <= 2, (opened.seconds, opened.busy)
 
 
 def poisoned(kind, values):
