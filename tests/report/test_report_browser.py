@@ -84,6 +84,16 @@ def test_values_show_on_hovering(open_page, pages):
         assert "nats/token" in opened.tab.locator(".hoverlayer").first.text_content()
 
 
+def test_on_paper_every_figure_is_as_wide_as_the_text(open_page, pages):
+    with open_page(pages["discover"], viewport={"width": 1400, "height": 900}) as opened:
+        widths = "all => all.map(one => one.clientWidth)"
+        for event, expected in (("beforeprint", {660}), ("afterprint", None)):
+            opened.tab.evaluate(f"dispatchEvent(new Event('{event}'))")
+            found = {*opened.tab.eval_on_selector_all(".plot .main-svg", widths)}
+            assert found == expected or (expected is None and min(found) > 900)
+        assert opened.problems == []
+
+
 def grown(run, folder, pairs):
     """A copy of a prune run with more pairs, those of its study with other plans."""
     shutil.copytree(run, folder)

@@ -174,7 +174,11 @@ class Section:
 
 def time_section(seconds: Mapping[str, float], *more: Part) -> Section:
     """Where the time of a run went, by stage, and further parts."""
-    parts = [Figure(time_spent(seconds), "By stage.")] if seconds else []
+    parts: list[Part] = []
+    if len(seconds) > 1:
+        parts.append(Figure(time_spent(seconds), "By stage."))
+    else:
+        parts += [Text(f"{stage}: {spent:,.1f} s.") for stage, spent in seconds.items()]
     return Section("Where the time went", [*parts, *more])
 
 
