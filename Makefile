@@ -34,9 +34,10 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/lmscout demo
 
-# Two at a time: many tests start processes of their own, which wait more than they compute.
+# Two at a time: many tests start processes of their own, which wait more than they compute.  In the
+# order of tests/conftest.py, the longest files first.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

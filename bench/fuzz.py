@@ -340,12 +340,13 @@ def specs(home: Path) -> list[Example]:
 def _read_space(folder: Path) -> None:
     import numpy as np
 
-    from lmscout.benchmarks.mutation import limited
+    from lmscout.benchmarks.limits import limits_of
+from lmscout.benchmarks.mutation import limited
     from lmscout.benchmarks.space import load_space, sample
 
     space = load_space(str(folder / "space.json"))
     sample(space, 3, 0)
-    within = limited(space, 10**6)
+    within = limited(space, limits_of(10**6))
     within.mutate(within.draw(np.random.default_rng(0)), np.random.default_rng(0))
 
 

@@ -13,6 +13,19 @@ settings.load_profile("shared machine")
 gc.disable()  # while tests are collected: a fifth of the time of importing what they test
 
 
+LONGEST = (
+    *("test_docs_site", "test_ray_cluster", "test_pruning_workflow", "test_report_browser"),
+    *("test_cli_commands", "test_testing_families", "test_discovery_deep", "test_cli_prune"),
+    *("test_cli_foreign_code", "test_pruning_study_lock", "test_pruning_tails"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first: at the end no process waits for another."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
 def pytest_collection_finish():
     gc.enable()
     gc.freeze()

@@ -566,13 +566,14 @@ def build_benchmark(
 
     drawn_from: Any = load_space(space) if isinstance(space, str) else space
     files = [text] if isinstance(text, str | os.PathLike) else text
+    recipe = Recipe.of_tokens(tokens, drawn_from.max_length)
     with shown_progress(progress) as advance:
         return build(
             drawn_from,
             n,
             Path(out),
             tokens_of(list(map(Path, files)), path_of(corpus)),
-            Recipe.of_tokens(tokens, drawn_from.max_length),
+            recipe,
             seed=seed,
             seeds=seeds,
             device=device,

@@ -67,16 +67,17 @@ def server():
 def lmscout(server, cache, tmp_path, tmp_path_factory):
     """Run the command in an empty folder: (exit code, stdout, stderr without progress).
 
-    Lines of progress of the last run are in its attribute `progress`.
+    Lines of progress of the last run are in its attribute `progress`.  With `stdout` that file or
+    device takes the command's standard output.
     """
 
-    def run(*arguments, **environment):
+    def run(*arguments, stdout=None, **environment):
         folder = tmp_path_factory.mktemp("output")
-        out, err = folder / "out", folder / "err"
+        out, err = stdout or folder / "out", folder / "err"
         environment = os.environ | {"LMSCOUT_CACHE": str(cache)} | environment
         code = server.run([*map(str, arguments)], tmp_path, environment, out, err, seconds=300)
         run.progress = progress_lines(err.read_text())
-        return code, out.read_text(), errors(err.read_text())
+        return code, "" if stdout else out.read_text(), errors(err.read_text())
 
     return run
 

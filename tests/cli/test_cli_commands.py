@@ -6,11 +6,12 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from forked import errors
 
 import lmscout as package
 
@@ -112,41 +113,41 @@ def test_rank_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
     assert table.column_names == ["architecture", "quality", *names]
 
 
-def on_a_terminal(arguments, columns, cache, folder):
+def on_a_terminal(lmscout, arguments, columns):
     """What a terminal of so many columns shows of a command's standard output."""
     screen, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    environment = {name: one for name, one in os.environ.items() if name != "COLUMNS"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "lmscout", *arguments],
-        stdout=end,
-        stderr=subprocess.PIPE,
-        cwd=folder,
-        env=environment | {"LMSCOUT_CACHE": str(cache), "TERM": "dumb"},
-    ) as process:
-        os.close(end)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(screen, 1 << 16)
-            except OSError:  # the other end is closed: so a terminal ends
-                break
-        assert process.wait(300) == 0, process.stderr.read()
+    shown = []
+
+    def read():
+        with suppress(OSError):  # the other end is closed: so a terminal ends
+            while True:
+                shown.append(os.read(screen, 1 << 16))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    code, _, err = lmscout(*arguments, stdout=os.ttyname(end), TERM="dumb")
+    os.close(end)
+    reader.join()
     os.close(screen)
-    return shown.decode().replace("\r", "")
+    assert code == 0, err
+    return b"".join(shown).decode().replace("\r", "")
 
 
-def test_eighty_columns_show_names_whole_and_formulas_to_their_end(flexibert_file, cache, tmp_path):
+def test_eighty_columns_show_names_whole_and_formulas_to_their_end(
+    lmscout, flexibert_file, monkeypatch
+):
+    monkeypatch.delenv("COLUMNS", raising=False)
     formula = "sum(abslog(exp(head)) - sqrt(frobenius(weight)))"
     asked = ("rank", f"flexibert:{flexibert_file}", "--proxy", "snip", "--proxy", formula)
     asked += ("--workers", "1")
-    shown = on_a_terminal(asked, 80, cache, tmp_path)
+    shown = on_a_terminal(lmscout, asked, 80)
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown.replace(" … ", "")  # of an interval
     assert "body-parameters" in shown
     first = [line.split("  ")[0] for line in shown.splitlines()]
     assert formula.replace(" ", "") in "".join(first).replace(" ", "")
-    wide = on_a_terminal(asked, 120, cache, tmp_path)
+    wide = on_a_terminal(lmscout, asked, 120)
     for heading in ("ρ", "95 %", "τ", "cell", "size", "tenth"):  # the same columns
         assert heading in shown
         assert heading in wide
@@ -295,20 +296,11 @@ def test_a_benchmark_that_is_nowhere_says_where_it_was_looked_for(lmscout, tmp_p
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
-def test_a_full_disk_is_one_line(flexibert_file, cache, tmp_path):
+def test_a_full_disk_is_one_line(lmscout, flexibert_file):
     arguments = ("rank", f"flexibert:{flexibert_file}", "--proxy", "depth", "--json", "-")
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "lmscout", *arguments],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-            env=os.environ | {"LMSCOUT_CACHE": str(cache)},
-        )
-    assert (done.returncode, errors(done.stderr).count("\n")) == (2, 1), done.stderr
-    assert "No space left on device" in done.stderr
+    code, _, err = lmscout(*arguments, stdout="/dev/full")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "No space left on device" in err
 
 
 def test_a_name_with_brackets_is_shown_as_it_is(lmscout, flexibert_file, tmp_path):

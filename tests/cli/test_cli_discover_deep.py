@@ -29,23 +29,29 @@ def environment(cache):
     return os.environ | {"LMSCOUT_CACHE": str(cache)}
 
 
-def finished(command, environment):
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return {name: one for name, one in json.loads(done.stdout).items() if name != "seconds"}
+@pytest.fixture(scope="module")
+def finished(server, environment, tmp_path_factory):
+    """Run a command to its end: its result."""
+
+    def run(command):
+        folder = tmp_path_factory.mktemp("output")
+        files = folder / "out", folder / "err"
+        assert server.run(command[1:], folder, environment, *files, seconds=300) == 0, files
+        result = json.loads(files[0].read_text())
+        return {name: one for name, one in result.items() if name != "seconds"}
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def undisturbed(command, environment, tmp_path_factory):
+def undisturbed(command, finished, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
-    return finished(command(out, 1), environment), (out / "hall_of_fame.csv").read_text()
+    return finished(command(out, 1)), (out / "hall_of_fame.csv").read_text()
 
 
 @pytest.mark.parametrize("batches", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_killed_and_continued_it_ends_with_the_same_hall_of_fame(
-    command, environment, undisturbed, tmp_path, batches
+    command, environment, finished, undisturbed, tmp_path, batches
 ):
     out = tmp_path / "run"
     with subprocess.Popen(
@@ -59,11 +65,11 @@ def test_killed_and_continued_it_ends_with_the_same_hall_of_fame(
         process.send_signal(signal.SIGKILL)
     assert not (out / "result.json").exists()
     result, hall = undisturbed
-    assert finished(command(out, 1), environment) == result
+    assert finished(command(out, 1)) == result
     assert (out / "hall_of_fame.csv").read_text() == hall
 
 
-def test_two_workers_end_with_the_same_hall_of_fame(command, environment, undisturbed, tmp_path):
+def test_two_workers_end_with_the_same_hall_of_fame(command, finished, undisturbed, tmp_path):
     result, hall = undisturbed
-    assert finished(command(tmp_path / "run", 2), environment) == result
+    assert finished(command(tmp_path / "run", 2)) == result
     assert (tmp_path / "run" / "hall_of_fame.csv").read_text() == hall

@@ -66,9 +66,10 @@ COMMANDS = {
     "eval": (["eval", "hostile", "--perplexity", "text.txt", "--limit-tokens", "600"], None),
     "prune": ([*PRUNE, "--pairs", "20", "--out", "pairs"], "pairs"),
     "uniform": ([*PRUNE, *JUDGE, "--shape", "uniform", "--out", "uniform"], "uniform"),
-    "recover": ([*PRUNE, *JUDGE, "--recover", "lora", *BRIEF, "--out", "lora"], "lora"),
-    "elastic": ([*PRUNE, *JUDGE, "--elastic", *BRIEF, "--out", "elastic"], "elastic"),
-    "judge": ([*PRUNE, *JUDGE, "--out", "judged"], "judged"),
+    "recover": (
+        [*PRUNE, *JUDGE, "--recover", "lora", "--elastic", *BRIEF, "--out", "recovered"],
+        "recovered",
+    ),
     "dry-run": ([*PRUNE, "--dry-run", "--out", "none"], None),
     "ledger": (["discover", "ledger:pairs", "--search", "10", "--out", "found"], None),
 }
@@ -182,8 +183,8 @@ def test_a_saved_folder_holds_no_path_of_this_machine_and_its_template_stays(ran
 
 
 def test_lmscout_loads_its_own_folder_without_the_code_in_it(ran, place):
-    _, out = ran("judge")
-    folder = place / "changed" / "judged"
+    _, out = ran("recover")
+    folder = place / "changed" / "recovered"
     shutil.copytree(place / out, folder)
     trap = place / "changed" / "sprung"
     file = folder / "modeling_lmscout.py"

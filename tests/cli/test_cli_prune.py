@@ -162,7 +162,7 @@ def test_a_table_a_model_and_its_json(lmscout, text, tmp_path):
     report = tmp_path / "report.txt"
     report.write_text("".join(STORY.format(f"{index} again") for index in range(100)))
     command = ("prune", STORIES, "--calibration", text, "--report", report, "--pairs", 20)
-    command += ("--out", "smaller")
+    command += ("--calibration-windows", 60, "--out", "smaller")
     code, out, err = lmscout(*command, "--json", "result.json")
     assert (code, err) == (0, "")
     table = out

@@ -118,25 +118,18 @@ def test_another_command_on_the_folder_is_refused(lmscout, flexibert_file, tmp_p
     ],
 )
 def test_a_target_that_cannot_be_written_loses_nothing(
-    command, target, flexibert_file, cache, tmp_path
+    command, target, lmscout, flexibert_file, tmp_path
 ):
     """Neither with a run folder nor, as with design, without one."""
     (tmp_path / "link").symlink_to("/dev/full")
     name, *options = command
     benchmark = f"flexibert:{flexibert_file}"
-    with Path("/dev/full" if target == "-" else "/dev/null").open("w") as stdout:
-        done = subprocess.run(
-            [*LMSCOUT, name, benchmark, *options, "--workers", "1", "--json", target],
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-            env=os.environ | {"LMSCOUT_CACHE": str(cache)},
-        )
-    assert (done.returncode, errors(done.stderr).count("\n")) == (2, 1), done.stderr
-    assert "No space left on device" in done.stderr
-    (where,) = re.findall(r"the result is in (\S+)", done.stderr)
+    stdout = "/dev/full" if target == "-" else None
+    asked = (name, benchmark, *options, "--workers", "1", "--json", target)
+    code, _, err = lmscout(*asked, stdout=stdout)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "No space left on device" in err
+    (where,) = re.findall(r"the result is in (\S+)", err)
     assert json.loads((tmp_path / where).read_text())["benchmark"] == benchmark
 
 

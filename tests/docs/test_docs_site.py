@@ -71,21 +71,18 @@ def executed(notebook, folder, cache):
     return texts
 
 
-@pytest.mark.slow  # `make docs` executes it as well, in a job of its own of the workflow
 def test_the_notebook_that_discovers_runs(tmp_path, cache):
     texts = executed(nbformat.read(NOTEBOOKS / "discover.ipynb", 4), tmp_path, cache)
     assert any("48,000 proxies" in text for text in texts)
     assert (tmp_path / "runs" / "untrained" / "config.json").is_file()
 
 
-@pytest.mark.slow  # likewise
 def test_the_notebook_that_prunes_runs(tmp_path, cache):
     texts = executed(nbformat.read(NOTEBOOKS / "prune.ipynb", 4), tmp_path, cache)
     assert texts[-1] == "True"  # the same call loads the same result
     assert lmscout.load_result(tmp_path / "runs" / "smaller").sizes[0].keep == 0.7
 
 
-@pytest.mark.slow  # likewise
 def test_the_notebook_from_pairs_to_a_proxy_runs(tmp_path, cache):
     texts = executed(nbformat.read(NOTEBOOKS / "pairs-to-proxy.ipynb", 4), tmp_path, cache)
     assert "better than" in texts[-1] or "worse than" in texts[-1] or "as good as" in texts[-1]

@@ -3,15 +3,17 @@
 import functools
 
 import optuna
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from lmscout.builtin import corpus_text, tiny_folder
-from lmscout.evaluation import Text, load_model
+from lmscout.builtin import corpus_text, load_tokenizer, tiny_folder
+from lmscout.evaluation import LoadedModel, Text, load_model
 from lmscout.pruning import CalibrationConfig, PruneConfig, prune
 
 TINY = tiny_folder()
 PARAMETERS = 3_083_392
 CALIBRATION = CalibrationConfig(
-    measured_tokens=1500, final_tokens=2500, moment_tokens=4000, gradient_windows=4
+    measured_tokens=1000, final_tokens=1500, moment_tokens=2500, gradient_windows=4
 )
 BRIEF = CalibrationConfig(
     measured_tokens=640, final_tokens=640, moment_tokens=1280, gradient_windows=2
@@ -29,9 +31,29 @@ def two_texts():
     )
 
 
-def pruned(out, config=CONFIG, report_on=None, progress=None):
-    """Prune the built-in model, loaded anew: a run sorts its units."""
-    loaded = load_model(str(TINY))
+def small_model():
+    """A random model of a tenth of the built-in one's work, for what does not depend on quality."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def pruned(out, config=CONFIG, report_on=None, progress=None, model=None):
+    """Prune the built-in model, loaded anew as a run sorts its units, or another."""
+    if model is None:
+        loaded = load_model(str(TINY))
+    else:
+        loaded = LoadedModel(model, load_tokenizer(), "model", saved_dtype=torch.float16)
     return prune(loaded, two_texts()[0], config, out, report_on=report_on, progress=progress)
 
 

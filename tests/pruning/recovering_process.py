@@ -1,13 +1,11 @@
-"""A recovery that can be killed: run as a script with a folder, or called.
+"""A recovery that can be killed where another process calls it.
 
 Every step waits a little, so that a signal finds it on its way.
 """
 
-import sys
 import time
 from pathlib import Path
 
-import torch
 from tiny_language_models import random_model, random_windows
 
 from lmscout.pruning.families import family_of
@@ -45,8 +43,3 @@ def example(folder, update=None, pause=0.0):
         progress=None if update is None else lambda done, _: update(done),
     )
     return adapter.weights, identity
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    example(sys.argv[1], pause=0.1)

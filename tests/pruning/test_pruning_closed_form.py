@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builtin_model import BRIEF, CONFIG, pruned, two_texts
+from builtin_model import BRIEF, CONFIG, pruned, small_model, two_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_language_models import COMMON, CONFIGS, random_model, random_windows
@@ -257,7 +257,7 @@ def test_a_finished_run_without_pairs_is_loaded_again(without_pairs):
 
 def test_of_uniform_plans_the_one_of_the_least_estimate_is_taken(tmp_path):
     config = replace(CONFIG, pairs=0, shape="uniform", calibration=BRIEF)
-    result = pruned(tmp_path / "out", config)
+    result = pruned(tmp_path / "out", config, model=small_model())
     kept = {(a, b) for a, b in zip(result.plan.attention, result.plan.mlp, strict=True) if a or b}
     assert len(kept) == 1
     assert math.isfinite(result.sizes[0].finalists[0].refit)

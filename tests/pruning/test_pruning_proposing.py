@@ -1,9 +1,7 @@
 """The next step, here and in another process: the same to the last bit."""
 
 import os
-import subprocess
-import sys
-import textwrap
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 from synthetic_quality import Synthetic
 
+import forking
 from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.proposer import Known, Proposer, proposals
@@ -94,27 +93,17 @@ def test_a_process_that_proposes_ends_with_the_block(tmp_path, monkeypatch):
     assert is_gone(process)
 
 
-KILLED = """
-    import os, signal
-    from pathlib import Path
-    from test_pruning_proposing import MODEL, PROPOSER, SlowSpace, known, proposing_process, replace
-    from lmscout.pruning.proposer import proposals
-
+def killed_while_proposing(file):
+    os.environ["PROPOSING"] = str(file)
     with proposals(replace(PROPOSER, space=SlowSpace(MODEL.shape)), ahead=True) as propose:
         propose(known(6))
-        proposing_process(Path(os.environ["PROPOSING"]))
+        proposing_process(file)
         os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc lists processes")
 def test_a_process_that_proposes_ends_with_a_run_that_is_killed(tmp_path):
     file = tmp_path / "id"
-    paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED)],
-        env=os.environ | {"PYTHONPATH": paths, "PROPOSING": str(file)},
-        check=False,
-    )
-    assert done.returncode == -9
+    run = forking.start(killed_while_proposing, file, daemon=False)
+    assert forking.exit_code(run) == -signal.SIGKILL
     assert is_gone(proposing_process(file))

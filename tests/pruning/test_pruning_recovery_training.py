@@ -1,13 +1,9 @@
 """Training within bounds: which text each step reads, and what is left when it is stopped."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +13,7 @@ from hypothesis import strategies as st
 from recovering_process import SETTINGS, example
 from torch import nn
 
+import forking
 from lmscout.errors import LmscoutError
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.training import (
@@ -189,15 +186,12 @@ def test_a_loss_that_is_not_finite_is_one_line(tmp_path):
 def test_a_training_that_is_killed_comes_to_the_same_weights(tmp_path):
     whole, _ = example(tmp_path / "whole")
     file = tmp_path / "killed" / "x.safetensors"
-    process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("recovering_process.py"), file.parent],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    process = forking.start(example, file.parent, None, 0.1)
     deadline = time.monotonic() + 60
-    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not file.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert forking.exit_code(process) == -signal.SIGKILL
     made: list[int] = []
     continued, _ = example(tmp_path / "killed", made.append)
     assert 0 < made[0] < SETTINGS.last_step(16)  # it did not begin anew, nor was it at its end

@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from contextlib import closing
@@ -17,28 +16,14 @@ from measuring_process import alike, measured
 from study_files import trials_of
 from test_pruning_study import SETTINGS, SHAPE, pair, plans
 
+import forking
 from lmscout.errors import LmscoutError
 from lmscout.pruning import study_lock
 from lmscout.pruning.storage import FILE_NAME, reported, storage_url
 from lmscout.pruning.study import PairStudy
 from lmscout.pruning.study_lock import Holder, folder_lock
 
-PATHS = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
-
-
-def begin(*arguments):
-    """A Python process that finds the tests' modules."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": PATHS},
-    )
-
-
-def ended(*processes):
-    return [(*process.communicate(timeout=300), process.returncode) for process in processes]
+MEASURED = {"devices": 1, "pairs": 20, "size": 4}
 
 
 def studies(folder):
@@ -58,41 +43,41 @@ def params_of(folder):
     return [tuple(sorted(trial.params.items())) for trial in trials_of(storage_url(folder))]
 
 
-def measuring(folder, pairs=20):
-    return begin(measuring_process.__file__, folder, 1, pairs, 4)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return alike(measured(tmp_path_factory.mktemp("whole"), pairs=20, size=4)[0])
+    return alike(measured(tmp_path_factory.mktemp("whole"), **MEASURED)[0])
 
 
 def test_runs_that_start_at_once_measure_every_plan_once(tmp_path, undisturbed):
-    done = ended(*(measuring(tmp_path) for _ in range(2)))
-    assert [code for *_, code in done] == [0, 0], done
+    runs = [forking.start(measuring_process.main, tmp_path, *MEASURED.values()) for _ in range(2)]
+    assert [forking.exit_code(run) for run in runs] == [0, 0]
     found = params_of(tmp_path)
     assert len(found) == len(set(found)) == 20
-    pairs, _, again = measured(tmp_path, pairs=20, size=4)
+    pairs, _, again = measured(tmp_path, **MEASURED)
     assert alike(pairs) == undisturbed
     assert again == []
     assert studies(tmp_path) == ["lmscout"]  # and no turn
 
 
 def test_where_the_run_that_measures_is_killed_another_goes_on(tmp_path, undisturbed):
-    first = measuring(tmp_path)
+    arguments = (tmp_path, *MEASURED.values())
+    first = subprocess.Popen(
+        [sys.executable, measuring_process.__file__, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
     until = time.monotonic() + 60
     while not any("|lock|" in name for name in begun_studies(tmp_path)):
         assert time.monotonic() < until
         time.sleep(0.02)
-    second = measuring(tmp_path)
+    second = forking.start(measuring_process.main, *arguments)
     time.sleep(0.3)
     first.send_signal(signal.SIGKILL)  # and is not waited for: it stays as a zombie
-    ((_, err, code),) = ended(second)
-    first.communicate()
-    assert code == 0, err
+    code = forking.exit_code(second)
+    first.wait()
+    assert code == 0
     found = params_of(tmp_path)
     assert len(found) == len(set(found)) == 20
-    assert alike(measured(tmp_path, pairs=20, size=4)[0]) == undisturbed
+    assert alike(measured(tmp_path, **MEASURED)[0]) == undisturbed
     assert studies(tmp_path) == ["lmscout"]
 
 
@@ -118,45 +103,30 @@ def test_processes_of_one_group_claim_every_plan_once(tmp_path):
             pass  # a process without a group waits
 
 
-OPENER = """
-    import sys
-    from test_pruning_study import SETTINGS, SHAPE, pair, plans
-    from lmscout.errors import LmscoutError
-    from lmscout.pruning.study import PairStudy
-
-    print("there", flush=True)
-    sys.stdin.readline()
+def opener(folder, seed, connection):
+    """Open a new study when told to, and say its seed or the problem."""
+    connection.send("there")
+    connection.recv()
     try:
-        with PairStudy(sys.argv[1], SHAPE, SETTINGS | {"seed": int(sys.argv[2])}) as study:
-            print(study.note("tail", sys.argv[2]))
+        with PairStudy(folder, SHAPE, SETTINGS | {"seed": seed}) as pair_study:
+            said = pair_study.note("tail", str(seed))
             for plan in plans(4):
-                study.add(pair(plan))
+                pair_study.add(pair(plan))
     except LmscoutError as error:
-        print(error)
-"""
+        said = str(error)
+    connection.send(said)
 
 
 def opened_at_once(folder, *seeds):
     """What each process says that opens a new study with a seed, all at one moment."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(OPENER), str(folder), str(seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": PATHS},
-        )
-        for seed in seeds
-    ]
-    for one in processes:
-        assert one.stdout.readline() == "there\n"
-    for one in processes:
-        one.stdin.write("\n")
-        one.stdin.flush()
-    done = [one.communicate(timeout=300) for one in processes]
-    assert [err for _, err in done] == [""] * len(seeds)
-    return [out.strip() for out, _ in done]
+    here, there = zip(*(forking.pipe() for _ in seeds), strict=True)
+    processes = [forking.start(opener, folder, *both) for both in zip(seeds, there, strict=True)]
+    assert [one.recv() for one in here] == ["there"] * len(seeds)
+    for one in here:
+        one.send("go")
+    said = [one.recv() for one in here]
+    assert [forking.exit_code(one) for one in processes] == [0] * len(seeds)
+    return said
 
 
 def test_a_study_may_be_made_by_several_at_once(tmp_path):

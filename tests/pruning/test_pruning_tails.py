@@ -4,13 +4,13 @@ import itertools
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
 
+import measuring_process
 import pytest
 from measuring_process import MODEL, TAIL, alike, measured
 
+import forking
 from lmscout.errors import LmscoutError
 from lmscout.pruning.sampler import propose
 from lmscout.pruning.space import PlanSpace
@@ -70,13 +70,9 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_end(whole, tmp_path)
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_end(whole, tmp_path):
-    arguments = [tmp_path, 2, 20, 3, 13]  # a tail and the next body have both begun
-    done = subprocess.run(
-        [sys.executable, measured.__code__.co_filename, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=False,
-    )
-    assert done.returncode == -9
+    # a tail and the next body have both begun
+    run = forking.start(measuring_process.main, tmp_path, 2, 20, 3, 13)
+    assert forking.exit_code(run) == -signal.SIGKILL
     pairs, _, plans = measured(tmp_path, 2)
     assert alike(pairs) == alike(whole[0])
     assert len(plans) <= 20 - 13

@@ -84,6 +84,16 @@ def test_values_show_on_hovering(open_page, pages):
         assert "nats/token" in opened.tab.locator(".hoverlayer").first.text_content()
 
 
+def test_on_paper_every_figure_is_as_wide_as_the_text(open_page, pages):
+    with open_page(pages["discover"], viewport={"width": 1400, "height": 900}) as opened:
+        widths = "all => all.map(one => one.clientWidth)"
+        for event, expected in (("beforeprint", {660}), ("afterprint", None)):
+            opened.tab.evaluate(f"dispatchEvent(new Event('{event}'))")
+            found = {*opened.tab.eval_on_selector_all(".plot .main-svg", widths)}
+            assert found == expected or (expected is None and min(found) > 900)
+        assert opened.problems == []
+
+
 def grown(run, folder, pairs):
     """A copy of a prune run with more pairs, those of its study with other plans."""
     shutil.copytree(run, folder)
@@ -132,18 +142,15 @@ def grown(run, folder, pairs):
     return folder
 
 
-def test_a_run_of_1000_pairs_is_small_and_opens_at_once(open_page, pages, runs, tmp_path):
-    with open_page(pages["prune"]) as few:
-        assert few.busy > 0
+def test_a_run_of_1000_pairs_is_small_and_opens_at_once(open_page, runs, tmp_path):
     page = lmscout.report(grown(runs["prune"], tmp_path / "large", 1_000))
     assert page.name == "report.html"
     assert page.stat().st_size <= 6_000_000
     with open_page(page) as opened:
         assert opened.tab.locator(".table.long tbody tr").count() == 1_000
         assert opened.problems == []
-        # Until the first figure is drawn; on a busy machine, against a page of 24 pairs.
-        times = opened.seconds, opened.busy, few.busy
-        assert opened.seconds <= 2 or opened.busy <= 2 * few.busy, times
+        # Until the first figure is drawn; on a busy machine, seconds of a CPU.
+        assert opened.seconds <= 2 or 0 < opened.busy <= 2, (opened.seconds, opened.busy)
 
 
 def poisoned(kind, values):

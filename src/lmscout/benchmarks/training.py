@@ -193,6 +193,8 @@ class Recipe:
                 f"{self.sequences} x {self.length} tokens, "
                 f"{POINTS * self.sequences * self.length} in all"
             )
+        windows = 16 * self.steps * self.sequences  # bytes of their places in the text
+        require_memory(f"training on {self.tokens:,} tokens", windows, "give fewer tokens")
 
     @classmethod
     def of_tokens(cls, tokens: int | None, length: int) -> Recipe:
@@ -301,7 +303,6 @@ def window_starts(tokens: int, recipe: Recipe, seed: int) -> Tensor:
         )
     generator = torch.Generator().manual_seed(seed)
     wanted = recipe.steps * recipe.sequences
-    require_memory(f"training on {recipe.tokens:,} tokens", 16 * wanted, "give fewer tokens")
     epochs = []
     for _ in range(-(-wanted // count)):
         cut = int(torch.randint(recipe.length, (), generator=generator))

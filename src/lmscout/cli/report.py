@@ -6,6 +6,7 @@ import webbrowser
 from pathlib import Path
 from typing import Annotated
 
+from lmscout.children import load_modules
 from lmscout.cli.options import OUTPUT, argument, option
 
 _CONTENT = "Content"
@@ -35,6 +36,7 @@ def report(
     It needs no network, and can be sent as it is.  Of a run that has not finished it shows what is
     there; the same command writes it again.
     """
+    load_modules("lmscout.reports")
     from lmscout import api
 
     path = api.report(run, out=out, beside=beside)

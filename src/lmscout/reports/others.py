@@ -282,11 +282,11 @@ def eval_content(result: Evaluation) -> Content:
         rows = [
             [
                 each.source,
+                each.value,
+                each.nll,
                 each.protocol.name,
                 each.protocol.window,
                 each.protocol.stride,
-                each.value,
-                each.nll,
                 each.tokens,
                 ", ".join(each.special_tokens) or "none",
             ]
@@ -294,11 +294,11 @@ def eval_content(result: Evaluation) -> Content:
         ]
         columns = [
             Column("text"),
+            Column("perplexity", ",.3f"),
+            Column("nll", ".4f"),
             Column("protocol"),
             Column("window", "d"),
             Column("stride", "d"),
-            Column("perplexity", ",.3f"),
-            Column("nll", ".4f"),
             Column("tokens", ",d"),
             Column("special tokens"),
         ]

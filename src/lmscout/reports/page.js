@@ -17,8 +17,11 @@
     modeBarButtons: [["toImage", "resetScale2d"]],
   };
   let drawn = 0;
-  const next = () => {
-    if (drawn === plots.length) { root.dataset.open = ""; root.dataset.drawn = drawn; return; }
+  const open = () => {
+    if (!("open" in root.dataset)) performance.mark("open");
+    root.dataset.open = "";
+  };
+  const draw = () => {
     const plot = plots[drawn++];
     const source = plot.querySelector("script");
     const figure = JSON.parse(source.textContent);
@@ -30,9 +33,22 @@
       figure.layout.height += entries > 2 ? 9 * entries : 0;
       plot.style.height = `${figure.layout.height}px`;
     }
-    Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => { root.dataset.open = ""; idle(next); });
+    return Plotly.newPlot(plot, figure.data, figure.layout, config);
+  };
+  const next = () => {
+    if (drawn === plots.length) { open(); root.dataset.drawn = drawn; return; }
+    draw().then(() => { open(); idle(next); });
   };
   next();
+
+  // On paper every figure is drawn, as wide as the text of A4 and letter between margins.
+  addEventListener("beforeprint", () => {
+    while (drawn < plots.length) draw();
+    for (const plot of plots) Plotly.relayout(plot, { width: 660 });
+  });
+  addEventListener("afterprint", () => {
+    for (const plot of plots) Plotly.relayout(plot, { width: null, autosize: true });
+  });
 
   // Tables: a click on a heading sorts, numbers by value, what has none last.
   const value = (cell) => {

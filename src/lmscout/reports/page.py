@@ -20,9 +20,8 @@ import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from latex2mathml.converter import convert
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from lmscout.plots.notebook import script_json
+from lmscout.plots.notebook import plotly_js, script_json
 from lmscout.plots.style import time_spent
 from lmscout.proxies import Expression, format_expression, to_latex
 from lmscout.version import __version__
@@ -175,7 +174,11 @@ class Section:
 
 def time_section(seconds: Mapping[str, float], *more: Part) -> Section:
     """Where the time of a run went, by stage, and further parts."""
-    parts = [Figure(time_spent(seconds), "By stage.")] if seconds else []
+    parts: list[Part] = []
+    if len(seconds) > 1:
+        parts.append(Figure(time_spent(seconds), "By stage."))
+    else:
+        parts += [Text(f"{stage}: {spent:,.1f} s.") for stage, spent in seconds.items()]
     return Section("Where the time went", [*parts, *more])
 
 
@@ -228,7 +231,7 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML."""
     sections = [one for one in page.content.sections if one.parts]
-    scripts = [get_plotlyjs(), _asset("page.js")] if _draws(sections) else [_asset("page.js")]
+    scripts = [plotly_js(), _asset("page.js")] if _draws(sections) else [_asset("page.js")]
     text: str = _template().render(
         page={**vars(page), **vars(page.content), "sections": sections},
         version=__version__,

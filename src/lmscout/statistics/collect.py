@@ -256,6 +256,8 @@ def fill(
     if not todo:
         return
     max(todo, key=ArchitectureSpec.pass_bytes).require_memory()  # before the first is built
+    if len(todo) == 1:
+        workers = workers.for_one()
     saved = time.monotonic()
     with warnings.catch_warnings(), worker_processes() as started:
         rows = started(workers, partial(_in_one_thread, measure), todo)

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -64,6 +64,11 @@ class Workers:
                     pass
             except (ImportError, ValueError) as error:  # not installed, or no client
                 raise LmscoutError(f"backend {self.backend}: {error}") from None
+
+    def for_one(self) -> Workers:
+        """The same for one architecture: this process, where local ones would be started."""
+        local = self.cluster is None and self.backend == _PROCESSES
+        return replace(self, count=1) if local else self
 
     def _check_cluster(self, cluster: str) -> None:
         if self.backend != _PROCESSES:
