@@ -40,7 +40,10 @@ def test_check_prints_ceiling_baselines_and_verdict(lmscout):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bench", "build", "micro", "--out", "x"], "unknown space 'micro'; there are pico, iso, nano"),
+        (
+            ["bench", "build", "micro", "--out", "x"],
+            "unknown space 'micro'; there are pico, iso, nano",
+        ),
         (
             ["bench", "build", "nano", "--out", "x", "--corpus", "gone"],
             "gone: cannot be read: No such",
