@@ -341,7 +341,7 @@ def _read_space(folder: Path) -> None:
     import numpy as np
 
     from lmscout.benchmarks.limits import limits_of
-from lmscout.benchmarks.mutation import limited
+    from lmscout.benchmarks.mutation import limited
     from lmscout.benchmarks.space import load_space, sample
 
     space = load_space(str(folder / "space.json"))
