@@ -31,8 +31,11 @@ def test_subset_takes_rows_in_the_order_given():
     assert part.identifiers == ("c", "a")
     assert (part.name, part.metric, part.source) == (whole.name, whole.metric, whole.source)
     assert whole.subset([1]).identifiers == ("b",)
-    with pytest.raises(IndexError):
+    with pytest.raises(LmscoutError, match="rows are 0 to"):
         whole.subset([3])
+    for nothing in ([], [1.5], [True, False, True], np.array([True, False, True]), 2):
+        with pytest.raises(LmscoutError, match="small: subset takes numbers of rows"):
+            whole.subset(nothing)
 
 
 def test_quality_is_float64_and_cannot_be_changed_from_either_side():

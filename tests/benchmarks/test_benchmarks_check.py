@@ -9,6 +9,7 @@ from sklearn.linear_model import LinearRegression
 from lmscout.benchmarks import check as module
 from lmscout.benchmarks.built import built_folder
 from lmscout.benchmarks.check import Check, check, noise_of, real_differences, simulate
+from lmscout.cli.bench import show_check
 from lmscout.errors import LmscoutError
 
 
@@ -150,6 +151,25 @@ def test_iso_is_of_equal_sizes_and_no_baseline_orders_it():
     assert max(map(abs, found.pairs.values())) < 0.35
     assert set(found.conditions) == {"ceiling", "baseline", "pairs"}
     assert found.distinguishes
+
+
+def test_equal_architectures_leave_nothing_to_baselines(tmp_path, capsys):
+    """All of one depth, width and size: no baseline varies, and the check says what it can."""
+    write_built(
+        tmp_path, {number: [4 + 0.1 * number, 4.01 + 0.1 * number] for number in (0, 6, 12)}
+    )
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps({**settings, "space": {"params": 1000}}))
+    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.update(spec=rows[0]["spec"], parameters=rows[0]["parameters"])
+        row["spec"] = {**row["spec"], "norm_epsilon": 1e-5 * (1 + row["architecture"])}
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = check(tmp_path)
+    assert found.equal
+    assert found.conditions == {"ceiling": True, "baseline": True, "pairs": True}
+    show_check(found)
+    assert "nan" not in capsys.readouterr().out.replace("nats", "")
 
 
 def test_two_baselines_are_fitted_together(tmp_path):

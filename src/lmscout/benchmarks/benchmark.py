@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -88,9 +89,20 @@ class Benchmark:
         """The benchmark of these rows (counted from 0), in this order.
 
         Raises:
-            IndexError: there is no such row.
+            LmscoutError: there is no such row, or none is given.
         """
-        rows = [int(index) for index in indices]
+        try:
+            rows = [operator.index(index) for index in indices if not isinstance(index, bool)]
+        except TypeError:
+            rows = []
+        if not rows or len(rows) != len(indices):
+            raise LmscoutError(
+                f"{self.name}: subset takes numbers of rows, at least one (got {brief(indices)})"
+            )
+        if not all(-len(self.specs) <= row < len(self.specs) for row in rows):
+            raise LmscoutError(
+                f"{self.name}: rows are 0 to {len(self.specs) - 1} (got {brief(rows)})"
+            )
         return replace(
             self,
             specs=tuple(self.specs[row] for row in rows),

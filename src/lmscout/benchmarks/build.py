@@ -350,7 +350,8 @@ def check_tokens(data: TokenData, space: Space, recipe: Recipe) -> None:
     if largest >= space.vocabulary:
         raise LmscoutError(
             f"the tokens go up to {largest}, and models of the space {space.name} have "
-            f"{space.vocabulary} of them; use another tokenizer"
+            f"{space.vocabulary} of them; give the space a vocabulary of {largest + 1} or more, or "
+            "other tokens (--corpus)"
         )
     if recipe.length > space.max_length:
         raise LmscoutError(

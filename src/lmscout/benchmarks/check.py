@@ -7,6 +7,7 @@ architectures are real.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -107,11 +108,11 @@ class Check(Result):
     def conditions(self) -> dict[str, bool]:
         """Whether each of the `CONDITIONS`, or of the `EQUAL_CONDITIONS`, holds."""
         if self.equal:
-            taus = [abs(one.kendall.value) for one in self.baselines.values()]
+            taus = [one.kendall.value for one in self.baselines.values()]
             return {
                 "ceiling": self.ceiling.kendall.value >= EQUAL_CEILING,
-                "baseline": max(filter(np.isfinite, taus)) <= MOST_BASELINE,
-                "pairs": max(map(abs, self.pairs.values())) <= MOST_BASELINE,
+                "baseline": _largest(taus) <= MOST_BASELINE,
+                "pairs": _largest(self.pairs.values()) <= MOST_BASELINE,
             }
         best = self.baselines[self.best_baseline].spearman
         return {
@@ -296,6 +297,11 @@ def _central(values: Array) -> Interval:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def _largest(taus: Iterable[float]) -> float:
+    """The largest absolute value; one that is NaN, as of a constant baseline, orders nothing."""
+    return max((abs(one) for one in taus if np.isfinite(one)), default=0.0)
 
 
 def _or_lowest(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -158,9 +159,11 @@ def show_check(result: Check) -> None:
         f"[bold]{escape(result.folder.name)}[/bold]: {result.n_architectures} architectures"
         f"{left_out}, {result.n_replicated} of them trained with several seeds"
     )
+    cells = math.isfinite(result.spread_in_cell)
+    within = f", {result.spread_in_cell:.3f} within one depth and width" if cells else ""
     console.say(
-        f"standard deviation of quality {result.spread:.3f} nats/token, "
-        f"{result.spread_in_cell:.3f} within one depth and width; noise {result.noise:.3f}"
+        f"standard deviation of quality {result.spread:.3f} nats/token{within}; "
+        f"noise {result.noise:.3f}"
     )
     table = console.table(
         "",
@@ -173,12 +176,14 @@ def show_check(result: Check) -> None:
     for name, found in result.baselines.items():
         table.add_row(name, *console.agreement_cells(found), style="dim")
     if result.equal:
-        best = max(result.pairs, key=lambda names: abs(result.pairs[names]))
-        table.add_row(f"fitted: {best}", "", "", f"{result.pairs[best]:.3f}", "", style="dim")
+        known = {names: tau for names, tau in result.pairs.items() if math.isfinite(tau)}
+        for best in sorted(known, key=lambda names: abs(known[names]))[-1:]:
+            table.add_row(f"fitted: {best}", "", "", f"{known[best]:.3f}", "", style="dim")
     console.print_table(table)
+    of_one = f"; of one depth and width: {result.distinguishable_in_cell:.1%}" if cells else ""
     console.say(
-        f"pairs of architectures that differ by more than noise: {result.distinguishable:.1%}; "
-        f"of one depth and width: {result.distinguishable_in_cell:.1%}"
+        "pairs of architectures that differ by more than noise: "
+        f"{result.distinguishable:.1%}{of_one}"
     )
     for condition, holds in result.verdicts.items():
         console.say(f"  {'yes' if holds else 'no '}  {condition}")

@@ -379,7 +379,9 @@ def _bound(max_increase: float | None, worse_by: str | None) -> float | None:
     except ValueError:
         percent = math.nan
     if not 0 < percent < math.inf:
-        raise LmscoutError(f"--worse-by {worse_by}: no percentage above 0 (expected such as 5%)")
+        raise LmscoutError(
+            f"--worse-by {worse_by}: no percentage above 0; write it with its sign, such as 5%"
+        )
     return math.log1p(percent / 100)
 
 

@@ -434,5 +434,5 @@ def _units(counts: Sequence[int]) -> str:
 def facts(settings: Mapping[str, Any]) -> str:
     """What a run is of, for the title."""
     keep = settings.get("keep")
-    shares = ", ".join(map(str, keep)) if isinstance(keep, list) else ""
-    return f"{Path(str(settings.get('model'))).name or 'model'}, keep {shares}"
+    shares = f", keep {', '.join(map(str, keep))}" if isinstance(keep, list) and keep else ""
+    return f"{Path(str(settings.get('model'))).name or 'model'}{shares}"
