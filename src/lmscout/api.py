@@ -25,7 +25,7 @@ from lmscout.arguments import (
     several,
     text_named,
 )
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, check_whole
 from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -293,6 +293,8 @@ def design(
 
     common = run_settings(workers, backend, device, cluster, seed, None)
     del common["out"]
+    check_whole("evaluations", evaluations, 1)
+    check_whole("weights", weights, 1)
     limits = limits_of(max_params, max_macs, max_latency, device=device)
     if max_latency is not None and cluster is not None:
         raise LmscoutError(f"max_latency: measured here, not on cluster {cluster}: leave one out")

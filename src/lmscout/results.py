@@ -243,6 +243,8 @@ def _read(kind: Any, value: Any) -> Any:  # noqa: PLR0911 - one per type
 def _read_field(kind: Any, form: SavedAs | None, value: Any) -> Any:
     if form is None:
         return _read(kind, value)
+    if value is None and types.NoneType not in get_args(kind):
+        raise TypeError("null stands where a value has to be")
     return None if value is None else form.read(value)
 
 

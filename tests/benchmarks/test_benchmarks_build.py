@@ -147,7 +147,7 @@ def kill_after(folder, workers, wanted, pace=0.05):
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_process_killed_at_random_is_continued(tmp_path, undisturbed, workers):
-    children = kill_after(tmp_path, workers, random.randint(1, ROWS - 3))
+    children = kill_after(tmp_path, workers, random.randint(1, ROWS // 2))
     deadline = time.monotonic() + 20
     while not all(map(is_gone, children)) and time.monotonic() < deadline:
         time.sleep(0.05)

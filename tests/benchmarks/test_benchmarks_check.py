@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.linear_model import LinearRegression
 from lmscout.benchmarks import check as module
 from lmscout.benchmarks.built import built_folder
 from lmscout.benchmarks.check import Check, check, noise_of, real_differences, simulate
+from lmscout.benchmarks.space import space_of
 from lmscout.cli.bench import show_check
 from lmscout.errors import LmscoutError
 
@@ -159,7 +161,9 @@ def test_equal_architectures_leave_nothing_to_baselines(tmp_path, capsys):
         tmp_path, {number: [4 + 0.1 * number, 4.01 + 0.1 * number] for number in (0, 6, 12)}
     )
     settings = json.loads((tmp_path / "settings.json").read_text())
-    (tmp_path / "settings.json").write_text(json.dumps({**settings, "space": {"params": 1000}}))
+    (tmp_path / "settings.json").write_text(
+        json.dumps({**settings, "space": asdict(space_of("iso"))})
+    )
     rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
     for row in rows:
         row.update(spec=rows[0]["spec"], parameters=rows[0]["parameters"])
@@ -170,6 +174,15 @@ def test_equal_architectures_leave_nothing_to_baselines(tmp_path, capsys):
     assert found.conditions == {"ceiling": True, "baseline": True, "pairs": True}
     show_check(found)
     assert "nan" not in capsys.readouterr().out.replace("nats", "")
+
+
+@pytest.mark.parametrize("space", ["iso", [1], {"params": "2M"}, {"params": 0}])
+def test_a_damaged_space_is_no_verdict(tmp_path, space):
+    write_built(tmp_path, {number: [4 + 0.1 * number, 4.01 + 0.1 * number] for number in range(4)})
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps({**settings, "space": space}))
+    with pytest.raises(LmscoutError, match=r"settings\.json: space"):
+        check(tmp_path)
 
 
 def test_two_baselines_are_fitted_together(tmp_path):

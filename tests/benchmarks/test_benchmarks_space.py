@@ -117,6 +117,21 @@ def test_what_is_drawn_meets_the_budgets(seed, budgets):
             assert 0.5 * gated - 0.2 < inner / spec.width < 8 * gated + 0.2
 
 
+@pytest.mark.parametrize("families", [("gpt2", "llama"), ("llama", "gpt2"), ("llama",)])
+def test_a_family_that_cannot_meet_a_budget_is_left_out(families):
+    space = replace(
+        BUDGETED,
+        families=families,
+        depths=(1, 2, 3),
+        widths=(16, 32, 48),
+        expansions=(0.5, 1.0, 2.0, 4.0),
+        params=7000,
+        macs=None,
+        tolerance=0.005,
+    )
+    assert len(sample(space, 6, 0)) == 6
+
+
 def test_a_budget_that_nothing_meets_is_refused():
     with pytest.raises(
         LmscoutError, match=r"budgeted: no architecture .* params 1 and macs 66,000"

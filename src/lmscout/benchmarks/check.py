@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from lmscout.benchmarks.benchmark import checked
 from lmscout.benchmarks.built import finished, replicates
+from lmscout.benchmarks.space import Space
 from lmscout.errors import LmscoutError
 from lmscout.metrics import (
     Agreement,
@@ -219,9 +221,13 @@ def _fitted(scores: Array, quality: Array) -> float:
 
 def _budgeted(folder: Path) -> bool:
     """Whether the space of a built benchmark has a budget."""
-    space = read_json_object(folder / SETTINGS).get("space")
-    budgets = space if isinstance(space, dict) else {}
-    return any(budgets.get(name) is not None for name in ("params", "macs"))
+    file = folder / SETTINGS
+    space = read_json_object(file).get("space")
+    if space is None:
+        return False
+    if not isinstance(space, dict):
+        raise LmscoutError(f"{file}: space is no object; the file is damaged")
+    return checked(Space, space, f"{file}: space").budgeted
 
 
 def noise_of(losses: list[Array], folder: Path) -> float:

@@ -44,7 +44,7 @@ class ModelConfig(Row):
     d_inner: int | list[int]
     d_embed: int | None = -1
     n_token: int
-    tgt_len: int
+    tgt_len: Annotated[int, Field(ge=2)]
     div_val: int
     cutoffs: list[int]
     tie_projs: list[bool]

@@ -221,10 +221,14 @@ def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
             f"{space.name}: no architecture that was drawn meets the budget of {given}; change "
             "it, or give more widths, more expansions or a larger tolerance"
         )
+    families = space.families
+    if space.budgeted:
+        own = np.random.default_rng(seed)
+        families = tuple(f for f in families if any(draw(space, f, *cell, own) for cell in cells))
     drawn: dict[ArchitectureSpec, None] = {}
     for index in range(n):
         cycle, place = divmod(index, len(cells))
-        family = space.families[(cycle + place) % len(space.families)]
+        family = families[(cycle + place) % len(families)]
         for attempt in range(ATTEMPTS * len(cells)):
             # A cell that seems to be exhausted is followed by the next.
             depth, width = cells[(place + attempt // ATTEMPTS) % len(cells)]
@@ -249,7 +253,10 @@ def _cells(space: Space, n: int, rng: np.random.Generator) -> list[tuple[int, in
     ]
     pairs = list(dict.fromkeys(pairs))
     if space.budgeted:
-        return [pair for pair in pairs if draw(space, space.families[0], *pair, rng)][:n]
+        found = (
+            [pair for pair in pairs if draw(space, family, *pair, rng)] for family in space.families
+        )
+        return next(filter(None, found), [])[:n]
     return pairs[: max(FEWEST_CELLS, -(-n // PER_CELL))]
 
 

@@ -176,8 +176,9 @@ def check_storage(url: str, *, create: bool = True) -> None:
             if not os.access(file.parent, os.W_OK):
                 _refuse(url, f"folder {file.parent} cannot be written; name another")
             return
-        if file.is_dir():
-            _refuse(url, "is a folder; name a file")
+        if not file.is_file():
+            kind = "a folder" if file.is_dir() else "no ordinary file"
+            _refuse(url, f"is {kind}; name a file")
         if not os.access(file, os.R_OK):
             _refuse(url, "cannot be read (permission denied); change its permissions")
         writable = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
