@@ -182,9 +182,9 @@ def parameter_count(text: str, option: str) -> int:
     if found:
         number, unit = found.groups()
         digits = Decimal(number.replace(",", "").replace("_", ""))
-        count = digits * 1000 ** _THOUSANDS[unit.lower()]
-        if count == int(count) and 0 < count <= MOST_PARAMETERS:
-            return int(count)
+        count = int(digits * 1000 ** _THOUSANDS[unit.lower()])
+        if 0 < count <= MOST_PARAMETERS:
+            return count
     raise LmscoutError(
         f"{option} {text[:_LONGEST_COUNT]}: give a number, such as 3M, 120k or 1500000"
     )
