@@ -126,8 +126,11 @@ def checked(kind: type[T], values: Any, where: str) -> T:
         where: the file, and the row in it.
 
     Raises:
-        LmscoutError: a field is missing, unknown or of the wrong kind; names the first such one.
+        LmscoutError: the values are no object, or a field is missing, unknown or of the wrong
+            kind; names the first such one.
     """
+    if not isinstance(values, dict):
+        raise LmscoutError(f"{where}: expected an object with fields, not {brief(values)}")
     try:
         return kind.model_validate(values) if issubclass(kind, Row) else kind(**values)
     except ValidationError as error:

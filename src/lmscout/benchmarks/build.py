@@ -330,9 +330,8 @@ def jobs(space: Space, n: int, *, seed: int, seeds: int) -> list[Job]:
     """
     specs = sample(space, n, seed)
     by_size = sorted(range(n), key=lambda index: (specs[index].parameters(), index))
-    several = set(by_size[REPLICATED // 2 :: REPLICATED] or by_size[:1])
-    if space.budgeted:
-        several = set(by_size)
+    tenth = by_size[REPLICATED // 2 :: REPLICATED] or by_size[:1]
+    several = set(by_size if space.budgeted else tenth)
     return [
         Job(int(index), own, specs[index])
         for own in range(max(1, seeds))

@@ -223,11 +223,7 @@ def _budgeted(folder: Path) -> bool:
     """Whether the space of a built benchmark has a budget."""
     file = folder / SETTINGS
     space = read_json_object(file).get("space")
-    if space is None:
-        return False
-    if not isinstance(space, dict):
-        raise LmscoutError(f"{file}: space is no object; the file is damaged")
-    return checked(Space, space, f"{file}: space").budgeted
+    return space is not None and checked(Space, space, f"{file}: space").budgeted
 
 
 def noise_of(losses: list[Array], folder: Path) -> float:

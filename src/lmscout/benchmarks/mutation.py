@@ -264,7 +264,9 @@ class LimitedSpace:
         An architecture that has grown beyond a limit is mutated further until it keeps all, so
         that size can move from one place to another.
         """
-        for _ in range(0 if self.space.budgeted else _WALKS):
+        if self.space.budgeted:
+            return self.draw(rng)
+        for _ in range(_WALKS):
             changed = spec
             for _ in range(_STEPS):
                 changed = mutate(self.space, changed, rng)

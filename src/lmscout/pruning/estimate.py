@@ -134,6 +134,7 @@ def estimate(
             steps = settings.last_step(window)
             peak = sizes.held + beside + memory // len(parts)
             recovery.append(Recovering(name, trainings, steps, peak, trainings * seconds))
+    several = tuple(Part(str(one.device), one.depth, one.weights, one.peak) for one in parts)
     return Estimate(
         device=str(device),
         parameters=parameter_count(model),
@@ -149,11 +150,7 @@ def estimate(
         pairs=pairs,
         total=pairs * float(np.mean(list(pair.values()))),
         recovery=tuple(recovery),
-        parts=tuple(
-            Part(str(one.device), one.depth, one.weights, one.peak)
-            for one in parts
-            if len(parts) > 1
-        ),
+        parts=several if len(parts) > 1 else (),
         in_host=sizes.in_host,
     )
 
