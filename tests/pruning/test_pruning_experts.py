@@ -9,17 +9,19 @@ import torch
 from builtin_model import two_texts
 from tiny_language_models import random_windows
 from torch.nn import functional
-from transformers import MixtralConfig, Qwen3MoeConfig
+from transformers import LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
 from lmscout.builtin import load_tokenizer
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import LoadedModel, load_model
 from lmscout.pruning import CalibrationConfig, PruneConfig, prune
+from lmscout.pruning.budgets import budget_of
 from lmscout.pruning.calibration import calibrate
+from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.experts import order_of_experts, routed
 from lmscout.pruning.families import family_of, set_units, units_of
 from lmscout.pruning.importance import METHODS, loss_metrics
-from lmscout.pruning.plan import Plan
+from lmscout.pruning.plan import Plan, as_rows
 from lmscout.testing import random_model
 from lmscout.testing.families import masked_model
 
@@ -218,7 +220,6 @@ SETTINGS = PruneConfig(
         ("mixtral", "uniform", "mixtral"),
         ("some", "any", "lmscout_qwen3_moe"),
         ("mixtral-channels", "uniform", "mixtral"),
-        ("some-channels", "any", "lmscout_qwen3_moe"),
     ],
 )
 def test_a_saved_model_has_fewer_experts_or_channels(loaded, tmp_path, name, shape, kind):
@@ -246,8 +247,31 @@ def test_a_saved_model_has_fewer_experts_or_channels(loaded, tmp_path, name, sha
     [
         ({"of": "multiply-adds"}, "multiply-adds: removing experts leaves those of a token"),
         ({"objective": "proxy:snip"}, "a proxy has no values of experts"),
+        ({"units": "heads"}, "unknown units 'heads': expected one of experts, channels"),
+        (
+            {"units": "channels", "channel_multiple": 4},
+            "channel_multiple: is not for units channels",
+        ),
     ],
 )
 def test_what_experts_do_not_have_is_one_line(loaded, tmp_path, changes, message):
     with pytest.raises(LmscoutError, match=message):
         prune(loaded("mixtral"), two_texts()[0], replace(SETTINGS, **changes), tmp_path / "out")
+
+
+def test_channels_of_experts_are_refused_where_there_are_none(tmp_path):
+    model = LoadedModel(random_model(LlamaConfig(**SMALL)), load_tokenizer(), "llama")
+    with pytest.raises(LmscoutError, match=r"units channels: the model has no experts \(got llama"):
+        prune(model, two_texts()[0], replace(SETTINGS, units="channels"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_channel_costs_the_multiply_adds_of_the_experts_that_a_token_selects():
+    model = random_model(CONFIGS["some-channels"])
+    family = family_of(model.config)
+    shape = shape_of(family.all_parts(model))
+    budget = budget_of("multiply-adds", 0.5, model, family, shape, window=16)
+    one = Plan((2, 2), (39, 1))
+    less = budget.cost(as_rows([shape.dense])) - budget.cost(as_rows([one]))
+    # of the MLP's 40 channels one; of the 16 channels of 3 selected experts all but 8
+    assert less.item() == pytest.approx(3 * 32 * (1 + 3 * 8))
