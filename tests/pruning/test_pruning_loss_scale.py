@@ -82,7 +82,7 @@ def test_a_factor_falls_where_a_blocks_gradients_overflow():
         scales.append(block.scale)
         for kind, part in block.parts.sublayers.items():
             both = [
-                one.views(lambda tensor: tensor.grad)
+                one.changed(lambda tensor: tensor.grad).views()
                 for one in (part, wide[block.index].sublayers[kind])
             ]
             for one, other in zip(*both, strict=True):

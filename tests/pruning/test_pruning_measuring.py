@@ -53,7 +53,7 @@ def sorted_by(model, family, scores):
 
 
 def unit_gradients(part):
-    return part.views(lambda tensor: tensor.grad)
+    return part.changed(lambda tensor: tensor.grad).views()
 
 
 def outputs(model, family):
