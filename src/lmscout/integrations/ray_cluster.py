@@ -33,7 +33,8 @@ except ImportError as error:
 RETRIES = 5  # of a call whose worker ends
 _POLL = 1.0  # seconds after which a wait looks for signals
 _CHECK = 5.0  # seconds between two looks at the head
-_PATIENCE = 30.0  # seconds without the head; after 60 Ray ends this process
+_PATIENCE = 60.0  # seconds without the head
+_NO_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends this process
 _WAITING = 2  # calls that are queued for a core, so that none waits for this process
 
 _log = logging.getLogger("lmscout")
@@ -202,7 +203,7 @@ class _Actor:
 
 
 class _Head:
-    """The head of the cluster, which Ray itself waits for, and then ends this process.
+    """The head of the cluster, without which calls do not return.
 
     Attributes:
         lost: whether it has not answered for `_PATIENCE`.
@@ -287,6 +288,8 @@ def _start(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning
     more = {"include_dashboard": False} if address == "local" else {}
     _head.reset()
+    if address != "local":  # whose processes would inherit it
+        os.environ[_NO_PATIENCE] = str(365 * 24 * 3600)
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     # Ray prints what happens to nodes on standard output, where results go.
@@ -301,6 +304,7 @@ def _start(address: str) -> None:
             "--head` and name its address, or give local"
         ) from None
     finally:
+        os.environ.pop(_NO_PATIENCE, None)
         if main:
             signal.signal(signal.SIGTERM, before)
 
