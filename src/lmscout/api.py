@@ -250,8 +250,8 @@ def design(
             or several, unless its own budgets limit it; with none, all of a benchmark is searched.
         max_macs: multiply-adds of a token in the blocks at most, in a sequence of the full length.
         max_latency: milliseconds at most of a forward pass of one sequence of the full length,
-            measured on the device for every architecture that is considered, so that results may
-            differ between runs.
+            measured on the device for every architecture that is considered, in every call, so
+            that results may differ.
         evaluations: architectures to score.
         seed: of draws and mutations.
         weights: draws of initial weights and data over which a score is averaged; with two or

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -65,9 +65,7 @@ class RayCluster:
         """Send a value to the cluster's object store."""
         return RayShared(ray.put(value))
 
-    def workers(
-        self, make: Callable[[Any], Any], value: object, *, cpus: int = 1, gpus: int = 0
-    ) -> list[Worker]:
+    def workers(self, make: Callable[[Any], Any], *, cpus: int = 1, gpus: int = 0) -> list[Worker]:
         """An actor for every free place, see `lmscout.cluster.Cluster.workers`."""
         kind, each = ("GPU", gpus) if gpus else ("CPU", cpus)
         found = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
@@ -85,8 +83,7 @@ class RayCluster:
             max_task_retries=0,  # another worker does it: the restart may wait for a machine
             scheduling_strategy="SPREAD",
         )
-        how = _Making(versions(), make, RayShared(ray.put(value)))
-        return [RayWorker(actor.remote(), how) for _ in range(room)]
+        return [RayWorker(actor.remote(), _Making(versions(), make)) for _ in range(room)]
 
     def map(
         self,
@@ -146,15 +143,20 @@ class _Making:
 
     versions: str
     make: Callable[[Any], Any]
-    value: RayShared
+    value: Shared | None = None  # until it is given
 
 
 class RayWorker:
     """An actor, which Ray restarts on another node if its own ends."""
 
     def __init__(self, actor: Any, how: _Making) -> None:
-        self._actor, self._ping = actor, None
+        self._actor = actor
         self._how = how  # and with it the value in the object store, for restarts
+        self._ping = actor.prepare.remote(how)  # imports
+
+    def give(self, value: Shared) -> None:
+        """Set the value that the object is made of, here and after a restart."""
+        self._how, self._ping = replace(self._how, value=value), None
 
     def ready(self, seconds: float) -> bool:
         """Whether the actor runs, after waiting for at most so long."""
@@ -194,7 +196,8 @@ class _Actor:
         """Make the object, if there is none."""
         if self._object is None:
             _check(how.versions)
-            self._object = how.make(how.value.get())
+            if how.value is not None:
+                self._object = how.make(how.value.get())
 
     def call(self, how: _Making, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method of the object."""
