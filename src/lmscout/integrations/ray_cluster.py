@@ -108,7 +108,8 @@ class RayCluster:
                     running[task.remote(expected, sent, one[1])] = one[0]
                 if not running:
                     return
-                for ref in _done(list(running), _POLL):
+                done, _ = ray.wait(list(running), timeout=_POLL)
+                for ref in done:
                     yield running.pop(ref), _result(ref)
         finally:
             for ref in [] if _head.lost else running:
@@ -161,7 +162,8 @@ class RayWorker:
         """Whether the actor runs, after waiting for at most so long."""
         started = time.monotonic()
         self._ping = self._ping or self._actor.prepare.remote(self._how)
-        if not _done([self._ping], seconds):
+        done, _ = ray.wait([self._ping], timeout=seconds)
+        if not done:
             _head.resources()
             return False
         ping, self._ping = self._ping, None
@@ -233,15 +235,11 @@ class _Head:
                 self._looked = time.monotonic()
             self.lost = self._looked - self._answered > _PATIENCE
         if self.lost:
-            raise self.error("its first machine does not answer, or Ray has ended there")
+            raise LmscoutError(
+                "cluster: its first machine does not answer, or Ray has ended there; start a "
+                "cluster, and run the same command again, which continues"
+            )
         return self._resources
-
-    def error(self, problem: str) -> LmscoutError:
-        """The error that the cluster is lost."""
-        self.lost = True
-        return LmscoutError(
-            f"cluster: {problem}; start a cluster, and run the same command again, which continues"
-        )
 
     def _answers(self) -> bool:
         if ray.util.client.ray.is_connected():
@@ -270,18 +268,9 @@ def _check(expected: str) -> None:
         )
 
 
-def _done(refs: list[Any], seconds: float) -> list[Any]:
-    """One of the calls that has ended, as a list, after waiting for at most so long."""
-    try:
-        done: list[Any] = ray.wait(refs, timeout=seconds)[0]
-    except SystemExit:  # of Ray
-        raise _head.error("Ray has ended on this machine") from None
-    return done
-
-
 def _result(ref: Any) -> Any:
     """The result of a call, or its error as it was raised there."""
-    while not _done([ref], _POLL):
+    while not ray.wait([ref], timeout=_POLL)[0]:
         _head.resources()
     try:
         return ray.get(ref)
