@@ -6,13 +6,15 @@ Nothing here knows what the workers do, and nothing but `lmscout.cluster` import
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +32,9 @@ except ImportError as error:
 
 RETRIES = 5  # of a call whose worker ends
 _POLL = 1.0  # seconds after which a wait looks for signals
+_CHECK = 5.0  # seconds between two looks at the head
+_PATIENCE = 60.0  # seconds without the head
+_NO_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends this process
 _WAITING = 2  # calls that are queued for a core, so that none waits for this process
 
 _log = logging.getLogger("lmscout")
@@ -60,9 +65,7 @@ class RayCluster:
         """Send a value to the cluster's object store."""
         return RayShared(ray.put(value))
 
-    def workers(
-        self, make: Callable[[Any], Any], value: object, *, cpus: int = 1, gpus: int = 0
-    ) -> list[Worker]:
+    def workers(self, make: Callable[[Any], Any], *, cpus: int = 1, gpus: int = 0) -> list[Worker]:
         """An actor for every free place, see `lmscout.cluster.Cluster.workers`."""
         kind, each = ("GPU", gpus) if gpus else ("CPU", cpus)
         found = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
@@ -80,8 +83,7 @@ class RayCluster:
             max_task_retries=0,  # another worker does it: the restart may wait for a machine
             scheduling_strategy="SPREAD",
         )
-        how = _Making(versions(), make, RayShared(ray.put(value)))
-        return [RayWorker(actor.remote(), how) for _ in range(room)]
+        return [RayWorker(actor.remote(), _Making(versions(), make)) for _ in range(room)]
 
     def map(
         self,
@@ -110,12 +112,12 @@ class RayCluster:
                 for ref in done:
                     yield running.pop(ref), _result(ref)
         finally:
-            for ref in running:
+            for ref in [] if _head.lost else running:
                 ray.cancel(ref, force=True)
 
     def _room(self, gpus: float) -> int:
         """Calls to have in the cluster, which grows and shrinks."""
-        total = ray.cluster_resources().get("GPU" if gpus else "CPU", 0) / (gpus or 1)
+        total = _head.resources().get("GPU" if gpus else "CPU", 0) / (gpus or 1)
         return _WAITING * max(1, int(total))
 
 
@@ -141,15 +143,20 @@ class _Making:
 
     versions: str
     make: Callable[[Any], Any]
-    value: RayShared
+    value: Shared | None = None  # until it is given
 
 
 class RayWorker:
     """An actor, which Ray restarts on another node if its own ends."""
 
     def __init__(self, actor: Any, how: _Making) -> None:
-        self._actor, self._ping = actor, None
+        self._actor = actor
         self._how = how  # and with it the value in the object store, for restarts
+        self._ping = actor.prepare.remote(how)  # imports
+
+    def give(self, value: Shared) -> None:
+        """Set the value that the object is made of, here and after a restart."""
+        self._how, self._ping = replace(self._how, value=value), None
 
     def ready(self, seconds: float) -> bool:
         """Whether the actor runs, after waiting for at most so long."""
@@ -157,6 +164,7 @@ class RayWorker:
         self._ping = self._ping or self._actor.prepare.remote(self._how)
         done, _ = ray.wait([self._ping], timeout=seconds)
         if not done:
+            _head.resources()
             return False
         ping, self._ping = self._ping, None
         try:
@@ -188,12 +196,63 @@ class _Actor:
         """Make the object, if there is none."""
         if self._object is None:
             _check(how.versions)
-            self._object = how.make(how.value.get())
+            if how.value is not None:
+                self._object = how.make(how.value.get())
 
     def call(self, how: _Making, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method of the object."""
         self.prepare(how)
         return getattr(self._object, method)(*arguments)
+
+
+class _Head:
+    """The head of the cluster, without which calls do not return.
+
+    Attributes:
+        lost: whether it has not answered for `_PATIENCE`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with another cluster, which answers."""
+        self.lost = False
+        self._resources: dict[str, float] = {}
+        self._looked = -math.inf
+        self._answered = time.monotonic()
+
+    def resources(self) -> dict[str, float]:
+        """The resources of the cluster, at most `_CHECK` seconds old; LmscoutError if it is lost.
+
+        Ray's own call does not return while the head is away.
+        """
+        with self._lock:
+            if time.monotonic() - self._looked > _CHECK:
+                if self._answers():
+                    self._resources, self._answered = ray.cluster_resources(), time.monotonic()
+                self._looked = time.monotonic()
+            self.lost = self._looked - self._answered > _PATIENCE
+        if self.lost:
+            raise LmscoutError(
+                "cluster: its first machine does not answer, or Ray has ended there; start a "
+                "cluster, and run the same command again, which continues"
+            )
+        return self._resources
+
+    def _answers(self) -> bool:
+        if ray.util.client.ray.is_connected():
+            return True  # Ray's client reports it
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_POLL).close()
+        except OSError:
+            return False
+        return True
+
+
+_head = _Head()
 
 
 def _call(expected: str, function: Callable[[Any], Any], item: Any) -> Any:
@@ -211,6 +270,8 @@ def _check(expected: str) -> None:
 
 def _result(ref: Any) -> Any:
     """The result of a call, or its error as it was raised there."""
+    while not ray.wait([ref], timeout=_POLL)[0]:
+        _head.resources()
     try:
         return ray.get(ref)
     except RayTaskError as error:
@@ -229,6 +290,9 @@ def _start(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning
     more = {"include_dashboard": False} if address == "local" else {}
+    _head.reset()
+    if address != "local":  # whose processes would inherit it
+        os.environ[_NO_PATIENCE] = str(365 * 24 * 3600)
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     # Ray prints what happens to nodes on standard output, where results go.
@@ -243,6 +307,7 @@ def _start(address: str) -> None:
             "--head` and name its address, or give local"
         ) from None
     finally:
+        os.environ.pop(_NO_PATIENCE, None)
         if main:
             signal.signal(signal.SIGTERM, before)
 
