@@ -89,7 +89,8 @@ def _draw_normal(parameter: Tensor, std: float, generator: torch.Generator) -> N
         parameter.normal_(0.0, std, generator=generator)
         return
     flat = parameter.view(-1).uniform_(generator=generator)
-    for groups in flat[: len(flat) // _GROUP * _GROUP].view(-1, _GROUP).split(_GROUPS_AT_ONCE):
+    whole = flat[: len(flat) // _GROUP * _GROUP].view(-1, _GROUP)
+    for groups in torch.split(whole, _GROUPS_AT_ONCE):
         _transform(groups, std)
     if len(flat) % _GROUP:
         _transform(flat[-_GROUP:].uniform_(generator=generator).view(1, _GROUP), std)
