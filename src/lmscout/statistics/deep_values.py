@@ -30,6 +30,7 @@ from lmscout.proxies.primitives import (
     TENSOR_ARITHMETIC,
     UNARY_OPERATION,
     all_finite,
+    without_noise,
 )
 from lmscout.statistics.sketch_operations import Piece, reduction
 from lmscout.statistics.sketches import Sketches, StackSketch
@@ -41,6 +42,9 @@ CACHE_BYTES = 64 << 20
 # wait for the interpreter's lock (1 << 16: 1.2 times as fast on two as on one, 1 << 18: 1.5).
 _PIECE = 1 << 18
 
+_UNSETTLED = np.uint64((1 << 22) - 1)  # of a float64's 52 mantissa bits
+_ROUNDING = np.uint64(1 << 21)
+
 
 def full_score(node: Expression, reading: Reading, spec_values: Mapping[str, float]) -> float:
     """Score one model by a deep proxy, from full tensors: the definition.
@@ -50,7 +54,13 @@ def full_score(node: Expression, reading: Reading, spec_values: Mapping[str, flo
     """
     require_score(node)
     with torch.no_grad():
-        return float(_full_value(node, reading, spec_values))
+        return float(settled(_full_value(node, reading, spec_values).numpy()))
+
+
+def settled(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Scores of any shape, rounded to 30 significant bits (1e-9): the rest differs between CPUs."""
+    bits = (scores + 0.0).view(np.uint64) + _ROUNDING & ~_UNSETTLED
+    return np.where(np.isfinite(scores), bits.view(np.float64), scores)
 
 
 def joined_score(
@@ -65,8 +75,7 @@ def joined_score(
             return number_value(one)
         return raised_value(one, tuple(map(value, one.operands)), torch.ones(0, dtype=torch.bool))
 
-    scores: npt.NDArray[np.float64] = value(node).numpy().copy()
-    return scores
+    return settled(value(node).numpy())
 
 
 def _full_value(node: Expression, reading: Reading, spec_values: Mapping[str, float]) -> Tensor:
@@ -111,10 +120,13 @@ def reduced(name: str, tensors: list[Tensor]) -> float:
     """Mean of means, or sum of sums; 0 of no tensors."""
     if not all(map(all_finite, tensors)):
         return math.nan
-    if name == "total":
-        return math.fsum(one.sum(dtype=torch.float64).item() for one in tensors)
-    means = [one.mean(dtype=torch.float64).item() for one in tensors]
-    return math.fsum(means) / max(len(means), 1)
+    reduce = torch.sum if name == "total" else torch.mean
+    values = [
+        without_noise(reduce(one, dtype=torch.float64), reduce(one.abs(), dtype=torch.float64))
+        for one in tensors
+    ]
+    total = sum(one.item() for one in values)
+    return total if name == "total" else total / max(len(values), 1)
 
 
 def number_value(node: Expression) -> Tensor:
@@ -177,8 +189,7 @@ class DeepEvaluator:
         """
         require_score(node)
         with torch.no_grad():
-            scores: npt.NDArray[np.float64] = self._value(node).numpy().copy()
-        return scores
+            return settled(self._value(node).numpy())
 
     def _value(self, node: Expression) -> Tensor:
         """Block values [A, L] or scores [A]."""
@@ -230,7 +241,7 @@ class _Pieces:
         compiled = reduction(node)
         blocks = torch.zeros(math.prod(self._shape), dtype=torch.float64)
         if self._pieces:
-            values = torch.cat([compiled.run(one) for one in self._pieces]).double()
+            values = torch.cat([compiled.run(one) for one in self._pieces])
             if compiled.of_sample:
                 values /= self._sampled
             if compiled.of_tensor:
@@ -253,7 +264,7 @@ def _cut(
     moments = {leaf: one[alike] for leaf, one in zip(leaves, stack.moments.values(), strict=True)}
     rows = stack.rows[alike].double()
     elements = rows * stack.columns[alike]
-    share = (height / rows).float()[:, None, None]
+    share = (height / rows)[:, None, None]
     length = max(1, _PIECE // (height * width))
     for start in range(0, len(alike), length):
         here = slice(start, start + length)
