@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--weights", type=int, default=1)
     parser.add_argument("--supervised", action="store_true")
     parser.add_argument("--workers", type=int, default=-1)
+    parser.add_argument("--device", default="cpu", help="that computes the statistics")
     parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
     arguments = parser.parse_args()
     benchmark = load(arguments.benchmark)
@@ -85,7 +86,7 @@ def main() -> None:
             seed=seed,
             cache=arguments.cache,
             batch=Batch(seed=seed),
-            workers=Workers(arguments.workers),
+            workers=Workers(arguments.workers, device=arguments.device),
         )
         for one in proxies:
             draws_of[str(one)].append(one.sign * ranked.scores[one.name])

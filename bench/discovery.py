@@ -1,7 +1,7 @@
 """What `lmscout discover --space deep` finds, over seeds, on architectures that it has not seen.
 
     python bench/discovery.py pico [--search 40] [--seeds 5] [--no-spec-leaves] [--cache DIR]
-        [--evaluations 600] [--searches 4] [--proxies NAME ...] [--json FILE]
+        [--device cuda] [--evaluations 600] [--searches 4] [--proxies NAME ...] [--json FILE]
 
 The same as the command for each seed, a process each, but the whole benchmark is sketched once,
 and read once more for the proxies of all seeds; a second call finds both in DIR.  Beside each
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -42,6 +43,7 @@ class Study:
     benchmark: str
     search: int
     cache: Path
+    device: str
     settings: DeepSettings
 
 
@@ -49,7 +51,7 @@ def chosen(study: Study, seed: int) -> Product:
     """What the command chooses with a seed."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    benchmark, workers = load(study.benchmark), Workers(1)
+    benchmark, workers = load(study.benchmark), Workers(1, device=study.device)
     whole = whole_sketches(benchmark, study.cache, Batch(), workers)
     split = split_benchmark(benchmark.specs, search=study.search, seed=seed)
     scorer = Scorer(benchmark.specs, cache_name(benchmark.name), study.cache, Batch(), workers)
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--no-spec-leaves", action="store_true")
     parser.add_argument("--proxies", nargs="*", default=[])
     parser.add_argument("--workers", type=int, default=-1)
+    parser.add_argument("--device", default="cpu", help="that computes the statistics")
     parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -79,12 +82,16 @@ def main() -> None:
         objective=arguments.objective,
         spec_leaves=not arguments.no_spec_leaves,
     )
-    benchmark, workers = load(arguments.benchmark), Workers(arguments.workers)
+    benchmark = load(arguments.benchmark)
+    workers = Workers(arguments.workers, device=arguments.device)
     name = cache_name(benchmark.name)
     whole_sketches(benchmark, arguments.cache, Batch(), workers)
-    study = Study(arguments.benchmark, arguments.search, arguments.cache, settings)
+    study = Study(
+        arguments.benchmark, arguments.search, arguments.cache, arguments.device, settings
+    )
     seeds = range(arguments.seeds)
-    with ProcessPoolExecutor(min(workers.threads, arguments.seeds)) as pool:
+    processes = min(workers.threads, arguments.seeds)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         products = list(pool.map(chosen, [study] * arguments.seeds, seeds))
     texts = [format_expression(one.node) for one in products]
     asked = list(dict.fromkeys([*texts, *arguments.proxies]))

@@ -1,6 +1,6 @@
 """Write docs/transfer.md: every proxy of the catalog on every benchmark.
 
-    python docs/make_transfer.py [BENCHMARK ...] [--cache DIR] [--workers N]
+    python docs/make_transfer.py [BENCHMARK ...] [--cache DIR] [--workers N] [--device cuda]
 
 Every architecture is evaluated a few times (GraSP and SynFlow have passes of their own): some six
 seconds of one core each, cached, so that an interrupted run continues.
@@ -27,9 +27,11 @@ def main() -> None:
     parser.add_argument("benchmarks", nargs="*", default=BENCHMARKS)
     parser.add_argument("--cache", type=Path, default=cache_directory() / "statistics")
     parser.add_argument("--workers", type=int, default=-1)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
+    workers = Workers(given.workers, device=given.device)
     results = [
-        rank_proxies(load(name), seed=0, cache=given.cache, workers=Workers(given.workers))
+        rank_proxies(load(name), seed=0, cache=given.cache, workers=workers)
         for name in given.benchmarks
     ]
     PAGE.write_text(page(results), encoding="utf-8")
