@@ -37,7 +37,7 @@ class SketchedBenchmark(SplitBenchmark):
 
     whole: WholeSketches
 
-    def search_data(self, seed: int, progress: object = None) -> SearchData:
+    def search_data(self, seed: int, weights: int = 1, progress: object = None) -> SearchData:
         """Of the search architectures."""
         return self.whole.search_data(self.benchmark, self.split, seed)
 

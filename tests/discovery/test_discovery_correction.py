@@ -32,7 +32,7 @@ def curved_quality(spec):
 
 
 def product_of(scores):
-    return Product((), NODE, (scores,))
+    return Product((), NODE, (scores[None],))
 
 
 def noisy(spec, seed=1):

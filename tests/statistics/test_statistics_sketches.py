@@ -32,7 +32,10 @@ def sketches(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def readings():
-    return [full_reading(spec.build(0), BATCH.tokens(spec), spec.parameters()) for spec in SPECS]
+    return [
+        full_reading(spec.build(0).double(), BATCH.tokens(spec), spec.parameters())
+        for spec in SPECS
+    ]
 
 
 def tensors_of(reading, leaf):
@@ -66,7 +69,7 @@ def test_a_sample_is_the_same_rows_and_columns_of_every_leaf_of_a_stack(sketches
             matrix = tensor.reshape(len(tensor), -1)
             assert (sketch.rows[place], sketch.columns[place]) == matrix.shape
             rows, columns = sampled_places(*matrix.shape, 0, SIZE)
-            expected = torch.zeros(SIZE)
+            expected = torch.zeros(SIZE, dtype=torch.float64)
             expected[: len(rows), : len(columns)] = matrix[rows][:, columns]
             torch.testing.assert_close(sketch.samples[leaf][place], expected)
             assert (heights[place], widths[place]) == (len(rows), len(columns))
@@ -81,7 +84,7 @@ def test_moments_are_those_of_the_whole_tensor(sketches, readings, stack):
             formula = definitions.get(name) or getattr(primitives, name)
             expected = torch.stack([formula(one) for one in tensors])
             got = sketches.stacks[stack].moments[leaf][:, column]
-            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_blocks_and_mixers_are_those_of_the_model(sketches, readings):

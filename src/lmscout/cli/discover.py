@@ -39,7 +39,9 @@ _EARLIER = "ledger:"  # name of `study:` in version 0.1, which scripts use
 _SPACE, _SEARCH, _PAIRS = "Space and split", "Search of the deep space", "Pairs of a pruning run"
 
 # Options that apply to one kind of space only.
-_OF_DEEP = ("engine", "evaluations", "searches", "objective", "spec_leaves", "correction")
+_OF_DEEP = (
+    *("engine", "evaluations", "searches", "objective", "spec_leaves", "correction", "weights"),
+)
 _OF_RANKED = ("aggregations", "model", "calibration")
 
 
@@ -91,6 +93,14 @@ def discover(
     correction: Annotated[
         bool, option(_SEARCH, "Whether coefficients of depth, width and size are fitted.")
     ] = True,
+    weights: Annotated[
+        int,
+        option(
+            _SEARCH,
+            "Draws of initial weights and data over which a score is averaged.",
+            whole=(1, 1000),
+        ),
+    ] = 1,
     model: Annotated[
         str | None, option(_PAIRS, "Dense model, if it has moved.", metavar="MODEL")
     ] = None,
@@ -161,6 +171,7 @@ def discover(
         objective=objective,
         spec_leaves=spec_leaves,
         correction=correction,
+        weights=weights,
     )
     names = [name.strip() for name in benchmark.split(",")]
     run, found = discover_deep(names, config, out=out, progress=True, **common)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lmscout.discovery.assessment import SavedSpec
-from lmscout.discovery.scorer import Scores
+from lmscout.discovery.scorer import Scores, mean_of
 from lmscout.metrics import SAMPLES, multiplicities
 from lmscout.models import ArchitectureSpec
 
@@ -61,13 +61,6 @@ def architecture_json(spec: ArchitectureSpec) -> dict[str, object]:
     """The size of an architecture, and its spec."""
     size = {"params": spec.parameters(), "macs": spec.multiply_adds()}
     return {**size, "depth": spec.depth, "width": spec.width, "spec": spec.to_dict()}
-
-
-def mean_of(draws: Scores) -> Scores:
-    """Mean scores [n] over draws [draws, n]; not finite if one of the draws is not."""
-    with np.errstate(invalid="ignore"):  # of infinities of both signs
-        mean: Scores = np.mean(draws, axis=0)
-    return mean
 
 
 def certainty(draws: Scores, places: Sequence[int]) -> list[tuple[float | None, float | None]]:

@@ -28,7 +28,7 @@ import numpy as np
 from sklearn.linear_model import BayesianRidge
 
 from lmscout.discovery.engines import Candidate, Coefficient, fittest, joint_fitness
-from lmscout.discovery.scorer import Scores
+from lmscout.discovery.scorer import Scores, mean_of
 from lmscout.metrics import fisher_z, logarithm, spearman
 from lmscout.proxies import LARGEST, Expression, format_expression, parse
 from lmscout.proxies.primitives import SPEC_LEAVES, number_text
@@ -47,11 +47,11 @@ _CONSTANT = 1e-9  # standard deviation of a quantity that does not vary
 
 @dataclass(frozen=True)
 class Known:
-    """Search data of one benchmark, [search architectures] each."""
+    """Search data of one benchmark."""
 
-    scores: Mapping[Expression, Scores]  # of every finalist, on full tensors
-    quality: Scores
-    params: Scores
+    scores: Mapping[Expression, Scores]  # finalist -> [draws, search architectures], full tensors
+    quality: Scores  # [search architectures]
+    params: Scores  # [search architectures]
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,13 @@ class Product:
 
     members: tuple[Candidate, ...]  # with their fitness on full tensors
     node: Expression  # the product, or the only member; it increases with quality
-    searched: tuple[Scores, ...]  # its scores on each benchmark: [search architectures]
+    drawn: tuple[Scores, ...]  # its scores on each benchmark: [draws, search architectures]
     corrected: bool = False  # whether it has a correction
+
+    @property
+    def searched(self) -> tuple[Scores, ...]:
+        """Its scores on each benchmark, averaged over draws: [search architectures]."""
+        return tuple(map(mean_of, self.drawn))
 
 
 def choose(
@@ -77,14 +82,14 @@ def choose(
         coefficients = [
             coefficient(scores, own.quality, own.params) if np.isfinite(scores).all() else math.nan
             for own in known
-            for scores in (own.scores[one.node],)
+            for scores in (mean_of(own.scores[one.node]),)
         ]
         return replace(one, fitness=float(np.nan_to_num(joint_fitness(coefficients))))
 
     every = [[rescored(one) for one in each] for each in finalists]
 
     def is_factor(one: Candidate) -> bool:
-        return _of_one_sign(np.concatenate([own.scores[one.node] for own in known]))
+        return _of_one_sign(np.concatenate([own.scores[one.node].ravel() for own in known]))
 
     signed = [list(filter(is_factor, each)) for each in every]
     if not any(signed):
@@ -103,22 +108,23 @@ def _increasing(
 ) -> Product:
     """The members as one tree, negated if it decreases with quality."""
 
-    def searched(whole: Expression) -> tuple[Scores, ...]:
+    def product(whole: Expression) -> Product:
         parts = [{one.node: own.scores[one.node] for one in members} for own in known]
-        return tuple(joined_score(whole, own) for own in parts)
+        return Product(members, whole, tuple(joined_score(whole, own) for own in parts))
 
-    scores = searched(node)
-    if sum(spearman(one, own.quality) for one, own in zip(scores, known, strict=True)) < 0:
-        node = Expression("negate", (node,))
-        scores = searched(node)
-    return Product(members, node, scores)
+    found = product(node)
+    both = zip(found.searched, known, strict=True)
+    falls = sum(spearman(one, own.quality) for one, own in both) < 0
+    return product(Expression("negate", (node,))) if falls else found
 
 
 def _product(members: Sequence[Expression], known: Sequence[Known]) -> Expression:
     """The product of members whose size increases with quality, divided by the others."""
 
     def increases(node: Expression) -> bool:
-        return sum(spearman(np.abs(own.scores[node]), own.quality) for own in known) >= 0
+        sizes = [mean_of(np.abs(own.scores[node])) for own in known]
+        both = zip(sizes, known, strict=True)
+        return sum(spearman(one, own.quality) for one, own in both) >= 0
 
     above = [member for member in members if increases(member)]
     below = [member for member in members if member not in above]
@@ -137,8 +143,8 @@ def correction(product: Product, spec: Mapping[str, Scores], quality: Scores) ->
     The corrected formula increases with quality [n].  The product is unchanged if there are fewer
     than `FEWEST` architectures, its scores are of both signs, or it has no room for more words.
     """
-    (scores,) = product.searched
-    if len(quality) < FEWEST or not _of_one_sign(scores) or product.node.size > LARGEST - _WORDS:
+    (drawn,), (scores,) = product.drawn, product.searched
+    if len(quality) < FEWEST or not _of_one_sign(drawn) or product.node.size > LARGEST - _WORDS:
         return product
     columns = [np.log(np.abs(scores)), *(np.log(spec[leaf]) for leaf in SPEC_LEAVES)]
     centres = [float(one.mean()) for one in columns]
@@ -163,8 +169,8 @@ def correction(product: Product, spec: Mapping[str, Scores], quality: Scores) ->
         for one, centre in zip(logarithms, centres, strict=True)
     ]
     node = parse(_polynomial(numbers, quantities))
-    known = {product.node: scores, **{Expression(leaf): spec[leaf] for leaf in SPEC_LEAVES}}
-    return replace(product, node=node, searched=(joined_score(node, known),), corrected=True)
+    known = {product.node: drawn, **{Expression(leaf): spec[leaf] for leaf in SPEC_LEAVES}}
+    return replace(product, node=node, drawn=(joined_score(node, known),), corrected=True)
 
 
 def _terms(varying: Sequence[int]) -> list[Term]:

@@ -14,8 +14,8 @@ from lmscout.benchmarks.limits import LATENCY, MACS, PARAMS, Limit, limits_of
 from lmscout.benchmarks.mutation import LimitedSpace, limited
 from lmscout.benchmarks.space import Space
 from lmscout.discovery.assessment import SavedSpec, SignedProxy
-from lmscout.discovery.choices import CHOICES, Choice, architecture_json, certainty, mean_of
-from lmscout.discovery.scorer import Scorer, ScorerOptions
+from lmscout.discovery.choices import CHOICES, Choice, architecture_json, certainty
+from lmscout.discovery.scorer import Scorer, ScorerOptions, mean_of
 from lmscout.errors import LmscoutError
 from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.progress import Progress, Stages, part_of
@@ -265,7 +265,7 @@ def design(
                 break
             scorer = Scorer(proposed, f"design-{space.name}", **options)
             part = part_of(update, len(found) * weights, evaluations * weights)
-            draws.append(proxy.sign * scorer.drawn_scores(proxy.name, weights, part))
+            draws.append(proxy.sign * scorer.drawn_scores([proxy.name], weights, part)[proxy.name])
             signed = mean_of(draws[-1]).tolist()
             engine.tell(proposed, signed)
             found.update(zip(proposed, signed, strict=True))

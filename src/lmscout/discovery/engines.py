@@ -68,11 +68,12 @@ class Candidate:
 def joint_fitness(coefficients: Sequence[float], slack: Sequence[float] = ()) -> float:
     """|coefficient| of the worst benchmark; below 0 if the signs differ; NaN if one is.
 
-    Slack is the upper bound of each coefficient's increase, 0 by default.
+    Slack is the upper bound of each coefficient's increase, 0 by default.  The result is rounded to
+    nine decimals, so that comparisons do not depend on the CPU.
     """
     values = np.array(coefficients, np.float64)
     more = np.array(slack or [0.0] * len(values), np.float64)
-    return float(max(np.min(values + more), np.min(more - values)))
+    return round(float(max(np.min(values + more), np.min(more - values))), 9)
 
 
 def front(candidates: Iterable[Candidate]) -> list[Candidate]:

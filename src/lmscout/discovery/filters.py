@@ -29,7 +29,7 @@ from lmscout.discovery.engines import (
     joint_fitness,
     to_beat,
 )
-from lmscout.discovery.scorer import Scorer, Scores
+from lmscout.discovery.scorer import Scorer, Scores, mean_of
 from lmscout.discovery.splits import Indices, Split
 from lmscout.metrics import fisher_z, midranks
 from lmscout.progress import StageProgress
@@ -43,9 +43,11 @@ PROBE = 24  # architectures of the first rung
 _RUNGS = 3  # after it, each half of the architectures that are left, the last all of them
 _ROOM = 1.0  # standard errors by which the z of a racing candidate may increase
 _BLIND = 1e-6  # relative change with other data below which a candidate reads no data
+_DISTURBED = 4  # probe architectures on which the effect of rounding is tried
+_ROUNDING, _MOST_CHANGE = 1e-11, 1e-8  # relative changes of tensors, and the most of a score
 
 SEEN, UNDEFINED, CONSTANT = "seen before", "undefined", "constant"
-DUPLICATE, BLIND, RACE = "rank duplicate", "blind to data", "race"
+DUPLICATE, BLIND, NOISE, RACE = "rank duplicate", "blind to data", "rounding noise", "race"
 VALUE_RULES: Mapping[str, str] = MappingProxyType(
     {
         SEEN: "the same tree, up to the order of what commutes",
@@ -53,6 +55,7 @@ VALUE_RULES: Mapping[str, str] = MappingProxyType(
         CONSTANT: "all probe architectures of a benchmark have one score",
         DUPLICATE: "it orders the probe architectures as an earlier candidate does, or in reverse",
         BLIND: "it reads data, and other data leave its scores as they are",
+        NOISE: "tensors changed by 1e-11 of their values change a score by more than 1e-8 of it",
         RACE: "on the architectures seen so far it is too far behind the front for its size",
     }
 )
@@ -67,6 +70,7 @@ class SearchData:
     quality: Scores  # [n], higher is better
     rungs: tuple[Indices, ...]  # rows in the order of evaluation, the probe first
     other_data: Sketches  # of the probe, on another batch
+    more_draws: tuple[Sketches, ...] = ()  # of other initial weights and data
 
 
 def draw_rungs(n: int, seed: int) -> tuple[Indices, ...]:
@@ -86,14 +90,17 @@ class SplitBenchmark:
     split: Split
     scorer: Scorer
 
-    def search_data(self, seed: int, progress: StageProgress | None = None) -> SearchData:
-        """Sketch the search architectures, and their probe on other data."""
+    def search_data(
+        self, seed: int, weights: int = 1, progress: StageProgress | None = None
+    ) -> SearchData:
+        """Sketch the search architectures with each draw, and their probe on other data."""
         rows = self.split.search
         rungs = draw_rungs(len(rows), seed)
         searched = self.scorer.subset(rows)
-        sketches = searched.sketches(progress)
+        sketches, *more = (one.sketches(progress) for one in searched.draws(weights))
         other_data = searched.subset(rungs[0]).with_other_data().sketches(progress)
-        return SearchData(sketches, self.benchmark.quality[rows], rungs, other_data)
+        quality = self.benchmark.quality[rows]
+        return SearchData(sketches, quality, rungs, other_data, tuple(more))
 
 
 @dataclass(frozen=True)
@@ -118,16 +125,31 @@ class _Bench:
     def __init__(self, data: SearchData) -> None:
         order = np.concatenate(data.rungs)
         self._rungs = [
-            DeepEvaluator(data.sketches.subset(rows)) if len(rows) else None for rows in data.rungs
+            [DeepEvaluator(draw.subset(rows)) for draw in (data.sketches, *data.more_draws)]
+            if len(rows)
+            else []
+            for rows in data.rungs
         ]
-        self.other_data = DeepEvaluator(data.other_data)
+        self._other_data = DeepEvaluator(data.other_data)
+        few = data.sketches.subset(data.rungs[0][:_DISTURBED])
+        self._disturbed = DeepEvaluator(few.disturbed(_ROUNDING))
         self.quality = data.quality[order]
         self.params = data.sketches.spec["params"][order]
 
     def scores(self, node: Expression, rung: int) -> Scores:
-        """Scores of the architectures of one rung."""
-        evaluator = self._rungs[rung]
-        return np.zeros(0) if evaluator is None else evaluator.scores(node)
+        """Scores of the architectures of one rung, averaged over draws."""
+        draws = [one.scores(node) for one in self._rungs[rung]]
+        return mean_of(np.array(draws)) if draws else np.zeros(0)
+
+    def is_blind(self, node: Expression) -> bool:
+        """Whether other data leave the scores of the probe as they are."""
+        own, other = self._rungs[0][0].scores(node), self._other_data.scores(node)
+        return np.allclose(other, own, rtol=_BLIND, atol=0.0, equal_nan=True)
+
+    def is_noise(self, node: Expression) -> bool:
+        """Whether the scores of the probe owe much to rounding."""
+        own, other = self._rungs[0][0].scores(node), self._disturbed.scores(node)
+        return not np.allclose(other, own[: len(other)], rtol=_MOST_CHANGE, atol=0.0)
 
 
 class Filters:
@@ -232,12 +254,9 @@ class Filters:
             return one
         if any(np.ptp(values) <= _BLIND * np.abs(values).max() for values in probed):
             return one.discard(CONSTANT)
-        if _reads_data(node) and all(
-            np.allclose(
-                bench.other_data.scores(node), values, rtol=_BLIND, atol=0.0, equal_nan=True
-            )
-            for bench, values in zip(self._benches, probed, strict=True)
-        ):
+        if any(bench.is_noise(node) for bench in self._benches):
+            return one.discard(NOISE)
+        if _reads_data(node) and all(bench.is_blind(node) for bench in self._benches):
             return one.discard(BLIND)
         return replace(one, order=_fingerprint(probed))
 

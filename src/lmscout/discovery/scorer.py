@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Required, TypedDict
@@ -49,6 +49,19 @@ class Scorer:
         """The same with other tokens."""
         return replace(self, batch=(self.batch or Batch()).other())
 
+    def draws(self, n_weights: int) -> Iterator[Scorer]:
+        """The same with draws of initial weights and data; the first has the own seeds.
+
+        LmscoutError if there is none.
+        """
+        if n_weights < 1:
+            raise LmscoutError(
+                f"{n_weights} draws of initial weights: there has to be one at least"
+            )
+        batch = self.batch or Batch()
+        for draw in range(n_weights):
+            yield replace(self, seed=self.seed + draw, batch=replace(batch, seed=batch.seed + draw))
+
     def subset(self, rows: npt.NDArray[np.int64]) -> Scorer:
         """The same for some of the architectures."""
         return replace(self, specs=[self.specs[row] for row in rows])
@@ -83,25 +96,22 @@ class Scorer:
         return {tree: scores[format_expression(tree)] for tree in trees}
 
     def drawn_scores(
-        self, proxy: str, n_weights: int, progress: StageProgress | None = None
-    ) -> Scores:
-        """Scores [draws, architectures] over draws of initial weights and data.
+        self, names: Iterable[str], n_weights: int, progress: StageProgress | None = None
+    ) -> dict[str, Scores]:
+        """Scores [draws, architectures] over draws of initial weights and data, see `draws`."""
+        names, n = list(names), len(self.specs)
+        draws = [
+            one.scores(names, part_of(progress, draw * n, n_weights * n))
+            for draw, one in enumerate(self.draws(n_weights))
+        ]
+        return {name: np.array([scores[name] for scores in draws]) for name in names}
 
-        The first draw has the own seeds.  LmscoutError if there is none.
-        """
-        if n_weights < 1:
-            raise LmscoutError(
-                f"{n_weights} draws of initial weights: there has to be one at least"
-            )
-        batch, n = self.batch or Batch(), len(self.specs)
-        draws = []
-        for draw in range(n_weights):
-            drawn = replace(
-                self, seed=self.seed + draw, batch=replace(batch, seed=batch.seed + draw)
-            )
-            update = part_of(progress, draw * n, n_weights * n)
-            draws.append(drawn.scores([proxy], update)[proxy])
-        return np.array(draws)
+
+def mean_of(draws: Scores) -> Scores:
+    """Mean scores [n] over draws [draws, n]; not finite if one of the draws is not."""
+    with np.errstate(invalid="ignore"):  # of infinities of both signs
+        mean: Scores = np.mean(draws, axis=0)
+    return mean
 
 
 def cache_name(benchmark: str) -> str:

@@ -17,10 +17,9 @@ from lmscout.discovery.choices import (
     Choice,
     architecture_json,
     certainty,
-    mean_of,
 )
 from lmscout.discovery.design import Untrained, latency_among, limits_saved
-from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, mean_of
 from lmscout.discovery.splits import Indices
 from lmscout.errors import LmscoutError
 from lmscout.metrics import equivalent_trials, true_ranks
@@ -168,7 +167,7 @@ def pick(
     with stages("scores") as update:
         name = f"{cache_name(benchmark.name)}-design"
         scorer = Scorer(benchmark.specs, name, **options).subset(in_order)
-        draws = proxy.sign * scorer.drawn_scores(proxy.name, weights, update)
+        draws = proxy.sign * scorer.drawn_scores([proxy.name], weights, update)[proxy.name]
     scores = np.full(len(benchmark), np.nan)
     scores[in_order] = mean_of(draws)
     tied = chosen(scores, drawn)

@@ -28,7 +28,7 @@ from lmscout.discovery.engines import (
     front,
 )
 from lmscout.discovery.filters import Filters, SearchData, SplitBenchmark
-from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name
+from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name, mean_of
 from lmscout.discovery.search_record import Batches, Evolution, Record, evolve
 from lmscout.discovery.splits import split_benchmark
 from lmscout.errors import LmscoutError, check_whole
@@ -58,6 +58,7 @@ class DeepSettings:
         race: whether racing does.
         catalog: whether a search starts with the proxies of the literature.
         correction: whether coefficients of depth, width and size are fitted to the product.
+        weights: draws of initial weights and data over which a score is averaged.
 
     Raises:
         LmscoutError: a name is unknown, or a number is too small.
@@ -79,11 +80,12 @@ class DeepSettings:
     race: bool = True
     catalog: bool = True
     correction: bool = True
+    weights: int = 1
 
     def __post_init__(self) -> None:
         require_known("engine", self.engine, ENGINES)
         require_known("objective", self.objective, OBJECTIVES)
-        for name in ("evaluations", "searches", "largest"):
+        for name in ("evaluations", "searches", "largest", "weights"):
             check_whole(name, getattr(self, name), 1)
         if self.engine == EXHAUSTIVE and self.searches > 1:
             raise LmscoutError(
@@ -241,10 +243,11 @@ def discover_deep(
     product, text = choice.product, format_expression(choice.product.node)
     with stages("testing") as update:
         held_out = [
-            one.scorer.subset(one.split.test).scores([text], update)[text] for one in splits
+            one.scorer.subset(one.split.test).drawn_scores([text], settings.weights, update)[text]
+            for one in splits
         ]
     findings = tuple(
-        assess_choice(one.benchmark, one.split, text, searched, scores)
+        assess_choice(one.benchmark, one.split, text, searched, mean_of(scores))
         for one, searched, scores in zip(splits, product.searched, held_out, strict=True)
     )
     return DeepDiscovery(
@@ -268,7 +271,7 @@ def choose_deep(
     """The first part of `discover_deep`, which uses the search splits alone."""
     stages = stages or Stages()
     with stages("sketches") as update:
-        data = [one.search_data(seed, update) for one in splits]
+        data = [one.search_data(seed, settings.weights, update) for one in splits]
     with stages("searching") as update:
         workers = splits[0].scorer.workers or Workers()
         evolutions = _searches(settings, data, seed, folder, workers, update)
@@ -281,11 +284,17 @@ def choose_deep(
             "is the quality the same for all?"
         )
     with stages("re-scoring") as update:
+        texts = list(map(format_expression, nodes))
         rescored = [
-            one.scorer.subset(one.split.search).tree_scores(nodes, update) for one in splits
+            one.scorer.subset(one.split.search).drawn_scores(texts, settings.weights, update)
+            for one in splits
         ]
     known = [
-        Known(scores, one.quality, one.sketches.spec["params"])
+        Known(
+            dict(zip(nodes, scores.values(), strict=True)),
+            one.quality,
+            one.sketches.spec["params"],
+        )
         for scores, one in zip(rescored, data, strict=True)
     ]
     product = choose(finalists, known, OBJECTIVES[settings.objective])

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_GROUP = 16  # numbers that PyTorch transforms together
+_GROUPS_AT_ONCE = 4096  # so that they stay in a core's cache
+
 
 class _Undrawn:
     def reset_parameters(self) -> None:
@@ -49,8 +52,8 @@ def draw_weights(
 ) -> None:
     """Fill every parameter of a model, in the order of registration, each once.
 
-    Weights are normal with mean 0; biases are 0; a norm is the identity; the row of an
-    embedding's padding token is 0.
+    Weights are normal with mean 0, the same on every CPU; biases are 0; a norm is the identity; the
+    row of an embedding's padding token is 0.
 
     Args:
         model: the model; its parameters are overwritten.
@@ -71,9 +74,34 @@ def draw_weights(
                 parameter.fill_(1.0)
             else:
                 own_std = (std_of or {}).get(type(module), std)
-                parameter.normal_(0.0, own_std, generator=generator)
+                _draw_normal(parameter, own_std, generator)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             module.weight[module.padding_idx].zero_()
+
+
+def _draw_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill a float32 tensor as `Tensor.normal_` does on a CPU, with the same bits on every CPU.
+
+    PyTorch transforms uniform numbers in groups of 16 by Box and Muller's method, in float32, with
+    routines whose last bits differ between CPUs.  Here the transform is in float64, rounded once.
+    """
+    if parameter.numel() < _GROUP:  # PyTorch draws these in float64
+        parameter.normal_(0.0, std, generator=generator)
+        return
+    flat = parameter.view(-1).uniform_(generator=generator)
+    whole = flat[: len(flat) // _GROUP * _GROUP].view(-1, _GROUP)
+    for groups in torch.split(whole, _GROUPS_AT_ONCE):
+        _transform(groups, std)
+    if len(flat) % _GROUP:
+        _transform(flat[-_GROUP:].uniform_(generator=generator).view(1, _GROUP), std)
+
+
+def _transform(groups: Tensor, std: float) -> None:
+    """Box and Muller's transform of uniform numbers [n, 16], in place."""
+    first, second = groups.double().chunk(2, dim=1)
+    radius = first.neg_().log1p_().mul_(-2 * std**2).sqrt_()
+    angle = second.mul_(2 * math.pi)
+    groups.copy_(torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1))
 
 
 def split_heads(hidden: Tensor, heads: int) -> Tensor:

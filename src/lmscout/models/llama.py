@@ -118,10 +118,10 @@ class Rotary(nn.Module):
 
     def __init__(self, size: int, length: int, theta: float) -> None:
         super().__init__()
-        frequencies = theta ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
-        angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
-        self.register_buffer("cosine", angles.cos().repeat(1, 2), persistent=False)
-        self.register_buffer("sine", angles.sin().repeat(1, 2), persistent=False)
+        frequencies = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+        angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+        self.register_buffer("cosine", angles.cos().float().repeat(1, 2), persistent=False)
+        self.register_buffer("sine", angles.sin().float().repeat(1, 2), persistent=False)
 
     def forward(self, heads: Tensor) -> Tensor:
         """``[B, heads, T, size]`` to the same shape and type."""

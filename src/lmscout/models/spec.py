@@ -234,12 +234,12 @@ class ArchitectureSpec(ABC):
         logits = 2 * _TOKENS * self.vocabulary if self.causal else 0
         return _FLOAT * (2 * self.parameters() + logits)
 
-    def require_memory(self) -> None:
-        """Raise LmscoutError if a pass does not fit into memory, before anything is built."""
+    def require_memory(self, width: int = _FLOAT) -> None:
+        """Raise LmscoutError if a pass in numbers of so many bytes does not fit into memory."""
         require_memory(
             f"{self.kind} architecture of {self.parameters():,} parameters (depth {self.depth}, "
             f"width {self.width})",
-            self.pass_bytes(),
+            self.pass_bytes() * width // _FLOAT,
             "use a smaller one, or a machine with more memory",
         )
 

@@ -33,7 +33,7 @@ from lmscout.statistics.reductions import chain_means
 from lmscout.statistics.single_pass import INPUT_NAMES, Batch, read_model
 from lmscout.statistics.workers import Workers, worker_processes
 
-FORMAT = 1
+FORMAT = 2
 """Version of the numbers.  Increment it with a change of any of them beyond rounding: files of
 another format are collected again.  A test compares recorded numbers
 (tests/statistics/recorded_values.py)."""
@@ -165,10 +165,16 @@ class Build:
     batch: Batch  # input of the model
     device: str = "cpu"  # of model and input
 
-    def __call__(self, spec: ArchitectureSpec) -> tuple[LanguageModel, Tensor]:
-        """The model of one architecture and its input tokens, [B, T] int64."""
+    def __call__(
+        self, spec: ArchitectureSpec, dtype: torch.dtype = torch.float32
+    ) -> tuple[LanguageModel, Tensor]:
+        """The model of one architecture and its input tokens, [B, T] int64.
+
+        Weights are drawn in float32; another type holds the same numbers.
+        """
+        spec.require_memory(dtype.itemsize)
         model = spec.build(self.seed)
-        return model.to(self.device), self.batch.tokens(spec).to(self.device)
+        return model.to(self.device, dtype), self.batch.tokens(spec).to(self.device)
 
 
 class Options(TypedDict, total=False):

@@ -69,10 +69,36 @@ def _spec_scores(
 def _measure(
     build: Build, spec: ArchitectureSpec, *, proxies: tuple[Entry | Expression, ...], ones: str
 ) -> Row:
-    reading = full_reading(*build(spec), spec.parameters())
+    known: dict[Entry | Expression, float] = {}
+    for dtype in {precision(one) for one in proxies}:
+        here = [one for one in proxies if precision(one) == dtype]
+        known |= zip(here, _scores_of_pass(build, spec, dtype, here, ones), strict=True)
+    return np.array([known[one] for one in proxies])
+
+
+def _scores_of_pass(
+    build: Build,
+    spec: ArchitectureSpec,
+    dtype: torch.dtype,
+    proxies: Sequence[Entry | Expression],
+    ones: str,
+) -> list[float]:
+    reading = full_reading(*build(spec, dtype), spec.parameters())
     if ones:
         reading = with_ones(reading, ones)
-    return np.array([score(proxy, reading, spec) for proxy in proxies])
+    return [score(proxy, reading, spec) for proxy in proxies]
+
+
+def precision(proxy: Entry | Expression) -> torch.dtype:
+    """The type of the pass that a proxy reads.
+
+    Float64 for trees of the deep space, so that what a search finds does not depend on the last
+    bits of a CPU; float32 for functions and for the published form, as in the literature.
+    """
+    function = isinstance(proxy, Entry) and proxy.function is not None
+    expression = proxy.expression if isinstance(proxy, Entry) else proxy
+    deep = not function and expression is not None and as_published(expression) is None
+    return torch.float64 if deep else torch.float32
 
 
 def full_reading(model: LanguageModel, tokens: Tensor, parameters: int) -> Reading:

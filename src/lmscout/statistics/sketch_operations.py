@@ -1,6 +1,6 @@
 """Tensor operations of the deep language on samples of many tensors at once.
 
-A tree is compiled into steps, which run over pieces of 1 MiB that stay in the cache.  An operation
+A tree is compiled into steps, which run over pieces of 2 MiB that stay in the cache.  An operation
 that needs the whole tensor is estimated from the sample, or exact on a leaf.
 
 A tensor with a NaN or an infinity has no value.  Most operations propagate an infinity to the
@@ -21,8 +21,6 @@ from lmscout.proxies import Expression, simplified
 from lmscout.proxies.primitives import EPSILON
 from lmscout.statistics.sketches import MOMENTS
 
-_SAFE = (1e-15, 1e15)  # norms between them have squares that float32 can sum
-
 # Operations that can make a finite number of an infinity.
 _SWALLOW = frozenset({"exp", "log", "relu", "invert", "sigmoid", "sqrt", "softmax"})
 # Operations that make no infinity of finite numbers, and propagate one.
@@ -33,12 +31,12 @@ _PROPAGATE = frozenset({"abs", "negate", "abslog", "logsoftmax", "minmax"})
 class Piece:
     """Some tensors of one stack, sampled in one shape, that are computed together."""
 
-    samples: Mapping[str, Tensor]  # leaf -> [n, height * width] float32
-    moments: Mapping[str, Tensor]  # leaf -> [n, 6] float32, in the order of `sketches.MOMENTS`
+    samples: Mapping[str, Tensor]  # leaf -> [n, height * width] float64
+    moments: Mapping[str, Tensor]  # leaf -> [n, 6] float64, in the order of `sketches.MOMENTS`
     broken: Mapping[str, Tensor]  # leaf -> [n] bool, if there are tensors that are not finite
     height: int  # rows of a sample
     elements: Tensor  # [n] float64, number of elements of the whole tensor
-    share: Tensor  # [n, 1, 1] float32, sampled rows per row
+    share: Tensor  # [n, 1, 1] float64, sampled rows per row
 
     def moment(self, leaf: str, name: str) -> Tensor:
         """An exact number of each tensor: [n, 1]."""
@@ -84,7 +82,7 @@ def reduction(node: Expression) -> Reduction:
         if step is None:
             sums = piece.moment(operand.name, "mean")[:, 0]
         else:
-            sums = _row_sums(step.run(piece, broken))
+            sums = step.run(piece, broken).sum(1)
         return sums.masked_fill(torch.stack(broken).any(0), math.nan) if broken else sums
 
     return Reduction(run, step is not None and not single, node.name == "total" and not single)
@@ -141,39 +139,24 @@ def _note_broken(x: Tensor, broken: Broken) -> None:
         broken.append(~torch.isfinite(x).all(1))
 
 
-def _row_sums(x: Tensor) -> Tensor:
-    """[n] float32, or float64 if a sum overflows float32."""
-    sums = x.sum(1)
-    return sums if math.isfinite(sums.sum().item()) else x.double().sum(1)
-
-
-def _row_means(x: Tensor) -> Tensor:
-    """[n] float64."""
-    return _row_sums(x).double() / x.shape[1]
-
-
-def _row_norms(x: Tensor) -> Tensor:
-    """Square roots of the sums of squares: [n] float64."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=1)
-    if norms.amin().item() < _SAFE[0] or not norms.amax().item() < _SAFE[1]:
-        norms = torch.linalg.vector_norm(x.double(), dim=1)
-    return norms.double()
-
-
 def _mean(x: Tensor) -> Tensor:
-    return _row_means(x).float()[:, None]
+    return x.mean(1, keepdim=True)
+
+
+def _norms(x: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return norms
 
 
 def _frobenius(x: Tensor, piece: Piece) -> Tensor:
-    return (_row_norms(x) * (piece.elements / x.shape[1]).sqrt()).float()[:, None]
+    return _norms(x) * (piece.elements[:, None] / x.shape[1]).sqrt()
 
 
 def _centred_std(x: Tensor) -> Tensor:
     """Standard deviation of values from which the mean was subtracted: [n, 1]."""
     n = x.shape[1]
-    rest = _row_means(x)  # the mean was rounded
-    squares = _row_norms(x).square() - n * rest.square()
-    return (squares.clamp(min=0) / max(n - 1, 1)).sqrt().float()[:, None]
+    squares = _norms(x).square() - n * _mean(x).square()  # the mean was rounded
+    return (squares.clamp(min=0) / max(n - 1, 1)).sqrt()
 
 
 def _normalize(x: Tensor, piece: Piece) -> Tensor:

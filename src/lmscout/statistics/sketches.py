@@ -3,7 +3,8 @@
 A deep proxy joins tensors before they are reduced, so statistics collected in advance do not serve
 it.  Of each tensor, viewed as [first axis, the rest], 16 rows and 16 columns are kept, and six
 exact moments of the whole tensor.  The places follow from the seed and the shape alone: a weight
-and its gradient are sampled at the same places, and so are equal shapes of two architectures.
+and its gradient are sampled at the same places, and so are equal shapes of two architectures.  The
+pass is in float64: its last bits, which differ between CPUs, are below what decides a search.
 
 The error, on two samples of 40 FlexiBERT encoders: `sum(total(abs(mul(weight, grad))))` is off
 by 3 to 4 % (the mixers' part by 4 to 5 %), with a Spearman correlation of 0.996 to the full one
@@ -41,6 +42,7 @@ MOMENTS = ("mean", "l1", "frobenius", "std", "low", "high")
 
 # `mixer` and `mlp` are parts of `linear`, without tensors of their own.
 OWN_STACKS = ("linear", "act", "hidden", "head", "softmax")
+_NOISE = 1e-9  # of the sum of absolute terms, below which a sum is rounding noise
 _LEAVES = tuple(leaf for stack in OWN_STACKS for leaf in STACKS[stack])
 _KEY = ("leaf", "block", "place", "mixes", "rows", "columns")
 _HEADER = (*_KEY, *MOMENTS)  # stored before each sample
@@ -53,8 +55,8 @@ class StackSketch:
     Samples and moments are NaN throughout if a tensor holds a NaN or an infinity.
     """
 
-    samples: Mapping[str, Tensor]  # leaf -> [N, R, C] float32; 0 beyond a smaller tensor
-    moments: Mapping[str, Tensor]  # leaf -> [N, 6] float32 in the order of `MOMENTS`, exact
+    samples: Mapping[str, Tensor]  # leaf -> [N, R, C] float64; 0 beyond a smaller tensor
+    moments: Mapping[str, Tensor]  # leaf -> [N, 6] float64 in the order of `MOMENTS`, exact
     architecture: Tensor  # [N] int64
     block: Tensor  # [N] int64
     mixes: Tensor  # [N] bool, whether a linear layer is of the mixer rather than the MLP
@@ -83,6 +85,22 @@ class Sketches:
     stacks: Mapping[str, StackSketch]  # those of `OWN_STACKS`
     depth: npt.NDArray[np.int64]  # [A] number of blocks
     spec: Mapping[str, npt.NDArray[np.float64]]  # "depth", "width" and "params" -> [A]
+
+    def disturbed(self, by: float) -> Sketches:
+        """The same with each tensor multiplied by a number of its own between 1 - by and 1 + by."""
+        random = torch.Generator().manual_seed(0)
+        stacks = {}
+        for name, stack in self.stacks.items():
+            samples, moments = dict(stack.samples), dict(stack.moments)
+            for leaf, one in samples.items():
+                draw = torch.rand(len(one), dtype=torch.float64, generator=random)
+                factor = 1 + by * (2 * draw - 1)
+                samples[leaf], moments[leaf] = (
+                    one * factor[:, None, None],
+                    moments[leaf] * factor[:, None],
+                )
+            stacks[name] = replace(stack, samples=samples, moments=moments)
+        return replace(self, stacks=stacks)
 
     def subset(self, rows: npt.ArrayLike) -> Sketches:
         """The sketches of some architectures: distinct indices in any order, or a mask [A]."""
@@ -115,7 +133,7 @@ def collect_sketches(
     columns = [*_HEADER, f"{size[0]} x {size[1]} elements"]
     shape = (slots, len(_HEADER) + size[0] * size[1])
     measure = partial(_measure, slots=slots, size=size)
-    store = evaluated_rows(specs, ("sketches", columns), shape, measure, **options)
+    store = evaluated_rows(specs, ("sketches", columns), shape, measure, np.float64, **options)
     known = list(map(spec_values, specs))
     return Sketches(
         {stack: _stack(stack, store.rows, size) for stack in OWN_STACKS},
@@ -132,7 +150,7 @@ def spec_values(spec: ArchitectureSpec) -> dict[str, float]:
 
 def _measure(build: Build, spec: ArchitectureSpec, *, slots: int, size: tuple[int, int]) -> Row:
     """One architecture's row: [slots, header and sample], NaN in unused slots."""
-    model, tokens = build(spec)
+    model, tokens = build(spec, torch.float64)
     mixing = [
         tuple(layer not in point.mlp for layer in point.linear) for point in model.probe_points()
     ]
@@ -160,15 +178,25 @@ def _sketch(matrix: Tensor, seed: int, size: tuple[int, int]) -> tuple[Row, Row]
     low, high = torch.aminmax(matrix)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
         return np.full(len(MOMENTS), np.nan), np.full(size[0] * size[1], np.nan)
-    exact, n = matrix.double(), matrix.numel()
-    mean, l1 = exact.mean(), exact.abs().mean()
-    variance = exact.var() if n > 1 else mean.new_zeros(())
+    n = matrix.numel()
+    l1 = matrix.abs().mean()
+    mean = without_noise(matrix.mean(), l1)
+    variance = matrix.var() if n > 1 else mean.new_zeros(())
     frobenius = (variance * (n - 1) + mean.square() * n).sqrt()  # without another pass
     moments = torch.stack([mean, l1, frobenius, variance.sqrt(), low, high])
     rows, columns = sampled_places(matrix.shape[0], matrix.shape[1], seed, size)
-    sample = torch.zeros(size)
+    sample = torch.zeros(size, dtype=torch.float64)
     sample[: len(rows), : len(columns)] = matrix[rows[:, None], columns]
-    return moments.double().cpu().numpy(), sample.flatten().double().numpy()
+    return moments.cpu().numpy(), sample.flatten().numpy()
+
+
+def without_noise(sums: Tensor, sizes: Tensor) -> Tensor:
+    """Sums or means [...] of float64 numbers, given those of their absolute values [...].
+
+    A sum that cancels is 0, not rounding noise: the gradient that enters a block sums to 0 if all
+    after it are norms.
+    """
+    return torch.where(sums.abs() < _NOISE * sizes, 0.0, sums)
 
 
 @cache
@@ -185,11 +213,11 @@ def sampled_places(
     return first, second
 
 
-def _stack(stack: str, stored: npt.NDArray[np.float32], size: tuple[int, int]) -> StackSketch:
+def _stack(stack: str, stored: npt.NDArray[np.float64], size: tuple[int, int]) -> StackSketch:
     """The tensors of one stack from all rows of the file, by architecture, block and place."""
     architecture, slot = np.nonzero(~np.isnan(stored[:, :, 0]))
     leaf = stored[architecture, slot, 0]
-    listed: dict[str, npt.NDArray[np.float32]] = {}
+    listed: dict[str, npt.NDArray[np.float64]] = {}
     keys: list[npt.NDArray[np.int64]] = []
     for name in STACKS[stack]:
         own = np.flatnonzero(leaf == _LEAVES.index(name))
