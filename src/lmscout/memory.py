@@ -1,12 +1,17 @@
-"""Available memory, to refuse what cannot fit before allocating it."""
+"""Available memory and devices, to refuse what cannot fit or run before it begins."""
 
 from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmscout.errors import LmscoutError
+
+if TYPE_CHECKING:
+    import torch
 
 GIB = 2**30
 
@@ -46,6 +51,32 @@ def require_memory(what: str, needed: int, remedy: str) -> None:
             f"{what} needs too much memory (got {needed / GIB:,.4g} GiB, expected at most "
             f"{there / GIB:,.4g} GiB that are free); {remedy}"
         )
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by PyTorch's name, with its index; raises LmscoutError if it cannot be used."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+        if device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, torch.accelerator.current_device_index())
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+        kind = torch.accelerator.current_accelerator() if there else None
+        known = ", ".join(["cpu", *(f"{kind}:{number}" for number in range(there))])
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LmscoutError(f"device {name!r} cannot be used ({first}): there is {known}") from None
+    return device
+
+
+@cache
+def free_at_first(device: str) -> int:
+    """Bytes of a GPU that were free at the first call, before processes of this one used it."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _in_pages(name: str) -> int:

@@ -114,8 +114,7 @@ DeviceOption = Annotated[
     str,
     option(
         COMPUTATION,
-        "Device that computes the statistics: cpu, cuda or cuda:1; a GPU evaluates one "
-        "architecture at a time.",
+        "Device that computes the statistics: cpu, cuda or cuda:1; the workers share a GPU.",
         metavar="DEVICE",
     ),
 ]

@@ -44,11 +44,13 @@ Progress = Callable[[int, int], None]
 class Record:
     """The batches of one search in a folder, each written atomically."""
 
-    def __init__(self, folder: Path, search: int = 0, others: Sequence[Candidate] = ()) -> None:
+    def __init__(
+        self, folder: Path, search: int = 0, others: Sequence[Candidate] | None = ()
+    ) -> None:
         """Open the record of one search of a run, new or begun.
 
-        The hall of fame holds the best candidates of the searches before it, too.  LmscoutError if
-        the folder cannot be written.
+        The hall of fame holds the best candidates of the searches before it, too; without them
+        (None) it is not written.  LmscoutError if the folder cannot be written.
         """
         self._folder, self._search, self._others = folder, search, others
         evaluations = folder / EVALUATIONS
@@ -87,6 +89,8 @@ class Record:
 
     def show(self, best: Sequence[Candidate]) -> None:
         """Write the hall of fame of this search and those before it, fittest first."""
+        if self._others is None:
+            return
         every = {one.node: one for one in (*self._others, *best)}
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

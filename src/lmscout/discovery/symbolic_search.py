@@ -38,8 +38,10 @@ from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.proxies.spelling import require_known
 from lmscout.results import Result
 from lmscout.statistics import Workers
+from lmscout.statistics.collect import one_thread
 from lmscout.statistics.workers import worker_processes
 
+_LONG = 100  # evaluations of a search that take longer than a process needs to start
 FINALISTS = 4  # of each search, scored on full tensors
 
 
@@ -311,12 +313,23 @@ def _searches(
     workers: Workers,
     progress: StageProgress | None,
 ) -> tuple[Evolution, ...]:
-    """Independent searches with seeds of their own: one after the other, or on a cluster."""
+    """Independent searches with seeds of their own: all at once in processes, if that is faster."""
     if workers.cluster is not None:
         cluster = connect(workers.cluster)
         return _searches_on(cluster, settings, data, seed, folder, progress)
     share = settings.share
     found: list[Evolution] = []
+    if workers.several and settings.searches > 1 and share >= _LONG:
+        search = partial(_search_apart, settings, data, seed, folder, workers.threads)
+        numbers = range(settings.searches)
+        with worker_processes() as started, started(workers, search, numbers) as evolutions:
+            for one in evolutions:
+                found.append(one)
+                if progress:
+                    progress(len(found) * share, settings.searches * share)
+        if folder:
+            Record(folder).show([one for each in found for one in each.hall])
+        return tuple(found)
     for number in range(settings.searches):
         hall = [one for each in found for one in each.hall]
         record = Record(folder, number, hall) if folder else None
@@ -363,6 +376,20 @@ def _search_there(
     return _search(settings, data, seed, number, 1, record=record), record.all
 
 
+def _search_apart(
+    settings: DeepSettings,
+    data: Sequence[SearchData],
+    seed: int,
+    folder: Path | None,
+    threads: int,
+    number: int,
+) -> Evolution:
+    """A search by its number, recorded by the process that computes it."""
+    record = Record(folder, number, None) if folder else None
+    own = max(1, threads // settings.searches)
+    return _search(settings, data, seed, number, own, record=record)
+
+
 def _search(
     settings: DeepSettings,
     data: Sequence[SearchData],
@@ -379,12 +406,16 @@ def _search(
         int(np.random.SeedSequence((seed, number)).generate_state(1)[0]),
         tuple(LITERATURE.values()) if settings.catalog else (),
     )
-    filters = Filters(
-        data,
-        objective=settings.objective,
-        rules=settings.rules,
-        race=settings.race,
-        workers=threads,
-    )
-    with closing(filters):
+    with (
+        one_thread(),
+        closing(
+            Filters(
+                data,
+                objective=settings.objective,
+                rules=settings.rules,
+                race=settings.race,
+                workers=threads,
+            )
+        ) as filters,
+    ):
         return evolve(engine, filters, evaluations=settings.share, record=record, progress=progress)

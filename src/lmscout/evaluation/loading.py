@@ -42,6 +42,7 @@ from lmscout.evaluation.checkpoint import (
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.origin import CARD
 from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.memory import usable_device
 from lmscout.reading import expanded
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -171,23 +172,6 @@ def devices_of(names: str) -> tuple[torch.device, ...]:
     if len(set(devices)) < len(devices):
         raise LmscoutError(f"device {names}: names a device twice; give each once")
     return devices
-
-
-def usable_device(name: str) -> torch.device:
-    """A device by PyTorch's name, with its index; raises LmscoutError if it cannot be used."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-        if device.type != "cpu" and device.index is None:
-            device = torch.device(device.type, torch.accelerator.current_device_index())
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-        kind = torch.accelerator.current_accelerator() if there else None
-        known = ", ".join(["cpu", *(f"{kind}:{number}" for number in range(there))])
-        raise LmscoutError(
-            f"device {name!r} cannot be used ({first_line(error)}): there is {known}"
-        ) from None
-    return device
 
 
 def memory_dtype(config: PreTrainedConfig, device: torch.device) -> torch.dtype:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from lmscout.children import WORKER_ENDED
 from lmscout.errors import LmscoutError
 from lmscout.files import check_folder, remove_drafts, write_file
 from lmscout.memory import require_memory
@@ -261,14 +257,12 @@ def fill(
         progress(int(store.done.sum()), len(specs))
     if not todo:
         return
-    max(todo, key=ArchitectureSpec.pass_bytes).require_memory()  # before the first is built
-    if len(todo) == 1:
-        workers = workers.for_one()
+    largest = max(todo, key=ArchitectureSpec.pass_bytes)
+    largest.require_memory()  # before the first is built
+    workers = workers.for_one() if len(todo) == 1 else workers.with_room(largest.pass_bytes())
     saved = time.monotonic()
-    with warnings.catch_warnings(), worker_processes() as started:
-        rows = started(workers, partial(_in_one_thread, measure), todo)
-        # joblib replaces a worker that has grown after a large architecture; nothing is lost.
-        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
+    each = partial(_in_one_thread, measure)
+    with worker_processes() as started, started(workers, each, todo) as rows:
         try:
             for spec, row in zip(todo, rows, strict=True):
                 for index in places[spec]:
@@ -278,14 +272,8 @@ def fill(
                 if time.monotonic() - saved > _SAVE_EVERY:
                     store.save()
                     saved = time.monotonic()
-        except BrokenExecutor as error:
-            codes = re.search(r"exit codes of the workers are \{(.*)\}", str(error))
-            how = codes.group(1) if codes else "without an exit code"
-            raise LmscoutError(WORKER_ENDED.format(how)) from None
         finally:
             store.save()
-            warnings.simplefilter("ignore")  # of work that an interrupt cancels
-            rows.close()
 
 
 def _in_one_thread(measure: Measure, spec: ArchitectureSpec) -> Row:

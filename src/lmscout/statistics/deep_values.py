@@ -29,6 +29,7 @@ from lmscout.proxies.primitives import (
     STACKS,
     TENSOR_ARITHMETIC,
     UNARY_OPERATION,
+    all_finite,
     meansum,
 )
 from lmscout.statistics.sketch_operations import Piece, reduction
@@ -114,13 +115,12 @@ def full_tensor(node: Expression, leaves: Mapping[str, Tensor]) -> Tensor:
         value = UNARY_OPERATION[node.name].apply(operands[0])
         return without_noise(value, meansum(operands[0].abs())) if node.name in _MEANS else value
     joined = ARITHMETIC[TENSOR_ARITHMETIC[node.name]](*operands)
-    finite = all(bool(torch.isfinite(one).all()) for one in operands)
-    return joined if finite else torch.full_like(joined, math.nan)
+    return joined if all(map(all_finite, operands)) else torch.full_like(joined, math.nan)
 
 
 def reduced(name: str, tensors: list[Tensor]) -> float:
     """Mean of means, or sum of sums; 0 of no tensors."""
-    if not all(bool(torch.isfinite(one).all()) for one in tensors):
+    if not all(map(all_finite, tensors)):
         return math.nan
     sums = [
         without_noise(one.sum(dtype=torch.float64), one.abs().sum(dtype=torch.float64)).item()

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
 
 import joblib
-import torch
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import get_reusable_executor, process_executor
 from joblib.externals.loky.backend import resource_tracker as loky_tracker
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
-from lmscout.children import begin_worker, signals_held
+from lmscout.children import WORKER_ENDED, begin_worker, signals_held
 from lmscout.cluster import connect, in_order
 from lmscout.errors import LmscoutError, brief
+from lmscout.memory import GIB, free_at_first, usable_device
 
 _PROCESSES = "loky"
 _LOADED = "lmscout.statistics"  # by a worker
 MOST_WORKERS = 1024
+MOST_ON_GPU = 16  # processes that share a GPU, whose contexts run in turn
+
+_CONTEXT = GIB  # of a process on a GPU, with its kernels and libraries
+_MOST_GROWTH = 4 * GIB  # of a process on a GPU in the host's memory, until it is replaced
+_PASSES = 4  # times the bytes of a pass that a process needs, with copies of all tensors
 
 
 @dataclass(frozen=True)
 class Workers:
     """How architectures are spread over workers; LmscoutError if one of the three is unusable.
 
-    On a CUDA device this process evaluates one architecture after the other; work done by threads
-    stays on the CPU.
+    On a CUDA device the processes share the GPU, so that some draw weights while others compute;
+    work done by threads stays on the CPU.
     """
 
     count: int = -1  # one per core
@@ -79,9 +88,14 @@ class Workers:
                 f"{brief(self.device)}, expected cpu or cuda)"
             )
 
-    def _check_device(self) -> None:
-        from lmscout.evaluation.loading import usable_device  # slow to import
+    def with_room(self, pass_bytes: int) -> Workers:
+        """The same with as many processes as a GPU has room for, if each needs so much a pass."""
+        if self.cluster is not None or self.device_kind == "cpu":
+            return self
+        room = free_at_first(self.device) // (_CONTEXT + _PASSES * pass_bytes)
+        return replace(self, count=max(1, min(self.processes, room)))
 
+    def _check_device(self) -> None:
         if (kind := usable_device(self.device).type) not in ("cpu", "cuda"):
             raise LmscoutError(
                 f"device {self.device}: statistics are computed in float64, which {kind} does "
@@ -89,8 +103,8 @@ class Workers:
             )
         if self.backend != _PROCESSES:
             raise LmscoutError(
-                f"device {self.device}: not with backend {self.backend}, since one process "
-                "uses the GPU; leave one of the two out"
+                f"device {self.device}: not with backend {self.backend}, since local processes "
+                "share the GPU; leave one of the two out"
             )
 
     @property
@@ -100,8 +114,14 @@ class Workers:
 
     @property
     def processes(self) -> int:
-        """The number of workers if processes do the work: one for a GPU."""
-        return self.count if torch.device(self.device).type == "cpu" else 1
+        """The number of workers if processes do the work."""
+        return self.count if self.device_kind == "cpu" else min(self.threads, MOST_ON_GPU)
+
+    @property
+    def several(self) -> bool:
+        """Whether several processes of this machine do the work."""
+        local = self.cluster is None and self.backend == _PROCESSES
+        return local and self.threads > 1 and self.processes != 1
 
     @property
     def device_kind(self) -> str:
@@ -109,7 +129,9 @@ class Workers:
         return self.device.partition(":")[0]
 
 
-Start = Callable[[Workers, Callable[[Any], Any], Iterable[Any]], Generator[Any]]
+Start = Callable[
+    [Workers, Callable[[Any], Any], Iterable[Any]], AbstractContextManager[Iterator[Any]]
+]
 
 _lock = threading.Lock()
 _open_blocks: list[object] = []
@@ -121,13 +143,13 @@ def worker_processes() -> Iterator[Start]:
     """Share worker processes between calls, and end them with the outermost such block.
 
     Also a decorator of functions that make several such calls, since workers take seconds to start.
-    The function that it yields gives results in the order of the arguments, and raises
-    `BrokenExecutor` if a worker has ended.
+    The function that it yields opens a block with the results in the order of the arguments, which
+    raises LmscoutError if a worker has ended.
     """
     with _lock:
         _open_blocks.append(None)
     try:
-        yield _start
+        yield _results
     finally:
         with _lock:
             _open_blocks.pop()
@@ -137,6 +159,32 @@ def worker_processes() -> Iterator[Start]:
             executor.shutdown(kill_workers=True)
 
 
+def _on_gpu(function: Callable[[Any], Any], argument: Any) -> Any:
+    # Kernels are loaded when they are first used.  Joblib takes that growth for a leak and replaces
+    # the process, and another one takes seconds to start.
+    process_executor._MAX_MEMORY_LEAK_SIZE = _MOST_GROWTH
+    return function(argument)
+
+
+@contextmanager
+def _results(
+    workers: Workers, function: Callable[[Any], Any], arguments: Iterable[Any]
+) -> Iterator[Iterator[Any]]:
+    with warnings.catch_warnings():
+        results = _start(workers, function, arguments)
+        # joblib replaces a worker that has grown after a large architecture; nothing is lost.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
+        try:
+            yield results
+        except BrokenExecutor as error:
+            codes = re.search(r"exit codes of the workers are \{(.*)\}", str(error))
+            how = codes.group(1) if codes else "without an exit code"
+            raise LmscoutError(WORKER_ENDED.format(how)) from None
+        finally:
+            warnings.simplefilter("ignore")  # of work that an interrupt cancels
+            results.close()
+
+
 def _start(
     workers: Workers, function: Callable[[Any], Any], arguments: Iterable[Any]
 ) -> Generator[Any]:
@@ -144,8 +192,7 @@ def _start(
         gpus = float(workers.device != "cpu")
         most = workers.count if workers.count > 0 else None
         return in_order(connect(workers.cluster).map(function, arguments, gpus=gpus, most=most))
-    several = workers.threads > 1 and workers.processes != 1
-    processes = workers.backend == _PROCESSES and several
+    processes = workers.several
     parallel = joblib.Parallel(
         n_jobs=workers.processes,
         backend=workers.backend,
@@ -154,6 +201,7 @@ def _start(
         **({"initializer": begin_worker, "initargs": (os.getpid(), _LOADED)} if processes else {}),
     )
     if processes:
+        function = function if workers.device_kind == "cpu" else partial(_on_gpu, function)
         for tracker in (resource_tracker, loky_tracker):
             tracker.ensure_running()  # it unblocks signals where it starts its process
     try:
