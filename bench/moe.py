@@ -1,4 +1,4 @@
-"""Half of the experts removed: the loss metric and REAP beside frequency and random experts.
+"""Half of the experts, or of their channels, removed: loss metric, REAP, frequency, random.
 
     python bench/moe.py [--train TEXT --test TEXT] [--steps 3000] [--seeds 0,1,2,3,4] \
         [--families mixtral,qwen3_moe] [--device cuda] [--out FILE]
@@ -6,7 +6,8 @@
 Trains a model of about 8 million parameters of each family on the built-in text (or another, by the
 built-in tokenizer), orders its experts by each saliency on text that it was trained on, keeps half
 of them in every block, and prints perplexities on held-out text, without any training after
-pruning. "allocated" keeps as many experts in all, but different numbers by block.
+pruning. "allocated" keeps as many experts in all, but different numbers by block. "channels" keeps
+all experts, and half of the channels in each.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from lmscout.pruning.budgets import linear_budget
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.experts import routed
-from lmscout.pruning.families import family_of
+from lmscout.pruning.families import CHANNELS, family_of, set_units
 from lmscout.pruning.importance import UnitOrder, sort_sublayer
 from lmscout.pruning.moments import moments_by_block
 from lmscout.pruning.plan import Plan
@@ -141,17 +142,31 @@ def compared(model, windows, test, seeds):
     found = {"dense": [perplexity(model, test)]}
     metric = ordered("obs")
     found["loss metric"] = [kept(metric, half)]
-    limit = metric.shape.parameters_of(half)
-    budget = linear_budget("parameters", metric.shape, float(limit))
-    ranges = Ranges(Plan(dense.attention, (1,) * dense.depth), dense)
-    plan = allocate(PlanSpace(metric.shape), Target(budget, ranges), metric.mass)
+    plan = allocated(metric, half)
     found["loss metric, allocated"] = [kept(metric, plan)]
     found["REAP"] = [kept(ordered("activation"), half)]
     frequent = copy.deepcopy(model)
     by_frequency(frequent, windows)
     found["frequency"] = [perplexity(cut(frequent, half), test)]
     found["random"] = [kept(ordered("random", seed), half) for seed in seeds]
+    narrow = copy.deepcopy(model)
+    set_units(narrow.config, CHANNELS)
+    narrow = calibrate(narrow, windows, CalibrationConfig(moment_tokens=windows.numel()))
+    dense = narrow.shape.dense
+    half = Plan(dense.attention, tuple(one // 2 for one in dense.mlp))
+    for name, channels in (("channels", half), ("channels, allocated", allocated(narrow, half))):
+        for weights in ("cut", "compensated"):
+            pruned = narrow.subnetwork(channels, weights)
+            found[f"{name}, {weights}"] = [perplexity(pruned, test)]
     return found, plan
+
+
+def allocated(calibrated, half):
+    """The plan of as many parameters with the least estimated loss increase; attention stays."""
+    dense, shape = calibrated.shape.dense, calibrated.shape
+    budget = linear_budget("parameters", shape, float(shape.parameters_of(half)))
+    ranges = Ranges(Plan(dense.attention, (1,) * dense.depth), dense)
+    return allocate(PlanSpace(shape), Target(budget, ranges), calibrated.mass)
 
 
 def main():

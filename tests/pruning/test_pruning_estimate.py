@@ -77,6 +77,28 @@ def test_what_compensation_takes_is_in_the_memory_and_an_objective_measures_no_p
     assert compensated.total == 0
 
 
+@pytest.mark.parametrize(("units", "moments"), [("experts", 0), ("channels", 4)])
+def test_experts_are_estimated_by_what_orders_their_units(units, moments):
+    config = MixtralConfig(**COMMON, num_local_experts=4)
+    plain, compensated = (
+        estimate(
+            config,
+            PruneConfig(
+                keep=(0.5,),
+                units=units,
+                refit="none",
+                calibration=CalibrationConfig(compensate=compensate, window=64),
+            ),
+            dtype=torch.float32,
+            device=CPU,
+        )
+        for compensate in (False, True)
+    )
+    factors = 3 * (32 * (32 + 32) + moments * 48 * (32 + 48))
+    assert compensated.measuring - plain.measuring == 4 * factors
+    assert 0 < compensated.pair[0.5]
+
+
 def test_a_window_longer_than_the_model_reads_is_refused_as_a_run_would():
     asked = PruneConfig(calibration=CalibrationConfig(window=65))
     with pytest.raises(LmscoutError, match="the model reads 64"):

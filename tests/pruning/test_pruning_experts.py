@@ -1,5 +1,6 @@
-"""Experts as units: their order against plain references, and runs of whole models."""
+"""Experts, or their channels, as units: orders against plain references, and whole runs."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -8,17 +9,19 @@ import torch
 from builtin_model import two_texts
 from tiny_language_models import random_windows
 from torch.nn import functional
-from transformers import MixtralConfig, Qwen3MoeConfig
+from transformers import LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
 from lmscout.builtin import load_tokenizer
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import LoadedModel, load_model
 from lmscout.pruning import CalibrationConfig, PruneConfig, prune
+from lmscout.pruning.budgets import budget_of
 from lmscout.pruning.calibration import calibrate
+from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.experts import order_of_experts, routed
-from lmscout.pruning.families import family_of
+from lmscout.pruning.families import family_of, set_units, units_of
 from lmscout.pruning.importance import METHODS, loss_metrics
-from lmscout.pruning.plan import Plan
+from lmscout.pruning.plan import Plan, as_rows
 from lmscout.testing import random_model
 from lmscout.testing.families import masked_model
 
@@ -37,7 +40,14 @@ CONFIGS = {
     ),
     "qwen3_moe": Qwen3MoeConfig(**SMALL, **EXPERTS, norm_topk_prob=False),
     "some": Qwen3MoeConfig(**SMALL, **EXPERTS, intermediate_size=40, mlp_only_layers=[0]),
+    "mixtral-channels": MixtralConfig(
+        **SMALL, intermediate_size=32, num_local_experts=3, num_experts_per_tok=2
+    ),
+    "some-channels": Qwen3MoeConfig(**SMALL, **EXPERTS, intermediate_size=40, mlp_only_layers=[0]),
 }
+for _name, _config in CONFIGS.items():
+    if _name.endswith("channels"):
+        set_units(_config, "channels")
 PLACE = 1, "mlp"
 
 
@@ -119,9 +129,51 @@ def test_an_expert_that_is_never_selected_is_removed_first_and_costs_nothing():
     assert got.scores[-1] == pytest.approx(0, abs=1e-9 * got.scores.sum().item())
 
 
+def test_channels_of_each_expert_are_ordered_and_compensated_on_its_own_tokens():
+    model, kept = random_model(CONFIGS["mixtral-channels"]), 8  # of 32 channels
+    dense = copy.deepcopy(model)
+    calibrated = calibrate(model, random_windows(30), CalibrationConfig())
+    metric = loss_metrics(dense, calibrated.family, calibrated.moments)[PLACE].double()
+    block = dense.model.layers[1].mlp
+    found, expected = experts_of(model), 0.0
+    with torch.no_grad():
+        normed = found.norm(entering(dense, calibrated.moments)).flatten(0, 1)
+        _, shares, index = block.gate(normed)
+    for number, expert in enumerate(found.members):
+        gate, up = functional.linear(normed, block.experts.gate_up_proj[number]).chunk(2, dim=-1)
+        share = (shares * (index == number)).sum(-1, keepdim=True)
+        x = (functional.silu(gate) * up * share).detach().double()
+        gram = x.T @ x / len(x)
+        gram += 1e-3 * gram.diagonal().mean() * torch.eye(32)
+        down = block.experts.down_proj[number].detach().double()
+
+        def without(gone, left, gram=gram, down=down):
+            """The loss increase with the other channels fitted again, these, and their weights."""
+            others = [one for one in left if one != gone]
+            fitted = down @ gram[:, others] @ gram[others][:, others].inverse()
+            change = down.clone()
+            change[:, others] -= fitted
+            return (metric @ change @ gram @ change.T).trace().item() / 2, others, fitted
+
+        left = list(range(32))
+        while len(left) > kept:
+            increase, left, fitted = min(
+                (without(one, left) for one in left), key=lambda one: one[0]
+            )
+        expected += increase
+        columns = expert.output.weight.T[:kept]
+        places = [left.index((column == down.float().T).all(1).nonzero()) for column in columns]
+        ours = calibrated.compensation.output(*PLACE, kept).weight[number].double()
+        torch.testing.assert_close(ours, fitted[:, places], rtol=1e-3, atol=1e-3)
+    assert calibrated.mass.mlp[1][1] == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "importance"),
-    [("mixtral", "obs"), ("qwen3_moe", "activation"), *(("some", one) for one in METHODS)],
+    [
+        *(("mixtral", "obs"), ("qwen3_moe", "activation")),
+        *((name, one) for name in ("some", "some-channels") for one in METHODS),
+    ],
 )
 def test_every_importance_orders_experts_and_the_model_stays_the_same(name, importance):
     model = random_model(CONFIGS[name])
@@ -164,18 +216,28 @@ SETTINGS = PruneConfig(
 
 @pytest.mark.parametrize(
     ("name", "shape", "kind"),
-    [("mixtral", "uniform", "mixtral"), ("some", "any", "lmscout_qwen3_moe")],
+    [
+        ("mixtral", "uniform", "mixtral"),
+        ("some", "any", "lmscout_qwen3_moe"),
+        ("mixtral-channels", "uniform", "mixtral"),
+    ],
 )
-def test_a_saved_model_has_fewer_experts(loaded, tmp_path, name, shape, kind):
-    config = replace(SETTINGS, shape=shape)
+def test_a_saved_model_has_fewer_experts_or_channels(loaded, tmp_path, name, shape, kind):
+    units = units_of(CONFIGS[name])
+    config = replace(SETTINGS, shape=shape, units=units)
     result = prune(loaded(name), two_texts()[0], config, tmp_path / "out", report_on=two_texts()[1])
     (size,) = result.sizes
     again = load_model(str(size.folder)).model
     assert again.config.model_type == kind
     family = family_of(again.config)
+    assert units_of(again.config) == "experts"
+    set_units(again.config, units)
     units = [parts.mlp.units for parts in family.all_parts(again)]
     assert units == [one for one in result.plan.mlp if one]
-    if shape == "uniform":
+    if name == "mixtral-channels":
+        assert again.config.intermediate_size == 8 * units[0] < 32
+        assert again.config.num_local_experts == 3
+    elif shape == "uniform":
         assert again.config.num_local_experts == units[0] < 5
         assert {len(block.mlp.gate.weight) for block in again.model.layers} == {units[0]}
 
@@ -185,8 +247,31 @@ def test_a_saved_model_has_fewer_experts(loaded, tmp_path, name, shape, kind):
     [
         ({"of": "multiply-adds"}, "multiply-adds: removing experts leaves those of a token"),
         ({"objective": "proxy:snip"}, "a proxy has no values of experts"),
+        ({"units": "heads"}, "unknown units 'heads': expected one of experts, channels"),
+        (
+            {"units": "channels", "channel_multiple": 4},
+            "channel_multiple: is not for units channels",
+        ),
     ],
 )
 def test_what_experts_do_not_have_is_one_line(loaded, tmp_path, changes, message):
     with pytest.raises(LmscoutError, match=message):
         prune(loaded("mixtral"), two_texts()[0], replace(SETTINGS, **changes), tmp_path / "out")
+
+
+def test_channels_of_experts_are_refused_where_there_are_none(tmp_path):
+    model = LoadedModel(random_model(LlamaConfig(**SMALL)), load_tokenizer(), "llama")
+    with pytest.raises(LmscoutError, match=r"units channels: the model has no experts \(got llama"):
+        prune(model, two_texts()[0], replace(SETTINGS, units="channels"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_channel_costs_the_multiply_adds_of_the_experts_that_a_token_selects():
+    model = random_model(CONFIGS["some-channels"])
+    family = family_of(model.config)
+    shape = shape_of(family.all_parts(model))
+    budget = budget_of("multiply-adds", 0.5, model, family, shape, window=16)
+    one = Plan((2, 2), (39, 1))
+    less = budget.cost(as_rows([shape.dense])) - budget.cost(as_rows([one]))
+    # of the MLP's 40 channels one; of the 16 channels of 3 selected experts all but 8
+    assert less.item() == pytest.approx(3 * 32 * (1 + 3 * 8))

@@ -21,7 +21,16 @@ from transformers import (
 )
 
 from lmscout.evaluation import modeling_lmscout
-from lmscout.pruning.families import Affine, Attention, BlockParts, Gpt2, Llama, family_of
+from lmscout.pruning.families import (
+    CHANNELS,
+    Affine,
+    Attention,
+    BlockParts,
+    Gpt2,
+    Llama,
+    family_of,
+    set_units,
+)
 from lmscout.testing import check_family, random_model
 
 SMALL = {
@@ -138,11 +147,20 @@ CONFIGS = {
     "qwen3_moe-some-dense": Qwen3MoeConfig(
         **SMALL, **EXPERTS, mlp_only_layers=[0], attention_bias=True, tie_word_embeddings=True
     ),
+    "mixtral-channels": MixtralConfig(
+        **SMALL | {"intermediate_size": 32}, num_local_experts=3, num_experts_per_tok=2
+    ),
+    "qwen3_moe-some-dense-channels": Qwen3MoeConfig(
+        **SMALL, **EXPERTS | {"moe_intermediate_size": 32}, mlp_only_layers=[0]
+    ),
     "gpt2": GPT2Config(**SMALL_GPT2, n_inner=24),
     "gpt2-scaled-by-block": GPT2Config(
         **SMALL_GPT2, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=False
     ),
 }
+for _name, _config in CONFIGS.items():
+    if _name.endswith("channels"):
+        set_units(_config, CHANNELS)
 TOKENS = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(1))
 
 

@@ -34,6 +34,7 @@ COMPENSATIONS = ("least-squares", "none")
 QUALITIES = ("nll", "kl")
 MEASURES = ("parameters", "multiply-adds", "memory", "latency")
 SHAPES = ("any", "uniform", "deci")
+UNITS = "experts", "channels"
 RECOVERIES = ("lora", "distill")
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -24,6 +24,7 @@ from lmscout.cli.options import (
     REFITS,
     SHAPES,
     TEXT_HELP,
+    UNITS,
     ClusterOption,
     JsonOption,
     ModelArgument,
@@ -127,6 +128,14 @@ def prune(
             choices=MEASURES,
         ),
     ] = "parameters",
+    units: Annotated[
+        str,
+        option(
+            _BUDGET,
+            "What is removed of mixtures of experts (channels: of every expert)",
+            choices=UNITS,
+        ),
+    ] = "experts",
     shape: Annotated[
         str,
         option(
@@ -315,6 +324,7 @@ def prune(
         max_increase=_bound(max_increase, worse_by),
         front=front,
         of=of,
+        units=units,
         shape=shape,
         pairs=pairs,
         refit=refit,

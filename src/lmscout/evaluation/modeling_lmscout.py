@@ -32,6 +32,7 @@ class PerBlockSizes:
         mlp_channels: MLP width of each block, or number of its experts; 0 for a block without
             either.
         block_numbers: number of each block in the dense model.
+        expert_channels: width of the experts of each block; none for the configuration's.
     """
 
     base_model_tp_plan: ClassVar[Any] = None  # heads of a block need not divide evenly
@@ -39,6 +40,7 @@ class PerBlockSizes:
     attention_groups = ()
     mlp_channels = ()
     block_numbers = ()
+    expert_channels = ()
 
 
 class BlockEntries(dict[str, Any]):
@@ -146,7 +148,7 @@ class _PrunedBody:
     def block(self, config: Any, index: int, slot: int) -> nn.Module:
         """Build a block of the LLaMA layout that uses layer `slot` of the cache."""
         groups, channels = config.attention_groups[index], config.mlp_channels[index]
-        sizes = self.sizes(config, max(groups, 1), max(channels, 1))
+        sizes = self.sizes(config, index)
         block: Any = self.block_class(sizes, self.number(config, index))
         block.self_attn.layer_idx = slot
         # Shared, since the attention implementation may be changed later.
@@ -160,13 +162,14 @@ class _PrunedBody:
                 setattr(block, name, nn.Identity())
         return block  # type: ignore[no-any-return]
 
-    def sizes(self, config: Any, groups: int, channels: int) -> Any:
+    def sizes(self, config: Any, index: int) -> Any:
         """The configuration with the sizes of one block."""
+        groups, channels = max(config.attention_groups[index], 1), config.mlp_channels[index]
         sizes = copy.copy(config)
         sizes.num_attention_heads = config.num_attention_heads // config.num_key_value_heads
         sizes.num_attention_heads *= groups
         sizes.num_key_value_heads = groups
-        sizes.intermediate_size = channels
+        sizes.intermediate_size = max(channels, 1)
         return sizes
 
     def number(self, config: Any, index: int) -> int:
@@ -183,12 +186,14 @@ class _PrunedExpertsBody(_PrunedBody):
             block.mlp.experts.config = config
         return block  # type: ignore[no-any-return]
 
-    def sizes(self, config: Any, groups: int, channels: int) -> Any:
-        sizes = super().sizes(config, groups, channels)
-        if not hasattr(config, "moe_intermediate_size"):  # the width of an expert
-            sizes.intermediate_size = config.intermediate_size
-        sizes.num_experts = channels
-        sizes.num_experts_per_tok = min(channels, config.num_experts_per_tok)
+    def sizes(self, config: Any, index: int) -> Any:
+        sizes, experts = super().sizes(config, index), max(config.mlp_channels[index], 1)
+        names = "moe_intermediate_size", "intermediate_size"  # of the width of an expert
+        width = next(name for name in names if hasattr(config, name))
+        own = config.expert_channels[index] if config.expert_channels else getattr(config, width)
+        setattr(sizes, width, max(own, 1))
+        sizes.num_experts = experts
+        sizes.num_experts_per_tok = min(experts, config.num_experts_per_tok)
         return sizes
 
     def number(self, config: Any, index: int) -> int:

@@ -134,16 +134,17 @@ def linear_budget(
     *,
     parameter: float = 1.0,
     group: float = 0.0,
-    channel: float = 0.0,
+    channel: float | Floats = 0.0,
     fixed: float = 0.0,
     unit: tuple[str, float] | None = None,
 ) -> Budget:
     """A budget whose cost is proportional to the units of each column.
 
-    A unit costs its parameters times `parameter`, and `group` or `channel` beyond that; the
-    others are as for `Budget`.
+    A unit costs its parameters times `parameter`, and `group` or `channel` (a number, or [blocks])
+    beyond that; the others are as for `Budget`.
     """
-    each = unit_parameters(shape) * parameter + np.repeat([group, channel], shape.depth)
+    more = (np.broadcast_to(one, shape.depth) for one in (group, channel))
+    each = unit_parameters(shape) * parameter + np.concatenate([*more])
     return Budget(name, limit, _linear(shape, each), fixed, unit=unit)
 
 
@@ -205,13 +206,20 @@ def budget_of(
     attention = next(one.attention for one in parts if one.attention.units)
     mlp = next(one.mlp for one in parts if one.mlp.units)
     if measure == "multiply-adds":
-        from lmscout.pruning.families import Experts
+        from lmscout.pruning.families import ExpertChannels, Experts
 
         if isinstance(mlp, Experts):
             raise LmscoutError(
                 "multiply-adds: removing experts leaves those of a token as they are: give a "
-                "budget of parameters, memory or latency"
+                "budget of parameters, memory or latency, or remove channels"
             )
+        used = [
+            min(1.0, one.mlp.selected / one.mlp.experts)
+            if isinstance(one.mlp, ExpertChannels)
+            else 1.0
+            for one in parts
+        ]
+        idle = (1 - np.array(used)) * shape.channel_parameters
         # A weight costs one per token.  Attention adds two products per group with the tokens
         # before and at each position, (window + 1) / 2 of them on average.
         budget = linear_budget(
@@ -220,7 +228,7 @@ def budget_of(
             0.0,
             group=(window + 1) * (attention.output.weight.shape[1] // attention.units)
             - _biases(attention.inputs) // attention.units,
-            channel=-(_biases(mlp.inputs) // mlp.units),
+            channel=-(_biases(mlp.inputs) // mlp.units) - idle,
             fixed=float(cast(Any, model).get_output_embeddings().weight.numel()),
             unit=("million multiply-adds a token", 1e6),
         )

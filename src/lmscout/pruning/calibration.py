@@ -29,7 +29,16 @@ from lmscout.pruning.evaluator import (
     shape_of,
 )
 from lmscout.pruning.experts import order_of_experts, routed
-from lmscout.pruning.families import KINDS, Affine, Experts, Family, Place, family_of
+from lmscout.pruning.families import (
+    CHANNELS,
+    KINDS,
+    Affine,
+    Experts,
+    Family,
+    Place,
+    family_of,
+    units_of,
+)
 from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.importance import (
     FROM_MOMENTS,
@@ -276,7 +285,7 @@ class Calibrated:
         found = {}
         for (place, sublayer), units in zip(sublayers.items(), plan.steps, strict=True):
             if units:
-                entries = sublayer.first(units).output.weight.shape[1]
+                entries = sublayer.first(units).output.weight.shape[-1]
                 output = self.compensation.output(*place, entries)
                 found[place] = output.to("cpu") if self.in_host else output
         return found
@@ -367,6 +376,8 @@ def calibrate(
     seed = settings.seed or 0
     settings = replace(settings, window=windows.shape[1], seed=seed)
     digests = {"model": model_digest(model), "calibration": text_digest(windows)}
+    if units_of(model.config) == CHANNELS:
+        digests["units"] = CHANNELS
     shuffled = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
     measured, rest = _split(shuffled, settings.measured_tokens)
     final, rest = _split(rest, settings.final_tokens)
@@ -401,7 +412,12 @@ def _sort_units(
     metrics = loss_metrics(model, family, text, in_host=in_host) if method == OBS else {}
     if method != OBS and method not in FROM_MOMENTS:
         scores = importance(method, model, family, windows=text, seed=seed)
-        orders = {place: UnitOrder.falling(values) for place, values in scores.items()}
+        orders = {
+            place: UnitOrder.of_members(
+                sublayers[place], [*map(UnitOrder.falling, values.view(-1, values.shape[-1]))]
+            )
+            for place, values in scores.items()
+        }
     grams = settings.compensate or method == OBS
 
     def sort_experts(place: Place, sublayer: Experts, hidden: Tensor) -> None:
@@ -417,12 +433,17 @@ def _sort_units(
             model, family, windows, grams=grams, progress=progress, experts=sort_experts
         ):
             sublayer = sublayers[place]
+            members = list(zip(sublayer.members, moments.members, strict=True))
             if method == OBS:
-                metric = metrics.pop(place).to(sublayer.output.weight.device)
-                orders[place] = removal_order(place, sublayer, moments, metric)
+                metric = metrics.pop(place).to(sublayer.device)
+                found = [removal_order(place, *one, metric) for one in members]
+                orders[place] = UnitOrder.of_members(sublayer, found)
             elif method in FROM_MOMENTS:
-                scores = importance_from_moments(method, place, sublayer, moments)
-                orders[place] = UnitOrder.falling(scores)
+                found = [
+                    UnitOrder.falling(importance_from_moments(method, place, *one))
+                    for one in members
+                ]
+                orders[place] = UnitOrder.of_members(sublayer, found)
             yield place, moments.reordered(sort_sublayer(sublayer, orders[place].order))
 
     if settings.compensate:

@@ -7,7 +7,7 @@ prefix, so G_KK is a leading block of G, and so is its Cholesky factor: with G =
     W' = (W L)_{:,K} L_KK⁻¹.
 
 One factorisation and one product W L for each projection serve every prefix length; a plan costs
-one triangular solve each.
+one triangular solve each.  Each expert has its own x, so all of this has a dimension more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CACHE_BYTES = 1 << 28
 
 
 def cholesky_factor(place: Place, moments: Moments, damping: float = DAMPING) -> Tensor:
-    """The Cholesky factor of a damped Gram matrix, [n, n] in float64.
+    """The Cholesky factors of damped Gram matrices, [..., n, n] in float64.
 
     Raises:
         LmscoutError: the matrix is not finite.
@@ -92,16 +92,16 @@ class Compensation:
         return copy
 
     def output(self, block: int, kind: str, entries: int) -> Affine:
-        """The projection for the first entries of x: [width, entries] and the dense bias."""
+        """The projection for the first entries of x: [..., width, entries] and the dense bias."""
         dense = self._dense[block, kind]
-        if entries == dense.weight.shape[1]:
+        if entries == dense.weight.shape[-1]:
             return dense
         key = (block, kind, entries)
         if key not in self._solved:
             factor, product = self.factors[block, kind]
             factor, product = (
-                one.to(dense.weight.device, non_blocking=True)[:, :entries]
-                for one in (factor[:entries], product)
+                one.to(dense.weight.device, non_blocking=True)[..., :entries]
+                for one in (factor[..., :entries, :], product)
             )
             solved = torch.linalg.solve_triangular(factor, product, upper=False, left=False)
             self._solved[key] = solved.to(dense.weight.dtype)

@@ -16,6 +16,7 @@ from lmscout.pruning.calibration import LAST_SEED, CalibrationConfig, Weights
 from lmscout.pruning.cutting import ShapeName
 from lmscout.pruning.evaluator import LIKELIHOOD
 from lmscout.pruning.export import check_settings, is_finished
+from lmscout.pruning.families import EXPERTS, UNITS
 from lmscout.pruning.importance import OBS
 from lmscout.pruning.predictor import FEWEST_PAIRS, check_enough
 from lmscout.pruning.proxy_objective import parse_proxy
@@ -38,6 +39,7 @@ class PruneConfig:
         keep: shares to keep, each above 0 and below 1; 0.8 unless `max_increase` is given.
         of: their measure: "parameters" (those in attention and MLP), "multiply-adds", "memory"
             or "latency" (of the whole model).
+        units: of mixtures of experts: "experts", or "channels" within each.
         shape: "any", "uniform" for models that stock transformers loads, or "deci" for those of
             the DeciLM family, which serving engines load.
         pairs: number of architecture-accuracy pairs to measure; 0 for the plan of the least
@@ -76,6 +78,7 @@ class PruneConfig:
 
     keep: tuple[float, ...] = ()
     of: str = "parameters"
+    units: str = EXPERTS
     shape: str = "any"
     pairs: int = 200
     refit: str = "sequential"
@@ -123,6 +126,7 @@ class PruneConfig:
             "pairs": self.measured_pairs,
             **({} if self.objective is None else {"objective": self.objective}),
             "seed": self.seed,
+            **({} if self.units == EXPERTS else {"units": self.units}),
             "importance": self.calibration.importance,
             **({"features": list(self.features)} if self.features else {}),
             "compensated": self.calibration.compensate,
@@ -189,6 +193,7 @@ def _check_options(config: PruneConfig) -> None:
     for name, given, known in (
         ("shape", config.shape, get_args(ShapeName)),
         ("measure", config.of, MEASURES),
+        ("units", config.units, UNITS),
         ("refit", config.refit, REFITS),
         ("dtype", config.dtype or DTYPES[0], DTYPES),
     ):
@@ -211,6 +216,11 @@ def _check_options(config: PruneConfig) -> None:
 
 def _check_together(config: PruneConfig) -> None:
     """Refuse options that exclude each other."""
+    if config.units != EXPERTS and config.channel_multiple is not None:
+        raise LmscoutError(
+            f"channel_multiple: is not for units {config.units}, of which the widths of experts "
+            "are multiples of 8; leave it out"
+        )
     if config.shape == "deci" and config.channel_multiple is not None:
         raise LmscoutError(
             "channel_multiple: is not for shape deci, whose MLP widths are multiples of 256; leave "

@@ -8,7 +8,7 @@ and an MLP width of its own in every block, as the DeciLM family of serving engi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
@@ -22,14 +22,25 @@ from lmscout.errors import LmscoutError
 from lmscout.evaluation import plain_type, unfilled_model
 from lmscout.evaluation.modeling_lmscout import DECI, PRUNED, WIDTH_STEP
 from lmscout.pruning.evaluator import shape_of
-from lmscout.pruning.families import KINDS, Affine, Family, Place, Sublayer, family_of
+from lmscout.pruning.families import (
+    EXPERTS,
+    KINDS,
+    Affine,
+    BlockParts,
+    ExpertChannels,
+    Family,
+    Place,
+    Sublayer,
+    family_of,
+    set_units,
+)
 from lmscout.pruning.placement import block_devices, place
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.refit import Refit
 
 ShapeName = Literal["any", "uniform", "deci"]
 _FIRST = 0  # block whose attention stays: vLLM and SGLang begin the residual stream there
-_BY_BLOCK = ("layer_types", "no_rope_layers")  # lists in configurations
+_BY_BLOCK = ("layer_types", "no_rope_layers", "expert_channels")  # lists in configurations
 
 
 @torch.no_grad()
@@ -78,7 +89,8 @@ def cut(
     elif shape == "deci":
         model_class, config = PRUNED[DECI][-1], deci_config(model.config, plan)
     else:
-        model_class, config = _any_classes(model.config)[1], any_config(model.config, plan)
+        model_class, config = _any_classes(model.config)[1], any_config(model.config, plan, parts)
+    set_units(config, EXPERTS)
     make = partial(cast(Any, model_class)._from_config, config, dtype=dtype or model.dtype)
     # on the CPU first, where the dense model's buffers, too, were computed
     pruned: Any = unfilled_model(make, "cpu")
@@ -225,7 +237,9 @@ def deci_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     return made
 
 
-def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
+def any_config(
+    config: PreTrainedConfig, plan: Plan, parts: Sequence[BlockParts]
+) -> PreTrainedConfig:
     """The configuration of any plan: the dense model's, and the sizes of each kept block."""
     config_class, _ = _any_classes(config)
     kept = plan.kept
@@ -235,7 +249,12 @@ def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     pruned: Any = config_class.from_dict(values)
     pruned.num_hidden_layers = len(kept)
     pruned.attention_groups = [plan.attention[block] for block in kept]
-    pruned.mlp_channels = [plan.mlp[block] for block in kept]
+    experts = {
+        block: one.mlp.experts
+        for block, one in enumerate(parts)
+        if isinstance(one.mlp, ExpertChannels) and plan.mlp[block]
+    }
+    pruned.mlp_channels = [experts.get(block, plan.mlp[block]) for block in kept]
     numbers = getattr(config, "block_numbers", None) or range(plan.depth)
     pruned.block_numbers = [numbers[block] for block in kept]
     if hasattr(config, "num_key_value_heads") and not getattr(pruned, "head_dim", None):
@@ -243,6 +262,9 @@ def any_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     if getattr(config, "output_router_logits", False):
         pruned.output_router_logits = False  # their loss wants one number of experts
     _keep_blocks(pruned, kept)
+    if experts:
+        first = (parts[block].mlp.first(plan.mlp[block]) for block in kept)
+        pruned.expert_channels = [one.moments[1] for one in first]
     if types := getattr(pruned, "layer_types", None):
         pruned.layer_types = _types_for_cache(types, pruned.attention_groups)
     return pruned  # type: ignore[no-any-return]

@@ -27,7 +27,7 @@ from lmscout.memory import require_memory
 from lmscout.pruning.calibration import CalibrationConfig, chunks_of
 from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
-from lmscout.pruning.families import Family, Sublayer, family_of
+from lmscout.pruning.families import Family, Sublayer, family_of, set_units
 from lmscout.pruning.finalists import MOST_REFIT
 from lmscout.pruning.importance import FROM_MOMENTS, OBS, loss_metrics
 from lmscout.pruning.latency import Latency, measure_latency
@@ -105,6 +105,7 @@ def estimate(
     config: PreTrainedConfig, request: PruneConfig, *, dtype: torch.dtype, device: torch.device
 ) -> Estimate:
     """Estimate memory and time of a run on a device, with weights in a dtype."""
+    set_units(config, request.units)
     family = family_of(config)
     calibration = request.calibration.fitted(config, request.seed)
     window = calibration.length
@@ -224,8 +225,10 @@ class MemoryPart:
         self.weights = sum(one.nbytes for one in own if isinstance(one, nn.Parameter))
         self.held = self.weights  # and the factors of the compensation
         if settings.compensate and not in_host:
-            outputs = [one.output.weight.shape for one in self.sublayers]
-            self.held += sum(_FLOAT * columns * (rows + columns) for rows, columns in outputs)
+            numbers = [one.moments for one in self.sublayers]
+            self.held += sum(
+                _FLOAT * n * columns * (self._width + columns) for n, columns in numbers
+            )
 
     @property
     def peak(self) -> int:
@@ -263,7 +266,10 @@ class MemoryPart:
     def calibrating(self) -> int:
         """The hidden state of all text, a Gram matrix, and the factors of those before it."""
         states = self.settings.moment_tokens * self._width * self._each
-        gram, square = 0, max(one.output.weight.shape[1] for one in self.sublayers) ** 2
+        gram, square = (
+            0,
+            max(n * columns**2 for n, columns in (one.moments for one in self.sublayers)),
+        )
         if self.settings.importance == OBS:  # an inverse and products, before and after a step
             gram = square * (_FLOAT + 4 * _DOUBLE)
         elif self.settings.compensate:
@@ -277,7 +283,7 @@ class MemoryPart:
         """
         if self._request.weights != "refit":
             return 0
-        entries = max(one.output.weight.shape[1] for one in self.sublayers)
+        entries = max(one.moments[1] for one in self.sublayers)
         # Both hidden states, the dense update, and what enters the output projection.
         states = self.settings.moment_tokens * (3 * self._width + entries) * self._each
         square = max(map_.weight.shape[1] for one in self.sublayers for map_ in one.maps) ** 2
@@ -358,7 +364,8 @@ def _time_closed_form(
         tokens = settings.gradient_windows * window
         total += seconds(lambda windows: loss_metrics(model, family, windows), tokens)
         for one in sublayers:
-            total += order_seconds(one.output.weight.shape[1], one.units, device)
+            count, columns = one.moments
+            total += count * order_seconds(columns, one.units, device) if count else 0.0
     if request.weights != "refit":
         return total, 0.0
     return total, seconds(
@@ -449,7 +456,7 @@ def _first_blocks(
     for name in ("layer_types", "no_rope_layers", "block_numbers"):
         if values := getattr(few, name, None):
             setattr(few, name, values[:count])
-    for name in ("attention_groups", "mlp_channels"):  # the largest block
+    for name in ("attention_groups", "mlp_channels", "expert_channels"):  # the largest block
         if values := getattr(few, name, None):
             setattr(few, name, [max(values)] * count)
     with torch.random.fork_rng(devices=[]), device:

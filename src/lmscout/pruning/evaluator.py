@@ -280,7 +280,7 @@ class SubnetworkEvaluator:
         first = sublayer.first(kept)
         output = first.output
         if self._compensation is not None:
-            output = self._compensation.output(*place, output.weight.shape[1])
+            output = self._compensation.output(*place, output.weight.shape[-1])
         return first.step(hidden, context, output)
 
     @torch.no_grad()

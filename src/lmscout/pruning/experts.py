@@ -45,13 +45,11 @@ def routed(experts: Experts, hidden: Tensor) -> Routed:
     counts, norms = torch.zeros(2, experts.units, dtype=torch.float64)
     tokens = 0
     for x in batches_of(experts.norm(hidden).flatten(0, -2), BATCH_TOKENS):
-        shares = experts.shares(functional.linear(x, experts.router))
         tokens += len(x)
-        for number in range(experts.units):
-            (own,) = shares[:, number].nonzero(as_tuple=True)
+        for number, own, shares in experts.routed(x):
             output = experts.expert(number, x[own]).float()
             counts[number] += len(own)
-            norms[number] += (output.norm(dim=-1) * shares[own, number]).double().sum().cpu()
+            norms[number] += (output.norm(dim=-1) * shares[:, 0]).double().sum().cpu()
     return Routed(counts / tokens, norms / counts.clamp_min(1))
 
 

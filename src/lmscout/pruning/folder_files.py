@@ -27,7 +27,7 @@ _TOKENIZER = "tokenizer_config.json"
 _MODEL_ENTRIES = {
     *("model_type", "architectures", "auto_map", "dtype", "transformers_version"),
     *("head_dim", "layer_types", "attention_groups", "mlp_channels", "block_numbers"),
-    "block_configs",
+    *("block_configs", "expert_channels"),
 }
 """Kept in config.json besides the fields of the configuration's class."""
 _BUILDING_ENTRIES = {"compile_config", "custom_generate"}

@@ -27,7 +27,15 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
-from lmscout.pruning.families import ATTENTION, MLP, BlockParts, Family, Place, Sublayer
+from lmscout.pruning.families import (
+    ATTENTION,
+    MLP,
+    BlockParts,
+    ExpertChannels,
+    Family,
+    Place,
+    Sublayer,
+)
 from lmscout.pruning.moments import BATCH_TOKENS, Moments, batches_of, retry_with_half_batch
 from lmscout.statistics.single_pass import train_only
 
@@ -43,7 +51,7 @@ class UnitOrder:
     """The units of a sublayer, the most important first.
 
     Attributes:
-        order: [units] numbers of units.
+        order: [units] numbers of units; [experts, channels] of channels within experts.
         scores: [units] float64, the importance of each, in this order.
     """
 
@@ -55,6 +63,14 @@ class UnitOrder:
         """By falling scores [units]; units of equal scores keep their order."""
         values, order = scores.sort(descending=True, stable=True)
         return cls(order, values)
+
+    @classmethod
+    def of_members(cls, sublayer: Sublayer, orders: Sequence[UnitOrder]) -> UnitOrder:
+        """From the orders of the members of a sublayer."""
+        if not isinstance(sublayer, ExpertChannels):
+            return orders[0]
+        scores = torch.stack([one.scores for one in orders]).view(len(orders), sublayer.units, -1)
+        return cls(torch.stack([one.order for one in orders]), scores.sum((0, 2)))
 
 
 _TOKENS_PER_SCALE = 4  # so that tokens whose gradients all add up stay in float16's range
@@ -219,7 +235,8 @@ def importance(
         seed: of "random".
 
     Returns:
-        (block, kind) -> [units] float64, higher is more important; nothing without units.
+        (block, kind) -> [units] float64, higher is more important; [experts, channels] of channels
+        within experts; nothing without units.
 
     Raises:
         LmscoutError: the method is unknown, or a score is not finite.
@@ -228,8 +245,15 @@ def importance(
         taylor = partial(_taylor, model, family, windows)
         scores = retry_with_half_batch(taylor, BATCH_TOKENS // windows.shape[1], model.device)
     elif method in ("random", "magnitude"):
+        random = method == "random"
         scores = {
-            place: _random(place, one, seed) if method == "random" else _magnitude(one)
+            place: _of_members(
+                one,
+                [
+                    _random(place, each, seed) if random else _magnitude(each)
+                    for each in one.members
+                ],
+            )
             for place, one in family.all_sublayers(model).items()
             if one.units
         }
@@ -243,7 +267,7 @@ def importance(
 def importance_from_moments(
     method: str, place: Place, sublayer: Sublayer, moments: Moments
 ) -> Tensor:
-    """Score the units of one sublayer by a method of `FROM_MOMENTS`: [units] float64.
+    """Score the units of a sublayer without members by a method of `FROM_MOMENTS`: [units] float64.
 
     Raises:
         LmscoutError: a score is not finite.
@@ -337,23 +361,39 @@ def _taylor(model: PreTrainedModel, family: Family, windows: Tensor, size: int) 
         for kind, sublayer in block.parts.sublayers.items():
             if not sublayer.units:
                 continue
-            both = zip(sublayer.views(), sublayer.views(_gradient), strict=True)
-            sums = [
-                _sum_by_unit((view.detach().float() * gradient.float()).abs()).double().cpu()
-                for view, gradient in both
+            gradients = sublayer.changed(_gradient).members
+            found = [
+                _taylor_of(*both) / block.scale
+                for both in zip(sublayer.members, gradients, strict=True)
             ]
-            scores[block.index, kind] = torch.stack(sums).sum(0) / block.scale
+            scores[block.index, kind] = _of_members(sublayer, found)
     return dict(sorted(scores.items()))
+
+
+def _taylor_of(sublayer: Sublayer, gradients: Sublayer) -> Tensor:
+    sums = [
+        _sum_by_unit((view.detach().float() * gradient.float()).abs()).double().cpu()
+        for view, gradient in zip(sublayer.views(), gradients.views(), strict=True)
+    ]
+    return torch.stack(sums).sum(0)
+
+
+def _of_members(sublayer: Sublayer, scores: list[Tensor]) -> Tensor:
+    """Scores [experts, channels] of channels within experts, else those of the only member."""
+    return torch.stack(scores) if isinstance(sublayer, ExpertChannels) else scores[0]
 
 
 @torch.no_grad()
 def sort_sublayer(sublayer: Sublayer, order: Tensor) -> Tensor:
-    """Sort the units of a sublayer, in place, into an order [units].
+    """Sort the units of a sublayer, in place, into an order [units], or one of each expert.
 
     The model computes the same.  Returns the new order of what enters the output projection,
-    [entries], for `Moments.reordered`.
+    [entries] or [experts, entries], for `Moments.reordered`.
     """
     order = order.cpu()
+    if isinstance(sublayer, ExpertChannels):
+        both = zip(sublayer.members, order, strict=True)
+        return torch.stack([sort_sublayer(one, own) for one, own in both])
     for view in sublayer.views():
         view.copy_(view.index_select(0, order.to(view.device)))
     entries = torch.arange(sublayer.output.weight.shape[1])  # none of experts

@@ -78,7 +78,7 @@ def measure_latency(
     }
     sublayers = []
     for (_, kind), part in family.all_sublayers(model).items():
-        form = (kind, part.units, *(one.weight.shape for one in part.maps))  # the time's reasons
+        form = (kind, part.units, *(one.shape for one in part.tensors))  # the time's reasons
         # 0, 1, and numbers of units evenly spread up to all
         spread = {round(1 + at * (part.units - 1)) for at in np.linspace(0, 1, points)}
         units = (0, *sorted(spread)) if part.units else (0,)

@@ -8,7 +8,7 @@ parameters are larger than the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from lmscout.errors import LmscoutError, out_of_memory
 from lmscout.evaluation.quiet import first_line
 from lmscout.progress import StageProgress
-from lmscout.pruning.families import Experts, Family, Place, Sublayer
+from lmscout.pruning.families import ExpertChannels, Experts, Family, Place, Sublayer
 
 BATCH_TOKENS = 2048  # of a batch: enough to keep a CPU busy, and little memory
 
@@ -61,9 +61,11 @@ def batches_of(windows: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 def damped(gram: Tensor, share: float) -> Tensor:
-    """A Gram matrix [n, n] in float64, its diagonal increased by a share of its mean."""
+    """Gram matrices [..., n, n] in float64, the diagonal increased by a share of its mean."""
     wide = gram.to(torch.float64, copy=True)
-    wide.diagonal().add_(share * wide.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
+    diagonal = wide.diagonal(dim1=-2, dim2=-1)
+    least = torch.finfo(torch.float32).tiny
+    diagonal.add_(share * diagonal.mean(-1, keepdim=True).clamp_min(least))
     return wide
 
 
@@ -73,6 +75,9 @@ class Moments:
 
     Where a norm follows the projection, x is divided by what the norm divides the token by: errors
     then count as they enter the residual stream.
+
+    Those of experts have a dimension more, the first: of each, x is multiplied by its share of a
+    token, and 0 for tokens that do not select it.
 
     Attributes:
         total: [n] sum of x over tokens.
@@ -88,9 +93,20 @@ class Moments:
 
     def reordered(self, order: Tensor) -> Moments:
         """The same with the entries of x in another order."""
-        order = order.to(self.total.device)
-        gram = None if self.gram is None else self.gram[order][:, order]
-        return Moments(self.total[order], self.squares[order], self.tokens, gram)
+        order, gram = order.to(self.total.device), self.gram
+        if gram is not None:
+            gram = gram.take_along_dim(order[..., None], -2).take_along_dim(order[..., None, :], -1)
+        total, squares = (one.take_along_dim(order, -1) for one in (self.total, self.squares))
+        return Moments(total, squares, self.tokens, gram)
+
+    @property
+    def members(self) -> Sequence[Moments]:
+        """Those of each expert, or these alone."""
+        if self.total.ndim == 1:
+            return (self,)
+        grams = [None] * len(self.total) if self.gram is None else self.gram
+        parts = zip(self.total, self.squares, grams, strict=True)
+        return [Moments(total, squares, self.tokens, gram) for total, squares, gram in parts]
 
     @property
     def square(self) -> Tensor:
@@ -116,8 +132,8 @@ def moments_by_block(
 ) -> Iterator[tuple[Place, Moments]]:
     """Collect the moments of every sublayer that has units, one after the other.
 
-    Experts have no moments: `experts` is called with them and the hidden state before them,
-    [windows, T, width].
+    Experts as units have no moments: `experts` is called with them and the hidden state before
+    them, [windows, T, width].
 
     Windows are [windows, T] int64, in batches of `batch_tokens` or less.  Moments are in the
     model's current unit order.  A sublayer that was yielded is not used again: its units may be
@@ -163,11 +179,22 @@ def _collect(
 ) -> tuple[Moments, Tensor]:
     """Moments of one sublayer, and the hidden state after it, in batches of `size` windows."""
     after = sublayer.after
-    entries, wide = sublayer.output.weight.shape[1], torch.promote_types(hidden.dtype, torch.float)
-    total, squares = hidden.new_zeros(2, entries, dtype=wide)
-    gram = hidden.new_zeros(entries, entries, dtype=wide) if grams else None
+    (count, entries), wide = sublayer.moments, torch.promote_types(hidden.dtype, torch.float)
+    shape = (count, entries) if isinstance(sublayer, ExpertChannels) else (entries,)
+    total, squares = hidden.new_zeros(2, *shape, dtype=wide)
+    gram = hidden.new_zeros(*shape, entries, dtype=wide) if grams else None
     states = []
     for state in batches_of(hidden, size):
+        if isinstance(sublayer, ExpertChannels):
+            normed = sublayer.norm(state).flatten(0, 1)
+            for number, tokens, shares in sublayer.routed(normed):
+                x = sublayer.channels(number, normed[tokens]).to(wide) * shares.to(wide)
+                total[number] += x.sum(0)
+                squares[number] += x.square().sum(0)
+                if gram is not None:
+                    gram[number].addmm_(x.T, x)
+            states.append(sublayer.step(state, None))
+            continue
         inner = sublayer.entering(state, family.context(model, state))
         projected = sublayer.output.apply(inner)
         states.append(state + sublayer.added(projected))

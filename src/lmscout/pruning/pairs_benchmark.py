@@ -22,7 +22,7 @@ from lmscout.progress import StageProgress
 from lmscout.proxies import Branch, simplified
 from lmscout.pruning.calibration import Calibrated, calibrate, model_digest
 from lmscout.pruning.evaluator import shape_of
-from lmscout.pruning.families import family_of
+from lmscout.pruning.families import EXPERTS, family_of, set_units
 from lmscout.pruning.plan import Floats, Rows, Shape, as_rows
 from lmscout.pruning.prefix_tables import tabulate
 from lmscout.pruning.proxy_objective import WINDOWS
@@ -173,6 +173,7 @@ def study_benchmark(
         )
     adapter = _adapter(run, url, recorded, loaded.model.dtype)
     dense: Any = loaded.model
+    set_units(dense.config, str(recorded.settings.get("units", EXPERTS)))
     dense.to(torch.float32)  # a CPU is slow at anything else
     shape = shape_of(family_of(dense.config).all_parts(dense))
     with PairStudy(url, shape, recorded.settings, create=False) as study:

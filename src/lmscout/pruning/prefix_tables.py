@@ -27,8 +27,8 @@ from lmscout.pruning.families import (
     MLP,
     Affine,
     Attention,
-    Experts,
     Family,
+    Mixture,
     Mlp,
     Sublayer,
 )
@@ -127,8 +127,8 @@ def visit_tensors(model: PreTrainedModel, family: Family, tokens: Tensor, visit:
                 visit(Place(index, ATTENTION, name, {name: tensor}, axis, part.units))
         return own.step(hidden, context)
 
-    def fed(index: int, part: Mlp | Experts, hidden: Tensor) -> Tensor:
-        if isinstance(part, Experts):
+    def fed(index: int, part: Mlp | Mixture, hidden: Tensor) -> Tensor:
+        if isinstance(part, Mixture):
             raise LmscoutError(
                 "a proxy has no values of experts: leave out the objective or the feature"
             )

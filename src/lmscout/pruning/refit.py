@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.pruning.families import Affine, Experts, Family, Multiplier, Place, Sublayer
+from lmscout.pruning.families import Affine, Family, Mixture, Multiplier, Place, Sublayer
 from lmscout.pruning.moments import BATCH_TOKENS, batches_of, damped, retry_with_half_batch
 from lmscout.pruning.plan import Plan
 
@@ -87,10 +87,12 @@ def _refit(
         if not whole.units:
             continue
         dense, cut = ([state.to(whole.device) for state in some] for some in (dense, cut))
-        if isinstance(whole, Experts):  # they stay as they are
-            experts = whole.first(units)
-            cut = [experts.step(*own) for own in zip(cut, contexts, strict=True)]
-            found |= {place: experts} if units else {}
+        if isinstance(whole, Mixture):  # compensation alone
+            if units:
+                mixture = whole.first(units)
+                found[place] = replace(mixture, output=outputs.get(place, mixture.output))
+                output = found[place].output.to(whole.device)
+                cut = [mixture.step(*own, output) for own in zip(cut, contexts, strict=True)]
             dense = [whole.step(*state) for state in zip(dense, contexts, strict=True)]
             continue
         states = zip(dense, contexts, strict=True)

@@ -9,6 +9,7 @@ from lmscout.evaluation import Text, model_fingerprint
 from lmscout.files import remove_drafts
 from lmscout.pruning.config import PruneConfig, model_folders
 from lmscout.pruning.export import is_finished
+from lmscout.pruning.families import EXPERTS
 from lmscout.pruning.recovery.training import FOLDER as RECOVERY_FOLDER
 from lmscout.pruning.storage import shown_url
 from lmscout.runs import Run, open_run
@@ -43,6 +44,7 @@ def open_pruning(
         **{name: getattr(config, name) for name in ("keep", "of", "shape", "seed", "protocol")},
         "max_increase": config.max_increase,
         **({"front": True} if config.front else {}),
+        **({} if config.units == EXPERTS else {"units": config.units}),
         "pairs": config.measured_pairs,
         "refit": config.refit,
         "dtype": config.dtype,

@@ -38,7 +38,7 @@ from lmscout.pruning.cutting import ShapeName, check_range
 from lmscout.pruning.estimate import memory_parts, placement_of
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import check_generation, check_plan, is_finished, save
-from lmscout.pruning.families import family_of
+from lmscout.pruning.families import family_of, set_units
 from lmscout.pruning.finalists import (
     REFIT_STUDY,
     candidates_of,
@@ -140,6 +140,7 @@ def prune_named(
             if is_complete(run, config):
                 return run.load(Pruning)
         model_config = load_config(model)
+        set_units(model_config, config.units)
         named = None if compute_dtype is None else getattr(torch, compute_dtype)
         wanted = named or memory_dtype(model_config, device)
         blocks = placement_of(model_config, config, wanted, device)
@@ -185,6 +186,7 @@ def prune(
         LmscoutError: an option is invalid, or a file cannot be read or written.
     """
     check_request(config, calibration, report_on, out, recover_on)
+    set_units(loaded.model.config, config.units)
     computed = str(loaded.model.dtype).removeprefix("torch.")
     run = open_pruning(out, loaded.source, computed, config, calibration, report_on, recover_on)
     if is_complete(run, config):

@@ -21,7 +21,15 @@ from lmscout.evaluation import parameter_count
 from lmscout.pruning.cutting import ShapeName, cut, is_uniform
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import save, write
-from lmscout.pruning.families import KINDS, Attention, Experts, Family, family_of
+from lmscout.pruning.families import (
+    KINDS,
+    Attention,
+    ExpertChannels,
+    Experts,
+    Family,
+    Mixture,
+    family_of,
+)
 from lmscout.pruning.importance import sort_sublayer
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.refit import refit
@@ -75,7 +83,12 @@ def check_family(
         reversed_model = copy.deepcopy(model)
         for parts in family.all_parts(reversed_model):
             sublayer = parts.sublayers[kind]
-            sort_sublayer(sublayer, torch.arange(sublayer.units).flip(0))
+            orders = [torch.arange(one.units).flip(0) for one in sublayer.members]
+            if isinstance(sublayer, ExpertChannels):
+                orders = [one.roll(number) for number, one in enumerate(orders)]
+                sort_sublayer(sublayer, torch.stack(orders))
+            else:
+                sort_sublayer(sublayer, *orders)
         _assert_same(
             _logits(reversed_model, tokens), logits, f"the model with {kind} units reordered"
         )
@@ -121,9 +134,13 @@ def _check_parts(family: Family, model: PreTrainedModel) -> None:
             assert tensor.untyped_storage().data_ptr() in storages, (
                 f"{where}: a map is a copy, not a view of the model's weight"
             )
-        if isinstance(sublayer, Experts):
-            assert {len(one) for one in sublayer.tensors} == {units}, (
-                f"{where}: its tensors are not of {units} experts"
+        if isinstance(sublayer, Mixture):
+            assert {len(one) for one in sublayer.tensors} == {sublayer.experts}, (
+                f"{where}: its tensors are not of {sublayer.experts} experts"
+            )
+            channels = [one.units for one in sublayer.members]
+            assert not any(one % units for one in channels), (
+                f"{where}: {channels} channels do not make {units} units each"
             )
             continue
         for one in sublayer.maps:
@@ -320,7 +337,8 @@ def masked_model(family: Family, model: PreTrainedModel, plan: Plan) -> PreTrain
         if not sublayer.units:
             continue
         output = sublayer.output
-        sublayer.views()[0][kept:] = 0
+        for member in sublayer.members:
+            member.views()[0][member.units // sublayer.units * kept :] = 0
         if isinstance(sublayer, Experts) and kept:
             _mask_router(masked, sublayer, kept)
         if not kept and output.bias is not None:

@@ -13,8 +13,10 @@ from lmscout.pruning.families.family import (
     Affine,
     Attention,
     BlockParts,
+    ExpertChannels,
     Experts,
     Family,
+    Mixture,
     Mlp,
     Multiplier,
     Place,
@@ -25,7 +27,15 @@ from lmscout.pruning.families.gemma import Gemma2, Gemma3
 from lmscout.pruning.families.gpt2 import Gpt2
 from lmscout.pruning.families.granite import Granite
 from lmscout.pruning.families.llama import Llama
-from lmscout.pruning.families.moe import Mixtral, Qwen3Moe
+from lmscout.pruning.families.moe import (
+    CHANNELS,
+    EXPERTS,
+    UNITS,
+    Mixtral,
+    Qwen3Moe,
+    set_units,
+    units_of,
+)
 from lmscout.pruning.families.olmo2 import Olmo2
 from lmscout.pruning.families.phi3 import Phi3
 
@@ -36,12 +46,16 @@ FAMILIES: tuple[Family, ...] = (
 
 __all__ = [
     "ATTENTION",
+    "CHANNELS",
+    "EXPERTS",
     "FAMILIES",
     "KINDS",
     "MLP",
+    "UNITS",
     "Affine",
     "Attention",
     "BlockParts",
+    "ExpertChannels",
     "Experts",
     "Family",
     "Gemma2",
@@ -50,6 +64,7 @@ __all__ = [
     "Granite",
     "Llama",
     "Mixtral",
+    "Mixture",
     "Mlp",
     "Multiplier",
     "Olmo2",
@@ -59,6 +74,8 @@ __all__ = [
     "RmsNorm",
     "Sublayer",
     "family_of",
+    "set_units",
+    "units_of",
 ]
 
 

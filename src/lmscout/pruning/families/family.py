@@ -1,15 +1,15 @@
 """What a model family provides: its blocks, their matrices by unit, and how they compute.
 
 A unit is what pruning removes: an attention group (a key-value head with its query heads), an MLP
-channel, or an expert of a mixture.  A family describes both sublayers of a block as views of the
-model's own weights; any prefix of their units computes by itself.  Sorting, measuring,
-compensating, cutting and saving are written once, for every family.
+channel, or of a mixture an expert, or some channels of every expert.  A family describes both
+sublayers of a block as views of the model's own weights; any prefix of their units computes by
+itself.  Sorting, measuring, compensating, cutting and saving are written once, for every family.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
@@ -96,7 +96,7 @@ class Affine:
         bias = () if self.bias is None else (self.bias,)
         return self.weight, *bias, *(() if self.norm is None else (self.norm.weight,))
 
-    def _with(self, change: Function) -> Self:
+    def changed(self, change: Function) -> Self:
         """The same with every tensor of `tensors` changed."""
         bias = None if self.bias is None else change(self.bias)
         norm = self.norm and replace(self.norm, weight=change(self.norm.weight))
@@ -104,11 +104,11 @@ class Affine:
 
     def rows(self, count: int) -> Self:
         """The first outputs only."""
-        return self._with(lambda one: one[:count])
+        return self.changed(lambda one: one[:count])
 
     def columns(self, count: int) -> Self:
         """The first inputs only."""
-        return replace(self, weight=self.weight[:, :count])
+        return replace(self, weight=self.weight[..., :count])
 
     def linear(self, x: Tensor) -> Tensor:
         """The map of [..., in] to [..., out] without the norm."""
@@ -120,11 +120,7 @@ class Affine:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
-        return self._with(lambda one: one.to(device))
-
-    def as_leaf(self) -> Self:
-        """The same map as leaves of the autograd graph, in the same memory."""
-        return self._with(lambda one: one.detach().requires_grad_())
+        return self.changed(lambda one: one.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,18 +182,32 @@ class Sublayer(ABC):
         """Every tensor of the maps."""
         return tuple(tensor for one in self.maps for tensor in one.tensors)
 
-    def views(self, of: Function = lambda tensor: tensor) -> list[Tensor]:
+    @property
+    def members(self) -> Sequence[Sublayer]:
+        """The sublayers whose units have an order of their own: this one."""
+        return (self,)
+
+    @property
+    def moments(self) -> tuple[int, int]:
+        """Number of vectors whose moments order its units, and entries of each."""
+        return 1, self.output.weight.shape[-1]
+
+    def views(self) -> list[Tensor]:
         """Every tensor that follows the units, as views [units, entries of a unit, ...].
 
-        The output projection is first, transposed.  `of` picks what is viewed of each parameter.
+        The output projection is first, transposed.
         """
-        tensors = [of(self.output.weight).T]
-        tensors += [of(tensor) for one in self.inputs for tensor in one.tensors]
+        tensors = [self.output.weight.T]
+        tensors += [tensor for one in self.inputs for tensor in one.tensors]
         return [torch.unflatten(one, 0, (self.units, -1)) for one in tensors]
+
+    def changed(self, change: Function) -> Self:
+        """The same with every tensor of `tensors` changed."""
+        return self.with_maps(one.changed(change) for one in self.maps)
 
     def as_leaves(self) -> Self:
         """The same with its tensors as leaves of the autograd graph, in the same memory."""
-        return self.with_maps(one.as_leaf() for one in self.maps)
+        return self.changed(lambda one: one.detach().requires_grad_())
 
     @property
     def maps(self) -> tuple[Affine, ...]:
@@ -309,27 +319,30 @@ class Mlp(Sublayer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experts(Sublayer):
-    """A mixture of gated MLPs; its units are experts, a few of which are selected for each token.
+class Mixture(Sublayer):
+    """A mixture of gated MLPs, a few of which are selected for each token.
 
-    Removed experts change which of the others are selected, so nothing is a sum over units: there
-    are no maps, and `output` has no columns.
+    There are no maps: what enters an expert are the tokens that select it.
 
     Attributes:
-        gate_up: [experts, 2 * channels, width], the gates first.
-        down: [experts, width, channels].
+        gate, up: [experts, channels, width].
         router: [experts, width].
         selected: experts of a token; all if there are no more.
         normalized: whether the shares of selected experts are divided by their sum.
         activation: the elementwise activation function.
     """
 
-    gate_up: Tensor
-    down: Tensor
+    gate: Tensor
+    up: Tensor
     router: Tensor
     selected: int
     normalized: bool
     activation: Function
+
+    @property
+    @abstractmethod
+    def contraction(self) -> Tensor:
+        """[experts, width, channels]."""
 
     @property
     def maps(self) -> tuple[Affine, ...]:
@@ -342,30 +355,13 @@ class Experts(Sublayer):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Weights of the experts and of the router."""
-        return self.down, self.gate_up, self.router
-
-    def _with(self, change: Function) -> Self:
-        down, gate_up, router = map(change, self.tensors)
-        return replace(self, down=down, gate_up=gate_up, router=router)
-
-    def first(self, units: int) -> Self:
-        """The first experts only, as views."""
-        return replace(self._with(lambda one: one[:units]), units=units)
-
-    def views(self, of: Function = lambda tensor: tensor) -> list[Tensor]:
-        """Every tensor as a view [experts, entries, ...], the contractions first, transposed."""
-        down, gate_up, router = map(of, self.tensors)
-        return [down.transpose(1, 2), gate_up, router[:, None]]
-
-    def as_leaves(self) -> Self:
-        """The same with its tensors as leaves of the autograd graph, in the same memory."""
-        return self._with(lambda one: one.detach().requires_grad_())
+        """Weights of the experts and of the router, whatever the units are."""
+        return self.contraction, self.gate, self.up, self.router
 
     @property
-    def parameters(self) -> int:
-        """Parameters of experts and router."""
-        return sum(tensor.numel() for tensor in self.tensors)
+    def experts(self) -> int:
+        """Number of experts."""
+        return len(self.router)
 
     def shares(self, logits: Tensor, there: int | None = None) -> Tensor:
         """Weights of experts in the sum, 0 if not selected, from router logits [n, experts].
@@ -373,15 +369,26 @@ class Experts(Sublayer):
         `there` is the number of finite logits of a token, if some are minus infinity.
         """
         shares = logits.float().softmax(-1)
-        top, index = shares.topk(min(self.selected, there or self.units), dim=-1)
+        top, index = shares.topk(min(self.selected, there or self.experts), dim=-1)
         if self.normalized:
             top = top / top.sum(-1, keepdim=True)
         return torch.zeros_like(shares).scatter(-1, index, top)
 
+    def routed(self, x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Number, tokens [n] and their shares [n, 1] of each expert, for x [tokens, width]."""
+        shares = self.shares(functional.linear(x, self.router))
+        for number in range(self.experts):
+            (tokens,) = shares[:, number].nonzero(as_tuple=True)
+            yield number, tokens, shares[tokens, number, None]
+
+    def channels(self, number: int, x: Tensor) -> Tensor:
+        """The gated channels of one expert, [n, width] to [n, channels]."""
+        gate = self.activation(functional.linear(x, self.gate[number]))
+        return gate * functional.linear(x, self.up[number])
+
     def expert(self, number: int, x: Tensor) -> Tensor:
         """The output of one expert, [n, width] to the same."""
-        gate, up = functional.linear(x, self.gate_up[number]).chunk(2, dim=-1)
-        return functional.linear(self.activation(gate) * up, self.down[number])
+        return functional.linear(self.channels(number, x), self.contraction[number])
 
     def inner(self, normed: Tensor, context: Any) -> Tensor:
         """No columns."""
@@ -389,14 +396,104 @@ class Experts(Sublayer):
 
     def update(self, hidden: Tensor, context: Any, output: Affine | None = None) -> Tensor:
         """The weighted sum of the selected experts' outputs, [B, T, width]."""
+        own = self if output is None else replace(self, output=output)
         x = self.norm(hidden).flatten(0, -2)
-        shares = self.shares(functional.linear(x, self.router))
         total = torch.zeros_like(x)
-        for number in range(self.units):
-            (tokens,) = shares[:, number].nonzero(as_tuple=True)
-            found = self.expert(number, x[tokens]) * shares[tokens, number, None]
+        for number, tokens, shares in self.routed(x):
+            found = own.expert(number, x[tokens]) * shares
             total = total.index_add(0, tokens, found.to(x.dtype))
         return self.added(total.view_as(hidden))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts(Mixture):
+    """A mixture whose units are experts.
+
+    Removed experts change which of the others are selected, so nothing is a sum over units, and
+    `output` has no columns.
+
+    Attributes:
+        down: [experts, width, channels].
+    """
+
+    down: Tensor
+
+    @property
+    def contraction(self) -> Tensor:
+        """[experts, width, channels]."""
+        return self.down
+
+    @property
+    def moments(self) -> tuple[int, int]:
+        """None."""
+        return 0, 0
+
+    def changed(self, change: Function) -> Self:
+        """The same with every tensor of `tensors` changed."""
+        down, gate, up, router = map(change, self.tensors)
+        return replace(self, down=down, gate=gate, up=up, router=router)
+
+    def first(self, units: int) -> Self:
+        """The first experts only, as views."""
+        return replace(self.changed(lambda one: one[:units]), units=units)
+
+    def views(self) -> list[Tensor]:
+        """Every tensor as a view [experts, entries, ...], the contractions first, transposed."""
+        return [self.down.transpose(1, 2), self.gate, self.up, self.router[:, None]]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of experts and router."""
+        return sum(tensor.numel() for tensor in self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertChannels(Mixture):
+    """A mixture whose units are some channels of every expert, of each as many.
+
+    `output` is all contractions, [experts, width, channels].  The channels of each expert have an
+    order of their own.
+    """
+
+    @property
+    def contraction(self) -> Tensor:
+        """[experts, width, channels]."""
+        return self.output.weight
+
+    @property
+    def members(self) -> Sequence[Mlp]:
+        """The experts as MLPs."""
+        return [
+            Mlp(
+                inputs=(Affine(gate, None), Affine(up, None)),
+                output=Affine(down, None),
+                units=down.shape[1],
+                norm=self.norm,
+                activation=self.activation,
+            )
+            for gate, up, down in zip(self.gate, self.up, self.contraction, strict=True)
+        ]
+
+    @property
+    def moments(self) -> tuple[int, int]:
+        """Number of experts, and their channels."""
+        return self.experts, self.contraction.shape[2]
+
+    def changed(self, change: Function) -> Self:
+        """The same with every tensor of `tensors` changed."""
+        down, gate, up, router = map(change, self.tensors)
+        return replace(self, output=Affine(down, None), gate=gate, up=up, router=router)
+
+    def first(self, units: int) -> Self:
+        """The first channels of every expert, as views."""
+        count = self.contraction.shape[2] // self.units * units
+        gate, up, output = self.gate[:, :count], self.up[:, :count], self.output.columns(count)
+        return replace(self, gate=gate, up=up, output=output, units=units)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of experts."""
+        return sum(tensor.numel() for tensor in self.tensors[:-1])
 
 
 @dataclass(frozen=True)
@@ -404,7 +501,7 @@ class BlockParts:
     """Both sublayers of a block."""
 
     attention: Attention
-    mlp: Mlp | Experts
+    mlp: Mlp | Mixture
 
     @property
     def sublayers(self) -> dict[str, Sublayer]:
@@ -432,7 +529,7 @@ class Family(ABC):
         """The attention of a block that has it, as views: writing to them writes to the model."""
 
     @abstractmethod
-    def mlp(self, block: Any) -> Mlp | Experts:
+    def mlp(self, block: Any) -> Mlp | Mixture:
         """The MLP of a block that has it, or its experts, likewise."""
 
     @abstractmethod
@@ -489,7 +586,7 @@ class Family(ABC):
             next(one for one in kind if one is not None).first(0) for kind in (attention, mlp)
         )
         return [
-            BlockParts(cast(Attention, one or no_attention), cast("Mlp | Experts", other or no_mlp))
+            BlockParts(cast(Attention, one or no_attention), cast("Mlp | Mixture", other or no_mlp))
             for one, other in zip(attention, mlp, strict=True)
         ]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.pruning.families.family import Attention, Experts, Function, Mlp
+from lmscout.pruning.families.family import Attention, Function, Mixture, Mlp
 from lmscout.pruning.families.llama import Llama, rotate
 
 
@@ -27,7 +27,7 @@ class Gemma2(Llama):
             softcap=block.self_attn.attn_logit_softcapping,
         )
 
-    def mlp(self, block: Any) -> Mlp | Experts:
+    def mlp(self, block: Any) -> Mlp | Mixture:
         """As in llama, with a norm after the output."""
         return replace(super().mlp(block), after=self.norm(block.post_feedforward_layernorm))
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.pruning.families.family import Attention, Experts, Mlp, Multiplier
+from lmscout.pruning.families.family import Attention, Mixture, Mlp, Multiplier
 from lmscout.pruning.families.llama import Llama
 
 
@@ -21,7 +21,7 @@ class Granite(Llama):
         """As in llama, with the residual multiplier."""
         return replace(super().attention(block), after=Multiplier(block.residual_multiplier))
 
-    def mlp(self, block: Any) -> Mlp | Experts:
+    def mlp(self, block: Any) -> Mlp | Mixture:
         """As in llama, with the residual multiplier."""
         return replace(super().mlp(block), after=Multiplier(block.residual_multiplier))
 

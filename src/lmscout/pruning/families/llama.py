@@ -16,9 +16,9 @@ from lmscout.evaluation import slides
 from lmscout.pruning.families.family import (
     Affine,
     Attention,
-    Experts,
     Family,
     Function,
+    Mixture,
     Mlp,
     RmsNorm,
 )
@@ -52,7 +52,7 @@ class Llama(Family):
             rotate=rotate if getattr(attention, "use_rope", True) else None,
         )
 
-    def mlp(self, block: Any) -> Mlp | Experts:
+    def mlp(self, block: Any) -> Mlp | Mixture:
         """Gate and up, down."""
         mlp = block.mlp
         return Mlp(

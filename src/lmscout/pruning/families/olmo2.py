@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lmscout.pruning.families.family import Attention, Experts, Function, Mlp
+from lmscout.pruning.families.family import Attention, Function, Mixture, Mlp
 from lmscout.pruning.families.llama import Llama, affine, rotate
 
 
@@ -39,7 +39,7 @@ class Olmo2(Llama):
             rotate=rotate,
         )
 
-    def mlp(self, block: Any) -> Mlp | Experts:
+    def mlp(self, block: Any) -> Mlp | Mixture:
         """The MLP of llama, its norm after it."""
         after = self.norm(block.post_feedforward_layernorm)
         return replace(super().mlp(block), after=after)
