@@ -188,7 +188,7 @@ def check(folder: Path) -> dict[str, float]:
 
     seconds = []
     for count in (1, 2):
-        ray.init(num_cpus=count, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=count, include_dashboard=False, log_to_driver=False)
         (folder / str(count)).mkdir()
         seconds.append(on_ray(folder / str(count)))
         ray.shutdown()

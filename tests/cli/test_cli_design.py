@@ -45,10 +45,26 @@ def test_design_finds_an_architecture_and_writes_its_spec(lmscout, tmp_path):
 
 
 def test_design_writes_a_folder_that_transformers_loads(lmscout, tmp_path):
-    for _ in range(2):  # the second time over the same folder
-        code, out, err = lmscout(*SEARCH, "--proxy", "parameters", "--out", "new", "--json", "a")
-        assert (code, err) == (0, "")
+    command = (*SEARCH, "--proxy", "parameters", "--out", "new")
+    code, out, err = lmscout(*command, "--json", "a")
+    assert (code, err) == (0, "")
     assert out.endswith("for AutoModelForCausalLM after lmscout.register(): new\n")
+    written = {one: one.stat().st_mtime_ns for one in (tmp_path / "new").iterdir()}
+    code, again, err = lmscout(*command, "--workers", 2, "--json", "b")
+    assert (code, again) == (0, out)
+    assert "holds a finished run with these settings" in err
+    assert (tmp_path / "b").read_text() == (tmp_path / "a").read_text()
+    for more, said in (
+        (("--max-params", "100k"), "max_params 200000, not 100000"),
+        (("--max-latency", 50), "max_latency none, not 50"),
+        (("--proxy", "-parameters"), "proxy parameters, not -parameters"),
+        (("--seed", 1), "seed 0, not 1"),
+    ):
+        code, out, err = lmscout(*command, *more)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"lmscout: run folder new holds a run with {said}")
+        assert err.count("\n") == 1
+    assert {one: one.stat().st_mtime_ns for one in (tmp_path / "new").iterdir()} == written
     spec = json.loads((tmp_path / "a").read_text())["spec"]
     assert json.loads((tmp_path / "new" / "spec.json").read_text()) == spec
     public.register()
@@ -182,8 +198,8 @@ def test_user_errors_are_one_line_and_exit_code_2(lmscout, tmp_path):
         (["nano", *proxy, *limit, "--max-macs", "1k"], "the least of each is 66,736 parameters"),
         (["nano", *proxy, *limit, "--out", "missing/spec.json"], "--out missing/spec.json"),
         (["nano", *proxy, *limit, "--out", "folder.json"], "is a folder"),
-        (["nano", *proxy, *limit, "--out", "other"], "no empty folder, nor one of an architecture"),
-        (["nano", *proxy, *limit, "--out", "other/file"], "no empty folder, nor one of an arch"),
+        (["nano", *proxy, *limit, "--out", "other"], "run folder other is not empty"),
+        (["nano", *proxy, *limit, "--out", "other/file"], "run folder other/file is not empty"),
     ):
         code, out, err = lmscout("design", *arguments)
         assert code == 2, (arguments, out, err)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +25,6 @@ from lmscout.cli.options import (
     option,
     parameter_count,
 )
-from lmscout.errors import LmscoutError
 from lmscout.files import as_json, check_file, check_folder, write_file
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lmscout.discovery.choices import Choice
     from lmscout.discovery.selection import Pick
     from lmscout.models import ArchitectureSpec
+    from lmscout.runs import Run
 
 _SEARCH, _LIMITS = "Search", "Limits"
 SUFFIX = ".json"
@@ -132,11 +134,24 @@ def design(
         _check_target(out, as_folder=as_folder)
     load_modules("lmscout.discovery")
     from lmscout import api
-    from lmscout.discovery import Design
-    from lmscout.runs import Run, default_run_folder
+    from lmscout.benchmarks import Benchmark
+    from lmscout.benchmarks.loading import load, load_space_or_benchmark
+    from lmscout.discovery import Design, Selection, signed_proxy
+    from lmscout.runs import Run, default_run_folder, kept_result
 
-    result = api.design(
-        space,
+    source: Any = load(space) if on_benchmark else load_space_or_benchmark(space)
+    known = isinstance(source, Benchmark)
+    settings = {
+        "space": source.name if known else asdict(source),
+        "benchmark_sha256": source.digest if known else None,
+        "proxy": str(signed_proxy(proxy)),
+        **{"max_params": params, "max_macs": macs, "max_latency": max_latency},
+        **{"evaluations": evaluations, "seed": seed, "weights": weights},
+        "device": device.partition(":")[0],
+    }
+    compute = partial(
+        api.design,
+        source,
         proxy=proxy,
         max_params=params,
         max_macs=macs,
@@ -144,20 +159,15 @@ def design(
         evaluations=evaluations,
         seed=seed,
         weights=weights,
-        on_benchmark=on_benchmark,
         workers=workers,
         backend=backend,
         device=device,
         cluster=cluster,
     )
-    written = "spec"
-    settings = {"space": space, "on_benchmark": on_benchmark, "evaluations": evaluations}
-    if out is not None and as_folder:
-        written = _write_folder(result, out)
-        run = Run(out, "design", settings)
-        run.begin()
-        run.end(result)
-    elif out is not None:
+    kind: Any = Selection if known else Design
+    folder = out if as_folder else None
+    result = kept_result(folder, "design", settings, kind, compute, _write_folder)
+    if out is not None and not as_folder:
         write_file(out, as_json(result.spec.to_dict()), name=f"--out {out}")
 
     def shown(_: object) -> None:
@@ -166,37 +176,39 @@ def design(
         else:
             show_selection(result)
         if out is not None:
-            print(f"{written}: {out}")
+            print(f"{_content(result.spec) if as_folder else 'spec'}: {out}")
 
     console.finish(result, shown, json, Run(default_run_folder("design"), "design", settings))
 
 
 def _check_target(out: Path, *, as_folder: bool) -> None:
-    """Refuse an --out that cannot be written, or that holds something else."""
-    if not as_folder:
+    """Refuse an --out that cannot be written."""
+    if as_folder:
+        check_folder(out, f"--out {out}", REMEDY, make=False)
+    else:
         check_file(out, "--out")
-        return
-    if out.exists():
-        from lmscout.models.spec import SPEC
-
-        if not (out.is_dir() and ((out / SPEC).is_file() or not any(out.iterdir()))):
-            raise LmscoutError(
-                f"--out {out}: is no empty folder, nor one of an architecture: {REMEDY}"
-            )
-    check_folder(out, f"--out {out}", REMEDY, make=False)
 
 
-def _write_folder(result: Design | Selection, out: Path) -> str:
-    """Write the untrained model and its spec; returns what the folder holds."""
+def _write_folder(run: Run, result: Design | Selection) -> None:
+    """Write the untrained model, if transformers has its class, its spec and the result."""
     from lmscout.models.pretrained import has_class
     from lmscout.models.spec import SPEC
 
+    run.begin()
     if has_class(result.spec):
-        result.save_pretrained(out)
+        result.save_pretrained(run.folder)
+    else:
+        write_file(run.folder / SPEC, as_json(result.spec.to_dict()), name=f"--out {run.folder}")
+    run.end(result)
+
+
+def _content(spec: ArchitectureSpec) -> str:
+    """What a folder holds, in words."""
+    from lmscout.models.pretrained import has_class
+
+    if has_class(spec):
         return "untrained model, for AutoModelForCausalLM after lmscout.register()"
-    out.mkdir(exist_ok=True)
-    write_file(out / SPEC, as_json(result.spec.to_dict()), name=f"--out {out}")
-    return f"spec (transformers has no class for {result.spec.kind}, so there is no model)"
+    return f"spec (transformers has no class for {spec.kind}, so there is no model)"
 
 
 def show(result: Design) -> None:

@@ -6,8 +6,10 @@ Nothing here knows what the workers do, and nothing but `lmscout.cluster` import
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -30,6 +32,8 @@ except ImportError as error:
 
 RETRIES = 5  # of a call whose worker ends
 _POLL = 1.0  # seconds after which a wait looks for signals
+_CHECK = 5.0  # seconds between two looks at the head
+_PATIENCE = 30.0  # seconds without the head; after 60 Ray ends this process
 _WAITING = 2  # calls that are queued for a core, so that none waits for this process
 
 _log = logging.getLogger("lmscout")
@@ -110,12 +114,12 @@ class RayCluster:
                 for ref in done:
                     yield running.pop(ref), _result(ref)
         finally:
-            for ref in running:
+            for ref in [] if _head.lost else running:
                 ray.cancel(ref, force=True)
 
     def _room(self, gpus: float) -> int:
         """Calls to have in the cluster, which grows and shrinks."""
-        total = ray.cluster_resources().get("GPU" if gpus else "CPU", 0) / (gpus or 1)
+        total = _head.resources().get("GPU" if gpus else "CPU", 0) / (gpus or 1)
         return _WAITING * max(1, int(total))
 
 
@@ -157,6 +161,7 @@ class RayWorker:
         self._ping = self._ping or self._actor.prepare.remote(self._how)
         done, _ = ray.wait([self._ping], timeout=seconds)
         if not done:
+            _head.resources()
             return False
         ping, self._ping = self._ping, None
         try:
@@ -196,6 +201,56 @@ class _Actor:
         return getattr(self._object, method)(*arguments)
 
 
+class _Head:
+    """The head of the cluster, which Ray itself waits for, and then ends this process.
+
+    Attributes:
+        lost: whether it has not answered for `_PATIENCE`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with another cluster, which answers."""
+        self.lost = False
+        self._resources: dict[str, float] = {}
+        self._looked = -math.inf
+        self._answered = time.monotonic()
+
+    def resources(self) -> dict[str, float]:
+        """The resources of the cluster, at most `_CHECK` seconds old; LmscoutError if it is lost.
+
+        Ray's own call does not return while the head is away.
+        """
+        with self._lock:
+            if time.monotonic() - self._looked > _CHECK:
+                if self._answers():
+                    self._resources, self._answered = ray.cluster_resources(), time.monotonic()
+                self._looked = time.monotonic()
+            self.lost = self._looked - self._answered > _PATIENCE
+        if self.lost:
+            raise LmscoutError(
+                "cluster: its first machine does not answer, or Ray has ended there; start a "
+                "cluster, and run the same command again, which continues"
+            )
+        return self._resources
+
+    def _answers(self) -> bool:
+        if ray.util.client.ray.is_connected():
+            return True  # Ray's client reports it
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_POLL).close()
+        except OSError:
+            return False
+        return True
+
+
+_head = _Head()
+
+
 def _call(expected: str, function: Callable[[Any], Any], item: Any) -> Any:
     _check(expected)
     return function(item)
@@ -211,6 +266,8 @@ def _check(expected: str) -> None:
 
 def _result(ref: Any) -> Any:
     """The result of a call, or its error as it was raised there."""
+    while not ray.wait([ref], timeout=_POLL)[0]:
+        _head.resources()
     try:
         return ray.get(ref)
     except RayTaskError as error:
@@ -229,6 +286,7 @@ def _start(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning
     more = {"include_dashboard": False} if address == "local" else {}
+    _head.reset()
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     # Ray prints what happens to nodes on standard output, where results go.
