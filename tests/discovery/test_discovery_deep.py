@@ -16,6 +16,7 @@ from tiny_benchmark import tiny_benchmark
 
 from lmscout.cli.discover import discover
 from lmscout.discovery import filters as filters_module
+from lmscout.discovery import symbolic_search
 from lmscout.discovery.engines import GeneticProgramming, RandomSearch, engine_of
 from lmscout.discovery.filters import (
     BLIND,
@@ -420,17 +421,28 @@ def test_without_spec_leaves_none_is_read(cache):
         assert not one.node.leaves & {"depth", "width", "params"}
 
 
-def test_a_discovery_that_was_stopped_ends_as_one_that_was_not(found, cache, tmp_path):
+def test_a_discovery_that_was_stopped_ends_as_one_that_was_not(found, cache, tmp_path, monkeypatch):
     arguments = {"search": [32], "seed": 3, "cache": cache, "folder": tmp_path, **SETTINGS}
     whole = discover_deep([tiny_benchmark(40)], SMALL, **arguments)
     assert (whole.evolutions, whole.proxy) == (found.evolutions, found.proxy)
     hall = (tmp_path / "hall_of_fame.csv").read_text()
     last = sorted((tmp_path / "evaluations").glob("1-*"))[-1]
-    last.unlink()  # as if it had been killed in the second search
-    again = discover_deep([tiny_benchmark(40)], SMALL, **arguments)
-    assert (again.evolutions, again.members) == (whole.evolutions, whole.members)
-    assert last.exists()
-    assert (tmp_path / "hall_of_fame.csv").read_text() == hall
+    written = last.read_bytes()
+    monkeypatch.setattr(symbolic_search, "_LONG", SMALL.share)  # searches get processes
+    for workers in (1, 2):
+        last.unlink()  # as if it had been killed in the second search
+        (tmp_path / "hall_of_fame.csv").unlink()
+        calls = []
+        again = discover_deep(
+            [tiny_benchmark(40)],
+            SMALL,
+            **arguments | {"workers": Workers(workers)},
+            progress=lambda *call, calls=calls: calls.append(call),
+        )
+        assert (again.evolutions, again.proxy) == (whole.evolutions, whole.proxy)
+        assert last.read_bytes() == written
+        assert (tmp_path / "hall_of_fame.csv").read_text() == hall
+        assert [call for call in calls if call[0] == "searching"][-1] == ("searching", 60, 60)
     fitness = [float(line.split(",")[0]) for line in hall.splitlines()[1:]]
     assert fitness == sorted(fitness, reverse=True)
     everything = [one.fitness for each in whole.evolutions for one in each.hall]

@@ -159,5 +159,10 @@ def test_statistics_of_architectures_on_a_gpu_are_those_on_a_cpu(tmp_path):
         values = collect(specs, chains, **at).values
         found[device] = values, np.stack(list(score_proxies(specs, names, **at).values()))
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    at = {"folder": tmp_path / "shared", "name": "all", "batch": batch}
+    at["workers"] = Workers(3, device="cuda")  # processes that share the GPU
+    assert collect(specs, chains, **at).values.tobytes() == found["cuda"][0].tobytes()
+    shared = np.stack(list(score_proxies(specs, names, **at).values()))
+    assert shared.tobytes() == found["cuda"][1].tobytes()
     for on_cpu, on_cuda in zip(found["cpu"], found["cuda"], strict=True):
         np.testing.assert_allclose(on_cuda, on_cpu, rtol=2e-3, atol=1e-6)
