@@ -1,6 +1,6 @@
 """Compare a GGUF file in llama.cpp with the folder in transformers.
 
-    python bench/llamacpp.py FOLDER FILE ... --text TEXT
+    python bench/llamacpp.py FOLDER FILE ... --text TEXT [--out JSON]
 
 The first file is compared with transformers: for 20 prompts of 64 tokens of the text the next
 token, its log-probability, and 16 greedy tokens.  Of every file and of the folder: perplexity of
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     loaded = load_model(options.folder)
     model = loaded.model
@@ -164,6 +166,13 @@ def main() -> None:
     print(f"{GREEDY} greedy tokens equal in {equal} of {PROMPTS}", flush=True)
     start = time.perf_counter()
     reference = perplexity(of_folder, windows)
+    figures = {
+        "next_token_equal": same,
+        "largest_difference": worst,
+        "greedy_equal": equal,
+        "tokens": options.tokens,
+        "perplexity": {"transformers": reference},
+    }
     seconds = time.perf_counter() - start
     print(f"perplexity {reference:.4f} of the folder in transformers, {seconds:.0f} s", flush=True)
     for file in options.files:
@@ -171,8 +180,11 @@ def main() -> None:
         start = time.perf_counter()
         value = perplexity(partial(one.log_probabilities, vocabulary=vocabulary), windows)
         seconds = time.perf_counter() - start
+        figures["perplexity"][Path(file).name] = value
         print(f"perplexity {value:.4f} ({value / reference - 1:+.3%}) of {file}, {seconds:.0f} s",
               flush=True)  # fmt: skip
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_experts_are_estimated_by_what_orders_their_units(units, moments):
     )
     factors = 3 * (32 * (32 + 32) + moments * 48 * (32 + 48))
     assert compensated.measuring - plain.measuring == 4 * factors
-    assert 0 < compensated.pair[0.5]
+    assert compensated.pair[0.5] > 0
 
 
 def test_a_window_longer_than_the_model_reads_is_refused_as_a_run_would():

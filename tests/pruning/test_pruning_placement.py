@@ -24,6 +24,7 @@ from lmscout.pruning.placement import block_devices, homes, place, spread
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.prefix_tables import visit_tensors
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
+from lmscout.pruning.recovery.run import add_adapters
 from lmscout.testing import random_model as model_of
 
 ONE, TWO = torch.device("cpu:1"), torch.device("cpu:2")
@@ -130,6 +131,30 @@ def test_gradients_for_recovery_and_proxies_are_the_same_on_two_devices(name):
         model = random_model(name)
         found = of_gradients(place(model, family_of(model.config), [ONE, ONE, TWO]))
     assert found == expected
+
+
+class DrawingOnCpu(SimulatedDevices):
+    """Refuses random numbers of another device's generator, which differ from the CPU's."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            assert args[0].device == torch.device("cpu"), f"{function} on {args[0].device}"
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+def test_adapters_of_recovery_begin_with_the_same_numbers_on_two_devices():
+    _, alone = add_adapters(random_model("llama"), 2, 3)
+    with SimulatedDevices():
+        model = random_model("llama")
+        place(model, family_of(model.config), [ONE, TWO, TWO])
+    with DrawingOnCpu():
+        _, adapters = add_adapters(model, 2, 3)
+        with pytest.raises(AssertionError, match="uniform_"):
+            next(iter(adapters.values())).data.uniform_()
+    assert {one.device for one in adapters.values()} == {ONE, TWO}
+    assert adapters.keys() == alone.keys()
+    for name, one in alone.items():
+        assert torch.equal(one, adapters[name].data.held), name
 
 
 def test_the_simulated_devices_refuse_what_is_on_two():
