@@ -18,19 +18,23 @@ import heapq
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import torch
 
 import lmscout
 from lmscout.builtin import corpus_text, tiny_folder
 from lmscout.pruning.study import STUDY
 from provenance import commit
 
+PAIRS = 100  # of the check
 WORKERS = (8, 64, 512)
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION = lmscout.CalibrationConfig(
@@ -164,57 +168,132 @@ def pruned(
     cluster: str | None,
     *,
     pairs: int,
+    calibration: lmscout.CalibrationConfig = CALIBRATION,
     progress: Callable[[str, int, int], None] | None = None,
-) -> float:
-    """Seconds of measuring pairs of the built-in model."""
+) -> None:
+    """Measure pairs of the built-in model."""
     text = out.parent / "train.txt"
     text.write_text(corpus_text("train")[:120_000])
     config = lmscout.PruneConfig(
-        pairs=pairs, refit="none", calibration=CALIBRATION, cluster=cluster
+        pairs=pairs, refit="none", calibration=calibration, cluster=cluster
     )
-    found = lmscout.prune(
+    lmscout.prune(
         str(tiny_folder()),
         calibration=str(text),
         out=out,
         config=config,
         progress=progress or False,
     )
-    return found.seconds["measuring pairs"]
 
 
-def check(folder: Path) -> dict[str, float]:
+@dataclass(frozen=True)
+class Spent:
+    """Wall seconds of a kind of work on a cluster."""
+
+    start: float  # of workers that the work needs, idle before
+    work: float  # with workers that have started
+    driver: float  # CPU seconds of this process during the work
+
+
+def check(folder: Path) -> list[str]:
     """Speed-up of two workers of a local Ray cluster over one, by kind of work."""
     import ray
 
-    seconds = []
+    torch.set_num_threads(1)  # as many cores has a worker of pairs
+    found = []
     for count in (1, 2):
         ray.init("local", num_cpus=count, include_dashboard=False, log_to_driver=False)
         (folder / str(count)).mkdir()
-        seconds.append(on_ray(folder / str(count)))
+        found.append(on_ray(folder / str(count), folder / "shared"))
         ray.shutdown()
-    return {name: seconds[0][name] / seconds[1][name] for name in seconds[0]}
+    rows = []
+    for name, one in found[0].items():
+        two = found[1][name]
+        whole = (one.start + one.work) / (two.start + two.work)
+        rows.append(
+            f"{name:12} {one.work / two.work:.2f} times as fast with two workers, {whole:.2f} with "
+            f"their start; one: {one.start:.1f} + {one.work:.1f} s, two: {two.start:.1f} + "
+            f"{two.work:.1f} s, of which this process computes {two.driver:.1f} s"
+        )
+    return rows
 
 
-def on_ray(folder: Path) -> dict[str, float]:
-    """Seconds of each kind of work on the cluster that this process is connected to."""
+def spent(start: Callable[[], object], work: Callable[[], object]) -> Spent:
+    """Wall seconds of two calls, and CPU seconds of this process during the second."""
+    began = time.perf_counter()
+    start()
+    between, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Spent(between - began, time.perf_counter() - between, time.process_time() - cpu)
+
+
+class Searched(Exception):  # noqa: N818 - no error
+    """The searches of a discovery have ended."""
+
+
+def searched(searches: int, evaluations: int) -> Spent:
+    """Seconds of searches of the deep space, on the smallest architectures of pico."""
+    bench = lmscout.load_benchmark("pico")
+    smallest = np.argsort([one.parameters() for one in bench.specs])[:68]
+    at: list[tuple[float, float]] = []
+
+    def watch(stage: str, done: int, total: int) -> None:
+        if stage in ("sketches", "searching"):
+            now = time.perf_counter(), time.process_time()
+            at[stage == "searching" :] = [now]
+        elif stage == "re-scoring":
+            raise Searched
+
+    config = lmscout.DeepSearchConfig(searches=searches, evaluations=evaluations)
+    with TemporaryDirectory() as out, suppress(Searched):
+        lmscout.discover(
+            bench.subset(sorted(smallest.tolist())), space="deep", n_search=60, config=config,
+            cluster="auto", out=Path(out) / "run", progress=watch,
+        )  # fmt: skip
+    (began, before), (ended, after) = at
+    return Spent(0.0, ended - began, after - before)
+
+
+def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
+    """Seconds of each kind of work on the cluster that this process is connected to.
+
+    The first call of a kind starts its workers, on little work.
+    """
     os.environ["LMSCOUT_CACHE"] = str(folder)
     bench = lmscout.load_benchmark("pico").subset(range(0, 240, 2))
-    lmscout.rank(bench.subset(range(8)), "grad-norm", cluster="auto", progress=False)  # imports
-    seconds = {"pairs": pruned(folder / "run", "auto", pairs=200)}
-    started = time.perf_counter()
-    lmscout.rank(bench, "snip", cluster="auto", progress=False)
-    seconds["statistics"] = time.perf_counter() - started
-    started = time.perf_counter()
-    lmscout.build_benchmark(
-        "nano", n=8, seeds=1, tokens=60_000, device="cpu", cluster="auto", out=folder / "built",
-        progress=False,
-    )  # fmt: skip
-    seconds["trainings"] = time.perf_counter() - started
-    config = lmscout.DeepSearchConfig(evaluations=60, searches=2)
-    found = lmscout.discover(
-        bench, space="deep", n_search=60, config=config, cluster="auto", progress=False
+    on: dict[str, Any] = {"cluster": "auto", "progress": False}
+
+    def trained(n: int, tokens: int) -> None:
+        lmscout.build_benchmark(
+            *("nano",), n=n, seeds=1, tokens=tokens, device="cpu", out=folder / f"{n}", **on
+        )
+
+    found = {
+        "statistics": spent(
+            lambda: lmscout.rank(bench.subset(range(2)), "grad-norm", **on),
+            lambda: lmscout.rank(bench, "snip", **on),
+        ),
+        "trainings": spent(lambda: trained(2, 10_240), lambda: trained(8, 40_000)),
+    }
+    # Sketches are the same for one worker and two, and the proxy that is found is not tested.
+    os.environ["LMSCOUT_CACHE"] = str(shared)
+    start = searched(2, 4).work
+    found["searches"] = replace(searched(8, 240), start=start)
+    at: dict[int, float] = {}
+    cpu: list[float] = []
+
+    def watch(stage: str, done: int, total: int) -> None:
+        if stage == "measuring pairs":
+            at.setdefault(done, time.perf_counter())
+            cpu.append(time.process_time())
+
+    pruned(
+        folder / "run", "auto", pairs=PAIRS, calibration=lmscout.CalibrationConfig(), progress=watch
     )
-    return {**seconds, "searches": found.seconds["searching"]}
+    first, *_, last = sorted(set(at) - {0})
+    work = (at[last] - at[first]) / (last - first) * last
+    found["pairs"] = Spent(at[last] - at[0] - work, work, cpu[-1] - cpu[0])
+    return found
 
 
 def main() -> None:
@@ -222,11 +301,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary:
         os.environ["LMSCOUT_CACHE"] = temporary
         if arguments.check:
-            for name, ratio in check(Path(temporary)).items():
-                print(f"{name:12} {ratio:.2f} times as fast with two workers (at least 1.7)")
+            print(*check(Path(temporary)), sep="\n")
             return
         kinds = measured(Path(temporary))
     kinds += [replace(one, name=f"{one.name}, 64 of them", tasks=64) for one in kinds[-1:]]

@@ -95,6 +95,15 @@ def test_the_example_of_every_public_function_and_config_runs(name, folder, monk
     assert runner.failures == 0, capsys.readouterr().out
 
 
+def test_a_field_of_the_config_as_an_argument_is_named(tmp_path):
+    given = {"calibration": "train.txt", "out": tmp_path / "run"}
+    for name, field in (("pairs", "pairs"), ("worse_by", "max_increase")):
+        with pytest.raises(lmscout.LmscoutError, match=rf"prune: {name} .*PruneConfig\({field}="):
+            lmscout.prune("MODEL", **given, **{name: 1})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+        lmscout.prune("MODEL", **given, other=1)
+
+
 def test_progress_is_shown_by_default_and_can_be_turned_off(folder, monkeypatch, capsys):
     monkeypatch.setenv("LMSCOUT_CACHE", str(folder / "progress"))
     bench = lmscout.load_benchmark("pico").subset(range(6))

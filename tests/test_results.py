@@ -172,7 +172,10 @@ def test_results_with_the_same_undefined_numbers_are_equal(results):
 
 
 def test_a_result_is_loaded_from_its_run_folder_or_refused(results, tmp_path):
-    lmscout.check_benchmark("pico", out=tmp_path / "run")
+    bench = lmscout.load_benchmark("pico")
+    lmscout.check_benchmark(bench, out=tmp_path / "run")
+    with pytest.raises(lmscout.LmscoutError, match=r"pico: the object is not what .* give the f"):
+        lmscout.check_benchmark(bench.subset(range(20)))
     assert lmscout.load_result(tmp_path / "run") == results["check"]
     for name, content in (("other.json", "{}"), ("list.json", "[1]"), ("none.json", "{")):
         (tmp_path / name).write_text(content)

@@ -8,12 +8,13 @@ run that was stopped, and loads the result of a finished one.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lmscout.arguments import (
     DEEP,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from lmscout.proxies import Space
     from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.results import Pruning
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def discover(
@@ -247,8 +250,8 @@ def design(
             or several, unless its own budgets limit it; with none, all of a benchmark is searched.
         max_macs: multiply-adds of a token in the blocks at most, in a sequence of the full length.
         max_latency: milliseconds at most of a forward pass of one sequence of the full length,
-            measured on the device for every architecture that is considered, so that results may
-            differ between runs.
+            measured on the device for every architecture that is considered, in every call, so
+            that results may differ.
         evaluations: architectures to score.
         seed: of draws and mutations.
         weights: draws of initial weights and data over which a score is averaged; with two or
@@ -314,6 +317,25 @@ def design(
         return found
 
 
+def _names_config(function: _Function) -> _Function:
+    """Name the config where an argument is one of its fields."""
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        from lmscout.pruning.config import PruneConfig
+
+        for name in named.keys() - signature(function).parameters.keys():
+            field = {"worse_by": "max_increase"}.get(name, name)
+            if field in PruneConfig.__dataclass_fields__:
+                raise LmscoutError(
+                    f"prune: {name} is no argument; give config=lmscout.PruneConfig({field}=...)"
+                )
+        return function(*given, **named)
+
+    return cast(_Function, call)
+
+
+@_names_config
 def prune(
     model: str | LoadedModel,
     *,
@@ -585,11 +607,13 @@ def build_benchmark(
         )
 
 
-def check_benchmark(benchmark: str, *, seed: int = 0, out: Path_ | None = None) -> Check:
+def check_benchmark(
+    benchmark: str | Benchmark, *, seed: int = 0, out: Path_ | None = None
+) -> Check:
     """Measure what a built benchmark can distinguish: its noise, and its configuration baselines.
 
     Args:
-        benchmark: folder that `build_benchmark` wrote, or ``pico``, ``iso``.
+        benchmark: folder that `build_benchmark` wrote, or ``pico``, ``iso``; or the loaded one.
         seed: of the simulated noise.
         out: run folder; None to keep nothing.
 
@@ -604,12 +628,15 @@ def check_benchmark(benchmark: str, *, seed: int = 0, out: Path_ | None = None) 
         >>> lmscout.check_benchmark("pico").n_architectures
         240
     """
-    from lmscout.benchmarks.built import built_folder, table_digest
+    from lmscout.benchmarks.built import built_folder, read_built, table_digest
     from lmscout.benchmarks.check import Check, check
     from lmscout.runs import kept_result
 
-    folder = built_folder(benchmark)
-    settings = {"benchmark": benchmark, "table_sha256": table_digest(folder), "seed": seed}
+    name = benchmark if isinstance(benchmark, str) else benchmark.name
+    folder = built_folder(name)
+    if not isinstance(benchmark, str) and read_built(name).digest != benchmark.digest:
+        raise LmscoutError(f"{name}: the object is not what {folder} holds; give the folder")
+    settings = {"benchmark": name, "table_sha256": table_digest(folder), "seed": seed}
     compute = partial(check, folder, seed=seed)
     return kept_result(path_of(out), "bench check", settings, Check, compute)
 

@@ -30,6 +30,9 @@ class Shared(Protocol):
 class Worker(Protocol):
     """An object on a machine of the cluster."""
 
+    def give(self, value: Shared) -> None:
+        """Set the value that the object is made of, here and after a restart."""
+
     def ready(self, seconds: float) -> bool:
         """Whether it runs, after waiting for at most so long."""
 
@@ -47,16 +50,13 @@ class Cluster(Protocol):
     def share(self, value: object) -> Shared:
         """Send a value to the cluster."""
 
-    def workers(
-        self, make: Callable[[Any], Any], value: object, *, cpus: int = 1, gpus: int = 0
-    ) -> list[Worker]:
-        """As many objects ``make(value)`` as there is room for; the value is sent once a machine.
+    def workers(self, make: Callable[[Any], Any], *, cpus: int = 1, gpus: int = 0) -> list[Worker]:
+        """Start as many workers as there is room for; they import `make`, and wait for its value.
 
         An object whose machine ends is made again on another one with room.
 
         Args:
-            make: makes an object on a worker.
-            value: its argument.
+            make: makes a worker's object of the value that it is given.
             cpus: cores of each worker, if it has no GPU.
             gpus: GPUs of each worker.
 

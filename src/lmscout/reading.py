@@ -388,7 +388,7 @@ def _not_json(error: json.JSONDecodeError, name: str, single_line: bool) -> str:
     where = name if single_line else f"{name}, line {error.lineno}, column {error.colno}"
     if error.msg == "Extra data":
         return f"{where}: holds more than one JSON value; expected one"
-    return f"{where}: not JSON: {error.msg}; is the file cut short? Fetch it again"
+    return f"{where}: not JSON: {error.msg}; is the file cut short? Fetch or write it again"
 
 
 def _check_events(text: str, name: str) -> None:

@@ -1,6 +1,8 @@
+import re
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,6 +139,14 @@ def test_a_budget_that_nothing_meets_is_refused():
         LmscoutError, match=r"budgeted: no architecture .* params 1 and macs 66,000"
     ):
         sample(replace(BUDGETED, params=1), 4, 0)
+    space = replace(BUDGETED, params=1, macs=None)
+    with pytest.raises(
+        LmscoutError, match=r"params 1 \(the nearest of 200 .* has params"
+    ) as caught:
+        sample(space, 4, 0)
+    nearest = int(re.search(r"has params ([\d,]+)", str(caught.value))[1].replace(",", ""))
+    free = sample(replace(space, params=None), 30, 0)
+    assert nearest <= np.median([one.body_parameters() for one in free])
 
 
 def test_iso_holds_equal_sizes_and_all_else_differs():

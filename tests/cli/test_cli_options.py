@@ -51,6 +51,7 @@ def test_every_option_has_a_group_a_type_and_help(command):
         ("7b", 7_000_000_000),
         ("0.3m", 300_000),
         ("1500000", 1_500_000),
+        ("1500000.0", 1_500_000),
         ("1,500,000", 1_500_000),
         ("1_500_000", 1_500_000),
         ("1.0005k", 1000),
@@ -60,7 +61,9 @@ def test_numbers_of_parameters_as_people_write_them(text, count):
     assert parameter_count(text, "--max-params") == count
 
 
-@pytest.mark.parametrize("text", ["", "M", "3T", "-3M", "0", "0.1", "1e6", "3MM", "three", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "M", "3T", "-3M", "0", "0.1", "3.5", "1e6", "3MM", "three", "nan"]
+)
 def test_what_is_no_number_of_parameters_is_refused(text):
     with pytest.raises(LmscoutError, match=r"^--max-params .*3M, 120k"):
         parameter_count(text, "--max-params")

@@ -211,7 +211,14 @@ def test_a_limit_of_multiply_adds_or_of_latency_leaves_out_what_exceeds_it(tmp_p
     assert found.n_within == sum(cost <= costs[9] for cost in costs)
     assert (found.limit, found.max_macs) == (None, costs[9])
     latency = limits_of(max_latency=1000)
-    found = picked(tmp_path, "parameters", limits=latency, evaluations=40)
+    steps = []
+    found = picked(
+        *(tmp_path, "parameters"),
+        limits=latency,
+        evaluations=40,
+        progress=lambda *one: steps.append(one),
+    )
+    assert steps[:40] == [("latencies", done, 40) for done in range(1, 41)]
     assert found.n_within == 40
     assert all(one.latency == latency[0].cost(one.spec) for one in found.choices)  # kept
     with pytest.raises(

@@ -170,6 +170,8 @@ def test_files_that_are_no_journal_are_left_alone(journal, tmp_path):
         assert file.read_text() == content
     for asked, problem in (
         ("journal:", "names no file"),
+        ("journal://x", "has no host: give a file"),
+        ("journal:/proc/x", "folder /proc cannot be written"),
         (f"journal:{tmp_path}", "is a folder"),
         (f"journal:{tmp_path}/no/x", "no does not exist; create it first"),
     ):

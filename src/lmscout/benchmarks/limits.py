@@ -105,10 +105,8 @@ def nothing_within(
     Args:
         what: the set, in words.
         limits: at least one.
-        specs: some of the architectures, among them those of the least costs.
+        specs: at least one; some of the architectures, among them those of the least costs.
     """
-    if not specs:
-        return LmscoutError(f"no architecture of {what} that was drawn meets its budgets")
     most = " and ".join(map(str, limits))
     least = " and ".join(one.shown(min(map(one.cost, specs))) for one in limits)
     if len(limits) == 1:

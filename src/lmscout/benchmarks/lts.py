@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from lmscout.benchmarks.benchmark import Benchmark, Row, checked
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.models import Gpt2Spec, TransformerXlSpec
 from lmscout.models.spec import MOST_BLOCKS
 from lmscout.reading import read_yaml
@@ -32,6 +32,9 @@ PERPLEXITY_FILE = "ppl_summary.yaml"
 METRIC = "negated validation perplexity"
 WORDS = (267_735, 267_736, 793_470)
 """Sizes of the vocabularies of words: WikiText-103's, and that of the one-billion-word data."""
+
+VOCABULARIES = (None, "word", "bpe", "bbpe", "gpt2")
+_READ = "lmscout reads folders of GPT-2 and Transformer-XL architectures"
 
 
 class ModelConfig(Row):
@@ -46,7 +49,7 @@ class ModelConfig(Row):
     n_token: int
     tgt_len: Annotated[int, Field(ge=2)]
     div_val: int
-    cutoffs: list[int]
+    cutoffs: list[Annotated[int, Field(gt=0)]]
     tie_projs: list[bool]
     tie_weight: bool = True
     adaptive: bool = True
@@ -125,16 +128,20 @@ def _natural(identifier: str) -> tuple[tuple[int, str], ...]:
 def _spec(config: ModelConfig, path: Path) -> Gpt2Spec | TransformerXlSpec:
     reason = _foreign(config)
     if reason:
-        raise LmscoutError(
-            f"{path}: {reason}; lmscout reads folders of GPT-2 and Transformer-XL architectures"
-        )
+        raise LmscoutError(f"{path}: {reason}; {_READ}")
     inner = _per_layer(config.d_inner, config.n_layer)
     heads = _per_layer(config.n_head, config.n_layer)
-    if len(heads) != config.n_layer or len(inner) != config.n_layer:
+    sizes = _per_layer(-1 if config.d_head is None else config.d_head, config.n_layer)
+    if {len(heads), len(inner), len(sizes)} != {config.n_layer}:
         raise LmscoutError(
-            f"{path}: n_layer is {config.n_layer}, but n_head has {len(heads)} entries and "
-            f"d_inner {len(inner)}"
+            f"{path}: n_layer is {config.n_layer}, but n_head has {len(heads)} entries, "
+            f"d_inner {len(inner)} and d_head {len(sizes)}; give as many as layers, or one number"
         )
+    if any(
+        head > 0 and count * head != config.d_model
+        for count, head in zip(heads, sizes, strict=True)
+    ):
+        raise LmscoutError(f"{path}: d_head times n_head is not d_model; {_READ}")
     # Upstream stops at the first cutoff beyond the vocabulary.
     cutoffs = tuple(takewhile(lambda cutoff: cutoff < config.n_token, config.cutoffs))
     words = config.vocab == "word" or config.n_token in WORDS
@@ -167,10 +174,8 @@ def _foreign(config: ModelConfig) -> str | None:
         return "primer_conv or primer_square is set: a Primer architecture"
     if not (config.adaptive and config.tie_weight):
         return "adaptive or tie_weight is off: not the tied adaptive softmax"
-    heads = _per_layer(config.n_head, config.n_layer)
-    sizes = _per_layer(-1 if config.d_head is None else config.d_head, config.n_layer)
-    if any(s > 0 and h * s != config.d_model for h, s in zip(heads, sizes, strict=False)):
-        return "d_head times n_head is not d_model"
+    if config.vocab not in VOCABULARIES:
+        return f"vocab is {brief(config.vocab)} (expected {', '.join(filter(None, VOCABULARIES))})"
     return None
 
 

@@ -27,6 +27,7 @@ from lmscout.benchmarks.space import (
     draw,
     head_sizes,
     mlp_width,
+    nothing_meets,
 )
 from lmscout.models import ArchitectureSpec, Gpt2Spec, LlamaSpec
 
@@ -300,6 +301,8 @@ def limited(space: Space, limits: tuple[Limit, ...]) -> LimitedSpace:
     found = {cell: one for cell, one in kept.items() if one is not None}
     if not found:
         every = [one for ones in smallest.values() for one in ones]
+        if not every:
+            raise nothing_meets(space)
         raise nothing_within(f"the space {space.name}", limits, every)
     return LimitedSpace(space, limits, found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 from typing import Annotated, cast
@@ -28,6 +29,7 @@ MULTIPLE = 32  # widths of MLPs are multiples of it, where the model is wide eno
 FINE = 4  # the same, where they meet a budget
 GATED = 2 / 3  # a gated MLP has three matrices where a plain one has two
 BUDGET_DRAWS = 50  # until one can meet a budget
+NEAREST_OF = 200  # draws that an error names the nearest of
 ATTEMPTS = 100  # to draw from a cell what was not drawn before
 _MOST_SIZES = 200_000  # of blocks; `smallest_of` tries all of them
 
@@ -215,12 +217,7 @@ def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
     rng = np.random.default_rng(seed)
     cells = _cells(space, n, rng)
     if not cells:
-        budgets = {"params": space.params, "macs": space.macs}
-        given = " and ".join(f"{name} {one:,}" for name, one in budgets.items() if one is not None)
-        raise LmscoutError(
-            f"{space.name}: no architecture that was drawn meets the budget of {given}; change "
-            "it, or give more widths, more expansions or a larger tolerance"
-        )
+        raise nothing_meets(space)
     families = space.families
     if space.budgeted:
         own = np.random.default_rng(seed)
@@ -241,6 +238,27 @@ def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
                 f"{space.name}: {n} different architectures could not be drawn; ask for fewer"
             )
     return tuple(drawn)
+
+
+def nothing_meets(space: Space) -> LmscoutError:
+    """The error that no architecture meets the budgets; names the nearest of some."""
+    free, rng = replace(space, params=None, macs=None), np.random.default_rng(0)
+    budgets = {"params": space.params, "macs": space.macs}
+    wanted = {name: one for name, one in budgets.items() if one is not None}
+    drawn = []
+    for _ in range(NEAREST_OF):
+        family = str(rng.choice(free.families))
+        depth, width = int(rng.choice(free.depths)), int(rng.choice(free.widths))
+        spec = draw(free, family, depth, width, rng)
+        assert isinstance(spec, DecoderSpec)
+        drawn.append({"params": spec.body_parameters(), "macs": spec.multiply_adds()})
+    nearest = min(drawn, key=lambda costs: max(abs(costs[one] / wanted[one] - 1) for one in wanted))
+    given, had = (" and ".join(f"{one} {of[one]:,}" for one in wanted) for of in (wanted, nearest))
+    return LmscoutError(
+        f"{space.name}: no architecture that was drawn meets the budget of {given} (the nearest of "
+        f"{NEAREST_OF} without a budget has {had}); change it, or give more widths, more "
+        "expansions or a larger tolerance"
+    )
 
 
 def _cells(space: Space, n: int, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -82,7 +82,7 @@ def design(
         option(
             _LIMITS,
             "Milliseconds at most of a forward pass of one sequence of the full length, measured "
-            "on --device, so that results may differ between runs.",
+            "on --device in every run, so that results may differ.",
             metavar="MS",
         ),
     ] = None,

@@ -183,7 +183,7 @@ def parameter_count(text: str, option: str) -> int:
         number, unit = found.groups()
         digits = Decimal(number.replace(",", "").replace("_", ""))
         count = int(digits * 1000 ** _THOUSANDS[unit.lower()])
-        if 0 < count <= MOST_PARAMETERS:
+        if 0 < count <= MOST_PARAMETERS and (unit or count == digits):
             return count
     raise LmscoutError(
         f"{option} {text[:_LONGEST_COUNT]}: give a number, such as 3M, 120k or 1500000"

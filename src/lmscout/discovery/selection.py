@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from lmscout.benchmarks import Benchmark
-from lmscout.benchmarks.limits import Limit, keeps_all, nothing_within
+from lmscout.benchmarks.limits import LATENCY, Limit, keeps_all, nothing_within
 from lmscout.discovery.assessment import Points, SavedSpec, SignedProxy, baseline_scores
 from lmscout.discovery.choices import (
     CHOICES,
@@ -23,7 +23,7 @@ from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, 
 from lmscout.discovery.splits import Indices
 from lmscout.errors import LmscoutError
 from lmscout.metrics import equivalent_trials, true_ranks
-from lmscout.progress import Progress, Stages
+from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.proxies import has_seen
 from lmscout.results import Result
 from lmscout.statistics.workers import worker_processes
@@ -160,10 +160,14 @@ def pick(
         LmscoutError: no architecture is within the limits, the cache cannot be written, or the
             proxy gives none of those drawn a score.
     """
-    within = rows_within(benchmark, limits)
+    stages = Stages(progress)
+    if any(one.name == LATENCY for one in limits):
+        with stages("latencies") as update:
+            within = rows_within(benchmark, limits, update)
+    else:
+        within = rows_within(benchmark, limits)
     drawn = np.random.default_rng(seed).permutation(within)[:evaluations]
     in_order = np.sort(drawn)  # one cache file for all seeds that draw everything
-    stages = Stages(progress)
     with stages("scores") as update:
         name = f"{cache_name(benchmark.name)}-design"
         scorer = Scorer(benchmark.specs, name, **options).subset(in_order)
@@ -217,9 +221,16 @@ def pick(
     )
 
 
-def rows_within(benchmark: Benchmark, limits: Sequence[Limit]) -> Indices:
+def rows_within(
+    benchmark: Benchmark, limits: Sequence[Limit], progress: StageProgress | None = None
+) -> Indices:
     """The rows of the architectures within limits; LmscoutError if none is."""
-    rows = np.flatnonzero([keeps_all(limits, spec) for spec in benchmark.specs])
+    kept = []
+    for done, spec in enumerate(benchmark.specs, start=1):
+        kept.append(keeps_all(limits, spec))
+        if progress:
+            progress(done, len(benchmark))
+    rows = np.flatnonzero(kept)
     if not len(rows):
         raise nothing_within(benchmark.name, limits, benchmark.specs)
     return rows

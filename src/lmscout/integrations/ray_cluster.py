@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -33,7 +33,8 @@ except ImportError as error:
 RETRIES = 5  # of a call whose worker ends
 _POLL = 1.0  # seconds after which a wait looks for signals
 _CHECK = 5.0  # seconds between two looks at the head
-_PATIENCE = 30.0  # seconds without the head; after 60 Ray ends this process
+_PATIENCE = 60.0  # seconds without the head
+_NO_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"  # after which Ray ends this process
 _WAITING = 2  # calls that are queued for a core, so that none waits for this process
 
 _log = logging.getLogger("lmscout")
@@ -64,9 +65,7 @@ class RayCluster:
         """Send a value to the cluster's object store."""
         return RayShared(ray.put(value))
 
-    def workers(
-        self, make: Callable[[Any], Any], value: object, *, cpus: int = 1, gpus: int = 0
-    ) -> list[Worker]:
+    def workers(self, make: Callable[[Any], Any], *, cpus: int = 1, gpus: int = 0) -> list[Worker]:
         """An actor for every free place, see `lmscout.cluster.Cluster.workers`."""
         kind, each = ("GPU", gpus) if gpus else ("CPU", cpus)
         found = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
@@ -84,8 +83,7 @@ class RayCluster:
             max_task_retries=0,  # another worker does it: the restart may wait for a machine
             scheduling_strategy="SPREAD",
         )
-        how = _Making(versions(), make, RayShared(ray.put(value)))
-        return [RayWorker(actor.remote(), how) for _ in range(room)]
+        return [RayWorker(actor.remote(), _Making(versions(), make)) for _ in range(room)]
 
     def map(
         self,
@@ -145,15 +143,20 @@ class _Making:
 
     versions: str
     make: Callable[[Any], Any]
-    value: RayShared
+    value: Shared | None = None  # until it is given
 
 
 class RayWorker:
     """An actor, which Ray restarts on another node if its own ends."""
 
     def __init__(self, actor: Any, how: _Making) -> None:
-        self._actor, self._ping = actor, None
+        self._actor = actor
         self._how = how  # and with it the value in the object store, for restarts
+        self._ping = actor.prepare.remote(how)  # imports
+
+    def give(self, value: Shared) -> None:
+        """Set the value that the object is made of, here and after a restart."""
+        self._how, self._ping = replace(self._how, value=value), None
 
     def ready(self, seconds: float) -> bool:
         """Whether the actor runs, after waiting for at most so long."""
@@ -193,7 +196,8 @@ class _Actor:
         """Make the object, if there is none."""
         if self._object is None:
             _check(how.versions)
-            self._object = how.make(how.value.get())
+            if how.value is not None:
+                self._object = how.make(how.value.get())
 
     def call(self, how: _Making, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method of the object."""
@@ -202,7 +206,7 @@ class _Actor:
 
 
 class _Head:
-    """The head of the cluster, which Ray itself waits for, and then ends this process.
+    """The head of the cluster, without which calls do not return.
 
     Attributes:
         lost: whether it has not answered for `_PATIENCE`.
@@ -287,6 +291,8 @@ def _start(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning
     more = {"include_dashboard": False} if address == "local" else {}
     _head.reset()
+    if address != "local":  # whose processes would inherit it
+        os.environ[_NO_PATIENCE] = str(365 * 24 * 3600)
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     # Ray prints what happens to nodes on standard output, where results go.
@@ -301,6 +307,7 @@ def _start(address: str) -> None:
             "--head` and name its address, or give local"
         ) from None
     finally:
+        os.environ.pop(_NO_PATIENCE, None)
         if main:
             signal.signal(signal.SIGTERM, before)
 

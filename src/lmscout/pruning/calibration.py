@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lmscout.cluster import connect
 from lmscout.errors import LmscoutError, check_whole
 from lmscout.evaluation import attention_span, check_window
 from lmscout.progress import StageProgress
@@ -221,11 +220,10 @@ class Calibrated:
             return ParallelEvaluator(remote)
         return ParallelEvaluator(evaluators) if self.copies else evaluators[0]
 
-    def on_cluster(self, address: str | None) -> Calibrated:
-        """The same with copies of the model in a cluster, see `lmscout.cluster.connect`."""
-        if address is None:
-            return self
-        remote = RemoteCopies.on(connect(address), self.model, self.compensation)
+    def sent_to(self, remote: RemoteCopies | None) -> Calibrated:
+        """The same with copies of the model on the workers of a cluster, if there is one."""
+        if remote is not None:
+            remote.send(self.model, self.compensation)
         return replace(self, remote=remote)
 
     def copied_to(self, devices: Sequence[torch.device]) -> Calibrated:

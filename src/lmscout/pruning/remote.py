@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lmscout.cluster import Cluster, Shared, Worker
+from lmscout.cluster import Cluster, Shared, Worker, connect
 from lmscout.evaluation import unfilled_model
 from lmscout.pruning.compensation import Compensation
 from lmscout.pruning.evaluator import Measurement, Reference, SubnetworkEvaluator, Top
@@ -138,13 +138,20 @@ class RemoteCopies:
     workers: tuple[Worker, ...]
 
     @classmethod
-    def on(
-        cls, cluster: Cluster, model: PreTrainedModel, compensation: Compensation | None
-    ) -> RemoteCopies:
-        """Copies on all machines with room; LmscoutError if there is none."""
-        sent = Sent.of(model, compensation)
-        gpus = int(sent.device != "cpu")
-        return cls(cluster, tuple(cluster.workers(Copy, sent, cpus=sent.threads, gpus=gpus)))
+    def begin(cls, address: str, device: torch.device) -> RemoteCopies:
+        """Start workers on all machines with room; LmscoutError if there is none.
+
+        They import what they need, which takes seconds, before the model is sent.
+        """
+        cluster = connect(address)
+        gpus, cpus = int(device.type != "cpu"), torch.get_num_threads()
+        return cls(cluster, tuple(cluster.workers(Copy, cpus=cpus, gpus=gpus)))
+
+    def send(self, model: PreTrainedModel, compensation: Compensation | None) -> None:
+        """Send the calibrated model."""
+        sent = self.cluster.share(Sent.of(model, compensation))
+        for worker in self.workers:
+            worker.give(sent)
 
     def evaluators(
         self, local: SubnetworkEvaluator, windows: Tensor, quality: str

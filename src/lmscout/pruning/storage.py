@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmscout.errors import LmscoutError, without_passwords
+from lmscout.files import check_folder
 from lmscout.pruning.backends import Database, Journal, Storage
 
 FILE_NAME = "ledger.db"
@@ -173,7 +174,7 @@ def check_storage(url: str, *, create: bool = True) -> None:
         if not file.exists():
             if not create:
                 _refuse(url, f"there is no such file; {_NAME_RUN}")
-            if not os.access(file.parent, os.W_OK):
+            if not _writable(file.parent):
                 _refuse(url, f"folder {file.parent} cannot be written; name another")
             return
         if not file.is_file():
@@ -182,7 +183,7 @@ def check_storage(url: str, *, create: bool = True) -> None:
         if not os.access(file, os.R_OK):
             _refuse(url, "cannot be read (permission denied); change its permissions")
         writable = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
-        if create and not writable:
+        if create and not (writable and _writable(file.parent)):
             _refuse(url, _READ_ONLY)
         if url.startswith(_JOURNAL):
             with file.open("rb") as opened:
@@ -293,6 +294,15 @@ def storage_file(url: str) -> Path | None:
     return Path(url.removeprefix(_JOURNAL)) if url.startswith(_JOURNAL) else sqlite_file(url)
 
 
+def _writable(folder: Path) -> bool:
+    """Whether a file can be made in a folder, by making one: permissions do not tell it all."""
+    try:
+        check_folder(folder, str(folder), make=False)
+    except LmscoutError:
+        return False
+    return True
+
+
 def _refuse(url: str, problem: str) -> NoReturn:
     raise LmscoutError(f"study at {shown_url(url)}: {problem}")
 
@@ -310,6 +320,10 @@ def _checked(url: str, option: str = "") -> str:
     if url.startswith(_JOURNAL):
         if url == _JOURNAL:
             raise LmscoutError(f"{option}{url}: names no file: give one, as in {_JOURNAL}FILE")
+        if url.startswith(f"{_JOURNAL}//"):
+            raise LmscoutError(
+                f"{option}{url}: a journal has no host: give a file, as in {_JOURNAL}FILE"
+            )
         return f"{_JOURNAL}{home_path(url.removeprefix(_JOURNAL)).absolute()}"
     head, _, rest = url.partition(":///")
     if rest and head.split("+")[0] == "sqlite" and "?" in rest:

@@ -78,6 +78,7 @@ from lmscout.pruning.recovery.run import (
     remove_finished,
 )
 from lmscout.pruning.recovery.training import Trained
+from lmscout.pruning.remote import RemoteCopies
 from lmscout.pruning.report import ReportText, held_out_tokens, report
 from lmscout.pruning.results import (
     LABELS,
@@ -275,6 +276,9 @@ def _calibrated(job: _Job) -> _Dense:
     model, config = job.loaded.model, job.config
     recovery, elastic = config.recovery.elastic, None
     chunks = [recorded_chunks(job.storage, study) for study in (PAIRS, FINALS)]
+    remote = None
+    if config.cluster is not None:
+        remote = RemoteCopies.begin(config.cluster, model.device)
     with job.stages("calibrating") as update:
         windows = _windows(job, job.calibration)
         training, text = windows, job.recover_on or job.calibration
@@ -305,7 +309,7 @@ def _calibrated(job: _Job) -> _Dense:
                 )
             elastic = replace(elastic, as_given=perplexity)
             check_range(model, job.report_text.dtype)
-    calibrated = calibrated.copied_to(config.devices).on_cluster(config.cluster)
+    calibrated = calibrated.copied_to(config.devices).sent_to(remote)
     return _Dense(calibrated, training, perplexity, elastic)
 
 
