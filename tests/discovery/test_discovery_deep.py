@@ -3,8 +3,12 @@
 import dataclasses
 import inspect
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +16,7 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from searching_process import SETTINGS, SMALL, search, weights
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.cli.discover import discover
@@ -23,6 +28,7 @@ from lmscout.discovery.filters import (
     CONSTANT,
     DUPLICATE,
     NAMES,
+    NOISE,
     RACE,
     SEEN,
     UNDEFINED,
@@ -42,8 +48,6 @@ from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import collect_sketches
 
 BATCHES = Batch(4, 16), Batch(4, 16, seed=1)
-SETTINGS = {"batch": BATCHES[0], "workers": Workers(1)}
-SMALL = DeepSettings(evaluations=60, searches=2, largest=10)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,7 @@ def evaluated(search_data, *texts, **switches):
         (["sum(total(act))", "sum(negate(total(act)))"], DUPLICATE),
         (["max(average(relu(log(softmax))))"], CONSTANT),  # no logarithm of a share is positive
         (["sum(total(sigmoid(relu(log(softmax)))))"], BLIND),  # half of how many there are
+        (["sum(total(abs(sub(exp(add(act, act_grad)), mul(exp(act), exp(act_grad))))))"], NOISE),
         (["sum(total(square(softmax))) - sum(total(square(softmax)))"], "cancels"),
         (["sum(total(frobenius(negate(grad))))"], "sign lost"),
     ],
@@ -310,7 +315,7 @@ def tiny_pair():
 
 @pytest.fixture(scope="module")
 def found(cache):
-    return discover_deep([tiny_benchmark(40)], SMALL, search=[32], seed=3, cache=cache, **SETTINGS)
+    return search(cache)
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +391,57 @@ def test_on_several_benchmarks_the_worst_counts(cache):
         least = min(map(abs, rho))
         assert found["both"][place].fitness == pytest.approx(least if alike else 0.0)
         assert found["against"][place].fitness == pytest.approx(0.0 if alike else least)
+
+
+def test_other_instructions_of_a_cpu_find_the_same(found, tmp_path):
+    """PyTorch's own routines, and the least that MKL and oneDNN know, round differently."""
+    other = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
+    script = Path(__file__).with_name("searching_process.py")
+    there = subprocess.run(
+        [sys.executable, script, tmp_path],
+        check=False,
+        env={**os.environ, **other, "ONEDNN_MAX_CPU_ISA": "SSE41"},
+        capture_output=True,
+        text=True,
+    )
+    assert there.stdout.split() == [weights()], there.stderr
+    again = DeepDiscovery.load(tmp_path / "result.json")
+    assert again.evolutions == found.evolutions
+    assert (again.members, again.proxy) == (found.members, found.proxy)
+
+
+def test_a_score_is_the_mean_over_draws_of_weights_and_data(cache, search_data):
+    settings = dataclasses.replace(SMALL, evaluations=12, searches=1, weights=2, correction=False)
+    benchmark, (small, other) = tiny_benchmark(40), BATCHES
+    result = discover_deep([benchmark], settings, search=[32], seed=3, cache=cache, **SETTINGS)
+    text, (finding,) = format_expression(result.proxy), result.findings
+    draws = [
+        score_proxies(
+            benchmark.specs,
+            [text],
+            name="draw",
+            folder=cache,
+            seed=draw,
+            batch=batch,
+            workers=Workers(1),
+        )[text]
+        for draw, batch in ((0, small), (1, other))
+    ]
+    scores = finding.sign * np.mean(draws, axis=0)
+    for rows, rho in (
+        (finding.split.search, finding.search[0]),
+        (finding.split.test, finding.test.agreement.spearman.value),
+    ):
+        assert rho == pytest.approx(
+            scipy.stats.spearmanr(scores[rows], benchmark.quality[rows]).statistic
+        )
+    options = {"name": "filters", "folder": cache, "seed": 1, "batch": other}
+    second = collect_sketches(benchmark.specs, workers=Workers(1), **options)
+    both = dataclasses.replace(search_data, more_draws=(second,))
+    text = "sum(total(abs(mul(weight, grad))))"
+    (one,) = evaluated(both, text, objective="spearman", race=False)
+    mean = sum(DeepEvaluator(s).scores(parse(text)) for s in (both.sketches, second)) / 2
+    assert one.fitness == pytest.approx(abs(scipy.stats.spearmanr(mean, both.quality).statistic))
 
 
 def test_the_choice_does_not_see_the_test_split(found, cache):
@@ -488,6 +544,9 @@ def test_a_run_folder_is_of_one_search(found, tmp_path):
     begin_deep(folder, benchmarks, SMALL, search=[25], seed=3)  # continued
     with pytest.raises(LmscoutError, match="holds a run with seed 3, not 4"):
         begin_deep(folder, benchmarks, SMALL, search=[25], seed=4)
+    more = dataclasses.replace(SMALL, weights=2)
+    with pytest.raises(LmscoutError, match="holds a run with weights 1, not 2"):
+        begin_deep(folder, benchmarks, more, search=[25], seed=3)
     with pytest.raises(LmscoutError, match="with device cpu, not cuda"):
         begin_deep(folder, benchmarks, SMALL, search=[25], seed=3, device="cuda:1")
     begin_deep(folder, benchmarks, SMALL, search=[25], seed=3).end(found)
@@ -547,7 +606,7 @@ def test_the_command_searches_as_the_settings_do():
 def test_unknown_words_are_refused():
     with pytest.raises(LmscoutError, match="unknown objective 'r2'"):
         DeepSettings(objective="r2")
-    for name in ("searches", "evaluations", "largest"):
+    for name in ("searches", "evaluations", "largest", "weights"):
         with pytest.raises(LmscoutError, match=f"{name} of 0 is too small: give 1 or more"):
             DeepSettings(**{name: 0})
     assert isinstance(engine_of("genetic", Grammar(), 0), GeneticProgramming)

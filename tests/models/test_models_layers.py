@@ -53,6 +53,15 @@ def test_draw_weights_gives_every_kind_its_distribution():
     assert model.embedding.weight[4].any()
 
 
+@pytest.mark.parametrize("size", [(5,), (16,), (3, 7), (50, 81), (1 << 9, 129)])
+def test_weights_are_those_that_pytorch_draws_but_for_rounding(size):
+    module = nn.Module()
+    module.some = nn.Parameter(torch.empty(size))
+    draw_weights(module, seed=7, std=0.5)
+    expected = torch.empty(size).normal_(0.0, 0.5, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(module.some.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_projections_share_the_std_unless_given_one():
     model = Projection(200, 200)
     draw_weights(model, seed=1, std=0.5)

@@ -263,6 +263,15 @@ def test_bare_leaves_are_exact_on_any_sketch(collect):
         np.testing.assert_allclose(evaluator.scores(parse(text)), expected, rtol=1e-8)
 
 
+def test_a_sum_that_cancels_is_zero_and_no_rounding_noise(whole):
+    # A constant added to the hidden state passes by every LayerNorm, and by no RMSNorm.
+    for text in ("sum(abs(total(jacob)))", "sum(average(abs(mean(jacob))))"):
+        node, kinds = parse(text), list(EVERY_KIND)
+        for scores in (by_definition(node), DeepEvaluator(whole).scores(node)):
+            assert scores[kinds.index("GPT-2")] == scores[kinds.index("GPT-2 halves")] == 0
+            assert scores[kinds.index("LLaMA")] > 0
+
+
 def test_samples_estimate_what_the_whole_tensor_says(collect):
     evaluator = DeepEvaluator(collect(SPECS, size=(12, 12)))
     for text in (

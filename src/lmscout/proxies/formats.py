@@ -28,6 +28,7 @@ from lmscout.proxies.primitives import (
     TENSOR_ARITHMETIC,
     UNARY,
     UNARY_OPERATION,
+    without_noise,
 )
 
 _WIDTH = 88  # of a line of code, where it can be broken
@@ -94,8 +95,14 @@ def {}(left, right):
 _REDUCE = '''
 def {}(tensors):
     """{}."""
-    {}s = [finite_or_nan(torch.{})(one, dtype=torch.float64) for one in tensors]
-    return torch.tensor(math.fsum({}, dtype=torch.float64)
+    values = [
+        without_noise(
+            finite_or_nan(torch.{})(one, dtype=torch.float64),
+            torch.{}(one.abs(), dtype=torch.float64),
+        )
+        for one in tensors
+    ]
+    return torch.tensor(sum(map(float, values)){}, dtype=torch.float64)
 '''
 _OVER_BLOCKS = '''
 def {}_over_blocks(values):
@@ -104,6 +111,7 @@ def {}_over_blocks(values):
 '''
 # Functions of the module besides the formulas of one tensor.
 _WRITTEN = {
+    "without_noise": inspect.getsource(without_noise),
     "add": _JOIN.format("add", "Sum, element by element", "+ right"),
     "sub": _JOIN.format("sub", "Difference, element by element", "- right"),
     "mul": _JOIN.format("mul", "Product, element by element", "* right"),
@@ -113,9 +121,9 @@ _WRITTEN = {
     "average": _REDUCE.format(
         "average",
         "Mean over the elements of each tensor, then over the tensors; 0 of none",
-        *("mean", "mean", "means) / max(len(means), 1)"),
+        *("mean", "mean", " / max(len(values), 1)"),
     ),
-    "total": _REDUCE.format("total", "Sum over the elements of all tensors", "sum", "sum", "sums)"),
+    "total": _REDUCE.format("total", "Sum over the elements of all tensors", "sum", "sum", ""),
     **{
         f"{name}_over_blocks": _OVER_BLOCKS.format(name, definition, function)
         for name, definition, function in (
@@ -164,7 +172,7 @@ def to_torch(expression: Expression) -> str:
     parts = [_MODULE.format(text=format_expression(expression))]
     if functions := _functions(expression):
         parts[0] = parts[0].replace("import torch\n", "import math\n\nimport torch\n")
-        if any(name in _FORMULAS for name in functions):
+        if any(": Tensor" in _source(name) for name in functions):
             parts[0] += "from torch import Tensor\n"
         if any("EPSILON" in _globals(name) for name in functions):
             parts[0] += f"\nEPSILON = {EPSILON}  # keeps a denominator from zero\n"
@@ -190,6 +198,7 @@ def _functions(expression: Expression) -> list[str]:
     used = {_function(one) for _, one in walk(expression) if one.operands}
     if "div" in used:
         used.add("invert")
+    used |= {"without_noise"} if used & set(REDUCTIONS) else set()
     used |= {needed for name in used for needed in _globals(name)}
     return [name for name in (*_FORMULAS, *_WRITTEN) if name in used]
 

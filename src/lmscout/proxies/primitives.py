@@ -43,6 +43,14 @@ def _positive(x: Tensor) -> Tensor:
     return positive
 
 
+def without_noise(value: Tensor, size: Tensor) -> Tensor:
+    """A sum or mean; 0 if it is below 1e-9 of that of the absolute terms, as those cancel.
+
+    The gradient that enters a block of GPT-2 sums to 0, as all after it are norms.
+    """
+    return torch.where(value.abs() < 1e-9 * size, 0.0, value)
+
+
 def log(x: Tensor) -> Tensor:
     """Natural logarithm where x > 0, else 0."""
     return _positive(x).log_()
@@ -91,7 +99,7 @@ def frobenius(x: Tensor) -> Tensor:
 
 def meansum(x: Tensor) -> Tensor:
     """Sum of the elements divided by their number."""
-    return (x.sum(dtype=torch.float64) / x.numel()).to(x.dtype)
+    return mean(x)
 
 
 def l1(x: Tensor) -> Tensor:
@@ -132,7 +140,8 @@ def minmax(x: Tensor) -> Tensor:
 
 def mean(x: Tensor) -> Tensor:
     """Arithmetic mean."""
-    return x.mean(dtype=torch.float64).to(x.dtype)
+    value, size = x.mean(dtype=torch.float64), x.abs().mean(dtype=torch.float64)
+    return without_noise(value, size).to(x.dtype)
 
 
 def std(x: Tensor) -> Tensor:

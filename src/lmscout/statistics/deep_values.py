@@ -30,10 +30,10 @@ from lmscout.proxies.primitives import (
     TENSOR_ARITHMETIC,
     UNARY_OPERATION,
     all_finite,
-    meansum,
+    without_noise,
 )
 from lmscout.statistics.sketch_operations import Piece, reduction
-from lmscout.statistics.sketches import Sketches, StackSketch, without_noise
+from lmscout.statistics.sketches import Sketches, StackSketch
 
 CACHE_BYTES = 64 << 20
 """Block values and scores that an evaluator keeps."""
@@ -42,7 +42,6 @@ CACHE_BYTES = 64 << 20
 # wait for the interpreter's lock (1 << 16: 1.2 times as fast on two as on one, 1 << 18: 1.5).
 _PIECE = 1 << 18
 
-_MEANS = ("mean", "meansum")
 _UNSETTLED = np.uint64((1 << 22) - 1)  # of a float64's 52 mantissa bits
 _ROUNDING = np.uint64(1 << 21)
 
@@ -112,8 +111,7 @@ def full_tensor(node: Expression, leaves: Mapping[str, Tensor]) -> Tensor:
         return leaves[node.name]
     operands = [full_tensor(one, leaves) for one in node.operands]
     if len(operands) == 1:
-        value = UNARY_OPERATION[node.name].apply(operands[0])
-        return without_noise(value, meansum(operands[0].abs())) if node.name in _MEANS else value
+        return UNARY_OPERATION[node.name].apply(operands[0])
     joined = ARITHMETIC[TENSOR_ARITHMETIC[node.name]](*operands)
     return joined if all(map(all_finite, operands)) else torch.full_like(joined, math.nan)
 
@@ -122,14 +120,13 @@ def reduced(name: str, tensors: list[Tensor]) -> float:
     """Mean of means, or sum of sums; 0 of no tensors."""
     if not all(map(all_finite, tensors)):
         return math.nan
-    sums = [
-        without_noise(one.sum(dtype=torch.float64), one.abs().sum(dtype=torch.float64)).item()
+    reduce = torch.sum if name == "total" else torch.mean
+    values = [
+        without_noise(reduce(one, dtype=torch.float64), reduce(one.abs(), dtype=torch.float64))
         for one in tensors
     ]
-    if name == "total":
-        return sum(sums)
-    means = (one / tensor.numel() for one, tensor in zip(sums, tensors, strict=True))
-    return sum(means) / max(len(sums), 1)
+    total = sum(one.item() for one in values)
+    return total if name == "total" else total / max(len(values), 1)
 
 
 def number_value(node: Expression) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lmscout.errors import LmscoutError
 from lmscout.models import ArchitectureSpec
-from lmscout.proxies.primitives import SPEC_LEAVES, STACKS
+from lmscout.proxies.primitives import SPEC_LEAVES, STACKS, without_noise
 from lmscout.statistics.collect import Build, Options, Row, evaluated_rows
 from lmscout.statistics.single_pass import run_pass
 
@@ -42,7 +42,6 @@ MOMENTS = ("mean", "l1", "frobenius", "std", "low", "high")
 
 # `mixer` and `mlp` are parts of `linear`, without tensors of their own.
 OWN_STACKS = ("linear", "act", "hidden", "head", "softmax")
-_NOISE = 1e-9  # of the sum of absolute terms, below which a sum is rounding noise
 _LEAVES = tuple(leaf for stack in OWN_STACKS for leaf in STACKS[stack])
 _KEY = ("leaf", "block", "place", "mixes", "rows", "columns")
 _HEADER = (*_KEY, *MOMENTS)  # stored before each sample
@@ -188,15 +187,6 @@ def _sketch(matrix: Tensor, seed: int, size: tuple[int, int]) -> tuple[Row, Row]
     sample = torch.zeros(size, dtype=torch.float64)
     sample[: len(rows), : len(columns)] = matrix[rows[:, None], columns]
     return moments.cpu().numpy(), sample.flatten().numpy()
-
-
-def without_noise(sums: Tensor, sizes: Tensor) -> Tensor:
-    """Sums or means [...] of float64 numbers, given those of their absolute values [...].
-
-    A sum that cancels is 0, not rounding noise: the gradient that enters a block sums to 0 if all
-    after it are norms.
-    """
-    return torch.where(sums.abs() < _NOISE * sizes, 0.0, sums)
 
 
 @cache
