@@ -118,7 +118,7 @@ def error(sketches: Sketches, specs: list) -> None:
     full = {name: [] for name in KNOWN}
     batch = Batch()
     for spec in specs:
-        reading = full_reading(spec.build(0), batch.tokens(spec), spec.parameters())
+        reading = full_reading(spec.build(0).double(), batch.tokens(spec), spec.parameters())
         for name, scores in full.items():
             scores.append(full_score(LITERATURE[name], reading, spec_values(spec)))
     evaluator = DeepEvaluator(sketches)

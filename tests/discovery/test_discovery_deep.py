@@ -411,9 +411,9 @@ def test_other_instructions_of_a_cpu_find_the_same(found, tmp_path):
 
 
 def test_a_score_is_the_mean_over_draws_of_weights_and_data(cache, search_data):
-    settings = dataclasses.replace(SMALL, evaluations=12, searches=1, weights=2, correction=False)
-    benchmark, (small, other) = tiny_benchmark(40), BATCHES
-    result = discover_deep([benchmark], settings, search=[32], seed=3, cache=cache, **SETTINGS)
+    settings = dataclasses.replace(SMALL, evaluations=6, searches=1, weights=2, correction=False)
+    benchmark, (small, other) = tiny_benchmark(16), BATCHES
+    result = discover_deep([benchmark], settings, search=[10], seed=3, cache=cache, **SETTINGS)
     text, (finding,) = format_expression(result.proxy), result.findings
     draws = [
         score_proxies(
@@ -435,8 +435,8 @@ def test_a_score_is_the_mean_over_draws_of_weights_and_data(cache, search_data):
         assert rho == pytest.approx(
             scipy.stats.spearmanr(scores[rows], benchmark.quality[rows]).statistic
         )
-    options = {"name": "filters", "folder": cache, "seed": 1, "batch": other}
-    second = collect_sketches(benchmark.specs, workers=Workers(1), **options)
+    specs, options = tiny_benchmark(40).specs, {"workers": Workers(1), "batch": other}
+    second = collect_sketches(specs, name="filters", folder=cache, **options)  # known already
     both = dataclasses.replace(search_data, more_draws=(second,))
     text = "sum(total(abs(mul(weight, grad))))"
     (one,) = evaluated(both, text, objective="spearman", race=False)

@@ -30,7 +30,7 @@ class ScorerOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Scorer:
-    """Evaluates architectures; all numbers of one call come from one pass through each."""
+    """Evaluates architectures; numbers of one call and precision come from one pass of each."""
 
     specs: Sequence[ArchitectureSpec]
     name: str  # prefix of the cache files' names

@@ -31,8 +31,8 @@ class Entry:
 class Champion(NamedTuple):
     """A proxy that the deep search found on the search split of some benchmarks.
 
-    It increases with quality.  A later engine, or a CPU that rounds differently, ends with another
-    formula of about the same correlation (docs/deep-search.md).
+    It increases with quality.  A later engine ends with another formula of about the same
+    correlation (docs/deep-search.md).
     """
 
     name: str
