@@ -17,6 +17,7 @@ from lmscout.evaluation import LoadedModel, load_model
 from lmscout.pruning import CalibrationConfig, PruneConfig, prune
 from lmscout.pruning.budgets import budget_of
 from lmscout.pruning.calibration import calibrate
+from lmscout.pruning.cutting import cut
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.experts import order_of_experts, routed
 from lmscout.pruning.families import family_of, set_units, units_of
@@ -275,3 +276,18 @@ def test_a_channel_costs_the_multiply_adds_of_the_experts_that_a_token_selects()
     less = budget.cost(as_rows([shape.dense])) - budget.cost(as_rows([one]))
     # of the MLP's 40 channels one; of the 16 channels of 3 selected experts all but 8
     assert less.item() == pytest.approx(3 * 32 * (1 + 3 * 8))
+
+
+@pytest.mark.parametrize("name", ["mixtral-channels", "some-channels"])
+@pytest.mark.parametrize("order", [("experts", "channels"), ("channels", "experts")])
+def test_a_model_that_was_cut_one_way_is_cut_the_other_way(name, order):
+    model, windows = random_model(CONFIGS[name]), random_windows()
+    family, attention = family_of(model.config), [(2, 1), (1, 0)]
+    for units, groups in zip(order, attention, strict=True):
+        set_units(model.config, units)
+        parts = family.all_parts(model)
+        plan = Plan(groups, tuple(part.mlp.units - 1 for part in parts))
+        with torch.no_grad():
+            expected = masked_model(family, model, plan)(windows).logits
+            model = cut(model, plan)
+            torch.testing.assert_close(model(windows).logits, expected, rtol=0, atol=1e-4)
