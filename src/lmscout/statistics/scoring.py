@@ -70,23 +70,16 @@ def _measure(
     build: Build, spec: ArchitectureSpec, *, proxies: tuple[Entry | Expression, ...], ones: str
 ) -> Row:
     known: dict[Entry | Expression, float] = {}
-    for dtype in {precision(one) for one in proxies}:
-        here = [one for one in proxies if precision(one) == dtype]
-        known |= zip(here, _scores_of_pass(build, spec, dtype, here, ones), strict=True)
+    dtypes = sorted({precision(one) for one in proxies}, key=lambda dtype: dtype.itemsize)
+    spec.require_memory(dtypes[-1].itemsize)
+    model, tokens = build(spec)
+    for dtype in dtypes:  # of one draw, the narrow one first
+        reading = full_reading(model.to(dtype), tokens, spec.parameters())
+        if ones:
+            reading = with_ones(reading, ones)
+        known |= {one: score(one, reading, spec) for one in proxies if precision(one) == dtype}
+        del reading  # before the next one
     return np.array([known[one] for one in proxies])
-
-
-def _scores_of_pass(
-    build: Build,
-    spec: ArchitectureSpec,
-    dtype: torch.dtype,
-    proxies: Sequence[Entry | Expression],
-    ones: str,
-) -> list[float]:
-    reading = full_reading(*build(spec, dtype), spec.parameters())
-    if ones:
-        reading = with_ones(reading, ones)
-    return [score(proxy, reading, spec) for proxy in proxies]
 
 
 def precision(proxy: Entry | Expression) -> torch.dtype:

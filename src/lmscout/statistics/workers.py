@@ -27,7 +27,7 @@ from lmscout.memory import GIB, free_at_first, usable_device
 _PROCESSES = "loky"
 _LOADED = "lmscout.statistics"  # by a worker
 MOST_WORKERS = 1024
-MOST_ON_GPU = 16  # processes that share a GPU, whose contexts run in turn
+MOST_ON_GPU = 8  # processes that share a GPU, whose contexts run in turn and take long to start
 
 _CONTEXT = GIB  # of a process on a GPU, with its kernels and libraries
 _MOST_GROWTH = 4 * GIB  # of a process on a GPU in the host's memory, until it is replaced
@@ -38,7 +38,7 @@ _PASSES = 4  # times the bytes of a pass that a process needs, with copies of al
 class Workers:
     """How architectures are spread over workers; LmscoutError if one of the three is unusable.
 
-    On a CUDA device the processes share the GPU, so that some draw weights while others compute;
+    On a CUDA device the processes share the GPU, so that some draw numbers while others compute;
     work done by threads stays on the CPU.
     """
 
