@@ -30,7 +30,7 @@ MOST_WORKERS = 1024
 MOST_ON_GPU = 8  # processes that share a GPU, whose contexts run in turn and take long to start
 
 _CONTEXT = GIB  # of a process on a GPU, with its kernels and libraries
-_MOST_GROWTH, _ON_GPU = GIB, 4 * GIB  # of a process in memory of the host, until it is replaced
+_MOST_GROWTH, _ON_GPU = GIB // 2, 4 * GIB  # of a process in host memory, until it is replaced
 _PASSES = 4  # times the bytes of a pass that a process needs, with copies of all tensors
 
 
