@@ -13,7 +13,7 @@ difference relative to the size of the number, and for a score the least Spearma
 The found formulas are compared as texts, and by their figures on the test split.
 
 Last, seconds of one architecture in one thread of this process, the mean over a sample: weights
-drawn, moved, one bare pass, the scores by a proxy and a sketch (both with their own draw and pass).
+drawn, one bare pass, the scores by a proxy and a sketch (both with their own draw and pass).
 """
 
 from __future__ import annotations
@@ -194,9 +194,7 @@ def of_one(benchmark: str, proxy: str, device: str, models: int) -> dict[str, An
 
     def one(spec: ArchitectureSpec) -> None:
         build = Build(0, Batch(), device)
-        model = timed_part("draw", lambda: spec.build(0))
-        model = timed_part("move", lambda: model.to(device))
-        tokens = Batch().tokens(spec).to(device)
+        model, tokens = timed_part("draw", lambda: build(spec))
         timed_part("pass", lambda: run_pass(model, tokens, lambda *_: None, act_gradients=True))
         proxies = (resolve(proxy),)
         timed_part("score", lambda: scoring._measure(build, spec, proxies=proxies, ones=""))

@@ -172,7 +172,7 @@ def test_an_equal_architecture_that_is_done_is_not_measured_again(tmp_path):
 
 def test_a_worker_that_has_grown_is_replaced_without_a_word(tmp_path, recwarn):
     def measure(_):
-        joblib.held = [*getattr(joblib, "held", []), np.ones(50_000_000)]  # for ever
+        joblib.held = [*getattr(joblib, "held", []), np.ones(80_000_000)]  # for ever
         time.sleep(1.1)  # joblib checks the memory of a worker once a second
         return np.array([os.getpid()], float)
 

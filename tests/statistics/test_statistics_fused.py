@@ -19,6 +19,7 @@ from tiny_specs import EVERY_KIND
 
 from lmscout.proxies import CATALOG
 from lmscout.statistics import OPERATIONS, Batch, Workers, chain_means, collect, score_proxies
+from lmscout.statistics.collect import Build
 from lmscout.statistics.fused import fused_totals
 from lmscout.statistics.reductions import means_of_totals, plain_totals
 
@@ -145,6 +146,17 @@ def test_chains_on_a_gpu_are_those_on_a_cpu():
         apart = np.abs(got - expected)[finite]
         assert np.median(apart / (np.abs(expected[finite]) + 1e-6)) < 1e-6
         assert np.array_equal(got, chain_means(tensor.cuda(), chains), equal_nan=True)
+
+
+@on_gpu
+def test_weights_drawn_on_a_gpu_are_those_of_a_cpu():
+    for spec in EVERY_KIND.values():
+        expected, model = spec.build(3), Build(3, Batch(3, 6), "cuda")(spec)[0]
+        pairs = zip(model.named_parameters(), expected.parameters(), strict=True)
+        for (name, one), other in pairs:
+            assert one.is_cuda, name
+            torch.testing.assert_close(one.cpu(), other, rtol=3e-7, atol=0.0)
+        assert all(buffer.is_cuda for buffer in model.buffers())
 
 
 @on_gpu

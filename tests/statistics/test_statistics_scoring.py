@@ -260,3 +260,12 @@ def test_proxies_of_the_configuration_alone_are_scored_without_a_model(tmp_path)
     mixed = score_proxies(specs[:2], ["parameters", "snip"], folder=tmp_path, **SETTINGS)
     np.testing.assert_array_equal(mixed["parameters"], scores["parameters"][:2])
     assert list(tmp_path.iterdir())
+
+
+def test_scores_in_float32_and_float64_of_one_draw_are_those_of_each_alone(tmp_path):
+    specs = list(EVERY_KIND.values())
+    names = ["sum(total(mul(weight, grad)))", "synflow", "snip", "mean(average(abs(jacob)))"]
+    together = score_proxies(specs, names, folder=tmp_path / "all", **SETTINGS)
+    for name in names:
+        alone = score_proxies(specs, [name], folder=tmp_path / "one", **SETTINGS)[name]
+        np.testing.assert_array_equal(together[name], alone)

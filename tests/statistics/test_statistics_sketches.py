@@ -15,6 +15,7 @@ from lmscout.statistics.sketches import (
     MOMENTS,
     OWN_STACKS,
     collect_sketches,
+    joined_sketches,
     sampled_places,
     spec_values,
 )
@@ -136,6 +137,11 @@ def test_a_subset_is_what_its_architectures_alone_give(sketches, tmp_path):
     np.testing.assert_array_equal(subset.spec["params"], alone.spec["params"])
     mask = np.isin(np.arange(len(SPECS)), chosen)
     same(sketches.subset(mask), sketches.subset(sorted(chosen)))
+
+
+def test_parts_joined_are_the_whole(sketches):
+    every = np.arange(len(SPECS))
+    same(joined_sketches([sketches.subset(one) for one in np.split(every, [1, 5])]), sketches)
 
 
 def test_two_workers_give_the_same_bits_as_one(sketches, tmp_path):

@@ -37,7 +37,7 @@ from lmscout.proxies import Expression, canonical
 from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.proxies.rules import RULES, first_broken
 from lmscout.statistics.deep_values import DeepEvaluator
-from lmscout.statistics.sketches import Sketches
+from lmscout.statistics.sketches import Sketches, joined_sketches
 
 PROBE = 24  # architectures of the first rung
 _RUNGS = 3  # after it, each half of the architectures that are left, the last all of them
@@ -119,37 +119,49 @@ class _Partial:
         return all(np.isfinite(values).all() for values in self.values)
 
 
+@dataclass(frozen=True)
+class _Probed:
+    """What the probe of one benchmark says of a tree."""
+
+    scores: Scores  # [architectures of the probe]
+    noise: bool  # whether the scores owe much to rounding
+    blind: bool  # whether other data leave them as they are
+
+
 class _Bench:
     """The search data of one benchmark, in the order of the rungs."""
 
     def __init__(self, data: SearchData) -> None:
         order = np.concatenate(data.rungs)
+        draws = (data.sketches, *data.more_draws)
         self._rungs = [
-            [DeepEvaluator(draw.subset(rows)) for draw in (data.sketches, *data.more_draws)]
-            if len(rows)
-            else []
-            for rows in data.rungs
+            [DeepEvaluator(one.subset(rows)) for one in draws] if len(rows) else []
+            for rows in data.rungs[1:]
         ]
-        self._other_data = DeepEvaluator(data.other_data)
-        few = data.sketches.subset(data.rungs[0][:_DISTURBED])
-        self._disturbed = DeepEvaluator(few.disturbed(_ROUNDING))
+        probe, *others = (one.subset(data.rungs[0]) for one in draws)
+        self._more_draws = [DeepEvaluator(one) for one in others]
+        few = data.sketches.subset(data.rungs[0][:_DISTURBED]).disturbed(_ROUNDING)
+        # All at once: most of the time of so few architectures is overhead.
+        self._probe = DeepEvaluator(joined_sketches([probe, few, data.other_data]))
+        self._ends = np.cumsum([len(one.depth) for one in (probe, few)])
         self.quality = data.quality[order]
         self.params = data.sketches.spec["params"][order]
 
+    def probed(self, node: Expression) -> _Probed:
+        """Scores of the probe, averaged over draws, and what changes them."""
+        own, disturbed, other = np.split(self._probe.scores(node), self._ends)
+        draws = [own, *(one.scores(node) for one in self._more_draws)]
+        few = own[: len(disturbed)]
+        return _Probed(
+            mean_of(np.array(draws)),
+            not np.allclose(disturbed, few, rtol=_MOST_CHANGE, atol=0.0),
+            np.allclose(other, own, rtol=_BLIND, atol=0.0, equal_nan=True),
+        )
+
     def scores(self, node: Expression, rung: int) -> Scores:
-        """Scores of the architectures of one rung, averaged over draws."""
-        draws = [one.scores(node) for one in self._rungs[rung]]
+        """Scores of the architectures of a rung after the probe, averaged over draws."""
+        draws = [one.scores(node) for one in self._rungs[rung - 1]]
         return mean_of(np.array(draws)) if draws else np.zeros(0)
-
-    def is_blind(self, node: Expression) -> bool:
-        """Whether other data leave the scores of the probe as they are."""
-        own, other = self._rungs[0][0].scores(node), self._other_data.scores(node)
-        return np.allclose(other, own, rtol=_BLIND, atol=0.0, equal_nan=True)
-
-    def is_noise(self, node: Expression) -> bool:
-        """Whether the scores of the probe owe much to rounding."""
-        own, other = self._rungs[0][0].scores(node), self._disturbed.scores(node)
-        return not np.allclose(other, own[: len(other)], rtol=_MOST_CHANGE, atol=0.0)
 
 
 class Filters:
@@ -246,7 +258,8 @@ class Filters:
 
     def _probe(self, node: Expression) -> Candidate | _Partial:
         """A tree's scores of the probe; a candidate if these break a rule."""
-        probed = tuple(bench.scores(node, 0) for bench in self._benches)
+        found = [bench.probed(node) for bench in self._benches]
+        probed = tuple(each.scores for each in found)
         one = _Partial(node, probed)
         if not one.finite:
             return one.discard(UNDEFINED)
@@ -254,9 +267,9 @@ class Filters:
             return one
         if any(np.ptp(values) <= _BLIND * np.abs(values).max() for values in probed):
             return one.discard(CONSTANT)
-        if any(bench.is_noise(node) for bench in self._benches):
+        if any(each.noise for each in found):
             return one.discard(NOISE)
-        if _reads_data(node) and all(bench.is_blind(node) for bench in self._benches):
+        if _reads_data(node) and all(each.blind for each in found):
             return one.discard(BLIND)
         return replace(one, order=_fingerprint(probed))
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 _GROUP = 16  # numbers that PyTorch transforms together
 _GROUPS_AT_ONCE = 4096  # so that they stay in a core's cache
+_GROUPS_ON_GPU = 2**18  # in temporary tensors of 32 MiB
 
 
 class _Undrawn:
@@ -61,7 +62,7 @@ def draw_weights(
         std: standard deviation of weights and embeddings.
         std_of: standard deviation by type of layer, where it differs.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     drawn: set[int] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -83,17 +84,26 @@ def _draw_normal(parameter: Tensor, std: float, generator: torch.Generator) -> N
     """Fill a float32 tensor as `Tensor.normal_` does on a CPU, with the same bits on every CPU.
 
     PyTorch transforms uniform numbers in groups of 16 by Box and Muller's method, in float32, with
-    routines whose last bits differ between CPUs.  Here the transform is in float64, rounded once.
+    routines whose last bits differ between CPUs.  Here the transform is in float64, rounded once,
+    on the tensor's device; the uniform numbers are always drawn on the CPU.
     """
-    if parameter.numel() < _GROUP:  # PyTorch draws these in float64
-        parameter.normal_(0.0, std, generator=generator)
+    flat = parameter.view(-1)
+    if len(flat) < _GROUP:  # PyTorch draws these in float64
+        flat.copy_(_on_cpu(flat).normal_(0.0, std, generator=generator))
         return
-    flat = parameter.view(-1).uniform_(generator=generator)
+    flat.copy_(_on_cpu(flat).uniform_(generator=generator))
     whole = flat[: len(flat) // _GROUP * _GROUP].view(-1, _GROUP)
-    for groups in torch.split(whole, _GROUPS_AT_ONCE):
+    for groups in torch.split(whole, _GROUPS_AT_ONCE if flat.is_cpu else _GROUPS_ON_GPU):
         _transform(groups, std)
     if len(flat) % _GROUP:
-        _transform(flat[-_GROUP:].uniform_(generator=generator).view(1, _GROUP), std)
+        last = flat[-_GROUP:]
+        last.copy_(_on_cpu(last).uniform_(generator=generator))
+        _transform(last.view(1, _GROUP), std)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """The tensor if it is on the CPU, else one there of its shape."""
+    return tensor if tensor.is_cpu else torch.empty_like(tensor, device="cpu")
 
 
 def _transform(groups: Tensor, std: float) -> None:

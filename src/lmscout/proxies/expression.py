@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from lmscout.errors import LmscoutError
@@ -33,6 +33,7 @@ from lmscout.proxies.spelling import did_you_mean, shown
 LARGEST = 256
 """Most words of an expression."""
 
+_REMEMBERED = 1 << 16  # canonical forms: most trees of a search share subtrees with earlier ones
 _PUBLISHED_SIGNS = ("+", "-", "*")
 
 
@@ -49,7 +50,8 @@ class Expression:
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if (number := as_number(self.name)) is not None:
+        number = None if self.name in BY_NAME else as_number(self.name)
+        if number is not None:
             if math.isinf(number):
                 raise LmscoutError(f"{self.name[:12]}... has {len(self.name)} digits: too large")
             object.__setattr__(self, "name", number_text(number))
@@ -57,16 +59,13 @@ class Expression:
         size = 1 + sum(one.size for one in self.operands)
         if size > LARGEST:
             raise LmscoutError(f"a proxy of {size} words is too large: at most {LARGEST}")
-        own = {self.name} if number is None and not self.operands else set()
-        leaves = frozenset(own).union(*(one.leaves for one in self.operands))
-        for name, value in (
-            ("word", word),
-            ("type", kind),
-            ("size", size),
-            ("leaves", leaves),
-            ("_hash", hash((self.name, self.operands))),
-        ):
-            object.__setattr__(self, name, value)
+        if len(self.operands) == 1:
+            leaves = self.operands[0].leaves
+        else:
+            own = {self.name} if number is None and not self.operands else set()
+            leaves = frozenset(own).union(*(one.leaves for one in self.operands))
+        hashed = hash((self.name, self.operands))
+        vars(self).update(word=word, type=kind, size=size, leaves=leaves, _hash=hashed)
 
     def __hash__(self) -> int:
         return self._hash  # computed once: a tree is looked up more often than it is made
@@ -83,8 +82,9 @@ def walk(
     while waiting:
         path, node = waiting.pop()
         yield path, node
-        below = [((*path, place), operand) for place, operand in enumerate(node.operands)]
-        waiting += reversed(below)
+        if node.operands:
+            below = [((*path, place), operand) for place, operand in enumerate(node.operands)]
+            waiting += reversed(below)
 
 
 def replaced(expression: Expression, path: tuple[int, ...], subtree: Expression) -> Expression:
@@ -96,6 +96,7 @@ def replaced(expression: Expression, path: tuple[int, ...], subtree: Expression)
     return Expression(expression.name, tuple(operands))
 
 
+@lru_cache(_REMEMBERED)
 def canonical(expression: Expression) -> Expression:
     """The expression with operands of commutative operations sorted, so that equals are equal."""
     operands = tuple(canonical(one) for one in expression.operands)

@@ -43,6 +43,7 @@ _JOINS = 0.35  # chance that a random expression joins two where it can
 _BARE = 0.3  # chance that a block value gets no further operation
 _TRIES = 20  # draws of a change; one that does not fit is drawn again
 _ARITHMETIC = tuple(ARITHMETIC)
+_WORDS = [[word.name for word in SEARCHED if len(word.takes) == n] for n in range(3)]
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,18 @@ class Grammar:
 
     def holds(self, expression: Expression) -> bool:
         """Whether an expression is a score of this grammar."""
-        aggregates = {one.name for _, one in walk(expression) if one.word.aggregates}
         return (
             expression.type == SCORE
             and expression.size <= self.largest
             and expression.leaves <= self.leaves
-            and aggregates <= set(self.aggregates)
+            and (
+                self.aggregates == AGGREGATES
+                or all(
+                    one.name in self.aggregates
+                    for _, one in walk(expression)
+                    if one.word.aggregates
+                )
+            )
         )
 
 
@@ -181,11 +188,7 @@ def _operator(draw: Callable[P, Expression]) -> Callable[P, Expression]:
 def point_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """One word exchanged for another of the same type."""
     path, old = _any_place(parent, rng)
-    words = [
-        word.name
-        for word in SEARCHED
-        if len(word.takes) == len(old.operands) and word.name != old.name
-    ]
+    words = [word for word in _WORDS[len(old.operands)] if word != old.name]
     if not old.operands:
         words = [word for word in words if word in grammar.leaves]
     return replaced(parent, path, Expression(any_of(words, rng), old.operands))
@@ -230,5 +233,14 @@ def join(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -
 
 
 def _any_place(expression: Expression, rng: Random) -> tuple[tuple[int, ...], Expression]:
-    every = list(walk(expression))
-    return every[rng.integers(len(every))]
+    """A subtree with its path, each with the same probability: by number in the order of `walk`."""
+    path: tuple[int, ...] = ()
+    node, number = expression, int(rng.integers(expression.size))
+    while number:
+        number -= 1
+        for place, operand in enumerate(node.operands):
+            if number < operand.size:
+                path, node = (*path, place), operand
+                break
+            number -= operand.size
+    return path, node

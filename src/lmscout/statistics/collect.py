@@ -157,7 +157,7 @@ class Statistics:
 class Build:
     """How models are built."""
 
-    seed: int  # of the weights, which are drawn on the CPU and are the same on all devices
+    seed: int  # of the weights: the same uniform numbers on all devices
     batch: Batch  # input of the model
     device: str = "cpu"  # of model and input
 
@@ -169,8 +169,9 @@ class Build:
         Weights are drawn in float32; another type holds the same numbers.
         """
         spec.require_memory(dtype.itemsize)
-        model = spec.build(self.seed)
-        return model.to(self.device, dtype), self.batch.tokens(spec).to(self.device)
+        with torch.device(self.device):
+            model = spec.build(self.seed)
+        return model.to(dtype), self.batch.tokens(spec).to(self.device)
 
 
 class Options(TypedDict, total=False):

@@ -46,15 +46,22 @@ _UNSETTLED = np.uint64((1 << 22) - 1)  # of a float64's 52 mantissa bits
 _ROUNDING = np.uint64(1 << 21)
 
 
-def full_score(node: Expression, reading: Reading, spec_values: Mapping[str, float]) -> float:
+def full_score(
+    node: Expression,
+    reading: Reading,
+    spec_values: Mapping[str, float],
+    known: dict[Expression, Tensor] | None = None,
+) -> float:
     """Score one model by a deep proxy, from full tensors: the definition.
 
-    The values are those of "depth", "width" and "params".  NaN if the score is not defined;
-    LmscoutError if the tree gives no score.
+    The values are those of "depth", "width" and "params".  Block values of subtrees that are known
+    are not computed again, and others are added.  NaN if the score is not defined; LmscoutError if
+    the tree gives no score.
     """
     require_score(node)
+    known = {} if known is None else known
     with torch.no_grad():
-        return float(settled(_full_value(node, reading, spec_values).numpy()))
+        return float(settled(_full_value(node, reading, spec_values, known).numpy()))
 
 
 def settled(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -78,8 +85,15 @@ def joined_score(
     return settled(value(node).numpy())
 
 
-def _full_value(node: Expression, reading: Reading, spec_values: Mapping[str, float]) -> Tensor:
+def _full_value(
+    node: Expression,
+    reading: Reading,
+    spec_values: Mapping[str, float],
+    known: dict[Expression, Tensor],
+) -> Tensor:
     """A score [] or block values [L], float64."""
+    if node in known:
+        return known[node]
     if node.word == NUMBER:
         return number_value(node)
     if node.name in SPEC_LEAVES:
@@ -88,8 +102,9 @@ def _full_value(node: Expression, reading: Reading, spec_values: Mapping[str, fl
         (operand,) = node.operands
         blocks = _tensors_by_block(operand.type, reading)
         values = [reduced(node.name, [full_tensor(operand, one) for one in b]) for b in blocks]
-        return torch.tensor(values, dtype=torch.float64)
-    operands = tuple(_full_value(one, reading, spec_values) for one in node.operands)
+        known[node] = torch.tensor(values, dtype=torch.float64)
+        return known[node]
+    operands = tuple(_full_value(one, reading, spec_values, known) for one in node.operands)
     return raised_value(node, operands, torch.ones(len(reading.linears), dtype=torch.bool))
 
 

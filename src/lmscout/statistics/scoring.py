@@ -69,24 +69,19 @@ def _spec_scores(
 def _measure(
     build: Build, spec: ArchitectureSpec, *, proxies: tuple[Entry | Expression, ...], ones: str
 ) -> Row:
-    known: dict[Entry | Expression, float] = {}
-    for dtype in {precision(one) for one in proxies}:
+    scores: dict[Entry | Expression, float] = {}
+    dtypes = sorted({precision(one) for one in proxies}, key=lambda dtype: dtype.itemsize)
+    spec.require_memory(dtypes[-1].itemsize)
+    model, tokens = build(spec)
+    for dtype in dtypes:  # of one draw, the narrow one first
+        reading = full_reading(model.to(dtype), tokens, spec.parameters())
+        if ones:
+            reading = with_ones(reading, ones)
+        known: dict[Expression, Tensor] = {}
         here = [one for one in proxies if precision(one) == dtype]
-        known |= zip(here, _scores_of_pass(build, spec, dtype, here, ones), strict=True)
-    return np.array([known[one] for one in proxies])
-
-
-def _scores_of_pass(
-    build: Build,
-    spec: ArchitectureSpec,
-    dtype: torch.dtype,
-    proxies: Sequence[Entry | Expression],
-    ones: str,
-) -> list[float]:
-    reading = full_reading(*build(spec, dtype), spec.parameters())
-    if ones:
-        reading = with_ones(reading, ones)
-    return [score(proxy, reading, spec) for proxy in proxies]
+        scores |= {one: score(one, reading, spec, known) for one in here}
+        del reading  # before the next one
+    return np.array([scores[one] for one in proxies])
 
 
 def precision(proxy: Entry | Expression) -> torch.dtype:
@@ -137,9 +132,15 @@ def with_ones(reading: Reading, name: str) -> Reading:
     return replace(reading, inputs={**reading.inputs, name: ones})
 
 
-def score(proxy: Entry | Expression, reading: Reading, spec: ArchitectureSpec) -> float:
+def score(
+    proxy: Entry | Expression,
+    reading: Reading,
+    spec: ArchitectureSpec,
+    known: dict[Expression, Tensor] | None = None,
+) -> float:
     """Score one model by one proxy, from the full tensors of a pass.
 
+    Trees of the same pass share what is known, see `full_score`.
     An expression of the published form is computed as the collected statistics are, so that both
     agree; any other one by its definition.
     """
@@ -148,7 +149,7 @@ def score(proxy: Entry | Expression, reading: Reading, spec: ArchitectureSpec) -
     expression = proxy.expression if isinstance(proxy, Entry) else proxy
     assert expression is not None  # an entry has one or the other
     if as_published(expression) is None:
-        return full_score(expression, reading, spec_values(spec))
+        return full_score(expression, reading, spec_values(spec), known)
 
     def block_values(name: str, chain: tuple[str, ...]) -> list[list[float]]:
         means = ([chain_means(one, [chain])[0] for one in block] for block in reading.inputs[name])

@@ -114,6 +114,25 @@ class Sketches:
         return Sketches(stacks, self.depth[chosen], spec)
 
 
+def joined_sketches(parts: Sequence[Sketches]) -> Sketches:
+    """The architectures of several sketches, in their order."""
+    first = np.cumsum([0, *(len(one.depth) for one in parts)])
+    stacks = {}
+    for name in parts[0].stacks:
+        each = [one.stacks[name] for one in parts]
+        stacks[name] = StackSketch(
+            {leaf: torch.cat([one.samples[leaf] for one in each]) for leaf in each[0].samples},
+            {leaf: torch.cat([one.moments[leaf] for one in each]) for leaf in each[0].moments},
+            torch.cat([one.architecture + at for one, at in zip(each, first[:-1], strict=True)]),
+            *(
+                torch.cat([getattr(one, field) for one in each])
+                for field in ("block", "mixes", "rows", "columns")
+            ),
+        )
+    spec = {name: np.concatenate([one.spec[name] for one in parts]) for name in parts[0].spec}
+    return Sketches(stacks, np.concatenate([one.depth for one in parts]), spec)
+
+
 def collect_sketches(
     specs: Sequence[ArchitectureSpec],
     *,

@@ -27,10 +27,10 @@ from lmscout.memory import GIB, free_at_first, usable_device
 _PROCESSES = "loky"
 _LOADED = "lmscout.statistics"  # by a worker
 MOST_WORKERS = 1024
-MOST_ON_GPU = 16  # processes that share a GPU, whose contexts run in turn
+MOST_ON_GPU = 8  # processes that share a GPU, whose contexts run in turn and take long to start
 
 _CONTEXT = GIB  # of a process on a GPU, with its kernels and libraries
-_MOST_GROWTH = 4 * GIB  # of a process on a GPU in the host's memory, until it is replaced
+_MOST_GROWTH, _ON_GPU = GIB // 2, 4 * GIB  # of a process in host memory, until it is replaced
 _PASSES = 4  # times the bytes of a pass that a process needs, with copies of all tensors
 
 
@@ -38,7 +38,7 @@ _PASSES = 4  # times the bytes of a pass that a process needs, with copies of al
 class Workers:
     """How architectures are spread over workers; LmscoutError if one of the three is unusable.
 
-    On a CUDA device the processes share the GPU, so that some draw weights while others compute;
+    On a CUDA device the processes share the GPU, so that some draw numbers while others compute;
     work done by threads stays on the CPU.
     """
 
@@ -159,10 +159,10 @@ def worker_processes() -> Iterator[Start]:
             executor.shutdown(kill_workers=True)
 
 
-def _on_gpu(function: Callable[[Any], Any], argument: Any) -> Any:
-    # Kernels are loaded when they are first used.  Joblib takes that growth for a leak and replaces
-    # the process, and another one takes seconds to start.
-    process_executor._MAX_MEMORY_LEAK_SIZE = _MOST_GROWTH
+def _growing(most: int, function: Callable[[Any], Any], argument: Any) -> Any:
+    # Joblib takes growth for a leak and replaces the process, and another one takes seconds to
+    # start.  A search keeps values of subtrees; a GPU's kernels are loaded when first used.
+    process_executor._MAX_MEMORY_LEAK_SIZE = most
     return function(argument)
 
 
@@ -201,7 +201,8 @@ def _start(
         **({"initializer": begin_worker, "initargs": (os.getpid(), _LOADED)} if processes else {}),
     )
     if processes:
-        function = function if workers.device_kind == "cpu" else partial(_on_gpu, function)
+        most = _MOST_GROWTH if workers.device_kind == "cpu" else _ON_GPU
+        function = partial(_growing, most, function)
         for tracker in (resource_tracker, loky_tracker):
             tracker.ensure_running()  # it unblocks signals where it starts its process
     try:
