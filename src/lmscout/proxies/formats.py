@@ -28,6 +28,7 @@ from lmscout.proxies.primitives import (
     TENSOR_ARITHMETIC,
     UNARY,
     UNARY_OPERATION,
+    positive_or_one,
     without_noise,
 )
 
@@ -111,6 +112,7 @@ def {}_over_blocks(values):
 '''
 # Functions of the module besides the formulas of one tensor.
 _WRITTEN = {
+    "positive_or_one": inspect.getsource(positive_or_one),
     "without_noise": inspect.getsource(without_noise),
     "add": _JOIN.format("add", "Sum, element by element", "+ right"),
     "sub": _JOIN.format("sub", "Difference, element by element", "- right"),

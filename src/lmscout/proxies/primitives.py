@@ -37,7 +37,7 @@ def all_finite(x: Tensor) -> bool:
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
-def _positive(x: Tensor) -> Tensor:
+def positive_or_one(x: Tensor) -> Tensor:
     """All but positive numbers replaced by 1, as their roots and logarithms are slow."""
     positive: Tensor = torch.threshold(x, 0.0, 1.0)  # `where` is slow too
     return positive
@@ -53,12 +53,12 @@ def without_noise(value: Tensor, size: Tensor) -> Tensor:
 
 def log(x: Tensor) -> Tensor:
     """Natural logarithm where x > 0, else 0."""
-    return _positive(x).log_()
+    return positive_or_one(x).log_()
 
 
 def abslog(x: Tensor) -> Tensor:
     """Natural logarithm of |x|, 0 where x = 0."""
-    return _positive(x.abs()).log_()
+    return positive_or_one(x.abs()).log_()
 
 
 def absolute(x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def logsoftmax(x: Tensor) -> Tensor:
 
 def sqrt(x: Tensor) -> Tensor:
     """Square root of the larger of x and 0."""
-    return _positive(x).sqrt_().mul_(x > 0)
+    return positive_or_one(x).sqrt_().mul_(x > 0)
 
 
 def negate(x: Tensor) -> Tensor:
