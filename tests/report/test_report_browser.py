@@ -7,6 +7,7 @@ import math
 import operator
 import shutil
 import sqlite3
+import time
 
 import pytest
 
@@ -150,7 +151,17 @@ def test_a_run_of_1000_pairs_is_small_and_opens_at_once(open_page, runs, tmp_pat
         assert opened.tab.locator(".table.long tbody tr").count() == 1_000
         assert opened.problems == []
         # Until the first figure is drawn; on a busy machine, seconds of a CPU.
-        assert opened.seconds <= 2 or 0 < opened.busy <= 2, (opened.seconds, opened.busy)
+        most = 2 * slowness()
+        assert opened.seconds <= most or 0 < opened.busy <= most, (opened.seconds, opened.busy)
+
+
+def slowness():
+    """How much longer a loop takes than the 0.7 s of the CPU for which 2 s are promised."""
+    started = time.process_time()
+    total = 0
+    for number in range(10_000_000):
+        total += number
+    return max(1.0, (time.process_time() - started) / 0.7)
 
 
 def poisoned(kind, values):
