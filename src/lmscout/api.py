@@ -8,19 +8,19 @@ run that was stopped, and loads the result of a finished one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial, wraps
-from inspect import signature
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 from lmscout.arguments import (
     DEEP,
     Path_,
     Progress,
     benchmark_named,
+    names_config,
     path_of,
     run_settings,
     several,
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from lmscout.proxies import Space
     from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.results import Pruning
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def discover(
@@ -317,25 +315,7 @@ def design(
         return found
 
 
-def _names_config(function: _Function) -> _Function:
-    """Name the config where an argument is one of its fields."""
-
-    @wraps(function)
-    def call(*given: Any, **named: Any) -> Any:
-        from lmscout.pruning.config import PruneConfig
-
-        for name in named.keys() - signature(function).parameters.keys():
-            field = {"worse_by": "max_increase"}.get(name, name)
-            if field in PruneConfig.__dataclass_fields__:
-                raise LmscoutError(
-                    f"prune: {name} is no argument; give config=lmscout.PruneConfig({field}=...)"
-                )
-        return function(*given, **named)
-
-    return cast(_Function, call)
-
-
-@_names_config
+@names_config
 def prune(
     model: str | LoadedModel,
     *,

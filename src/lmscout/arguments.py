@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lmscout.errors import LmscoutError
 from lmscout.progress import shown_progress
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 Path_ = str | os.PathLike[str]
 Progress = bool | Callable[[str, int, int], None] | None
 STUDY, DEEP = "study:", "deep"
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def benchmark_named(benchmark: str | Benchmark) -> Benchmark:
@@ -48,6 +52,24 @@ def several(given: str | Sequence[str]) -> list[str]:
 def path_of(given: Path_ | None) -> Path | None:
     """A path; None stays None."""
     return None if given is None else Path(given)
+
+
+def names_config(function: _Function) -> _Function:
+    """Decorate `prune`: name the config where an argument is one of its fields."""
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        from lmscout.pruning.config import PruneConfig
+
+        for name in named.keys() - signature(function).parameters.keys():
+            field = {"worse_by": "max_increase"}.get(name, name)
+            if field in PruneConfig.__dataclass_fields__:
+                raise LmscoutError(
+                    f"prune: {name} is no argument; give config=lmscout.PruneConfig({field}=...)"
+                )
+        return function(*given, **named)
+
+    return cast(_Function, call)
 
 
 def run_settings(

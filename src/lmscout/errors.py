@@ -51,6 +51,15 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(one in message for one in _NO_MEMORY)
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The message of a library's error as one line; the class if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    if line.endswith(":"):  # only announces what follows
+        line = " ".join(lines[:2])
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
 def brief(value: object) -> str:
     """The representation of any value, cut to 60 characters."""
     try:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +66,9 @@ def usable_device(name: str) -> torch.device:
         there = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
         kind = torch.accelerator.current_accelerator() if there else None
         known = ", ".join(["cpu", *(f"{kind}:{number}" for number in range(there))])
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LmscoutError(f"device {name!r} cannot be used ({first}): there is {known}") from None
+        raise LmscoutError(
+            f"device {name!r} cannot be used ({first_line(error)}): there is {known}"
+        ) from None
     return device
 
 

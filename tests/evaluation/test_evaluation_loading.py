@@ -13,9 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lmscout.builtin import tiny_folder
-from lmscout.errors import LmscoutError, out_of_memory
+from lmscout.errors import LmscoutError, first_line, out_of_memory
 from lmscout.evaluation import devices_of, load_config, load_model
-from lmscout.evaluation.quiet import first_line
 
 TOKENS = torch.arange(20)[None]
 

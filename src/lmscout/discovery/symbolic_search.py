@@ -286,14 +286,16 @@ def choose_deep(
             "is the quality the same for all?"
         )
     with stages("re-scoring") as update:
-        texts = list(map(format_expression, nodes))
+        texts = {node: format_expression(node) for node in nodes}
         rescored = [
-            one.scorer.subset(one.split.search).drawn_scores(texts, settings.weights, update)
+            one.scorer.subset(one.split.search).drawn_scores(
+                texts.values(), settings.weights, update
+            )
             for one in splits
         ]
     known = [
         Known(
-            dict(zip(nodes, scores.values(), strict=True)),
+            {node: scores[text] for node, text in texts.items()},
             one.quality,
             one.sketches.spec["params"],
         )

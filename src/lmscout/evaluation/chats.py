@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lmscout.errors import LmscoutError, brief
-from lmscout.evaluation.quiet import first_line
+from lmscout.errors import LmscoutError, brief, first_line
 
 Chat = tuple[tuple[str, str], ...]
 """The turns of a conversation: role and content."""

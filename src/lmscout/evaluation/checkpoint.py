@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedModel
 
-from lmscout.errors import LmscoutError, brief
+from lmscout.errors import LmscoutError, brief, first_line
 from lmscout.evaluation.cost import parameter_bytes
 from lmscout.evaluation.origin import files_of
-from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.evaluation.quiet import quiet
 from lmscout.memory import GIB, total_memory
 from lmscout.reading import (
     MIB,

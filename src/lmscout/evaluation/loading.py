@@ -30,7 +30,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from lmscout.errors import LmscoutError, out_of_memory
+from lmscout.errors import LmscoutError, first_line, out_of_memory
 from lmscout.evaluation.checkpoint import (
     CONFIG,
     PLAIN_DTYPES,
@@ -41,7 +41,7 @@ from lmscout.evaluation.checkpoint import (
 )
 from lmscout.evaluation.cost import vocabulary_size
 from lmscout.evaluation.origin import CARD
-from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.evaluation.quiet import quiet
 from lmscout.memory import usable_device
 from lmscout.reading import expanded
 

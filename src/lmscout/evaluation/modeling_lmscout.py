@@ -177,6 +177,12 @@ class _PrunedBody:
         return index
 
 
+def expert_width(config: Any) -> str:
+    """Name of the field that holds the width of an expert."""
+    names = "moe_intermediate_size", "intermediate_size"
+    return next(name for name in names if hasattr(config, name))
+
+
 class _PrunedExpertsBody(_PrunedBody):
     """The same for mixtures of experts, which `mlp_channels` counts in place of channels."""
 
@@ -188,8 +194,7 @@ class _PrunedExpertsBody(_PrunedBody):
 
     def sizes(self, config: Any, index: int) -> Any:
         sizes, experts = super().sizes(config, index), max(config.mlp_channels[index], 1)
-        names = "moe_intermediate_size", "intermediate_size"  # of the width of an expert
-        width = next(name for name in names if hasattr(config, name))
+        width = expert_width(config)
         own = config.expert_channels[index] if config.expert_channels else getattr(config, width)
         setattr(sizes, width, max(own, 1))
         sizes.num_experts = experts

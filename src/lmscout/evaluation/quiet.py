@@ -40,12 +40,3 @@ def quiet() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """The message of a library's error as one line; the class if it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
-    if line.endswith(":"):  # only announces what follows
-        line = " ".join(lines[:2])
-    return line if len(line) <= limit else line[: limit - 1] + "…"

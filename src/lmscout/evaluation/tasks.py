@@ -22,9 +22,9 @@ from typing import Any
 
 import yaml
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, first_line
 from lmscout.evaluation.loading import LoadedModel
-from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.evaluation.quiet import quiet
 from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, write_tasks
 from lmscout.progress import StageProgress
 

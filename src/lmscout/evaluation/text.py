@@ -20,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, first_line
 from lmscout.evaluation.chats import Chat, chat_of
-from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.evaluation.quiet import quiet
 from lmscout.reading import MIB, MOST_TEXT, decoded, expanded, parse_json_lines, read_bytes
 
 HUB = "hub:"

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.children import run_script
-from lmscout.errors import LmscoutError, shown
+from lmscout.errors import LmscoutError, first_line, shown
 from lmscout.evaluation import parameter_count, plain_type
 from lmscout.evaluation.checkpoint import check_checkpoint
 from lmscout.evaluation.modeling_lmscout import PRUNED
-from lmscout.evaluation.quiet import first_line, quiet
+from lmscout.evaluation.quiet import quiet
 from lmscout.files import as_json, atomic_folder, check_folder
 from lmscout.pruning import reload_saved
 from lmscout.pruning.cutting import ShapeName, cut, round_weights

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmscout.errors import LmscoutError, out_of_memory
-from lmscout.evaluation.quiet import first_line
+from lmscout.errors import LmscoutError, first_line, out_of_memory
 from lmscout.progress import StageProgress
 from lmscout.pruning.families import ExpertChannels, Experts, Family, Place, Sublayer
 

@@ -22,7 +22,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmscout.errors import LmscoutError, brief
+from lmscout.errors import LmscoutError, brief, first_line
 from lmscout.pruning.backends import Storage
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.storage import (
@@ -349,7 +349,7 @@ class PairStudy:
                 except _UNREADABLE as error:
                     unreadable, cause = f"trial {number} of study {self._name!r}", error
                     break
-            refuse_edited(self._url, f"{unreadable} cannot be read ({_first_line(cause)})")
+            refuse_edited(self._url, f"{unreadable} cannot be read ({first_line(cause)})")
 
     def _pair(self, trial: FrozenTrial, trials: int) -> Pair:
         """The pair of a trial; the number of all trials bounds the number of rounds."""
@@ -405,7 +405,7 @@ def find_study(
             if not required:
                 return None
         except _UNREADABLE as error:
-            refuse_edited(url, f"study {name!r} cannot be read ({_first_line(error)})")
+            refuse_edited(url, f"study {name!r} cannot be read ({first_line(error)})")
     raise LmscoutError(
         f"study at {shown_url(url)}: there is no study {name!r}; name the folder of a prune run, "
         "or the URL of its storage"
@@ -423,7 +423,7 @@ def attributes_of(study: optuna.Study, storage: Storage, url: str) -> dict[str, 
         except (TypeError, ValueError, RecursionError) as error:
             refuse_edited(
                 url,
-                f"attribute {key} of study {study.study_name!r} is not JSON ({_first_line(error)})",
+                f"attribute {key} of study {study.study_name!r} is not JSON ({first_line(error)})",
             )
     return values
 
@@ -451,7 +451,3 @@ def refuse_edited(url: str, problem: str) -> NoReturn:
 
 def _digest(plan: Plan) -> str:
     return hashlib.sha256(repr((plan.attention, plan.mlp)).encode()).hexdigest()[:24]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import plain_type
+from lmscout.evaluation.modeling_lmscout import expert_width
 from lmscout.pruning.families.family import (
     Affine,
     ExpertChannels,
@@ -83,8 +84,7 @@ class Mixtral(Llama):
     ) -> PreTrainedConfig:
         """As in llama; MLP width is that of an expert, or stays with fewer experts."""
         plain: Any = super().uniform_config(config, depth=depth, groups=groups, channels=channels)
-        names = "moe_intermediate_size", "intermediate_size"
-        name = next(one for one in names if hasattr(config, one))  # of the width of an expert
+        name = expert_width(config)
         width = getattr(config, name)
         plain.intermediate_size = config.intermediate_size
         if units_of(config) == CHANNELS:
