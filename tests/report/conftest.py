@@ -73,8 +73,6 @@ class Opened:
         before = self.processor_seconds()
         self.tab.goto(file.resolve().as_uri())
         self.tab.wait_for_selector("html[data-open]")
-        opened = "performance.getEntriesByName('open')[0].startTime"  # from the navigation
-        self.seconds = self.tab.evaluate(opened) / 1000
         self.busy = self.processor_seconds() - before
         self.tab.wait_for_selector("html[data-drawn]")
 

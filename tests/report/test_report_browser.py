@@ -7,7 +7,6 @@ import math
 import operator
 import shutil
 import sqlite3
-import time
 
 import pytest
 
@@ -143,25 +142,17 @@ def grown(run, folder, pairs):
     return folder
 
 
-def test_a_run_of_1000_pairs_is_small_and_opens_at_once(open_page, runs, tmp_path):
+def test_a_run_of_1000_pairs_is_small_and_opens_as_fast_as_a_short_one(open_page, runs, tmp_path):
     page = lmscout.report(grown(runs["prune"], tmp_path / "large", 1_000))
     assert page.name == "report.html"
     assert page.stat().st_size <= 6_000_000
+    with open_page(lmscout.report(runs["prune"])) as short:
+        pass
     with open_page(page) as opened:
         assert opened.tab.locator(".table.long tbody tr").count() == 1_000
         assert opened.problems == []
-        # Until the first figure is drawn; on a busy machine, seconds of a CPU.
-        most = 2 * slowness()
-        assert opened.seconds <= most or 0 < opened.busy <= most, (opened.seconds, opened.busy)
-
-
-def slowness():
-    """How much longer a loop takes than the 0.7 s of the CPU for which 2 s are promised."""
-    started = time.process_time()
-    total = 0
-    for number in range(10_000_000):
-        total += number
-    return max(1.0, (time.process_time() - started) / 0.7)
+        # CPU time until the first figure is drawn, of which most is spent on plotly.js in both.
+        assert 0 < opened.busy <= 2 * short.busy
 
 
 def poisoned(kind, values):

@@ -179,6 +179,16 @@ def test_a_sketch_of_everything_gives_the_scores_of_the_definition(whole, node):
     assert not np.isfinite(got[lost]).any(), (format_expression(node), got, expected)
 
 
+@pytest.mark.parametrize("inner", ["negate(jacob)", "add(jacob, jacob)", "mul(jacob, std(jacob))"])
+@pytest.mark.parametrize("text", ["average({})", "total({})", "average(square(mean({})))"])
+def test_terms_that_cancel_sum_to_zero_on_a_sketch_too(whole, text, inner):
+    """The gradient that enters a block of GPT-2 sums to 0, up to rounding."""
+    node = parse(f"sum(abslog({text.format(inner)}))")
+    expected = by_definition(node)
+    assert (expected == 0).any()
+    np.testing.assert_allclose(DeepEvaluator(whole).scores(node), expected, rtol=1e-8)
+
+
 WORD_BY_WORD = [
     f"sum({reduction}({name}({leaf})))"
     for leaf in ("weight", "abs(head)", "sub(jacob, std(jacob))", "mean(square(mlp_grad))")

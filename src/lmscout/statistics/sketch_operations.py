@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lmscout.proxies import Expression, simplified
-from lmscout.proxies.primitives import EPSILON
+from lmscout.proxies.primitives import EPSILON, without_noise
 from lmscout.statistics.sketches import MOMENTS
 
 # Operations that can make a finite number of an infinity.
@@ -82,7 +82,7 @@ def reduction(node: Expression) -> Reduction:
         if step is None:
             sums = piece.moment(operand.name, "mean")[:, 0]
         else:
-            sums = step.run(piece, broken).sum(1)
+            sums = _sums(step.run(piece, broken))[:, 0]
         return sums.masked_fill(torch.stack(broken).any(0), math.nan) if broken else sums
 
     return Reduction(run, step is not None and not single, node.name == "total" and not single)
@@ -141,6 +141,16 @@ def _note_broken(x: Tensor, broken: Broken) -> None:
 
 def _mean(x: Tensor) -> Tensor:
     return x.mean(1, keepdim=True)
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Sums [n, 1]; 0 where the terms cancel, as in the definition."""
+    sums: Tensor = x.sum(1, keepdim=True)
+    # By Cauchy and Schwarz, no sum above this bound is noise; few are below it.
+    near = (sums.abs() < _norms(x) * (1e-9 * math.sqrt(x.shape[1])))[:, 0]
+    if bool(near.any()):
+        sums[near] = without_noise(sums[near], x[near].abs().sum(1, keepdim=True))
+    return sums
 
 
 def _norms(x: Tensor) -> Tensor:
@@ -226,7 +236,7 @@ _OPERATIONS: Mapping[str, Operation] = {
     "l1": lambda x, _: _mean(x.abs()),
     "log": lambda x, _: _positive(x).log_(),
     "logsoftmax": _logsoftmax,
-    "mean": lambda x, _: _mean(x),
+    "mean": lambda x, _: _sums(x) / x.shape[1],
     "minmax": _minmax,
     "negate": lambda x, _: x.neg(),
     "normalize": _normalize,
