@@ -28,12 +28,11 @@ from lmscout.pruning.calibration import CalibrationConfig, chunks_of
 from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
 from lmscout.pruning.families import Family, Sublayer, family_of, set_units
-from lmscout.pruning.finalists import MOST_REFIT
+from lmscout.pruning.finalists import FRONT, MOST_REFIT, SPREAD, TESTS
 from lmscout.pruning.importance import FROM_MOMENTS, OBS, loss_metrics
 from lmscout.pruning.latency import Latency, measure_latency
 from lmscout.pruning.moments import BATCH_TOKENS, moments_by_block
 from lmscout.pruning.placement import homes, spread
-from lmscout.pruning.quality import FRONT, SPREAD, TESTS
 from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
 from lmscout.pruning.refit import refit

@@ -25,16 +25,21 @@ from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.devices import MeasurementQueue, ParallelEvaluator, SerialQueue
 from lmscout.pruning.evaluator import Evaluator, Measurement
 from lmscout.pruning.features import Column, ImportanceMass
-from lmscout.pruning.narrowing import NarrowingStep
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape
 from lmscout.pruning.predictor import Predictor, check_enough
-from lmscout.pruning.proposer import Known, Propose, Proposer, Step, proposals
+from lmscout.pruning.proposer import (
+    Known,
+    NarrowingStep,
+    Propose,
+    Proposer,
+    Step,
+    proposals,
+)
 from lmscout.pruning.proxy_objective import ProxyObjective, compute_objectives, parse_proxy
 from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.sampler import Proposal
 from lmscout.pruning.space import PlanSpace
-from lmscout.pruning.study import Pair, PairStudy
-from lmscout.pruning.study_writer import StudyWriter
+from lmscout.pruning.study import Pair, PairStudy, StudyWriter
 
 STEP_SIZE = 20  # plans of a step, at least; the first has twice as many
 _STEPS = 15  # more would cost more time than they save pairs

@@ -12,9 +12,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from lmscout.evaluation import Perplexity, load_model
-from lmscout.pruning.narrowing import NarrowingStep
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.predictor import PredictorReport
+from lmscout.pruning.proposer import NarrowingStep
 from lmscout.pruning.proxy_objective import ProxyReport
 from lmscout.pruning.recovery.elastic import Elastic
 from lmscout.pruning.recovery.training import Trained

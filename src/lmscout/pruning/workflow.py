@@ -1,4 +1,4 @@
-"""Prune a language model with an accuracy predictor (arXiv 2309.09507): the steps of a run.
+"""Prune a language model with an accuracy predictor (arXiv 2309.09507).
 
 `prune` opens the run and calls the steps in order: prepare, calibrate, find plans, report,
 recover the selected plans, save.
@@ -33,17 +33,31 @@ from lmscout.files import as_json, write_file
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.pruning.budgets import Budget, budget_of
 from lmscout.pruning.calibration import Calibrated, calibrate
-from lmscout.pruning.config import PruneConfig, check_request, model_folders
+from lmscout.pruning.config import (
+    PruneConfig,
+    check_request,
+    is_complete,
+    model_folders,
+    open_pruning,
+)
 from lmscout.pruning.cutting import ShapeName, check_range
+from lmscout.pruning.devices import RemoteCopies
 from lmscout.pruning.estimate import memory_parts, placement_of
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import check_generation, check_plan, is_finished, save
 from lmscout.pruning.families import family_of, set_units
 from lmscout.pruning.finalists import (
+    COARSE,
+    NEARBY,
     REFIT_STUDY,
+    SPREAD,
+    Contest,
     candidates_of,
+    feasible,
+    front,
     measure_finalists,
     refit_finalists,
+    smallest,
 )
 from lmscout.pruning.finalists import STUDY as FINALS
 from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
@@ -58,15 +72,6 @@ from lmscout.pruning.measuring import (
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.placement import block_devices, place
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.quality import (
-    COARSE,
-    NEARBY,
-    SPREAD,
-    Contest,
-    feasible,
-    front,
-    smallest,
-)
 from lmscout.pruning.ranges import Target
 from lmscout.pruning.recovery.elastic import Elastic, recover_all_plans
 from lmscout.pruning.recovery.run import (
@@ -78,7 +83,6 @@ from lmscout.pruning.recovery.run import (
     remove_finished,
 )
 from lmscout.pruning.recovery.training import Trained
-from lmscout.pruning.remote import RemoteCopies
 from lmscout.pruning.report import ReportText, held_out_tokens, report
 from lmscout.pruning.results import (
     LABELS,
@@ -89,7 +93,6 @@ from lmscout.pruning.results import (
     Reported,
     Size,
 )
-from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
 from lmscout.pruning.storage import home_path, storage_option_url
 from lmscout.pruning.study import STUDY as PAIRS
@@ -101,64 +104,17 @@ from lmscout.runs import RESULT, Run
 
 FRONT_FILES = ("front.csv", "front.json")  # in the run folder
 
+_CPU = torch.device("cpu")
 _TIMED_WINDOWS = 8  # of calibration text, for latency
 
 
-def prune_named(
+def prune(
     model: str | LoadedModel,
     calibration: Text,
     config: PruneConfig,
     out: Path,
-    device: torch.device,
+    device: torch.device = _CPU,
     compute_dtype: str | None = None,
-    *,
-    report_on: Text | None = None,
-    recover_on: Text | None = None,
-    progress: Progress | None = None,
-) -> Pruning:
-    """Prune a model by its name, see `prune`; the result of a finished run needs no weights.
-
-    Args:
-        model: folder or Hub name, or the loaded model.
-        calibration: text on which plans are measured.
-        config: all other settings.
-        out: run folder; ``~`` is the home folder.
-        device: of the model.
-        compute_dtype: of the weights in memory; None for the device's default.
-        report_on: text on which perplexities are reported.
-        recover_on: text that recovery trains on.
-        progress: called with the name of a stage, its steps done, and all of its steps.
-
-    Raises:
-        LmscoutError: an option is invalid, or a file cannot be read or written.
-    """
-    out = home_path(out)
-    check_request(config, calibration, report_on, out, recover_on)
-    if not isinstance(model, LoadedModel):
-        if (out / RESULT).is_file():
-            dtype = compute_dtype or str(memory_dtype(load_config(model), device)).split(".")[-1]
-            run = open_pruning(out, model, dtype, config, calibration, report_on, recover_on)
-            if is_complete(run, config):
-                return run.load(Pruning)
-        model_config = load_config(model)
-        set_units(model_config, config.units)
-        named = None if compute_dtype is None else getattr(torch, compute_dtype)
-        wanted = named or memory_dtype(model_config, device)
-        blocks = placement_of(model_config, config, wanted, device)
-        several = len(set(blocks)) > 1
-        model = load_model(model, wanted, "cpu" if several else device)
-        if several:
-            place(model.model, family_of(model_config), blocks)
-            config = replace(config, devices=())
-    texts = {"report_on": report_on, "recover_on": recover_on}
-    return prune(model, calibration, config, out, progress=progress, **texts)
-
-
-def prune(
-    loaded: LoadedModel,
-    calibration: Text,
-    config: PruneConfig,
-    out: Path,
     *,
     report_on: Text | None = None,
     recover_on: Text | None = None,
@@ -167,15 +123,17 @@ def prune(
     """Prune a model to one or several sizes.
 
     The same call continues a run that was stopped at any moment, and returns the result of one
-    that has finished.
+    that has finished; a model that is named is not loaded then.
 
     Args:
-        loaded: the dense model with its tokenizer; its units are reordered in place, and elastic
-            recovery changes its weights.
+        model: folder or Hub name, or the loaded model with its tokenizer; its units are reordered
+            in place, and elastic recovery changes its weights.
         calibration: text on which plans are measured.
         config: all other settings.
         out: run folder, for the study and the saved model; of several sizes each model has a
-            folder in it, such as ``keep-0.8``.
+            folder in it, such as ``keep-0.8``.  ``~`` is the home folder.
+        device: of a model that is named.
+        compute_dtype: of its weights in memory; None for the device's default.
         report_on: text on which perplexities are reported; never the calibration text.
         recover_on: text that recovery trains on; the calibration text if None.
         progress: called with the name of a stage, its steps done, and all of its steps.
@@ -186,20 +144,29 @@ def prune(
     Raises:
         LmscoutError: an option is invalid, or a file cannot be read or written.
     """
+    out = home_path(out)
     check_request(config, calibration, report_on, out, recover_on)
-    set_units(loaded.model.config, config.units)
-    computed = str(loaded.model.dtype).removeprefix("torch.")
-    run = open_pruning(out, loaded.source, computed, config, calibration, report_on, recover_on)
+    texts = {"calibration": calibration, "report": report_on, "recover_text": recover_on}
+    if not isinstance(model, LoadedModel):
+        if (out / RESULT).is_file():
+            dtype = compute_dtype or _name(memory_dtype(load_config(model), device))
+            run = open_pruning(out, model, dtype, config, texts)
+            if is_complete(run, config):
+                return run.load(Pruning)
+        model, config = _loaded(model, config, device, compute_dtype)
+    set_units(model.model.config, config.units)
+    opening = out, model.source, _name(model.model.dtype), config, texts
+    run = open_pruning(*opening)
     if is_complete(run, config):
         result = run.load(Pruning)
         remove_finished(out, [size.keep for size in result.sizes])
         return result
     stages = Stages(progress)
-    job = _prepared(loaded, calibration, config, run, stages, report_on, recover_on)
+    job = _prepared(model, calibration, config, run, stages, report_on, recover_on)
     dense = _calibrated(job)
     found = _find_plans(job, dense.calibrated)
     with folder_lock(out):
-        run = open_pruning(out, loaded.source, computed, config, calibration, report_on, recover_on)
+        run = open_pruning(*opening)
         if is_complete(run, config):  # by another process of this command
             return run.load(Pruning)
         run.begin()
@@ -209,6 +176,26 @@ def prune(
         run.end(result)
         remove_finished(out, found.keep)
     return result
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _loaded(
+    name: str, config: PruneConfig, device: torch.device, compute_dtype: str | None
+) -> tuple[LoadedModel, PruneConfig]:
+    """The model on its devices; those over which it is spread do not share the measuring."""
+    model_config = load_config(name)
+    set_units(model_config, config.units)
+    named = None if compute_dtype is None else getattr(torch, compute_dtype)
+    wanted = named or memory_dtype(model_config, device)
+    blocks = placement_of(model_config, config, wanted, device)
+    if len(set(blocks)) == 1:
+        return load_model(name, wanted, device), config
+    loaded = load_model(name, wanted, "cpu")
+    place(loaded.model, family_of(model_config), blocks)
+    return loaded, replace(config, devices=())
 
 
 @dataclass(frozen=True)
@@ -408,14 +395,13 @@ def _by_quality(job: _Job, contest: Contest, limit: float) -> tuple[Contest, _Fo
         contest = _with_pairs(job, contest, contest.feasible(SPREAD), first, step)
         if first < config.pairs:
             with stages("bisecting") as update:
-                near = smallest(contest, limit, tolerance=COARSE, progress=update).keep
+                near = smallest(contest, limit, tolerance=COARSE, progress=update)[1].keep
             sizes = contest.feasible([round(near * share, 3) for share in NEARBY])
             contest = _with_pairs(job, contest, sizes, config.pairs, step)
     with stages("bisecting") as update:
-        found = smallest(contest, limit, progress=update)
-    budget = contest.budget_at(found.keep)
-    of_size = [budget], [found.finalists], contest.fitted, contest.pairs.url
-    return contest, _Found((found.keep,), *of_size, bound=found.bound)
+        finalists, bound = smallest(contest, limit, progress=update)
+    of_size = [contest.budget_at(bound.keep)], [finalists], contest.fitted, contest.pairs.url
+    return contest, _Found((bound.keep,), *of_size, bound=bound)
 
 
 def _with_pairs(
