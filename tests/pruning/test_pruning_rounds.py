@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from synthetic_quality import Synthetic
 
-from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.ranges import Ranges, Target
@@ -109,8 +108,3 @@ def test_more_pairs_go_on_where_fewer_ended(tmp_path):
     more, measured, _ = rounds(tmp_path, pairs=32)
     assert more[:25] == few
     assert (len(more), len(measured)) == (32, 7)
-
-
-def test_too_few_pairs_are_refused(tmp_path):
-    with pytest.raises(LmscoutError, match="10 pairs are too few"):
-        rounds(tmp_path, pairs=10)

@@ -39,7 +39,6 @@ def test_it_beats_twenty_thousand_draws(keep):
     assert budget.meets(rows).all()
     assert RANGES.holds(rows).all()
     assert [one.loss_increase for one in found] == pytest.approx(list(MODEL.loss_increase(rows)))
-    assert [one.cost for one in found] == pytest.approx(list(budget.cost(rows)))
     assert [one.loss_increase for one in found] == sorted(one.loss_increase for one in found)
 
 

@@ -118,7 +118,6 @@ def keep_budget(shape: Shape, keep: float) -> Budget:
 
     Plans may stay a thousandth below it, or a channel in models so small that it is more.
     """
-    _require_share(keep)
     each = unit_parameters(shape) / shape.parameters
     # Sums of shares are exact to a few 1e-16; a thousandth of a unit is far above that and
     # far below the cost of a unit.
@@ -196,10 +195,9 @@ def budget_of(
     - "latency": seconds of a forward pass, by measured tables, which it needs.
 
     Raises:
-        LmscoutError: there is no such measure, `keep` is no such share, or the seconds were
-            measured on a model of other sizes.
+        LmscoutError: experts do not change the measure, or the seconds were measured on a model of
+            other sizes.
     """
-    _require_share(keep)
     if measure == "parameters":
         return keep_budget(shape, keep)
     parts = family.all_parts(model)
@@ -245,24 +243,14 @@ def budget_of(
             fixed=float(parameter_bytes(model) - shape.parameters * width),
             unit=("MB", 1e6),
         )
-    elif measure == "latency":
-        assert latency is not None
-        tables = ([one.table() for one in curves] for curves in (latency.attention, latency.mlp))
-        attention_seconds, mlp_seconds = tables
-        budget = latency_budget(
-            shape, 0.0, attention=attention_seconds, mlp=mlp_seconds, fixed=latency.fixed
-        )
     else:
-        raise LmscoutError(f"unknown measure {measure!r}: expected {', '.join(MEASURES)}")
+        assert latency is not None
+        seconds, mlp_seconds = (
+            [one.table() for one in curves] for curves in (latency.attention, latency.mlp)
+        )
+        budget = latency_budget(shape, 0.0, attention=seconds, mlp=mlp_seconds, fixed=latency.fixed)
     dense = float(budget.cost(dense_row(shape)[None])[0])
     return replace(budget, limit=keep * dense * (1 + _LIMIT_ROUNDING))
-
-
-def _require_share(keep: float) -> None:
-    if not 0 < keep <= 1:
-        raise LmscoutError(
-            f"keep: not a share (got {keep:g}, expected a share above 0 and at most 1, such as 0.8)"
-        )
 
 
 def _linear(shape: Shape, each: Floats) -> tuple[Floats, ...]:

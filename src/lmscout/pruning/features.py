@@ -9,7 +9,6 @@ from functools import cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, kept_shares
 
 _TINY = 1e-9  # nats, the least argument of a logarithm
@@ -64,21 +63,6 @@ class ImportanceMass:
         depth = len(self.attention)
         return ImportanceMass(tuple(columns[:depth]), tuple(columns[depth:]), self.in_nats)
 
-    def check(self, shape: Shape) -> None:
-        """Refuse masses of another model.
-
-        Raises:
-            LmscoutError: a block has another number of units, or a mass is not finite.
-        """
-        for kind, masses, units in (
-            ("attention", self.attention, shape.groups),
-            ("mlp", self.mlp, shape.channels),
-        ):
-            if [mass.shape for mass in masses] != [(count + 1,) for count in units]:
-                raise LmscoutError(f"importance: {kind} does not fit the model's blocks and units")
-            if not all(np.isfinite(mass).all() for mass in masses):
-                raise LmscoutError(f"importance: {kind} holds a number that is not finite")
-
 
 @dataclass(frozen=True)
 class Column:
@@ -107,7 +91,6 @@ class PlanFeatures:
     """
 
     def __init__(self, shape: Shape, mass: ImportanceMass, extra: Sequence[Column] = ()) -> None:
-        mass.check(shape)
         if mass.in_nats:
             extra = (Column("estimate", partial(_log_estimate, mass)), *extra)
         self._extra = tuple(extra)
@@ -185,8 +168,6 @@ class TargetScale:
     @classmethod
     def of(cls, name: str, values: Floats) -> TargetScale:
         """For measured loss increases [n]."""
-        if name not in SCALES:
-            raise ValueError(f"no scale {name!r}: one of {', '.join(SCALES)}")
         small = max(0.02 * float(np.median(np.abs(values)) or np.ptp(values)), 1e-6)
         scale = cls(name, max(small, small - float(values.min())), -np.inf, np.inf)
         target = scale.forward(values)

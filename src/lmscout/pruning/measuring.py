@@ -26,7 +26,7 @@ from lmscout.pruning.devices import MeasurementQueue, ParallelEvaluator, SerialQ
 from lmscout.pruning.evaluator import Evaluator, Measurement
 from lmscout.pruning.features import Column, ImportanceMass
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape
-from lmscout.pruning.predictor import Predictor, check_enough
+from lmscout.pruning.predictor import Predictor
 from lmscout.pruning.proposer import (
     Known,
     NarrowingStep,
@@ -193,10 +193,9 @@ def measure_rounds(
         progress: called with the number of pairs, and the number wanted.
 
     Raises:
-        LmscoutError: the pairs are too few for a predictor, the loss of a plan is not finite,
-            the study cannot be written, or the process that proposes has ended.
+        LmscoutError: the loss of a plan is not finite, the study cannot be written, or the process
+            that proposes has ended.
     """
-    check_enough(pairs)
     budgets = tuple(target.budget for target in targets)
     proposer = Proposer(evaluator.shape, mass, space, budgets, seed, tuple(extra))
 
@@ -206,9 +205,9 @@ def measure_rounds(
 
     with pair_study.locked(waiting if progress else None, group=group):
         rounds = Rounds.of(pair_study, tail)
-        devices = evaluator
-        if rounds.tail and not isinstance(evaluator, ParallelEvaluator):
-            devices = ParallelEvaluator([evaluator])
+        several = evaluator if isinstance(evaluator, ParallelEvaluator) else None
+        if rounds.tail and several is None:
+            several = ParallelEvaluator([evaluator])
         steps = _STEPS_WITH_TAIL if rounds.tail else _STEPS
         size = round_size or max(STEP_SIZE, pairs // steps)
         if progress:
@@ -216,20 +215,16 @@ def measure_rounds(
         with (
             StudyWriter(pair_study) as writer,
             proposals(proposer, ahead=rounds.tail > 0) as propose,
-            closing(_queue(devices, rounds)) as queue,
+            closing(
+                several.queue() if several and rounds.tail else SerialQueue(evaluator)
+            ) as queue,
         ):
-            at_once = devices.devices if isinstance(devices, ParallelEvaluator) else 1
+            at_once = several.devices if several else 1
             run = _Run(
                 *(pair_study, evaluator.shape, writer, queue, propose, rounds, pairs, at_once),
                 progress,
             )
             return run.finish(proposer, tuple(target.ranges for target in targets), size)
-
-
-def _queue(evaluator: Evaluator, rounds: Rounds) -> MeasurementQueue:
-    if rounds.tail and isinstance(evaluator, ParallelEvaluator):
-        return evaluator.queue()
-    return SerialQueue(evaluator)
 
 
 @dataclass

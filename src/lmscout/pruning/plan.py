@@ -171,9 +171,3 @@ def unseen(rows: Rows, seen: set[bytes]) -> list[int]:
             seen.add(key)
             new.append(position)
     return new
-
-
-def in_block_order(rows: Rows) -> Rows:
-    """Rows with their columns in the order of computation: attention 0, MLP 0, attention 1, ..."""
-    depth = rows.shape[1] // 2
-    return rows.reshape(len(rows), 2, depth).swapaxes(1, 2).reshape(len(rows), 2 * depth)

@@ -29,7 +29,6 @@ from lmscout.pruning.plan import (
     as_plans,
     as_rows,
     dense_row,
-    in_block_order,
 )
 from lmscout.pruning.predictor import Predictor
 from lmscout.pruning.ranges import Ranges, Target, fit, uniform
@@ -140,8 +139,7 @@ def propose(
             selection.exploit(predictor, best[index], others, executor, generations)
         proposals += selection.proposals
         known |= {one.plan for one in selection.proposals}
-    order = _prefix_order(as_rows([one.plan for one in proposals]))
-    return [proposals[place] for place in order]
+    return sorted(proposals, key=lambda one: one.plan.steps)
 
 
 class _Selection:
@@ -376,12 +374,7 @@ def order_for_prefix_sharing(plans: Sequence[Plan]) -> list[Plan]:
 
     Of all orders, this shares the most steps between neighbours.
     """
-    return [plans[place] for place in _prefix_order(as_rows(plans))]
-
-
-def _prefix_order(rows: Rows) -> list[int]:
-    """Indices of rows [n, 2L] in the order of `order_for_prefix_sharing`."""
-    return [int(place) for place in np.lexsort(in_block_order(rows).T[::-1])] if len(rows) else []
+    return sorted(plans, key=lambda plan: plan.steps)
 
 
 def families(wanted: Floats, target: Target) -> Rows:

@@ -49,11 +49,10 @@ _CLIMBERS = 10  # best predicted plans whose neighbours a step predicts
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan that a search found: predicted nats/token, and cost by the search's budget."""
+    """A plan that a search found, with its predicted loss increase, nats/token."""
 
     plan: Plan
     loss_increase: float
-    cost: float
 
 
 def search(
@@ -110,8 +109,7 @@ def search(
         order = order[inner.budget.meets(rows[order])]
         order = order[apart(rows[order], dense_row(shape), count, distance)]
         rows, loss_increases = space.to_units(rows[order]), loss_increases[order]
-    columns = as_plans(rows), loss_increases.tolist(), target.budget.cost(rows).tolist()
-    return [Candidate(*one) for one in zip(*columns, strict=True)]
+    return list(map(Candidate, as_plans(rows), loss_increases.tolist()))
 
 
 def evolve(

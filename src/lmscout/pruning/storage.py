@@ -278,8 +278,10 @@ def reported(url: str) -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite URL from `storage_url`; None for others."""
+def storage_file(url: str) -> Path | None:
+    """The file of a SQLite database or a journal by its URL from `storage_url`; None for others."""
+    if url.startswith(_JOURNAL):
+        return Path(url.removeprefix(_JOURNAL))
     if not url.startswith("sqlite"):
         return None
     parsed = make_url(url)
@@ -287,11 +289,6 @@ def sqlite_file(url: str) -> Path | None:
     if _is_uri(parsed) and name.startswith("file:"):
         name = unquote(re.sub(r"^file:(//[^/]*)?", "", name).partition("?")[0])
     return Path(name)
-
-
-def storage_file(url: str) -> Path | None:
-    """The file of a SQLite database or a journal by its URL from `storage_url`; None for others."""
-    return Path(url.removeprefix(_JOURNAL)) if url.startswith(_JOURNAL) else sqlite_file(url)
 
 
 def _writable(folder: Path) -> bool:
