@@ -70,7 +70,7 @@ def one_seed(loaded, text, report, dense, seed, arguments):
         (first, *_), bound = smallest(contest, limit)
         model = calibrated.subnetwork(first.plan, "refit" if refit else "compensated")
         increase = loss(model, report) - dense
-        (below,) = contest.finalists(contest.candidates(0.97 * bound.keep))
+        below, *_ = contest.best_of(0.97 * bound.keep)
         return {
             "seed": seed,
             "limit": limit,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 
 import numpy as np
 from scipy.stats import t as student
@@ -22,9 +23,8 @@ from lmscout.progress import StageProgress
 from lmscout.pruning.budgets import Budget
 from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.evaluator import Measurement
-from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.measuring import Fitted, pair_of
-from lmscout.pruning.plan import Plan, Shape, as_rows
+from lmscout.pruning.plan import Plan, as_rows
 from lmscout.pruning.ranges import Target
 from lmscout.pruning.results import Finalist, FrontPoint, QualityBound, TestedSize
 from lmscout.pruning.sampler import Proposal, order_for_prefix_sharing
@@ -50,154 +50,6 @@ _SIZES = tuple(round(1 - STEP * number, 3) for number in range(1, round(1 / STEP
 _HOPELESS = 1.1  # of a bound: above it no other finalist of a size is refit
 _LEAST = 1e-6  # nats/token, the least argument of a logarithm
 _EXPONENTS = (0.7, 3.0)  # of measured loss increases by estimated ones
-
-
-def candidates_of(
-    pair_study: PairStudy,
-    fitted: Fitted,
-    space: PlanSpace,
-    target: Target,
-    mass: ImportanceMass,
-    seed: int,
-) -> list[Plan]:
-    """The best measured plans of a size, and the best predicted ones beyond them.
-
-    With a proxy as objective, its best plan alone; without pairs, the allocation by `mass`.
-    """
-    if fitted.objective is not None:
-        found = search(space, fitted.objective.loss_increases, target, seed=seed, count=1)
-        return [one.plan for one in found]
-    best = [pair.plan for pair in space.best_pairs(pair_study.pairs(), target.budget, _MEASURED)]
-    if fitted.predictor is None:
-        return best or [allocate(space, target, mass)]
-    found = search(
-        space,
-        fitted.predictor.cautious,
-        target,
-        seed=seed,
-        count=_MEASURED + _PREDICTED,
-        initial=best,
-    )
-    unmeasured = [one.plan for one in found if pair_study.find(one.plan) is None]
-    return [*best, *unmeasured[:_PREDICTED]]
-
-
-def measure_finalists(
-    calibrated: Calibrated,
-    pair_study: PairStudy,
-    finals: PairStudy,
-    fitted: Fitted,
-    candidates: Sequence[Sequence[Plan]],
-    progress: StageProgress | None = None,
-) -> list[list[Finalist]]:
-    """Measure candidates on text that no pair has used.
-
-    Args:
-        calibrated: the dense model and the text.
-        pair_study: study of the pairs.
-        finals: study of the finalists; its plans are not measured again.
-        fitted: what was fitted to the pairs.
-        candidates: plans of every size.
-        progress: called with the number of measured plans, and of all.
-
-    Returns:
-        Finalists of every size, best first.  With a proxy as objective nothing is measured.
-    """
-    if fitted.objective is not None:
-        return [[Finalist(plan, None, None, None, ()) for plan in plans] for plans in candidates]
-    plans = list(dict.fromkeys(plan for some in candidates for plan in some))
-
-    def measure(missing: Sequence[Plan]) -> Iterable[Measurement]:
-        return calibrated.evaluator(calibrated.final).measure(missing)
-
-    plans = order_for_prefix_sharing(plans)
-    _measure_missing(finals, plans, "finalist", measure, calibrated.shape, progress)
-    contests = []
-    for some in candidates:
-        predicted: list[float | None] = [None] * len(some)
-        if fitted.predictor is not None:
-            predicted = fitted.predictor.predict(as_rows(some)).tolist()
-        contest = []
-        for plan, loss_increase in zip(some, predicted, strict=True):
-            pair, final = pair_study.find(plan), finals.find(plan)
-            assert final is not None
-            measured = None if pair is None else pair.value
-            contest.append(Finalist(plan, loss_increase, measured, final.value, _by_chunk(final)))
-        contests.append(sorted(contest, key=lambda one: one.held_out or 0.0))
-    return contests
-
-
-def refit_finalists(
-    calibrated: Calibrated,
-    refits: PairStudy,
-    contests: Sequence[Sequence[Finalist]],
-    progress: StageProgress | None = None,
-    *,
-    count: int = MOST_REFIT,
-) -> list[list[Finalist]]:
-    """Measure the best finalists of every size with refit weights, and sort them by it.
-
-    Args:
-        calibrated: the dense model and the text.
-        refits: study of refit finalists; its plans are not measured again.
-        contests: finalists of every size, best first.
-        progress: called with the number of refit plans, and of all.
-        count: of finalists of a size that are refit.
-
-    Returns:
-        Finalists of every size, best first: the refit ones before the others.
-    """
-    best = [contest[:count] for contest in contests]
-    plans = list(dict.fromkeys(one.plan for some in best for one in some))
-
-    def measure(missing: Sequence[Plan]) -> Iterable[Measurement]:
-        for plan in missing:
-            yield calibrated.measured_held_out(calibrated.subnetwork(plan, "refit"))
-
-    _measure_missing(refits, plans, "refit", measure, calibrated.shape, progress)
-    results = []
-    for contest in contests:
-        some = []
-        for one in contest[:count]:
-            pair = refits.find(one.plan)
-            assert pair is not None
-            some.append(replace(one, refit=pair.value, chunks=_by_chunk(pair)))
-        some.sort(key=lambda one: one.refit or 0.0)
-        results.append([*some, *contest[count:]])
-    return results
-
-
-def _measure_missing(
-    study: PairStudy,
-    plans: Sequence[Plan],
-    origin: str,
-    measure: Callable[[Sequence[Plan]], Iterable[Measurement]],
-    shape: Shape,
-    progress: StageProgress | None,
-) -> None:
-    """Measure the plans that a study does not hold, in their order, in turns with other runs."""
-    with study.locked():
-        missing = [plan for plan in plans if study.find(plan) is None]
-        if not missing:
-            return
-        started = time.perf_counter()
-        done = len(plans) - len(missing)
-        for plan, measured in zip(missing, measure(missing), strict=True):
-            now = time.perf_counter()
-            study.add(pair_of(Proposal(plan, origin), measured, shape, now - started))
-            started = now
-            done += 1
-            if progress:
-                progress(done, len(plans))
-
-
-def _by_chunk(pair: Pair) -> tuple[float, ...]:
-    """The loss increase on each chunk alone."""
-    chunks, tokens, total = [], 0, 0.0
-    for so_far, loss_increase in pair.trajectory:
-        chunks.append((loss_increase * so_far - total) / (so_far - tokens))
-        tokens, total = so_far, loss_increase * so_far
-    return tuple(chunks)
 
 
 def upper_limit(trajectory: Sequence[tuple[int, float]], confidence: float = CONFIDENCE) -> float:
@@ -240,7 +92,7 @@ def feasible(
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """What finds and measures the best plan of any size."""
+    """What finds and measures the best plans of any size."""
 
     calibrated: Calibrated
     pairs: PairStudy
@@ -256,14 +108,124 @@ class Contest:
         """Those of some sizes that a plan has."""
         return feasible(self.space, self.budget_at, sizes)
 
-    def candidates(self, keep: float) -> list[Plan]:
-        """The best plans of a size; with an estimate of the loss increase, its allocation too."""
-        target = self._target(keep)
-        mass = self.calibrated.mass
-        plans = candidates_of(self.pairs, self.fitted, self.space, target, mass, self.seed)
-        if not plans or mass.in_nats:
+    def candidates(self, target: Target) -> list[Plan]:
+        """The best measured plans of a size, and the best predicted ones beyond them.
+
+        With a proxy as objective, its best plan alone; without pairs, the allocation.
+        """
+        fitted, seed = self.fitted, self.seed
+        if fitted.objective is not None:
+            predict = fitted.objective.loss_increases
+            return [one.plan for one in search(self.space, predict, target, seed=seed, count=1)]
+        found = self.space.best_pairs(self.pairs.pairs(), target.budget, _MEASURED)
+        best = [pair.plan for pair in found]
+        if fitted.predictor is None:
+            return best or [allocate(self.space, target, self.calibrated.mass)]
+        count, predict = _MEASURED + _PREDICTED, fitted.predictor.cautious
+        predicted = search(self.space, predict, target, seed=seed, count=count, initial=best)
+        unmeasured = [one.plan for one in predicted if self.pairs.find(one.plan) is None]
+        return [*best, *unmeasured[:_PREDICTED]]
+
+    def measured(
+        self, candidates: Sequence[Sequence[Plan]], progress: StageProgress | None = None
+    ) -> list[list[Finalist]]:
+        """Measure candidates of every size on text that no pair has used.
+
+        Returns:
+            Finalists of every size, best first.  With a proxy as objective nothing is measured.
+        """
+        if self.fitted.objective is not None:
+            return [[Finalist(one, None, None, None, ()) for one in plans] for plans in candidates]
+
+        def measure(missing: Sequence[Plan]) -> Iterable[Measurement]:
+            return self.calibrated.evaluator(self.calibrated.final).measure(missing)
+
+        plans = order_for_prefix_sharing(list(dict.fromkeys(chain(*candidates))))
+        self._measure_missing(self.finals, plans, "finalist", measure, progress)
+        contests = []
+        for some in candidates:
+            predicted: list[float | None] = [None] * len(some)
+            if self.fitted.predictor is not None:
+                predicted = self.fitted.predictor.predict(as_rows(some)).tolist()
+            contest = []
+            for plan, loss_increase in zip(some, predicted, strict=True):
+                pair, final = self.pairs.find(plan), _found(self.finals, plan)
+                measured = None if pair is None else pair.value
+                chunks = _by_chunk(final)
+                contest.append(Finalist(plan, loss_increase, measured, final.value, chunks))
+            contests.append(sorted(contest, key=lambda one: one.held_out or 0.0))
+        return contests
+
+    def refitted(
+        self,
+        contests: Sequence[Sequence[Finalist]],
+        progress: StageProgress | None = None,
+        *,
+        count: int = MOST_REFIT,
+    ) -> list[list[Finalist]]:
+        """Measure the best finalists of every size with refit weights, so many of each.
+
+        Returns:
+            Finalists of every size, best first: the refit ones before the others.
+        """
+        best = dict.fromkeys(one.plan for contest in contests for one in contest[:count])
+
+        def measure(missing: Sequence[Plan]) -> Iterable[Measurement]:
+            for plan in missing:
+                model = self.calibrated.subnetwork(plan, "refit")
+                yield self.calibrated.measured_held_out(model)
+
+        self._measure_missing(self.refits, list(best), "refit", measure, progress)
+        results = []
+        for contest in contests:
+            some = []
+            for one in contest[:count]:
+                pair = _found(self.refits, one.plan)
+                some.append(replace(one, refit=pair.value, chunks=_by_chunk(pair)))
+            some.sort(key=lambda one: one.refit or 0.0)
+            results.append([*some, *contest[count:]])
+        return results
+
+    def _measure_missing(
+        self,
+        study: PairStudy,
+        plans: Sequence[Plan],
+        origin: str,
+        measure: Callable[[Sequence[Plan]], Iterable[Measurement]],
+        progress: StageProgress | None,
+    ) -> None:
+        """Measure the plans that a study does not hold, in order, in turns with other runs."""
+        with study.locked():
+            missing = [plan for plan in plans if study.find(plan) is None]
+            if not missing:
+                return
+            started, done = time.perf_counter(), len(plans) - len(missing)
+            for plan, measurement in zip(missing, measure(missing), strict=True):
+                now = time.perf_counter()
+                proposal, shape = Proposal(plan, origin), self.calibrated.shape
+                study.add(pair_of(proposal, measurement, shape, now - started))
+                started = now
+                done += 1
+                if progress:
+                    progress(done, len(plans))
+
+    def best_of(self, keep: float, limit: float | None = None) -> list[Finalist]:
+        """Measured plans of a size, best first; with estimates its allocation among them.
+
+        Finalists are refit one after the other until one meets the limit, three at most; without
+        a limit the best one alone.
+        """
+        plans = self.candidates(self._target(keep))
+        if not plans or self.calibrated.mass.in_nats:
             plans = list(dict.fromkeys([*plans, self._allocation(keep)]))
-        return plans
+        (contest,) = self.measured([plans])
+        if not self.refit:
+            return contest
+        for count in range(1, 1 + (1 if limit is None else MOST_REFIT)):
+            (found,) = self.refitted([contest], count=count)
+            if limit is None or not limit < self.upper(found[0]) <= _HOPELESS * limit:
+                break
+        return found
 
     def estimate(self, keep: float) -> float:
         """Of the allocation of a size; only the order and the ratio of two estimates count."""
@@ -272,34 +234,31 @@ class Contest:
             return float(self.fitted.predictor.predict(rows)[0])
         return float(self.calibrated.mass.estimate(rows)[0])
 
+    def upper(self, finalist: Finalist) -> float:
+        """Upper limit of a finalist's loss increase, nats/token."""
+        study = self.refits if self.refit else self.finals
+        return upper_limit(_found(study, finalist.plan).trajectory)
+
     def _target(self, keep: float) -> Target:
         return Target(self.budget_at(keep), self.space.ranges)
 
     def _allocation(self, keep: float) -> Plan:
         return allocate(self.space, self._target(keep), self.calibrated.mass)
 
-    def finalists(self, plans: Sequence[Plan], limit: float | None = None) -> list[Finalist]:
-        """Measured plans of a size, best first.
 
-        Finalists are refit one after the other until one meets the limit, three at most; without
-        a limit the best one alone.
-        """
-        (contest,) = measure_finalists(
-            self.calibrated, self.pairs, self.finals, self.fitted, [plans]
-        )
-        if not self.refit:
-            return contest
-        for count in range(1, 1 + (1 if limit is None else MOST_REFIT)):
-            (found,) = refit_finalists(self.calibrated, self.refits, [contest], count=count)
-            if limit is None or not limit < self.upper(found[0]) <= _HOPELESS * limit:
-                break
-        return found
+def _found(study: PairStudy, plan: Plan) -> Pair:
+    pair = study.find(plan)
+    assert pair is not None  # measured before
+    return pair
 
-    def upper(self, finalist: Finalist) -> float:
-        """Upper limit of a finalist's loss increase, nats/token."""
-        pair = (self.refits if self.refit else self.finals).find(finalist.plan)
-        assert pair is not None
-        return upper_limit(pair.trajectory)
+
+def _by_chunk(pair: Pair) -> tuple[float, ...]:
+    """The loss increase on each chunk alone."""
+    chunks, tokens, total = [], 0, 0.0
+    for so_far, loss_increase in pair.trajectory:
+        chunks.append((loss_increase * so_far - total) / (so_far - tokens))
+        tokens, total = so_far, loss_increase * so_far
+    return tuple(chunks)
 
 
 def smallest(
@@ -344,7 +303,7 @@ def smallest(
         place = (passed + failed) // 2
         if len(tested) % 4 != 3:  # every fourth test bisects, whatever the estimates are
             place = _interpolated(estimate, tested, (passed, failed), limit)
-        found[place] = contest.finalists(contest.candidates(sizes[place]), limit)
+        found[place] = contest.best_of(sizes[place], limit)
         first = found[place][0]
         upper, increase = contest.upper(first), first.loss_increase
         assert increase is not None
@@ -406,7 +365,7 @@ def front(contest: Contest, progress: StageProgress | None = None) -> tuple[Fron
     sizes = contest.feasible(FRONT)
     points = []
     for number, keep in enumerate(sizes):
-        first = contest.finalists(contest.candidates(keep))[0]
+        first = contest.best_of(keep)[0]
         assert first.loss_increase is not None
         budget = contest.budget_at(keep)
         shape = contest.space.shape

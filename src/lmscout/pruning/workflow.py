@@ -52,11 +52,8 @@ from lmscout.pruning.finalists import (
     REFIT_STUDY,
     SPREAD,
     Contest,
-    candidates_of,
     feasible,
     front,
-    measure_finalists,
-    refit_finalists,
     smallest,
 )
 from lmscout.pruning.finalists import STUDY as FINALS
@@ -309,12 +306,9 @@ def _windows(job: _Job, text: Text, *, learned: bool = False) -> Tensor:
 class _Found:
     """The plans of a search."""
 
+    contest: Contest
     keep: tuple[float, ...]  # sizes
-    budgets: Sequence[Budget]  # of every size
     finalists: Sequence[Sequence[Finalist]]  # of every size, best first
-    fitted: Fitted
-    study: str  # URL
-    pairs: int = 0
     bound: QualityBound | None = None  # None if sizes were given
     front: tuple[FrontPoint, ...] = ()
 
@@ -344,46 +338,44 @@ def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
             seed=config.seed,
         )
         if config.max_increase is not None:
-            contest, found = _by_quality(job, contest, config.max_increase)
+            found = _by_quality(job, contest, config.max_increase)
         else:
-            contest, found = _by_size(job, contest)
+            found = _by_size(job, contest)
         if config.front:
             with stages("measuring the front") as update:
-                found = replace(found, front=front(contest, update))
-        return replace(found, pairs=len(study))
+                found = replace(found, front=front(found.contest, update))
+        return found
 
 
-def _by_size(job: _Job, contest: Contest) -> tuple[Contest, _Found]:
+def _by_size(job: _Job, contest: Contest) -> _Found:
     """The best plans of the given sizes."""
-    config, stages, calibrated = job.config, job.stages, contest.calibrated
+    config, stages = job.config, job.stages
     budgets = [contest.budget_at(keep) for keep in config.keep]
     for budget in budgets:
         job.space.require(budget)
     if config.objective is not None:
         targets = [Target(budget, job.space.ranges) for budget in budgets]
         with stages("scoring"):
-            fitted = fitted_to_proxy(config.objective, calibrated, targets)
+            fitted = fitted_to_proxy(config.objective, contest.calibrated, targets)
         contest = replace(contest, fitted=fitted)
     else:
         spread = contest.feasible(SPREAD) if config.front else []
         contest = _with_pairs(job, contest, [*config.keep, *spread], config.pairs)
-    calibrated, study, fitted = contest.calibrated, contest.pairs, contest.fitted
     with stages("searching") as update:
         candidates = []
-        for number, target in enumerate(fitted.targets[: len(budgets)]):
-            some = candidates_of(study, fitted, job.space, target, calibrated.mass, config.seed)
-            candidates.append(some)
+        for number, target in enumerate(contest.fitted.targets[: len(budgets)]):
+            candidates.append(contest.candidates(target))
             if update:
                 update(number + 1, len(budgets))
     with stages("measuring finalists") as update:
-        finalists = measure_finalists(calibrated, study, contest.finals, fitted, candidates, update)
+        finalists = contest.measured(candidates, update)
     if contest.refit and config.objective is None:
         with stages("refitting finalists") as update:
-            finalists = refit_finalists(calibrated, contest.refits, finalists, update)
-    return contest, _Found(config.keep, budgets, finalists, fitted, study.url)
+            finalists = contest.refitted(finalists, update)
+    return _Found(contest, config.keep, finalists)
 
 
-def _by_quality(job: _Job, contest: Contest, limit: float) -> tuple[Contest, _Found]:
+def _by_quality(job: _Job, contest: Contest, limit: float) -> _Found:
     """The best plan of the smallest size that meets a bound.
 
     The first pairs are spread over sizes; the others are near the size that meets the bound by
@@ -400,8 +392,7 @@ def _by_quality(job: _Job, contest: Contest, limit: float) -> tuple[Contest, _Fo
             contest = _with_pairs(job, contest, sizes, config.pairs, step)
     with stages("bisecting") as update:
         finalists, bound = smallest(contest, limit, progress=update)
-    of_size = [contest.budget_at(bound.keep)], [finalists], contest.fitted, contest.pairs.url
-    return contest, _Found((bound.keep,), *of_size, bound=bound)
+    return _Found(contest, (bound.keep,), [finalists], bound)
 
 
 def _with_pairs(
@@ -475,6 +466,7 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
     config, stages, calibrated = job.config, job.stages, dense.calibrated
     out, on, winners = job.run.folder, job.report_text, found.winners
     folders = model_folders(found.keep, out)
+    budgets = list(map(found.contest.budget_at, found.keep))
     for winner, folder in zip(winners, folders, strict=True):
         if is_finished(folder):
             check_plan(folder, winner, on.dtype)
@@ -482,7 +474,7 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
         # Elastic recovery has changed the dense weights.
         known = dense.perplexity if dense.elastic is None else None
         row, models = report(
-            calibrated, found.budgets, winners, on, config.weights, dense=known, progress=update
+            calibrated, budgets, winners, on, config.weights, dense=known, progress=update
         )
     dense_elastic = None
     if dense.elastic is not None:
@@ -496,15 +488,15 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
         )
         models, trained = recover_winners(recovery, found.keep, winners, models, on, stages)
     columns = found.keep, models, map(tuple, found.finalists), folders, trained
-    fitted = found.fitted
+    fitted, study = found.contest.fitted, found.contest.pairs
     result = Pruning(
         of=config.of,
         dense=row,
         sizes=tuple(Size(*one) for one in zip(*columns, strict=True)),
         predictor=None if fitted.predictor is None else fitted.predictor.report,
         narrowing_steps=fitted.narrowing_steps,
-        pairs=found.pairs,
-        study=found.study,
+        pairs=len(study),
+        study=study.url,
         seconds=stages.seconds,
         elastic=dense.elastic,
         dense_elastic=dense_elastic,
