@@ -16,18 +16,14 @@ _TINY = 1e-9  # nats, the least argument of a logarithm
 
 @dataclass(frozen=True, eq=False)
 class ImportanceMass:
-    """Summed importance of removed units, by the number of kept units.
+    """Summed importance of removed units, by the number of kept units."""
 
-    Attributes:
-        attention: for each block, [groups + 1]: entry k is the sum over the groups that are
-            removed if k are kept; the last is 0.
-        mlp: the same for channels, [channels + 1].
-        in_nats: whether a mass is an estimate of the loss increase, in nats/token, so that those
-            of all blocks and kinds add up.
-    """
-
+    # For each block, [groups + 1]: entry k is the sum over the groups that are removed if k are
+    # kept; the last is 0.
     attention: tuple[Floats, ...]
-    mlp: tuple[Floats, ...]
+    mlp: tuple[Floats, ...]  # the same for channels, [channels + 1]
+    # Whether a mass is an estimate of the loss increase, in nats/token, so that those of all blocks
+    # and kinds add up.
     in_nats: bool = False
 
     @classmethod
@@ -66,15 +62,10 @@ class ImportanceMass:
 
 @dataclass(frozen=True)
 class Column:
-    """An additional feature.
-
-    Attributes:
-        name: name of the column.
-        values: function of plans, [n, 2L] to [n], finite.
-    """
+    """An additional feature."""
 
     name: str
-    values: Callable[[Rows], Floats]
+    values: Callable[[Rows], Floats]  # of plans, [n, 2L] to [n], finite
 
 
 class PlanFeatures:
@@ -152,17 +143,11 @@ class TargetScale:
 
     Loss increases span a decade within one size and two between sizes, and the small ones matter
     most; on a logarithm or a square root an error is relative to the loss increase.
-
-    Attributes:
-        name: one of `SCALES`; the square root keeps the sign.
-        shift: added before the logarithm, so that 0 and small negative values have one.
-        low: lower bound of predictions.
-        high: upper bound of predictions.
     """
 
-    name: str
-    shift: float
-    low: float
+    name: str  # one of `SCALES`; the square root keeps the sign
+    shift: float  # added before the logarithm, so that 0 and small negative values have one
+    low: float  # bounds of predictions
     high: float
 
     @classmethod

@@ -54,19 +54,13 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was fitted to the pairs of a study.
+    """What was fitted to the pairs of a study."""
 
-    Attributes:
-        predictor: fitted on every pair; None if all plans were measured or
-            none, or with an objective.
-        targets: the sizes searched for, with their narrowed ranges.
-        narrowing_steps: how they were narrowed.
-        objective: proxy that replaces the predictor; nothing is measured then.
-    """
-
+    # Fitted on every pair; None if all plans were measured or none, or with an objective.
     predictor: Predictor | None
-    targets: tuple[Target, ...]
-    narrowing_steps: tuple[NarrowingStep, ...]
+    targets: tuple[Target, ...]  # the sizes searched for, with their narrowed ranges
+    narrowing_steps: tuple[NarrowingStep, ...]  # how they were narrowed
+    # Proxy that replaces the predictor; nothing is measured then.
     objective: ProxyObjective | None = None
 
 
@@ -96,12 +90,9 @@ class Rounds:
 
     All pairs of a round are measured before a step that follows from it is proposed.  So the
     pairs of a study show which steps a stopped run had proposed, and from what.
-
-    Attributes:
-        tail: share of a step, from 0 to below 1.
     """
 
-    tail: float
+    tail: float  # share of a step, from 0 to below 1
 
     @classmethod
     def of(cls, pair_study: PairStudy, tail: float) -> Rounds:

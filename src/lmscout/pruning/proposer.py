@@ -48,30 +48,18 @@ _MANY_CORES = 4  # from which two searches run at once
 
 @dataclass(frozen=True)
 class NarrowingStep:
-    """One narrowing of adjacent blocks, and its reason; numbers are means over the blocks.
+    """One narrowing of adjacent blocks, and its reason; numbers are means over the blocks."""
 
-    Attributes:
-        kind: "attention" or "mlp".
-        blocks: first and last block.
-        verdict: "insensitive", where the range lost its upper end, or "sensitive", where
-            it lost its lower.
-        keeping: share of units to which `cost` refers.
-        instead_of: share of units that it is compared to.
-        cost: predicted change of the loss increase in nats/token, at the same size.
-        left: the range after it, as shares of units.
-        pairs: number of measured pairs that it follows from.
-        size: position of its size among those of the run.
-    """
-
-    kind: str
-    blocks: tuple[int, int]
+    kind: str  # "attention" or "mlp"
+    blocks: tuple[int, int]  # first and last block
+    # "insensitive", where the range lost its upper end, or "sensitive", where it lost its lower.
     verdict: str
-    keeping: float
-    instead_of: float
-    cost: float
-    left: tuple[float, float] = (0.0, 1.0)
-    pairs: int = 0
-    size: int = 0
+    keeping: float  # share of units to which `cost` refers
+    instead_of: float  # share of units that it is compared to
+    cost: float  # predicted change of the loss increase in nats/token, at the same size
+    left: tuple[float, float] = (0.0, 1.0)  # the range after it, as shares of units
+    pairs: int = 0  # number of measured pairs that it follows from
+    size: int = 0  # position of its size among those of the run
 
     @property
     def words(self) -> str:

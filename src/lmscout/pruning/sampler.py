@@ -68,15 +68,11 @@ _Named = tuple[Rows, str]  # a row and its origin
 
 @dataclass(frozen=True)
 class Proposal:
-    """A plan to be measured.
-
-    Attributes:
-        plan: the plan.
-        origin: "allocated", "uniform", "protected", "tied" or "free" where the space is covered;
-            "found", "near" or "unsure" where a predictor is exploited.
-    """
+    """A plan to be measured."""
 
     plan: Plan
+    # "allocated", "uniform", "protected", "tied" or "free" where the space is covered; "found",
+    # "near" or "unsure" where a predictor is exploited.
     origin: str
 
 

@@ -59,29 +59,17 @@ _EDITED = "it was edited or is damaged; restore a copy, or use another folder or
 
 @dataclass(frozen=True)
 class Pair:
-    """A plan with its measured quality.
-
-    Attributes:
-        plan: the measured plan.
-        value: loss increase over the dense model on the same tokens, nats/token.
-        tokens: number of tokens measured.
-        partial: whether it was stopped early, on fewer tokens than others.
-        round: round of the proposal, from 0.
-        kept: share of the parameters in units that the plan keeps.
-        seconds: duration of the measurement.
-        origin: how the plan was proposed.
-        trajectory: tokens so far and the loss increase on them, chunk by chunk; the last is
-            `tokens` and `value`.
-    """
+    """A plan with its measured quality."""
 
     plan: Plan
-    value: float
-    tokens: int
-    partial: bool = False
-    round: int = 0
-    kept: float = 0.0
-    seconds: float = 0.0
-    origin: str = ""
+    value: float  # loss increase over the dense model on the same tokens, nats/token
+    tokens: int  # number of tokens measured
+    partial: bool = False  # whether it was stopped early, on fewer tokens than others
+    round: int = 0  # round of the proposal, from 0
+    kept: float = 0.0  # share of the parameters in units that the plan keeps
+    seconds: float = 0.0  # duration of the measurement
+    origin: str = ""  # how the plan was proposed
+    # Tokens so far and the loss increase on them, chunk by chunk; the last is `tokens` and `value`.
     trajectory: tuple[tuple[int, float], ...] = ()
 
 
