@@ -121,7 +121,7 @@ def estimate(
     first = list(family.all_sublayers(model).values())[:2]
     ordering, refitting = _time_closed_form(one_block, family, request, calibration, first)
     ordering, refitting = depth * ordering, depth * refitting
-    pairs = 0 if request.objective is not None else request.pairs
+    pairs = request.measured_pairs
     # an elastic recovery is first; a winner is trained beside the dense model
     recovery = []
     few_blocks = partial(_first_blocks, config, dtype, device)

@@ -52,16 +52,15 @@ _LEAST = 1e-6  # nats/token, the least argument of a logarithm
 _EXPONENTS = (0.7, 3.0)  # of measured loss increases by estimated ones
 
 
-def upper_limit(trajectory: Sequence[tuple[int, float]], confidence: float = CONFIDENCE) -> float:
+def upper_limit(trajectory: Sequence[tuple[int, float]]) -> float:
     """Upper limit of the loss increase on another text, from the chunks of a measured one.
 
     If windows are draws from one distribution, the mean loss increase on as many further windows
-    is below the limit with this probability: a one-sided prediction interval by Student's t, exact
-    if the means of chunks are normal.  On a longer text it is so more often.
+    is below the limit with probability `CONFIDENCE`: a one-sided prediction interval by Student's
+    t, exact if the means of chunks are normal.  On a longer text it is so more often.
 
     Args:
         trajectory: after each chunk, the tokens so far and the loss increase on them, nats/token.
-        confidence: the probability.
 
     Returns:
         Nats/token; infinite for a single chunk, or if a loss increase is not finite.
@@ -75,7 +74,7 @@ def upper_limit(trajectory: Sequence[tuple[int, float]], confidence: float = CON
     mean = float(means[-1])
     # Variance of the mean of all tokens, and again of that of as many others.
     variance = 2 * float(counts @ (chunks - mean) ** 2) / freedom / float(tokens[-1])
-    return mean + float(student.ppf(confidence, freedom)) * math.sqrt(variance)
+    return mean + float(student.ppf(CONFIDENCE, freedom)) * math.sqrt(variance)
 
 
 def feasible(

@@ -258,18 +258,17 @@ class PairStudy:
     @property
     def others(self) -> int:
         """Number of other processes of the group of the lock."""
-        together = self._lock is not None and self._lock.group
-        return len(self._lock.others()) if self._lock and together else 0
+        return len(self._lock.others()) if self._lock and self._lock.group else 0
 
     def claim(self, plans: Sequence[Plan], most: int) -> list[Plan]:
         """The first plans, at most so many, that this process is to measure, and no other one."""
         if self._lock is None or not self._lock.group:
             return list(plans[:most])
         keys = {_digest(plan): plan for plan in plans}
-        claimed = self._lock.claim(self.study._study_id, list(keys), most)
-        # A claim is dropped after its pair was written.
         number = self.study._study_id
-        trials = patiently(self._url, lambda: self._storage.trial_numbers(number))
+        claimed = self._lock.claim(number, list(keys), most)
+        # A claim is dropped after its pair was written.
+        trials = patiently(self._url, partial(self._storage.trial_numbers, number))
         if len(trials) != self._read:
             self.refresh()
         return [keys[key] for key in claimed if keys[key] not in self._pairs]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -456,9 +455,9 @@ def _latency(study: PairStudy, calibrated: Calibrated) -> Latency:
     if noted is None:
         windows = calibrated.measured[:_TIMED_WINDOWS]
         measured = measure_latency(calibrated.model, calibrated.family, windows)
-        noted = study.note("latency", json.dumps(to_json(measured)))
+        noted = study.note("latency", to_json(measured))
     assert noted is not None
-    return from_json(json.loads(noted))
+    return from_json(noted)
 
 
 def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
