@@ -168,20 +168,11 @@ def measure_rounds(
     its pairs.  Those of one group measure together: each claims plans of the step, and waits for
     the pairs of the others before the next step, which is the same for all.
 
-    Args:
-        pair_study: study of the pairs, which continues with the tail that it was started with.
-        evaluator: measures plans.
-        mass: importance of removed units.
-        space: proposes plans.
-        targets: sizes that the study is to serve; each has an equal share of every step.
-        pairs: number of pairs in the end.
-        seed: seed of proposals and predictors.
-        round_size: plans of a step; the first has twice as many.  By default 20, or more if
-            `pairs` is large.
-        tail: share of a step that is measured while the next one is proposed; see `tail_on`.
-        extra: additional features of the predictor.
-        group: of processes that call this with the same arguments, see `PairStudy.locked`.
-        progress: called with the number of pairs, and the number wanted.
+    Each target has an equal share of every step.  A step has `round_size` plans, by default 20 or
+    more if `pairs` is large; the first has twice as many.  A study continues with the `tail` that
+    it was started with, see `tail_on`; `group` is that of `PairStudy.locked`, `extra` are
+    additional features of the predictor.  `progress` is called with the number of pairs, and the
+    number wanted.
 
     Raises:
         LmscoutError: the loss of a plan is not finite, the study cannot be written, or the process
@@ -369,12 +360,7 @@ def pair_of(
 
 
 def fitted_to_proxy(text: str, calibrated: Calibrated, targets: Sequence[Target]) -> Fitted:
-    """A proxy in place of a predictor; nothing is measured.
-
-    Args:
-        text: "proxy:" and the proxy.
-        calibrated: the dense model and its text.
-        targets: sizes with their ranges, which are not narrowed.
+    """A proxy, as ``proxy:NAME``, in place of a predictor; nothing is measured or narrowed.
 
     Raises:
         LmscoutError: the proxy cannot score subnetworks, or its sign cannot be determined.
@@ -391,8 +377,7 @@ def proxy_columns(texts: Sequence[str], calibrated: Calibrated) -> list[Column]:
     """
 
     def finite(objective: ProxyObjective, rows: Rows) -> Floats:
-        scores = objective.scores(rows)
-        return np.where(np.isfinite(scores), scores, 0.0)
+        return np.nan_to_num(objective.scores(rows), nan=0.0, posinf=0.0, neginf=0.0)
 
     return [
         Column(f"proxy.{one.name}", partial(finite, one))

@@ -92,23 +92,15 @@ def propose(
 ) -> list[Proposal]:
     """Plans for one round, in the order in which to measure them.
 
-    Args:
-        space: of plans.
-        targets: sizes that the study is to serve; each gets an equal part of the round.
-        count: of proposals; fewer are returned if there are no more plans.
-        seed: of the run.
-        round_: from 0.
-        pairs: the study's; those of this round and later ones are ignored.
-        predictor: fitted on the pairs of earlier rounds; needed after round 0.
-        waiting: plans that are being measured, and not proposed again.
-        mass: importance of removed units; if it estimates the loss increase, plans around its
-            allocation are among the first.
-        executor: runs one of two searches at the same time as the other; results are the same.
-        generations: of the searches.
+    Each target gets an equal part of the round, whose number is from 0.  Pairs of this round and
+    later ones are ignored; the predictor, fitted on those of earlier rounds, is needed after round
+    0.  Plans that are `waiting` to be measured are not proposed again.  If `mass` estimates the
+    loss increase, plans around its allocation are among the first.  The `executor` runs one of two
+    searches at the same time as the other; results are the same.
 
     Returns:
-        Distinct plans, none of an earlier round's, each meeting its target's budget; those
-        with common prefixes are neighbours.
+        Distinct plans, none of an earlier round's, each meeting its target's budget; those with
+        common prefixes are neighbours.  Fewer than `count` if there are no more.
 
     Raises:
         LmscoutError: no plan meets a target.

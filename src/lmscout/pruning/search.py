@@ -300,11 +300,6 @@ def allocate(space: PlanSpace, target: Target, mass: ImportanceMass) -> Plan:
     the budget is used up: the plan of the least mass plus a multiplier times the cost.  What is
     left goes to channels.  Uniform plans are ranked by their masses.
 
-    Args:
-        space: of plans.
-        target: the budget, and the ranges of blocks that vary.
-        mass: of removed units, in one unit for all blocks.
-
     Raises:
         LmscoutError: no plan meets the target.
     """
@@ -320,7 +315,7 @@ def allocate(space: PlanSpace, target: Target, mass: ImportanceMass) -> Plan:
     for column, (error, table) in enumerate(zip(mass.columns, inner.budget.tables, strict=True)):
         steps = np.arange(low[column], high[column] + 1)
         units = np.minimum(steps * space.each[column], len(error) - 1)
-        cost = np.maximum(np.diff(np.maximum.accumulate(table)[steps]), _FREE)
+        cost = np.maximum(np.diff(table[steps]), _FREE)
         costs.append(cost)
         # Lower convex hull: a unit that saves less than the next one is taken with it.
         each = -np.diff(error[units]) / cost

@@ -109,10 +109,7 @@ class RecordedPairs:
 
 
 def read_pairs(storage: str | Path) -> RecordedPairs:
-    """Read the pairs in a run folder or at a URL, also while a run adds more.
-
-    Args:
-        storage: the run folder, or the URL of the storage; nothing is written.
+    """Read the pairs in a run folder or at a URL, also while a run adds more; writes nothing.
 
     Raises:
         LmscoutError: there is no study of lmscout, or it was edited.
