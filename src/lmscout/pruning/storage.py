@@ -188,16 +188,15 @@ def check_storage(url: str, *, create: bool = True) -> None:
         if url.startswith(_JOURNAL):
             with file.open("rb") as opened:
                 start = opened.read(len(_JOURNAL_START))
-            foreign = not _JOURNAL_START.startswith(start) and "no journal of Optuna"
-            empty = not start
+            kind = "no journal of Optuna"
+            foreign, empty = not _JOURNAL_START.startswith(start), not start
         else:
             tables = _tables(file, "rw" if writable else "ro")
-            foreign = (
-                bool(tables and not tables & _TABLES) and "a SQLite database of something else"
-            )
+            kind = "a SQLite database of something else"
+            foreign = bool(tables) and not tables & _TABLES
             empty = not {"studies", "version_info"} <= tables
         if foreign:
-            _refuse(url, f"is {foreign}, and no study; name another")
+            _refuse(url, f"is {kind}, and no study; name another")
         if empty and not create:
             _refuse(url, f"holds no study; {_NAME_RUN}")
 

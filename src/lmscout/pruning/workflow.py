@@ -67,7 +67,7 @@ from lmscout.pruning.measuring import (
 )
 from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.placement import block_devices, place
-from lmscout.pruning.plan import Plan, Shape
+from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Target
 from lmscout.pruning.recovery.elastic import Elastic, recover_all_plans
 from lmscout.pruning.recovery.run import (
@@ -79,7 +79,7 @@ from lmscout.pruning.recovery.run import (
     remove_finished,
 )
 from lmscout.pruning.recovery.training import Trained
-from lmscout.pruning.report import ReportText, held_out_tokens, report
+from lmscout.pruning.report import ReportText, report
 from lmscout.pruning.results import (
     LABELS,
     Finalist,
@@ -236,7 +236,7 @@ def _prepared(
     job = _Job(loaded, calibration, config, run, stages, on, recover_on, space)
     if config.of != "latency":  # which is measured first
         for keep in config.keep:
-            job.space.require(_budget(job, units, keep))
+            job.space.require(_budget(job, keep))
     return job
 
 
@@ -282,9 +282,8 @@ def _calibrated(job: _Job) -> _Dense:
     with folder_lock(job.run.folder):
         job.run.begin()
         if recovery is not None:
-            budget_at = partial(_budget, job, calibrated.shape)
-            keep = config.keep or feasible(job.space, budget_at, SPREAD)
-            sizes = {share: budget_at(share) for share in keep}
+            keep = config.keep or feasible(job.space, partial(_budget, job), SPREAD)
+            sizes = {share: _budget(job, share) for share in keep}
             file = recovery_file(job.run.folder, ELASTIC)
             with job.stages("recovering all plans") as update:
                 calibrated, elastic = recover_all_plans(
@@ -332,7 +331,7 @@ def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
         latency = _latency(study, calibrated) if config.of == "latency" else None
         contest = Contest(
             *(calibrated, study, finals, refits, Fitted(None, (), ()), job.space),
-            lambda keep: _budget(job, units, keep, latency),
+            partial(_budget, job, latency=latency),
             refit=config.weights == "refit",
             seed=config.seed,
         )
@@ -442,11 +441,12 @@ def _report_pairs(update: StageProgress, wanted: int, pairs: int) -> None:
     update(min(pairs, wanted), wanted)
 
 
-def _budget(job: _Job, units: Shape, keep: float, latency: Latency | None = None) -> Budget:
+def _budget(job: _Job, keep: float, latency: Latency | None = None) -> Budget:
     """The budget of a size."""
     config, model = job.config, job.loaded.model
     family, window = family_of(model.config), config.calibration.length
-    return budget_of(config.of, keep, model, family, units, window=window, latency=latency)
+    shape = job.space.shape
+    return budget_of(config.of, keep, model, family, shape, window=window, latency=latency)
 
 
 def _latency(study: PairStudy, calibrated: Calibrated) -> Latency:
@@ -500,7 +500,7 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
         elastic=dense.elastic,
         dense_elastic=dense_elastic,
         objective=None if fitted.objective is None else fitted.objective.report,
-        held_out_tokens=held_out_tokens(calibrated),
+        held_out_tokens=calibrated.final[:, 1:].numel(),  # predicted ones
         bound=found.bound,
         front=found.front,
     )
