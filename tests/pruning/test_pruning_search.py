@@ -15,7 +15,7 @@ from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import keep_budget, latency_budget
 from lmscout.pruning.plan import as_rows, dense_row, unit_parameters
 from lmscout.pruning.ranges import Ranges, Target, fit, uniform
-from lmscout.pruning.search import DISTANCE, apart, crossover, evolve, mutate, search
+from lmscout.pruning.search import apart, crossover, evolve, mutate, search
 from lmscout.pruning.space import PlanSpace
 
 MODEL = Synthetic(depth=5, noise=0)
@@ -64,17 +64,19 @@ def test_it_comes_to_the_known_optimum():
 
 def test_results_differ_by_the_distance():
     budget = keep_budget(SHAPE, 0.8)
-    found = search(SPACE, MODEL.loss_increase, Target(budget, RANGES), seed=0, count=8, **SHORT)
+    found = search(
+        SPACE, MODEL.loss_increase, Target(budget, RANGES), seed=0, count=8, distance=0.03, **SHORT
+    )
     shares = as_rows([one.plan for one in found]) / dense_row(SHAPE)
     apart_by = np.abs(shares[:, None] - shares).mean(axis=2)[np.triu_indices(len(found), 1)]
     assert len(found) == 8
-    assert apart_by.min() >= DISTANCE
+    assert apart_by.min() >= 0.03
 
 
 def test_apart_keeps_the_first_of_those_that_are_close():
     rows = np.array([[0, 0], [1, 0], [5, 5], [5, 6], [9, 0]])
-    assert apart(rows, np.array([100, 100]), 10) == [0, 2, 4]
-    assert apart(rows, np.array([100, 100]), 2) == [0, 2]
+    assert apart(rows, np.array([10, 10]), 10, 0.1) == [0, 2, 4]
+    assert apart(rows, np.array([10, 10]), 2, 0.1) == [0, 2]
 
 
 def test_the_same_seed_finds_the_same():

@@ -292,7 +292,9 @@ class _Selection:
         draws = uniform_draws(self._target.ranges, _POOL, rng)
         pool = np.concatenate([self._fitted(pool), self._fitted(draws)])
         pool = self._sorted(pool, predictor, spreads=_SPREADS)
-        self._take(pool[apart(pool, dense_row(shape), 2 * self._unsure)], "unsure", self._unsure)
+        self._take(
+            pool[apart(pool, dense_row(shape), 2 * self._unsure, DISTANCE)], "unsure", self._unsure
+        )
         if self._missing:
             draws = uniform_draws(self._target.ranges, 4 * self._missing, rng)
             self._take(self._fitted(draws), "free", self._missing)

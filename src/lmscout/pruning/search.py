@@ -65,6 +65,7 @@ def search(
     initial: Sequence[Plan] = (),
     population: int = POPULATION,
     generations: int = GENERATIONS,
+    distance: float = DISTANCE,
 ) -> list[Candidate]:
     """The best distinct plans of one size, by prediction.
 
@@ -77,6 +78,7 @@ def search(
         initial: plans to start from, such as the best measured; fitted to the target.
         population: plans per generation.
         generations: at most; the search ends earlier without gains.
+        distance: least mean difference of kept shares between two candidates of blocks that vary.
 
     Returns:
         Best first.
@@ -105,7 +107,7 @@ def search(
         )
         order = np.lexsort((*rows.T, loss_increases))
         order = order[inner.budget.meets(rows[order])]
-        order = order[apart(rows[order], dense_row(shape), count)]
+        order = order[apart(rows[order], dense_row(shape), count, distance)]
         rows, loss_increases = space.to_units(rows[order]), loss_increases[order]
     return list(map(Candidate, as_plans(rows), loss_increases.tolist()))
 
@@ -247,14 +249,14 @@ def _initial_rows(
     return fit(wanted, target.ranges, target.budget)
 
 
-def apart(rows: Rows, units: Rows, count: int) -> list[int]:
+def apart(rows: Rows, units: Rows, count: int, distance: float) -> list[int]:
     """Indices of the first rows [n, 2L] whose mean difference of kept shares is large enough."""
     shares = rows / np.maximum(units, 1)
     taken: list[int] = []
     for index, share in enumerate(shares):
         if len(taken) == count:
             break
-        if not taken or np.abs(shares[taken] - share).mean(axis=1).min() >= DISTANCE:
+        if not taken or np.abs(shares[taken] - share).mean(axis=1).min() >= distance:
             taken.append(index)
     return taken
 
