@@ -370,8 +370,8 @@ def prune(
         [0.8]
     """
     from lmscout.evaluation import devices_of
+    from lmscout.pruning import workflow
     from lmscout.pruning.config import PruneConfig
-    from lmscout.pruning.workflow import prune_named
 
     first, *others = devices_of(device)
     request = config or PruneConfig()
@@ -385,7 +385,7 @@ def prune(
     text, report_on, recover_on = map(text_named, (calibration, report, recover_text))
     assert text is not None
     with shown_progress(progress) as advance:
-        return prune_named(
+        return workflow.prune(
             model,
             text,
             request,
