@@ -24,14 +24,7 @@ class LmscoutError(Exception):
 
 
 def check_whole(name: str, given: object, least: int, most: int | None = None) -> None:
-    """Raise LmscoutError unless a setting is a whole number within bounds.
-
-    Args:
-        name: of the setting in the message.
-        given: its value.
-        least: smallest value.
-        most: largest value; None for no bound.
-    """
+    """Raise LmscoutError unless the setting of this name is a whole number within bounds."""
     if isinstance(given, bool) or not isinstance(given, int):
         raise LmscoutError(f"{name} of {given!r} is no whole number: give {least} or more")
     if given < least:

@@ -87,11 +87,7 @@ def write_file(
 
 @contextmanager
 def atomic_folder(
-    folder: Path,
-    *,
-    last: str | None = None,
-    name: str | None = None,
-    remedy: str = "name another",
+    folder: Path, *, last: str | None = None, name: str | None = None, remedy: str = "name another"
 ) -> Iterator[Path]:
     """A draft to write into, which becomes `folder` once the block ends without an error.
 

@@ -93,12 +93,7 @@ class LineReporter:
     """
 
     def __init__(self, stream: TextIO, every: float = 60.0) -> None:
-        """Write to a stream.
-
-        Args:
-            stream: such as ``sys.stderr``.
-            every: seconds between two lines of a stage.
-        """
+        """Write to a stream, with so many seconds between two lines of a stage."""
         self._stream, self._every = stream, every
         self._stage: str | None = None  # that runs
         self._steps: dict[str, str] = {}  # of every stage

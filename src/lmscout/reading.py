@@ -163,8 +163,7 @@ def read_json_rows(path: Path) -> list[Any]:
 def parse_json_lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
     """Yield line numbers, from 1, and values of JSON lines; blank lines are skipped.
 
-    Raises:
-        LmscoutError: a line is not JSON, or is beyond a bound.
+    LmscoutError if a line is not JSON, or is beyond a bound.
     """
     for number, line in enumerate(io.StringIO(text), start=1):
         if number > MOST_VALUES:
@@ -181,14 +180,7 @@ def parse_json(
     surrogates: bool = False,
     single_line: bool = False,
 ) -> Any:
-    """Parse a JSON text.
-
-    Args:
-        text: the text.
-        name: of its file, for messages.
-        lenient: as for `read_json`.
-        surrogates: as for `read_json`.
-        single_line: whether it is one of several JSON lines.
+    """Parse the JSON text of a named file, see `read_json`, or one of its JSON lines.
 
     Raises:
         LmscoutError: it is not JSON, nests too deep, has too many values or digits, a name twice
@@ -225,13 +217,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def parse_yaml(text: str, name: str) -> dict[Any, Any]:
-    """Parse a YAML mapping of plain data.
+    """Parse a YAML mapping of plain data, of a named file.
 
     Events are counted, without recursion, before anything is constructed.
-
-    Args:
-        text: the text.
-        name: of its file, for messages.
 
     Raises:
         LmscoutError: not YAML, a tag that names Python code, not a mapping, or beyond a bound.
@@ -260,15 +248,9 @@ def parse_yaml(text: str, name: str) -> dict[Any, Any]:
 
 
 def named_file(folder: Path, name: object, where: str) -> Path:
-    """Path of a file in a folder by a name that was read from another file.
+    """Path of a file in a folder by a name that was read from another file, `where`.
 
-    Args:
-        folder: the folder.
-        name: of the file, of any type.
-        where: the file that names it, for messages.
-
-    Raises:
-        LmscoutError: it is no file name, or leaves the folder.
+    LmscoutError if it is no file name, or leaves the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name or len(name.encode()) > 255:
         raise LmscoutError(f"{where}: {brief(name)} is no file name; fetch it again")
@@ -283,14 +265,9 @@ def named_file(folder: Path, name: object, where: str) -> Path:
 
 
 def check_inside(path: Path, folder: Path | None = None) -> None:
-    """Refuse a link to a file outside a folder; the Hub's cache links to its own blobs.
+    """Raise LmscoutError for a link that leads nowhere or outside a folder, by default its own.
 
-    Args:
-        path: the file, which need not be a link.
-        folder: the folder; the file's own if None.
-
-    Raises:
-        LmscoutError: it is such a link, or leads nowhere.
+    The Hub's cache links to its own blobs.
     """
     if not path.is_symlink():
         return

@@ -36,15 +36,10 @@ _DAMAGE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, 
 
 @dataclass(frozen=True)
 class SavedAs:
-    """Annotation of a dataclass field with a JSON form of its own; None stays None.
+    """Annotation of a dataclass field with a JSON form of its own; None stays None."""
 
-    Attributes:
-        write: converts the value to JSON data.
-        read: converts it back.
-    """
-
-    write: Callable[[Any], object]
-    read: Callable[[Any], object]
+    write: Callable[[Any], object]  # converts the value to JSON data
+    read: Callable[[Any], object]  # converts it back
 
 
 class NotSaved:

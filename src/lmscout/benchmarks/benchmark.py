@@ -120,14 +120,8 @@ class Row(BaseModel):
 def checked(kind: type[T], values: Any, where: str) -> T:
     """The values of a file as a row, or as a dataclass of pydantic.
 
-    Args:
-        kind: the type.
-        values: content of the file.
-        where: the file, and the row in it.
-
-    Raises:
-        LmscoutError: the values are no object, or a field is missing, unknown or of the wrong
-            kind; names the first such one.
+    LmscoutError, with the place of the values, if they are no object, or a field is missing,
+    unknown or of the wrong kind; it names the first such one.
     """
     if not isinstance(values, dict):
         raise LmscoutError(f"{where}: expected an object with fields, not {brief(values)}")

@@ -157,11 +157,7 @@ def check(folder: Path, *, seed: int = 0) -> Check:
 
     The true qualities are not known; the simulation takes the measured ones, shrunk towards their
     mean so that their variance is the one without the noise, and measures them again with normal
-    noise; its variance is inversely proportional to the number of trainings.
-
-    Args:
-        folder: that `build` wrote.
-        seed: of the simulated noise.
+    noise of the seed; its variance is inversely proportional to the number of trainings.
 
     Raises:
         LmscoutError: there is no finished benchmark, or no architecture with several seeds.
@@ -227,14 +223,9 @@ def _budgeted(folder: Path) -> bool:
 
 
 def noise_of(losses: list[Array], folder: Path) -> float:
-    """Pooled standard deviation within architectures of one training's quality.
+    """Pooled standard deviation of a training's quality, from ``[seeds]`` losses of architectures.
 
-    Args:
-        losses: for each architecture, ``[seeds]``.
-        folder: for the error.
-
-    Raises:
-        LmscoutError: no architecture was trained more than once.
+    LmscoutError, with the folder, if no architecture was trained more than once.
     """
     noise = _pooled_deviation(losses)
     if np.isnan(noise):

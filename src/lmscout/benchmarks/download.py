@@ -46,13 +46,9 @@ def content_digest(root: Path, files: Iterable[str]) -> str:
 
 
 def download(url: str, files: tuple[str, ...], sha256: str, destination: Path) -> None:
-    """Fetch files into a folder, which appears only when it is complete and verified.
+    """Fetch files of a URL, which ends in a slash, into a new folder.
 
-    Args:
-        url: of their folder, ending in a slash.
-        files: their paths below `url` and below `destination`.
-        sha256: their `content_digest`.
-        destination: the new folder; its parent need not exist.
+    It appears only when it is complete and verified: `sha256` is the files' `content_digest`.
 
     Raises:
         LmscoutError: the folder cannot be written, or the files are not the pinned ones, or too
@@ -116,19 +112,12 @@ def describe(error: OSError | http.client.HTTPException) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """Files that upstream serves, and their digest.
+    """Files that upstream serves, and their digest."""
 
-    Attributes:
-        folder: below a data directory.
-        files: their paths below that folder.
-        url: the address of the folder upstream, ending in a slash.
-        sha256: their `content_digest`.
-    """
-
-    folder: str
-    files: tuple[str, ...]
-    url: str
-    sha256: str
+    folder: str  # below a data directory
+    files: tuple[str, ...]  # their paths below that folder
+    url: str  # the address of the folder upstream, ending in a slash
+    sha256: str  # their `content_digest`
 
 
 FLEXIBERT_FILE = "BERT_benchmark.json"
@@ -156,32 +145,23 @@ LTS: dict[str, Published] = {
             "archai/nlp/nas/saved_logs/random_GPT2_wt103/"
         ),
         sha256="74fff8bb05a726c257ca61f320cd5ed251d5962d471c2d76820952615385e860",
-    ),
+    )
 }
 
 
 def find_flexibert(url: str = FLEXIBERT.url) -> Path:
     """The file of the FlexiBERT benchmark, downloaded into the cache if it was not found.
 
-    Args:
-        url: the folder to download from.
-
-    Raises:
-        LmscoutError: it cannot be downloaded, or not to the cache directory.
+    LmscoutError if it cannot be downloaded from the folder `url`, or not to the cache directory.
     """
     wanted = f"{FLEXIBERT.folder}/{FLEXIBERT_FILE}"
     return _present(wanted) or _fetched(FLEXIBERT, url) / FLEXIBERT_FILE
 
 
 def find_lts(name: str, url: str | None = None) -> Path:
-    """The LiteTransformerSearch folder of that name, downloaded if it was not found.
+    """The LiteTransformerSearch folder of upstream's name, downloaded if it was not found.
 
-    Args:
-        name: upstream's name of the folder.
-        url: the folder to download from; upstream's if None.
-
-    Raises:
-        LmscoutError: it cannot be downloaded, or not to the cache directory.
+    LmscoutError if it cannot be downloaded from `url` (upstream's if None) or to the cache.
     """
     wanted = f"lts/{name}"
     if present := _present(wanted):

@@ -31,19 +31,12 @@ def multiply_adds(spec: ArchitectureSpec) -> int:
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that an architecture may cost.
+    """The most that an architecture may cost."""
 
-    Attributes:
-        name: of the argument: ``max_params``, ``max_macs`` or ``max_latency``.
-        unit: of its value, in words.
-        value: the limit.
-        cost: of an architecture, in the same unit.
-    """
-
-    name: str
-    unit: str
-    value: float
-    cost: Cost
+    name: str  # of the argument: ``max_params``, ``max_macs`` or ``max_latency``
+    unit: str  # of its value, in words
+    value: float  # the limit
+    cost: Cost  # of an architecture, in the same unit
 
     def keeps(self, spec: ArchitectureSpec) -> bool:
         """Whether an architecture is within the limit."""
@@ -64,16 +57,10 @@ def limits_of(
     *,
     device: str = "cpu",
 ) -> tuple[Limit, ...]:
-    """The limits that were given, the cheapest to check first.
+    """The limits that were given, the cheapest to check first; LmscoutError for one not above 0.
 
-    Args:
-        max_params: parameters of the model, embeddings included.
-        max_macs: multiply-adds of a token in the blocks, see `ArchitectureSpec.multiply_adds`.
-        max_latency: milliseconds, see `latency_on`.
-        device: on which it is measured.
-
-    Raises:
-        LmscoutError: a limit is no number above 0.
+    They are of parameters, embeddings included, of a token's multiply-adds in the blocks
+    (`ArchitectureSpec.multiply_adds`), and of milliseconds on a device (`latency_on`).
     """
     found = []
     if max_params is not None:
@@ -102,10 +89,7 @@ def nothing_within(
 ) -> LmscoutError:
     """The error that a set of architectures has none within the limits; names the least costs.
 
-    Args:
-        what: the set, in words.
-        limits: at least one.
-        specs: at least one; some of the architectures, among them those of the least costs.
+    The specs are some of them, among these those of the least costs.
     """
     most = " and ".join(map(str, limits))
     least = " and ".join(one.shown(min(map(one.cost, specs))) for one in limits)
@@ -122,9 +106,6 @@ def latency_on(device: str) -> Cost:
     The untrained model, with fused attention where it has causal attention, maps one sequence of
     `max_length` tokens to hidden states, without logits.  The median of seven passes counts,
     after one that does not.
-
-    Args:
-        device: as PyTorch names it.
     """
 
     @cache

@@ -55,12 +55,9 @@ def load(name: str) -> Benchmark:
 
 
 def load_space_or_benchmark(name: str) -> Space | Benchmark:
-    """A space by its name or its file, or else a benchmark.
+    """A space by its name or its file, or else a benchmark; LmscoutError if it is neither.
 
     ``pico`` and ``iso`` name both; here they are the spaces.
-
-    Raises:
-        LmscoutError: there is neither, or it cannot be found or read.
     """
     for space in SPACES:
         if space.name == name:

@@ -73,11 +73,8 @@ class Perplexity(Row):
 def read_lts(folder: Path, name: str, metric: str = METRIC) -> Benchmark:
     """The benchmark in a folder of LiteTransformerSearch.
 
-    Args:
-        folder: holds ``config_*/j*/model_config.yaml`` (or ``*/model_config.yaml``) and
-            ``ppl_summary.yaml``.
-        name: of the benchmark.
-        metric: of the negated perplexities, in words.
+    The folder holds ``config_*/j*/model_config.yaml`` (or ``*/model_config.yaml``) and
+    ``ppl_summary.yaml``.
 
     Raises:
         LmscoutError: a file is missing or malformed, an architecture has no perplexity or is

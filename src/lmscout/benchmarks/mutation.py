@@ -44,21 +44,13 @@ _WALKS, _STEPS = 20, 8  # mutations in a row, until the limits are kept
 
 @dataclass(frozen=True)
 class Form:
-    """The choices of a draw, which mean the same at every width.
+    """The choices of a draw, which mean the same at every width."""
 
-    Attributes:
-        family: ``gpt2`` or ``llama``.
-        width: size of the hidden state.
-        group: query heads that share a key-value head.
-        sizes: of each block's heads; 0 for no attention.
-        expansions: of each block's MLP; 0 for none.
-    """
-
-    family: str
-    width: int
-    group: int
-    sizes: tuple[int, ...]
-    expansions: tuple[float, ...]
+    family: str  # ``gpt2`` or ``llama``
+    width: int  # size of the hidden state
+    group: int  # query heads that share a key-value head
+    sizes: tuple[int, ...]  # of each block's heads; 0 for no attention
+    expansions: tuple[float, ...]  # of each block's MLP; 0 for none
 
     @property
     def depth(self) -> int:
@@ -122,18 +114,8 @@ def mutate(space: Space, spec: ArchitectureSpec, rng: Random) -> ArchitectureSpe
 
     The change is one of: a depth or a width next to its own; the head size, or the expansion,
     of one block or of all that share it; the group; attention or MLP of one block removed or
-    restored; the family.
-
-    Args:
-        space: of the architecture.
-        spec: an architecture of the space.
-        rng: source of randomness.
-
-    Returns:
-        Another architecture of the space; the same one if none is so near.
-
-    Raises:
-        ValueError: the space does not hold the architecture.
+    restored; the family.  The same architecture if none is so near; ValueError if the space does
+    not hold it.
     """
     form = form_of(space, spec)
     if form is None:
@@ -236,14 +218,11 @@ def _one_of(values: Sequence[U], rng: Random) -> U:
 
 @dataclass(frozen=True)
 class LimitedSpace:
-    """The architectures of a space within limits.
+    """The architectures of a space that keep limits, the cheapest to check first.
 
-    Attributes:
-        space: the space.
-        limits: that every architecture keeps, the cheapest to check first.
-        smallest: for each family, depth and width that has an architecture within the limits,
-            the one of the fewest parameters, or of the fewest multiply-adds if only that is within
-            them; one that was drawn, if there are budgets to meet.
+    Of each family, depth and width that has one within the limits, `smallest` has the one of the
+    fewest parameters, or of the fewest multiply-adds if only that is within them; one that was
+    drawn, if there are budgets to meet.
     """
 
     space: Space
@@ -277,14 +256,9 @@ class LimitedSpace:
 
 
 def limited(space: Space, limits: tuple[Limit, ...]) -> LimitedSpace:
-    """The part of a space within limits.
+    """The part of a space within limits, the cheapest to check first.
 
-    Args:
-        space: the space.
-        limits: none, or several, the cheapest to check first.
-
-    Raises:
-        LmscoutError: the space holds nothing so small; names the smallest that it holds.
+    LmscoutError if the space holds nothing so small; it names the smallest that it holds.
     """
     cells = [(f, depth, w) for f in space.families for depth in space.depths for w in space.widths]
     if space.budgeted:

@@ -24,18 +24,9 @@ def dry_run(
     *,
     reporting: bool,
 ) -> None:
-    """Print an estimate of a run.
+    """Print an estimate of a run that would report perplexities, or not.
 
-    Args:
-        model: folder or Hub name.
-        request: options of the run.
-        compute_dtype: of the weights in memory; None for the run's default.
-        device: of the run.
-        json: where the result goes as JSON.
-        reporting: whether the run would report perplexities.
-
-    Raises:
-        LmscoutError: the run would be refused because of its model.
+    LmscoutError if the run would be refused because of its model.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
     import torch

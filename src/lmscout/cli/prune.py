@@ -398,17 +398,9 @@ def _bound(max_increase: float | None, worse_by: str | None) -> float | None:
 def recovery_request(
     method: str | None, elastic: bool, seed: int, *, text: str | None = None, **given: Any
 ) -> RecoveryConfig:
-    """The recovery that the options describe.
+    """The recovery that the options describe; None stands for a default.
 
-    Args:
-        method: of the selected model's training; None for none.
-        elastic: whether one adapter is trained for all plans.
-        seed: of the training.
-        text: training text; None for the calibration text.
-        given: steps, tokens, minutes, rank, rate and batch; None for the default.
-
-    Raises:
-        LmscoutError: there are options of a recovery without one, or a number is invalid.
+    LmscoutError if there are options of a recovery without one, or a number is invalid.
     """
     from lmscout.pruning.recovery.run import RecoveryConfig
 

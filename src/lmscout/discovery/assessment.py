@@ -63,19 +63,12 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Points:
-    """Scored architectures, each a point of a scatter plot; all are [n].
+    """Scored architectures, each a point of a scatter plot; all are [n]."""
 
-    Attributes:
-        names: of the architectures.
-        params: their numbers of parameters.
-        quality: higher is better.
-        scores: of a proxy, with its sign: higher is better.
-    """
-
-    names: tuple[str, ...]
-    params: tuple[int, ...]
-    quality: tuple[float, ...]
-    scores: tuple[float, ...]
+    names: tuple[str, ...]  # of the architectures
+    params: tuple[int, ...]  # their numbers of parameters
+    quality: tuple[float, ...]  # higher is better
+    scores: tuple[float, ...]  # of a proxy, with its sign: higher is better
 
     @classmethod
     def of(cls, benchmark: Benchmark, scores: Scores) -> Points:
@@ -155,10 +148,7 @@ class Compared:
         """The comparison with the baselines as JSON data."""
         return {
             "beats_baselines": self.beats_baselines,
-            "ahead_of_best_baseline": {
-                "baseline": self.hardest.name,
-                **interval_json(self.ahead),
-            },
+            "ahead_of_best_baseline": {"baseline": self.hardest.name, **interval_json(self.ahead)},
         }
 
 

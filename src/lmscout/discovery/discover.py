@@ -263,11 +263,7 @@ def discover(
 
 
 def _top(
-    benchmark: Benchmark,
-    split: Split,
-    space: Space,
-    ranking: SpaceRanking,
-    statistics: Statistics,
+    benchmark: Benchmark, split: Split, space: Space, ranking: SpaceRanking, statistics: Statistics
 ) -> tuple[Leader, ...]:
     """The best of a space on the search split.
 

@@ -136,11 +136,7 @@ def _distinct_branches(
 
 
 def _scores(
-    sign: str,
-    aggregation: str,
-    left: Array,
-    right: Array,
-    depth: npt.NDArray[np.integer],
+    sign: str, aggregation: str, left: Array, right: Array, depth: npt.NDArray[np.integer]
 ) -> Array:
     """Scores of all pairs of branches: [left, right, architectures].
 

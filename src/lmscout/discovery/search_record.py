@@ -175,9 +175,5 @@ def evolve(
             record.show(fittest([*hall, *evaluated], HALL))
         add(evaluated)
     return Evolution(
-        tuple(hall),
-        tuple(filters.best),
-        filters.evaluations,
-        proposed,
-        dict(filters.discarded),
+        tuple(hall), tuple(filters.best), filters.evaluations, proposed, dict(filters.discarded)
     )

@@ -40,13 +40,7 @@ from lmscout.plots.discovery import (
     tree,
 )
 from lmscout.plots.evaluation import perplexities, tasks
-from lmscout.plots.pruning import (
-    narrowing,
-    plan,
-    predicted,
-    progress,
-    tradeoff,
-)
+from lmscout.plots.pruning import narrowing, plan, predicted, progress, tradeoff
 from lmscout.plots.pruning import sensitivity as block_sensitivity
 from lmscout.plots.style import COLOURS, time_spent
 from lmscout.pruning.results import Pruning

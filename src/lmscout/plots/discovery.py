@@ -25,16 +25,7 @@ from lmscout.discovery.selection import Selection
 from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval
-from lmscout.plots.style import (
-    COLOURS,
-    dots,
-    figure,
-    finite,
-    line,
-    mark,
-    safe,
-    wrapped,
-)
+from lmscout.plots.style import COLOURS, dots, figure, finite, line, mark, safe, wrapped
 from lmscout.proxies import Expression, format_expression
 
 _BINS = 60  # of a histogram of correlations

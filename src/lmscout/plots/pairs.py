@@ -85,20 +85,13 @@ class Effect:
     """The effect of removing a tenth of a block's units of one kind on the loss increase.
 
     Factors less 1: 0.2 is a loss increase that is 20 % larger.
-
-    Attributes:
-        kind: "attention" or "mlp".
-        block: number of the block.
-        value: of a ridge regression on all pairs.
-        low: of a 95 % bootstrap interval over pairs.
-        high: likewise.
     """
 
-    kind: str
-    block: int
-    value: float
-    low: float
-    high: float
+    kind: str  # "attention" or "mlp"
+    block: int  # number of the block
+    value: float  # of a ridge regression on all pairs
+    low: float  # of a 95 % bootstrap interval over pairs
+    high: float  # likewise
 
 
 def effects(source: Source) -> list[Effect]:

@@ -70,15 +70,10 @@ def _default_target(read: RunFolder) -> Path:
 
 
 def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None) -> Page:
-    """The page of a run.
+    """The page of a run, with the proxies of a `rank` run beside a discovered one.
 
-    Args:
-        read: the run folder, or a result alone.
-        beside: folder of a `rank` run whose proxies are compared with a discovered one.
-        out: where it is written, if not in the run folder.
-
-    Raises:
-        LmscoutError: there is nothing to show, or a file is damaged.
+    `out` is where it is written, if not in the run folder.  LmscoutError if there is nothing to
+    show, or a file is damaged.
     """
     result = read.result
     if beside is not None and not isinstance(result, Discovery | DeepDiscovery):

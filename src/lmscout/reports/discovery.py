@@ -90,15 +90,10 @@ def interval(one: Assessment) -> str:
 def content(
     result: Discovery | DeepDiscovery, folder: Path | None, beside: Path | None = None
 ) -> Content:
-    """The report of a finished discovery.
+    """The report of a finished discovery, also without its folder.
 
-    Args:
-        result: of the run.
-        folder: of the run; None for the result alone.
-        beside: folder of a `rank` run on the same benchmark, whose proxies are compared.
-
-    Raises:
-        LmscoutError: `beside` is of another benchmark, or a file is damaged.
+    `beside` is the folder of a `rank` run on the same benchmark, whose proxies are compared;
+    LmscoutError if it is of another one, or a file is damaged.
     """
     return Content(
         headline(result), _sections(result, folder, beside), _verdicts(result), _tiles(result)
@@ -202,35 +197,15 @@ def _search(result: Discovery | DeepDiscovery, folder: Path | None) -> list[Part
         recorded = folder if folder and (folder / EVALUATIONS).is_dir() else None
         caption = "The best of each search so far; searches start anew, with seeds of their own."
         parts.append(Figure(plots.convergence(recorded or result), caption))
-        parts.append(
-            Figure(
-                plots.complexity(result, recorded),
-                _COMPLEXITY,
-            )
-        )
-        parts.append(
-            Figure(
-                plots.filters(result),
-                _FILTERED,
-            )
-        )
+        parts.append(Figure(plots.complexity(result, recorded), _COMPLEXITY))
+        parts.append(Figure(plots.filters(result), _FILTERED))
         return parts
     recorded = folder if folder and (folder / SCORES).is_file() else None
     if recorded or result.ranking is not None:
-        parts.append(
-            Figure(
-                plots.distribution(result, recorded),
-                _RANKED,
-            )
-        )
+        parts.append(Figure(plots.distribution(result, recorded), _RANKED))
     if recorded:
         parts.append(Figure(plots.inputs(recorded), _INPUTS))
-    parts.append(
-        Figure(
-            plots.filters(result),
-            _DISTINCT,
-        )
-    )
+    parts.append(Figure(plots.filters(result), _DISTINCT))
     return parts
 
 
@@ -297,8 +272,7 @@ def _figures(one: Assessment) -> list[float]:
 def assessed_beside(one: Finding, folder: Path) -> list[Assessment]:
     """Proxies of a `rank` run, assessed on the test split of a finding.
 
-    Raises:
-        LmscoutError: the run ranked other architectures, or holds no scores.
+    LmscoutError if the run ranked other architectures, or holds no scores.
     """
     path = folder / SCORES
     try:
@@ -320,11 +294,7 @@ def assessed_beside(one: Finding, folder: Path) -> list[Assessment]:
 
 
 def running(folder: Path, problem: str) -> Content:
-    """The report of a search of the deep space without a result.
-
-    Raises:
-        LmscoutError: nothing is there to show.
-    """
+    """The report of a search of the deep space without a result; LmscoutError if it is empty."""
     if not (folder / EVALUATIONS).is_dir():
         raise LmscoutError(f"{folder}: {problem}, and there is nothing to show yet")
     every = [one for each in searches(folder) for one in each]
@@ -422,12 +392,7 @@ def explain_content(result: Explanation) -> Content:
     if result.tree is not None:
         formula = [Formula(result.tree), Figure(plots.tree(result), _TREE)]
     formula += [Code("as a PyTorch module", result.torch)] if result.torch else []
-    shown: list[Part] = [
-        Figure(
-            plots.sensitivity(result),
-            _CHANGED,
-        )
-    ]
+    shown: list[Part] = [Figure(plots.sensitivity(result), _CHANGED)]
     if result.sensitivity.left_out:
         shown.append(Text(f"Inputs cannot be replaced by ones: {result.sensitivity.left_out}."))
     sections = [

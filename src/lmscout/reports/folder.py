@@ -19,21 +19,13 @@ _MOST_ITEMS, _LONGEST, _MOST_SETTINGS = 12, 300, 200
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run folder, or the file of a result, holds.
+    """What a run folder, or the file of a result, holds."""
 
-    Attributes:
-        path: the folder or the file.
-        command: such as "prune"; "" of a file.
-        settings: of the run, with the environment; empty of a file.
-        result: None if the run has not finished, or its result is damaged.
-        problem: why there is no result; "" if there is one.
-    """
-
-    path: Path
-    command: str
-    settings: Mapping[str, Any]
-    result: Result | None
-    problem: str = ""
+    path: Path  # the folder or the file
+    command: str  # such as "prune"; "" of a file
+    settings: Mapping[str, Any]  # of the run, with the environment; empty of a file
+    result: Result | None  # None if the run has not finished, or its result is damaged
+    problem: str = ""  # why there is no result; "" if there is one
 
     @property
     def folder(self) -> Path | None:

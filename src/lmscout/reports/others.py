@@ -214,11 +214,7 @@ def check_section(result: Check) -> Section:
 
 
 def build_content(folder: Path, result: Built | None, wanted: object = None) -> Content:
-    """The report of a benchmark, finished or not.
-
-    Raises:
-        LmscoutError: no model was trained yet, or a file is damaged.
-    """
+    """The report of a benchmark; LmscoutError if no model is trained yet or a file is damaged."""
     rows = trained_rows(folder)
     losses = [one.validation_loss[-1] for one in rows if one.validation_loss[-1] is not None]
     architectures = len({one.architecture for one in rows})
@@ -255,10 +251,7 @@ def build_content(folder: Path, result: Built | None, wanted: object = None) -> 
     trained = Section(
         "What was trained",
         [
-            Figure(
-                plots.losses(folder),
-                _LOSSES,
-            ),
+            Figure(plots.losses(folder), _LOSSES),
             Figure(
                 plots.curves(folder),
                 "A line for every model; lines that still fall were stopped early.",

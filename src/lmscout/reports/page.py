@@ -117,23 +117,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted and downloaded.
+    """A table that can be sorted and downloaded."""
 
-    Attributes:
-        title: of the table.
-        columns: of the table.
-        rows: a value for each column.
-        note: how to read it.
-        found: numbers of the rows that hold what was found.
-        long: whether it is left out in print.
-    """
-
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[object]]
-    note: str = ""
-    found: Sequence[int] = ()
-    long: bool = False
+    title: str  # of the table
+    columns: Sequence[Column]  # of the table
+    rows: Sequence[Sequence[object]]  # a value for each column
+    note: str = ""  # how to read it
+    found: Sequence[int] = ()  # numbers of the rows that hold what was found
+    long: bool = False  # whether it is left out in print
     what: ClassVar[str] = "table"
 
     @property
@@ -192,40 +183,24 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Content:
-    """What a report says of a result.
+    """What a report says of a result."""
 
-    Attributes:
-        headline: what was found, how good it is, against what: one sentence with numbers.
-        sections: in order; those without parts are left out.
-        verdicts: sentences under the headline.
-        tiles: the most important numbers: name, value, and a note or "".
-    """
-
-    headline: str
-    sections: Sequence[Section]
+    headline: str  # what was found, how good it is, against what: one sentence with numbers
+    sections: Sequence[Section]  # those without parts are left out
     verdicts: Sequence[Verdict] = ()
-    tiles: Sequence[tuple[str, str, str]] = ()
+    tiles: Sequence[tuple[str, str, str]] = ()  # important numbers: name, value, and a note or ""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report.
+    """A report."""
 
-    Attributes:
-        command: whose run it is.
-        title: what it was run on.
-        content: what it says.
-        state: of an unfinished run, or "".
-        source: what the page was made from.
-        again: the command that writes it again.
-    """
-
-    command: str
-    title: str
-    content: Content
-    state: str = ""
-    source: str = "a result"
-    again: str = "result.save_report(path)"
+    command: str  # whose run it is
+    title: str  # what it was run on
+    content: Content  # what it says
+    state: str = ""  # of an unfinished run, or ""
+    source: str = "a result"  # what the page was made from
+    again: str = "result.save_report(path)"  # the command that writes it again
 
 
 def render(page: Page) -> str:

@@ -61,12 +61,7 @@ _PROGRESS = (
 
 
 def content(result: Pruning, pairs: RecordedPairs | None) -> Content:
-    """The report of a finished run.
-
-    Args:
-        result: of the run.
-        pairs: of its study; None if it cannot be read.
-    """
+    """The report of a finished run with the pairs of its study; None if it cannot be read."""
     return Content(headline(result), _sections(result, pairs), _verdicts(result), _tiles(result))
 
 
@@ -176,10 +171,7 @@ def _sections(result: Pruning, pairs: RecordedPairs | None) -> list[Section]:
     dense = result.dense.plan
     some = pairs if pairs is not None else RecordedPairs(dense, ())
     found = [
-        Section(
-            "Quality against size",
-            [_tradeoff(result, some), models_table(result)],
-        ),
+        Section("Quality against size", [_tradeoff(result, some), models_table(result)]),
         Section("The plan", _plans(result)),
     ]
     if some.pairs:
@@ -195,15 +187,7 @@ def _sections(result: Pruning, pairs: RecordedPairs | None) -> list[Section]:
 
 
 def running(folder: Path, problem: str) -> Content:
-    """The report of a run without a result, from its study.
-
-    Args:
-        folder: of the run.
-        problem: why there is no result.
-
-    Raises:
-        LmscoutError: the study cannot be read.
-    """
+    """The report of a run without a result, from its study; LmscoutError if that is unreadable."""
     try:
         pairs = pairs_of(folder)
     except LmscoutError as error:
