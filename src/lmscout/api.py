@@ -165,11 +165,11 @@ def rank(
         >>> lmscout.rank(bench, ["snip"], workers=1, progress=False).proxies[0].name
         'snip'
     """
-    from lmscout.discovery.kept import kept_rank
+    from lmscout.discovery import rank_proxies
 
     common = run_settings(workers, backend, device, cluster, seed, out)
     with shown_progress(progress) as advance:
-        return kept_rank(benchmark_named(benchmark), several(proxy), progress=advance, **common)
+        return rank_proxies(benchmark_named(benchmark), several(proxy), progress=advance, **common)
 
 
 def explain(
@@ -209,14 +209,14 @@ def explain(
         >>> lmscout.explain("snip").latex is not None
         True
     """
+    from lmscout.discovery import explain as explained
     from lmscout.discovery.explain import forms
-    from lmscout.discovery.kept import kept_explanation
 
     if benchmark is None:
         return forms(proxy)
     common = run_settings(workers, backend, device, cluster, seed, out)
     with shown_progress(progress) as advance:
-        return kept_explanation(benchmark_named(benchmark), proxy, progress=advance, **common)
+        return explained(benchmark_named(benchmark), proxy, progress=advance, **common)
 
 
 def design(

@@ -103,7 +103,7 @@ def discover_ranked(
 
     See `lmscout.discover`; LmscoutError if an argument is invalid, or a benchmark cannot be read.
     """
-    from lmscout.discovery.kept import kept_discovery
+    from lmscout.discovery import discover
     from lmscout.discovery.splits import search_sizes
     from lmscout.proxies import space as space_called
 
@@ -134,7 +134,7 @@ def discover_ranked(
         return found.benchmark, found.read
 
     with shown_progress(progress) as advance:
-        return kept_discovery(
+        return discover(
             one if study else benchmark_named(one),
             space_called(space, tuple(aggregations)) if isinstance(space, str) else space,
             search=size,
@@ -158,9 +158,8 @@ def discover_deep(
     See `lmscout.discover`; without `out` the run has a folder under runs/.  LmscoutError if an
     argument is invalid, or a benchmark cannot be read.
     """
-    from lmscout.discovery.kept import kept_deep_discovery
     from lmscout.discovery.splits import search_sizes
-    from lmscout.discovery.symbolic_search import DeepSettings
+    from lmscout.discovery.symbolic_search import DeepSettings, kept_deep_discovery
 
     benchmarks = _benchmarks(benchmark)
     sizes = search_sizes(n_search, len(benchmarks))

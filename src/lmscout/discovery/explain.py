@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -19,7 +21,7 @@ from lmscout.discovery.assessment import (
     number_json,
     proxy_name,
 )
-from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, run_settings
 from lmscout.discovery.surrogate_formula import SurrogateFormula, surrogate
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval, spearman
@@ -39,6 +41,7 @@ from lmscout.proxies import (
 )
 from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.results import Result
+from lmscout.runs import kept_result
 from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import spec_values
 from lmscout.statistics.workers import worker_processes
@@ -322,22 +325,29 @@ def explain(
     proxy: str,
     *,
     seed: int,
+    out: Path | None = None,
     progress: Progress | None = None,
     **options: Unpack[ScorerOptions],
 ) -> Explanation:
     """Explain a proxy on all architectures of a benchmark, as nothing is chosen.
 
     Scores are of full tensors.  The seed is that of the models' weights, and of the half that
-    chooses the surrogate formula.
+    chooses the surrogate formula.  The result of a finished run in the folder is loaded.
 
     Raises:
-        LmscoutError: the proxy is unknown, malformed or has no order, or the cache cannot be
-            written.
+        LmscoutError: the proxy is unknown, malformed or has no order, or the cache or the folder
+            cannot be written.
     """
+    resolve(proxy)  # an unknown name is refused before anything is computed
+    settings = run_settings(benchmark, seed, options, proxy=proxy)
+    scorer = Scorer(benchmark.specs, cache_name(benchmark.name), seed=seed, **options)
+    compute = partial(_explained, benchmark, proxy, scorer, Stages(progress))
+    return kept_result(out, "explain", settings, Explanation, compute)
+
+
+def _explained(benchmark: Benchmark, proxy: str, scorer: Scorer, stages: Stages) -> Explanation:
     resolved, form = resolve(proxy), forms(proxy)
     name, tree, quality = form.name, form.tree, benchmark.quality
-    stages = Stages(progress)
-    scorer = Scorer(benchmark.specs, cache_name(benchmark.name), seed=seed, **options)
     as_ones = {} if tree is None else leaves_as_ones(tree)
     dead = None
     if tree is not None:
@@ -357,7 +367,7 @@ def explain(
     with stages("other data") as update:
         other_data = scorer.with_other_data().scores([name], update)[name]
     with stages("other weights") as update:
-        other_weights = replace(scorer, seed=seed + 1).scores([name], update)[name]
+        other_weights = replace(scorer, seed=scorer.seed + 1).scores([name], update)[name]
     baselines, ahead = compare_baselines(own, benchmark)
     values = list(map(spec_values, benchmark.specs))
     return Explanation(
@@ -376,7 +386,7 @@ def explain(
             left_out=why_no_inputs(resolved, tree),
         ),
         configuration={leaf: spearman(own, [one[leaf] for one in values]) for leaf in SPEC_LEAVES},
-        surrogate=surrogate(benchmark, own, seed=seed),
+        surrogate=surrogate(benchmark, own, seed=scorer.seed),
         latex=form.latex,
         torch=form.torch,
         seconds=stages.seconds,

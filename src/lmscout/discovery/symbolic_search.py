@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -30,16 +30,18 @@ from lmscout.discovery.engines import (
 from lmscout.discovery.filters import Filters, SearchData, SplitBenchmark
 from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name, mean_of
 from lmscout.discovery.search_record import Batches, Evolution, Record, evolve
-from lmscout.discovery.splits import split_benchmark
+from lmscout.discovery.splits import search_size, split_benchmark
 from lmscout.errors import LmscoutError, check_whole
 from lmscout.progress import Progress, StageProgress, Stages, part_of
 from lmscout.proxies import LITERATURE, Grammar, format_expression
 from lmscout.proxies.primitives import SPEC_LEAVES
 from lmscout.proxies.spelling import require_known
 from lmscout.results import Result
+from lmscout.runs import RESULT, Run, default_run_folder, open_run, read_settings, same_settings
 from lmscout.statistics import Workers
 from lmscout.statistics.collect import one_thread
 from lmscout.statistics.workers import worker_processes
+from lmscout.version import __version__
 
 _LONG = 100  # evaluations of a search that take longer than a process needs to start
 FINALISTS = 4  # of each search, scored on full tensors
@@ -421,3 +423,80 @@ def _search(
         ) as filters,
     ):
         return evolve(engine, filters, evaluations=settings.share, record=record, progress=progress)
+
+
+def kept_deep_discovery(
+    benchmarks: Sequence[Benchmark],
+    settings: DeepSettings,
+    *,
+    search: Sequence[int | None],
+    seed: int,
+    out: Path | None,
+    progress: Progress | None,
+    **options: Unpack[ScorerOptions],
+) -> tuple[Run, DeepDiscovery]:
+    """The run and its result, see `discover_deep` and `begin_deep`; a finished one is loaded."""
+    sizes = [search_size(*one) for one in zip(search, map(len, benchmarks), strict=True)]
+    device = (options.get("workers") or Workers()).device
+    run = begin_deep(out, benchmarks, settings, search=sizes, seed=seed, device=device)
+    if run.finished:
+        return run, run.load(DeepDiscovery)
+    given: dict[str, Any] = {"search": sizes, "seed": seed, "progress": progress, **options}
+    result = discover_deep(benchmarks, settings, folder=run.folder, **given)
+    run.end(result)
+    return run, result
+
+
+def begin_deep(
+    folder: Path | None,
+    benchmarks: Sequence[Benchmark],
+    settings: DeepSettings,
+    *,
+    search: Sequence[int],
+    seed: int,
+    device: str = "cpu",
+) -> Run:
+    """Open the run folder of a search of the deep space: new, to be continued, or finished.
+
+    Without a folder it is the newest under runs/ that holds the same unfinished search, or a new
+    one.  Of the device, its kind counts and not its number.
+
+    Raises:
+        LmscoutError: the folder holds something else, or a search with other settings or of
+            another version; or it cannot be written.
+    """
+    wanted = {
+        "space": "deep",
+        "benchmarks": [one.name for one in benchmarks],
+        "benchmarks_sha256": [one.digest for one in benchmarks],
+        **asdict(settings),
+        "search": list(search),
+        "seed": seed,
+        "device": device.partition(":")[0],
+    }
+    if folder is None:
+        label = "-".join(cache_name(one.name) for one in benchmarks)
+        fresh = default_run_folder(f"discover-{label}-deep-{seed}")
+        unfinished = [
+            one
+            for one in fresh.parent.glob("discover-*")
+            if _of_this_version(there := read_settings(one))
+            and same_settings(there, wanted)
+            and not (one / RESULT).exists()
+        ]
+        folder = max(unfinished, key=lambda one: one.stat().st_mtime, default=fresh)
+    run = open_run(folder, "discover", wanted)
+    if run.begun and not run.finished and not _of_this_version(read_settings(folder)):
+        raise LmscoutError(
+            f"{run.name} holds an unfinished search of another version of lmscout: name "
+            "another folder"
+        )
+    if not run.begun:
+        run.begin()
+    return run
+
+
+def _of_this_version(settings: object) -> bool:
+    """Whether this version began a search; another one would continue it differently."""
+    found = settings.get("environment") if isinstance(settings, dict) else None
+    return isinstance(found, dict) and found.get("lmscout") == __version__

@@ -17,8 +17,8 @@ from lmscout.benchmarks.check import Check
 from lmscout.discovery.assessment import Assessment, Points
 from lmscout.discovery.discover import Discovery, Finding
 from lmscout.discovery.engines import Candidate
+from lmscout.discovery.exhaustive import SCORES
 from lmscout.discovery.explain import Explanation, Forms
-from lmscout.discovery.kept import SCORES
 from lmscout.discovery.rank import RankResult
 from lmscout.discovery.search_record import EVALUATIONS, Record
 from lmscout.discovery.selection import Selection
