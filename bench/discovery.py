@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from lmscout.benchmarks import load
-from lmscout.benchmarks.download import cache_directory
+from lmscout.benchmarks.loading import cache_directory
 from lmscout.discovery.combination import Product
 from lmscout.discovery.discover import Finding, assess_choice
 from lmscout.discovery.scorer import Scorer, cache_name

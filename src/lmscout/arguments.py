@@ -79,7 +79,7 @@ def run_settings(
 
     LmscoutError if the workers or the device cannot be used.
     """
-    from lmscout.benchmarks.download import cache_directory
+    from lmscout.benchmarks.loading import cache_directory
     from lmscout.statistics import Workers
 
     cache = cache_directory() / "statistics"

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lmscout.errors import LmscoutError, brief
+from lmscout.errors import LmscoutError, brief, did_you_mean
 from lmscout.models import ArchitectureSpec
-from lmscout.proxies.spelling import did_you_mean
 
 MOST_ARCHITECTURES = 20_000
 """Rows of a benchmark; correlations compare every two of them."""

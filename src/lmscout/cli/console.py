@@ -6,6 +6,8 @@ import io
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,32 @@ FLATTERED = (
 NO_BASELINE = "no configuration baseline: all architectures have one configuration"
 ASSESSMENT = ("ρ", "95 %", "τ", "in\ncell", "given\nsize", "top\ntenth")
 """Columns of `assessment_cells`."""
+
+
+_SHOW = {
+    "Built": ("bench", "show_built"),
+    "Check": ("bench", "show_check"),
+    "DeepDiscovery": ("discover", "show_deep"),
+    "Design": ("design", "show"),
+    "Discovery": ("discover", "show"),
+    "Evaluation": ("eval", "show"),
+    "Explanation": ("explain", "show"),
+    "Forms": ("explain", "show_forms"),
+    "GgufFile": ("export", "show"),
+    "Pruning": ("prune", "show"),
+    "RankResult": ("rank", "show"),
+    "Selection": ("design", "show_selection"),
+}
+"""Name of a result's class -> the module of a command, and its function that prints it."""
+
+
+def summary(result: Result) -> str:
+    """What the command prints of a result, without colours; prose is not wrapped."""
+    module, function = _SHOW[type(result).__name__]
+    text = io.StringIO()
+    with redirect_stdout(text):
+        getattr(import_module(f"lmscout.cli.{module}"), function)(result)
+    return text.getvalue()
 
 
 def table_console() -> Console:

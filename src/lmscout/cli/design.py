@@ -29,7 +29,7 @@ from lmscout.files import as_json, check_file, check_folder, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Design, Selection
-    from lmscout.discovery.choices import Choice
+    from lmscout.discovery.design import Choice
     from lmscout.discovery.selection import Pick
     from lmscout.models import ArchitectureSpec
     from lmscout.runs import Run

@@ -85,7 +85,7 @@ def _whole_number(least: int, largest: int) -> Callable[[str], int]:
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
-            from lmscout.proxies.spelling import did_you_mean
+            from lmscout.errors import did_you_mean
 
             raise typer.BadParameter(
                 f"unknown name (got {brief(text)}, expected {', '.join(choices)})"

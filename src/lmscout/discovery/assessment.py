@@ -9,7 +9,7 @@ from typing import Annotated
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.scorer import Scores
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.metrics import (
     Agreement,
     Interval,
@@ -22,7 +22,6 @@ from lmscout.metrics import (
 )
 from lmscout.models import ArchitectureSpec, spec_from_dict
 from lmscout.proxies import Entry, Expression, format_expression, parse, resolve
-from lmscout.proxies.spelling import shown
 from lmscout.results import SavedAs
 
 SavedTree = Annotated[Expression, SavedAs(format_expression, parse)]
@@ -207,7 +206,7 @@ def signed_proxy(text: str) -> SignedProxy:
     proxy = resolve(rest)
     if sign < 0 and _is_sum(proxy) and not _enclosed(rest):
         raise LmscoutError(
-            f"{shown(text)}: the minus sign before a proxy says that lower scores are better; "
+            f"{brief(text)}: the minus sign before a proxy says that lower scores are better; "
             f"write {FALLING}({rest}), or begin with a term that has no sign"
         )
     return SignedProxy(proxy_name(proxy), sign)

@@ -11,8 +11,16 @@ import numpy as np
 from lmscout.benchmarks import Benchmark
 from lmscout.benchmarks.limits import LATENCY, Limit, keeps_all, nothing_within
 from lmscout.discovery.assessment import Points, SavedSpec, SignedProxy, baseline_scores
-from lmscout.discovery.choices import CHOICES, TIED, Choice, architecture_json, certainty
-from lmscout.discovery.design import Untrained, latency_among, limits_saved
+from lmscout.discovery.design import (
+    CHOICES,
+    TIED,
+    Choice,
+    Untrained,
+    architecture_json,
+    certainty,
+    latency_among,
+    limits_saved,
+)
 from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, mean_of
 from lmscout.discovery.splits import Indices
 from lmscout.errors import LmscoutError

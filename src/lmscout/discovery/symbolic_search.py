@@ -31,11 +31,10 @@ from lmscout.discovery.filters import Filters, SearchData, SplitBenchmark
 from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name, mean_of
 from lmscout.discovery.search_record import Batches, Evolution, Record, evolve
 from lmscout.discovery.splits import search_size, split_benchmark
-from lmscout.errors import LmscoutError, check_whole
+from lmscout.errors import LmscoutError, check_whole, require_known
 from lmscout.progress import Progress, StageProgress, Stages, part_of
 from lmscout.proxies import LITERATURE, Grammar, format_expression
 from lmscout.proxies.primitives import SPEC_LEAVES
-from lmscout.proxies.spelling import require_known
 from lmscout.results import Result
 from lmscout.runs import RESULT, Run, default_run_folder, open_run, read_settings, same_settings
 from lmscout.statistics import Workers

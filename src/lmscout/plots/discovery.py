@@ -25,7 +25,18 @@ from lmscout.discovery.selection import Selection
 from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval
-from lmscout.plots.style import COLOURS, dots, figure, finite, line, mark, safe, wrapped
+from lmscout.plots.style import (
+    COLOURS,
+    bars,
+    dots,
+    errors,
+    figure,
+    finite,
+    line,
+    mark,
+    safe,
+    wrapped,
+)
 from lmscout.proxies import Expression, format_expression
 
 _BINS = 60  # of a histogram of correlations
@@ -61,9 +72,7 @@ def quality(found: Discovery | DeepDiscovery | Finding | Selection) -> go.Figure
             for row in rows
         ]
         x, y = ([one[row] for row in rows] for one in (scores, points.quality))
-        made.add_trace(
-            dots(name, colour, x, y, marker={"size": size, **marker}, text=texts, hoverinfo="text")
-        )
+        made.add_trace(dots(name, colour, x, y, marker={"size": size, **marker}, text=texts))
 
     if isinstance(finding, Selection):
         every = range(len(points.names))
@@ -152,20 +161,15 @@ def whiskers(
                 colour,
                 [one.value for one in values],
                 own,
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": finite([one.high - one.value for one in values]),
-                    "arrayminus": finite([one.value - one.low for one in values]),
-                    "thickness": 2,
-                    "width": 0,
-                },
+                error_x=errors(
+                    [one.high - one.value for one in values],
+                    [one.value - one.low for one in values],
+                ),
                 text=[
                     f"{wrapped(rows[place][0])}<br>ρ {_three(rows[place][2].value)} "
                     f"({_three(rows[place][2].low)} to {_three(rows[place][2].high)})"
                     for place in own
                 ],
-                hoverinfo="text",
                 marker={"size": 10},
             )
         )
@@ -322,20 +326,9 @@ def filters(found: Discovery | DeepDiscovery) -> go.Figure:
             ("same scores as another", same, "searched"),
             ("undefined or constant", found.n_undefined, "searched"),
         ]
-    whole = sum(count for _, count, _ in rows) or 1
-    made = figure("What became of the proxies", "proxies", height=90 + 32 * len(rows))
-    made.add_bar(
-        y=[safe(name.replace("_", " ")) for name, _, _ in rows],
-        x=[count for _, count, _ in rows],
-        orientation="h",
-        marker={"color": [COLOURS[colour] for _, _, colour in rows]},
-        text=[f"{count:,} ({count / whole:.0%})" for _, count, _ in rows],
-        textposition="auto",
-        cliponaxis=False,
-        hovertemplate="%{y}: %{text}<extra></extra>",
-    )
-    made.update_yaxes(autorange="reversed", type="category")
-    return made
+    names, counts, colours = zip(*rows, strict=True)
+    texts = [f"{count:,} ({count / (sum(counts) or 1):.0%})" for count in counts]
+    return bars("What became of the proxies", "proxies", names, counts, texts, colours=colours)
 
 
 def searches(folder: Path | str) -> list[list[Candidate]]:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from lmscout.errors import LmscoutError
 from lmscout.plots.pairs import Source, effects, pairs_of, pareto
-from lmscout.plots.style import COLOURS, dots, figure, finite, line, logarithmic, safe
+from lmscout.plots.style import COLOURS, dots, errors, figure, finite, line, logarithmic, safe
 from lmscout.pruning.features import SCALES, TargetScale
 from lmscout.pruning.plan import Floats, Plan
 from lmscout.pruning.results import LABELS, Pruning, Reported, Size
@@ -70,7 +70,6 @@ def tradeoff(source: Source, pairs: RecordedPairs | None = None) -> go.Figure:
                         [one.value for one in some],
                         marker={"size": 6, "opacity": 0.6, "symbol": symbol},
                         text=[pair_text(one) for one in some],
-                        hoverinfo="text",
                     )
                 )
         front = pareto([one for one in pairs.pairs if not one.partial])
@@ -95,7 +94,6 @@ def tradeoff(source: Source, pairs: RecordedPairs | None = None) -> go.Figure:
                 [one.loss_increase for _, one in own],
                 marker={"size": size, "symbol": symbol},
                 text=[model_text(one) for _, one in own],
-                hoverinfo="text",
             )
         )
     known = [one for one in levels if np.isfinite(one)]
@@ -205,18 +203,12 @@ def predicted(found: Pruning) -> go.Figure:
                     "size": 13 if name == "selected" else 9,
                     "symbol": "star" if name == "selected" else "circle",
                 },
-                error_y={
-                    "type": "data",
-                    "array": [_two_errors(one.chunks) for one in own],
-                    "thickness": 1.5,
-                    "width": 0,
-                },
+                error_y=errors([_two_errors(one.chunks) for one in own]),
                 text=[
                     f"{name}<br>predicted {one.predicted:+.4f}, held-out text "
                     f"{one.held_out:+.4f} ± {_two_errors(one.chunks):.4f}"
                     for one in own
                 ],
-                hoverinfo="text",
             )
         )
     if logs:
@@ -392,7 +384,6 @@ def narrowing(found: Pruning, size: int = 0) -> go.Figure:
             legendgroup="selected",
             marker={"size": 11, "symbol": "star"},
             text=[f"block {block}: keeps {one:.0%}" for block, one in enumerate(shares)],
-            hoverinfo="text",
         )
         made.add_trace(trace, row=row, col=1)
         made.update_yaxes(
@@ -424,15 +415,9 @@ def sensitivity(source: Source) -> go.Figure:
             x=[one.block for one in own],
             y=[one.value for one in own],
             marker={"color": COLOURS[kind]},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "thickness": 1.5,
-                "width": 0,
-                "color": COLOURS["dense"],
-                "array": [one.high - one.value for one in own],
-                "arrayminus": [one.value - one.low for one in own],
-            },
+            error_y=errors(
+                [one.high - one.value for one in own], [one.value - one.low for one in own], "dense"
+            ),
             text=[
                 f"block {one.block} {_KIND[kind]}: {one.value:+.1%} ({one.low:+.1%} to "
                 f"{one.high:+.1%})"

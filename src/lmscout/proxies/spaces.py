@@ -10,10 +10,9 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief, require_known
 from lmscout.proxies.expression import Branch, Expression, as_published
 from lmscout.proxies.primitives import AGGREGATION, BINARY, INPUT, UNARY_OPERATION
-from lmscout.proxies.spelling import require_known, shown
 
 Lookup = Callable[[str, tuple[str, ...]], ArrayLike]
 """(input, chain) to block values [n_architectures, max_blocks]."""
@@ -45,7 +44,7 @@ class Space:
         given = self.aggregations
         if not given or len(set(given)) != len(given):
             raise LmscoutError(
-                f"space {self.name}: aggregations are {shown(', '.join(map(str, given)))}, "
+                f"space {self.name}: aggregations are {brief(', '.join(map(str, given)))}, "
                 "expected 1 or more, each once"
             )
         for name in given:

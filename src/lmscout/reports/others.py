@@ -12,7 +12,7 @@ from lmscout.discovery.design import Design
 from lmscout.discovery.selection import Selection
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Evaluation
-from lmscout.plots.architectures import trained_rows
+from lmscout.plots.models import trained_rows
 from lmscout.reports.page import (
     Column,
     Content,

@@ -21,8 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from latex2mathml.converter import convert
 from markupsafe import Markup
 
-from lmscout.plots.notebook import plotly_js, script_json
-from lmscout.plots.style import time_spent
+from lmscout.plots.style import plotly_js, script_json, time_spent
 from lmscout.proxies import Expression, format_expression, to_latex
 from lmscout.version import __version__
 
