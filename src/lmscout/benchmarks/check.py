@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from lmscout.benchmarks.benchmark import checked
-from lmscout.benchmarks.built import finished, replicates
+from lmscout.benchmarks.benchmark import Benchmark, checked
+from lmscout.benchmarks.built import (
+    built_folder,
+    finished,
+    read_built,
+    replicates,
+    table_digest,
+)
 from lmscout.benchmarks.space import Space
 from lmscout.errors import LmscoutError
 from lmscout.metrics import (
@@ -33,7 +40,7 @@ from lmscout.metrics import (
 )
 from lmscout.reading import read_json_object
 from lmscout.results import Result
-from lmscout.runs import SETTINGS
+from lmscout.runs import SETTINGS, kept_result
 
 Array = npt.NDArray[np.float64]
 
@@ -150,6 +157,19 @@ class Check(Result):
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
         return {**self.to_dict(), "verdicts": self.conditions, "distinguishes": self.distinguishes}
+
+
+def kept_check(benchmark: str | Benchmark, seed: int, out: Path | None) -> Check:
+    """The check of a built benchmark by its name, or of the loaded one; a finished run is loaded.
+
+    LmscoutError if the loaded one is not what its folder holds.
+    """
+    name = benchmark if isinstance(benchmark, str) else benchmark.name
+    folder = built_folder(name)
+    if not isinstance(benchmark, str) and read_built(name).digest != benchmark.digest:
+        raise LmscoutError(f"{name}: the object is not what {folder} holds; give the folder")
+    settings = {"benchmark": name, "table_sha256": table_digest(folder), "seed": seed}
+    return kept_result(out, "bench check", settings, Check, partial(check, folder, seed=seed))
 
 
 def check(folder: Path, *, seed: int = 0) -> Check:

@@ -333,9 +333,13 @@ def design(
     run, so with a limit of it the same call may find another.
 
     Raises:
-        LmscoutError: the space has nothing within the limits, the cache cannot be written, or
-            the proxy gives no architecture a score.
+        LmscoutError: there is no limit, or nothing within the limits, the cache cannot be written,
+            or the proxy gives no architecture a score.
     """
+    if not (limits or space.budgeted):
+        raise LmscoutError(
+            f"{space.name}: no limit; give --max-params, --max-macs or --max-latency"
+        )
     # With few evaluations a quarter of them is still enough to choose parents from.
     population = min(POPULATION, max(SAMPLE, evaluations // 4))
     engine = RegularizedEvolution(limited(space, limits), seed, population=population)
