@@ -108,6 +108,12 @@ class Selection(Untrained, Result):
         return min(self.baselines, key=lambda one: one.rank)
 
     @property
+    def against_hardest(self) -> str:
+        """How the proxy's choice compares with that of the best baseline, in words."""
+        own, other = self.pick.rank, self.hardest.rank
+        return "better than" if own < other else "as good as" if own == other else "worse than"
+
+    @property
     def seen(self) -> bool:
         """Whether the search that found the proxy used a part of the benchmark."""
         return has_seen(self.proxy.name, self.benchmark)

@@ -29,7 +29,7 @@ from lmscout.pruning.results import Pruning
 from lmscout.pruning.study_record import RecordedPairs
 from lmscout.reading import expanded, read_json_object
 from lmscout.reports import discovery, others, pruning
-from lmscout.reports.page import Column, Content, Page, Section, Table, Verdict, render
+from lmscout.reports.page import Content, Page, Section, Table, Verdict, render
 from lmscout.results import SCHEMA, Result
 from lmscout.runs import RESULT, SETTINGS
 
@@ -170,7 +170,7 @@ def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None
             content = replace(content, verdicts=[warning])
     rows = shown_settings(read)
     if rows:
-        table = Table("All settings", [Column("setting"), Column("value", wide=True)], rows)
+        table = Table("All settings", "setting; value:wide", rows)
         content = replace(content, sections=[*content.sections, Section("Settings", [table])])
     command = read.command or _NAMES.get(type(result).__name__, "")
     again = "result.save_report(path)"

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from lmscout import plots
 from lmscout.discovery.assessment import Assessment
 from lmscout.discovery.discover import Discovery, Finding
+from lmscout.discovery.engines import Candidate
 from lmscout.discovery.exhaustive import SCORES
 from lmscout.discovery.explain import Explanation, Forms
 from lmscout.discovery.rank import RankResult
@@ -23,7 +24,6 @@ from lmscout.plots.discovery import by_correlation, findings_of, searches
 from lmscout.proxies import format_expression
 from lmscout.reports.page import (
     Code,
-    Column,
     Content,
     Figure,
     Formula,
@@ -69,11 +69,11 @@ _INPUTS = (
     "operations are the best of the space for each pair."
 )
 _TREE = "Operations are teal, their inputs blue; a score is computed from the leaves up."
-ASSESSED = (
-    *(Column("Spearman’s ρ", ".3f"), Column("low", ".3f"), Column("high", ".3f")),
-    *(Column("Kendall’s τ", ".3f"), Column("in cell", ".3f"), Column("given size", ".3f")),
-    Column("top tenth", ".2f"),
+_ASSESSED = (
+    "proxy:wide; kind; Spearman’s ρ:.3f; low:.3f; high:.3f; Kendall’s τ:.3f; in cell:.3f; "
+    "given size:.3f; top tenth:.2f"
 )
+_CANDIDATES = "proxy:wide; words:d; fitness:.3f"
 _COLUMNS_NOTE = (
     "Low and high: 95 % bootstrap interval of ρ. In cell: ρ among architectures of one depth and "
     "width. Given size: partial ρ with the number of parameters held fixed. Top tenth: share of "
@@ -212,19 +212,12 @@ def _search(result: Discovery | DeepDiscovery, folder: Path | None) -> list[Part
 def _best(result: Discovery | DeepDiscovery) -> list[Part]:
     if isinstance(result, Discovery):
         rows = [[str(one.proxy), one.search, one.test] for one in result.top]
-        columns = [Column("proxy", wide=True), Column("search ρ", ".3f"), Column("test ρ", ".3f")]
         note = (
             "The best on the search split, which orders architectures differently from each other."
         )
-        return [Table("Best proxies", columns, rows, note, [0])]
-    columns = [Column("proxy", wide=True), Column("words", "d"), Column("fitness", ".3f")]
+        return [Table("Best proxies", "proxy:wide; search ρ:.3f; test ρ:.3f", rows, note, [0])]
     return [
-        Table(
-            title,
-            columns,
-            [[format_expression(one.node), one.node.size, one.fitness] for one in some],
-            note,
-        )
+        Table(title, _CANDIDATES, _candidates(some), note)
         for title, some, note in (
             (
                 "Members of the product",
@@ -235,6 +228,11 @@ def _best(result: Discovery | DeepDiscovery) -> list[Part]:
             ("Fittest", result.top, "On sketches of the tensors."),
         )
     ]
+
+
+def _candidates(some: Sequence[Candidate]) -> list[list[object]]:
+    """Rows of `_CANDIDATES`."""
+    return [[format_expression(one.node), one.node.size, one.fitness] for one in some]
 
 
 def assessments_table(
@@ -252,21 +250,13 @@ def assessments_table(
         )
         for name, one in some
     ]
-    columns = [Column("proxy", wide=True), Column("kind"), *ASSESSED]
-    return Table("Correlations", columns, rows, _COLUMNS_NOTE, range(len(own)))
+    return Table("Correlations", _ASSESSED, rows, _COLUMNS_NOTE, range(len(own)))
 
 
 def _figures(one: Assessment) -> list[float]:
     rho, tau = one.agreement.spearman, one.agreement.kendall
-    return [
-        rho.value,
-        rho.low,
-        rho.high,
-        tau.value,
-        one.within_cell,
-        one.given_params,
-        one.recall_top_tenth,
-    ]
+    more = one.within_cell, one.given_params, one.recall_top_tenth
+    return [rho.value, rho.low, rho.high, tau.value, *more]
 
 
 def assessed_beside(one: Finding, folder: Path) -> list[Assessment]:
@@ -304,24 +294,12 @@ def running(folder: Path, problem: str) -> Content:
     text = f"{len(fit):,} proxies evaluated so far, of {len(every):,} proposed"
     if not fit:
         return Content(f"{text}.", [])
-    rows = [[format_expression(one.node), one.node.size, one.fitness] for one in fit[:50]]
-    columns = [Column("proxy", wide=True), Column("words", "d"), Column("fitness", ".3f")]
+    note = "On sketches of the search architectures’ tensors; nothing was tested yet."
+    best = Table("Fittest", _CANDIDATES, _candidates(fit[:50]), note)
+    drawn = Figure(plots.convergence(folder), "The best of each search so far.")
     found = [
-        Section(
-            "The fittest so far",
-            [
-                Formula(fit[0].node),
-                Table(
-                    "Fittest",
-                    columns,
-                    rows,
-                    ("On sketches of the search architectures’ tensors; nothing was tested yet."),
-                ),
-            ],
-        ),
-        Section(
-            "Convergence", [Figure(plots.convergence(folder), "The best of each search so far.")]
-        ),
+        Section("The fittest so far", [Formula(fit[0].node), best]),
+        Section("Convergence", [drawn]),
     ]
     return Content(f"{text}; the highest fitness on search data is {fit[0].fitness:.3f}.", found)
 
@@ -421,11 +399,7 @@ def _dead(result: Explanation) -> list[Part]:
     if not found.dead:
         return [Text("No branch is dead: without any of them the order of architectures changes.")]
     rows = [[one.removed, format_expression(one.shorter), one.spearman] for one in found.dead]
-    columns = [
-        Column("removed", wide=True),
-        Column("left", wide=True),
-        Column("|ρ| with the whole", ".4f"),
-    ]
+    columns = "removed:wide; left:wide; |ρ| with the whole:.4f"
     return [
         Table("Dead branches", columns, rows, f"Measured on {found.measured_on}."),
         Text(f"Without dead branches (|ρ| {found.spearman:.4f} on full tensors):"),
@@ -435,9 +409,7 @@ def _dead(result: Explanation) -> list[Part]:
 
 def _configuration(result: Explanation) -> list[Part]:
     rows = [[name, rho] for name, rho in result.configuration.items()]
-    parts: list[Part] = [
-        Table("With the configuration", [Column("of"), Column("Spearman’s ρ", ".3f")], rows)
-    ]
+    parts: list[Part] = [Table("With the configuration", "of; Spearman’s ρ:.3f", rows)]
     if (one := result.surrogate) is not None:
         parts.append(
             Text(

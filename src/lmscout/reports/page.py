@@ -94,22 +94,21 @@ class Figure:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, the format of its numbers, whether texts are long."""
+    """A column of a table: its heading, and the format of its numbers or "wide" for long texts."""
 
     title: str
-    format: str | None = None
-    wide: bool = False
+    format: str
 
     @property
     def kind(self) -> str:
         """Class of its cells: "n" for numbers, "w" for long texts."""
-        return "w" if self.wide else "n" if self.format is not None else ""
+        return "w" if self.format == "wide" else "n" if self.format else ""
 
     def shown(self, value: object) -> str:
         """A value as the table shows it; a dash where there is none."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return DASH
-        if self.format is None or isinstance(value, str):
+        if self.kind != "n" or isinstance(value, str):
             return str(value)
         return "infinite" if math.isinf(float(value)) else format(value, self.format)  # type: ignore[arg-type]
 
@@ -119,12 +118,18 @@ class Table:
     """A table that can be sorted and downloaded."""
 
     title: str  # of the table
-    columns: Sequence[Column]  # of the table
+    headings: str  # separated by "; ", each with the format of its numbers after a colon, or wide
     rows: Sequence[Sequence[object]]  # a value for each column
     note: str = ""  # how to read it
     found: Sequence[int] = ()  # numbers of the rows that hold what was found
     long: bool = False  # whether it is left out in print
     what: ClassVar[str] = "table"
+
+    @property
+    def columns(self) -> list[Column]:
+        """The columns of the headings."""
+        parts = [one.partition(":") for one in self.headings.split("; ")]
+        return [Column(title, form) for title, _, form in parts]
 
     @property
     def file(self) -> str:
@@ -134,12 +139,13 @@ class Table:
     @property
     def cells(self) -> list[dict[str, Any]]:
         """Rows as the template reads them."""
+        columns = self.columns
         return [
             {
                 "kind": "found" if number in self.found else "",
                 "cells": [
                     {"text": column.shown(value), "kind": column.kind}
-                    for column, value in zip(self.columns, row, strict=True)
+                    for column, value in zip(columns, row, strict=True)
                 ],
             }
             for number, row in enumerate(self.rows)
