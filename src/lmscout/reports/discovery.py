@@ -47,6 +47,10 @@ _COMPLEXITY = (
     "A longer formula must earn its length: the teal line is the best up to each size, every other "
     "point an evaluated proxy."
 )
+_RANKING = (
+    "On all architectures, as nothing was chosen, with 95 % bootstrap intervals and the sign "
+    "as given: a negative ρ ranks in the wrong direction."
+)
 _ON_ALL = _AGAINST.replace("On the held-out test split", "On all architectures")
 _FILTERED = (
     "Most proposals are dropped before they are computed on every search architecture: by rules on "
@@ -306,52 +310,31 @@ def running(folder: Path, problem: str) -> Content:
 
 def rank_content(result: RankResult) -> Content:
     """The report of a ranking."""
-    known = [one for one in result.proxies if math.isfinite(one.agreement.spearman.value)]
-    best = max(known, key=lambda one: one.agreement.spearman.value, default=None)
-    hardest = max(
-        (one for one in result.baselines if math.isfinite(one.agreement.spearman.value)),
-        key=lambda one: one.agreement.spearman.value,
-        default=None,
+    proxies, baselines = by_correlation(result.proxies), by_correlation(result.baselines)
+    (best, rho), (hardest, least) = (
+        (some[0], some[0].agreement.spearman.value) for some in (proxies, baselines)
     )
-    text = f"{len(result.proxies)} proxies on {result.n_architectures:,} architectures of "
+    drawn = Figure(plots.correlations(result), _RANKING)
+    correlations = [drawn, assessments_table([], proxies, result.baselines)]
+    sections = [Section("Correlations", correlations), time_section(result.seconds)]
+    text = f"{len(proxies)} proxies on {result.n_architectures:,} architectures of "
     text += result.benchmark
-    if best is None:
-        return Content(f"{text}: none has a finite score on all.", _rank_sections(result))
+    if not math.isfinite(rho):
+        return Content(f"{text}: none has a finite score on all.", sections)
     text += f": the best is {best.name} with {interval(best)}"
-    if hardest is None:
-        return Content(f"{text}.", _rank_sections(result))
-    ahead = sum(one.agreement.spearman.value > hardest.agreement.spearman.value for one in known)
+    if not math.isfinite(least):
+        return Content(f"{text}.", sections)
+    ahead = sum(one.agreement.spearman.value > least for one in proxies)
     text += f"; the best configuration baseline is {hardest.name} with {interval(hardest)}."
-    say = f"{ahead} of {len(result.proxies)} proxies are ahead of it."
+    say = f"{ahead} of {len(proxies)} proxies are ahead of it."
     found = [
         Verdict(say if ahead else f"No proxy beats {hardest.name}.", "good" if ahead else "bad")
     ]
-    seen = [one.name for one in result.proxies if result.seen(one.name)]
+    seen = ", ".join(one.name for one in result.proxies if result.seen(one.name))
     if seen:
-        found.append(
-            Verdict(
-                f"Found by a search on part of this benchmark, so optimistic: {', '.join(seen)}.",
-                "warn",
-            )
-        )
-    return Content(text, _rank_sections(result), found)
-
-
-def _rank_sections(result: RankResult) -> list[Section]:
-    caption = (
-        "On all architectures, as nothing was chosen, with 95 % bootstrap intervals and the sign "
-        "as given: a negative ρ ranks in the wrong direction."
-    )
-    return [
-        Section(
-            "Correlations",
-            [
-                Figure(plots.correlations(result), caption),
-                assessments_table([], by_correlation(result.proxies), result.baselines),
-            ],
-        ),
-        time_section(result.seconds),
-    ]
+        start = "Found by a search on part of this benchmark, so optimistic"
+        found.append(Verdict(f"{start}: {seen}.", "warn"))
+    return Content(text, sections, found)
 
 
 def explain_content(result: Explanation) -> Content:
@@ -366,24 +349,14 @@ def explain_content(result: Explanation) -> Content:
         found.append(Verdict(f"It adds little to {closest.formula}.", "bad"))
     if result.seen:
         found.append(Verdict("It was found on part of this benchmark: optimistic.", "warn"))
-    formula: list[Part] = []
-    if result.tree is not None:
-        formula = [Formula(result.tree), Figure(plots.tree(result), _TREE)]
-    formula += [Code("as a PyTorch module", result.torch)] if result.torch else []
     shown: list[Part] = [Figure(plots.sensitivity(result), _CHANGED)]
     if result.sensitivity.left_out:
         shown.append(Text(f"Inputs cannot be replaced by ones: {result.sensitivity.left_out}."))
+    own = [(result.assessment.name, result.assessment)]
+    table = assessments_table(own, [], result.baselines)
     sections = [
-        Section("The formula", formula),
-        Section(
-            "Correlations",
-            [
-                Figure(plots.correlations(result), _ON_ALL),
-                assessments_table(
-                    [(result.assessment.name, result.assessment)], [], result.baselines
-                ),
-            ],
-        ),
+        _formula(result),
+        Section("Correlations", [Figure(plots.correlations(result), _ON_ALL), table]),
         Section("Sensitivity", shown),
         Section("Dead branches", _dead(result)),
         Section("Configuration", _configuration(result)),
@@ -423,8 +396,12 @@ def _configuration(result: Explanation) -> list[Part]:
 
 def forms_content(result: Forms) -> Content:
     """The report of a formula without a benchmark."""
+    return Content(result.definition or result.name, [_formula(result)])
+
+
+def _formula(result: Forms | Explanation) -> Section:
     parts: list[Part] = []
     if result.tree is not None:
         parts = [Formula(result.tree), Figure(plots.tree(result), _TREE)]
     parts += [Code("as a PyTorch module", result.torch)] if result.torch else []
-    return Content(result.definition or result.name, [Section("The formula", parts)])
+    return Section("The formula", parts)
