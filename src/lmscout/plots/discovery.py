@@ -72,7 +72,7 @@ def quality(found: Discovery | DeepDiscovery | Finding | Selection) -> go.Figure
             for row in rows
         ]
         x, y = ([one[row] for row in rows] for one in (scores, points.quality))
-        made.add_trace(dots(name, colour, x, y, marker={"size": size, **marker}, text=texts))
+        dots(made, name, colour, x, y, marker={"size": size, **marker}, text=texts)
 
     if isinstance(finding, Selection):
         every = range(len(points.names))
@@ -155,23 +155,21 @@ def whiskers(
     for colour in dict.fromkeys(kind for _, kind, _ in rows):
         own = [place for place in places if rows[place][1] == colour]
         values = [rows[place][2] for place in own]
-        made.add_trace(
-            dots(
-                names[colour],
-                colour,
-                [one.value for one in values],
-                own,
-                error_x=errors(
-                    [one.high - one.value for one in values],
-                    [one.value - one.low for one in values],
-                ),
-                text=[
-                    f"{wrapped(rows[place][0])}<br>ρ {_three(rows[place][2].value)} "
-                    f"({_three(rows[place][2].low)} to {_three(rows[place][2].high)})"
-                    for place in own
-                ],
-                marker={"size": 10},
-            )
+        dots(
+            made,
+            names[colour],
+            colour,
+            [one.value for one in values],
+            own,
+            error_x=errors(
+                [one.high - one.value for one in values], [one.value - one.low for one in values]
+            ),
+            text=[
+                f"{wrapped(rows[place][0])}<br>ρ {_three(rows[place][2].value)} "
+                f"({_three(rows[place][2].low)} to {_three(rows[place][2].high)})"
+                for place in own
+            ],
+            marker={"size": 10},
         )
     made.update_yaxes(
         tickvals=places, ticktext=labels, range=[len(rows) - 0.5, -0.5], showgrid=False
@@ -365,9 +363,7 @@ def convergence(found: DeepDiscovery | Path | str) -> go.Figure:
         best = np.maximum.accumulate([one.fitness or 0.0 for one in some]).tolist()
         colour = list(COLOURS)[number % len(COLOURS)]
         across = list(range(1, len(best) + 1))
-        made.add_trace(
-            line(f"search {number + 1}", colour, across, best, shape="hv", hoverinfo="x+y+name")
-        )
+        line(made, f"search {number + 1}", colour, across, best, shape="hv", hoverinfo="x+y+name")
     return made
 
 
@@ -438,9 +434,7 @@ def tree(proxy: Expression | Forms | Explanation | Discovery | DeepDiscovery) ->
 
     place(node, 0)
     made = figure("The formula as a tree", height=110 + 54 * (1 - min(y)))
-    made.add_trace(
-        line("", "dense", [one for one, _ in edges], [one for _, one in edges], showlegend=False)
-    )
+    line(made, "", "dense", [one for one, _ in edges], [one for _, one in edges], showlegend=False)
     inputs = node.leaves
     ends = [COLOURS["predicted" if one in inputs else "found"] for one in labels]
     made.add_trace(

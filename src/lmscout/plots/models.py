@@ -28,39 +28,37 @@ def trace(found: Design) -> go.Figure:
     choices = found.choices or (Choice(found.spec, found.score),)
     params, scores = ([one[place] for one in found.trace] for place in (0, 1))
     made = figure("Architectures that were scored", "parameters", safe(f"score: {found.proxy}", 40))
-    made.add_trace(
-        dots(
-            "scored, later ones darker",
-            "searched",
-            params,
-            scores,
-            marker={
-                "size": 8,
-                "color": list(range(len(params))),
-                "colorscale": [[0, "#c4cedd"], [1, "#4f6f9f"]],
-            },
-            text=[
-                f"number {place + 1}: {size:,} parameters, score {score:.5g}"
-                for place, (size, score) in enumerate(found.trace)
-            ],
-        )
+    dots(
+        made,
+        "scored, later ones darker",
+        "searched",
+        params,
+        scores,
+        marker={
+            "size": 8,
+            "color": list(range(len(params))),
+            "colorscale": [[0, "#c4cedd"], [1, "#4f6f9f"]],
+        },
+        text=[
+            f"number {place + 1}: {size:,} parameters, score {score:.5g}"
+            for place, (size, score) in enumerate(found.trace)
+        ],
     )
-    made.add_trace(
-        dots(
-            "found",
-            "found",
-            [one.spec.parameters() for one in choices],
-            [one.score for one in choices],
-            error_y={
-                "array": [one.standard_error for one in choices],
-                "visible": choices[0].standard_error is not None,
-            },
-            marker={"size": [15, *[9] * (len(choices) - 1)], "symbol": "star"},
-            text=[
-                f"{number} by score: {one.spec.parameters():,} parameters, score {one.score:.5g}"
-                for number, one in enumerate(choices, 1)
-            ],
-        )
+    dots(
+        made,
+        "found",
+        "found",
+        [one.spec.parameters() for one in choices],
+        [one.score for one in choices],
+        error_y={
+            "array": [one.standard_error for one in choices],
+            "visible": choices[0].standard_error is not None,
+        },
+        marker={"size": [15, *[9] * (len(choices) - 1)], "symbol": "star"},
+        text=[
+            f"{number} by score: {one.spec.parameters():,} parameters, score {one.score:.5g}"
+            for number, one in enumerate(choices, 1)
+        ],
     )
     if found.limit is not None:
         mark(made, found.limit, "limit ", "uniform")
@@ -132,19 +130,18 @@ def losses(built: Built | Path | str) -> go.Figure:
     rows = trained_rows(built)
     made = figure("What was trained", "parameters", "final validation loss, nats/token")
     depths = [one.spec.get("depth") or len(one.spec.get("heads", ())) for one in rows]
-    made.add_trace(
-        dots(
-            f"trained models ({len(rows)})",
-            "found",
-            [float(one.parameters) for one in rows],
-            [one.validation_loss[-1] for one in rows],
-            marker={"size": 8, "opacity": 0.8},
-            text=[
-                f"architecture {one.architecture}, seed {one.seed}<br>{depth} blocks, "
-                f"{one.parameters:,} parameters<br>loss {one.validation_loss[-1]}"
-                for one, depth in zip(rows, depths, strict=True)
-            ],
-        )
+    dots(
+        made,
+        f"trained models ({len(rows)})",
+        "found",
+        [float(one.parameters) for one in rows],
+        [one.validation_loss[-1] for one in rows],
+        marker={"size": 8, "opacity": 0.8},
+        text=[
+            f"architecture {one.architecture}, seed {one.seed}<br>{depth} blocks, "
+            f"{one.parameters:,} parameters<br>loss {one.validation_loss[-1]}"
+            for one, depth in zip(rows, depths, strict=True)
+        ],
     )
     made.update_xaxes(logarithmic([float(one.parameters) for one in rows]))
     return made

@@ -62,39 +62,36 @@ def tradeoff(source: Source, pairs: RecordedPairs | None = None) -> go.Figure:
             ("stopped early", [one for one in pairs.pairs if one.partial], "circle-open"),
         ):
             if some:
-                made.add_trace(
-                    dots(
-                        f"{name} ({len(some):,})",
-                        "searched",
-                        [one.kept + aside * rng.uniform(-1, 1) for one in some],
-                        [one.value for one in some],
-                        marker={"size": 6, "opacity": 0.6, "symbol": symbol},
-                        text=[pair_text(one) for one in some],
-                    )
+                dots(
+                    made,
+                    f"{name} ({len(some):,})",
+                    "searched",
+                    [one.kept + aside * rng.uniform(-1, 1) for one in some],
+                    [one.value for one in some],
+                    marker={"size": 6, "opacity": 0.6, "symbol": symbol},
+                    text=[pair_text(one) for one in some],
                 )
         front = pareto([one for one in pairs.pairs if not one.partial])
         if not aside:
-            made.add_trace(
-                line(
-                    "front of the pairs",
-                    "predicted",
-                    [one.kept for one in front],
-                    [one.value for one in front],
-                )
+            line(
+                made,
+                "front of the pairs",
+                "predicted",
+                [one.kept for one in front],
+                [one.value for one in front],
             )
         levels.append(float(np.quantile([one.value for one in pairs.pairs], 0.5)))
     for name in dict.fromkeys(one.name for _, one in models):
         colour, symbol, size = _MARK.get(name, ("dense", "x", 9))
         own = [(keep, one) for keep, one in models if one.name == name]
-        made.add_trace(
-            dots(
-                safe(LABELS.get(name, name)),
-                colour,
-                [one.kept for _, one in own],
-                [one.loss_increase for _, one in own],
-                marker={"size": size, "symbol": symbol},
-                text=[model_text(one) for _, one in own],
-            )
+        dots(
+            made,
+            safe(LABELS.get(name, name)),
+            colour,
+            [one.kept for _, one in own],
+            [one.loss_increase for _, one in own],
+            marker={"size": size, "symbol": symbol},
+            text=[model_text(one) for _, one in own],
         )
     known = [one for one in levels if np.isfinite(one)]
     if known:
@@ -175,17 +172,16 @@ def predicted(found: Pruning) -> go.Figure:
             )
         )
     if len(held_out):
-        made.add_trace(
-            dots(
-                f"held-out pairs ({len(held_out):,})",
-                "searched",
-                held_out[:, 0].tolist(),
-                held_out[:, 1].tolist(),
-                marker={"size": 6, "opacity": 0.7},
-                hovertemplate="predicted %{x:+.4f}, measured %{y:+.4f}<extra></extra>",
-            )
+        dots(
+            made,
+            f"held-out pairs ({len(held_out):,})",
+            "searched",
+            held_out[:, 0].tolist(),
+            held_out[:, 1].tolist(),
+            marker={"size": 6, "opacity": 0.7},
+            hovertemplate="predicted %{x:+.4f}, measured %{y:+.4f}<extra></extra>",
         )
-    made.add_trace(line("as predicted", "dense", ends, ends, dash="dot"))
+    line(made, "as predicted", "dense", ends, ends, dash="dot")
     for colour, name, some in (
         ("predicted", "finalists", [one for size in found.sizes for one in size.finalists[1:]]),
         ("found", "selected", [size.finalists[0] for size in found.sizes if size.finalists]),
@@ -193,23 +189,22 @@ def predicted(found: Pruning) -> go.Figure:
         own = [one for one in some if one in finalists]
         if not own:
             continue
-        made.add_trace(
-            dots(
-                name,
-                colour,
-                [one.predicted for one in own],
-                [one.held_out for one in own],
-                marker={
-                    "size": 13 if name == "selected" else 9,
-                    "symbol": "star" if name == "selected" else "circle",
-                },
-                error_y=errors([_two_errors(one.chunks) for one in own]),
-                text=[
-                    f"{name}<br>predicted {one.predicted:+.4f}, held-out text "
-                    f"{one.held_out:+.4f} ± {_two_errors(one.chunks):.4f}"
-                    for one in own
-                ],
-            )
+        dots(
+            made,
+            name,
+            colour,
+            [one.predicted for one in own],
+            [one.held_out for one in own],
+            marker={
+                "size": 13 if name == "selected" else 9,
+                "symbol": "star" if name == "selected" else "circle",
+            },
+            error_y=errors([_two_errors(one.chunks) for one in own]),
+            text=[
+                f"{name}<br>predicted {one.predicted:+.4f}, held-out text "
+                f"{one.held_out:+.4f} ± {_two_errors(one.chunks):.4f}"
+                for one in own
+            ],
         )
     if logs:
         made.update_xaxes(logarithmic(ends))
@@ -281,16 +276,15 @@ def plan(found: Pruning | Size, dense: Plan | None = None) -> go.Figure:
                 for units, whole in zip(getattr(level, kind), most, strict=True)
             ]
             edges = [edge for block in blocks for edge in (block - 0.5, block + 0.5)]
-            made.add_trace(
-                line(
-                    "uniform",
-                    "uniform",
-                    edges,
-                    [one for one in even for _ in (0, 1)],
-                    dash="dot",
-                    showlegend=sign > 0,
-                    legendgroup="uniform",
-                )
+            line(
+                made,
+                "uniform",
+                "uniform",
+                edges,
+                [one for one in even for _ in (0, 1)],
+                dash="dot",
+                showlegend=sign > 0,
+                legendgroup="uniform",
             )
     dropped = found.plan.dropped
     for block in dropped:
@@ -375,7 +369,8 @@ def narrowing(found: Pruning, size: int = 0) -> go.Figure:
             kept / most if most else 0.0
             for kept, most in zip(getattr(chosen, kind), getattr(dense, kind), strict=True)
         ]
-        trace = dots(
+        dots(
+            made,
             "selected plan",
             "found",
             shares,
@@ -384,8 +379,9 @@ def narrowing(found: Pruning, size: int = 0) -> go.Figure:
             legendgroup="selected",
             marker={"size": 11, "symbol": "star"},
             text=[f"block {block}: keeps {one:.0%}" for block, one in enumerate(shares)],
+            row=row,
+            col=1,
         )
-        made.add_trace(trace, row=row, col=1)
         made.update_yaxes(
             title_text="block",
             range=[depth - 0.5, -0.5],

@@ -98,17 +98,23 @@ def finite(values: Sequence[float | None]) -> list[float | None]:
 
 
 def dots(
-    name: str, colour: str, x: Sequence[float | None], y: Sequence[float | None], **more: object
-) -> go.Scatter:
-    """Points of one kind; of those with texts, these alone show on hovering."""
+    made: go.Figure,
+    name: str,
+    colour: str,
+    x: Sequence[float | None],
+    y: Sequence[float | None],
+    **more: object,
+) -> None:
+    """Add points of one kind; of those with texts, these alone show on hovering."""
     marker = {"color": COLOURS[colour], "size": 8, "line": {"width": 0}}
     given = more.pop("marker", None)
     marker |= given if isinstance(given, dict) else {}
     more = ({"hoverinfo": "text"} if "text" in more else {}) | more
-    return go.Scatter(name=name, mode="markers", x=finite(x), y=finite(y), marker=marker, **more)
+    made.add_scatter(name=name, mode="markers", x=finite(x), y=finite(y), marker=marker, **more)
 
 
 def line(
+    made: go.Figure,
     name: str,
     colour: str,
     x: Sequence[float | None],
@@ -117,11 +123,11 @@ def line(
     dash: str = "solid",
     shape: str = "linear",
     **more: object,
-) -> go.Scatter:
-    """A line of one kind."""
+) -> None:
+    """Add a line of one kind."""
     style = {"color": COLOURS[colour], "width": 2, "dash": dash, "shape": shape}
     given = {"hoverinfo": "skip"} | more
-    return go.Scatter(name=name, mode="lines", x=finite(x), y=finite(y), line=style, **given)
+    made.add_scatter(name=name, mode="lines", x=finite(x), y=finite(y), line=style, **given)
 
 
 def bars(
