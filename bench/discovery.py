@@ -56,7 +56,7 @@ def chosen(study: Study, seed: int) -> Product:
     split = split_benchmark(benchmark.specs, search=study.search, seed=seed)
     scorer = Scorer(benchmark.specs, cache_name(benchmark.name), study.cache, Batch(), workers)
     searched = SketchedBenchmark(benchmark, split, scorer, whole)
-    product = choose_deep((searched,), study.settings, seed).product
+    _, product = choose_deep((searched,), study.settings, seed)
     print(f"seed {seed}: chosen in {time.perf_counter() - started:.0f} s", flush=True)
     return product
 

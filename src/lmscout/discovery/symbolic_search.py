@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 import numpy as np
@@ -29,7 +30,7 @@ from lmscout.discovery.engines import (
 )
 from lmscout.discovery.filters import Filters, SearchData, SplitBenchmark
 from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name, mean_of
-from lmscout.discovery.search_record import Batches, Evolution, Record, evolve
+from lmscout.discovery.search_record import Evolution, Record, evolve
 from lmscout.discovery.splits import search_size, split_benchmark
 from lmscout.errors import LmscoutError, check_whole, require_known
 from lmscout.progress import Progress, StageProgress, Stages, part_of
@@ -203,14 +204,6 @@ def _row(one: Candidate) -> dict[str, object]:
     return {"proxy": format_expression(one.node), "size": one.node.size, "fitness": one.fitness}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A proxy that was chosen on search splits: the searches, and the product of their best."""
-
-    evolutions: tuple[Evolution, ...]
-    product: Product
-
-
 @worker_processes()
 def discover_deep(
     benchmarks: Sequence[Benchmark],
@@ -242,8 +235,8 @@ def discover_deep(
         )
         for one, size in zip(benchmarks, search, strict=True)
     )
-    choice = choose_deep(splits, settings, seed, folder, stages)
-    product, text = choice.product, format_expression(choice.product.node)
+    evolutions, product = choose_deep(splits, settings, seed, folder, stages)
+    text = format_expression(product.node)
     with stages("testing") as update:
         held_out = [
             one.scorer.subset(one.split.test).drawn_scores([text], settings.weights, update)[text]
@@ -256,7 +249,7 @@ def discover_deep(
     return DeepDiscovery(
         findings,
         settings,
-        choice.evolutions,
+        evolutions,
         product.members,
         product.node,
         product.corrected,
@@ -270,8 +263,8 @@ def choose_deep(
     seed: int,
     folder: Path | None = None,
     stages: Stages | None = None,
-) -> Choice:
-    """The first part of `discover_deep`, which uses the search splits alone."""
+) -> tuple[tuple[Evolution, ...], Product]:
+    """The searches, and the product of their best: the part that uses the search splits alone."""
     stages = stages or Stages()
     with stages("sketches") as update:
         data = [one.search_data(seed, settings.weights, update) for one in splits]
@@ -305,7 +298,7 @@ def choose_deep(
     product = choose(finalists, known, OBJECTIVES[settings.objective])
     if settings.corrections and len(data) == 1:  # qualities of several have different scales
         product = correction(product, data[0].sketches.spec, data[0].quality)
-    return Choice(evolutions, product)
+    return evolutions, product
 
 
 def _searches(
@@ -375,8 +368,12 @@ def _search_there(
 ) -> tuple[Evolution, list[list[Candidate]]]:
     """A search by its number, with its batches so far, and all of them in the end."""
     number, batches = begun
-    record = Batches(batches)
-    return _search(settings, data, seed, number, 1, record=record), record.all
+    with TemporaryDirectory() as scratch:
+        record = Record(Path(scratch), number, None)
+        for place, batch in enumerate(batches):
+            record.add(place, batch)
+        evolution = _search(settings, data, seed, number, 1, record=record)
+        return evolution, list(record.batches())
 
 
 def _search_apart(
@@ -400,7 +397,7 @@ def _search(
     number: int,
     threads: int,
     *,
-    record: Record | Batches | None = None,
+    record: Record | None = None,
     progress: StageProgress | None = None,
 ) -> Evolution:
     engine = engine_of(
