@@ -187,19 +187,12 @@ def latency_among(limits: Sequence[Limit], spec: ArchitectureSpec) -> float | No
 
 
 class Untrained:
-    """Methods of results that hold an architecture within limits.
+    """Methods of results that hold an architecture within limits."""
 
-    Attributes:
-        spec: the architecture.
-        limit: parameters, at most.
-        max_macs: multiply-adds of a token in the blocks, at most.
-        max_latency: milliseconds, at most.
-    """
-
-    spec: ArchitectureSpec
-    limit: int | None
-    max_macs: int | None
-    max_latency: float | None
+    spec: ArchitectureSpec  # the architecture
+    limit: int | None  # parameters, at most
+    max_macs: int | None  # multiply-adds of a token in the blocks, at most
+    max_latency: float | None  # milliseconds, at most
 
     @property
     def limits(self) -> tuple[Limit, ...]:
