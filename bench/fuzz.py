@@ -340,8 +340,7 @@ def specs(home: Path) -> list[Example]:
 def _read_space(folder: Path) -> None:
     import numpy as np
 
-    from lmscout.benchmarks.limits import limits_of
-    from lmscout.benchmarks.mutation import limited
+    from lmscout.benchmarks.limits import limited, limits_of
     from lmscout.benchmarks.space import load_space, sample
 
     space = load_space(str(folder / "space.json"))

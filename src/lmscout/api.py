@@ -363,7 +363,7 @@ def prune(
     text, report_on, recover_on = map(text_named, (calibration, report, recover_text))
     assert text is not None
     run = model, text, request, Path(out), first, compute_dtype
-    texts = {"report_on": report_on, "recover_on": recover_on}
+    texts: dict[str, Any] = {"report_on": report_on, "recover_on": recover_on}
     with shown_progress(progress) as advance:
         return prune_named(*run, **texts, progress=advance)
 

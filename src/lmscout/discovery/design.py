@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from lmscout.benchmarks.limits import LATENCY, MACS, PARAMS, Limit, limits_of
-from lmscout.benchmarks.mutation import LimitedSpace, limited
+from lmscout.benchmarks.limits import LATENCY, MACS, PARAMS, Limit, LimitedSpace, limited, limits_of
 from lmscout.benchmarks.space import Space
 from lmscout.discovery.assessment import SavedSpec, SignedProxy
 from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, mean_of

@@ -24,7 +24,7 @@ from lmscout.errors import LmscoutError, brief, shown
 from lmscout.evaluation import Evaluation
 from lmscout.files import write_file
 from lmscout.loading import load_result
-from lmscout.plots.pairs import pairs_of
+from lmscout.plots.pruning import pairs_of
 from lmscout.pruning.results import Pruning
 from lmscout.pruning.study_record import RecordedPairs
 from lmscout.reading import expanded, read_json_object

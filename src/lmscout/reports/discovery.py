@@ -315,7 +315,7 @@ def rank_content(result: RankResult) -> Content:
         (some[0], some[0].agreement.spearman.value) for some in (proxies, baselines)
     )
     drawn = Figure(plots.correlations(result), _RANKING)
-    correlations = [drawn, assessments_table([], proxies, result.baselines)]
+    correlations: list[Part] = [drawn, assessments_table([], proxies, result.baselines)]
     sections = [Section("Correlations", correlations), time_section(result.seconds)]
     text = f"{len(proxies)} proxies on {result.n_architectures:,} architectures of "
     text += result.benchmark

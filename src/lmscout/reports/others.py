@@ -16,6 +16,7 @@ from lmscout.plots.models import trained_rows
 from lmscout.reports.page import (
     Content,
     Figure,
+    Part,
     Section,
     Table,
     Text,
@@ -196,7 +197,7 @@ def build_content(folder: Path, result: Built | None, wanted: object = None) -> 
         for one in rows
     ]
     columns = "architecture:d; seed:d; parameters:,d; loss:.4f; seconds:,.1f"
-    trained = [
+    trained: list[Part] = [
         Figure(plots.losses(folder), _LOSSES),
         Figure(plots.curves(folder), _CURVES),
         Table("Trained models", columns, table, "Loss: validation, nats/token.", long=True),

@@ -9,7 +9,7 @@ from typing import Any
 
 from lmscout import plots
 from lmscout.errors import LmscoutError
-from lmscout.plots.pairs import pairs_of
+from lmscout.plots.pruning import pairs_of
 from lmscout.progress import duration
 from lmscout.pruning.results import LABELS, Pruning, Reported, Size
 from lmscout.pruning.storage import may_exist
