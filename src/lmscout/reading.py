@@ -67,17 +67,11 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
 def read_bytes(
     path: Path, most: int, *, compressed: bool = False, pipe: bool = False, name: str = ""
 ) -> bytes:
-    """Read a whole file.
+    """Read a whole file of at most so many bytes, after decompression.
 
-    Args:
-        path: the file.
-        most: maximum number of bytes, after decompression.
-        compressed: whether gzip, recognised by its first bytes, is decompressed.
-        pipe: whether a pipe or a device, as of `<(command)`, is read too.
-        name: of the file in messages; its path by default.
-
-    Raises:
-        LmscoutError: the file cannot be read, is damaged or too large.
+    If `compressed`, gzip is recognised by its first bytes and decompressed; if `pipe`, a pipe or a
+    device, as of `<(command)`, is read too.  LmscoutError, with the name of the file (its path by
+    default), if it cannot be read, is damaged or too large.
     """
     name = name or str(path)
     with _readable(path, name, pipe=pipe) as file:
@@ -124,16 +118,11 @@ def read_text(path: Path, most: int = MOST_STRUCTURED) -> str:
 
 
 def read_json(path: Path, *, lenient: bool = False, surrogates: bool = False) -> Any:
-    """Read a file that holds one JSON value.
+    """Read a file that holds one JSON value, in UTF-8.
 
-    Args:
-        path: the file, in UTF-8.
-        lenient: whether a name may occur twice in one object; the last one counts, as for the
-            libraries that read the file again.
-        surrogates: whether strings may hold lone surrogates, as file names that are not UTF-8 do.
-
-    Raises:
-        LmscoutError: the file cannot be read, is not JSON, or is beyond a bound.
+    If `lenient`, a name may occur twice in one object; the last one counts, as for the libraries
+    that read the file again.  If `surrogates`, strings may hold lone surrogates, as file names that
+    are not UTF-8 do.  LmscoutError if the file cannot be read, is not JSON, or is beyond a bound.
     """
     return parse_json(read_text(path), str(path), lenient=lenient, surrogates=surrogates)
 
@@ -182,9 +171,8 @@ def parse_json(
 ) -> Any:
     """Parse the JSON text of a named file, see `read_json`, or one of its JSON lines.
 
-    Raises:
-        LmscoutError: it is not JSON, nests too deep, has too many values or digits, a name twice
-            in one object, or a lone surrogate.
+    LmscoutError if it is not JSON, nests too deep, or has too many values or digits, a name twice
+    in one object, or a lone surrogate.
     """
     most = _MOST_LINE if single_line else MOST_STRUCTURED
     if len(text) > most:
@@ -219,10 +207,8 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 def parse_yaml(text: str, name: str) -> dict[Any, Any]:
     """Parse a YAML mapping of plain data, of a named file.
 
-    Events are counted, without recursion, before anything is constructed.
-
-    Raises:
-        LmscoutError: not YAML, a tag that names Python code, not a mapping, or beyond a bound.
+    Events are counted, without recursion, before anything is constructed.  LmscoutError if it is
+    not YAML, not a mapping or beyond a bound, or has a tag that names Python code.
     """
     try:
         _check_events(text, name)

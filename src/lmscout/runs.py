@@ -122,17 +122,9 @@ def open_run(
 ) -> Run:
     """Inspect a run folder before any work: new, begun, or finished by the same command.
 
-    Drafts of killed processes are removed; nothing is written.
-
-    Args:
-        folder: of the run; need not exist.
-        command: such as "rank".
-        settings: all on which the result depends.
-        foreign: whether the folder may hold files without ``settings.json``.
-        continues: whether an unfinished run may continue with other settings.
-
-    Raises:
-        LmscoutError: the folder holds another run or something else, or cannot be written.
+    Drafts of killed processes are removed; nothing is written.  A `foreign` folder may hold files
+    without ``settings.json``; if `continues`, an unfinished run may continue with other settings.
+    LmscoutError if the folder holds another run or something else, or cannot be written.
     """
     remove_drafts(folder.parent, folder.name)
     remove_drafts(folder)

@@ -87,8 +87,7 @@ class Benchmark:
     def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> Benchmark:
         """The benchmark of these rows (counted from 0), in this order.
 
-        Raises:
-            LmscoutError: there is no such row, or none is given.
+        LmscoutError if there is no such row, or none is given.
         """
         try:
             rows = [operator.index(index) for index in indices if not isinstance(index, bool)]

@@ -216,11 +216,9 @@ def build(
     """Train architectures of a space and write a benchmark; continue one that was begun.
 
     See `lmscout.build_benchmark`.  The result of a benchmark that was finished before is loaded.  A
-    cluster trains on its GPUs if it has any and the device is not ``cpu``.
-
-    Raises:
-        LmscoutError: the folder holds another benchmark or cannot be written, the tokens do
-            not suffice, or there is no such device.
+    cluster trains on its GPUs if it has any and the device is not ``cpu``.  LmscoutError if the
+    folder holds another benchmark or cannot be written, the tokens do not suffice, or there is no
+    such device.
     """
     if workers is not None and workers < 1:
         raise LmscoutError(f"workers {workers}: at least one has to work")

@@ -264,15 +264,10 @@ def _pooled_deviation(groups: list[Array]) -> float:
 
 
 def simulate(quality: Array, errors: Array, seed: int) -> tuple[Agreement, Agreement]:
-    """Correlations of the true quality with a measurement, and of two measurements.
+    """Ceiling and repeatability: correlations of true and measured quality, and of two measured.
 
-    Args:
-        quality: ``[n]`` as measured.
-        errors: ``[n]`` standard errors of the measured qualities.
-        seed: of the draws.
-
-    Returns:
-        The ceiling and the repeatability, each the mean and the central 95 % of the draws.
+    Each is the mean and the central 95 % of draws, from measured qualities ``[n]`` and their
+    standard errors ``[n]``.
     """
     variance = quality.var()
     kept = max(0.0, 1 - float((errors**2).mean() / variance)) if variance > 0 else 0.0
@@ -291,14 +286,9 @@ def simulate(quality: Array, errors: Array, seed: int) -> tuple[Agreement, Agree
 
 
 def real_differences(quality: Array, errors: Array) -> npt.NDArray[np.bool_]:
-    """For each pair of architectures, whether their qualities differ by more than noise.
+    """For each pair of qualities ``[n]``, whether they differ by more than standard errors ``[n]``.
 
-    Args:
-        quality: ``[n]``.
-        errors: ``[n]`` their standard errors.
-
-    Returns:
-        ``[n (n - 1) / 2]``, in the order of `numpy.triu_indices`.
+    The result ``[n (n - 1) / 2]`` is in the order of `numpy.triu_indices`.
     """
     first, second = np.triu_indices(len(quality), 1)
     difference = np.abs(quality[first] - quality[second])

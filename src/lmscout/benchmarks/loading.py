@@ -42,18 +42,11 @@ class UnknownBenchmarkError(LmscoutError):
 
 
 def load(name: str) -> Benchmark:
-    """Load a benchmark.
+    """Load a benchmark, see `lmscout.load_benchmark`.
 
-    Args:
-        name: ``pico`` and ``iso``, lmscout's own; ``bench:DIR`` or ``DIR``, a folder that
-            ``lmscout bench build`` wrote;
-            ``flexibert``; ``flexibert:PATH``, a JSON file of upstream's form; ``lts:NAME``,
-            a LiteTransformerSearch folder found by name; ``lts:PATH``, such a folder.  What
-            follows ``lts:`` is a path if it has a separator in it or is a directory.
-
-    Raises:
-        UnknownBenchmarkError: the name is none of these.
-        LmscoutError: the benchmark cannot be found or read.
+    What follows ``lts:`` is a path if it has a separator in it or is a directory, else the name of
+    a LiteTransformerSearch folder.  UnknownBenchmarkError if the name is no benchmark's;
+    LmscoutError if it cannot be found or read.
     """
     kind, colon, rest = name.partition(":")
     if name in SHIPPED or (name.startswith(OWN) and rest):
@@ -118,11 +111,8 @@ def download(url: str, files: tuple[str, ...], sha256: str, destination: Path) -
     """Fetch files of a URL, which ends in a slash, into a new folder.
 
     It appears only when it is complete and verified: `sha256` is the files' `content_digest`.
-
-    Raises:
-        LmscoutError: the folder cannot be written, or the files are not the pinned ones, or too
-            large.
-        OSError, http.client.HTTPException: the files cannot be fetched.
+    LmscoutError if the folder cannot be written, or the files are not the pinned ones, or too
+    large; OSError or http.client.HTTPException if they cannot be fetched.
     """
     remedy = "remove what is there, or set LMSCOUT_CACHE to another folder"
     try:

@@ -220,10 +220,7 @@ def train(
 
     The same seed gives the same losses to the last bit on the same device: weights and order
     come from the seed, and the algorithms are deterministic.  On a CPU it is float32 in one thread,
-    on ``cuda:0`` bfloat16 autocast.
-
-    Raises:
-        LmscoutError: there are too few tokens, or not enough memory.
+    on ``cuda:0`` bfloat16 autocast.  LmscoutError if tokens or memory do not suffice.
     """
     started = time.perf_counter()
     starts = window_starts(len(data.train), recipe, seed)
@@ -352,12 +349,9 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @torch.no_grad()
 def validation_loss(model: LanguageModel, tokens: Tensor, length: int) -> float:
-    """Mean next-token cross-entropy over all whole windows of a text, nats/token.
+    """Mean next-token cross-entropy over all whole windows, at least one, of a text, nats/token.
 
-    Args:
-        model: on the device of the tokens.
-        tokens: ``[m]`` int64, at least one window.
-        length: tokens a window; its first one is not predicted.
+    The tokens are ``[m]`` int64 on the model's device; the first of a window is not predicted.
     """
     windows = tokens[: len(tokens) // length * length].view(-1, length)
     total = torch.zeros((), dtype=torch.float64, device=tokens.device)

@@ -196,9 +196,8 @@ class SignedProxy:
 def signed_proxy(text: str) -> SignedProxy:
     """Parse a proxy; a minus sign before it means that lower scores are better.
 
-    Raises:
-        LmscoutError: there is no such entry, the expression is malformed, or the minus sign is
-            ambiguous: it might belong to the first term alone.
+    LmscoutError if there is no such entry, the expression is malformed, or the minus sign is
+    ambiguous: it might belong to the first term alone.
     """
     bare = text.strip()
     sign = -1 if bare.startswith(FALLING) else 1

@@ -72,18 +72,12 @@ def architecture_json(spec: ArchitectureSpec) -> dict[str, object]:
 
 
 def certainty(draws: Scores, places: Sequence[int]) -> list[tuple[float | None, float | None]]:
-    """Standard error of a mean score, and its chance to be among the best 5 %.
+    """Standard error of the mean score at places, and the chance to be among the best 5 %.
 
-    Draws are sampled with replacement, and all means computed anew.  The chance is the share of the
-    samples in which an architecture is among the best 5 % of those with a score, at least one;
-    those of equal scores are equally likely to be.
-
-    Args:
-        draws: scores [draws, n], higher is better; those whose mean is not finite are left out.
-        places: of architectures with a finite mean.
-
-    Returns:
-        Standard error and chance of each place; None with one draw.
+    Scores are [draws, n], higher is better; those whose mean is not finite are left out.  Draws are
+    sampled with replacement, and all means computed anew.  The chance is the share of the samples
+    in which an architecture is among the best 5 % of those with a score, at least one; those of
+    equal scores are equally likely to be.  Both are None with one draw.
     """
     n_draws = len(draws)
     if n_draws < 2:
@@ -322,11 +316,8 @@ def design(
     The search is deterministic and every score is cached, so the same call continues a search that
     was stopped.  The models' weights do not depend on the seed.  Of several architectures with the
     best score, the one with the fewest parameters is found.  A measured latency differs from run to
-    run, so with a limit of it the same call may find another.
-
-    Raises:
-        LmscoutError: there is no limit, or nothing within the limits, the cache cannot be written,
-            or the proxy gives no architecture a score.
+    run, so with a limit of it the same call may find another.  LmscoutError if there is no limit,
+    or nothing within the limits, the cache cannot be written, or no architecture has a score.
     """
     if not (limits or space.budgeted):
         raise LmscoutError(

@@ -222,10 +222,8 @@ def discover(
     The seed is that of the split.  A benchmark that is a name is loaded by `source`, with what
     gives the statistics of its architectures under chains if they are not built from their specs.
     The result of a finished run in the folder is loaded; `overrides` are further settings of it.
-
-    Raises:
-        LmscoutError: the split does not fit the benchmark, the cache or the folder cannot be
-            written, or no proxy of the space ranks the search split.
+    LmscoutError if the split does not fit the benchmark, the cache or the folder cannot be written,
+    or no proxy of the space ranks the search split.
     """
     if isinstance(benchmark, Benchmark):
         search = search_size(search, len(benchmark))

@@ -450,10 +450,8 @@ def explain(
 
     Scores are of full tensors.  The seed is that of the models' weights, and of the half that
     chooses the surrogate formula.  The result of a finished run in the folder is loaded.
-
-    Raises:
-        LmscoutError: the proxy is unknown, malformed or has no order, or the cache or the folder
-            cannot be written.
+    LmscoutError if the proxy is unknown, malformed or has no order, or the cache or the folder
+    cannot be written.
     """
     resolve(proxy)  # an unknown name is refused before anything is computed
     settings = run_settings(benchmark, seed, options, proxy=proxy)

@@ -101,10 +101,8 @@ def rank_proxies(
 
     All architectures are used, as nothing is chosen; a proxy keeps the sign that it was published
     with or is given.  Without proxies the whole catalog is ranked.  The result of a finished run in
-    the folder is loaded.
-
-    Raises:
-        LmscoutError: a proxy is unknown or malformed, or the cache or the folder cannot be written.
+    the folder is loaded.  LmscoutError if a proxy is unknown or malformed, or the cache or the
+    folder cannot be written.
     """
     signed = [signed_proxy(text) for text in proxies or [one.name for one in CATALOG]]
     settings = run_settings(benchmark, seed, options, proxies=list(map(str, signed)))

@@ -162,11 +162,8 @@ def pick(
     """Select among architectures of known quality by a proxy; see `lmscout.design`.
 
     So many architectures within the limits are drawn and scored, or all if there are fewer.  The
-    models' weights do not depend on the seed.
-
-    Raises:
-        LmscoutError: no architecture is within the limits, the cache cannot be written, or the
-            proxy gives none of those drawn a score.
+    models' weights do not depend on the seed.  LmscoutError if no architecture is within the
+    limits, the cache cannot be written, or none of those drawn has a score.
     """
     stages = Stages(progress)
     if any(one.name == LATENCY for one in limits):

@@ -220,11 +220,8 @@ def discover_deep(
     Candidates are evaluated on sketches; on several benchmarks fitness is the minimum over them.
     The fittest of every search are scored again on full tensors, the best of each are multiplied,
     and on one benchmark a correction is fitted.  A search that is recorded in the folder is
-    continued; the workers evaluate candidates in threads.
-
-    Raises:
-        LmscoutError: a split does not fit its benchmark, the cache cannot be written, or no
-            proxy was found.
+    continued; the workers evaluate candidates in threads.  LmscoutError if a split does not fit its
+    benchmark, the cache cannot be written, or no proxy was found.
     """
     stages = Stages(progress)
     splits = tuple(
@@ -455,11 +452,8 @@ def begin_deep(
     """Open the run folder of a search of the deep space: new, to be continued, or finished.
 
     Without a folder it is the newest under runs/ that holds the same unfinished search, or a new
-    one.  Of the device, its kind counts and not its number.
-
-    Raises:
-        LmscoutError: the folder holds something else, or a search with other settings or of
-            another version; or it cannot be written.
+    one.  Of the device, its kind counts and not its number.  LmscoutError if the folder holds
+    something else, or a search with other settings or of another version, or cannot be written.
     """
     wanted = {
         "space": "deep",

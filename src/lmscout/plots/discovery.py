@@ -224,8 +224,7 @@ def complexity(found: DeepDiscovery, folder: Path | str | None = None) -> go.Fig
 def ranked(folder: Path | str, *columns: str) -> pa.Table:
     """Every proxy of a ranked space with its ρ on the search split, undefined ones left out.
 
-    Raises:
-        LmscoutError: the file is missing or damaged.
+    LmscoutError if the file is missing or damaged.
     """
     path = Path(folder, SCORES)
     try:
@@ -330,11 +329,7 @@ def filters(found: Discovery | DeepDiscovery) -> go.Figure:
 
 
 def searches(folder: Path | str) -> list[list[Candidate]]:
-    """The candidates of each search of a run folder, in the order of evaluation.
-
-    Raises:
-        LmscoutError: a file is damaged.
-    """
+    """Candidates of each search of a run folder, as evaluated; LmscoutError if one is damaged."""
     record = Path(folder) / EVALUATIONS
     numbers = sorted({int(path.name.split("-")[0]) for path in record.glob("[0-9]*-*.parquet")})
     return [

@@ -42,15 +42,10 @@ _RIDGE = 1e-2  # of the variance of a column
 
 
 def pairs_of(source: Source) -> RecordedPairs:
-    """The measured pairs of a run.
+    """The measured pairs of a run; LmscoutError if it has no study of lmscout, or an edited one.
 
-    Args:
-        source: a result, whose study is read if it is a file (no server that a result
-            names is asked); a run folder or the URL of a storage, also of a running run; or an
-            Optuna study.
-
-    Raises:
-        LmscoutError: there is no study of lmscout, or it was edited.
+    The study of a result is read if it is a file: no server that a result names is asked.  A run
+    folder or the URL of a storage may be of a running run.
     """
     if isinstance(source, RecordedPairs):
         return source
@@ -330,12 +325,9 @@ def predicted(found: Pruning) -> go.Figure:
 
 
 def band(held_out: Floats, scale: str, predictions: Floats) -> tuple[Floats, Floats]:
-    """The central 80 % of measured values at predictions [n], by the errors on its scale.
+    """The central 80 % of measured values at predictions [n], nats/token.
 
-    Args:
-        held_out: [m, 2] predicted and measured.
-        scale: of the predictor's target.
-        predictions: [n], nats/token.
+    By the errors of held-out pairs [m, 2], predicted and measured, on the scale of the target.
     """
     target = TargetScale.of(scale, held_out[:, 1])
     errors = target.forward(held_out[:, 1]) - target.forward(held_out[:, 0])

@@ -56,9 +56,7 @@ class RunFolder:
 def read_run(path: Path | str) -> RunFolder:
     """Read a run folder, or a file that `Result.save` wrote.
 
-    Raises:
-        LmscoutError: there is none, it is of another program or schema, or a file that it needs is
-            damaged.
+    LmscoutError if there is none, it is of another program or schema, or a file is damaged.
     """
     path = expanded(str(path))
     if path.is_file():
