@@ -113,9 +113,8 @@ def test_discovery_finds_the_proxy_of_the_quality_and_caches_statistics(run, cac
     folder, _ = run
     pair_study = study_benchmark(str(folder), cache / "statistics")
     space = published(("sum",))
-    found = discover(
-        pair_study.benchmark, space, search=20, seed=0, cache=cache, read=pair_study.read
-    )
+    known = pair_study.benchmark, pair_study.read
+    found = discover("study", space, search=20, seed=0, cache=cache, source=lambda: known)
     assert found.test.agreement.spearman.value == pytest.approx(1.0)
     assert abs(found.search[0]) == pytest.approx(1.0)
     assert found.sign == 1
