@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lmscout.evaluation.chats import coded
+from lmscout.evaluation.text import coded
 from lmscout.pruning.recovery import training
 from lmscout.pruning.recovery.training import divergence_loss, likelihood_loss
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_count
+from lmscout.pruning.compensation import refit
 from lmscout.pruning.cutting import ShapeName, cut, is_uniform
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import save, write
@@ -32,7 +33,6 @@ from lmscout.pruning.families import (
 )
 from lmscout.pruning.importance import sort_sublayer
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.refit import refit
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
 _GENERATED = 6  # tokens
