@@ -35,15 +35,11 @@ from lmscout.pruning.importance import sort_sublayer
 from lmscout.pruning.plan import Plan
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
-_GENERATED = 6  # tokens
+_GENERATED = 4  # tokens
 
 
 def check_family(
-    family: Family,
-    model: PreTrainedModel,
-    tokens: Tensor,
-    *,
-    fresh_process: bool = False,
+    family: Family, model: PreTrainedModel, tokens: Tensor, *, fresh_process: bool = False
 ) -> None:
     """Check that a family describes a model correctly, and that its plans can be saved.
 
@@ -208,7 +204,9 @@ def _check_refit(
             hidden = sublayer.step(hidden, context)
         expected = family.logits(pruned, hidden)
     _assert_same(_logits(pruned, tokens), expected, f"{name}: the refit model")
-    _assert_same(_logits(_reloaded(pruned), tokens), expected, f"{name}: the refit model, saved")
+    if name == "plan 'uneven'":  # folders of the other plans are those without a refit
+        saved = _logits(_reloaded(pruned), tokens)
+        _assert_same(saved, expected, f"{name}: the refit model, saved")
     if name == "plan 'dense'":
         _assert_same(expected, _logits(model, tokens), f"{name}: refit")
 

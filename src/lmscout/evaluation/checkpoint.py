@@ -159,10 +159,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def check_memory(
-    config: dict[str, Any],
-    files: Sequence[Path],
-    make: Callable[[], PreTrainedModel],
-    source: str,
+    config: dict[str, Any], files: Sequence[Path], make: Callable[[], PreTrainedModel], source: str
 ) -> None:
     """Refuse a configuration that describes far more weights than its files and memory hold.
 

@@ -25,12 +25,7 @@ from lmscout.evaluation.cost import (
     vocabulary_size,
 )
 from lmscout.evaluation.loading import LoadedModel, load_model
-from lmscout.evaluation.perplexity import (
-    Perplexity,
-    checked_tokens,
-    longest_window,
-    protocol_of,
-)
+from lmscout.evaluation.perplexity import Perplexity, checked_tokens, longest_window, protocol_of
 from lmscout.evaluation.perplexity import perplexity as text_perplexity
 from lmscout.evaluation.tasks import TaskScore, check_tasks, questions_sha256, score_tasks
 from lmscout.evaluation.text import read_text
@@ -182,13 +177,7 @@ def kept_evaluation(
 
 
 @torch.inference_mode()
-def measure_speed(
-    model: PreTrainedModel,
-    batch: int,
-    length: int,
-    *,
-    repeats: int = 5,
-) -> Speed:
+def measure_speed(model: PreTrainedModel, batch: int, length: int, *, repeats: int = 5) -> Speed:
     """Time a forward pass that computes the logits of random tokens, without a cache.
 
     One pass before the timed ones is left out. A model that reads fewer tokens gets fewer.

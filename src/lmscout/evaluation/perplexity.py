@@ -244,11 +244,7 @@ def checked_tokens(
     return protocol, tokens
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase,
-    text: Text,
-    limit: int | None = None,
-) -> Tensor:
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, limit: int | None = None) -> Tensor:
     """Tokenise a text as a whole, with the special tokens that the tokenizer adds: [tokens] int64.
 
     Chats are rendered by the tokenizer's template, which has the special tokens that it needs. With

@@ -261,11 +261,7 @@ def _is_messages(kind: pa.DataType) -> bool:
 
 
 def _field(
-    where: str,
-    wanted: str | None,
-    strings: Sequence[str],
-    example: str,
-    chats: Sequence[str] = (),
+    where: str, wanted: str | None, strings: Sequence[str], example: str, chats: Sequence[str] = ()
 ) -> str:
     """The wanted field; by default `text`, or the only one that holds strings, or chats."""
     default = _DEFAULT_FIELD

@@ -52,10 +52,7 @@ class ResidualLinear(Linear):
 
 @torch.no_grad()
 def draw_weights(
-    model: nn.Module,
-    seed: int,
-    std: float,
-    std_of: Mapping[type[nn.Module], float] | None = None,
+    model: nn.Module, seed: int, std: float, std_of: Mapping[type[nn.Module], float] | None = None
 ) -> None:
     """Fill every parameter of a model, in the order of registration, each once, from one seed.
 

@@ -253,11 +253,7 @@ class Calibrated:
             compensation = Compensation(outputs, moments, in_host=self.in_host)
         digests = {**self.digests, **digests}
         return replace(
-            self,
-            compensation=compensation,
-            references=references,
-            digests=digests,
-            latest_refit={},
+            self, compensation=compensation, references=references, digests=digests, latest_refit={}
         )
 
     def compensated(self, plan: Plan) -> dict[Place, Affine]:

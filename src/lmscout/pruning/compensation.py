@@ -30,13 +30,7 @@ from transformers import PreTrainedModel
 from lmscout.errors import LmscoutError
 from lmscout.pruning.families import Affine, Family, Mixture, Place, Sublayer
 from lmscout.pruning.families.family import Multiplier
-from lmscout.pruning.moments import (
-    BATCH_TOKENS,
-    Moments,
-    batches_of,
-    damped,
-    retry_with_half_batch,
-)
+from lmscout.pruning.moments import BATCH_TOKENS, Moments, batches_of, damped, retry_with_half_batch
 from lmscout.pruning.plan import Plan
 
 DAMPING = 1e-3  # share of the mean diagonal: a Gram matrix of finite text has a finite rank

@@ -44,7 +44,7 @@ _GENERATION = "generation_config.json"
 _TOKENIZER = "tokenizer_config.json"
 
 _MODEL_ENTRIES = {
-    *("model_type", "architectures", "auto_map", "dtype", "transformers_version"),
+    *("model_type", "architectures", "dtype", "transformers_version"),
     *("head_dim", "layer_types", "attention_groups", "mlp_channels", "block_numbers"),
     *("block_configs", "expert_channels"),
 }
@@ -181,13 +181,11 @@ def write(
     pruned: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
     """Write what `cut` made, and its tokenizer, into a folder; LmscoutError if it is refused."""
-    for config_class, body_class, causal_class in PRUNED.values():
-        if isinstance(pruned, causal_class):
-            pruned.config.auto_map = {
-                "AutoConfig": f"modeling_lmscout.{config_class.__name__}",
-                "AutoModel": f"modeling_lmscout.{body_class.__name__}",  # not named by itself
-                "AutoModelForCausalLM": f"modeling_lmscout.{causal_class.__name__}",
-            }
+    classes = next((own for own in PRUNED.values() if isinstance(pruned, own[-1])), ())
+    names = (f"{_CODE_FILE.removesuffix('.py')}.{one.__name__}" for one in classes)
+    auto_map = dict(zip(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), names, strict=False))
+    if auto_map:  # of which AutoModel is not named by itself
+        pruned.config.auto_map = auto_map
     with quiet():
         try:
             pruned.save_pretrained(folder)
@@ -195,7 +193,7 @@ def write(
             raise LmscoutError(f"the model cannot be saved: {first_line(error)}") from error
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    _clean_folder(folder, pruned)
+    _clean_folder(folder, pruned, auto_map)
 
 
 def check_generation(model: PreTrainedModel) -> None:
@@ -219,7 +217,6 @@ def _reload_and_compare(
     trust_remote_code: bool,
 ) -> None:
     """Raise unless a fresh process loads the model in memory."""
-    _check_code(folder)
     expected = reload_saved.check_logits(pruned)
     if not expected.isfinite().all():
         raise LmscoutError("the pruned model's logits are not finite: not saved")
@@ -311,10 +308,12 @@ def _compare(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) 
             )
 
 
-def _clean_folder(folder: Path, model: PreTrainedModel) -> None:
-    """Rewrite the JSON files of a folder that transformers has just written, and `_check_code`."""
+def _clean_folder(folder: Path, model: PreTrainedModel, auto_map: Mapping[str, str]) -> None:
+    """Rewrite the JSON files of a folder that transformers has just written, and `_check_code`.
+
+    `auto_map` names lmscout's own classes; it is empty for a plain model of its family.
+    """
     config: Any = model.config
-    own = _own_classes(model)
     known = {one.name for one in fields(config)} | _MODEL_ENTRIES
     known |= {*type(config).attribute_map.values()}
     defaults: Any = GenerationConfig
@@ -322,10 +321,8 @@ def _clean_folder(folder: Path, model: PreTrainedModel) -> None:
 
     def model_entries(entries: _Entries) -> _Entries:
         kept = {name: value for name, value in entries.items() if name in known}
-        auto_map = kept.pop("auto_map", None)
-        if own and isinstance(auto_map, dict) and set(auto_map.values()) <= own:
-            kept["auto_map"] = auto_map
-        return _with_older_rope(kept, plain=not own)
+        kept |= {"auto_map": auto_map} if auto_map else {}
+        return _with_older_rope(kept, plain=not auto_map)
 
     def generation_entries(entries: _Entries) -> _Entries:
         return {name: entries[name] for name in generation & entries.keys()}
@@ -345,15 +342,6 @@ def _check_code(folder: Path) -> None:
                 f"the model cannot be saved: {path.name} would be saved with it, and is not "
                 "lmscout's; save the model and its tokenizer without it first"
             )
-
-
-def _own_classes(model: PreTrainedModel) -> set[str]:
-    """Own classes in the auto_map of a model; empty for a plain model of its family."""
-    module = _CODE_FILE.removesuffix(".py")
-    for classes in PRUNED.values():
-        if isinstance(model, classes[-1]):
-            return {f"{module}.{one.__name__}" for one in classes}
-    return set()
 
 
 def _rewrite(file: Path, change: Callable[[_Entries], _Entries]) -> None:

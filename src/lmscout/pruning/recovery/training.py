@@ -178,17 +178,14 @@ def divergence_loss(
     dense_head: Head,
     dense_hidden: Tensor,
     vocabulary: int,
-    tokens: Tensor | None = None,
+    tokens: Tensor,
 ) -> Tensor:
     """Mean KL(dense || model) of the next token's distribution, in nats; as `likelihood_loss`.
 
-    Of all positions, unless tokens [B, T] are given and some carry no loss.
+    Of all positions, unless some of the tokens [B, T] carry no loss.
     """
-    if tokens is None:
-        carries = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
-    else:
-        carry = tokens.to(hidden.device) >= 0
-        carries = torch.cat([carry[:, 1:], carry.all().expand(len(carry), 1)], dim=1)
+    carry = tokens.to(hidden.device) >= 0
+    carries = torch.cat([carry[:, 1:], carry.all().expand(len(carry), 1)], dim=1)
 
     def loss(states: Tensor, dense_states: Tensor, carries: Tensor) -> Tensor:
         with torch.no_grad():
@@ -223,11 +220,7 @@ class _SumInPieces(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        loss: Callable[..., Tensor],
-        size: int,
-        states: Tensor,
-        *others: Tensor,
+        ctx: Any, loss: Callable[..., Tensor], size: int, states: Tensor, *others: Tensor
     ) -> Tensor:
         total = states.new_zeros((), dtype=torch.float32)
         gradients: list[Tensor] = []
