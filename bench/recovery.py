@@ -41,10 +41,9 @@ from lmscout.pruning.finalists import STUDY, Contest
 from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Ranges, Target
-from lmscout.pruning.recovery.config import DISTILL, LORA, RecoverySettings
 from lmscout.pruning.recovery.elastic import drawn_plans, recover_all_plans, train_all_plans
 from lmscout.pruning.recovery.run import recover
-from lmscout.pruning.recovery.training import Trained
+from lmscout.pruning.recovery.training import DISTILL, LORA, RecoverySettings, Trained
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import PairStudy
 

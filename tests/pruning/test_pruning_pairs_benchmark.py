@@ -21,10 +21,9 @@ from lmscout.pruning.pairs_benchmark import SubnetworkSpec, study_benchmark
 from lmscout.pruning.plan import as_plans, dense_row
 from lmscout.pruning.prefix_tables import tabulate
 from lmscout.pruning.proxy_objective import compute_objectives, parse_proxy
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import recover_all_plans
 from lmscout.pruning.recovery.run import ELASTIC, recovery_file
-from lmscout.pruning.recovery.training import read_state, write_state
+from lmscout.pruning.recovery.training import RecoverySettings, read_state, write_state
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import Pair, PairStudy
 from lmscout.pruning.study_record import read_recorded, record_origin

@@ -24,6 +24,7 @@ from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model,
 from lmscout.evaluation.cost import await_device, free_memory, median_seconds
 from lmscout.memory import require_memory
 from lmscout.pruning.calibration import CalibrationConfig, chunks_of
+from lmscout.pruning.compensation import refit
 from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
 from lmscout.pruning.families import Family, Sublayer, family_of, set_units
@@ -32,9 +33,8 @@ from lmscout.pruning.importance import FROM_MOMENTS, OBS, loss_metrics
 from lmscout.pruning.latency import Latency, measure_latency
 from lmscout.pruning.moments import BATCH_TOKENS, moments_by_block
 from lmscout.pruning.placement import homes, spread
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
-from lmscout.pruning.refit import refit
+from lmscout.pruning.recovery.training import RecoverySettings
 from lmscout.pruning.removal import order_seconds
 from lmscout.statistics.single_pass import train_only
 

@@ -143,16 +143,21 @@ class Size:
             return f"keep {self.keep:g}: the plan of the best score; no measurement chose it"
         if len(self.finalists) < 2:
             return f"keep {self.keep:g}: there was one finalist"
-        difference = np.array(self.finalists[1].chunks) - np.array(selected.chunks)
+        start = (
+            f"keep {self.keep:g}: selected plan {selected.loss_increase:+.3f} nats/token over the "
+            "dense model"
+        )
+        refit = selected.refit is not None
+        alike = [one for one in self.finalists if (one.refit is not None) == refit]
+        if len(alike) < 2:
+            return f"{start}; no other finalist was refit"
+        difference = np.array(alike[1].chunks) - np.array(selected.chunks)
         count = len(difference)
         margin = difference.mean()
         error = difference.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
         noise = ": within the noise" if margin < 2 * error else ""
-        return (
-            f"keep {self.keep:g}: selected plan {selected.loss_increase:+.3f} nats/token over the "
-            f"dense model, the next of {len(self.finalists)} finalists {margin:.3f} ± {error:.3f} "
-            f"more{noise}"
-        )
+        kind = "refit finalists" if refit else "finalists"
+        return f"{start}, the next of {len(alike)} {kind} {margin:.3f} ± {error:.3f} more{noise}"
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:

@@ -43,7 +43,14 @@ from lmscout.pruning.cutting import ShapeName, check_range
 from lmscout.pruning.devices import RemoteCopies
 from lmscout.pruning.estimate import memory_parts, placement_of
 from lmscout.pruning.evaluator import shape_of
-from lmscout.pruning.export import check_generation, check_plan, is_finished, save
+from lmscout.pruning.export import (
+    CardFigures,
+    MeasuredModel,
+    check_generation,
+    check_plan,
+    is_finished,
+    save,
+)
 from lmscout.pruning.families import family_of, set_units
 from lmscout.pruning.finalists import (
     COARSE,
@@ -65,7 +72,6 @@ from lmscout.pruning.measuring import (
     proxy_columns,
     tail_on,
 )
-from lmscout.pruning.model_card import CardFigures, MeasuredModel
 from lmscout.pruning.placement import block_devices, place
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Target
