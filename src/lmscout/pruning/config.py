@@ -9,7 +9,7 @@ from typing import get_args
 
 import torch
 
-from lmscout.errors import LmscoutError, brief, check_whole, require_known
+from lmscout.errors import LmscoutError, brief, check_whole
 from lmscout.evaluation import Text, model_fingerprint, protocol_of, same_text
 from lmscout.files import remove_drafts
 from lmscout.pruning.budgets import MEASURES
@@ -247,7 +247,8 @@ def _check_options(config: PruneConfig) -> None:
         ("refit", config.refit, REFITS),
         ("dtype", config.dtype or DTYPES[0], DTYPES),
     ):
-        require_known(name, given, known)
+        if given not in known:
+            raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
     protocol_of(config.protocol)
     for text in (*config.features, *filter(None, [config.objective])):
         parse_proxy(text)
