@@ -7,7 +7,6 @@ is measured on models of one and two blocks with random weights.
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_bytes, parameter_count, unfilled_model, vocabulary_size
-from lmscout.evaluation.cost import await_device, free_memory
+from lmscout.evaluation.cost import await_device, free_memory, median_seconds
 from lmscout.memory import require_memory
 from lmscout.pruning.calibration import CalibrationConfig, chunks_of
 from lmscout.pruning.compensation import refit
@@ -425,20 +424,17 @@ def _training_step(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    seconds = []
+    def step() -> None:
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with nullcontext() if kept else hooks:
+            loss = plan_loss(adapter, dense, tokens, settings.method)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
     with train_only(model, ()):
-        for repeat in range(1 + _REPEATS):
-            await_device(model.device)
-            start = time.perf_counter()
-            hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-            with nullcontext() if repeat else hooks:
-                loss = plan_loss(adapter, dense, tokens, settings.method)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            await_device(model.device)
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:]), sum(kept.values())
+        seconds = median_seconds(step, model.device, _REPEATS)
+    return seconds, sum(kept.values())
 
 
 def _random_tokens(vocabulary: int, size: int, window: int) -> Tensor:
