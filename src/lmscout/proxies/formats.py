@@ -160,10 +160,8 @@ def to_torch(expression: Expression) -> str:
     """The source of a module whose `proxy(tensors, spec)` is the expression's score of one model.
 
     `tensors` is leaf -> blocks -> tensors for every tensor leaf of the expression, as lists or
-    tuples; `spec` is leaf -> number for its leaves "depth", "width" and "params".
-
-    Raises:
-        LmscoutError: The expression gives no score.
+    tuples; `spec` is leaf -> number for its leaves "depth", "width" and "params".  LmscoutError if
+    the expression gives no score.
     """
     require_score(expression)
     bodies = dict.fromkeys(one.operands[0] for _, one in walk(expression) if one.word.aggregates)

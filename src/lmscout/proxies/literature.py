@@ -263,10 +263,8 @@ def resolve(text: str) -> Entry | Expression:
     """The catalog entry of a name, or the expression of a text.
 
     An expression is text with a parenthesis, or one that begins with a number or with a leaf that
-    reads the configuration, such as `params / depth`.
-
-    Raises:
-        LmscoutError: There is no such entry, or the expression is malformed.
+    reads the configuration, such as `params / depth`.  LmscoutError if there is no such entry, or
+    the expression is malformed.
     """
     require_short(text)
     if "(" in text or _BARE.match(text):

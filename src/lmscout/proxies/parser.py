@@ -61,9 +61,8 @@ class _Token(NamedTuple):
 def parse(text: str) -> Expression:
     """Parse a proxy in either notation.
 
-    Raises:
-        LmscoutError: The text is malformed or gives no score; the line names the column (from
-            1), the token found there and the expected ones.
+    LmscoutError if the text is malformed or gives no score; the line names the column (from 1), the
+    token found there and the expected ones.
     """
     require_short(text)
     return _Parser(text).proxy()
