@@ -16,14 +16,21 @@ if TYPE_CHECKING:
     from lmscout.benchmarks import Benchmark
     from lmscout.evaluation import LoadedModel
 
-RESULTS = (
-    *("benchmarks.build.Built", "benchmarks.check.Check", "discovery.design.Design"),
-    *("discovery.discover.Discovery", "discovery.explain.Explanation", "discovery.explain.Forms"),
-    *("discovery.rank.RankResult", "discovery.selection.Selection"),
-    *("discovery.symbolic_search.DeepDiscovery", "evaluation.Evaluation"),
-    *("integrations.GgufFile", "pruning.results.Pruning"),
-)
-"""Classes of results; no two have the same fields."""
+RESULTS = {
+    "benchmarks.build.Built": "bench build",
+    "benchmarks.check.Check": "bench check",
+    "discovery.design.Design": "design",
+    "discovery.discover.Discovery": "discover",
+    "discovery.explain.Explanation": "explain",
+    "discovery.explain.Forms": "explain",
+    "discovery.rank.RankResult": "rank",
+    "discovery.selection.Selection": "design",
+    "discovery.symbolic_search.DeepDiscovery": "discover",
+    "evaluation.Evaluation": "eval",
+    "integrations.GgufFile": "export",
+    "pruning.results.Pruning": "prune",
+}
+"""Classes of results, no two with the same fields, and the command of each."""
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -79,6 +86,12 @@ def load_result(path: Path_) -> Any:
         if isinstance(values, dict) and has_fields_of(kind, set(values) - {"schema"}):
             return kind.load(file)
     raise LmscoutError(f"{file}: holds no result; name a file that save() wrote, or a run folder")
+
+
+def command_of(result: object) -> str:
+    """The command that gives such a result, such as "bench check"; "" for another object."""
+    name = type(result).__name__
+    return next((each for kind, each in RESULTS.items() if kind.endswith(f".{name}")), "")
 
 
 def load_model(source: str, *, dtype: str | None = None, device: str = "cpu") -> LoadedModel:

@@ -151,6 +151,11 @@ class Result:
             raise LmscoutError(f"{path}: {error}") from error
 
 
+def named(one: object, *names: str) -> dict[str, Any]:
+    """Some attributes of an object by name."""
+    return {name: getattr(one, name) for name in names}
+
+
 def saved_values(read: Any) -> Any:
     """The values of `Result.to_dict` in the JSON that `Result.save` or a run wrote."""
     return read[FIELDS] if isinstance(read, dict) and FIELDS in read else read

@@ -11,7 +11,7 @@ from lmscout.benchmarks import check as module
 from lmscout.benchmarks.built import built_folder
 from lmscout.benchmarks.check import Check, check, noise_of, real_differences, simulate
 from lmscout.benchmarks.space import space_of
-from lmscout.cli.bench import show_check
+from lmscout.cli.bench import show
 from lmscout.errors import LmscoutError
 
 
@@ -172,7 +172,7 @@ def test_equal_architectures_leave_nothing_to_baselines(tmp_path, capsys):
     found = check(tmp_path)
     assert found.equal
     assert found.conditions == {"ceiling": True, "baseline": True, "pairs": True}
-    show_check(found)
+    show(found)
     assert "nan" not in capsys.readouterr().out.replace("nats", "")
 
 

@@ -41,29 +41,14 @@ ASSESSMENT = ("ρ", "95 %", "τ", "in\ncell", "given\nsize", "top\ntenth")
 """Columns of `assessment_cells`."""
 
 
-_SHOW = {
-    "Built": ("bench", "show_built"),
-    "Check": ("bench", "show_check"),
-    "DeepDiscovery": ("discover", "show_deep"),
-    "Design": ("design", "show"),
-    "Discovery": ("discover", "show"),
-    "Evaluation": ("eval", "show"),
-    "Explanation": ("explain", "show"),
-    "Forms": ("explain", "show_forms"),
-    "GgufFile": ("export", "show"),
-    "Pruning": ("prune", "show"),
-    "RankResult": ("rank", "show"),
-    "Selection": ("design", "show_selection"),
-}
-"""Name of a result's class -> the module of a command, and its function that prints it."""
-
-
 def summary(result: Result) -> str:
     """What the command prints of a result, without colours; prose is not wrapped."""
-    module, function = _SHOW[type(result).__name__]
+    from lmscout.loading import command_of
+
+    module = import_module(f"lmscout.cli.{command_of(result).split()[0]}")
     text = io.StringIO()
     with redirect_stdout(text):
-        getattr(import_module(f"lmscout.cli.{module}"), function)(result)
+        module.show(result)
     return text.getvalue()
 
 

@@ -19,7 +19,7 @@ from lmscout.errors import LmscoutError
 from lmscout.metrics import SAMPLES, multiplicities
 from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.progress import Progress, Stages, part_of
-from lmscout.results import Result
+from lmscout.results import Result, named
 from lmscout.statistics.workers import worker_processes
 
 CHOICES = 5  # architectures that a design reports
@@ -56,13 +56,8 @@ class Choice:
     def to_json(self) -> dict[str, Any]:
         """The figures by name, those of a benchmark on one alone."""
         place = {"architecture": self.identifier, "rank": self.rank} if self.identifier else {}
-        figures = ("score", "standard_error", "chance")
-        return {
-            **place,
-            **{name: getattr(self, name) for name in figures},
-            **architecture_json(self.spec),
-            "latency": self.latency,
-        }
+        figures = named(self, "score", "standard_error", "chance")
+        return {**place, **figures, **architecture_json(self.spec), "latency": self.latency}
 
 
 def architecture_json(spec: ArchitectureSpec) -> dict[str, object]:
@@ -286,13 +281,12 @@ class Design(Untrained, Result):
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
-        figures = ("seed", "weights", "n_scored", "n_undefined", "drawn_score", "score")
         return {
             "space": self.space,
             "proxy": self.proxy.name,
             "sign": self.proxy.sign,
             **self.limits_json,
-            **{name: getattr(self, name) for name in figures},
+            **named(self, "seed", "weights", "n_scored", "n_undefined", "drawn_score", "score"),
             **architecture_json(self.spec),
             "choices": [one.to_json() for one in self.choices],
             "seconds": self.seconds,

@@ -29,7 +29,7 @@ from lmscout.metrics import Interval, kendall, spearman
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.proxies import Expression, Space, evaluate, format_expression
 from lmscout.proxies import space as space_called
-from lmscout.results import NotSaved, Result, SavedAs
+from lmscout.results import NotSaved, Result, SavedAs, named
 from lmscout.runs import Run, kept_result
 from lmscout.statistics import Statistics
 from lmscout.statistics.workers import worker_processes
@@ -83,9 +83,7 @@ class Finding(Compared):
     def benchmark_json(self) -> dict[str, object]:
         """The benchmark and the sizes of its splits."""
         return {
-            "benchmark": self.benchmark,
-            "metric": self.metric,
-            "n_architectures": self.n_architectures,
+            **named(self, "benchmark", "metric", "n_architectures"),
             "n_search": len(self.split.search),
             "n_test": len(self.split.test),
         }
@@ -196,8 +194,7 @@ class Discovery(Finding, Result):
             "space": self.space.name,
             "aggregations": list(self.space.aggregations),
             "n_proxies": self.space.size,
-            "n_distinct": self.n_distinct,
-            "n_undefined": self.n_undefined,
+            **named(self, "n_distinct", "n_undefined"),
             **self.choice_json(),
             "top": [one.to_json() for one in self.top],
             "seconds": self.seconds,

@@ -42,7 +42,7 @@ from lmscout.proxies import (
     walk,
 )
 from lmscout.proxies.primitives import SPEC_LEAVES
-from lmscout.results import Result
+from lmscout.results import Result, named
 from lmscout.runs import kept_result
 from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import spec_values
@@ -342,8 +342,7 @@ class Forms(Result):
             "proxy": self.name,
             "definition": self.definition,
             "tree": None if self.tree is None else format_expression(self.tree),
-            "latex": self.latex,
-            "torch": self.torch,
+            **named(self, "latex", "torch"),
         }
 
 
@@ -418,9 +417,7 @@ class Explanation(Compared, Result):
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
         return {
-            "benchmark": self.benchmark,
-            "metric": self.metric,
-            "n_architectures": self.n_architectures,
+            **named(self, "benchmark", "metric", "n_architectures"),
             "proxy": self.assessment.name,
             "tree": None if self.tree is None else format_expression(self.tree),
             **self.assessment.to_json(),
@@ -430,9 +427,7 @@ class Explanation(Compared, Result):
             "sensitivity": self.sensitivity.to_json(),
             "configuration": {name: number_json(rho) for name, rho in self.configuration.items()},
             "surrogate": self.surrogate and self.surrogate.to_json(),
-            "latex": self.latex,
-            "torch": self.torch,
-            "seconds": self.seconds,
+            **named(self, "latex", "torch", "seconds"),
         }
 
 
