@@ -21,7 +21,7 @@ from lmscout.files import as_json, check_file, encoded, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
-    from lmscout.metrics import Agreement, Interval
+    from lmscout.metrics import Agreement
     from lmscout.results import Result
     from lmscout.runs import Run
 
@@ -36,7 +36,6 @@ FLATTERED = (
     "found by a search on part of this benchmark, so these figures are optimistic; "
     "docs/transfer.md has those on other benchmarks"
 )
-NO_BASELINE = "no configuration baseline: all architectures have one configuration"
 ASSESSMENT = ("ρ", "95 %", "τ", "in\ncell", "given\nsize", "top\ntenth")
 """Columns of `assessment_cells`."""
 
@@ -111,19 +110,6 @@ def agreement_cells(one: Agreement) -> list[str]:
         for interval in (one.spearman, one.kendall)
         for text in (number(interval.value), f"{number(interval.low)} … {number(interval.high)}")
     ]
-
-
-def baseline_verdict(beats: bool | None, hardest: Assessment, ahead: Interval) -> str:
-    """Whether a proxy beats the best configuration baseline, as a sentence."""
-    if beats is None:
-        return NO_BASELINE
-    verb = "beats" if beats else "does not beat"
-    rho = number(hardest.agreement.spearman.value)
-    text = f"It {verb} the best configuration baseline, {hardest.name} (ρ {rho})"
-    if math.isfinite(ahead.value):
-        chance = "; not significant" if ahead.low <= 0 <= ahead.high else ""
-        text += f": {ahead.value:+.3f} (95 % {ahead.low:+.3f} to {ahead.high:+.3f}){chance}"
-    return f"{text}."
 
 
 def number(value: float, digits: int = 3) -> str:

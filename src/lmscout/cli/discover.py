@@ -264,4 +264,4 @@ def _show_choice(result: Finding, others: Sequence[Assessment] = ()) -> None:
         for one in group:
             table.add_row(one.name, "", *console.assessment_cells(one))
     console.print_table(table)
-    console.say(console.baseline_verdict(result.beats_baselines, result.hardest, result.ahead))
+    console.say(result.against_hardest)

@@ -120,7 +120,7 @@ def show(result: Explanation | Forms) -> None:
     console.print_table(table)
     if result.seen:
         console.say(console.FLATTERED)
-    console.say(console.baseline_verdict(result.beats_baselines, result.hardest, result.ahead))
+    console.say(result.against_hardest)
     _show_dead_branches(result)
     _show_sensitivity(result)
     _show_configuration(result)
