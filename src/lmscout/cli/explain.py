@@ -181,13 +181,6 @@ def _show_configuration(result: Explanation) -> None:
     if closest is None:
         console.say("No formula of the configuration orders these architectures.")
         return
-    fitted, held_out, quality = map(
-        console.number, (closest.fitted, closest.held_out, closest.quality)
-    )
-    console.say(
-        f"Of {closest.tried} formulas of depth, width and params, "
-        f"[bold]{closest.formula}[/bold] is closest: selected on half of the architectures "
-        f"(ρ {fitted}), on the others ρ {held_out}; its own ρ with quality is {quality}."
-    )
+    console.say(closest.words)
     if closest.says_as_much:
         console.say(f"The proxy adds little to {closest.formula}.")

@@ -74,6 +74,17 @@ class SurrogateFormula:
         return formula_text(self.exponents)
 
     @property
+    def words(self) -> str:
+        """The formula and its figures as a sentence."""
+        rhos = (self.fitted, self.held_out, self.quality)
+        fitted, held_out, quality = (f"{one:.3f}" if np.isfinite(one) else "–" for one in rhos)
+        return (
+            f"Of {self.tried} formulas of depth, width and params, {self.formula} is closest: "
+            f"selected on half of the architectures (ρ {fitted}), on the others ρ {held_out}; its "
+            f"own ρ with quality is {quality}."
+        )
+
+    @property
     def says_as_much(self) -> bool:
         """Whether the proxy adds little to the formula."""
         return abs(self.held_out) >= EQUIVALENT

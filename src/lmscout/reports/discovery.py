@@ -370,14 +370,8 @@ def _dead(result: Explanation) -> list[Part]:
 def _configuration(result: Explanation) -> list[Part]:
     rows = [[name, rho] for name, rho in result.configuration.items()]
     parts: list[Part] = [Table("With the configuration", "of; Spearman’s ρ:.3f", rows)]
-    if (one := result.surrogate) is not None:
-        parts.append(
-            Text(
-                f"Of {one.tried} formulas of depth, width and parameters {one.formula} is closest: "
-                f"ρ {one.held_out:.3f} with the proxy on the half that did not select it; "
-                f"its own ρ with quality is {one.quality:.3f}."
-            )
-        )
+    if result.surrogate is not None:
+        parts.append(Text(result.surrogate.words))
     return parts
 
 
