@@ -23,7 +23,7 @@ from lmscout.benchmarks.benchmark import Benchmark
 from lmscout.benchmarks.built import OWN, SHIPPED, TABLE, read_built
 from lmscout.benchmarks.flexibert import read_flexibert
 from lmscout.benchmarks.lts import METRIC, read_lts
-from lmscout.benchmarks.space import SPACES, SUFFIX, Space, read_space
+from lmscout.benchmarks.space import SPACES, SUFFIX, Space, load_space
 from lmscout.errors import LmscoutError, brief
 from lmscout.files import atomic_folder
 from lmscout.reading import MIB, MOST_STRUCTURED, expanded
@@ -69,14 +69,13 @@ def load_space_or_benchmark(name: str) -> Space | Benchmark:
 
     ``pico`` and ``iso`` name both; here they are the spaces.
     """
-    for space in SPACES:
-        if space.name == name:
-            return space
+    if name in {space.name for space in SPACES}:
+        return load_space(name)
     try:
         return load(name)
     except UnknownBenchmarkError:
         if name.endswith(SUFFIX):
-            return read_space(expanded(name))
+            return load_space(name)
         spaces = ", ".join(space.name for space in SPACES)
         raise LmscoutError(
             f"unknown space {brief(name)}; there are the spaces {spaces} and FILE{SUFFIX}, and the "

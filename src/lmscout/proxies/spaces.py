@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -79,12 +79,6 @@ class Space:
         if (sign := _SIGNS[binary]) == "@":
             return Expression("sum", (Expression("*", operands),))
         return Expression(self.aggregations[aggregation], (Expression(sign, operands),))
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[Expression]:
-        return (self.proxy(index) for index in range(self.size))
 
 
 def published(aggregations: tuple[str, ...] = ("mean",)) -> Space:
