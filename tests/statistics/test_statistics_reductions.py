@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from plain_definitions import TENSORS, check_means, normal
 
-from lmscout.proxies.primitives import UNARY_OPERATION
+from lmscout.proxies.primitives import UNARY_OPERATION, reduce
 from lmscout.statistics import OPERATIONS, chain_means, reductions, unary_means
 
 
@@ -152,13 +152,6 @@ CANCELLING = {"logsoftmax", "minmax", "mean", "meansum", "identity", "negate"}
 CHAINS = tuple(itertools.product(OPERATIONS, repeat=2))
 
 
-def mean_under(chain, tensor):
-    """The definition of a branch: the mean of a tensor under a chain, innermost first."""
-    for name in chain:
-        tensor = UNARY_OPERATION[name].apply(tensor)
-    return tensor.mean(dtype=torch.float64).item()
-
-
 @pytest.mark.parametrize(
     "name",
     ["weights", "4-D", "zeros among normals", "causal probabilities", "up to 300", "one column"],
@@ -170,7 +163,7 @@ def test_chains_of_two_are_those_of_the_language(name):
     for (first, second), value in zip(CHAINS, got, strict=True):
         inner = UNARY_OPERATION[first].apply(tensor)
         scale = UNARY_OPERATION[second].apply(inner).double().abs().mean().item()
-        expected = mean_under((first, second), tensor)
+        expected = reduce((first, second), tensor)
         if not math.isfinite(expected):
             assert value == pytest.approx(expected, nan_ok=True), (first, second)
             continue
@@ -186,6 +179,6 @@ def test_chains_of_one_and_three_and_chains_twice():
     tensor = TENSORS["weights"]
     chains = [("abs",), ("square", "exp", "log"), ("abs",), ("square", "exp", "std"), ("std",)]
     got = chain_means(tensor, chains)
-    assert got == pytest.approx([mean_under(chain, tensor) for chain in chains], rel=1e-5)
+    assert got == pytest.approx([reduce(chain, tensor) for chain in chains], rel=1e-5)
     singles = chain_means(tensor, [(name,) for name in OPERATIONS])
     assert singles.tolist() == unary_means(tensor).tolist()

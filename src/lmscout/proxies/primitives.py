@@ -405,3 +405,15 @@ def number_text(value: float) -> str:
 def as_number(word: str) -> float | None:
     """The number that a word is; None if it is another word."""
     return float(word) if _DIGITS.fullmatch(word) else None
+
+
+def reduce(chain: tuple[str, ...], tensor: Tensor) -> float:
+    """The mean of a tensor under a chain, innermost first: the definition of a branch.
+
+    The operations work in the tensor's own precision; the last mean accumulates in float64.  NaN
+    if the chain has no value.
+    """
+    value = tensor.detach()
+    for name in chain:
+        value = UNARY_OPERATION[name].apply(value)
+    return float(value.mean(dtype=torch.float64))
