@@ -21,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lmscout.evaluation.cost import await_device
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import recover
+from lmscout.pruning.recovery.training import RecoverySettings
 
 WINDOW = 128
 ROUNDS = 5

@@ -32,12 +32,12 @@ from lmscout.pruning import CalibrationConfig, cut
 from lmscout.pruning.budgets import linear_budget
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.evaluator import shape_of
-from lmscout.pruning.experts import routed
 from lmscout.pruning.families import CHANNELS, family_of, set_units
 from lmscout.pruning.importance import UnitOrder, sort_sublayer
 from lmscout.pruning.moments import moments_by_block
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Ranges, Target
+from lmscout.pruning.removal import routed
 from lmscout.pruning.search import allocate
 from lmscout.pruning.space import PlanSpace
 

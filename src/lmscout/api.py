@@ -348,8 +348,8 @@ def prune(
         [0.8]
     """
     from lmscout.evaluation import devices_of
+    from lmscout.pruning import workflow
     from lmscout.pruning.config import PruneConfig
-    from lmscout.pruning.workflow import prune_named
 
     first, *others = devices_of(device)
     request = config or PruneConfig()
@@ -362,10 +362,11 @@ def prune(
         request = replace(request, devices=tuple(others), split="+" in device)
     text, report_on, recover_on = map(text_named, (calibration, report, recover_text))
     assert text is not None
-    run = model, text, request, Path(out), first, compute_dtype
-    texts: dict[str, Any] = {"report_on": report_on, "recover_on": recover_on}
     with shown_progress(progress) as advance:
-        return prune_named(*run, **texts, progress=advance)
+        return workflow.prune(
+            *(model, text, request, Path(out), first, compute_dtype),
+            report_on=report_on, recover_on=recover_on, progress=advance,
+        )  # fmt: skip
 
 
 def evaluate(

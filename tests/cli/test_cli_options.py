@@ -10,7 +10,7 @@ from lmscout.cli.options import parameter_count
 from lmscout.discovery import engines
 from lmscout.errors import LmscoutError
 from lmscout.pruning import budgets, cutting, evaluator, importance
-from lmscout.pruning.recovery import config as recovery
+from lmscout.pruning.recovery import training as recovery
 
 
 def test_choices_are_those_of_the_packages():

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from lmscout.builtin import tiny_folder
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import read_text, tokenize_windows
-from lmscout.evaluation.chats import coded, decoded, rendered
+from lmscout.evaluation.text import coded, rendered, without_codes
 
 CHATS = [
     [("system", "Be brief."), ("user", "What is 2 + 2?"), ("assistant", "4")],
@@ -110,7 +110,7 @@ TOKENIZERS = {one: with_template(one) for one in (PLAIN, MARKED)}
 @given(st.lists(st.tuples(st.integers(0, 2**31), st.booleans()), min_size=1))
 def test_coded_tokens_are_decoded(pairs):
     tokens, learned = (torch.tensor(one) for one in zip(*pairs, strict=True))
-    assert torch.equal(decoded(coded(tokens, learned)), tokens)
+    assert torch.equal(without_codes(coded(tokens, learned)), tokens)
     assert torch.equal(coded(tokens, learned) >= 0, learned)
 
 

@@ -7,12 +7,8 @@ import tiny_checkpoints
 import torch
 
 from lmscout.evaluation import load_model
-from lmscout.evaluation.cost import (
-    measure_speed,
-    multiply_adds,
-    parameter_bytes,
-    parameter_count,
-)
+from lmscout.evaluation.cost import multiply_adds, parameter_bytes, parameter_count
+from lmscout.evaluation.measurement import measure_speed
 
 
 def test_multiply_adds_of_a_llama_block_by_block():

@@ -15,8 +15,7 @@ from lmscout.evaluation import (
     read_text,
     tokenize_windows,
 )
-from lmscout.evaluation.perplexity import describe_tokenizer
-from lmscout.evaluation.protocols import Protocol
+from lmscout.evaluation.perplexity import Protocol, describe_tokenizer
 
 TEXT = Text("made here", tiny_checkpoints.CONTENT, "its digest")
 MODELS = {"llama": tiny_checkpoints.llama, "gpt2": tiny_checkpoints.gpt2}

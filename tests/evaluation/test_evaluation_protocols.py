@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, LlamaConfig
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.protocols import (
+from lmscout.evaluation.perplexity import (
     PROTOCOLS,
     Protocol,
     fit_protocol,

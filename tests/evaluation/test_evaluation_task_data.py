@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.task_data import LOCAL_TASKS, find_files, questions_sha256, read_questions
+from lmscout.evaluation.tasks import LOCAL_TASKS, find_files, questions_sha256, read_questions
 
 FORMS = {
     "mmlu": (

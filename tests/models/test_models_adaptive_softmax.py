@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from model_strategies import gpt2_specs
 
 from lmscout.models import Gpt2Spec
-from lmscout.models.adaptive import AdaptiveVocabulary
 from lmscout.models.layers import Projection, draw_weights
+from lmscout.models.lts import AdaptiveVocabulary
 
 TINY = Gpt2Spec(
     heads=(1,),

@@ -10,9 +10,8 @@ from tiny_language_models import random_model, random_windows
 
 from lmscout.pruning.families import family_of
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter
-from lmscout.pruning.recovery.training import likelihood_loss, train
+from lmscout.pruning.recovery.training import RecoverySettings, likelihood_loss, train
 
 SETTINGS = RecoverySettings("lora", rank=2, batch_tokens=32, steps=24, save_seconds=0.05)
 PLANS = Plan((2, 2, 2), (48, 48, 48)), Plan((1, 0, 2), (30, 48, 0))

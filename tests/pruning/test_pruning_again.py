@@ -22,10 +22,9 @@ from lmscout.pruning.families import family_of
 from lmscout.pruning.importance import METHODS
 from lmscout.pruning.latency import measure_latency
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import RecoveryConfig
-from lmscout.testing import random_model
-from lmscout.testing.families import masked_model
+from lmscout.pruning.recovery.training import RecoverySettings
+from lmscout.testing import masked_model, random_model
 
 FAMILIES = sorted({*DENSE} - {"mistral", "qwen2"})
 GROUPS = {"gpt2": 4}

@@ -13,23 +13,23 @@ from hypothesis import strategies as st
 from tiny_language_models import COMMON, CONFIGS, random_model, random_windows
 from transformers import Gemma2Config, GraniteConfig, Olmo2Config
 
+from lmscout import testing as kit
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
 from lmscout.pruning import CalibrationConfig
 from lmscout.pruning.budgets import keep_budget, linear_budget
 from lmscout.pruning.calibration import calibrate
+from lmscout.pruning.compensation import refit
 from lmscout.pruning.families import family_of
 from lmscout.pruning.features import ImportanceMass
 from lmscout.pruning.importance import loss_metrics
 from lmscout.pruning.moments import moments_by_block
 from lmscout.pruning.plan import Plan, Shape, as_rows
 from lmscout.pruning.ranges import Ranges, Target
-from lmscout.pruning.refit import refit
 from lmscout.pruning.removal import removal_order
 from lmscout.pruning.sampler import propose
 from lmscout.pruning.search import allocate
 from lmscout.pruning.space import PlanSpace
-from lmscout.testing import families as kit
 
 NAMES = sorted(CONFIGS)
 TOKEN_NUMBERS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -209,7 +209,7 @@ def test_refit_does_not_depend_on_how_text_is_batched(monkeypatch):
     family = family_of(model.config)
     plan = Plan((1, 0, 2), (20, 0, 48))
     whole = refit(model, family, plan, {}, windows)
-    monkeypatch.setattr("lmscout.pruning.refit.BATCH_TOKENS", 32)
+    monkeypatch.setattr("lmscout.pruning.compensation.BATCH_TOKENS", 32)
     parts = refit(model, family, plan, {}, windows)
     assert whole.sublayers.keys() == {(0, "attention"), (0, "mlp"), (2, "attention"), (2, "mlp")}
     torch.testing.assert_close(whole.norm, parts.norm, rtol=1e-4, atol=1e-5)

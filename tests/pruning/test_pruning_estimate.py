@@ -23,9 +23,9 @@ from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.estimate import estimate, estimate_training
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import family_of
-from lmscout.pruning.recovery.config import METHODS, RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
 from lmscout.pruning.recovery.run import RecoveryConfig
+from lmscout.pruning.recovery.training import METHODS, RecoverySettings
 
 CPU = torch.device("cpu")
 SEVEN_BILLION = LlamaConfig(

@@ -19,12 +19,11 @@ from lmscout.pruning.budgets import budget_of
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.evaluator import shape_of
-from lmscout.pruning.experts import order_of_experts, routed
 from lmscout.pruning.families import family_of, set_units, units_of
 from lmscout.pruning.importance import METHODS, loss_metrics
 from lmscout.pruning.plan import Plan, as_rows
-from lmscout.testing import random_model
-from lmscout.testing.families import masked_model
+from lmscout.pruning.removal import order_of_experts, routed
+from lmscout.testing import masked_model, random_model
 
 SMALL = {
     "vocab_size": 64,

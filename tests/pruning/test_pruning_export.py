@@ -35,8 +35,7 @@ from lmscout.pruning.evaluator import SubnetworkEvaluator
 from lmscout.pruning.export import save
 from lmscout.pruning.families import Affine, family_of
 from lmscout.pruning.plan import Plan
-from lmscout.testing import random_model
-from lmscout.testing.families import masked_model
+from lmscout.testing import masked_model, random_model
 
 MODELS = Path(
     os.environ.get("LMSCOUT_MODELS", Path(__file__).resolve().parents[3] / "shared" / "models")

@@ -20,8 +20,7 @@ from lmscout.pruning.importance import (
 from lmscout.pruning.plan import dense_row
 from lmscout.pruning.prefix_tables import visit_tensors
 from lmscout.pruning.proxy_objective import compute_objectives, parse_proxy
-from lmscout.pruning.recovery.config import RecoverySettings
-from lmscout.pruning.recovery.training import train
+from lmscout.pruning.recovery.training import RecoverySettings, train
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ from tiny_language_models import random_model, random_windows
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import load_model, perplexity
 from lmscout.pruning import CalibrationConfig, Plan, PruneConfig, Pruning, cut, prune
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import RecoveryConfig, add_adapters, recover, recovery_file
+from lmscout.pruning.recovery.training import RecoverySettings
 
 PLAN = Plan((1, 0, 2), (30, 48, 0))
 SETTINGS = RecoverySettings(rank=4, batch_tokens=96, steps=20, learning_rate=1e-2)

@@ -9,10 +9,10 @@ from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.families import family_of
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.elastic import ElasticAdapter, drawn_plans, recover_all_plans
+from lmscout.pruning.recovery.training import RecoverySettings
 from lmscout.pruning.space import PlanSpace
-from lmscout.testing.families import functional_logits
+from lmscout.testing import functional_logits
 
 PLAN = Plan((1, 0, 2), (30, 48, 0))
 SETTINGS = RecoverySettings(rank=4, batch_tokens=128, steps=24, learning_rate=5e-3)

@@ -15,8 +15,8 @@ from torch import nn
 
 import forking
 from lmscout.errors import LmscoutError
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.training import (
+    RecoverySettings,
     apart_from,
     batch_of,
     read_state,

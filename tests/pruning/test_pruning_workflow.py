@@ -32,8 +32,8 @@ from lmscout.evaluation import Text, load_model, perplexity, read_origin, read_t
 from lmscout.files import as_json
 from lmscout.pruning import CalibrationConfig, Plan, calibration, prune
 from lmscout.pruning.config import check_request, model_folders
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.pruning.recovery.run import RecoveryConfig, recovery_file
+from lmscout.pruning.recovery.training import RecoverySettings
 from lmscout.pruning.study_record import read_recorded
 
 BRIEFLY = replace(CONFIG, pairs=20, calibration=BRIEF)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from engine_kit import check_engine
 
 from lmscout.discovery.engines import (
     ENGINES,
@@ -14,7 +15,6 @@ from lmscout.discovery.engines import (
 from lmscout.discovery.symbolic_search import DeepSettings
 from lmscout.errors import LmscoutError
 from lmscout.proxies.grammar import random_score
-from lmscout.testing import check_engine
 
 
 @pytest.mark.parametrize("make", [RandomSearch, RegularizedEvolution, GeneticProgramming])

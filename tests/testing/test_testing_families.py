@@ -26,11 +26,11 @@ from lmscout.pruning.families import (
     Affine,
     Attention,
     BlockParts,
-    Gpt2,
     Llama,
     family_of,
     set_units,
 )
+from lmscout.pruning.families.gpt2 import Gpt2
 from lmscout.testing import check_family, random_model
 
 SMALL = {

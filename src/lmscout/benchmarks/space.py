@@ -16,7 +16,7 @@ from scipy.optimize import bisect
 from lmscout.benchmarks.benchmark import checked
 from lmscout.errors import LmscoutError, brief
 from lmscout.models import ArchitectureSpec, Gpt2Spec, LlamaSpec
-from lmscout.models.decoder import DecoderSpec
+from lmscout.models.layers import DecoderSpec
 from lmscout.models.spec import MOST_BLOCKS, MOST_SIZE, MOST_VOCABULARY, MOST_WIDTH
 from lmscout.reading import expanded, read_json_object
 

@@ -304,8 +304,7 @@ def prune(
     from lmscout import api
     from lmscout.evaluation import devices_of, read_text
     from lmscout.pruning.calibration import CalibrationConfig
-    from lmscout.pruning.config import PruneConfig, check_request
-    from lmscout.pruning.saved_run import COMMAND
+    from lmscout.pruning.config import COMMAND, PruneConfig, check_request
     from lmscout.pruning.storage import home_path
     from lmscout.runs import Run
 

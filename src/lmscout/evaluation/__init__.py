@@ -1,5 +1,6 @@
 """Evaluation: a trained model's perplexity on a text, its score on tasks, and its cost."""
 
+from lmscout.evaluation.checkpoint import Origin, model_fingerprint, read_origin
 from lmscout.evaluation.cost import parameter_bytes, parameter_count, vocabulary_size
 from lmscout.evaluation.loading import (
     LoadedModel,
@@ -10,21 +11,15 @@ from lmscout.evaluation.loading import (
     unfilled_model,
 )
 from lmscout.evaluation.measurement import Evaluation
-from lmscout.evaluation.origin import Origin, model_fingerprint, read_origin
 from lmscout.evaluation.perplexity import (
     Perplexity,
-    check_window,
     checked_tokens,
+    fit_protocol,
     model_windows,
     perplexity,
-    tokenize_windows,
-)
-from lmscout.evaluation.protocols import (
-    attention_span,
-    fit_protocol,
     plain_type,
     protocol_of,
-    slides,
+    tokenize_windows,
 )
 from lmscout.evaluation.text import Text, read_text, same_text
 
@@ -34,8 +29,6 @@ __all__ = [
     "Origin",
     "Perplexity",
     "Text",
-    "attention_span",
-    "check_window",
     "checked_tokens",
     "devices_of",
     "fit_protocol",
@@ -52,7 +45,6 @@ __all__ = [
     "read_origin",
     "read_text",
     "same_text",
-    "slides",
     "tokenize_windows",
     "unfilled_model",
     "vocabulary_size",

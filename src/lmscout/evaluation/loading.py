@@ -32,6 +32,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lmscout.errors import LmscoutError, first_line, out_of_memory
 from lmscout.evaluation.checkpoint import (
+    CARD,
     CONFIG,
     PLAIN_DTYPES,
     check_checkpoint,
@@ -40,7 +41,6 @@ from lmscout.evaluation.checkpoint import (
     stored_dtype,
 )
 from lmscout.evaluation.cost import vocabulary_size
-from lmscout.evaluation.origin import CARD
 from lmscout.evaluation.quiet import quiet
 from lmscout.memory import usable_device
 from lmscout.reading import expanded
@@ -80,22 +80,15 @@ _OWN_CLASSES = "lmscout.evaluation.modeling_lmscout"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer.
+    """A model with its tokenizer."""
 
-    Attributes:
-        model: in eval mode.
-        tokenizer: the model's own.
-        source: the folder or Hub name as it was given.
-        saved_dtype: of the weights on disk by the configuration, else of most stored values;
-            None if neither is one of `PLAIN_DTYPES`.
-        folder: of its files.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    source: str
+    model: PreTrainedModel  # in eval mode
+    tokenizer: PreTrainedTokenizerBase  # the model's own
+    source: str  # the folder or Hub name as it was given
+    # of the weights on disk by the configuration, else of most stored values; None if neither is
+    # one of `PLAIN_DTYPES`
     saved_dtype: torch.dtype | None = None
-    folder: Path | None = None
+    folder: Path | None = None  # of its files
 
 
 def load_model(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -11,22 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
+from lmscout.evaluation.checkpoint import model_fingerprint
 from lmscout.evaluation.cost import (
-    Speed,
-    measure_speed,
+    median_seconds,
     multiply_adds,
     parameter_bytes,
     parameter_count,
+    vocabulary_size,
 )
 from lmscout.evaluation.loading import LoadedModel, load_model
-from lmscout.evaluation.origin import model_fingerprint
-from lmscout.evaluation.perplexity import Perplexity, checked_tokens
+from lmscout.evaluation.perplexity import Perplexity, checked_tokens, longest_window, protocol_of
 from lmscout.evaluation.perplexity import perplexity as text_perplexity
-from lmscout.evaluation.protocols import protocol_of
-from lmscout.evaluation.task_data import questions_sha256
-from lmscout.evaluation.tasks import TaskScore, check_tasks, score_tasks
+from lmscout.evaluation.tasks import TaskScore, check_tasks, questions_sha256, score_tasks
 from lmscout.evaluation.text import read_text
 from lmscout.progress import Progress
 from lmscout.results import Result
@@ -34,33 +35,37 @@ from lmscout.runs import kept_result
 
 _SPEED = 8, 128  # sequences per forward pass, tokens per sequence
 _PROMPT = 512  # tokens assumed for a prompt of a task
+_STATUS = Path("/proc/self/status")  # of Linux
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Duration of a forward pass."""
+
+    seconds: float  # median over the repeats
+    tokens_per_second: float  # batch * length / seconds
+    batch: int  # sequences per forward pass
+    length: int  # tokens per sequence
+    repeats: int  # number of timed forward passes
+    # the most memory held meanwhile, weights included: allocated by PyTorch on CUDA, held by the
+    # process on a CPU; None if the system does not say
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """Quality and cost of a model.
+    """Quality and cost of a model."""
 
-    Attributes:
-        model: its folder, or its name on the Hub.
-        parameters: number of parameters.
-        bytes: of the parameters in memory.
-        multiply_adds: of a token in the linear layers.
-        dtype: of the weights.
-        perplexities: one per text and protocol.
-        tasks: scores on tasks.
-        speed: of a forward pass; None if it was not measured.
-        seconds: duration of the evaluation.
-    """
-
-    model: str
-    parameters: int
-    bytes: int
-    multiply_adds: int
-    dtype: str
-    perplexities: tuple[Perplexity, ...]
-    tasks: tuple[TaskScore, ...]
-    speed: Speed | None
-    seconds: float
+    model: str  # its folder, or its name on the Hub
+    parameters: int  # number of parameters
+    bytes: int  # of the parameters in memory
+    multiply_adds: int  # of a token in the linear layers
+    dtype: str  # of the weights
+    perplexities: tuple[Perplexity, ...]  # one per text and protocol
+    tasks: tuple[TaskScore, ...]  # scores on tasks
+    speed: Speed | None  # of a forward pass; None if it was not measured
+    seconds: float  # duration of the evaluation
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per perplexity and task score."""
@@ -169,3 +174,38 @@ def kept_evaluation(
         )
 
     return kept_result(out, "eval", settings, Evaluation, measure)
+
+
+@torch.inference_mode()
+def measure_speed(model: PreTrainedModel, batch: int, length: int, *, repeats: int = 5) -> Speed:
+    """Time a forward pass that computes the logits of random tokens, without a cache.
+
+    One pass before the timed ones is left out. A model that reads fewer tokens gets fewer.
+    """
+    length = min(length, longest_window(model.config) or length)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocabulary_size(model), (batch, length), generator=generator)
+    tokens = tokens.to(model.device)
+    _reset_peak(tokens.device)
+    median = median_seconds(
+        lambda: model(input_ids=tokens, use_cache=False), tokens.device, repeats
+    )
+    return Speed(median, batch * length / median, batch, length, repeats, _peak(tokens.device))
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _STATUS.exists():
+        with suppress(OSError):  # not every container lets a process reset its own peak
+            _CLEAR.write_text("5")
+
+
+def _peak(device: torch.device) -> int | None:
+    """The most memory held since the reset, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "cpu" and _STATUS.exists():
+        kilobytes = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        return int(kilobytes[1]) * 1024 if kilobytes else None
+    return None

@@ -298,12 +298,7 @@ def _read_rope(config: Any) -> None:
 
 
 def older_scaling(scaling: dict[str, Any], length: int | None) -> dict[str, Any]:
-    """A scaling of rotary embeddings as transformers 4 reads it.
-
-    Args:
-        scaling: as transformers 5 has it, without the base.
-        length: tokens that the model reads.
-    """
+    """A scaling of rotary embeddings over `length` tokens, without its base, for transformers 4."""
     name = "original_max_position_embeddings"
     if scaling["rope_type"] == "yarn" and scaling.get(name) == length:
         # What transformers 5 adds; transformers 4 would scale by the ratio of the two, 1.

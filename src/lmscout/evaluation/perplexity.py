@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 
@@ -20,50 +20,130 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.chats import coded, rendered
 from lmscout.evaluation.cost import vocabulary_size
-from lmscout.evaluation.protocols import (
-    Protocol,
-    attention_span,
-    fit_protocol,
-    longest_window,
-    scored_spans,
-)
-from lmscout.evaluation.text import Text
+from lmscout.evaluation.text import Text, coded, rendered
 from lmscout.progress import StageProgress
 
 _LOGITS = 1 << 26  # logits per forward pass, 256 MiB in float32, unless a window has more
 _PIECE = 1 << 22  # logits whose loss is computed at a time
 _MARGIN = 64  # tokens at a cut that the text after it could have changed
+_SLIDING = ("mistral", "mixtral", "phi3")  # all layers slide, and no `layer_types` says so
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a text, tokenised once as a whole, is cut, and which tokens are scored.
+
+    With `stride` equal to `window`, windows do not overlap, the first token of each is not
+    scored, and the incomplete last window is dropped.  With a smaller `stride`, each window
+    scores its last `stride` tokens, the first one all that have a predecessor, and a last window
+    that ends with the text scores the rest: every token but the first is scored once, each beyond
+    the first window with at least `window - stride` tokens of context.
+    """
+
+    name: str  # as given on the command line
+    window: int  # tokens per window
+    stride: int  # tokens from the start of one window to the next
+    note: str  # source of the protocol
+    # special tokens of the tokenizer (BOS before the text, for most; none for GPT-2's) are added
+    # once to the text, not to each window
+    bos: str = "once"
+
+
+PROTOCOLS: tuple[Protocol, ...] = (
+    Protocol(
+        *("llm-pruner", 128, 128),
+        "LLM-Pruner (arXiv 2305.11627): rows joined by blank lines; a file is taken as it is",
+    ),
+    Protocol("windows-512", 512, 512, "as llm-pruner, with windows of 512"),
+    Protocol(
+        *("sliding", 2048, 1024),
+        "windows as long as the model reads, at most 2048, that overlap by half",
+    ),
+    Protocol("sliding-1024", 1024, 512, "windows of 1024 that overlap by half"),
+)
+
+
+def protocol_of(name: str) -> Protocol:
+    """The protocol of a name; raises LmscoutError if it is unknown."""
+    for protocol in PROTOCOLS:
+        if protocol.name == name:
+            return protocol
+    known = ", ".join(protocol.name for protocol in PROTOCOLS)
+    raise LmscoutError(f"unknown protocol {name!r}; known are {known}")
+
+
+def fit_protocol(protocol: Protocol | str, config: PreTrainedConfig) -> Protocol:
+    """The protocol for a model; only "sliding" adapts its window.
+
+    Raises:
+        LmscoutError: the protocol is unknown, or its window is longer than the model reads.
+    """
+    if isinstance(protocol, str):
+        protocol = protocol_of(protocol)
+    longest = longest_window(config)
+    if longest is None or longest >= protocol.window:
+        return protocol
+    if protocol.name != "sliding":
+        raise LmscoutError(
+            f"protocol {protocol.name}: the model reads {longest} tokens, fewer than the "
+            f"window of {protocol.window}; use sliding"
+        )
+    return replace(protocol, window=longest, stride=longest // 2)
+
+
+def longest_window(config: PreTrainedConfig) -> int | None:
+    """The number of positions of a model; None if its configuration names no bound."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+
+
+def attention_span(config: PreTrainedConfig) -> int | None:
+    """Tokens over which every layer attends to all before it; None without a bound.
+
+    The number of positions, or the window of sliding attention if any layer slides.
+    """
+    window = getattr(config.get_text_config(), "sliding_window", None) if slides(config) else None
+    bounds = [longest_window(config), window]
+    return min((one for one in bounds if one), default=None)
+
+
+def slides(config: PreTrainedConfig) -> bool:
+    """Whether attention of any layer slides, if the model has a window for it."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ()
+    return "sliding_attention" in kinds or plain_type(text) in _SLIDING
+
+
+def plain_type(config: PreTrainedConfig) -> str:
+    """The `model_type` of the family, also for a model of blocks of different sizes."""
+    return config.model_type.removeprefix("lmscout_")
+
+
+def scored_spans(tokens: int, protocol: Protocol) -> list[tuple[int, int]]:
+    """(number of last tokens scored, start) of each window of a text, in order."""
+    window, stride = protocol.window, protocol.stride
+    starts = range(0, tokens - window + 1, stride)
+    if stride == window:
+        return [(window - 1, start) for start in starts]
+    spans = [(window - 1 if start == 0 else stride, start) for start in starts]
+    left = tokens - (starts[-1] + window)
+    return [*spans, (left, tokens - window)] if left else spans
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A perplexity and all that it depends on.
+    """A perplexity and all that it depends on."""
 
-    Attributes:
-        value: exp(nll).
-        nll: mean negative log-likelihood of a scored token, nats.
-        tokens: number of scored tokens.
-        windows: number of windows.
-        protocol: as applied, with the window that the model allowed.
-        special_tokens: those that the tokenizer added to the text.
-        source: of the text.
-        text_sha256: of the text.
-        tokenizer: its size and a digest of its vocabulary.
-        limit_tokens: first tokens of the text that were used; None for all.
-    """
-
-    value: float
-    nll: float
-    tokens: int
-    windows: int
-    protocol: Protocol
-    special_tokens: tuple[str, ...]
-    source: str
-    text_sha256: str
-    tokenizer: str
-    limit_tokens: int | None = None
+    value: float  # exp(nll)
+    nll: float  # mean negative log-likelihood of a scored token, nats
+    tokens: int  # number of scored tokens
+    windows: int  # number of windows
+    protocol: Protocol  # as applied, with the window that the model allowed
+    special_tokens: tuple[str, ...]  # those that the tokenizer added to the text
+    source: str  # of the text
+    text_sha256: str  # of the text
+    tokenizer: str  # its size and a digest of its vocabulary
+    limit_tokens: int | None = None  # first tokens of the text that were used; None for all
 
     def to_json(self) -> dict[str, object]:
         """The value with its whole protocol, as the command line prints it."""
@@ -82,10 +162,10 @@ def perplexity(
     limit_tokens: int | None = None,
     progress: StageProgress | None = None,
 ) -> Perplexity:
-    """Perplexity of a causal language model on a text.
+    """Perplexity of a causal language model in eval mode on a text.
 
     Args:
-        model: in eval mode; its forward takes `input_ids` and returns `logits`.
+        model: its forward takes `input_ids` and returns `logits`.
         tokenizer: the model's.
         text: the text.
         protocol: a protocol, or the name of one of `PROTOCOLS`.
@@ -164,23 +244,12 @@ def checked_tokens(
     return protocol, tokens
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase,
-    text: Text,
-    limit: int | None = None,
-) -> Tensor:
-    """Tokenise a text as a whole, with the special tokens that the tokenizer adds.
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, limit: int | None = None) -> Tensor:
+    """Tokenise a text as a whole, with the special tokens that the tokenizer adds: [tokens] int64.
 
-    Chats are rendered by the tokenizer's template, which has the special tokens that it needs.
-
-    Args:
-        tokenizer: the model's.
-        text: the text.
-        limit: maximum number of tokens.  Only a part of the text that surely holds them is
-            tokenised: tokenising costs some 200 bytes of memory per character.
-
-    Returns:
-        [tokens] int64.
+    Chats are rendered by the tokenizer's template, which has the special tokens that it needs. With
+    a limit, only a part of the text that surely holds so many tokens is tokenised: that costs some
+    200 bytes of memory per character.
 
     Raises:
         LmscoutError: the tokenizer has no chat template for chats, or it refuses them.
@@ -209,14 +278,9 @@ def tokenize_windows(
 
     Protocol `llm-pruner` scores these windows if `window` is 128.
 
-    Args:
-        tokenizer: the model's.
-        text: the text.
-        window: tokens per window.
-        count: maximum number of windows; None for all.
-
     Returns:
-        [windows, window] int64, from the text's start; the incomplete last window is dropped.
+        [windows, window] int64, from the text's start, `count` at most; the incomplete last window
+        is dropped.
 
     Raises:
         LmscoutError: the text is shorter than one window.
@@ -237,7 +301,7 @@ def model_windows(
 ) -> Tensor:
     """The windows of `tokenize_windows`, checked against a model.
 
-    With `learned`, tokens of chats that are not of the assistant are coded as `chats.coded` does.
+    With `learned`, tokens of chats that are not of the assistant are coded as `coded` does.
 
     Raises:
         LmscoutError: the text is shorter than one window, the window is longer than the model

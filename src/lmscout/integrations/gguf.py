@@ -47,23 +47,17 @@ _ARCHITECTURES = {
 _DECI = gguf.MODEL_ARCH.DECI
 _ROTATED = (gguf.MODEL_ARCH.LLAMA, _DECI)
 """Rotary embeddings turn neighbours in a head; in transformers numbers half a head apart."""
-_FILE_TYPES = {
-    "f32": FileType.ALL_F32,
-    "f16": FileType.MOSTLY_F16,
-    "bf16": FileType.MOSTLY_BF16,
-    "q8_0": FileType.MOSTLY_Q8_0,
-    "q6_k": FileType.MOSTLY_Q6_K,
-    "q5_k_m": FileType.MOSTLY_Q5_K_M,
-    "q4_k_m": FileType.MOSTLY_Q4_K_M,
+_TYPES = {
+    "f32": (FileType.ALL_F32, Stored.F32),
+    "f16": (FileType.MOSTLY_F16, Stored.F16),
+    "bf16": (FileType.MOSTLY_BF16, Stored.BF16),
+    "q8_0": (FileType.MOSTLY_Q8_0, Stored.Q8_0),
+    "q6_k": (FileType.MOSTLY_Q6_K, Stored.Q6_K),
+    "q5_k_m": (FileType.MOSTLY_Q5_K_M, Stored.Q5_K),
+    "q4_k_m": (FileType.MOSTLY_Q4_K_M, Stored.Q4_K),
 }
-TYPES = tuple(_FILE_TYPES)
-_STORED = dict(
-    zip(
-        TYPES,
-        (Stored.F32, Stored.F16, Stored.BF16, Stored.Q8_0, Stored.Q6_K, Stored.Q5_K, Stored.Q4_K),
-        strict=True,
-    )
-)
+"""Type of a file, and of most of its matrices."""
+TYPES = tuple(_TYPES)
 _BY_LLAMACPP = (Stored.Q6_K, Stored.Q5_K, Stored.Q4_K)
 """Types that need llama.cpp's own quantizer."""
 _NARROW = {
@@ -93,24 +87,15 @@ class _Layout:
 
     llama.cpp reads the size of a head only if the first block of a `deci` has attention, and it
     leaves attention out of a block without MLP.  There the file has a head, or an MLP, of zeros.
-
-    Attributes:
-        architecture: of llama.cpp.
-        heads: query heads of each block.
-        groups: key-value heads of each block.
-        channels: MLP width of each block.
-        head: numbers of a head.
-        zero_head: whether the head of the first block is of zeros.
-        zero_channels: blocks whose MLP is of zeros.
     """
 
-    architecture: gguf.MODEL_ARCH
-    heads: list[int]
-    groups: list[int]
-    channels: list[int]
-    head: int
-    zero_head: bool = False
-    zero_channels: tuple[int, ...] = ()
+    architecture: gguf.MODEL_ARCH  # of llama.cpp
+    heads: list[int]  # query heads of each block
+    groups: list[int]  # key-value heads of each block
+    channels: list[int]  # MLP width of each block
+    head: int  # numbers of a head
+    zero_head: bool = False  # whether the head of the first block is of zeros
+    zero_channels: tuple[int, ...] = ()  # blocks whose MLP is of zeros
 
 
 def export_gguf(
@@ -137,10 +122,11 @@ def export_gguf(
             f"quantize {quantize}: unknown type (expected {', '.join(TYPES)}); "
             "llama-quantize makes others from an f16 file"
         )
-    if quantize is not None and _STORED[quantize] in _BY_LLAMACPP and not _has_llamacpp():
+    if quantize is not None and _TYPES[quantize][1] in _BY_LLAMACPP and not _has_llamacpp():
+        without = (name for name, (_, stored) in _TYPES.items() if stored not in _BY_LLAMACPP)
         raise LmscoutError(
             f"quantize {quantize}: needs llama.cpp's quantizer (pip install xllamacpp); without it "
-            f"there are {', '.join(one for one in TYPES if _STORED[one] not in _BY_LLAMACPP)}"
+            f"there are {', '.join(without)}"
         )
     if out.exists():
         raise LmscoutError(f"--out {out}: exists; name another file")
@@ -280,7 +266,7 @@ def _add_metadata(writer: gguf.GGUFWriter, loaded: LoadedModel, layout: _Layout,
     config: Any = loaded.model.config
     each = layout.architecture == _DECI
     writer.add_name(Path(loaded.source).name or loaded.source)
-    writer.add_file_type(_FILE_TYPES[kind])
+    writer.add_file_type(_TYPES[kind][0])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(_context(config))
@@ -372,7 +358,7 @@ def _stored(name: str, tensor: Tensor, kind: str, layout: _Layout, names: Contai
     """
     if tensor.ndim == 1 or name.startswith("position_embd"):
         return Stored.F32
-    stored = _STORED[kind]
+    stored = _TYPES[kind][1]
     if kind.endswith("_m"):
         head = name == ("output.weight" if "output.weight" in names else "token_embd.weight")
         if head or (name.split(".")[-2] in ("attn_v", "ffn_down") and _more_bits(name, layout)):

@@ -31,13 +31,7 @@ _UNUSED = "[PAD{}]"  # names of rows of the embedding without a token
 def add_tokenizer(
     writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int, source: str
 ) -> None:
-    """Add a tokenizer's entries to a file's metadata.
-
-    Args:
-        writer: of the file.
-        tokenizer: with a backend of the tokenizers library.
-        rows: of the model's embedding; there may be fewer tokens.
-        source: of the model, for messages.
+    """Add a tokenizer's entries to a file's metadata, for as many tokens as the embedding has rows.
 
     Raises:
         LmscoutError: llama.cpp has no tokenizer of this kind.

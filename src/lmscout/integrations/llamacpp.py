@@ -39,13 +39,9 @@ def _library() -> Any:
 def quantize(
     values: npt.NDArray[np.float32], kind: int, block: int, size: int
 ) -> npt.NDArray[np.uint8]:
-    """Quantize a matrix with llama.cpp, [rows, columns / block * size] bytes.
+    """Quantize a matrix [rows, columns] with llama.cpp, [rows, columns / block * size] bytes.
 
-    Args:
-        values: [rows, columns].
-        kind: number of the type, as ggml has it.
-        block: numbers that are quantized together; divides the columns.
-        size: bytes of a block.
+    Blocks of so many numbers, which divide the columns, take `size` bytes; `kind` is ggml's number.
     """
     rows, columns = values.shape
     found = np.empty((rows, columns // block * size), np.uint8)

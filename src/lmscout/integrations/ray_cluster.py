@@ -19,7 +19,7 @@ from importlib.metadata import version
 from typing import Any
 
 from lmscout.cluster import Shared, Worker, WorkerLostError
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, first_line
 from lmscout.version import __version__
 
 try:
@@ -176,8 +176,8 @@ class RayWorker:
             return True  # an error of making the object: a call raises it
         except RayActorError as error:
             raise LmscoutError(
-                f"cluster: a worker cannot be started ({_line(error)}); install lmscout on all "
-                "machines"
+                f"cluster: a worker cannot be started ({first_line(error)}); install lmscout on "
+                "all machines"
             ) from None
         return True
 
@@ -281,7 +281,8 @@ def _result(ref: Any) -> Any:
     except RayError as error:
         raise LmscoutError(
             f"cluster: a call ended its worker {RETRIES + 1} times, or cannot be placed "
-            f"({_line(error)}); run the same command again, with fewer workers if memory ran out"
+            f"({first_line(error)}); run the same command again, with fewer workers if "
+            "memory ran out"
         ) from None
 
 
@@ -303,8 +304,8 @@ def _start(address: str) -> None:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **more)
     except (OSError, RuntimeError, ValueError, TimeoutError, RayError, AssertionError) as error:
         raise LmscoutError(
-            f"cluster {address}: cannot be reached ({_line(error)}); start one with `ray start "
-            "--head` and name its address, or give local"
+            f"cluster {address}: cannot be reached ({first_line(error)}); start one with `ray "
+            "start --head` and name its address, or give local"
         ) from None
     finally:
         os.environ.pop(_NO_PATIENCE, None)
@@ -315,7 +316,3 @@ def _start(address: str) -> None:
 def _report(event: dict[str, Any], *_: object, **__: object) -> None:
     """Log the first sentence of a message of Ray."""
     _log.warning("lmscout: cluster: %s", str(event["lines"][0]).strip().partition(". ")[0])
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]

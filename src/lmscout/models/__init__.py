@@ -4,10 +4,9 @@ from typing import Any
 
 from lmscout.errors import LmscoutError, brief
 from lmscout.models.flexibert import FlexibertBlock, FlexibertSpec
-from lmscout.models.gpt2 import Gpt2Spec
 from lmscout.models.llama import LlamaSpec
+from lmscout.models.lts import Gpt2Spec, TransformerXlSpec
 from lmscout.models.spec import ArchitectureSpec, LanguageModel, ProbePoints
-from lmscout.models.transformer_xl import TransformerXlSpec
 
 __all__ = [
     "ArchitectureSpec",

@@ -47,36 +47,25 @@ CONVOLUTION_HEAD_RATIO = 2  # a convolving mixer keeps half of the heads for att
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlexibertBlock:
-    """One encoder layer.
+    """One encoder layer."""
 
-    Attributes:
-        mixer: how tokens are mixed: one of `MIXERS`.
-        heads: how many heads share the width; even for the convolving mixers.
-        feed_forward: width of the MLP's hidden layers.
-        stack: how many hidden layers, each with its activation, the MLP has.
-    """
-
-    mixer: str
-    heads: Size
-    feed_forward: Size
+    mixer: str  # how tokens are mixed: one of `MIXERS`
+    heads: Size  # how many heads share the width; even for the convolving mixers
+    feed_forward: Size  # width of the MLP's hidden layers
+    # how many hidden layers, each with its activation, the MLP has
     stack: Annotated[int, above_zero(int, 64)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class FlexibertSpec(ArchitectureSpec):
-    """A FlexiBERT encoder.
-
-    Attributes:
-        blocks: the layers, first to last.
-        embedding_width: width of the embeddings, projected to `width` if they differ.
-    """
+    """A FlexiBERT encoder."""
 
     kind: ClassVar[str] = "flexibert"
     title: ClassVar[str] = "FlexiBERT spec"
     causal: ClassVar[bool] = False
 
-    blocks: tuple[FlexibertBlock, ...]
-    embedding_width: Width = 128
+    blocks: tuple[FlexibertBlock, ...]  # the layers, first to last
+    embedding_width: Width = 128  # width of the embeddings, projected to `width` if they differ
     vocabulary: Vocabulary = 30_522
     max_length: Size = 512
 

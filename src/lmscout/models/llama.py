@@ -17,39 +17,36 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmscout.models.decoder import DecoderBlock, DecoderSpec, SelfAttention
-from lmscout.models.layers import Embedding, Linear, draw_weights
+from lmscout.models.layers import (
+    DecoderBlock,
+    DecoderSpec,
+    Embedding,
+    Linear,
+    SelfAttention,
+    draw_weights,
+)
 from lmscout.models.spec import CHECKED, LanguageModel, PerBlock, Positive, Size, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LlamaSpec(DecoderSpec):
-    """A LLaMA with per-block heads and MLP widths.
-
-    Attributes:
-        heads: query heads of each block; each divides the width into heads of an even size;
-            0 for no attention.
-        key_value_heads: key and value heads of each block; each divides the query heads; 0
-            where there is no attention.
-        inner: width of the gated MLP of each block; 0 for no MLP.
-        tied: whether the output projection is the embedding table.
-        rope_theta: base of the rotary frequencies.
-        norm_epsilon: of every RMSNorm.
-        weight_std: standard deviation of weights and tables when drawn.
-    """
+    """A LLaMA with per-block heads and MLP widths."""
 
     kind: ClassVar[str] = "llama"
     title: ClassVar[str] = "LLaMA spec"
 
+    # query heads of each block; each divides the width into heads of an even size; 0 for no
+    # attention
     heads: PerBlock
+    # key and value heads of each block; each divides the query heads; 0 where there is no attention
     key_value_heads: PerBlock
-    inner: PerBlock
+    inner: PerBlock  # width of the gated MLP of each block; 0 for no MLP
     vocabulary: Vocabulary
     max_length: Size
-    tied: StrictBool = True
-    rope_theta: Positive = 10_000.0
-    norm_epsilon: Positive = 1e-5
-    weight_std: Positive = 0.02
+    tied: StrictBool = True  # whether the output projection is the embedding table
+    rope_theta: Positive = 10_000.0  # base of the rotary frequencies
+    norm_epsilon: Positive = 1e-5  # of every RMSNorm
+    weight_std: Positive = 0.02  # standard deviation of weights and tables when drawn
 
     def __post_init__(self) -> None:
         super().__post_init__()

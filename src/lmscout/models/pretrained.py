@@ -28,10 +28,9 @@ from transformers.modeling_outputs import CausalLMOutput
 from lmscout.errors import LmscoutError
 from lmscout.files import as_json, write_file
 from lmscout.models import spec_from_dict
-from lmscout.models.gpt2 import Gpt2Model, Gpt2Spec
 from lmscout.models.llama import LlamaModel, LlamaSpec, Rotary
+from lmscout.models.lts import Gpt2Model, Gpt2Spec, TransformerXlModel, TransformerXlSpec
 from lmscout.models.spec import SPEC, ArchitectureSpec
-from lmscout.models.transformer_xl import TransformerXlModel, TransformerXlSpec
 
 _CODE = "from lmscout.models.pretrained import DesignedConfig, DesignedForCausalLM\n"
 _FILE = "modeling_design"  # of a saved folder
@@ -120,9 +119,7 @@ AutoModelForCausalLM.register(DesignedConfig, DesignedForCausalLM, exist_ok=True
 def untrained_model(spec: ArchitectureSpec, seed: int = 0) -> PreTrainedModel:
     """Build an untrained causal language model with transformers' interface, in eval mode.
 
-    Args:
-        spec: a decoder.
-        seed: of the weights, which are those of ``spec.build(seed)``.
+    Its weights are those of ``spec.build(seed)``.
 
     Raises:
         LmscoutError: transformers has no class for the architecture.
@@ -150,11 +147,6 @@ def has_class(spec: ArchitectureSpec) -> bool:
 
 def save_untrained(spec: ArchitectureSpec, folder: Path | str, seed: int = 0) -> None:
     """Write an untrained model and its ``spec.json`` as a folder that transformers loads.
-
-    Args:
-        spec: a decoder.
-        folder: made if it does not exist.
-        seed: of the weights.
 
     Raises:
         LmscoutError: transformers has no class for the architecture.

@@ -41,13 +41,7 @@ _EXPECTED = {"tuple_type": "a list (in Python a tuple)", "bool_type": "true or f
 
 
 def above_zero(kind: type, most: float, *, absent: bool = False) -> PlainValidator:
-    """Annotation of a field: numbers above 0.
-
-    Args:
-        kind: int or float.
-        most: the largest.
-        absent: whether 0 is allowed, for a block without the part.
-    """
+    """Annotation of a field: a number above 0, or 0 for a block without the part if `absent`."""
     kinds = int if kind is int else int | float
     expected = "a whole number above 0" if kind is int else "a number above 0"
     expected += ", or 0 where the block has none," if absent else ","
@@ -77,28 +71,21 @@ class ProbePoints:
 
     A block without attention has no `head`, `softmax` or mixing layer; one without an MLP has
     no `act` and no `mlp`.
-
-    Attributes:
-        block: the block; its first positional argument is the hidden state (``jacob``).
-        act: modules whose output is the MLP's activation (``act``), one for each stacked layer.
-        head: the query, key and value projections, or the mixing projection where there is
-            no attention (``head``).
-        softmax: modules whose output is attention probabilities (``softmax``).
-        spectrum: Fourier and cosine mixers, whose output becomes probabilities through a softmax
-            over its last axis (``softmax``).
-        linear: every linear layer of the block (``weight`` and ``grad``).
-        mlp: those of `linear` that belong to the MLP; the others mix tokens.
-        gate: those of `act` whose output multiplies another path.
     """
 
-    block: nn.Module
+    block: nn.Module  # the block; its first positional argument is the hidden state (``jacob``)
+    # modules whose output is the MLP's activation (``act``), one for each stacked layer
     act: tuple[nn.Module, ...]
+    # the query, key and value projections, or the mixing projection where there is no attention
+    # (``head``)
     head: tuple[nn.Linear, ...]
-    softmax: tuple[nn.Module, ...]
+    softmax: tuple[nn.Module, ...]  # modules whose output is attention probabilities (``softmax``)
+    # Fourier and cosine mixers, whose output becomes probabilities through a softmax over its last
+    # axis (``softmax``)
     spectrum: tuple[nn.Module, ...]
-    linear: tuple[nn.Linear, ...]
-    mlp: tuple[nn.Linear, ...]
-    gate: tuple[nn.Module, ...] = ()
+    linear: tuple[nn.Linear, ...]  # every linear layer of the block (``weight`` and ``grad``)
+    mlp: tuple[nn.Linear, ...]  # those of `linear` that belong to the MLP; the others mix tokens
+    gate: tuple[nn.Module, ...] = ()  # those of `act` whose output multiplies another path
 
 
 class LanguageModel(nn.Module, ABC):
@@ -148,11 +135,7 @@ class LanguageModel(nn.Module, ABC):
     def next_token_states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The last hidden states that predict a token, and the tokens that they predict.
 
-        Args:
-            tokens: ``[B, T]``, int64.
-
-        Returns:
-            ``[B · (T - 1), width]`` and ``[B · (T - 1)]``.
+        Tokens ``[B, T]``, int64, to ``[B · (T - 1), width]`` and ``[B · (T - 1)]``.
 
         Raises:
             LmscoutError: a sequence has no next token, or more tokens than positions.
@@ -164,22 +147,16 @@ class LanguageModel(nn.Module, ABC):
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ArchitectureSpec(ABC):
-    """An architecture: all that is needed to count its parameters and to build it.
-
-    Attributes:
-        width: size of the hidden state.
-        vocabulary: number of tokens.
-        max_length: number of positions.
-    """
+    """An architecture: all that is needed to count its parameters and to build it."""
 
     kind: ClassVar[str]
     title: ClassVar[str]
     """Name of the kind in messages."""
     causal: ClassVar[bool]
 
-    width: Width
-    vocabulary: Vocabulary
-    max_length: Size
+    width: Width  # size of the hidden state
+    vocabulary: Vocabulary  # number of tokens
+    max_length: Size  # number of positions
 
     @model_validator(mode="wrap")
     @classmethod

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lmscout.errors import LmscoutError, check_whole
-from lmscout.evaluation import attention_span, check_window
+from lmscout.evaluation.perplexity import attention_span, check_window
 from lmscout.progress import StageProgress
-from lmscout.pruning.compensation import Compensation
+from lmscout.pruning.compensation import Compensation, Refit, refit
 from lmscout.pruning.cutting import ShapeName, cut
-from lmscout.pruning.devices import ParallelEvaluator, replica
+from lmscout.pruning.devices import ParallelEvaluator, RemoteCopies, outputs_of, replica
 from lmscout.pruning.evaluator import (
     LIKELIHOOD,
     QUALITIES,
@@ -27,7 +27,6 @@ from lmscout.pruning.evaluator import (
     SubnetworkEvaluator,
     shape_of,
 )
-from lmscout.pruning.experts import order_of_experts, routed
 from lmscout.pruning.families import (
     CHANNELS,
     KINDS,
@@ -51,9 +50,7 @@ from lmscout.pruning.importance import (
 )
 from lmscout.pruning.moments import Moments, moments_by_block
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.refit import Refit, refit
-from lmscout.pruning.remote import RemoteCopies, outputs_of
-from lmscout.pruning.removal import removal_order
+from lmscout.pruning.removal import order_of_experts, removal_order, routed
 
 Weights = Literal["cut", "compensated", "refit"]  # of a subnetwork
 
@@ -155,44 +152,31 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A model whose units are in final order, with what measures its plans.
+    """A model whose units are in final order, with what measures its plans."""
 
-    Attributes:
-        model: the dense model.
-        family: its family.
-        shape: its units.
-        settings: how it was calibrated.
-        measured: [windows, T] on which every plan is measured.
-        final: [windows, T] on which the finalists are measured.
-        moments: [windows, T] from which Gram matrices are collected, and on which models are refit.
-        mass: importance of what a plan cuts.
-        compensation: of output projections; None to leave them as cut.
-        digests: of the model and of the calibration text.
-        copies: the model and its compensation on further devices.
-        remote: the same on the workers of a cluster, which then measure in place of the devices.
-        references: by digest of the windows, the predictions of the dense model that plans are
-            compared to; for other windows, they are measured with the present weights.
-        chunks: by digest of the windows, the number of chunks of an earlier run.
-        latest_refit: the refit of the plan that was cut last, which is often cut again.
-        in_host: whether compensation and new weights are kept in the host's memory.
-    """
-
-    model: PreTrainedModel
-    family: Family
-    shape: Shape
-    settings: CalibrationConfig
-    measured: Tensor
-    final: Tensor
+    model: PreTrainedModel  # the dense model
+    family: Family  # its family
+    shape: Shape  # its units
+    settings: CalibrationConfig  # how it was calibrated
+    measured: Tensor  # [windows, T] on which every plan is measured
+    final: Tensor  # [windows, T] on which the finalists are measured
+    # [windows, T] from which Gram matrices are collected, and on which models are refit
     moments: Tensor
-    mass: ImportanceMass
-    compensation: Compensation | None
-    digests: Mapping[str, str]
+    mass: ImportanceMass  # importance of what a plan cuts
+    compensation: Compensation | None  # of output projections; None to leave them as cut
+    digests: Mapping[str, str]  # of the model and of the calibration text
+    # the model and its compensation on further devices
     copies: tuple[tuple[PreTrainedModel, Compensation | None], ...] = ()
+    # the same on the workers of a cluster, which then measure in place of the devices
     remote: RemoteCopies | None = None
+    # by digest of the windows, the predictions of the dense model that plans are compared to; for
+    # other windows, they are measured with the present weights
     references: Mapping[str, tuple[Reference, ...]] = field(default_factory=dict)
+    # by digest of the windows, the number of chunks of an earlier run
     chunks: Mapping[str, int] = field(default_factory=dict)
+    # the refit of the plan that was cut last, which is often cut again
     latest_refit: dict[Plan, Refit] = field(default_factory=dict)
-    in_host: bool = False
+    in_host: bool = False  # whether compensation and new weights are kept in the host's memory
 
     def evaluator(self, windows: Tensor) -> Evaluator:
         """Measures plans on [windows, T] tokens as they will be saved, on all devices.
@@ -268,11 +252,7 @@ class Calibrated:
             compensation = Compensation(outputs, moments, in_host=self.in_host)
         digests = {**self.digests, **digests}
         return replace(
-            self,
-            compensation=compensation,
-            references=references,
-            digests=digests,
-            latest_refit={},
+            self, compensation=compensation, references=references, digests=digests, latest_refit={}
         )
 
     def compensated(self, plan: Plan) -> dict[Place, Affine]:
@@ -299,12 +279,7 @@ class Calibrated:
     ) -> PreTrainedModel:
         """Cut a plan out of the dense model, see `cut`.
 
-        Args:
-            plan: the units that each block keeps.
-            weights: "cut", "compensated" (output projections) or "refit" (all maps).
-            shape: "any", "uniform" for a plain model of the family, or "deci".
-            dtype: of its weights; the dense model's if None.
-            device: where it is made; the dense model's if None.
+        `weights` are "cut", "compensated" (output projections) or "refit" (all maps).
         """
         known = weights == "refit" and plan in self.latest_refit
         outputs = {} if weights == "cut" or known else self.compensated(plan)

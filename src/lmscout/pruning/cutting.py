@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import plain_type, unfilled_model
 from lmscout.evaluation.modeling_lmscout import DECI, PRUNED, WIDTH_STEP
+from lmscout.pruning.compensation import Refit
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.families import (
     EXPERTS,
@@ -36,7 +37,6 @@ from lmscout.pruning.families import (
 )
 from lmscout.pruning.placement import block_devices, place
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.refit import Refit
 
 ShapeName = Literal["any", "uniform", "deci"]
 _FIRST = 0  # block whose attention stays: vLLM and SGLang begin the residual stream there

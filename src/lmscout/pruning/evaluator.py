@@ -60,16 +60,12 @@ Reference = tuple[float, Top | None]  # dense loss on a chunk, and the likeliest
 
 @dataclass(frozen=True)
 class Measurement:
-    """Loss increase of a plan over the dense model.
+    """Loss increase of a plan over the dense model."""
 
-    Attributes:
-        trajectory: after each chunk, the predicted tokens so far and the increase of the negative
-            log-likelihood on them (or the divergence from the dense model), in nats/token.
-        complete: whether all chunks were measured; False for a plan that was dropped.
-    """
-
+    # after each chunk, the predicted tokens so far and the increase of the negative log-likelihood
+    # on them (or the divergence from the dense model), in nats/token
     trajectory: tuple[tuple[int, float], ...]
-    complete: bool
+    complete: bool  # whether all chunks were measured; False for a plan that was dropped
 
     @property
     def loss_increase(self) -> float:
@@ -85,21 +81,11 @@ class Measurement:
 class Evaluator(Protocol):
     """Measures plans, on one device or several."""
 
-    @property
-    def shape(self) -> Shape:
-        """Units of the dense model."""
+    shape: Shape  # units of the dense model
 
     @property
     def references(self) -> tuple[Reference, ...]:
         """What plans are compared to, by chunk."""
-
-    @property
-    def tokens(self) -> int:
-        """Predicted tokens of a complete measurement."""
-
-    @property
-    def dense_nll(self) -> float:
-        """Negative log-likelihood of the dense model, in nats/token."""
 
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None

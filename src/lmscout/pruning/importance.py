@@ -48,15 +48,10 @@ UnitScores = dict[Place, Tensor]
 
 @dataclass(frozen=True)
 class UnitOrder:
-    """The units of a sublayer, the most important first.
+    """The units of a sublayer, the most important first."""
 
-    Attributes:
-        order: [units] numbers of units; [experts, channels] of channels within experts.
-        scores: [units] float64, the importance of each, in this order.
-    """
-
-    order: Tensor
-    scores: Tensor
+    order: Tensor  # [units] numbers of units; [experts, channels] of channels within experts
+    scores: Tensor  # [units] float64, the importance of each, in this order
 
     @classmethod
     def falling(cls, scores: Tensor) -> UnitOrder:
@@ -98,20 +93,14 @@ def lower_scale(scale: float) -> float:
 
 @dataclass(frozen=True)
 class BlockGradients:
-    """Gradients of one block.
+    """Gradients of one block."""
 
-    Attributes:
-        index: number of the block.
-        parts: its matrices, views of the model's own weights with gradients in `grad`.
-        outputs: by kind, the gradients with respect to what the sublayer adds to the hidden state,
-            [windows, T, width] of each batch.
-        scale: loss scale of the gradients, 1 but in float16.
-    """
-
-    index: int
-    parts: BlockParts
+    index: int  # number of the block
+    parts: BlockParts  # its matrices, views of the model's own weights with gradients in `grad`
+    # by kind, the gradients with respect to what the sublayer adds to the hidden state, [windows,
+    # T, width] of each batch
     outputs: Mapping[str, Sequence[Tensor]]
-    scale: float
+    scale: float  # loss scale of the gradients, 1 but in float16
 
 
 def gradients_by_block(
@@ -225,21 +214,16 @@ def _sum_by_unit(values: Tensor) -> Tensor:
 def importance(
     method: str, model: PreTrainedModel, family: Family, *, windows: Tensor, seed: int = 0
 ) -> UnitScores:
-    """Score every unit by a method that is not in `FROM_MOMENTS`; the model stays as it is.
+    """Score every unit by "random", "magnitude" or "taylor"; the model stays as it is.
 
-    Args:
-        method: "random", "magnitude" or "taylor".
-        model: the dense model.
-        family: its family.
-        windows: [windows, T] int64 tokens for the gradient of "taylor".
-        seed: of "random".
+    The gradient of "taylor" is on tokens [windows, T] int64; the seed is of "random".
 
     Returns:
         (block, kind) -> [units] float64, higher is more important; [experts, channels] of channels
         within experts; nothing without units.
 
     Raises:
-        LmscoutError: the method is unknown, or a score is not finite.
+        LmscoutError: a score is not finite.
     """
     if method == "taylor":
         taylor = partial(_taylor, model, family, windows)
@@ -312,19 +296,14 @@ def _magnitude(sublayer: Sublayer) -> Tensor:
 def loss_metrics(
     model: PreTrainedModel, family: Family, windows: Tensor, *, in_host: bool = False
 ) -> dict[Place, Tensor]:
-    """The metric of the loss at the output of every sublayer.
-
-    Args:
-        model: the dense model.
-        family: its family.
-        windows: [windows, T] int64 tokens.
-        in_host: whether metrics are kept in the host's memory.
+    """The metric of the loss at the output of every sublayer, on tokens [windows, T] int64.
 
     Returns:
         (block, kind) -> M = E[g gᵀ], [width, width] in float32, the mean over tokens, where g is
         the gradient of the summed loss with respect to the output at a token.  Through a norm
         behind the output it is taken with each token's divisor held fixed, which is in `Moments`:
-        by the norm's own gradient, removing all of a sublayer would cost nothing.
+        by the norm's own gradient, removing all of a sublayer would cost nothing.  With `in_host`
+        they are in the host's memory.
 
     Raises:
         LmscoutError: the loss is not finite, or memory does not suffice.

@@ -77,18 +77,12 @@ class Moments:
 
     Those of experts have a dimension more, the first: of each, x is multiplied by its share of a
     token, and 0 for tokens that do not select it.
-
-    Attributes:
-        total: [n] sum of x over tokens.
-        squares: [n] sum of x².
-        tokens: number of tokens.
-        gram: [n, n] sum of x xᵀ, or None if it was not collected.
     """
 
-    total: Tensor
-    squares: Tensor
-    tokens: int
-    gram: Tensor | None = None
+    total: Tensor  # [n] sum of x over tokens
+    squares: Tensor  # [n] sum of x²
+    tokens: int  # number of tokens
+    gram: Tensor | None = None  # [n, n] sum of x xᵀ, or None if it was not collected
 
     def reordered(self, order: Tensor) -> Moments:
         """The same with the entries of x in another order."""

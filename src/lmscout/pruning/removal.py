@@ -11,38 +11,46 @@ if δ and g are independent.  The unit with the least increase is removed, W and
 so on until nothing is left (Hassibi and Stork 1993; ZipLM, arXiv 2302.04089).  The order is nested:
 a plan keeps the units that are removed last, and the sum of the increases of what it removes
 estimates its loss increase, in one unit for all sublayers.
+
+A removed expert's tokens are routed to others.  With c(A) the shares of a token by the experts A
+that are left, and f [experts, width] their outputs, removing experts increases the loss by about
+
+    ½ E[d K d],  d = c(A) - c(all),  K = f M f
+
+nats/token.  Shares are those of the router as the smaller model has it.  As saliency without
+gradients there is the router-weighted norm of REAP (arXiv 2510.13999), the mean of c |f| over the
+tokens of an expert.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.cost import await_device
+from lmscout.evaluation.cost import median_seconds
 from lmscout.pruning.compensation import cholesky_factor
-from lmscout.pruning.families import Place, Sublayer
+from lmscout.pruning.families import Experts, Place, Sublayer
 from lmscout.pruning.importance import UnitOrder
-from lmscout.pruning.moments import Moments
+from lmscout.pruning.moments import BATCH_TOKENS, Moments, batches_of
 
 _LAZY = 128  # removals of single columns that are applied to the matrices at once
 _TINY = 1e-300
 _TIMED = 2048  # columns of matrices whose time is measured for an estimate
 _TIMED_GROUPS = 8
+_PRODUCTS = 1 << 26  # numbers of K: of more tokens than these are for, some are taken
 
 
 def removal_order(place: Place, sublayer: Sublayer, moments: Moments, metric: Tensor) -> UnitOrder:
     """The order in which Optimal Brain Surgeon removes the units of a sublayer.
 
-    Args:
-        place: block and kind, for messages.
-        sublayer: of the dense model.
-        moments: of what enters its output projection, with the Gram matrix.
-        metric: M at its output, [width, width].
+    It takes the moments of what enters the output projection, with the Gram matrix, and the metric
+    M at its output, [width, width].
 
     Returns:
         The unit that is removed last first; the score of a unit is the increase of the loss by
@@ -109,26 +117,17 @@ def _remove_columns(products: Tensor, inverse: Tensor, units: int) -> tuple[Tens
 
 
 def order_seconds(columns: int, units: int, device: torch.device) -> float:
-    """Estimate the seconds of `removal_order` for a sublayer, from parts of the work.
-
-    Args:
-        columns: of the output projection.
-        units: that they belong to, in equal parts.
-        device: of the matrices.
-    """
+    """Estimate the seconds of `removal_order`, for columns of equal units, by parts of the work."""
     size = columns // units
     few = max(size, min(columns, _TIMED) // size * size)
     few_units, share = few // size, columns / few
     eye = torch.eye(few, dtype=torch.float64, device=device)
-    seconds = share**3 * _seconds(
-        lambda: torch.cholesky_inverse(torch.linalg.cholesky(eye)), device
-    )
+    seconds_of = partial(median_seconds, device=device, repeats=1)
+    seconds = share**3 * seconds_of(lambda: torch.cholesky_inverse(torch.linalg.cholesky(eye)))
     if size > 1:
         some = min(few_units, _TIMED_GROUPS)
         part = eye[: some * size, : some * size]
-        return seconds + (units / some) ** 3 * _seconds(
-            lambda: _remove_groups(part, part, some), device
-        )
+        return seconds + (units / some) ** 3 * seconds_of(lambda: _remove_groups(part, part, some))
 
     def batch(columns: int) -> float:
         def remove() -> None:
@@ -136,21 +135,11 @@ def order_seconds(columns: int, units: int, device: torch.device) -> float:
             _repeat(one.remove, len(one.order), device)
             one.updated(torch.arange(len(one.order), columns, device=device))
 
-        return _seconds(remove, device)
+        return seconds_of(remove)
 
     least, most = batch(min(_LAZY, few)), batch(few)
     left = torch.arange(units, 0, -_LAZY)  # columns before each batch, whose square it takes
     return seconds + float((least + max(0.0, most - least) * (left / few) ** 2).sum())
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of work, after a call that lets libraries load."""
-    for _ in range(2):
-        await_device(device)
-        started = time.perf_counter()
-        work()
-        await_device(device)
-    return time.perf_counter() - started
 
 
 class _Columns:
@@ -220,3 +209,74 @@ def _repeat(step: Callable[[], None], count: int, device: torch.device) -> None:
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """How a router uses its experts."""
+
+    frequency: Tensor  # [experts] float64, share of tokens for which each is selected
+    # [experts] float64, mean of share times norm of the output over these tokens
+    weighted_norm: Tensor
+
+
+@torch.no_grad()
+def routed(experts: Experts, hidden: Tensor) -> Routed:
+    """The use of experts on the hidden states that enter the sublayer, [..., width]."""
+    counts, norms = torch.zeros(2, experts.units, dtype=torch.float64)
+    tokens = 0
+    for x in batches_of(experts.norm(hidden).flatten(0, -2), BATCH_TOKENS):
+        tokens += len(x)
+        for number, own, shares in experts.routed(x):
+            output = experts.expert(number, x[own]).float()
+            counts[number] += len(own)
+            norms[number] += (output.norm(dim=-1) * shares[:, 0]).double().sum().cpu()
+    return Routed(counts / tokens, norms / counts.clamp_min(1))
+
+
+@torch.no_grad()
+def order_of_experts(experts: Experts, hidden: Tensor, metric: Tensor) -> UnitOrder:
+    """The order in which experts are removed, by the increase of the loss.
+
+    It takes the hidden state before the sublayer, [..., width], and the metric M at its output,
+    [width, width].
+
+    Returns:
+        The expert that is removed last first; the score of one is the increase of the loss by its
+        removal after those behind it, in nats/token, 0 where the loss does not increase.
+    """
+    x = experts.norm(hidden).flatten(0, -2)
+    x = x[:: max(1, len(x) * experts.units**2 // _PRODUCTS)]
+    logits, products = _logits_and_products(experts, x, metric)
+    shares = experts.shares(logits)
+
+    def increase(left: list[int]) -> float:
+        change = -shares
+        if left:
+            masked = torch.full_like(logits, -torch.inf)
+            masked[:, left] = logits[:, left]
+            change = experts.shares(masked, len(left)) - shares
+        return torch.einsum("te,tef,tf->t", change, products, change).mean().item() / 2
+
+    left, order, totals = list(range(experts.units)), [], [0.0]
+    while left:
+        increases = {one: increase([other for other in left if other != one]) for one in left}
+        gone = min(increases, key=lambda one: increases[one])
+        left.remove(gone)
+        order.append(gone)
+        totals.append(max(totals[-1], increases[gone]))
+    errors = torch.tensor(totals, dtype=torch.float64).diff()
+    return UnitOrder(torch.tensor(order[::-1]), errors.flip(0))
+
+
+def _logits_and_products(experts: Experts, x: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
+    """Router logits [n, experts], and K of each token, [n, experts, experts] in float32."""
+    values, vectors = torch.linalg.eigh(metric.double())
+    root = (vectors * values.clamp_min(0).sqrt()).float()
+    logits, products = [], []
+    for part in batches_of(x, max(1, BATCH_TOKENS // experts.units)):
+        every = [experts.expert(number, part).float() @ root for number in range(experts.units)]
+        outputs = torch.stack(every, dim=1)
+        products.append(outputs @ outputs.transpose(1, 2))
+        logits.append(functional.linear(part, experts.router).float())
+    return torch.cat(logits), torch.cat(products)

@@ -11,7 +11,7 @@ from lmscout import plots
 from lmscout.errors import LmscoutError
 from lmscout.plots.pruning import pairs_of
 from lmscout.progress import duration
-from lmscout.pruning.results import LABELS, Pruning, Reported, Size
+from lmscout.pruning.results import LABELS, Pruning, QualityBound, Reported, Size
 from lmscout.pruning.storage import may_exist
 from lmscout.pruning.study_record import RecordedPairs
 from lmscout.reports.page import (
@@ -169,8 +169,11 @@ def _tiles(result: Pruning) -> list[tuple[str, str, str]]:
 def _sections(result: Pruning, pairs: RecordedPairs | None) -> list[Section]:
     dense = result.dense.plan
     some = pairs if pairs is not None else RecordedPairs(dense, ())
+    quality: list[Part] = [_tradeoff(result, some), models_table(result)]
+    if result.bound is not None:
+        quality += [Text(f"{result.bound.words}."), bound_table(result.bound)]
     found = [
-        Section("Quality against size", [_tradeoff(result, some), models_table(result)]),
+        Section("Quality against size", quality),
         Section("The plan", _plans(result)),
     ]
     if some.pairs:
@@ -303,6 +306,21 @@ def models_table(result: Pruning) -> Table:
         "perplexity:,.2f; over dense:+.1%"
     )
     return Table("Models", columns, rows, note, found)
+
+
+def bound_table(bound: QualityBound) -> Table:
+    """The sizes that were tested for a bound, largest first."""
+    rows = [
+        [f"{one.keep:g}", one.loss_increase, one.upper, "yes" if one.meets else "no"]
+        for one in bound.tested
+    ]
+    note = (
+        f"Loss increase over the dense model on held-out text, nats/token; with "
+        f"{bound.confidence:.0%} confidence it is at most the upper limit on further text, which "
+        f"must not exceed {bound.limit:.4g}."
+    )
+    columns = "keep; loss increase:+.4f; upper limit:+.4f; meets the bound"
+    return Table("Sizes tested for the bound", columns, rows, note)
 
 
 def finalists_table(result: Pruning) -> Table:

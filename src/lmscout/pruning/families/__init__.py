@@ -1,7 +1,5 @@
 """Model families that can be pruned."""
 
-from __future__ import annotations
-
 from transformers import PreTrainedConfig
 
 from lmscout.errors import LmscoutError
@@ -18,14 +16,10 @@ from lmscout.pruning.families.family import (
     Family,
     Mixture,
     Mlp,
-    Multiplier,
     Place,
-    RmsNorm,
     Sublayer,
 )
-from lmscout.pruning.families.gemma import Gemma2, Gemma3
 from lmscout.pruning.families.gpt2 import Gpt2
-from lmscout.pruning.families.granite import Granite
 from lmscout.pruning.families.llama import Llama
 from lmscout.pruning.families.moe import (
     CHANNELS,
@@ -36,8 +30,7 @@ from lmscout.pruning.families.moe import (
     set_units,
     units_of,
 )
-from lmscout.pruning.families.olmo2 import Olmo2
-from lmscout.pruning.families.phi3 import Phi3
+from lmscout.pruning.families.variants import Gemma2, Gemma3, Granite, Olmo2, Phi3
 
 FAMILIES: tuple[Family, ...] = (
     *(Llama(), Gpt2(), Granite(), Olmo2(), Phi3(), Gemma2(), Gemma3()),
@@ -58,20 +51,10 @@ __all__ = [
     "ExpertChannels",
     "Experts",
     "Family",
-    "Gemma2",
-    "Gemma3",
-    "Gpt2",
-    "Granite",
     "Llama",
-    "Mixtral",
     "Mixture",
     "Mlp",
-    "Multiplier",
-    "Olmo2",
-    "Phi3",
     "Place",
-    "Qwen3Moe",
-    "RmsNorm",
     "Sublayer",
     "family_of",
     "set_units",

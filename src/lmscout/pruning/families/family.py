@@ -30,17 +30,11 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RmsNorm:
-    """Division of each token by its root mean square, times a gain by channel.
+    """Division of each token by its root mean square, times a gain by channel."""
 
-    Attributes:
-        weight: [width], a view of the model's.
-        epsilon: added to the mean square.
-        offset: of the weight; the gain is their sum.
-    """
-
-    weight: Tensor
-    epsilon: float
-    offset: float = 0.0
+    weight: Tensor  # [width], a view of the model's
+    epsilon: float  # added to the mean square
+    offset: float = 0.0  # of the weight; the gain is their sum
 
     def __call__(self, x: Tensor) -> Tensor:
         """The norm of [..., width]."""
@@ -78,16 +72,11 @@ class Multiplier:
 
 @dataclass(frozen=True)
 class Affine:
-    """A linear map as views of a model's weights.
+    """A linear map as views of a model's weights."""
 
-    Attributes:
-        weight: [out, in], a view even where the model stores it transposed or fused.
-        bias: [out], or None.
-        norm: over all of its outputs, or None; its weight follows the units as rows do.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
+    weight: Tensor  # [out, in], a view even where the model stores it transposed or fused
+    bias: Tensor | None  # [out], or None
+    # over all of its outputs, or None; its weight follows the units as rows do
     norm: RmsNorm | None = None
 
     @property
@@ -125,32 +114,21 @@ class Affine:
 
 @dataclass(frozen=True, kw_only=True)
 class Sublayer(ABC):
-    """Attention or MLP of one block: x + after(output(inner(norm(x)))).
+    """Attention or MLP of one block: x + after(output(inner(norm(x))))."""
 
-    Attributes:
-        inputs: maps whose rows follow the units, an equal number of rows for each unit.
-        output: the output projection, whose columns follow the units.
-        units: number of units; 0 where an earlier pruning has removed the sublayer.
-        norm: the norm before the sublayer, [..., width] to the same.
-        after: the norm after the output projection, or a constant factor; None for neither.
-    """
-
+    # maps whose rows follow the units, an equal number of rows for each unit
     inputs: tuple[Affine, ...]
-    output: Affine
-    units: int
-    norm: Function
+    output: Affine  # the output projection, whose columns follow the units
+    units: int  # number of units; 0 where an earlier pruning has removed the sublayer
+    norm: Function  # the norm before the sublayer, [..., width] to the same
+    # the norm after the output projection, or a constant factor; None for neither
     after: RmsNorm | Multiplier | None = None
 
     @abstractmethod
     def inner(self, normed: Tensor, context: Any) -> Tensor:
         """The sublayer between norm and output projection.
 
-        Args:
-            normed: [B, T, width].
-            context: from `Family.context`.
-
-        Returns:
-            [B, T, columns of `output`].
+        [B, T, width] and what `Family.context` gives, to [B, T, columns of `output`].
         """
 
     def entering(self, hidden: Tensor, context: Any) -> Tensor:
@@ -236,22 +214,15 @@ class Sublayer(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Sublayer):
-    """Causal attention; its inputs are query, key and value, and its units groups of heads.
+    """Causal attention; its inputs are query, key and value, and its units groups of heads."""
 
-    Attributes:
-        head_size: rows of a head; a group has one head of keys and one of values.
-        scale: factor of the products of queries and keys.
-        query_norm: norm over each head of queries, or None.
-        key_norm: norm over each head of keys, or None.
-        rotate: (queries, keys, context) to both with rotary positions; None without these.
-        softcap: bound of the products of queries and keys, by a hyperbolic tangent; None without.
-    """
-
-    head_size: int
-    scale: float
-    query_norm: Function | None = None
-    key_norm: Function | None = None
+    head_size: int  # rows of a head; a group has one head of keys and one of values
+    scale: float  # factor of the products of queries and keys
+    query_norm: Function | None = None  # norm over each head of queries, or None
+    key_norm: Function | None = None  # norm over each head of keys, or None
+    # (queries, keys, context) to both with rotary positions; None without these
     rotate: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]] | None = None
+    # bound of the products of queries and keys, by a hyperbolic tangent; None without
     softcap: float | None = None
 
     @property
@@ -294,13 +265,9 @@ class Attention(Sublayer):
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp(Sublayer):
-    """An MLP: the activation of its first input map, times the second one's output if there is one.
+    """An MLP: the activation of its first input map, times the second one's output if any."""
 
-    Attributes:
-        activation: the elementwise activation function.
-    """
-
-    activation: Function
+    activation: Function  # elementwise
 
     def inner(self, normed: Tensor, context: Any = None) -> Tensor:
         """The activated (and gated) channels, [B, T, channels]."""
@@ -323,21 +290,14 @@ class Mixture(Sublayer):
     """A mixture of gated MLPs, a few of which are selected for each token.
 
     There are no maps: what enters an expert are the tokens that select it.
-
-    Attributes:
-        gate, up: [experts, channels, width].
-        router: [experts, width].
-        selected: experts of a token; all if there are no more.
-        normalized: whether the shares of selected experts are divided by their sum.
-        activation: the elementwise activation function.
     """
 
-    gate: Tensor
-    up: Tensor
-    router: Tensor
-    selected: int
-    normalized: bool
-    activation: Function
+    gate: Tensor  # [experts, channels, width]
+    up: Tensor  # likewise
+    router: Tensor  # [experts, width]
+    selected: int  # experts of a token; all if there are no more
+    normalized: bool  # whether the shares of selected experts are divided by their sum
+    activation: Function  # elementwise
 
     @property
     @abstractmethod
@@ -411,12 +371,9 @@ class Experts(Mixture):
 
     Removed experts change which of the others are selected, so nothing is a sum over units, and
     `output` has no columns.
-
-    Attributes:
-        down: [experts, width, channels].
     """
 
-    down: Tensor
+    down: Tensor  # [experts, width, channels]
 
     @property
     def contraction(self) -> Tensor:

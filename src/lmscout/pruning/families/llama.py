@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation import slides
+from lmscout.evaluation.perplexity import slides
 from lmscout.pruning.families.family import (
     Affine,
     Attention,
@@ -116,10 +116,17 @@ class Llama(Family):
         return cast(PreTrainedConfig, plain)
 
 
-def rotate(query: Tensor, key: Tensor, context: Any) -> tuple[Tensor, Tensor]:
-    """Queries and keys with rotary positions."""
-    cosines_and_sines = (one.to(query.device) for one in context)
-    return cast(tuple[Tensor, Tensor], apply_rotary_pos_emb(query, key, *cosines_and_sines))
+def rotate(
+    query: Tensor,
+    key: Tensor,
+    context: Any,
+    *,
+    kind: str | None = None,
+    apply: Callable[..., Any] = apply_rotary_pos_emb,
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys with rotary positions; `kind` of those by kind of attention."""
+    both = (one.to(query.device) for one in (context if kind is None else context[kind]))
+    return cast(tuple[Tensor, Tensor], apply(query, key, *both))
 
 
 def affine(layer: nn.Linear) -> Affine:

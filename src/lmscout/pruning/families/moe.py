@@ -10,13 +10,7 @@ from transformers import PreTrainedConfig
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import plain_type
 from lmscout.evaluation.modeling_lmscout import expert_width
-from lmscout.pruning.families.family import (
-    Affine,
-    ExpertChannels,
-    Experts,
-    Mixture,
-    Mlp,
-)
+from lmscout.pruning.families.family import Affine, ExpertChannels, Experts, Mixture, Mlp
 from lmscout.pruning.families.llama import Llama
 
 UNITS = EXPERTS, CHANNELS = "experts", "channels"  # of a mixture

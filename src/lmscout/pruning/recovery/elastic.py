@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Perplexity
-from lmscout.evaluation.chats import decoded
+from lmscout.evaluation.text import without_codes
 from lmscout.metrics import kendall
 from lmscout.progress import StageProgress
 from lmscout.pruning.budgets import Budget
@@ -31,7 +31,7 @@ from lmscout.pruning.families import Affine, Family, Place
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Target
 from lmscout.pruning.recovery import training
-from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
+from lmscout.pruning.recovery.training import DISTILL, RecoverySettings
 from lmscout.pruning.sampler import order_for_prefix_sharing, propose
 from lmscout.pruning.space import PlanSpace
 from lmscout.statistics.single_pass import train_only
@@ -270,7 +270,7 @@ def train_all_plans(
 
 def plan_loss(adapter: ElasticAdapter, plan: Plan, tokens: Tensor, method: str) -> Tensor:
     """The loss of a plan on tokens [B, T], by the method of `RecoverySettings`."""
-    plain, head, vocabulary = decoded(tokens), adapter.head, adapter.vocabulary
+    plain, head, vocabulary = without_codes(tokens), adapter.head, adapter.vocabulary
     hidden = adapter.hidden(plan, plain)
     if method != DISTILL:
         return training.likelihood_loss(head, hidden, tokens, vocabulary)

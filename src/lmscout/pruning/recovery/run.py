@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lmscout.errors import LmscoutError
-from lmscout.evaluation.chats import decoded
 from lmscout.evaluation.quiet import quiet
+from lmscout.evaluation.text import without_codes
 from lmscout.progress import StageProgress, Stages, part_of
 from lmscout.pruning.calibration import Calibrated, Weights, text_digest
 from lmscout.pruning.cutting import ShapeName
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.recovery import training
-from lmscout.pruning.recovery.config import DISTILL, RecoverySettings
+from lmscout.pruning.recovery.training import DISTILL, RecoverySettings
 from lmscout.pruning.report import ReportText, held_out_increase
 from lmscout.pruning.results import Reported
 
@@ -187,7 +187,7 @@ def recover(
     vocabulary = pruned.config.vocab_size
 
     def loss_of(_: int, tokens: Tensor) -> Tensor:
-        plain = decoded(tokens)
+        plain = without_codes(tokens)
         with _narrow_adapters(pruned):
             hidden = _hidden(pruned, plain)
         if settings.method != DISTILL:

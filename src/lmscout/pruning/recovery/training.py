@@ -1,4 +1,4 @@
-"""Train adapters within limits: batches, losses, checkpoints, and the training loop.
+"""Train adapters within limits: settings, batches, losses, checkpoints, and the training loop.
 
 A training that is killed continues from its checkpoint to the same weights.  Every step is a line
 of a log beside the checkpoint, for tools that draw losses.
@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,15 +24,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmscout.errors import LmscoutError, brief
-from lmscout.evaluation.chats import decoded
+from lmscout.errors import LmscoutError, brief, check_whole
+from lmscout.evaluation.text import without_codes
 from lmscout.files import check_folder, write_file
 from lmscout.progress import StageProgress
 from lmscout.pruning.importance import loss_scale, lower_scale
-from lmscout.pruning.recovery.config import RecoverySettings
 from lmscout.reading import check_safetensors_header, parse_json
 from lmscout.results import NotSaved, Result
 
+LORA, DISTILL = METHODS = "lora", "distill"
 FOLDER = "recovery"  # in a run folder; model files there would be taken for parts of the model
 
 Identity = Mapping[str, str | int | float | None]
@@ -46,6 +46,88 @@ _GRADIENT_NORM = 1.0  # largest norm of a step's gradient
 _IGNORED = -100  # in place of a token that carries no loss
 _WARM_UP_CALLS = 3  # before a graph is captured
 _ENDS = 0.1  # share of the steps whose mean loss is reported as the first and the last
+_LAST_SEED = 2**63 - 1  # that PyTorch's generators take
+_MOST = {
+    "rank": 2**16,
+    "learning_rate": 1e6,
+    "batch_tokens": 2**24,
+    "steps": 10**8,
+    "tokens": 10**13,
+    "seconds": 1e9,
+}
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How a recovery trains, and for how long.
+
+    Training ends at the first limit that it reaches.  Steps or tokens must be limited, since the
+    learning rate falls towards that limit.  With a limit of seconds the rate also falls by the
+    clock, so the result then depends on the machine.
+    """
+
+    method: str = DISTILL  # "lora" (the text's next tokens), "distill" (the dense model's logits)
+    rank: int = 16  # of the low-rank adapters (LoRA, arXiv 2106.09685)
+    learning_rate: float = 1e-3  # the highest, after the warm-up
+    batch_tokens: int = 2_048  # tokens of a step; at least one window
+    steps: int | None = 300  # most steps
+    tokens: int | None = None  # most tokens over all steps
+    seconds: float | None = None  # longest time of training
+    seed: int = 0  # of the order of the text and of the adapters
+    save_seconds: float = 60.0  # time between checkpoints
+
+    def check(self) -> None:
+        """Raise LmscoutError for settings out of bounds, or without a limit of steps or tokens."""
+        if self.method not in METHODS:
+            raise LmscoutError(
+                f"unknown recovery {self.method!r}: expected one of {', '.join(METHODS)}"
+            )
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value > most:
+                raise LmscoutError(
+                    f"recovery: {name} is too large (got {brief(value)}, expected at most {most:,})"
+                )
+            if not value > 0:  # NaN as well
+                raise LmscoutError(f"recovery: {name} of {value:g} is not above 0")
+            if name not in ("learning_rate", "seconds"):
+                check_whole(f"recovery: {name}", value, 1)
+        if not 0 <= self.seed <= _LAST_SEED:
+            raise LmscoutError(
+                f"recovery: seed of {brief(self.seed)} is not from 0 to {_LAST_SEED}: give another"
+            )
+        if self.steps is None and self.tokens is None:
+            raise LmscoutError("recovery: give a limit of steps or of tokens")
+
+    def batch(self, window: int) -> int:
+        """Windows of a step, for windows of so many tokens."""
+        return max(1, self.batch_tokens // window)
+
+    def last_step(self, window: int) -> int:
+        """Number of steps that the limits allow; LmscoutError if they do not allow one."""
+        limits = [] if self.steps is None else [self.steps]
+        if self.tokens is not None:
+            each = self.batch(window) * window
+            limits.append(self.tokens // each)
+            if not limits[-1]:
+                raise LmscoutError(
+                    f"recovery: {self.tokens} tokens are fewer than one step of {each}: allow more"
+                )
+        return min(limits)
+
+    def words(self, window: int) -> str:
+        """The limits as text."""
+        steps, each = self.last_step(window), self.batch(window) * window
+        limit = "" if self.seconds is None else f", {self.seconds:g} s at most"
+        return f"{self.method}, {steps:,} steps of {each:,} tokens{limit}"
+
+    def identity(self) -> dict[str, str | int | float | None]:
+        """The settings that trained weights depend on."""
+        settings = asdict(self)
+        del settings["save_seconds"]
+        return settings
 
 
 def batch_of(windows: Tensor, size: int, step: int, seed: int) -> Tensor:
@@ -69,15 +151,15 @@ def apart_from(windows: Tensor, *others: Tensor) -> Tensor:
 
     Whether tokens carry a loss makes no difference.
     """
-    taken = {row.numpy().tobytes() for other in others for row in decoded(other).cpu()}
-    kept = [row.numpy().tobytes() not in taken for row in decoded(windows).cpu()]
+    taken = {row.numpy().tobytes() for other in others for row in without_codes(other).cpu()}
+    kept = [row.numpy().tobytes() not in taken for row in without_codes(windows).cpu()]
     return windows[torch.tensor(kept, dtype=torch.bool)]
 
 
 def likelihood_loss(head: Head, hidden: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
     """Mean negative log-likelihood of next tokens [B, T] by last hidden states, in nats.
 
-    Only of those that carry a loss, see `lmscout.evaluation.chats`; 0 if none does.
+    Only of those that carry a loss, see `lmscout.evaluation.text`; 0 if none does.
     """
     states, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(hidden.device)
 
@@ -96,17 +178,14 @@ def divergence_loss(
     dense_head: Head,
     dense_hidden: Tensor,
     vocabulary: int,
-    tokens: Tensor | None = None,
+    tokens: Tensor,
 ) -> Tensor:
     """Mean KL(dense || model) of the next token's distribution, in nats; as `likelihood_loss`.
 
-    Of all positions, unless tokens [B, T] are given and some carry no loss.
+    Of all positions, unless some of the tokens [B, T] carry no loss.
     """
-    if tokens is None:
-        carries = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
-    else:
-        carry = tokens.to(hidden.device) >= 0
-        carries = torch.cat([carry[:, 1:], carry.all().expand(len(carry), 1)], dim=1)
+    carry = tokens.to(hidden.device) >= 0
+    carries = torch.cat([carry[:, 1:], carry.all().expand(len(carry), 1)], dim=1)
 
     def loss(states: Tensor, dense_states: Tensor, carries: Tensor) -> Tensor:
         with torch.no_grad():
@@ -141,11 +220,7 @@ class _SumInPieces(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        loss: Callable[..., Tensor],
-        size: int,
-        states: Tensor,
-        *others: Tensor,
+        ctx: Any, loss: Callable[..., Tensor], size: int, states: Tensor, *others: Tensor
     ) -> Tensor:
         total = states.new_zeros((), dtype=torch.float32)
         gradients: list[Tensor] = []

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from lmscout.evaluation import parameter_count
+from lmscout.pruning.compensation import refit
 from lmscout.pruning.cutting import ShapeName, cut, is_uniform
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import save, write
@@ -32,18 +33,13 @@ from lmscout.pruning.families import (
 )
 from lmscout.pruning.importance import sort_sublayer
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.refit import refit
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 if that is larger
-_GENERATED = 6  # tokens
+_GENERATED = 4  # tokens
 
 
 def check_family(
-    family: Family,
-    model: PreTrainedModel,
-    tokens: Tensor,
-    *,
-    fresh_process: bool = False,
+    family: Family, model: PreTrainedModel, tokens: Tensor, *, fresh_process: bool = False
 ) -> None:
     """Check that a family describes a model correctly, and that its plans can be saved.
 
@@ -208,7 +204,9 @@ def _check_refit(
             hidden = sublayer.step(hidden, context)
         expected = family.logits(pruned, hidden)
     _assert_same(_logits(pruned, tokens), expected, f"{name}: the refit model")
-    _assert_same(_logits(_reloaded(pruned), tokens), expected, f"{name}: the refit model, saved")
+    if name == "plan 'uneven'":  # folders of the other plans are those without a refit
+        saved = _logits(_reloaded(pruned), tokens)
+        _assert_same(saved, expected, f"{name}: the refit model, saved")
     if name == "plan 'dense'":
         _assert_same(expected, _logits(model, tokens), f"{name}: refit")
 

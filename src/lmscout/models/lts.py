@@ -1,13 +1,20 @@
-"""Adaptive embedding and softmax: what LiteTransformerSearch's GPT-2 and Transformer-XL share.
+"""LiteTransformerSearch's GPT-2 and Transformer-XL: heads and MLP width of each block its own.
 
-One set of tables serves both ends of a model, with the sizes, tying and scaling of
-Transformer-XL (Dai et al., arXiv 1901.02860).
+The search space and its trained models are Javaheripi et al.'s (arXiv 2203.02094, github
+microsoft/archai, branch neurips-lts).  Their blocks have attention and MLP; here one may be
+missing.  Adaptive embedding and softmax share one set of tables, with the sizes, tying and scaling
+of Transformer-XL (Dai et al., arXiv 1901.02860).
+
+GPT-2 has pre-norm blocks and learned positions; Transformer-XL relative positions, MLPs with ReLU,
+and norms after attention and MLP.  A pass is over one segment without a memory, as the first one
+of their training.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -18,8 +25,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lmscout.errors import brief
-from lmscout.models.decoder import DecoderSpec
-from lmscout.models.layers import Embedding, Projection
+from lmscout.models.layers import (
+    DecoderBlock,
+    DecoderSpec,
+    Embedding,
+    Linear,
+    Mlp,
+    Projection,
+    ResidualLinear,
+    SelfAttention,
+    draw_weights,
+    split_heads,
+)
 from lmscout.models.spec import (
     CHECKED,
     LanguageModel,
@@ -31,31 +48,25 @@ from lmscout.models.spec import (
     linear_parameters,
 )
 
+NORM_EPSILON = 1e-5  # of GPT-2
+
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class AdaptiveSpec(DecoderSpec):
-    """A decoder with per-block heads and MLP widths, and an adaptive vocabulary.
+    """A decoder with per-block heads and MLP widths, and an adaptive vocabulary."""
 
-    Attributes:
-        heads: attention heads of each block; each divides the width; 0 for no attention.
-        inner: width of the MLP of each block; 0 for no MLP.
-        embedding_width: width of the embeddings of the first cluster of the vocabulary.
-        divisor: cluster i is ``embedding_width // divisor**i`` wide; 1 for one table.
-        cutoffs: the first tokens of the second, third, ... cluster; empty for one cluster.
-        tied: for each cluster, whether the softmax shares the embedding's projection.
-        weight_std: standard deviation of weights and tables when drawn.
-        projection_std: standard deviation of the projections of embedding and softmax.
-    """
-
-    heads: PerBlock
-    inner: PerBlock
-    embedding_width: Width
-    divisor: Size = 1
+    heads: PerBlock  # attention heads of each block; each divides the width; 0 for no attention
+    inner: PerBlock  # width of the MLP of each block; 0 for no MLP
+    embedding_width: Width  # width of the embeddings of the first cluster of the vocabulary
+    divisor: Size = 1  # cluster i is ``embedding_width // divisor**i`` wide; 1 for one table
+    # the first tokens of the second, third, ... cluster; empty for one cluster
     cutoffs: tuple[Vocabulary, ...] = ()
+    # for each cluster, whether the softmax shares the embedding's projection
     tied: tuple[StrictBool, ...] = (False,)
     vocabulary: Vocabulary = 50_264
     max_length: Size = 192
-    weight_std: Positive = 0.02
+    weight_std: Positive = 0.02  # standard deviation of weights and tables when drawn
+    # standard deviation of the projections of embedding and softmax
     projection_std: Positive = 0.01
 
     def __post_init__(self) -> None:
@@ -195,16 +206,9 @@ class AdaptiveVocabulary(nn.Module):
         return embedded * math.sqrt(width)
 
     def negative_log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """-log p(target | hidden) of each row, in nats.
+        """-log p(target | hidden) of each row, in nats: ``[N, width]``, ``[N]`` int64 to ``[N]``.
 
         A tail cluster is evaluated only for the rows whose target lies in it.
-
-        Args:
-            hidden: ``[N, width]``.
-            targets: ``[N]``, int64.
-
-        Returns:
-            ``[N]``.
         """
         first_logits = self._first_logits(hidden)
         choice = targets.clone()
@@ -269,3 +273,166 @@ class AdaptiveModel(LanguageModel):
         """Mean next-token cross-entropy in nats; tokens ``[B, T]``, T at least 2."""
         hidden, targets = self.next_token_states(tokens)
         return self.vocabulary.negative_log_likelihood(hidden, targets).mean()
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Gpt2Spec(AdaptiveSpec):
+    """A GPT-2 with per-block heads and MLP widths; its fields are those of `AdaptiveSpec`."""
+
+    kind: ClassVar[str] = "gpt2"
+    title: ClassVar[str] = "GPT-2 spec"
+    attention_maps: ClassVar[int] = 4
+
+    def attention_parameters(self) -> int:
+        """As in `AdaptiveSpec`."""
+        one = linear_parameters(self.width, self.width)
+        return self.attentions * self.attention_maps * one
+
+    def embedding_parameters(self) -> int:
+        """As in `AdaptiveSpec`."""
+        return super().embedding_parameters() + self.max_length * self.width
+
+    def body_parameters(self) -> int:
+        """As in `AdaptiveSpec`."""
+        return super().body_parameters() + 2 * self.width
+
+    def build(self, seed: int) -> Gpt2Model:
+        """The model in eval mode: weights normal, biases 0, norms the identity.
+
+        Maps into the residual stream are drawn with a standard deviation smaller by the root
+        of their number, as GPT-2 does (Radford et al. 2019).
+        """
+        self.require_memory()
+        model = Gpt2Model(self)
+        residual_std = self.weight_std / math.sqrt(self.residual_maps)
+        std_of = {Projection: self.projection_std, ResidualLinear: residual_std}
+        draw_weights(model, seed, self.weight_std, std_of)
+        return model.eval()
+
+
+class Gpt2Model(AdaptiveModel):
+    """The language model that a `Gpt2Spec` builds."""
+
+    def __init__(self, spec: Gpt2Spec) -> None:
+        super().__init__()
+        norm = partial(nn.LayerNorm, spec.width, eps=NORM_EPSILON)
+        self.max_length = spec.max_length
+        self.vocabulary = AdaptiveVocabulary(spec)
+        self.positions = Embedding(spec.max_length, spec.width)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(
+                norm,
+                SelfAttention(spec.width, heads) if heads else None,
+                Mlp(spec.width, inner, nn.GELU(approximate="tanh")) if inner else None,
+            )
+            for heads, inner in zip(spec.heads, spec.inner, strict=True)
+        )
+        self.norm = norm()
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, T]`` (int64) to ``[B, T, width]``."""
+        self.check_length(tokens)
+        return self.vocabulary.embed(tokens) + self.positions.weight[: tokens.shape[1]]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TransformerXlSpec(AdaptiveSpec):
+    """A Transformer-XL with per-block heads and MLP widths."""
+
+    kind: ClassVar[str] = "transformer_xl"
+    title: ClassVar[str] = "Transformer-XL spec"
+    attention_maps: ClassVar[int] = 5
+
+    # whether norms come before attention and MLP; else after each sum.  There is no final norm
+    pre_norm: StrictBool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % 2:
+            raise self.error(f"width is {self.width}; sinusoidal positions need an even one")
+
+    def attention_parameters(self) -> int:
+        """As in `AdaptiveSpec`, with the two offsets of the queries."""
+        return self.attentions * (self.attention_maps * self.width + 2) * self.width
+
+    def multiply_adds(self) -> int:
+        """As in `DecoderSpec`, with the products of queries and relative positions."""
+        products = self.attentions * self.width // 2 * (self.max_length + 1)
+        return super().multiply_adds() + products
+
+    def build(self, seed: int) -> TransformerXlModel:
+        """The model in eval mode: weights and offsets normal, biases 0, norms the identity."""
+        self.require_memory()
+        model = TransformerXlModel(self)
+        draw_weights(model, seed, self.weight_std, {Projection: self.projection_std})
+        return model.eval()
+
+
+class RelativeAttention(SelfAttention):
+    """Causal attention to contents and to relative positions (arXiv 1901.02860, section 3.3).
+
+    The score of a query i and a key j is (q_i + u) · k_j + (q_i + v) · W r_(i - j), over the root
+    of the head's size; r is a sinusoidal embedding of the distance.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, bias=False)
+        self.position = Linear(width, width, bias=False)
+        self.content_offset = nn.Parameter(torch.empty(heads, 1, width // heads))  # u
+        self.position_offset = nn.Parameter(torch.empty(heads, 1, width // heads))  # v
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[B, T, width]`` to the same shape."""
+        queries, keys, values = (
+            split_heads(project(hidden), self.heads)
+            for project in (self.query, self.key, self.value)
+        )
+        distances = split_heads(self.position(_falling_distances(hidden))[None], self.heads)
+        products = (queries + self.position_offset) @ distances.transpose(-1, -2)
+        contents = queries + self.content_offset
+        return self.output(self.attend(contents, keys, values, _by_key(products)))
+
+
+def _falling_distances(hidden: Tensor) -> Tensor:
+    """Sines, then cosines, of the distances T - 1 to 0 for ``[B, T, width]``: ``[T, width]``."""
+    _, length, width = hidden.shape
+    steps = torch.arange(0, width, 2, dtype=hidden.dtype, device=hidden.device)
+    distances = torch.arange(length - 1, -1, -1, dtype=hidden.dtype, device=hidden.device)
+    angles = distances[:, None] / 10_000 ** (steps / width)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _by_key(products: Tensor) -> Tensor:
+    """Products of query i with falling distances, as those of query i with keys j = 0, 1, ....
+
+    ``[B, heads, T, T]`` with distances T - 1 to 0 on the last axis, to the same with keys 0 to T -
+    1. Row i begins T - 1 - i places to the right of where it should. With one column more on the
+    left, and rows of T + 1 numbers cut into rows of T from the second on, it begins in its place;
+    keys after i hold numbers without meaning.
+    """
+    *outer, length, _ = products.shape
+    return functional.pad(products, (1, 0)).view(*outer, length + 1, length)[..., 1:, :]
+
+
+class TransformerXlModel(AdaptiveModel):
+    """The language model that a `TransformerXlSpec` builds."""
+
+    def __init__(self, spec: TransformerXlSpec) -> None:
+        super().__init__()
+        self.max_length = spec.max_length
+        self.vocabulary = AdaptiveVocabulary(spec)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(
+                partial(nn.LayerNorm, spec.width),
+                RelativeAttention(spec.width, heads) if heads else None,
+                Mlp(spec.width, inner, nn.ReLU()) if inner else None,
+                post_norm=not spec.pre_norm,
+            )
+            for heads, inner in zip(spec.heads, spec.inner, strict=True)
+        )
+        self.norm = nn.Identity()
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, T]`` (int64) to ``[B, T, width]``."""
+        self.check_length(tokens)
+        return self.vocabulary.embed(tokens)
