@@ -45,8 +45,8 @@ from lmscout.discovery.symbolic_search import (
 )
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Expression, Grammar, canonical, format_expression, parse, walk
-from lmscout.proxies.grammar import every_score, random_score, subtree_mutation
 from lmscout.proxies.rules import RULES
+from lmscout.proxies.spaces import every_score, random_score, subtree_mutation
 from lmscout.statistics import Batch, Workers, score_proxies
 from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import collect_sketches

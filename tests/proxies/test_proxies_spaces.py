@@ -24,8 +24,8 @@ from lmscout.proxies import (
     space,
     two_op,
 )
-from lmscout.proxies.grammar import every_expression, every_score, random_expression
 from lmscout.proxies.primitives import SCORE
+from lmscout.proxies.spaces import every_expression, every_score, random_expression
 
 SMALL = Space("small", ("head", "act", "grad"), (("abs",), ("log", "std")), ("sum", "min"))
 ALL = ("mean", "sum", "max", "min")

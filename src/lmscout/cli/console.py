@@ -42,7 +42,7 @@ ASSESSMENT = ("ρ", "95 %", "τ", "in\ncell", "given\nsize", "top\ntenth")
 
 def summary(result: Result) -> str:
     """What the command prints of a result, without colours; prose is not wrapped."""
-    from lmscout.loading import command_of
+    from lmscout.arguments import command_of
 
     module = import_module(f"lmscout.cli.{command_of(result).split()[0]}")
     text = io.StringIO()

@@ -23,8 +23,7 @@ from lmscout.discovery.assessment import (
     number_json,
     proxy_name,
 )
-from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, run_settings
-from lmscout.discovery.splits import halves
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, halves, run_settings
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval, spearman, spearman_many
 from lmscout.progress import Progress, Stages

@@ -20,7 +20,7 @@ from lmscout.discovery.assessment import (
     assess_baselines,
     signed_proxy,
 )
-from lmscout.discovery.exhaustive import SCORES
+from lmscout.discovery.discover import SCORES
 from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, run_settings
 from lmscout.progress import Progress, Stages
 from lmscout.proxies import (

@@ -21,8 +21,7 @@ from lmscout.discovery.design import (
     latency_among,
     limits_saved,
 )
-from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, mean_of
-from lmscout.discovery.splits import Indices
+from lmscout.discovery.scorer import Indices, Scorer, ScorerOptions, Scores, cache_name, mean_of
 from lmscout.errors import LmscoutError
 from lmscout.metrics import equivalent_trials, true_ranks
 from lmscout.progress import Progress, StageProgress, Stages

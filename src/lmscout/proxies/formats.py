@@ -15,8 +15,7 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 
-from lmscout.proxies.expression import Expression, walk
-from lmscout.proxies.parser import format_expression, require_score
+from lmscout.proxies.expression import Expression, format_expression, require_score, walk
 from lmscout.proxies.primitives import (
     AGGREGATION,
     EPSILON,

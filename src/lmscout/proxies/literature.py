@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from lmscout.errors import LmscoutError, brief, nearest
 from lmscout.proxies import measures
-from lmscout.proxies.expression import Expression, simplified
+from lmscout.proxies.expression import Expression, parse, require_short, simplified
 from lmscout.proxies.measures import Reading
-from lmscout.proxies.parser import parse, require_short
 from lmscout.proxies.primitives import SPEC_LEAVES
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmscout.arguments import Path_
+from lmscout.arguments import Path_, command_of, load_result
 from lmscout.benchmarks.build import Built
 from lmscout.benchmarks.check import Check
 from lmscout.discovery.design import Design
@@ -23,7 +23,6 @@ from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.errors import LmscoutError, brief, shown
 from lmscout.evaluation import Evaluation
 from lmscout.files import write_file
-from lmscout.loading import command_of, load_result
 from lmscout.plots.pruning import pairs_of
 from lmscout.pruning.results import Pruning
 from lmscout.pruning.study_record import RecordedPairs
