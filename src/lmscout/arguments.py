@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lmscout.benchmarks import Benchmark
     from lmscout.discovery.discover import Discovery
     from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings
-    from lmscout.evaluation import Text
+    from lmscout.evaluation import LoadedModel, Text
     from lmscout.proxies import Space
     from lmscout.runs import Run
 
@@ -32,6 +32,22 @@ Progress = bool | Callable[[str, int, int], None] | None
 STUDY, DEEP = "study:", "deep"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+RESULTS = {
+    "benchmarks.build.Built": "bench build",
+    "benchmarks.check.Check": "bench check",
+    "discovery.design.Design": "design",
+    "discovery.discover.Discovery": "discover",
+    "discovery.explain.Explanation": "explain",
+    "discovery.explain.Forms": "explain",
+    "discovery.rank.RankResult": "rank",
+    "discovery.selection.Selection": "design",
+    "discovery.symbolic_search.DeepDiscovery": "discover",
+    "evaluation.Evaluation": "eval",
+    "integrations.GgufFile": "export",
+    "pruning.results.Pruning": "prune",
+}
+"""Classes of results, no two with the same fields, and the command of each."""
 
 
 def benchmark_named(benchmark: str | Benchmark) -> Benchmark:
@@ -188,27 +204,6 @@ def _benchmarks(given: str | Benchmark | Sequence[str | Benchmark]) -> list[str 
 
 def _is_study(benchmark: str | Benchmark) -> bool:
     return isinstance(benchmark, str) and benchmark.startswith(STUDY)
-
-
-if TYPE_CHECKING:
-    from lmscout.benchmarks import Benchmark
-    from lmscout.evaluation import LoadedModel
-
-RESULTS = {
-    "benchmarks.build.Built": "bench build",
-    "benchmarks.check.Check": "bench check",
-    "discovery.design.Design": "design",
-    "discovery.discover.Discovery": "discover",
-    "discovery.explain.Explanation": "explain",
-    "discovery.explain.Forms": "explain",
-    "discovery.rank.RankResult": "rank",
-    "discovery.selection.Selection": "design",
-    "discovery.symbolic_search.DeepDiscovery": "discover",
-    "evaluation.Evaluation": "eval",
-    "integrations.GgufFile": "export",
-    "pruning.results.Pruning": "prune",
-}
-"""Classes of results, no two with the same fields, and the command of each."""
 
 
 def load_benchmark(name: str) -> Benchmark:

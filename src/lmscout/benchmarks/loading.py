@@ -36,6 +36,15 @@ ACCEPTED = (
     "pico, iso, bench:DIR, flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
 )
 
+DATA_VARIABLE = "LMSCOUT_DATA"
+CACHE_VARIABLE = "LMSCOUT_CACHE"
+TIMEOUT_SECONDS = 30  # without a byte
+MOST_SECONDS = 600  # for a file
+MOST_DOWNLOAD = MOST_STRUCTURED
+_CHUNK = 2**16
+THREADS = 8
+FLEXIBERT_FILE = "BERT_benchmark.json"
+
 
 class UnknownBenchmarkError(LmscoutError):
     """A name that is no benchmark's."""
@@ -81,16 +90,6 @@ def load_space_or_benchmark(name: str) -> Space | Benchmark:
             f"unknown space {brief(name)}; there are the spaces {spaces} and FILE{SUFFIX}, and the "
             f"benchmarks {ACCEPTED}"
         ) from None
-
-
-DATA_VARIABLE = "LMSCOUT_DATA"
-CACHE_VARIABLE = "LMSCOUT_CACHE"
-
-TIMEOUT_SECONDS = 30  # without a byte
-MOST_SECONDS = 600  # for a file
-MOST_DOWNLOAD = MOST_STRUCTURED
-_CHUNK = 2**16
-THREADS = 8
 
 
 def content_digest(root: Path, files: Iterable[str]) -> str:
@@ -177,8 +176,6 @@ class Published:
     url: str  # the address of the folder upstream, ending in a slash
     sha256: str  # their `content_digest`
 
-
-FLEXIBERT_FILE = "BERT_benchmark.json"
 
 FLEXIBERT = Published(
     folder="flexibert",

@@ -22,11 +22,18 @@ from lmscout.progress import Progress, Stages, part_of
 from lmscout.results import Result, named
 from lmscout.statistics.workers import worker_processes
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CHOICES = 5  # architectures that a design reports
 TIED = 1e-12  # relative, as in the rank correlations
 _ONE_IN = 20  # the best 5 %
 _SEED = 0  # of the bootstrap
 _AT_ONCE = 2**22  # means in memory
+
+POPULATION, SAMPLE = 50, 10
+AT_ONCE = 16  # architectures proposed at a time, whatever the number of workers
+_TRIES = 20  # mutations, and then draws, until one is new
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,6 @@ def certainty(draws: Scores, places: Sequence[int]) -> list[tuple[float | None, 
             free = max(n // _ONE_IN, 1) - better
             chances[place] += np.clip(free / tied, 0, 1).sum()
     return list(zip(errors.tolist(), (chances / SAMPLES).tolist(), strict=True))
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-POPULATION, SAMPLE = 50, 10
-AT_ONCE = 16  # architectures proposed at a time, whatever the number of workers
-_TRIES = 20  # mutations, and then draws, until one is new
 
 
 class RegularizedEvolution:

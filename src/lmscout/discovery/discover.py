@@ -67,6 +67,19 @@ SCORES = "scores.parquet"
 _PIECE = 1 << 18  # scores: two mebibytes of float64
 _ROWS = 1 << 19  # proxies that are written at once
 
+Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
+Source = Callable[[], tuple[Benchmark, Read | None]]
+TOP = 10  # formulas that are listed
+_TRIED = 500  # of the best, until `TOP` different orders are found
+_SAME_ORDER = 1 - 1e-9  # |ρ| of proxies with one order
+SavedSpace = Annotated[
+    Space,
+    SavedAs(
+        lambda one: {"name": one.name, "aggregations": list(one.aggregations)},
+        lambda saved: space_called(saved["name"], tuple(saved["aggregations"])),
+    ),
+]
+
 
 @dataclass(frozen=True)
 class SpaceRanking:
@@ -279,14 +292,6 @@ def _expressions(space: Space) -> Callable[[Sequence[npt.NDArray[np.intp]]], pa.
     return at
 
 
-Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
-Source = Callable[[], tuple[Benchmark, Read | None]]
-
-TOP = 10  # formulas that are listed
-_TRIED = 500  # of the best, until `TOP` different orders are found
-_SAME_ORDER = 1 - 1e-9  # |ρ| of proxies with one order
-
-
 @dataclass(frozen=True, repr=False)
 class Finding(Compared):
     """A proxy that was chosen on the search split, assessed on the test split.
@@ -389,15 +394,6 @@ class Leader:
         """The expression, its sign, and both correlations; null where one is not defined."""
         rho = {"search": number_json(self.search), "test": number_json(self.test)}
         return {"proxy": self.proxy.name, "sign": self.proxy.sign, **rho}
-
-
-SavedSpace = Annotated[
-    Space,
-    SavedAs(
-        lambda one: {"name": one.name, "aggregations": list(one.aggregations)},
-        lambda saved: space_called(saved["name"], tuple(saved["aggregations"])),
-    ),
-]
 
 
 @dataclass(frozen=True, repr=False)

@@ -56,6 +56,14 @@ EQUIVALENT = 0.99
 _EXPONENTS = (0, 1, 2, 3, -1, -2, -3)
 _SAME_ORDER = 1 - 1e-9  # |ρ| of formulas with one order on a benchmark
 
+Score = Callable[[Sequence[Expression]], Mapping[Expression, Scores]]  # scores of trees
+DEAD = 0.999
+"""The |Spearman| with the whole tree's scores from which on a branch counts as dead."""
+
+FULL_WORDS = 60
+"""Words of all shorter trees together that are scored on full tensors: these cost about as much as
+the pass through each architecture that makes the sketches."""
+
 
 @dataclass(frozen=True)
 class SurrogateFormula:
@@ -171,16 +179,6 @@ def formula_text(exponents: Exponents) -> str:
     if not below:
         return text
     return f"{text} / {below[0]}" if len(below) == 1 else f"{text} / ({' * '.join(below)})"
-
-
-Score = Callable[[Sequence[Expression]], Mapping[Expression, Scores]]  # scores of trees
-
-DEAD = 0.999
-"""The |Spearman| with the whole tree's scores from which on a branch counts as dead."""
-
-FULL_WORDS = 60
-"""Words of all shorter trees together that are scored on full tensors: these cost about as much as
-the pass through each architecture that makes the sketches."""
 
 
 @dataclass(frozen=True)

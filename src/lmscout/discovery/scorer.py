@@ -23,6 +23,8 @@ Indices = npt.NDArray[np.int64]
 SMALLEST_SPLIT = 5
 MOST_BY_DEFAULT = 100  # search architectures; else half of the benchmark's
 
+Scores = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Split:
@@ -101,9 +103,6 @@ def shuffled_groups(architectures: Sequence[Hashable], seed: int) -> list[list[i
     order = list(groups.values())
     np.random.default_rng(seed).shuffle(order)
     return order
-
-
-Scores = npt.NDArray[np.float64]
 
 
 class ScorerOptions(TypedDict, total=False):

@@ -53,6 +53,22 @@ LARGEST = 256
 _REMEMBERED = 1 << 16  # canonical forms: most trees of a search share subtrees with earlier ones
 _PUBLISHED_SIGNS = ("+", "-", "*")
 
+BY_NAME: dict[str, tuple[Primitive, ...]] = {
+    name: tuple(word for word in PRIMITIVES if word.name == name)
+    for name in dict.fromkeys(word.name for word in PRIMITIVES)
+}
+LONGEST = 100_000
+"""Characters of an expression."""
+
+_TOKEN = re.compile(
+    r"(?P<space>\s+)|(?P<word>[A-Za-z_][A-Za-z0-9_]*|[0-9]+(?:\.[0-9]+)?)|(?P<sign>[()+\-*/@,])"
+)
+_BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "@": 2}
+_PRODUCT = "inner product"  # a meaning besides the three types: a score summed over blocks
+_OPERATIONS = frozenset(one.name for one in PRIMITIVES if one.takes)
+# LPZero's names and lmscout's own -> name here.
+_SPELLINGS = {one.upstream: one.name for one in UNARY} | {one.name: one.name for one in PRIMITIVES}
+
 
 @dataclass(frozen=True)
 class Expression:
@@ -184,12 +200,6 @@ def _branch(expression: Expression) -> Branch | None:
     return Branch(node.name, tuple(reversed(chain)))
 
 
-BY_NAME: dict[str, tuple[Primitive, ...]] = {
-    name: tuple(word for word in PRIMITIVES if word.name == name)
-    for name in dict.fromkeys(word.name for word in PRIMITIVES)
-}
-
-
 @cache
 def _typed(name: str, types: tuple[str, ...]) -> tuple[Primitive, str]:
     """The primitive of a name on operands of these types, and the type of its value."""
@@ -211,19 +221,6 @@ def _typed(name: str, types: tuple[str, ...]) -> tuple[Primitive, str]:
         + ("; tensors that are joined are of one stack" if TENSOR in general else "")
     )
 
-
-LONGEST = 100_000
-"""Characters of an expression."""
-
-_TOKEN = re.compile(
-    r"(?P<space>\s+)|(?P<word>[A-Za-z_][A-Za-z0-9_]*|[0-9]+(?:\.[0-9]+)?)|(?P<sign>[()+\-*/@,])"
-)
-_BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "@": 2}
-_PRODUCT = "inner product"  # a meaning besides the three types: a score summed over blocks
-
-_OPERATIONS = frozenset(one.name for one in PRIMITIVES if one.takes)
-# LPZero's names and lmscout's own -> name here.
-_SPELLINGS = {one.upstream: one.name for one in UNARY} | {one.name: one.name for one in PRIMITIVES}
 
 Meanings = dict[str, Expression]
 """Possible meanings of a part of a text: type to expression."""

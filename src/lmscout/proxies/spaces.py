@@ -45,6 +45,17 @@ Lookup = Callable[[str, tuple[str, ...]], ArrayLike]
 _SIGNS = tuple(one.symbol for one in BINARY)
 APPLY: Mapping[str, np.ufunc] = {"+": np.add, "-": np.subtract, "*": np.multiply}
 
+Random = np.random.Generator
+P = ParamSpec("P")
+LEAST: Mapping[str, int] = {TENSOR: 1, BLOCK: 2, SCORE: 3}
+"""Words of the smallest expression of a type that reads a tensor."""
+
+_JOINS = 0.35  # chance that a random expression joins two where it can
+_BARE = 0.3  # chance that a block value gets no further operation
+_TRIES = 20  # draws of a change; one that does not fit is drawn again
+_ARITHMETIC = tuple(ARITHMETIC)
+_WORDS = [[word.name for word in SEARCHED if len(word.takes) == n] for n in range(3)]
+
 
 @dataclass(frozen=True)
 class Space:
@@ -163,19 +174,6 @@ def _aggregate(
     reduction = "sum" if aggregation == "mean" else aggregation
     total: NDArray[np.float64] = getattr(padded, reduction)(axis=1)
     return total / exists.sum(axis=1) if aggregation == "mean" else total
-
-
-Random = np.random.Generator
-P = ParamSpec("P")
-
-LEAST: Mapping[str, int] = {TENSOR: 1, BLOCK: 2, SCORE: 3}
-"""Words of the smallest expression of a type that reads a tensor."""
-
-_JOINS = 0.35  # chance that a random expression joins two where it can
-_BARE = 0.3  # chance that a block value gets no further operation
-_TRIES = 20  # draws of a change; one that does not fit is drawn again
-_ARITHMETIC = tuple(ARITHMETIC)
-_WORDS = [[word.name for word in SEARCHED if len(word.takes) == n] for n in range(3)]
 
 
 @dataclass(frozen=True)

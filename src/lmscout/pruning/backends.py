@@ -55,7 +55,6 @@ _ATTRIBUTES = table(
 )
 _TRIALS = table("trials", column("study_id"), column("trial_id"), column("number"))
 
-
 Living = Callable[[], Collection[str]]  # names of locks
 
 
