@@ -34,6 +34,7 @@ MOST_SIZE = 2**20
 _FLOAT = 4  # bytes
 _TOKENS = 1024  # of a batch, about
 
+
 CHECKED = ConfigDict(extra="forbid", revalidate_instances="always")
 """Of specs: blocks within them are checked too."""
 _EXPECTED = {"tuple_type": "a list (in Python a tuple)", "bool_type": "true or false"}

@@ -55,6 +55,7 @@ _ATTRIBUTES = table(
 )
 _TRIALS = table("trials", column("study_id"), column("trial_id"), column("number"))
 
+
 Living = Callable[[], Collection[str]]  # names of locks
 
 
