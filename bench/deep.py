@@ -29,8 +29,8 @@ import torch
 
 from lmscout.benchmarks import load
 from lmscout.proxies import LITERATURE, Expression, Grammar, walk
-from lmscout.proxies.grammar import random_score
 from lmscout.proxies.primitives import STACKS
+from lmscout.proxies.spaces import random_score
 from lmscout.statistics import Batch, full_reading
 from lmscout.statistics.deep_values import DeepEvaluator, full_score
 from lmscout.statistics.sketches import Sketches, StackSketch, collect_sketches, spec_values

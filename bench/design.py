@@ -33,6 +33,7 @@ from lmscout.cli.options import parameter_count
 from lmscout.discovery import rank_proxies, signed_proxy
 from lmscout.discovery.assessment import baseline_scores
 from lmscout.discovery.design import CHOICES
+from lmscout.discovery.scorer import Indices
 from lmscout.discovery.selection import (
     AT_RANDOM,
     BEST_DRAWN,
@@ -42,7 +43,6 @@ from lmscout.discovery.selection import (
     ordered,
     rows_within,
 )
-from lmscout.discovery.splits import Indices
 from lmscout.statistics import Batch, Workers
 from supervised import numbers, predicted, table_of
 

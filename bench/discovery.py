@@ -27,8 +27,7 @@ from lmscout.benchmarks import load
 from lmscout.benchmarks.loading import cache_directory
 from lmscout.discovery.combination import Product
 from lmscout.discovery.discover import Finding, assess_choice
-from lmscout.discovery.scorer import Scorer, cache_name
-from lmscout.discovery.splits import split_benchmark
+from lmscout.discovery.scorer import Scorer, cache_name, split_benchmark
 from lmscout.discovery.symbolic_search import DeepSettings, choose_deep
 from lmscout.metrics import spearman, spearman_difference
 from lmscout.proxies import format_expression

@@ -37,8 +37,8 @@ from pymoo.indicators.hv import HV
 from lmscout.benchmarks import Benchmark, load
 from lmscout.discovery.engines import ENGINES, EXHAUSTIVE, Candidate, engine_of, front
 from lmscout.discovery.filters import Filters
+from lmscout.discovery.scorer import split_benchmark
 from lmscout.discovery.search_record import evolve
-from lmscout.discovery.splits import split_benchmark
 from lmscout.discovery.symbolic_search import DeepSettings
 from lmscout.metrics import spearman
 from lmscout.proxies import LITERATURE, Expression

@@ -38,7 +38,7 @@ from safetensors import safe_open
 from lmscout.benchmarks import load
 from lmscout.models import ArchitectureSpec
 from lmscout.proxies import resolve
-from lmscout.statistics import Batch, scoring, sketches
+from lmscout.statistics import Batch, deep_values, sketches
 from lmscout.statistics.collect import Build, one_thread
 from lmscout.statistics.single_pass import run_pass
 
@@ -197,7 +197,7 @@ def of_one(benchmark: str, proxy: str, device: str, models: int) -> dict[str, An
         model, tokens = timed_part("draw", lambda: build(spec))
         timed_part("pass", lambda: run_pass(model, tokens, lambda *_: None, act_gradients=True))
         proxies = (resolve(proxy),)
-        timed_part("score", lambda: scoring._measure(build, spec, proxies=proxies, ones=""))
+        timed_part("score", lambda: deep_values._measure(build, spec, proxies=proxies, ones=""))
         slots, size = sketches.ROOM * spec.depth, (sketches.ROWS, sketches.COLUMNS)
         timed_part("sketch", lambda: sketches._measure(build, spec, slots=slots, size=size))
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.filters import SearchData, SplitBenchmark, draw_rungs
-from lmscout.discovery.scorer import Scorer, cache_name
-from lmscout.discovery.splits import Split
+from lmscout.discovery.scorer import Scorer, Split, cache_name
 from lmscout.statistics import Batch, Workers
 from lmscout.statistics.sketches import Sketches
 

@@ -24,7 +24,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from lmscout.benchmarks import load
-from lmscout.discovery.splits import split_benchmark
+from lmscout.discovery.scorer import split_benchmark
 from lmscout.metrics import kendall, spearman
 from lmscout.models import ArchitectureSpec
 from lmscout.statistics.sketches import spec_values

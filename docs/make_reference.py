@@ -14,7 +14,7 @@ from pathlib import Path
 from lmscout import proxies
 from lmscout.discovery.filters import VALUE_RULES
 from lmscout.errors import LmscoutError
-from lmscout.proxies import CATALOG, Entry, format_expression, parser
+from lmscout.proxies import CATALOG, Entry, expression, format_expression
 from lmscout.proxies.primitives import (
     AGGREGATIONS,
     BINARY,
@@ -209,7 +209,7 @@ sums in double precision. w is a weight matrix and g its gradient."""
 
 def _grammar() -> str:
     """The grammar as the parser's own docstring gives it: its indented part."""
-    lines = inspect.cleandoc(parser.__doc__ or "").splitlines()
+    lines = inspect.cleandoc(expression.__doc__ or "").splitlines()
     return "\n".join(line[4:] for line in lines if line.startswith("    "))
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import lmscout
+from lmscout.arguments import RESULTS as CLASSES
 from lmscout.builtin import tiny_folder
 from lmscout.builtin.corpus import corpus_text
 from lmscout.integrations import GgufFile
-from lmscout.loading import RESULTS as CLASSES
 from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec, TransformerXlSpec
 
 NAMES = (

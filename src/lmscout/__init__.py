@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         rank,
         report,
     )
+    from lmscout.arguments import load_benchmark, load_model, load_result, register
     from lmscout.discovery.symbolic_search import DeepSettings as DeepSearchConfig
-    from lmscout.loading import load_benchmark, load_model, load_result, register
     from lmscout.pruning.calibration import CalibrationConfig
     from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.recovery.run import RecoveryConfig
@@ -61,7 +61,7 @@ _ELSEWHERE = {
     "PruneConfig": ("pruning.config", "PruneConfig"),
     "RecoveryConfig": ("pruning.recovery.run", "RecoveryConfig"),
     **{
-        name: ("loading", name)
+        name: ("arguments", name)
         for name in ("load_benchmark", "load_model", "load_result", "register")
     },
 }

@@ -51,17 +51,10 @@ class Cluster(Protocol):
         """Send a value to the cluster."""
 
     def workers(self, make: Callable[[Any], Any], *, cpus: int = 1, gpus: int = 0) -> list[Worker]:
-        """Start as many workers as there is room for; they import `make`, and wait for its value.
+        """Start as many workers as there is room for; LmscoutError if there is none for one.
 
-        An object whose machine ends is made again on another one with room.
-
-        Args:
-            make: makes a worker's object of the value that it is given.
-            cpus: cores of each worker, if it has no GPU.
-            gpus: GPUs of each worker.
-
-        Raises:
-            LmscoutError: no machine has room for one.
+        Each has so many GPUs, or cores if it has none.  `make` makes its object of the value that
+        it is given, again on another machine with room if its own ends.
         """
 
     def map(
@@ -75,28 +68,18 @@ class Cluster(Protocol):
         """Call a function for every item: the item's number from 0, and the result, as they end.
 
         A call whose machine ends is repeated elsewhere, so it must have no effect but its result.
-
-        Args:
-            function: sent once a machine.
-            items: taken one by one.
-            gpus: share of a GPU that a call needs; one core if 0.
-            most: number of calls at once; None for as many as there is room for.
-
-        Raises:
-            LmscoutError: calls end their worker again and again.
-            Exception: as the function raises it.
+        The function is sent once a machine, and items are taken one by one.  A call needs such a
+        share of a GPU, one core if 0; `most` is the number of calls at once, None for as many as
+        there is room for.  LmscoutError if calls end their worker again and again; other errors as
+        the function raises them.
         """
 
 
 def connect(address: str) -> Cluster:
     """The cluster at an address, for the rest of this process.
 
-    Args:
-        address: ``ray://HOST:PORT``, ``HOST:PORT``, ``auto`` (the one that this machine is in), or
-            ``local`` for a new one on this machine.
-
-    Raises:
-        LmscoutError: Ray is not installed, or nothing answers.
+    It is ``ray://HOST:PORT``, ``HOST:PORT``, ``auto`` (the one that this machine is in), or
+    ``local`` for a new one here.  LmscoutError if Ray is not installed, or nothing answers.
     """
     from lmscout.integrations.ray_cluster import RayCluster
 

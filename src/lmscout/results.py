@@ -82,18 +82,13 @@ class Result:
         return pandas.DataFrame(self.rows())
 
     def plot(self) -> go.Figure:
-        """The figure that a reader wants first, see `lmscout.plots`.
-
-        Raises:
-            LmscoutError: the result holds nothing that can be drawn.
-        """
+        """The figure that a reader wants first, see `lmscout.plots`; LmscoutError without one."""
         return import_module("lmscout.plots").plot(self)
 
     def save_report(self, path: Path | str) -> None:
         """Write the result as one HTML file with figures and tables, see `lmscout.report`.
 
-        Raises:
-            LmscoutError: the file cannot be written.
+        LmscoutError if the file cannot be written.
         """
         import_module("lmscout.reports").save_report(self, path)
 
@@ -128,8 +123,7 @@ class Result:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Construct the result from the values of `to_dict`.
 
-        Raises:
-            LmscoutError: they have another schema, or a field is missing or of another type.
+        LmscoutError if they have another schema, or a field is missing or of another type.
         """
         schema = values.get("schema") if isinstance(values, Mapping) else None
         if schema != SCHEMA:
@@ -141,25 +135,25 @@ class Result:
         return found
 
     def save(self, path: Path | str) -> None:
-        """Write the result as JSON.
-
-        Raises:
-            LmscoutError: the file cannot be written.
-        """
+        """Write the result as JSON; LmscoutError if the file cannot be written."""
         write_file(Path(path), as_json(self.to_dict()))
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read a result that `save` wrote, or a run's ``result.json``.
 
-        Raises:
-            LmscoutError: the file cannot be read, or holds no such result.
+        LmscoutError if the file cannot be read, or holds no such result.
         """
         values = saved_values(read_json(Path(path), surrogates=True))
         try:
             return cls.from_dict(values)
         except LmscoutError as error:
             raise LmscoutError(f"{path}: {error}") from error
+
+
+def named(one: object, *names: str) -> dict[str, Any]:
+    """Some attributes of an object by name."""
+    return {name: getattr(one, name) for name in names}
 
 
 def saved_values(read: Any) -> Any:

@@ -10,8 +10,8 @@ from sklearn.linear_model import LinearRegression
 from lmscout.benchmarks import check as module
 from lmscout.benchmarks.built import built_folder
 from lmscout.benchmarks.check import Check, check, noise_of, real_differences, simulate
-from lmscout.benchmarks.space import space_of
-from lmscout.cli.bench import show_check
+from lmscout.benchmarks.space import load_space
+from lmscout.cli.bench import show
 from lmscout.errors import LmscoutError
 
 
@@ -162,7 +162,7 @@ def test_equal_architectures_leave_nothing_to_baselines(tmp_path, capsys):
     )
     settings = json.loads((tmp_path / "settings.json").read_text())
     (tmp_path / "settings.json").write_text(
-        json.dumps({**settings, "space": asdict(space_of("iso"))})
+        json.dumps({**settings, "space": asdict(load_space("iso"))})
     )
     rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
     for row in rows:
@@ -172,7 +172,7 @@ def test_equal_architectures_leave_nothing_to_baselines(tmp_path, capsys):
     found = check(tmp_path)
     assert found.equal
     assert found.conditions == {"ceiling": True, "baseline": True, "pairs": True}
-    show_check(found)
+    show(found)
     assert "nan" not in capsys.readouterr().out.replace("nats", "")
 
 

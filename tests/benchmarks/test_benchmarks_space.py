@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmscout.benchmarks.built import built_folder, replicates
-from lmscout.benchmarks.space import NANO, PICO, Space, sample, space_of
+from lmscout.benchmarks.space import NANO, PICO, Space, load_space, sample
 from lmscout.errors import LmscoutError
 from lmscout.models import Gpt2Spec, LlamaSpec, spec_from_dict
 
@@ -150,7 +150,7 @@ def test_a_budget_that_nothing_meets_is_refused():
 
 
 def test_iso_holds_equal_sizes_and_all_else_differs():
-    specs = sample(space_of("iso"), 40, 1)
+    specs = sample(load_space("iso"), 40, 1)
     for costs in ([one.body_parameters() for one in specs], [one.multiply_adds() for one in specs]):
         assert max(costs) / min(costs) < 1.011
     assert min(one.depth for one in specs) < 5
@@ -158,12 +158,12 @@ def test_iso_holds_equal_sizes_and_all_else_differs():
     assert {one.kind for one in specs} == {"gpt2", "llama"}
     assert len({one.width for one in specs}) > 5
     assert len(set(specs)) == 40
-    assert sample(space_of("iso"), 40, 1) == specs
+    assert sample(load_space("iso"), 40, 1) == specs
 
 
 def test_iso_is_drawn_again_as_it_was_built():
     shipped = [one.spec for one in replicates(built_folder("iso"))]
-    assert list(sample(space_of("iso"), 200, 0)) == shipped
+    assert list(sample(load_space("iso"), 200, 0)) == shipped
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -189,7 +189,7 @@ def test_no_architectures_cannot_be_drawn():
 
 
 def test_spaces_have_names():
-    assert space_of("pico") is PICO
-    assert space_of("nano") is NANO
+    assert load_space("pico") is PICO
+    assert load_space("nano") is NANO
     with pytest.raises(LmscoutError, match="unknown space 'micro'; there are pico, iso, nano"):
-        space_of("micro")
+        load_space("micro")

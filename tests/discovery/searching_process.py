@@ -14,7 +14,7 @@ from lmscout.models import LlamaSpec
 from lmscout.statistics import Batch, Workers
 
 SETTINGS = {"batch": Batch(4, 16), "workers": Workers(1)}
-SMALL = DeepSettings(evaluations=60, searches=2, largest=10)
+SMALL = DeepSettings(evaluations=40, searches=2, largest=10)
 LLAMA = LlamaSpec(
     width=32,
     heads=(2, 4),
@@ -35,8 +35,9 @@ def weights():
     return digest.hexdigest()
 
 
-def search(cache):
-    return discover_deep([tiny_benchmark(40)], SMALL, search=[32], seed=3, cache=cache, **SETTINGS)
+def search(cache, folder=None):
+    options = {"search": [32], "seed": 3, "cache": cache, "folder": folder, **SETTINGS}
+    return discover_deep([tiny_benchmark(40)], SMALL, **options)
 
 
 if __name__ == "__main__":

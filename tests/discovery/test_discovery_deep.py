@@ -45,8 +45,8 @@ from lmscout.discovery.symbolic_search import (
 )
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Expression, Grammar, canonical, format_expression, parse, walk
-from lmscout.proxies.grammar import every_score, random_score, subtree_mutation
 from lmscout.proxies.rules import RULES
+from lmscout.proxies.spaces import every_score, random_score, subtree_mutation
 from lmscout.statistics import Batch, Workers, score_proxies
 from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import collect_sketches
@@ -318,8 +318,13 @@ def tiny_pair():
 
 
 @pytest.fixture(scope="module")
-def found(cache):
-    return search(cache)
+def found_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("found")
+
+
+@pytest.fixture(scope="module")
+def found(cache, found_folder):
+    return search(cache, found_folder)
 
 
 @pytest.fixture(scope="module")
@@ -361,17 +366,22 @@ def test_the_proxy_is_the_product_of_the_best_of_every_search(found):
 
 def test_on_several_benchmarks_the_worst_counts(cache):
     """A tree's fitness is the least |ρ|, and 0 if its signs differ."""
-    benchmarks = tiny_pair()
-    search_data = []
-    for benchmark in benchmarks:
-        first, second = (
-            collect_sketches(
-                benchmark.specs, name="pair", folder=cache, batch=one, workers=Workers(1)
-            )
-            for one in BATCHES
+    benchmark = tiny_benchmark(40)
+    sketches, others = (
+        collect_sketches(  # known from `search_data`
+            benchmark.specs, name="filters", folder=cache, batch=one, workers=Workers(1)
         )
-        rungs = draw_rungs(40, 1)
-        search_data.append(SearchData(first, benchmark.quality, rungs, second.subset(rungs[0])))
+        for one in BATCHES
+    )
+    widths = np.array([spec.width for spec in benchmark.specs])
+    search_data = []
+    for rows, quality in (
+        (np.arange(40), benchmark.quality),
+        (np.arange(4, 40), benchmark.quality + widths / 8),
+    ):
+        rungs = draw_rungs(len(rows), 1)
+        probe = others.subset(rows[rungs[0]])
+        search_data.append(SearchData(sketches.subset(rows), quality[rows], rungs, probe))
     turned = dataclasses.replace(search_data[1], quality=-search_data[1].quality)
     texts = [
         "sum(total(abs(mul(weight, grad))))",
@@ -481,10 +491,11 @@ def test_without_spec_leaves_none_is_read(cache):
         assert not one.node.leaves & {"depth", "width", "params"}
 
 
-def test_a_discovery_that_was_stopped_ends_as_one_that_was_not(found, cache, tmp_path, monkeypatch):
+def test_a_discovery_that_was_stopped_ends_as_one_that_was_not(
+    found, found_folder, cache, tmp_path, monkeypatch
+):
     arguments = {"search": [32], "seed": 3, "cache": cache, "folder": tmp_path, **SETTINGS}
-    whole = discover_deep([tiny_benchmark(40)], SMALL, **arguments)
-    assert (whole.evolutions, whole.proxy) == (found.evolutions, found.proxy)
+    shutil.copytree(found_folder, tmp_path, dirs_exist_ok=True)
     hall = (tmp_path / "hall_of_fame.csv").read_text()
     last = sorted((tmp_path / "evaluations").glob("1-*"))[-1]
     written = last.read_bytes()
@@ -499,13 +510,13 @@ def test_a_discovery_that_was_stopped_ends_as_one_that_was_not(found, cache, tmp
             **arguments | {"workers": Workers(workers)},
             progress=lambda *call, calls=calls: calls.append(call),
         )
-        assert (again.evolutions, again.proxy) == (whole.evolutions, whole.proxy)
+        assert (again.evolutions, again.proxy) == (found.evolutions, found.proxy)
         assert last.read_bytes() == written
         assert (tmp_path / "hall_of_fame.csv").read_text() == hall
-        assert [call for call in calls if call[0] == "searching"][-1] == ("searching", 60, 60)
+        assert [call for call in calls if call[0] == "searching"][-1] == ("searching", 40, 40)
     fitness = [float(line.split(",")[0]) for line in hall.splitlines()[1:]]
     assert fitness == sorted(fitness, reverse=True)
-    everything = [one.fitness for each in whole.evolutions for one in each.hall]
+    everything = [one.fitness for each in found.evolutions for one in each.hall]
     assert fitness[0] == pytest.approx(max(everything), abs=1e-6)
 
 

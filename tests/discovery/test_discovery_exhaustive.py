@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -70,7 +72,7 @@ def test_the_best_is_the_strongest_whatever_its_sign(small):
 def test_pieces_and_threads_change_nothing(small, monkeypatch):
     space, branch, depth, quality = small
     whole = rank_space(space, branch, depth, quality, threads=1)
-    monkeypatch.setattr("lmscout.discovery.exhaustive._PIECE", 1)
+    monkeypatch.setattr(sys.modules["lmscout.discovery.discover"], "_PIECE", 1)
     pieces = rank_space(space, branch, depth, quality, threads=3)
     np.testing.assert_array_equal(whole.spearman, pieces.spearman)
     np.testing.assert_array_equal(whole.fingerprint, pieces.fingerprint)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscout.discovery import split_benchmark
-from lmscout.discovery.splits import search_size
+from lmscout.discovery.scorer import search_size
 from lmscout.errors import LmscoutError
 
 

@@ -12,7 +12,7 @@ from lmscout.discovery.explain import (
     formulas,
     surrogate,
 )
-from lmscout.discovery.splits import halves
+from lmscout.discovery.scorer import halves
 
 BENCHMARK = tiny_benchmark(60)
 DEPTH = np.array([spec.depth for spec in BENCHMARK.specs], float)

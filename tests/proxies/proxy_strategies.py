@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Branch, Expression, Grammar
-from lmscout.proxies.grammar import random_score
 from lmscout.proxies.primitives import AGGREGATIONS, INPUTS, UNARY
+from lmscout.proxies.spaces import random_score
 
 
 def names(table):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from proxy_strategies import scores
 
 from lmscout.proxies import Grammar, format_expression, parse, walk
-from lmscout.proxies.grammar import (
+from lmscout.proxies.primitives import BLOCK, SCORE, SEARCHED, STACKS, SYNONYMS
+from lmscout.proxies.spaces import (
     crossover,
     hoist_mutation,
     join,
@@ -16,7 +17,6 @@ from lmscout.proxies.grammar import (
     random_score,
     subtree_mutation,
 )
-from lmscout.proxies.primitives import BLOCK, SCORE, SEARCHED, STACKS, SYNONYMS
 
 ANY = Grammar()
 BARE = Grammar(spec_leaves=(), stacks=("linear", "act"), aggregates=("sum",), largest=12)

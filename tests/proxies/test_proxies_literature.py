@@ -22,8 +22,7 @@ from lmscout.proxies import (
 )
 from lmscout.proxies.primitives import SPEC_LEAVES, reduce
 from lmscout.statistics import Batch, full_reading
-from lmscout.statistics.deep_values import full_score
-from lmscout.statistics.scoring import score
+from lmscout.statistics.deep_values import full_score, score
 
 NAMES = [
     "parameters",

@@ -9,7 +9,7 @@ from proxy_strategies import failure, joined, proxies, scores
 
 from lmscout.errors import LmscoutError
 from lmscout.proxies import LARGEST, Branch, Expression, format_expression, parse
-from lmscout.proxies.parser import LONGEST
+from lmscout.proxies.expression import LONGEST
 from lmscout.proxies.primitives import AGGREGATES, UNARY
 
 

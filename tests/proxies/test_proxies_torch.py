@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from lmscout.errors import LmscoutError
 from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec
 from lmscout.proxies import LITERATURE, Expression, Grammar, format_expression, parse, to_torch
-from lmscout.proxies.grammar import random_score
 from lmscout.proxies.primitives import PRIMITIVES, SPEC_LEAVES, STACKS
+from lmscout.proxies.spaces import random_score
 from lmscout.statistics import Batch, full_reading
 from lmscout.statistics.deep_values import full_score, settled
 from lmscout.statistics.sketches import spec_values

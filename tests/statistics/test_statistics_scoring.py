@@ -18,7 +18,7 @@ from lmscout.statistics import (
     score,
     score_proxies,
 )
-from lmscout.statistics.scoring import with_ones
+from lmscout.statistics.deep_values import with_ones
 
 BATCH = Batch(size=4, length=6)
 SETTINGS = {"name": "tiny", "batch": BATCH, "workers": Workers(1)}

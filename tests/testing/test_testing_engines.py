@@ -14,7 +14,7 @@ from lmscout.discovery.engines import (
 )
 from lmscout.discovery.symbolic_search import DeepSettings
 from lmscout.errors import LmscoutError
-from lmscout.proxies.grammar import random_score
+from lmscout.proxies.spaces import random_score
 
 
 @pytest.mark.parametrize("make", [RandomSearch, RegularizedEvolution, GeneticProgramming])

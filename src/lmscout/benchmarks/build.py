@@ -41,12 +41,12 @@ from lmscout.cluster import Cluster, connect
 from lmscout.errors import LmscoutError
 from lmscout.files import check_folder
 from lmscout.models import ArchitectureSpec
+from lmscout.progress import StageProgress
 from lmscout.results import Result
 from lmscout.runs import open_run
 
 Task = Callable[[Any, str], None]
 _Dealt = tuple[bytes, str]  # a pickled task, and a worker's device
-Progress = Callable[[int, int], None]
 
 WORKERS_A_GPU = 8
 REPLICATED = 10  # one architecture in so many is trained with several seeds
@@ -211,7 +211,7 @@ def build(
     device: str = "auto",
     workers: int | None = None,
     cluster: str | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Built:
     """Train architectures of a space and write a benchmark; continue one that was begun.
 

@@ -23,7 +23,7 @@ from lmscout.benchmarks.benchmark import Benchmark
 from lmscout.benchmarks.built import OWN, SHIPPED, TABLE, read_built
 from lmscout.benchmarks.flexibert import read_flexibert
 from lmscout.benchmarks.lts import METRIC, read_lts
-from lmscout.benchmarks.space import SPACES, SUFFIX, Space, read_space
+from lmscout.benchmarks.space import SPACES, SUFFIX, Space, load_space
 from lmscout.errors import LmscoutError, brief
 from lmscout.files import atomic_folder
 from lmscout.reading import MIB, MOST_STRUCTURED, expanded
@@ -35,6 +35,15 @@ LTS_METRICS = {"random_GPT2_wt103": "negated WikiText-103 validation perplexity"
 ACCEPTED = (
     "pico, iso, bench:DIR, flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
 )
+
+DATA_VARIABLE = "LMSCOUT_DATA"
+CACHE_VARIABLE = "LMSCOUT_CACHE"
+TIMEOUT_SECONDS = 30  # without a byte
+MOST_SECONDS = 600  # for a file
+MOST_DOWNLOAD = MOST_STRUCTURED
+_CHUNK = 2**16
+THREADS = 8
+FLEXIBERT_FILE = "BERT_benchmark.json"
 
 
 class UnknownBenchmarkError(LmscoutError):
@@ -69,29 +78,18 @@ def load_space_or_benchmark(name: str) -> Space | Benchmark:
 
     ``pico`` and ``iso`` name both; here they are the spaces.
     """
-    for space in SPACES:
-        if space.name == name:
-            return space
+    if name in {space.name for space in SPACES}:
+        return load_space(name)
     try:
         return load(name)
     except UnknownBenchmarkError:
         if name.endswith(SUFFIX):
-            return read_space(expanded(name))
+            return load_space(name)
         spaces = ", ".join(space.name for space in SPACES)
         raise LmscoutError(
             f"unknown space {brief(name)}; there are the spaces {spaces} and FILE{SUFFIX}, and the "
             f"benchmarks {ACCEPTED}"
         ) from None
-
-
-DATA_VARIABLE = "LMSCOUT_DATA"
-CACHE_VARIABLE = "LMSCOUT_CACHE"
-
-TIMEOUT_SECONDS = 30  # without a byte
-MOST_SECONDS = 600  # for a file
-MOST_DOWNLOAD = MOST_STRUCTURED
-_CHUNK = 2**16
-THREADS = 8
 
 
 def content_digest(root: Path, files: Iterable[str]) -> str:
@@ -178,8 +176,6 @@ class Published:
     url: str  # the address of the folder upstream, ending in a slash
     sha256: str  # their `content_digest`
 
-
-FLEXIBERT_FILE = "BERT_benchmark.json"
 
 FLEXIBERT = Published(
     folder="flexibert",

@@ -143,11 +143,8 @@ SPACES: tuple[Space, ...] = (PICO, ISO, NANO)
 
 def load_space(name: str) -> Space:
     """The space of a name, or of a file, whose name ends in .json; LmscoutError if it is none."""
-    return read_space(expanded(name)) if name.endswith(SUFFIX) else space_of(name)
-
-
-def space_of(name: str) -> Space:
-    """The space of that name; LmscoutError if there is none."""
+    if name.endswith(SUFFIX):
+        return read_space(expanded(name))
     for space in SPACES:
         if space.name == name:
             return space

@@ -113,12 +113,22 @@ def build(
         workers=workers,
         cluster=cluster,
     )
-    show_built(result)
+    _show_built(result)
     print(f"benchmark: {out}")
     print(f"check it: lmscout bench check {out}")
 
 
-def show_built(result: Built) -> None:
+def show(result: Built | Check) -> None:
+    """Print what was trained, or what a benchmark can distinguish."""
+    from lmscout.benchmarks.build import Built
+
+    if isinstance(result, Built):
+        _show_built(result)
+    else:
+        _show_check(result)
+
+
+def _show_built(result: Built) -> None:
     """Print what was trained."""
     left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
     losses = ""
@@ -149,10 +159,10 @@ def check(
     console.check_json_target(json)
     result = api.check_benchmark(benchmark, seed=seed, out=out)
     run = Run(out or default_run_folder("bench-check"), "bench check")
-    console.finish(result, show_check, json, run)
+    console.finish(result, _show_check, json, run)
 
 
-def show_check(result: Check) -> None:
+def _show_check(result: Check) -> None:
     """Print what a benchmark can distinguish."""
     left_out = f", {result.n_left_out} left out" if result.n_left_out else ""
     console.say(

@@ -21,7 +21,7 @@ from lmscout.files import as_json, check_file, encoded, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
-    from lmscout.metrics import Agreement, Interval
+    from lmscout.metrics import Agreement
     from lmscout.results import Result
     from lmscout.runs import Run
 
@@ -36,34 +36,18 @@ FLATTERED = (
     "found by a search on part of this benchmark, so these figures are optimistic; "
     "docs/transfer.md has those on other benchmarks"
 )
-NO_BASELINE = "no configuration baseline: all architectures have one configuration"
 ASSESSMENT = ("ρ", "95 %", "τ", "in\ncell", "given\nsize", "top\ntenth")
 """Columns of `assessment_cells`."""
 
 
-_SHOW = {
-    "Built": ("bench", "show_built"),
-    "Check": ("bench", "show_check"),
-    "DeepDiscovery": ("discover", "show_deep"),
-    "Design": ("design", "show"),
-    "Discovery": ("discover", "show"),
-    "Evaluation": ("eval", "show"),
-    "Explanation": ("explain", "show"),
-    "Forms": ("explain", "show_forms"),
-    "GgufFile": ("export", "show"),
-    "Pruning": ("prune", "show"),
-    "RankResult": ("rank", "show"),
-    "Selection": ("design", "show_selection"),
-}
-"""Name of a result's class -> the module of a command, and its function that prints it."""
-
-
 def summary(result: Result) -> str:
     """What the command prints of a result, without colours; prose is not wrapped."""
-    module, function = _SHOW[type(result).__name__]
+    from lmscout.arguments import command_of
+
+    module = import_module(f"lmscout.cli.{command_of(result).split()[0]}")
     text = io.StringIO()
     with redirect_stdout(text):
-        getattr(import_module(f"lmscout.cli.{module}"), function)(result)
+        module.show(result)
     return text.getvalue()
 
 
@@ -126,19 +110,6 @@ def agreement_cells(one: Agreement) -> list[str]:
         for interval in (one.spearman, one.kendall)
         for text in (number(interval.value), f"{number(interval.low)} … {number(interval.high)}")
     ]
-
-
-def baseline_verdict(beats: bool | None, hardest: Assessment, ahead: Interval) -> str:
-    """Whether a proxy beats the best configuration baseline, as a sentence."""
-    if beats is None:
-        return NO_BASELINE
-    verb = "beats" if beats else "does not beat"
-    rho = number(hardest.agreement.spearman.value)
-    text = f"It {verb} the best configuration baseline, {hardest.name} (ρ {rho})"
-    if math.isfinite(ahead.value):
-        chance = "; not significant" if ahead.low <= 0 <= ahead.high else ""
-        text += f": {ahead.value:+.3f} (95 % {ahead.low:+.3f} to {ahead.high:+.3f}){chance}"
-    return f"{text}."
 
 
 def number(value: float, digits: int = 3) -> str:

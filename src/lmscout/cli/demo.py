@@ -11,7 +11,7 @@ from rich.rule import Rule
 
 from lmscout.children import load_modules
 from lmscout.cli import console
-from lmscout.cli.discover import show as show_discovery
+from lmscout.cli.discover import show_ranked
 from lmscout.cli.options import OUTPUT, WorkersOption, option
 from lmscout.cli.prune import show as show_pruning
 from lmscout.progress import shown_progress
@@ -85,7 +85,7 @@ def _discover(workers: int) -> None:
         found = discover(benchmark, space, search=SEARCH, **common)  # type: ignore[arg-type]
         test = benchmark.subset(found.split.test)
         others = rank_proxies(test, COMPARED, **common)  # type: ignore[arg-type]
-    show_discovery(found, others.proxies)
+    show_ranked(found, others.proxies)
 
 
 def _prune(out: Path) -> None:

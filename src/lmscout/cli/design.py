@@ -171,10 +171,7 @@ def design(
         write_file(out, as_json(result.spec.to_dict()), name=f"--out {out}")
 
     def shown(_: object) -> None:
-        if isinstance(result, Design):
-            show(result)
-        else:
-            show_selection(result)
+        show(result)
         if out is not None:
             print(f"{_content(result.spec) if as_folder else 'spec'}: {out}")
 
@@ -211,7 +208,17 @@ def _content(spec: ArchitectureSpec) -> str:
     return f"spec (transformers has no class for {spec.kind}, so there is no model)"
 
 
-def show(result: Design) -> None:
+def show(result: Design | Selection) -> None:
+    """Print the architecture that was found in a space, or selected on a benchmark."""
+    from lmscout.discovery import Design
+
+    if isinstance(result, Design):
+        _show_design(result)
+    else:
+        _show_selection(result)
+
+
+def _show_design(result: Design) -> None:
     """Print the architecture that was found."""
     console.say(
         f"[bold]{result.space}[/bold]{result.within}: "
@@ -233,7 +240,7 @@ def show(result: Design) -> None:
     print(f"  lmscout design {where} --proxy {proxy}{limits}{weights}")
 
 
-def show_selection(result: Selection) -> None:
+def _show_selection(result: Selection) -> None:
     """Print the architecture that was selected on a benchmark, and its regret."""
     console.print_benchmark(
         f"{result.benchmark}{result.within}",

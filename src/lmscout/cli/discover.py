@@ -175,7 +175,7 @@ def discover(
     )
     names = [name.strip() for name in benchmark.split(",")]
     run, found = discover_deep(names, config, out=out, progress=True, **common)
-    console.finish(found, show_deep, json, run, kept=True)
+    console.finish(found, show, json, run, kept=True)
 
 
 def _sizes(given: str | None) -> list[int] | None:
@@ -186,7 +186,17 @@ def _sizes(given: str | None) -> list[int] | None:
         raise LmscoutError(f"--n-search {given}: no number; give 100, or 100,40,40") from None
 
 
-def show_deep(result: DeepDiscovery) -> None:
+def show(result: Discovery | DeepDiscovery) -> None:
+    """Print the best proxy of a space, or that of a search of the deep space."""
+    from lmscout.discovery.discover import Discovery
+
+    if isinstance(result, Discovery):
+        show_ranked(result)
+    else:
+        _show_deep(result)
+
+
+def _show_deep(result: DeepDiscovery) -> None:
     """Print a search of the deep space, and the proxy that was selected."""
     from lmscout.proxies import format_expression
 
@@ -214,7 +224,7 @@ def show_deep(result: DeepDiscovery) -> None:
         _show_choice(finding)
 
 
-def show(result: Discovery, others: Sequence[Assessment] = ()) -> None:
+def show_ranked(result: Discovery, others: Sequence[Assessment] = ()) -> None:
     """Print the best proxy of a space beside others on the same test split and the baselines."""
     _show_benchmark(result)
     console.say(
@@ -254,4 +264,4 @@ def _show_choice(result: Finding, others: Sequence[Assessment] = ()) -> None:
         for one in group:
             table.add_row(one.name, "", *console.assessment_cells(one))
     console.print_table(table)
-    console.say(console.baseline_verdict(result.beats_baselines, result.hardest, result.ahead))
+    console.say(result.against_hardest)

@@ -85,10 +85,10 @@ def explain(
     )
 
     def shown(_: object) -> None:
-        if not isinstance(result, Forms):
+        forms = isinstance(result, Forms)
+        if not forms or not (latex or torch):
             show(result)
-        elif not (latex or torch):
-            show_forms(result)
+        if forms and not (latex or torch):
             console.say("For its other forms give --latex or --torch; to explain it, BENCHMARK.")
         for wanted, text, form in (
             (latex, result.latex, "LaTeX"),
@@ -100,19 +100,16 @@ def explain(
     console.finish(result, shown, json, Run(out or default_run_folder("explain"), "explain"))
 
 
-def show_forms(found: Forms) -> None:
-    """Print a proxy's definition and its expression."""
+def show(result: Explanation | Forms) -> None:
+    """Print dead branches, sensitivities and the closest formula; or a proxy's definition."""
+    from lmscout.discovery.explain import Forms
     from lmscout.proxies import format_expression
 
-    if found.definition:
-        console.say(f"{found.name}: {found.definition}")
-    print("no expression" if found.tree is None else format_expression(found.tree))
-
-
-def show(result: Explanation) -> None:
-    """Print dead branches, sensitivities and the closest formula."""
-    from lmscout.proxies import format_expression
-
+    if isinstance(result, Forms):
+        if result.definition:
+            console.say(f"{result.name}: {result.definition}")
+        print("no expression" if result.tree is None else format_expression(result.tree))
+        return
     console.print_benchmark(result.benchmark, result.n_architectures, result.metric)
     name, tree = result.assessment.name, result.tree
     text = name if tree is None else format_expression(tree)
@@ -123,7 +120,7 @@ def show(result: Explanation) -> None:
     console.print_table(table)
     if result.seen:
         console.say(console.FLATTERED)
-    console.say(console.baseline_verdict(result.beats_baselines, result.hardest, result.ahead))
+    console.say(result.against_hardest)
     _show_dead_branches(result)
     _show_sensitivity(result)
     _show_configuration(result)
@@ -184,13 +181,6 @@ def _show_configuration(result: Explanation) -> None:
     if closest is None:
         console.say("No formula of the configuration orders these architectures.")
         return
-    fitted, held_out, quality = map(
-        console.number, (closest.fitted, closest.held_out, closest.quality)
-    )
-    console.say(
-        f"Of {closest.tried} formulas of depth, width and params, "
-        f"[bold]{closest.formula}[/bold] is closest: selected on half of the architectures "
-        f"(ρ {fitted}), on the others ρ {held_out}; its own ρ with quality is {quality}."
-    )
+    console.say(closest.words)
     if closest.says_as_much:
         console.say(f"The proxy adds little to {closest.formula}.")

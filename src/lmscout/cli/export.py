@@ -13,7 +13,6 @@ from lmscout.cli.options import OUTPUT, JsonOption, ModelArgument, option
 if TYPE_CHECKING:
     from lmscout.integrations import GgufFile
 
-FORMATS = ("gguf",)
 TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 
 

@@ -57,11 +57,7 @@ _listening: list[_State] = []  # one at most
 
 
 def listen() -> Callable[[], None]:
-    """Install the signal handlers; in the main thread of a command.
-
-    Returns:
-        A function that undoes it.
-    """
+    """Install the signal handlers, in the main thread of a command; returns what undoes it."""
     state = _State()
     _listening[:] = [state]
     handlers = {
@@ -106,8 +102,7 @@ def finish() -> None:
 def stoppable() -> Iterator[None]:
     """Let a signal interrupt the block; then print one line and exit with 128 + its number.
 
-    Raises:
-        SystemExit: a signal was received, whatever the block raised.
+    SystemExit if a signal was received, whatever the block raised.
     """
     undo = None if _listening else listen()
     (state,) = _listening

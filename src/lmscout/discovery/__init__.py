@@ -8,12 +8,11 @@ from lmscout.discovery.assessment import (
     signed_proxy,
 )
 from lmscout.discovery.design import Design, design
-from lmscout.discovery.discover import Discovery, discover
-from lmscout.discovery.exhaustive import SpaceRanking, rank_space
+from lmscout.discovery.discover import Discovery, SpaceRanking, discover, rank_space
 from lmscout.discovery.explain import Explanation, explain
 from lmscout.discovery.rank import RankResult, rank_proxies
+from lmscout.discovery.scorer import Split, split_benchmark
 from lmscout.discovery.selection import Selection, pick
-from lmscout.discovery.splits import Split, split_benchmark
 
 __all__ = [
     "Assessment",

@@ -143,6 +143,20 @@ class Compared:
         """Whether ρ is above that of every configuration baseline; None if none has a ρ."""
         return beats(self.assessed, self.baselines)
 
+    @property
+    def against_hardest(self) -> str:
+        """Whether it beats the best configuration baseline, as a sentence."""
+        if self.beats_baselines is None:
+            return "There is no configuration baseline: all architectures have one configuration."
+        verb = "beats" if self.beats_baselines else "does not beat"
+        ahead, value = self.ahead, self.hardest.agreement.spearman.value
+        rho = f"{value:.3f}" if math.isfinite(value) else "–"
+        text = f"It {verb} the best configuration baseline, {self.hardest.name} (ρ {rho})"
+        if math.isfinite(ahead.value):
+            chance = "; not significant" if ahead.low <= 0 <= ahead.high else ""
+            text += f": {ahead.value:+.3f} (95 % {ahead.low:+.3f} to {ahead.high:+.3f}){chance}"
+        return f"{text}."
+
     def comparison_json(self) -> dict[str, object]:
         """The comparison with the baselines as JSON data."""
         return {

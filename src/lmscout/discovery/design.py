@@ -19,14 +19,21 @@ from lmscout.errors import LmscoutError
 from lmscout.metrics import SAMPLES, multiplicities
 from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.progress import Progress, Stages, part_of
-from lmscout.results import Result
+from lmscout.results import Result, named
 from lmscout.statistics.workers import worker_processes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHOICES = 5  # architectures that a design reports
 TIED = 1e-12  # relative, as in the rank correlations
 _ONE_IN = 20  # the best 5 %
 _SEED = 0  # of the bootstrap
 _AT_ONCE = 2**22  # means in memory
+
+POPULATION, SAMPLE = 50, 10
+AT_ONCE = 16  # architectures proposed at a time, whatever the number of workers
+_TRIES = 20  # mutations, and then draws, until one is new
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,8 @@ class Choice:
     def to_json(self) -> dict[str, Any]:
         """The figures by name, those of a benchmark on one alone."""
         place = {"architecture": self.identifier, "rank": self.rank} if self.identifier else {}
-        figures = ("score", "standard_error", "chance")
-        return {
-            **place,
-            **{name: getattr(self, name) for name in figures},
-            **architecture_json(self.spec),
-            "latency": self.latency,
-        }
+        figures = named(self, "score", "standard_error", "chance")
+        return {**place, **figures, **architecture_json(self.spec), "latency": self.latency}
 
 
 def architecture_json(spec: ArchitectureSpec) -> dict[str, object]:
@@ -97,14 +99,6 @@ def certainty(draws: Scores, places: Sequence[int]) -> list[tuple[float | None, 
             free = max(n // _ONE_IN, 1) - better
             chances[place] += np.clip(free / tied, 0, 1).sum()
     return list(zip(errors.tolist(), (chances / SAMPLES).tolist(), strict=True))
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-POPULATION, SAMPLE = 50, 10
-AT_ONCE = 16  # architectures proposed at a time, whatever the number of workers
-_TRIES = 20  # mutations, and then draws, until one is new
 
 
 class RegularizedEvolution:
@@ -286,13 +280,12 @@ class Design(Untrained, Result):
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
-        figures = ("seed", "weights", "n_scored", "n_undefined", "drawn_score", "score")
         return {
             "space": self.space,
             "proxy": self.proxy.name,
             "sign": self.proxy.sign,
             **self.limits_json,
-            **{name: getattr(self, name) for name in figures},
+            **named(self, "seed", "weights", "n_scored", "n_undefined", "drawn_score", "score"),
             **architecture_json(self.spec),
             "choices": [one.to_json() for one in self.choices],
             "seconds": self.seconds,

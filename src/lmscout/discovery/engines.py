@@ -21,7 +21,7 @@ from lmscout.discovery.assessment import SavedTree
 from lmscout.discovery.scorer import Scores
 from lmscout.metrics import kendall, log_pearson, partial_spearman, spearman
 from lmscout.proxies import Expression, Grammar, canonical
-from lmscout.proxies.grammar import (
+from lmscout.proxies.spaces import (
     crossover,
     every_score,
     hoist_mutation,

@@ -23,8 +23,7 @@ from lmscout.discovery.assessment import (
     number_json,
     proxy_name,
 )
-from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, run_settings
-from lmscout.discovery.splits import halves
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, halves, run_settings
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval, spearman, spearman_many
 from lmscout.progress import Progress, Stages
@@ -42,7 +41,7 @@ from lmscout.proxies import (
     walk,
 )
 from lmscout.proxies.primitives import SPEC_LEAVES
-from lmscout.results import Result
+from lmscout.results import Result, named
 from lmscout.runs import kept_result
 from lmscout.statistics.deep_values import DeepEvaluator
 from lmscout.statistics.sketches import spec_values
@@ -56,6 +55,14 @@ EQUIVALENT = 0.99
 
 _EXPONENTS = (0, 1, 2, 3, -1, -2, -3)
 _SAME_ORDER = 1 - 1e-9  # |ρ| of formulas with one order on a benchmark
+
+Score = Callable[[Sequence[Expression]], Mapping[Expression, Scores]]  # scores of trees
+DEAD = 0.999
+"""The |Spearman| with the whole tree's scores from which on a branch counts as dead."""
+
+FULL_WORDS = 60
+"""Words of all shorter trees together that are scored on full tensors: these cost about as much as
+the pass through each architecture that makes the sketches."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,17 @@ class SurrogateFormula:
     def formula(self) -> str:
         """The formula as text, such as "depth^2 * width / params"."""
         return formula_text(self.exponents)
+
+    @property
+    def words(self) -> str:
+        """The formula and its figures as a sentence."""
+        rhos = (self.fitted, self.held_out, self.quality)
+        fitted, held_out, quality = (f"{one:.3f}" if np.isfinite(one) else "–" for one in rhos)
+        return (
+            f"Of {self.tried} formulas of depth, width and params, {self.formula} is closest: "
+            f"selected on half of the architectures (ρ {fitted}), on the others ρ {held_out}; its "
+            f"own ρ with quality is {quality}."
+        )
 
     @property
     def says_as_much(self) -> bool:
@@ -161,16 +179,6 @@ def formula_text(exponents: Exponents) -> str:
     if not below:
         return text
     return f"{text} / {below[0]}" if len(below) == 1 else f"{text} / ({' * '.join(below)})"
-
-
-Score = Callable[[Sequence[Expression]], Mapping[Expression, Scores]]  # scores of trees
-
-DEAD = 0.999
-"""The |Spearman| with the whole tree's scores from which on a branch counts as dead."""
-
-FULL_WORDS = 60
-"""Words of all shorter trees together that are scored on full tensors: these cost about as much as
-the pass through each architecture that makes the sketches."""
 
 
 @dataclass(frozen=True)
@@ -342,8 +350,7 @@ class Forms(Result):
             "proxy": self.name,
             "definition": self.definition,
             "tree": None if self.tree is None else format_expression(self.tree),
-            "latex": self.latex,
-            "torch": self.torch,
+            **named(self, "latex", "torch"),
         }
 
 
@@ -418,9 +425,7 @@ class Explanation(Compared, Result):
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
         return {
-            "benchmark": self.benchmark,
-            "metric": self.metric,
-            "n_architectures": self.n_architectures,
+            **named(self, "benchmark", "metric", "n_architectures"),
             "proxy": self.assessment.name,
             "tree": None if self.tree is None else format_expression(self.tree),
             **self.assessment.to_json(),
@@ -430,9 +435,7 @@ class Explanation(Compared, Result):
             "sensitivity": self.sensitivity.to_json(),
             "configuration": {name: number_json(rho) for name, rho in self.configuration.items()},
             "surrogate": self.surrogate and self.surrogate.to_json(),
-            "latex": self.latex,
-            "torch": self.torch,
-            "seconds": self.seconds,
+            **named(self, "latex", "torch", "seconds"),
         }
 
 

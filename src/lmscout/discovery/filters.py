@@ -29,8 +29,7 @@ from lmscout.discovery.engines import (
     joint_fitness,
     to_beat,
 )
-from lmscout.discovery.scorer import Scorer, Scores, mean_of
-from lmscout.discovery.splits import Indices, Split
+from lmscout.discovery.scorer import Indices, Scorer, Scores, Split, mean_of
 from lmscout.metrics import fisher_z, midranks
 from lmscout.progress import StageProgress
 from lmscout.proxies import Expression, canonical

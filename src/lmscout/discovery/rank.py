@@ -20,7 +20,7 @@ from lmscout.discovery.assessment import (
     assess_baselines,
     signed_proxy,
 )
-from lmscout.discovery.exhaustive import SCORES
+from lmscout.discovery.discover import SCORES
 from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, run_settings
 from lmscout.progress import Progress, Stages
 from lmscout.proxies import (
@@ -32,7 +32,7 @@ from lmscout.proxies import (
     published,
     resolve,
 )
-from lmscout.results import NotSaved, Result
+from lmscout.results import NotSaved, Result, named
 from lmscout.runs import Run, kept_result
 from lmscout.statistics.workers import worker_processes
 
@@ -75,9 +75,7 @@ class RankResult(Result):
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
         return {
-            "benchmark": self.benchmark,
-            "metric": self.metric,
-            "n_architectures": self.n_architectures,
+            **named(self, "benchmark", "metric", "n_architectures"),
             "proxies": [
                 {"proxy": one.name, **one.to_json(), "seen": self.seen(one.name)}
                 for one in self.proxies

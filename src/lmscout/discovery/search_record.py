@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from lmscout.discovery.engines import Candidate, Engine, fittest
 from lmscout.discovery.filters import Filters
 from lmscout.errors import LmscoutError
 from lmscout.files import check_folder, write_file
+from lmscout.progress import StageProgress
 from lmscout.proxies import format_expression, parse
 
 HALL = 50  # candidates of the hall of fame
@@ -37,8 +38,6 @@ _SCHEMA = pa.schema(
         ("estimate", pa.float64()),  # null unless racing dropped it
     ]
 )
-
-Progress = Callable[[int, int], None]
 
 
 class Record:
@@ -120,7 +119,7 @@ def evolve(
     *,
     evaluations: int,
     record: Record | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Evolution:
     """Search until enough candidates were evaluated in full, or nearly every one is discarded.
 

@@ -21,13 +21,12 @@ from lmscout.discovery.design import (
     latency_among,
     limits_saved,
 )
-from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, mean_of
-from lmscout.discovery.splits import Indices
+from lmscout.discovery.scorer import Indices, Scorer, ScorerOptions, Scores, cache_name, mean_of
 from lmscout.errors import LmscoutError
 from lmscout.metrics import equivalent_trials, true_ranks
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.proxies import has_seen
-from lmscout.results import Result
+from lmscout.results import Result, named
 from lmscout.statistics.workers import worker_processes
 
 AT_RANDOM, BEST_DRAWN = "one at random", "the best drawn"
@@ -125,22 +124,19 @@ class Selection(Untrained, Result):
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
-        figures = ("seed", "weights", "n_within", "n_drawn", "n_undefined")
         return {
-            "benchmark": self.benchmark,
-            "metric": self.metric,
+            **named(self, "benchmark", "metric"),
             "proxy": self.proxy.name,
             "sign": self.proxy.sign,
             "seen": self.seen,
             **self.limits_json,
-            **{name: getattr(self, name) for name in figures},
+            **named(self, "seed", "weights", "n_within", "n_drawn", "n_undefined"),
             "pick": self.pick.to_json(),
             "baselines": [one.to_json() for one in self.baselines],
             "best_drawn": self.best_drawn.to_json(),
             "at_random": self.at_random.to_json(),
             "architecture": self.identifier,
-            "quality": self.quality,
-            "best_quality": self.best_quality,
+            **named(self, "quality", "best_quality"),
             **architecture_json(self.spec),
             "choices": [one.to_json() for one in self.choices],
             "seconds": self.seconds,

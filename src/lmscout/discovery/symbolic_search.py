@@ -29,9 +29,15 @@ from lmscout.discovery.engines import (
     front,
 )
 from lmscout.discovery.filters import Filters, SearchData, SplitBenchmark
-from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name, mean_of
+from lmscout.discovery.scorer import (
+    Scorer,
+    ScorerOptions,
+    cache_name,
+    mean_of,
+    search_size,
+    split_benchmark,
+)
 from lmscout.discovery.search_record import Evolution, Record, evolve
-from lmscout.discovery.splits import search_size, split_benchmark
 from lmscout.errors import LmscoutError, check_whole, require_known
 from lmscout.progress import Progress, StageProgress, Stages, part_of
 from lmscout.proxies import LITERATURE, Grammar, format_expression

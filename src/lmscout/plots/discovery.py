@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 
 from lmscout.benchmarks.check import Check
 from lmscout.discovery.assessment import Assessment, Points
-from lmscout.discovery.discover import Discovery, Finding
+from lmscout.discovery.discover import SCORES, Discovery, Finding
 from lmscout.discovery.engines import Candidate
-from lmscout.discovery.exhaustive import SCORES
 from lmscout.discovery.explain import Explanation, Forms
 from lmscout.discovery.rank import RankResult
 from lmscout.discovery.search_record import EVALUATIONS, Record

@@ -64,6 +64,23 @@ TEMPLATE = go.layout.Template(
     }
 )
 
+_JS_VERSION = "4.1.1"  # of the file in `plotlyjs`, as plotly distributes it
+_numbers = count()
+_DRAW = Template("""<div id="${name}" style="min-height:${height}px"></div>
+<script>${library}</script>
+<script>
+(() => {
+  const figure = ${figure};
+  const draw = () => Plotly.newPlot("${name}", figure.data, figure.layout, {responsive: true});
+  if (window.Plotly) { draw(); return; }
+  const script = document.createElement("script");
+  script.src = "https://cdn.plot.ly/plotly-cartesian-${version}.min.js";
+  script.onload = draw;
+  document.head.append(script);
+})();
+</script>
+""")
+
 
 def figure(title: str, x: str = "", y: str = "", *, height: int = 420) -> go.Figure:
     """An empty figure with a title and titles of its axes."""
@@ -211,25 +228,6 @@ def time_spent(seconds: Mapping[str, float]) -> go.Figure:
     texts = [f"{one:,.1f} s, {one / (sum(spent) or 1.0):.0%}" for one in spent]
     colours = ["searched"] * len(stages)
     return bars("Where the time went", "seconds", stages, spent, texts, colours=colours)
-
-
-_JS_VERSION = "4.1.1"  # of the file in `plotlyjs`, as plotly distributes it
-_numbers = count()
-
-_DRAW = Template("""<div id="${name}" style="min-height:${height}px"></div>
-<script>${library}</script>
-<script>
-(() => {
-  const figure = ${figure};
-  const draw = () => Plotly.newPlot("${name}", figure.data, figure.layout, {responsive: true});
-  if (window.Plotly) { draw(); return; }
-  const script = document.createElement("script");
-  script.src = "https://cdn.plot.ly/plotly-cartesian-${version}.min.js";
-  script.onload = draw;
-  document.head.append(script);
-})();
-</script>
-""")
 
 
 @cache

@@ -7,12 +7,13 @@ from lmscout.proxies.expression import (
     Published,
     as_published,
     canonical,
+    format_expression,
+    parse,
     replaced,
     simplified,
     walk,
 )
 from lmscout.proxies.formats import to_latex, to_torch
-from lmscout.proxies.grammar import Grammar
 from lmscout.proxies.literature import (
     CATALOG,
     CATALOG_ENTRY,
@@ -23,8 +24,7 @@ from lmscout.proxies.literature import (
     resolve,
 )
 from lmscout.proxies.measures import Reading
-from lmscout.proxies.parser import format_expression, parse
-from lmscout.proxies.spaces import SPACES, Space, evaluate, published, space, two_op
+from lmscout.proxies.spaces import SPACES, Grammar, Space, evaluate, published, space, two_op
 
 __all__ = [
     "CATALOG",

@@ -15,8 +15,7 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 
-from lmscout.proxies.expression import Expression, walk
-from lmscout.proxies.parser import format_expression, require_score
+from lmscout.proxies.expression import Expression, format_expression, require_score, walk
 from lmscout.proxies.primitives import (
     AGGREGATION,
     EPSILON,
@@ -33,7 +32,6 @@ from lmscout.proxies.primitives import (
 )
 
 _WIDTH = 88  # of a line of code, where it can be broken
-
 
 _REDUCTION = {"average": r"\left\langle #1 \right\rangle", "total": r"\sum_{i}\left(#1\right)_{i}"}
 # How a sign is written, and how it binds; a fraction needs no brackets, in it or around it.
@@ -160,10 +158,8 @@ def to_torch(expression: Expression) -> str:
     """The source of a module whose `proxy(tensors, spec)` is the expression's score of one model.
 
     `tensors` is leaf -> blocks -> tensors for every tensor leaf of the expression, as lists or
-    tuples; `spec` is leaf -> number for its leaves "depth", "width" and "params".
-
-    Raises:
-        LmscoutError: The expression gives no score.
+    tuples; `spec` is leaf -> number for its leaves "depth", "width" and "params".  LmscoutError if
+    the expression gives no score.
     """
     require_score(expression)
     bodies = dict.fromkeys(one.operands[0] for _, one in walk(expression) if one.word.aggregates)

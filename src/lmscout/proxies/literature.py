@@ -3,13 +3,11 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from lmscout.errors import LmscoutError, brief, nearest
 from lmscout.proxies import measures
-from lmscout.proxies.expression import Expression, simplified
+from lmscout.proxies.expression import Expression, parse, require_short, simplified
 from lmscout.proxies.measures import Reading
-from lmscout.proxies.parser import parse, require_short
 from lmscout.proxies.primitives import SPEC_LEAVES
 
 
@@ -27,23 +25,30 @@ class Entry:
     found_on: tuple[str, ...] = ()  # benchmarks on a part of which it was searched
 
 
-class Champion(NamedTuple):
+_ABDELFATTAH = "Zero-Cost Proxies for Lightweight NAS, arXiv 2101.08134"
+_SERIANNI = "Training-free Neural Architecture Search for RNNs and Transformers, arXiv 2305.18915"
+_DSS = "Training-free Transformer Architecture Search, arXiv 2203.12217"
+_LPZERO = "LPZero: Language Model Zero-cost Proxy Search from Zero, arXiv 2410.04808"
+
+
+def _champion(name: str, text: str, command: str, found_on: tuple[str, ...], split: str) -> Entry:
     """A proxy that the deep search found on the search split of some benchmarks.
 
     It increases with quality.  A later engine ends with another formula of about the same
     correlation (docs/deep-search.md).
     """
-
-    name: str
-    text: str
-    command: str
-    revision: str  # of lmscout
-    found_on: tuple[str, ...]
-    split: str  # size of the search split, and correlations on the others
+    return Entry(
+        name,
+        f"found by lmscout, after {_LPZERO}",
+        f"what the deep search found on {split}",
+        expression=parse(text),
+        source=f"{command} (lmscout at d8a39a8)",
+        found_on=found_on,
+    )
 
 
 CHAMPIONS = (
-    Champion(
+    _champion(
         "champion-encoder",
         "(sum(average(logsoftmax(mixer_weight))) - "
         "min(average(logsoftmax(sigmoid(invert(mixer_grad))))) * "
@@ -54,11 +59,10 @@ CHAMPIONS = (
         "sum(average(logsoftmax(mlp_weight))))",
         "lmscout discover flexibert --space deep --objective spearman --weights 2 "
         "--no-spec-leaves --search 100 --seed 0",
-        "d8a39a8",
         ("flexibert",),
         "100 encoders; on the other 400 ρ 0.914; reads no configuration",
     ),
-    Champion(
+    _champion(
         "champion-decoder",
         "negate(sum(total(mul(div(mlp_grad, std(mlp_weight)), mlp_grad))) * width * "
         "sum(total(sqrt(div(grad, add(grad, weight))))) * (min(total(sqrt(mlp_grad))) - "
@@ -67,11 +71,10 @@ CHAMPIONS = (
         "l1(weight))))))))",
         "lmscout discover pico,iso,lts:random_GPT2_wt103 --space deep --objective spearman "
         "--weights 2 --search 40,60,40 --seed 0",
-        "d8a39a8",
         ("pico", "iso", "lts:random_GPT2_wt103"),
         "40, 60 and 40 decoders; on the others ρ 0.918 (pico), 0.696 (iso), 0.975 (GPT-2)",
     ),
-    Champion(
+    _champion(
         "champion",
         "sum(total(abs(mlp_grad))) * sum(total(abslog(div(sub(mixer_grad, "
         "softmax(mixer_grad)), mean(mixer_grad))))) * (sum(total(abs(mixer_weight))) * "
@@ -80,17 +83,11 @@ CHAMPIONS = (
         "* (sum(total(abs(grad))) * sum(total(square(weight))))",
         "lmscout discover flexibert,pico,iso,lts:random_GPT2_wt103 --space deep --objective "
         "spearman --weights 2 --search 40,40,60,40 --seed 0",
-        "d8a39a8",
         ("flexibert", "pico", "iso", "lts:random_GPT2_wt103"),
         "40, 40, 60 and 40 architectures; on the others ρ 0.758 (FlexiBERT), 0.903 (pico), "
         "0.645 (iso), 0.978 (GPT-2)",
     ),
 )
-
-_ABDELFATTAH = "Zero-Cost Proxies for Lightweight NAS, arXiv 2101.08134"
-_SERIANNI = "Training-free Neural Architecture Search for RNNs and Transformers, arXiv 2305.18915"
-_DSS = "Training-free Transformer Architecture Search, arXiv 2203.12217"
-_LPZERO = "LPZero: Language Model Zero-cost Proxy Search from Zero, arXiv 2410.04808"
 
 CATALOG: tuple[Entry, ...] = (
     Entry(
@@ -221,17 +218,7 @@ CATALOG: tuple[Entry, ...] = (
         source="github.com/pprp/LPZero, lpzero/predictor/measures/lpzero.py at 48877572, as "
         "eval_rank_gpt2.py calls it: inputs weight, grad; genotype [[3, 10], [11, 3], 0]",
     ),
-    *(
-        Entry(
-            one.name,
-            f"found by lmscout, after {_LPZERO}",
-            f"what the deep search found on {one.split}",
-            expression=parse(one.text),
-            source=f"{one.command} (lmscout at {one.revision})",
-            found_on=one.found_on,
-        )
-        for one in CHAMPIONS
-    ),
+    *CHAMPIONS,
 )
 
 CATALOG_ENTRY: Mapping[str, Entry] = {entry.name: entry for entry in CATALOG}
@@ -263,10 +250,8 @@ def resolve(text: str) -> Entry | Expression:
     """The catalog entry of a name, or the expression of a text.
 
     An expression is text with a parenthesis, or one that begins with a number or with a leaf that
-    reads the configuration, such as `params / depth`.
-
-    Raises:
-        LmscoutError: There is no such entry, or the expression is malformed.
+    reads the configuration, such as `params / depth`.  LmscoutError if there is no such entry, or
+    the expression is malformed.
     """
     require_short(text)
     if "(" in text or _BARE.match(text):

@@ -1,24 +1,60 @@
-"""The published spaces: every proxy that joins two branches, by index."""
+"""Spaces of proxies: the published ones by index; the deep one by size, at random, by operators.
+
+The published spaces hold every proxy that joins two branches.  A grammar bounds the deep space, of
+which only short expressions can be listed.  Random draws use the given generator, so that a seed
+gives the same expressions.  A genetic operator returns an expression of the grammar: the first of
+some draws that differs from the parent, or the parent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import combinations, product
+from typing import Any, ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmscout.errors import LmscoutError, brief, require_known
-from lmscout.proxies.expression import Branch, Expression, as_published
-from lmscout.proxies.primitives import AGGREGATION, BINARY, INPUT, UNARY_OPERATION
+from lmscout.proxies.expression import Branch, Expression, as_published, replaced, walk
+from lmscout.proxies.primitives import (
+    AGGREGATES,
+    AGGREGATION,
+    ARITHMETIC,
+    BINARY,
+    BLOCK,
+    COMMUTATIVE,
+    ELEMENTWISE,
+    INPUT,
+    REDUCTIONS,
+    SCORE,
+    SEARCHED,
+    SPEC_LEAVES,
+    STACKS,
+    TENSOR,
+    TENSOR_JOINS,
+    TENSOR_UNARY,
+    UNARY_OPERATION,
+)
 
 Lookup = Callable[[str, tuple[str, ...]], ArrayLike]
 """(input, chain) to block values [n_architectures, max_blocks]."""
 
 _SIGNS = tuple(one.symbol for one in BINARY)
 APPLY: Mapping[str, np.ufunc] = {"+": np.add, "-": np.subtract, "*": np.multiply}
+
+Random = np.random.Generator
+P = ParamSpec("P")
+LEAST: Mapping[str, int] = {TENSOR: 1, BLOCK: 2, SCORE: 3}
+"""Words of the smallest expression of a type that reads a tensor."""
+
+_JOINS = 0.35  # chance that a random expression joins two where it can
+_BARE = 0.3  # chance that a block value gets no further operation
+_TRIES = 20  # draws of a change; one that does not fit is drawn again
+_ARITHMETIC = tuple(ARITHMETIC)
+_WORDS = [[word.name for word in SEARCHED if len(word.takes) == n] for n in range(3)]
 
 
 @dataclass(frozen=True)
@@ -80,12 +116,6 @@ class Space:
             return Expression("sum", (Expression("*", operands),))
         return Expression(self.aggregations[aggregation], (Expression(sign, operands),))
 
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[Expression]:
-        return (self.proxy(index) for index in range(self.size))
-
 
 def published(aggregations: tuple[str, ...] = ("mean",)) -> Space:
     """LPZero's published space: one operation a side, C(6, 2) x 20^2 x 4 = 24,000 a mean.
@@ -144,3 +174,203 @@ def _aggregate(
     reduction = "sum" if aggregation == "mean" else aggregation
     total: NDArray[np.float64] = getattr(padded, reduction)(axis=1)
     return total / exists.sum(axis=1) if aggregation == "mean" else total
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Bounds of the deep space."""
+
+    spec_leaves: tuple[str, ...] = SPEC_LEAVES  # that read the configuration; may be empty
+    stacks: tuple[str, ...] = tuple(STACKS)  # whose tensors may be read
+    aggregates: tuple[str, ...] = AGGREGATES  # over blocks
+    largest: int = 20  # words of an expression
+
+    @cached_property
+    def leaves(self) -> frozenset[str]:
+        """Every leaf that may be used."""
+        return frozenset({*self.spec_leaves, *(one for s in self.stacks for one in STACKS[s])})
+
+    def holds(self, expression: Expression) -> bool:
+        """Whether an expression is a score of this grammar."""
+        return (
+            expression.type == SCORE
+            and expression.size <= self.largest
+            and expression.leaves <= self.leaves
+            and (
+                self.aggregates == AGGREGATES
+                or all(
+                    one.name in self.aggregates
+                    for _, one in walk(expression)
+                    if one.word.aggregates
+                )
+            )
+        )
+
+
+def every_score(grammar: Grammar) -> Iterator[Expression]:
+    """Every score of a grammar, by size; of commutative operands, one order."""
+    for size in range(1, grammar.largest + 1):
+        yield from every_expression(grammar, SCORE, size)
+
+
+def every_expression(grammar: Grammar, kind: str, size: int) -> Iterator[Expression]:
+    """Every expression of a type ("score", "block" or a stack) and a size, in a fixed order.
+
+    Nothing is stored: of five words there are some ten thousand, of eight a hundred million.
+    """
+    leaves = {BLOCK: (), SCORE: grammar.spec_leaves}.get(kind, STACKS.get(kind, ()))
+    if size == 1:
+        yield from map(Expression, leaves)
+    if kind == BLOCK:
+        for stack in grammar.stacks:
+            yield from _on_one(REDUCTIONS, grammar, stack, size)
+    if kind == SCORE:
+        yield from _on_one(grammar.aggregates, grammar, BLOCK, size)
+    yield from _on_one(TENSOR_UNARY if kind in STACKS else ELEMENTWISE, grammar, kind, size)
+    yield from _on_two(TENSOR_JOINS if kind in STACKS else _ARITHMETIC, grammar, kind, size)
+
+
+def _on_one(words: tuple[str, ...], grammar: Grammar, kind: str, size: int) -> Iterator[Expression]:
+    if size > 1:
+        for operand in every_expression(grammar, kind, size - 1):
+            yield from (Expression(word, (operand,)) for word in words)
+
+
+def _on_two(words: tuple[str, ...], grammar: Grammar, kind: str, size: int) -> Iterator[Expression]:
+    for left in range(1, size - 1):
+        for operands in product(
+            every_expression(grammar, kind, left), every_expression(grammar, kind, size - 1 - left)
+        ):
+            ordered = repr(operands[0]) <= repr(operands[1])
+            yield from (
+                Expression(word, operands) for word in words if ordered or word not in COMMUTATIVE
+            )
+
+
+def random_score(grammar: Grammar, rng: Random) -> Expression:
+    """A random score of random size."""
+    return random_expression(grammar, SCORE, int(rng.integers(4, grammar.largest + 1)), rng)
+
+
+def random_expression(grammar: Grammar, kind: str, size: int, rng: Random) -> Expression:
+    """A random expression of a type ("score", "block" or a stack) and at most so many words."""
+    least = LEAST.get(kind, LEAST[TENSOR])
+    if kind == SCORE and size < least:
+        if grammar.spec_leaves:
+            return Expression(any_of(grammar.spec_leaves, rng))
+        size = least
+    if size >= 2 * least + 1 and rng.random() < _JOINS:
+        left = int(rng.integers(least, size - least))
+        operands = (
+            random_expression(grammar, kind, left, rng),
+            random_expression(grammar, kind, size - 1 - left, rng),
+        )
+        return Expression(any_of(TENSOR_JOINS if kind in STACKS else _ARITHMETIC, rng), operands)
+    if kind in STACKS:
+        if size < 2:
+            return Expression(any_of(STACKS[kind], rng))
+        word, inner = any_of(TENSOR_UNARY, rng), kind
+    elif kind == BLOCK:
+        if size >= 3 and rng.random() > 1 - _BARE / 2:
+            word, inner = any_of(ELEMENTWISE, rng), BLOCK
+        else:
+            return _reduced(grammar, size, rng)
+    elif grammar.spec_leaves and size >= 5 and rng.random() < _JOINS:
+        leaf = Expression(any_of(grammar.spec_leaves, rng))
+        operands = (random_expression(grammar, SCORE, size - 2, rng), leaf)
+        return Expression(any_of(_ARITHMETIC, rng), operands)
+    else:
+        word, inner = any_of(grammar.aggregates, rng), BLOCK
+    return Expression(word, (random_expression(grammar, inner, size - 1, rng),))
+
+
+def _reduced(grammar: Grammar, size: int, rng: Random) -> Expression:
+    tensor = random_expression(grammar, any_of(grammar.stacks, rng), size - 1, rng)
+    return Expression(any_of(REDUCTIONS, rng), (tensor,))
+
+
+def any_of(names: tuple[str, ...] | list[str], rng: Random) -> str:
+    """One of some names, each with the same probability."""
+    return names[rng.integers(len(names))]
+
+
+def _operator(draw: Callable[P, Expression]) -> Callable[P, Expression]:
+    """Repeat the draw until it differs from the parent and fits the grammar."""
+
+    @wraps(draw)
+    def apply(*args: P.args, **kwargs: P.kwargs) -> Expression:
+        given: Any = args
+        parent: Expression = given[0]
+        grammar: Grammar = given[-2]
+        for _ in range(_TRIES):
+            try:
+                child = draw(*args, **kwargs)
+            except LmscoutError:  # the word does not take operands of these types
+                continue
+            if child != parent and grammar.holds(child):
+                return child
+        return parent
+
+    return apply
+
+
+@_operator
+def point_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
+    """One word exchanged for another of the same type."""
+    path, old = _any_place(parent, rng)
+    words = [word for word in _WORDS[len(old.operands)] if word != old.name]
+    if not old.operands:
+        words = [word for word in words if word in grammar.leaves]
+    return replaced(parent, path, Expression(any_of(words, rng), old.operands))
+
+
+@_operator
+def subtree_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
+    """A subtree replaced by a random one of its type."""
+    path, old = _any_place(parent, rng)
+    room = grammar.largest - parent.size + old.size
+    least = LEAST.get(old.type, LEAST[TENSOR])
+    size = int(rng.integers(least, max(least, min(room, old.size + 4)) + 1))
+    return replaced(parent, path, random_expression(grammar, old.type, size, rng))
+
+
+@_operator
+def hoist_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
+    """A subtree replaced by one of its own subtrees of the same type: a shorter expression."""
+    path, old = _any_place(parent, rng)
+    inner = [one for below, one in walk(old) if below and one.type == old.type]
+    return replaced(parent, path, inner[rng.integers(len(inner))]) if inner else parent
+
+
+@_operator
+def crossover(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -> Expression:
+    """A subtree replaced by one of another expression, of the same type."""
+    path, old = _any_place(parent, rng)
+    donors = [one for _, one in walk(other) if one.type == old.type]
+    return replaced(parent, path, donors[rng.integers(len(donors))]) if donors else parent
+
+
+@_operator
+def join(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -> Expression:
+    """A score joined with one of another expression, by a sign."""
+    room = grammar.largest - parent.size - 1
+    donors = [one for _, one in walk(other) if one.type == SCORE and one.size <= room]
+    if not donors:
+        return parent
+    pair = [parent, donors[rng.integers(len(donors))]]
+    rng.shuffle(pair)
+    return Expression(any_of(_ARITHMETIC, rng), tuple(pair))
+
+
+def _any_place(expression: Expression, rng: Random) -> tuple[tuple[int, ...], Expression]:
+    """A subtree with its path, each with the same probability: by number in the order of `walk`."""
+    path: tuple[int, ...] = ()
+    node, number = expression, int(rng.integers(expression.size))
+    while number:
+        number -= 1
+        for place, operand in enumerate(node.operands):
+            if number < operand.size:
+                path, node = (*path, place), operand
+                break
+            number -= operand.size
+    return path, node

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmscout.arguments import Path_
+from lmscout.arguments import Path_, command_of, load_result
 from lmscout.benchmarks.build import Built
 from lmscout.benchmarks.check import Check
 from lmscout.discovery.design import Design
@@ -23,7 +23,6 @@ from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.errors import LmscoutError, brief, shown
 from lmscout.evaluation import Evaluation
 from lmscout.files import write_file
-from lmscout.loading import load_result
 from lmscout.plots.pruning import pairs_of
 from lmscout.pruning.results import Pruning
 from lmscout.pruning.study_record import RecordedPairs
@@ -106,21 +105,6 @@ def shown_settings(run: RunFolder) -> list[tuple[str, str]]:
     ]
 
 
-_NAMES = {
-    "Built": "bench build",
-    "Check": "bench check",
-    "DeepDiscovery": "discover",
-    "Design": "design",
-    "Discovery": "discover",
-    "Evaluation": "eval",
-    "Explanation": "explain",
-    "Forms": "explain",
-    "Pruning": "prune",
-    "RankResult": "rank",
-    "Selection": "design",
-}
-
-
 def write_report(run: Path_, out: Path_ | None = None, beside: Path_ | None = None) -> Path:
     """Write the report of a run folder, or of the file of a result; see `lmscout.report`."""
     read = read_run(Path(run))
@@ -132,7 +116,7 @@ def write_report(run: Path_, out: Path_ | None = None, beside: Path_ | None = No
 
 def save_report(result: Result, path: Path | str) -> None:
     """Write the report of a result; see `lmscout.results.Result.save_report`."""
-    name = _NAMES.get(type(result).__name__, "")
+    name = command_of(result)
     page = page_of(RunFolder(Path(path), name, {}, result))
     write_file(Path(path), render(page), remedy="name another file")
 
@@ -170,7 +154,7 @@ def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None
     if rows:
         table = Table("All settings", "setting; value:wide", rows)
         content = replace(content, sections=[*content.sections, Section("Settings", [table])])
-    command = read.command or _NAMES.get(type(result).__name__, "")
+    command = read.command or command_of(result)
     again = "result.save_report(path)"
     if read.settings or read.path.is_file():
         end = f" --out {shlex.quote(str(out))}" if out else ""

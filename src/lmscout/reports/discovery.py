@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 
 from lmscout import plots
 from lmscout.discovery.assessment import Assessment
-from lmscout.discovery.discover import Discovery, Finding
+from lmscout.discovery.discover import SCORES, Discovery, Finding
 from lmscout.discovery.engines import Candidate
-from lmscout.discovery.exhaustive import SCORES
 from lmscout.discovery.explain import Explanation, Forms
 from lmscout.discovery.rank import RankResult
 from lmscout.discovery.search_record import EVALUATIONS
@@ -129,16 +128,10 @@ def _ahead(one: Finding | Explanation) -> str:
 
 def verdict(one: Finding | Explanation, name: str = "") -> Verdict:
     """Whether a proxy beats the best configuration baseline."""
-    start = f"{name}: it" if name else "It"
-    if one.beats_baselines is None:
-        return Verdict(
-            f"{start} has no baseline: all architectures have one configuration.", "warn"
-        )
-    if not one.beats_baselines:
-        return Verdict(f"{start} does not beat {one.hardest.name}.", "bad")
-    if one.ahead.low <= 0 <= one.ahead.high:
-        return Verdict(f"{start} beats {one.hardest.name}, but not significantly.", "warn")
-    return Verdict(f"{start} beats {one.hardest.name}, the best configuration baseline.", "good")
+    kind = "good" if one.beats_baselines and not one.ahead.low <= 0 <= one.ahead.high else "warn"
+    if one.beats_baselines is False:
+        kind = "bad"
+    return Verdict(f"{name}: {one.against_hardest}" if name else one.against_hardest, kind)
 
 
 def _verdicts(result: Discovery | DeepDiscovery) -> list[Verdict]:
@@ -177,18 +170,11 @@ def _sections(
         others = [] if beside is None else assessed_beside(one, beside)
         where = f" on {one.benchmark}" if len(findings) > 1 else ""
         if one.points is not None:
-            found.append(
-                Section(f"Score against quality{where}", [Figure(plots.quality(one), _SCATTER)])
-            )
-        found.append(
-            Section(
-                f"Against the baselines{where}",
-                [
-                    Figure(plots.correlations(one, others), _AGAINST),
-                    assessments_table([(one.best, one.test)], others, one.baselines),
-                ],
-            )
-        )
+            drawn = Figure(plots.quality(one), _SCATTER)
+            found.append(Section(f"Score against quality{where}", [drawn]))
+        drawn = Figure(plots.correlations(one, others), _AGAINST)
+        table = assessments_table([(one.best, one.test)], others, one.baselines)
+        found.append(Section(f"Against the baselines{where}", [drawn, table]))
     found.append(Section("The search", _search(result, folder)))
     found.append(Section("The best proxies", _best(result)))
     found.append(time_section(result.seconds))
@@ -383,14 +369,8 @@ def _dead(result: Explanation) -> list[Part]:
 def _configuration(result: Explanation) -> list[Part]:
     rows = [[name, rho] for name, rho in result.configuration.items()]
     parts: list[Part] = [Table("With the configuration", "of; Spearman’s ρ:.3f", rows)]
-    if (one := result.surrogate) is not None:
-        parts.append(
-            Text(
-                f"Of {one.tried} formulas of depth, width and parameters {one.formula} is closest: "
-                f"ρ {one.held_out:.3f} with the proxy on the half that did not select it; "
-                f"its own ρ with quality is {one.quality:.3f}."
-            )
-        )
+    if result.surrogate is not None:
+        parts.append(Text(result.surrogate.words))
     return parts
 
 

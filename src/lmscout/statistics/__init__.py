@@ -1,8 +1,8 @@
 """Statistics of models: the pass, the reductions, sketches, and their cache."""
 
 from lmscout.statistics.collect import Statistics, collect
+from lmscout.statistics.deep_values import full_reading, score, score_proxies
 from lmscout.statistics.reductions import OPERATIONS, chain_means, unary_means
-from lmscout.statistics.scoring import full_reading, score, score_proxies
 from lmscout.statistics.single_pass import INPUT_NAMES, Batch, read_model
 from lmscout.statistics.workers import Workers
 

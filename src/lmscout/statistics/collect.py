@@ -24,6 +24,7 @@ from lmscout.errors import LmscoutError
 from lmscout.files import check_folder, remove_drafts, write_file
 from lmscout.memory import require_memory
 from lmscout.models import ArchitectureSpec, LanguageModel
+from lmscout.progress import StageProgress
 from lmscout.reading import check_safetensors_header
 from lmscout.statistics.reductions import chain_means
 from lmscout.statistics.single_pass import INPUT_NAMES, Batch, read_model
@@ -34,7 +35,6 @@ FORMAT = 2
 another format are collected again.  A test compares recorded numbers
 (tests/statistics/recorded_values.py)."""
 
-Progress = Callable[[int, int], None]
 Row = npt.NDArray[np.float64]
 Measure = Callable[[ArchitectureSpec], Row]
 
@@ -182,7 +182,7 @@ class Options(TypedDict, total=False):
     seed: int  # of the models' weights
     batch: Batch | None  # input of the models
     workers: Workers | None  # how architectures are spread over workers
-    progress: Progress | None  # called with architectures done and in all
+    progress: StageProgress | None  # called with architectures done and in all
 
 
 def collect(
@@ -237,7 +237,7 @@ def fill(
     specs: Sequence[ArchitectureSpec],
     measure: Measure,
     workers: Workers,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> None:
     """Compute the rows of a store that are not done, and save them at intervals.
 

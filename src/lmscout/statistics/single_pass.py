@@ -82,12 +82,10 @@ def run_pass(
 ) -> None:
     """Run one forward and one backward pass and show every tensor that a proxy may read.
 
-    Args:
-        model: built by a spec; unchanged afterwards, without gradients.
-        tokens: [B, T] int64.
-        see: called once per tensor with the input's name, the block, the tensor's place among
-            those of the block (as in its `ProbePoints`), and the tensor, to be copied if kept.
-        act_gradients: show the gradients of the activations too, as "act_grad".
+    The model is unchanged afterwards, without gradients; the tokens are [B, T] int64.  `see` is
+    called once per tensor with the input's name, the block, the tensor's place among those of the
+    block (as in its `ProbePoints`), and the tensor, to be copied if kept; those of `act_gradients`
+    are "act_grad".
     """
     with ExitStack() as stack:
         points = model.probe_points()
