@@ -52,7 +52,9 @@ def script_server():
     server.stop()
 
 
-@pytest.fixture
-def forked_reloads(monkeypatch, script_server):
+@pytest.fixture(scope="module")
+def forked_reloads(script_server):
     """Load saved models again in processes that begin with PyTorch loaded, a second each."""
-    monkeypatch.setattr("lmscout.pruning.export.run_script", script_server.run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmscout.pruning.export.run_script", script_server.run)
+        yield
