@@ -9,8 +9,7 @@ them plain torch calls, one architecture and one tensor at a time, on the same s
 sum over the same samples, which is what memory allows.
 
 The error is Spearman's correlation between scores on sketches and on full tensors, for four
-proxies of the literature, over the encoders collected.  Where there is a GPU, the same proxies are
-scored there, and compared.
+proxies of the literature, over the encoders collected.
 """
 
 from __future__ import annotations
@@ -87,31 +86,14 @@ def speed(sketches: Sketches, count: int) -> None:
     bound = seconds(lambda: [sample.sum() for one in leaves for sample in one]) / len(proxies)
     size = np.mean([one.size for one in proxies])
     samples = [one for stack in sketches.stacks.values() for one in stack.samples.values()]
-    on_gpu = gpu_speed(sketches, proxies) if torch.cuda.is_available() else ""
     print(
         f"{len(proxies)} distinct random proxies of {size:.1f} words x {ARCHITECTURES} "
         f"architectures ({sum(one.nbytes for one in samples) / 1e6:.0f} MB of samples): "
         f"{1 / one_thread:.0f} a second on one thread, {1 / two_threads:.0f} on two, "
         f"{1 / cached:.0f} on one with the cache; plain torch {1 / plain_seconds:.2f}, "
         f"ratio {plain_seconds / one_thread:,.0f}; reading their leaves once "
-        f"{1 / bound:.0f}, ratio {bound / one_thread:.2f}{on_gpu}"
+        f"{1 / bound:.0f}, ratio {bound / one_thread:.2f}"
     )
-
-
-def gpu_speed(sketches: Sketches, proxies: list[Expression]) -> str:
-    there, here = DeepEvaluator(sketches, 0, "cuda"), DeepEvaluator(sketches)
-    got = [there.scores(one) for one in proxies]  # warm up
-    alone = seconds(lambda: [there.scores(one) for one in proxies]) / len(proxies)
-    off = [agreement(one, here.scores(node)) for one, node in zip(got, proxies, strict=True)]
-    return (
-        f"; {torch.cuda.get_device_name()} {1 / alone:.0f}, in the order of the CPU's scores: "
-        f"median ρ {np.nanmedian(off):.6f}, least {np.nanmin(off):.6f}"
-    )
-
-
-def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    defined = np.isfinite(one) & np.isfinite(other)
-    return scipy.stats.spearmanr(one[defined], other[defined]).statistic if defined.any() else 1.0
 
 
 def error(sketches: Sketches, specs: list) -> None:

@@ -27,12 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lmscout.benchmarks import Benchmark, load
-from lmscout.benchmarks.download import cache_directory
 from lmscout.benchmarks.limits import Limit, limits_of
+from lmscout.benchmarks.loading import cache_directory
 from lmscout.cli.options import parameter_count
 from lmscout.discovery import rank_proxies, signed_proxy
 from lmscout.discovery.assessment import baseline_scores
-from lmscout.discovery.choices import CHOICES
+from lmscout.discovery.design import CHOICES
 from lmscout.discovery.selection import (
     AT_RANDOM,
     BEST_DRAWN,

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from lmscout.benchmarks import load
-from lmscout.benchmarks.download import cache_directory
+from lmscout.benchmarks.loading import cache_directory
 from lmscout.discovery.combination import Product
 from lmscout.discovery.discover import Finding, assess_choice
 from lmscout.discovery.scorer import Scorer, cache_name
@@ -56,7 +56,7 @@ def chosen(study: Study, seed: int) -> Product:
     split = split_benchmark(benchmark.specs, search=study.search, seed=seed)
     scorer = Scorer(benchmark.specs, cache_name(benchmark.name), study.cache, Batch(), workers)
     searched = SketchedBenchmark(benchmark, split, scorer, whole)
-    product = choose_deep((searched,), study.settings, seed).product
+    _, product = choose_deep((searched,), study.settings, seed)
     print(f"seed {seed}: chosen in {time.perf_counter() - started:.0f} s", flush=True)
     return product
 

@@ -340,8 +340,7 @@ def specs(home: Path) -> list[Example]:
 def _read_space(folder: Path) -> None:
     import numpy as np
 
-    from lmscout.benchmarks.limits import limits_of
-    from lmscout.benchmarks.mutation import limited
+    from lmscout.benchmarks.limits import limited, limits_of
     from lmscout.benchmarks.space import load_space, sample
 
     space = load_space(str(folder / "space.json"))
@@ -601,8 +600,7 @@ def studies(home: Path) -> list[Example]:
 
 
 def _read_deep_run(folder: Path) -> None:
-    from lmscout.discovery.kept import begin_deep
-    from lmscout.discovery.symbolic_search import DeepSettings
+    from lmscout.discovery.symbolic_search import DeepSettings, begin_deep
 
     begin_deep(folder, [], DeepSettings(), search=[10], seed=0)
 
@@ -641,8 +639,7 @@ def run_folders(home: Path) -> list[Example]:
     import torch
 
     from lmscout.benchmarks.build import Built
-    from lmscout.discovery.kept import begin_deep
-    from lmscout.discovery.symbolic_search import DeepSettings
+    from lmscout.discovery.symbolic_search import DeepSettings, begin_deep
     from lmscout.pruning.export import CONFIG, RECORD
     from lmscout.pruning.plan import Plan
     from lmscout.pruning.recovery.training import State, write_state

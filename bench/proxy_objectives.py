@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from lmscout.evaluation import load_model, perplexity, read_text, tokenize_windows
+from lmscout.pruning import finalists
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
-from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
 from lmscout.pruning.measuring import fitted_to_proxy, measure_rounds, proxy_columns
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Ranges, Target, uniform
@@ -141,8 +141,16 @@ class Contest:
 
     def _by_proxy(self, text: str) -> tuple[Plan, int, int]:
         fitted = fitted_to_proxy(f"proxy:{text}", self._calibrated, [self._target])
-        (plan,) = candidates_of(None, fitted, self._space, self._target, SEED)
+        (plan,) = self._contest(None, None, fitted).candidates(self._target)
         return plan, 0, 0
+
+    def _contest(self, pairs, finals, fitted) -> finalists.Contest:
+        return finalists.Contest(
+            *(self._calibrated, pairs, finals, finals, fitted, self._space),
+            lambda keep: keep_budget(self._shape, keep),
+            refit=False,
+            seed=SEED,
+        )
 
     def _by_predictor(self, pairs: int, features: tuple[str, ...]) -> tuple[Plan, int, int]:
         """As `lmscout prune` does; only a way that was not cut short is kept."""
@@ -153,10 +161,11 @@ class Contest:
         with PairStudy(storage, self._shape, settings) as pair_study:
             fitted = self._measured(pair_study, pairs, extra=columns)
             (target,) = fitted.targets
-            plans = candidates_of(pair_study, fitted, self._space, target, SEED)
-            with PairStudy(storage, self._shape, settings, study=STUDY) as finals:
-                contest = measure_finalists(self._calibrated, pair_study, finals, fitted, [plans])
-        return contest[0][0].plan, pairs, len(plans)
+            with PairStudy(storage, self._shape, settings, study=finalists.STUDY) as finals:
+                contest = self._contest(pair_study, finals, fitted)
+                plans = contest.candidates(target)
+                (found,) = contest.measured([plans])
+        return found[0].plan, pairs, len(plans)
 
     def _by_measuring(self, pairs: int) -> tuple[Plan, int, int]:
         """The best of plans that cover the space; nothing is learnt between them."""

@@ -26,10 +26,9 @@ from lmscout.evaluation import load_model, model_windows, read_text
 from lmscout.pruning import CalibrationConfig, PairStudy
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import calibrate
-from lmscout.pruning.finalists import REFIT_STUDY
+from lmscout.pruning.finalists import REFIT_STUDY, Contest, smallest
 from lmscout.pruning.finalists import STUDY as FINALS
 from lmscout.pruning.measuring import Fitted
-from lmscout.pruning.quality import Contest, smallest
 from lmscout.pruning.space import PlanSpace
 
 WINDOWS = 16  # of a batch
@@ -68,18 +67,17 @@ def one_seed(loaded, text, report, dense, seed, arguments):
             refit=refit,
             seed=seed,
         )
-        found = smallest(contest, limit)
-        first = found.finalists[0]
+        (first, *_), bound = smallest(contest, limit)
         model = calibrated.subnetwork(first.plan, "refit" if refit else "compensated")
         increase = loss(model, report) - dense
-        (below,) = contest.finalists(contest.candidates(0.97 * found.keep))
+        below, *_ = contest.best_of(0.97 * bound.keep)
         return {
             "seed": seed,
             "limit": limit,
-            "keep": found.keep,
+            "keep": bound.keep,
             "held_out": first.loss_increase,
             "upper": contest.upper(first),
-            "sizes_tested": len(found.bound.tested),
+            "sizes_tested": len(bound.tested),
             "report": increase,
             "smaller_held_out": below.loss_increase,
             "smaller_upper": contest.upper(below),

@@ -37,7 +37,7 @@ from lmscout.evaluation import (
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import Calibrated, CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
-from lmscout.pruning.finalists import STUDY, candidates_of, measure_finalists
+from lmscout.pruning.finalists import STUDY, Contest
 from lmscout.pruning.measuring import measure_rounds
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Ranges, Target
@@ -159,9 +159,14 @@ class Bench:
                 seed=seed,
             )
             (narrowed,) = fitted.targets
-            candidates = candidates_of(pair_study, fitted, space, narrowed, seed)
-            (contest,) = measure_finalists(calibrated, pair_study, finals, fitted, [candidates])
-        return contest[0].plan
+            contest = Contest(
+                *(calibrated, pair_study, finals, finals, fitted, space),
+                lambda keep: keep_budget(shape, keep),
+                refit=False,
+                seed=seed,
+            )
+            (found,) = contest.measured([contest.candidates(narrowed)])
+        return found[0].plan
 
     def cut(self, calibrated: Calibrated, plan: Plan) -> PreTrainedModel:
         """A plan as a model, compensated, on the CPU."""

@@ -9,6 +9,9 @@ of a LLaMA-7B on an H200 (bench/results/pairs-7b-2.json).  A simulated worker ta
 when it is free.  The driver sends one task after the other, which is assumed to take 1.5 ms; steps
 of pairs end before the next one is measured, or, with a tail, before the next but one.  Efficiency
 is the work by the workers' time.
+
+The check measures twice, once with each number of workers.  Its bare loops, tasks that only count,
+say how much faster two cores of the machine are than one at the moment.
 """
 
 from __future__ import annotations
@@ -254,10 +257,27 @@ def searched(searches: int, evaluations: int) -> Spent:
     return Spent(0.0, ended - began, after - before)
 
 
+def bare_loops() -> float:
+    """Seconds of 16 tasks that only count: how fast the cores of this machine are at the moment."""
+    import ray
+
+    count = ray.remote(_count)
+    started = time.perf_counter()
+    ray.get([count.remote() for _ in range(16)])
+    return time.perf_counter() - started
+
+
+def _count() -> int:
+    total = 0
+    for number in range(5_000_000):
+        total += number
+    return total
+
+
 def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
     """Seconds of each kind of work on the cluster that this process is connected to.
 
-    The first call of a kind starts its workers, on little work.
+    The first call of a kind starts its workers, on little work.  Bare loops run before each kind.
     """
     os.environ["LMSCOUT_CACHE"] = str(folder)
     bench = lmscout.load_benchmark("pico").subset(range(0, 240, 2))
@@ -268,17 +288,22 @@ def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
             *("nano",), n=n, seeds=1, tokens=tokens, device="cpu", out=folder / f"{n}", **on
         )
 
+    bare_loops()  # starts workers
+    loops = [bare_loops()]
     found = {
         "statistics": spent(
             lambda: lmscout.rank(bench.subset(range(2)), "grad-norm", **on),
             lambda: lmscout.rank(bench, "snip", **on),
-        ),
-        "trainings": spent(lambda: trained(2, 10_240), lambda: trained(8, 40_000)),
+        )
     }
+    loops.append(bare_loops())
+    found["trainings"] = spent(lambda: trained(2, 10_240), lambda: trained(8, 40_000))
+    loops.append(bare_loops())
     # Sketches are the same for one worker and two, and the proxy that is found is not tested.
     os.environ["LMSCOUT_CACHE"] = str(shared)
     start = searched(2, 4).work
     found["searches"] = replace(searched(8, 240), start=start)
+    loops.append(bare_loops())
     at: dict[int, float] = {}
     cpu: list[float] = []
 
@@ -293,7 +318,7 @@ def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
     first, *_, last = sorted(set(at) - {0})
     work = (at[last] - at[first]) / (last - first) * last
     found["pairs"] = Spent(at[last] - at[0] - work, work, cpu[-1] - cpu[0])
-    return found
+    return found | {"bare loops": Spent(0.0, sum(loops), 0.0)}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.cutting import cut
 from lmscout.pruning.measuring import measure_rounds
-from lmscout.pruning.plan import Plan, as_plans, as_rows, dense_row, in_block_order
+from lmscout.pruning.plan import Plan, as_plans, dense_row
 from lmscout.pruning.ranges import Ranges, Target, fit
 from lmscout.pruning.space import PlanSpace
 from lmscout.pruning.study import PairStudy
@@ -152,7 +152,7 @@ def a_whole_run(calibrated, pairs: int) -> None:
 
 def shared_share(plans: list[Plan]) -> float:
     """Mean share of a plan's steps that the plan before it has in common, 0 to 1."""
-    steps = in_block_order(as_rows(plans))
+    steps = np.array([plan.steps for plan in plans])
     alike = np.minimum.accumulate(steps[1:] == steps[:-1], axis=1).sum()
     return float(alike / steps.size)
 

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from lmscout.benchmarks import load
-from lmscout.benchmarks.download import cache_directory
+from lmscout.benchmarks.loading import cache_directory
 from lmscout.discovery import RankResult, rank_proxies
 from lmscout.discovery.assessment import Assessment
 from lmscout.statistics import Workers

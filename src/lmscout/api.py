@@ -107,15 +107,8 @@ def discover(
     """
     from lmscout.arguments import discover_deep, discover_ranked
 
-    common: dict[str, Any] = {
-        "n_search": n_search,
-        "seed": seed,
-        "workers": workers,
-        "backend": backend,
-        "device": device,
-        "cluster": cluster,
-        "progress": progress,
-    }
+    common: dict[str, Any] = {"n_search": n_search, "seed": seed, "progress": progress}
+    common |= {"workers": workers, "backend": backend, "device": device, "cluster": cluster}
     if space == DEEP:
         with TemporaryDirectory() as scratch:
             folder = out or Path(scratch, "run")
@@ -165,11 +158,11 @@ def rank(
         >>> lmscout.rank(bench, ["snip"], workers=1, progress=False).proxies[0].name
         'snip'
     """
-    from lmscout.discovery.kept import kept_rank
+    from lmscout.discovery import rank_proxies
 
     common = run_settings(workers, backend, device, cluster, seed, out)
     with shown_progress(progress) as advance:
-        return kept_rank(benchmark_named(benchmark), several(proxy), progress=advance, **common)
+        return rank_proxies(benchmark_named(benchmark), several(proxy), progress=advance, **common)
 
 
 def explain(
@@ -209,14 +202,14 @@ def explain(
         >>> lmscout.explain("snip").latex is not None
         True
     """
+    from lmscout.discovery import explain as explained
     from lmscout.discovery.explain import forms
-    from lmscout.discovery.kept import kept_explanation
 
     if benchmark is None:
         return forms(proxy)
     common = run_settings(workers, backend, device, cluster, seed, out)
     with shown_progress(progress) as advance:
-        return kept_explanation(benchmark_named(benchmark), proxy, progress=advance, **common)
+        return explained(benchmark_named(benchmark), proxy, progress=advance, **common)
 
 
 def design(
@@ -273,12 +266,7 @@ def design(
     Example:
         >>> import lmscout, torch
         >>> found = lmscout.design(
-        ...     "nano",
-        ...     proxy="parameters",
-        ...     max_params=300_000,
-        ...     evaluations=4,
-        ...     workers=1,
-        ...     progress=False,
+        ...     "nano", proxy="parameters", max_params=300_000, evaluations=4, progress=False
         ... )
         >>> found.spec.parameters() <= 300_000
         True
@@ -303,13 +291,8 @@ def design(
     source: Any = space
     if isinstance(space, str):
         source = load(space) if on_benchmark else load_space_or_benchmark(space)
-    on_benchmark = isinstance(source, Benchmark)
-    if not (limits or on_benchmark or source.budgeted):
-        raise LmscoutError(
-            f"{source.name}: no limit; give --max-params, --max-macs or --max-latency"
-        )
     common |= {"limits": limits, "evaluations": evaluations, "weights": weights}
-    run: Any = pick if on_benchmark else search
+    run: Any = pick if isinstance(source, Benchmark) else search
     with shown_progress(progress) as advance:
         found: Design | Selection = run(source, signed, progress=advance, **common)
         return found
@@ -359,19 +342,14 @@ def prune(
         ... )
         >>> config = lmscout.PruneConfig(pairs=20, calibration=little)
         >>> pruned = lmscout.prune(
-        ...     "MODEL",
-        ...     keep=0.8,
-        ...     calibration="train.txt",
-        ...     out="smaller",
-        ...     config=config,
-        ...     progress=False,
+        ...     "MODEL", calibration="train.txt", out="smaller", config=config, progress=False
         ... )
         >>> [size.keep for size in pruned.sizes]
         [0.8]
     """
     from lmscout.evaluation import devices_of
+    from lmscout.pruning import workflow
     from lmscout.pruning.config import PruneConfig
-    from lmscout.pruning.workflow import prune_named
 
     first, *others = devices_of(device)
     request = config or PruneConfig()
@@ -385,17 +363,10 @@ def prune(
     text, report_on, recover_on = map(text_named, (calibration, report, recover_text))
     assert text is not None
     with shown_progress(progress) as advance:
-        return prune_named(
-            model,
-            text,
-            request,
-            Path(out),
-            first,
-            compute_dtype,
-            report_on=report_on,
-            recover_on=recover_on,
-            progress=advance,
-        )
+        return workflow.prune(
+            *(model, text, request, Path(out), first, compute_dtype),
+            report_on=report_on, recover_on=recover_on, progress=advance,
+        )  # fmt: skip
 
 
 def evaluate(
@@ -552,14 +523,7 @@ def build_benchmark(
     Example:
         >>> import lmscout
         >>> built = lmscout.build_benchmark(
-        ...     "nano",
-        ...     n=2,
-        ...     out="mine",
-        ...     tokens=20_000,
-        ...     text="train.txt",
-        ...     seeds=1,
-        ...     device="cpu",
-        ...     progress=False,
+        ...     "nano", n=2, out="mine", tokens=20_000, text="train.txt", seeds=1, progress=False
         ... )
         >>> built.n_architectures
         2
@@ -571,20 +535,12 @@ def build_benchmark(
     drawn_from: Any = load_space(space) if isinstance(space, str) else space
     files = [text] if isinstance(text, str | os.PathLike) else text
     recipe = Recipe.of_tokens(tokens, drawn_from.max_length)
+    data = tokens_of(list(map(Path, files)), path_of(corpus))
+    common: dict[str, Any] = {"seed": seed, "seeds": seeds}
+    common |= {"device": device, "workers": workers, "cluster": cluster}
     with shown_progress(progress) as advance:
-        return build(
-            drawn_from,
-            n,
-            Path(out),
-            tokens_of(list(map(Path, files)), path_of(corpus)),
-            recipe,
-            seed=seed,
-            seeds=seeds,
-            device=device,
-            workers=workers,
-            cluster=cluster,
-            progress=advance and partial(advance, "training"),
-        )
+        update = advance and partial(advance, "training")
+        return build(drawn_from, n, Path(out), data, recipe, progress=update, **common)
 
 
 def check_benchmark(
@@ -608,17 +564,9 @@ def check_benchmark(
         >>> lmscout.check_benchmark("pico").n_architectures
         240
     """
-    from lmscout.benchmarks.built import built_folder, read_built, table_digest
-    from lmscout.benchmarks.check import Check, check
-    from lmscout.runs import kept_result
+    from lmscout.benchmarks.check import kept_check
 
-    name = benchmark if isinstance(benchmark, str) else benchmark.name
-    folder = built_folder(name)
-    if not isinstance(benchmark, str) and read_built(name).digest != benchmark.digest:
-        raise LmscoutError(f"{name}: the object is not what {folder} holds; give the folder")
-    settings = {"benchmark": name, "table_sha256": table_digest(folder), "seed": seed}
-    compute = partial(check, folder, seed=seed)
-    return kept_result(path_of(out), "bench check", settings, Check, compute)
+    return kept_check(benchmark, seed, path_of(out))
 
 
 def report(run: Path_, *, out: Path_ | None = None, beside: Path_ | None = None) -> Path:

@@ -75,20 +75,11 @@ def names_config(function: _Function) -> _Function:
 def run_settings(
     workers: int, backend: str, device: str, cluster: str | None, seed: int, out: Path_ | None
 ) -> Any:
-    """Keyword arguments that the functions of `lmscout.discovery` share.
+    """Keyword arguments that the functions of `lmscout.discovery` share, see `lmscout.rank`.
 
-    Args:
-        workers: architectures computed at once; -1 for one per core.
-        backend: of joblib.
-        device: ``cpu``, or a CUDA device that computes the statistics.
-        cluster: address of a Ray cluster that does; None for this machine.
-        seed: of the run.
-        out: run folder; None to keep nothing.
-
-    Raises:
-        LmscoutError: the workers or the device cannot be used.
+    LmscoutError if the workers or the device cannot be used.
     """
-    from lmscout.benchmarks.download import cache_directory
+    from lmscout.benchmarks.loading import cache_directory
     from lmscout.statistics import Workers
 
     cache = cache_directory() / "statistics"
@@ -110,21 +101,9 @@ def discover_ranked(
 ) -> Discovery:
     """Rank a space exhaustively on a benchmark or on the pairs of a pruning run.
 
-    Args:
-        benchmark: as in `lmscout.discover`, as are the others.
-        space: of proxies.
-        aggregations: over blocks.
-        n_search: number of search architectures.
-        model: the dense model of a study.
-        calibration: the calibration text of a study.
-        device: that computes the statistics.
-        progress: whether to show progress, or a callback.
-        common: further arguments of `run_settings`.
-
-    Raises:
-        LmscoutError: an argument is invalid, or the benchmark cannot be read.
+    See `lmscout.discover`; LmscoutError if an argument is invalid, or a benchmark cannot be read.
     """
-    from lmscout.discovery.kept import kept_discovery
+    from lmscout.discovery import discover
     from lmscout.discovery.splits import search_sizes
     from lmscout.proxies import space as space_called
 
@@ -155,7 +134,7 @@ def discover_ranked(
         return found.benchmark, found.read
 
     with shown_progress(progress) as advance:
-        return kept_discovery(
+        return discover(
             one if study else benchmark_named(one),
             space_called(space, tuple(aggregations)) if isinstance(space, str) else space,
             search=size,
@@ -174,24 +153,13 @@ def discover_deep(
     progress: Progress,
     **common: Any,
 ) -> tuple[Run, DeepDiscovery]:
-    """Search the deep space on one benchmark or several.
+    """Search the deep space on one benchmark or several: the run and its result.
 
-    Args:
-        benchmark: as in `lmscout.discover`, as are the others.
-        config: of the search.
-        n_search: number of search architectures; one for all, or one each.
-        progress: whether to show progress, or a callback.
-        common: arguments of `run_settings`; without `out` the run has a folder under runs/.
-
-    Returns:
-        The run, and its result.
-
-    Raises:
-        LmscoutError: an argument is invalid, or a benchmark cannot be read.
+    See `lmscout.discover`; without `out` the run has a folder under runs/.  LmscoutError if an
+    argument is invalid, or a benchmark cannot be read.
     """
-    from lmscout.discovery.kept import kept_deep_discovery
     from lmscout.discovery.splits import search_sizes
-    from lmscout.discovery.symbolic_search import DeepSettings
+    from lmscout.discovery.symbolic_search import DeepSettings, kept_deep_discovery
 
     benchmarks = _benchmarks(benchmark)
     sizes = search_sizes(n_search, len(benchmarks))
@@ -208,9 +176,7 @@ def discover_deep(
         )
 
 
-def _benchmarks(
-    given: str | Benchmark | Sequence[str | Benchmark],
-) -> list[str | Benchmark]:
+def _benchmarks(given: str | Benchmark | Sequence[str | Benchmark]) -> list[str | Benchmark]:
     from lmscout.benchmarks import Benchmark
 
     return [given] if isinstance(given, str | Benchmark) else list(given)

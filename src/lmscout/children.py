@@ -37,10 +37,7 @@ _WATCH_SECONDS = 0.5
 def end_with_parent(parent: int) -> None:
     """End this process within a second after its parent, which may have ended already.
 
-    On Linux the kernel kills this process; elsewhere a thread watches the parent.
-
-    Args:
-        parent: process id of the parent.
+    On Linux the kernel kills this process; elsewhere a thread watches the parent's process id.
     """
     if not _killed_by_kernel():
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -106,11 +103,8 @@ def begin_worker(parent: int, *modules: str) -> None:
 def python_child(module: str, call: str, *, finishes: bool = False) -> list[str]:
     """The command line of a Python process that ends with this one; start it in `signals_held`.
 
-    Args:
-        module: full name of a module.
-        call: function of the module, without arguments, that is the work of the process.
-        finishes: whether the function itself ends when its standard input does, after the work
-            that it was given.
+    Its work is a function of a module, called without arguments; `finishes` says that it ends by
+    itself when its standard input does, after the work that it was given.
     """
     begin = f"end_with_parent({os.getpid()}); "
     work = f"load_modules({module!r}); from {module} import {call}; {call}()"
@@ -123,11 +117,8 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python script in a process that ends with this one, and wait for it.
 
-    Args:
-        script: path of the script, which need not import lmscout; it begins without garbage
-            collection, as `load_modules` does, and enables it when its modules are imported.
-        arguments: of the script.
-        env: its environment.
+    The script need not import lmscout.  It begins without garbage collection, as `load_modules`
+    does, and enables it when its modules are imported.
     """
     command = [sys.executable, "-P", __file__, str(os.getpid()), script, *arguments]
     with signals_held():

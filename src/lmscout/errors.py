@@ -2,6 +2,7 @@
 
 import re
 import reprlib
+from collections.abc import Iterable
 
 _LONGEST = 60
 _NO_MEMORY = (  # of PyTorch's allocator, the system's, C++'s, and for the stack of a thread
@@ -24,14 +25,7 @@ class LmscoutError(Exception):
 
 
 def check_whole(name: str, given: object, least: int, most: int | None = None) -> None:
-    """Raise LmscoutError unless a setting is a whole number within bounds.
-
-    Args:
-        name: of the setting in the message.
-        given: its value.
-        least: smallest value.
-        most: largest value; None for no bound.
-    """
+    """Raise LmscoutError unless the setting of this name is a whole number within bounds."""
     if isinstance(given, bool) or not isinstance(given, int):
         raise LmscoutError(f"{name} of {given!r} is no whole number: give {least} or more")
     if given < least:
@@ -74,6 +68,33 @@ def shown(value: object) -> str:
     if isinstance(value, str) and len(value) <= _LONGEST and value.isprintable():
         return value
     return brief(value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that resembles `name` most, or None if none does."""
+    from difflib import get_close_matches
+
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    found = get_close_matches(name[:_LONGEST].lower(), by_lower, n=1)
+    return by_lower[found[0]] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail `; did you mean 'x'?` of an error, or nothing if no known name is near."""
+    guess = nearest(name, known)
+    return f"; did you mean {guess!r}?" if guess else ""
+
+
+def require_known(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise LmscoutError, with the known names and the nearest of them, unless a name is known."""
+    known = tuple(known)
+    if not isinstance(name, str):
+        raise LmscoutError(f"{kind} must be a name, not {brief(name)}")
+    if name not in known:
+        raise LmscoutError(
+            f"unknown {kind} {brief(name)}: expected one of {', '.join(known)}"
+            f"{did_you_mean(name, known)}"
+        )
 
 
 def without_passwords(text: str) -> str:

@@ -47,17 +47,11 @@ def write_file(
     """Write a file atomically.
 
     A link is followed.  A device or a pipe is written to.  A new file has the permissions that
-    the umask gives, a replaced one keeps its own.
+    the umask gives, a replaced one keeps its own.  The content is text, written as UTF-8; bytes;
+    or a function that writes to the path that it is called with, for libraries that write files.
 
-    Args:
-        path: the file, in a folder that exists.
-        content: text, written as UTF-8; bytes; or a function that writes to the path that it is
-            called with, for libraries that write files themselves.
-        name: the file in error messages, such as ``--json FILE``; its path if None.
-        remedy: for error messages.
-
-    Raises:
-        LmscoutError: the file cannot be written; it is unchanged.
+    LmscoutError, with the file's name (its path if None) and the remedy, if the file cannot be
+    written; it is unchanged.
     """
     with _one_line(name or str(path), remedy):
         target = _target(path)
@@ -87,23 +81,15 @@ def write_file(
 
 @contextmanager
 def atomic_folder(
-    folder: Path,
-    *,
-    last: str | None = None,
-    name: str | None = None,
-    remedy: str = "name another",
+    folder: Path, *, last: str | None = None, name: str | None = None, remedy: str = "name another"
 ) -> Iterator[Path]:
     """A draft to write into, which becomes `folder` once the block ends without an error.
 
-    Args:
-        folder: must not exist, or be empty, unless `last` is given.
-        last: file that makes the folder complete. A folder that holds files keeps them: the
-            draft's files are moved into it, this file after all others.
-        name: the folder in error messages; its path if None.
-        remedy: for error messages.
+    The folder must not exist, or be empty, unless `last` names the file that makes it complete: it
+    keeps its files then, and the draft's files are moved into it, this one after all others.
 
-    Raises:
-        LmscoutError: the folder is not empty or cannot be written; nothing is left behind.
+    LmscoutError, with the folder's name (its path if None) and the remedy, if it is not empty or
+    cannot be written; nothing is left behind.
     """
     name = name or f"folder {folder}"
     with contextlib.ExitStack() as stack:

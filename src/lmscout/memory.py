@@ -39,13 +39,7 @@ def total_memory() -> int:
 
 
 def require_memory(what: str, needed: int, remedy: str) -> None:
-    """Raise LmscoutError if some work needs more memory than is available.
-
-    Args:
-        what: the work, for the message.
-        needed: bytes.
-        remedy: for the message.
-    """
+    """Raise LmscoutError if some work needs more bytes than are available; "WHAT needs ..."."""
     if needed > 2**20 and needed > (there := available_memory()):
         raise LmscoutError(
             f"{what} needs too much memory (got {needed / GIB:,.4g} GiB, expected at most "

@@ -158,16 +158,10 @@ def partial_spearman(scores: npt.ArrayLike, quality: npt.ArrayLike, given: npt.A
 def within_cell_spearman(
     scores: npt.ArrayLike, quality: npt.ArrayLike, cells: Sequence[Hashable]
 ) -> float:
-    """Spearman's ρ inside cells of architectures of one shape, averaged over the cells.
+    """Spearman's ρ of scores [n] and quality [n] inside cells [n], such as (depth, width).
 
-    Args:
-        scores: [n] one score per architecture.
-        quality: [n] measured quality.
-        cells: [n] the cell of each architecture, such as (depth, width).
-
-    Returns:
-        The mean of ρ over cells of at least five architectures, weighted by their size; 0 for a
-        cell with constant scores.  NaN if no cell is that large.
+    It is the mean over cells of at least five architectures, weighted by their size; 0 for a cell
+    with constant scores.  NaN if no cell is that large.
     """
     x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     members: dict[Hashable, list[int]] = {}
@@ -234,11 +228,7 @@ def expected_best_rank(ranks: npt.ArrayLike, k: int) -> float:
     """Expected rank of the best of k architectures drawn at random without replacement.
 
     The best is the i-th of all n with probability C(n - i, k - 1) / C(n, k), so that without ties
-    the expectation is (n + 1) / (k + 1).
-
-    Args:
-        ranks: [n] of all architectures, from `true_ranks`.
-        k: number drawn, 1 to n.
+    the expectation is (n + 1) / (k + 1).  The ranks [n] are from `true_ranks`; k is 1 to n.
     """
     ordered = np.sort(np.asarray(ranks, np.float64))
     n = len(ordered)
@@ -253,9 +243,7 @@ def expected_best_rank(ranks: npt.ArrayLike, k: int) -> float:
 def equivalent_trials(ranks: Array, rank: float) -> int:
     """The fewest random trials whose best is expected to be at least as good as a rank.
 
-    Args:
-        ranks: [n] of all architectures, from `true_ranks`.
-        rank: one of them, or a mean of some.
+    The rank is one of `true_ranks` [n], or a mean of some.
     """
 
     def as_good(k: int) -> bool:  # the expectation does not increase with k

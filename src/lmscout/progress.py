@@ -60,13 +60,8 @@ def part_of(update: StageProgress | None, before: int, total: int) -> StageProgr
 def shown_progress(progress: bool | Progress | None = True) -> Iterator[Progress | None]:
     """Show progress on stderr while the block runs.
 
-    On a terminal each stage has a bar, removed at the end; elsewhere see `LineReporter`.
-
-    Args:
-        progress: True to show it; False or None to show nothing; a callback to call instead.
-
-    Yields:
-        The callback to pass on; None if nothing is shown.
+    On a terminal each stage has a bar, removed at the end; elsewhere see `LineReporter`.  It yields
+    the callback to pass on, which is a given one; None if nothing is shown.
     """
     if progress is None or progress is False or (progress is True and sys.stderr is None):
         yield None
@@ -93,12 +88,7 @@ class LineReporter:
     """
 
     def __init__(self, stream: TextIO, every: float = 60.0) -> None:
-        """Write to a stream.
-
-        Args:
-            stream: such as ``sys.stderr``.
-            every: seconds between two lines of a stage.
-        """
+        """Write to a stream, with so many seconds between two lines of a stage."""
         self._stream, self._every = stream, every
         self._stage: str | None = None  # that runs
         self._steps: dict[str, str] = {}  # of every stage

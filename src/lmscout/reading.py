@@ -67,17 +67,11 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
 def read_bytes(
     path: Path, most: int, *, compressed: bool = False, pipe: bool = False, name: str = ""
 ) -> bytes:
-    """Read a whole file.
+    """Read a whole file of at most so many bytes, after decompression.
 
-    Args:
-        path: the file.
-        most: maximum number of bytes, after decompression.
-        compressed: whether gzip, recognised by its first bytes, is decompressed.
-        pipe: whether a pipe or a device, as of `<(command)`, is read too.
-        name: of the file in messages; its path by default.
-
-    Raises:
-        LmscoutError: the file cannot be read, is damaged or too large.
+    If `compressed`, gzip is recognised by its first bytes and decompressed; if `pipe`, a pipe or a
+    device, as of `<(command)`, is read too.  LmscoutError, with the name of the file (its path by
+    default), if it cannot be read, is damaged or too large.
     """
     name = name or str(path)
     with _readable(path, name, pipe=pipe) as file:
@@ -124,16 +118,11 @@ def read_text(path: Path, most: int = MOST_STRUCTURED) -> str:
 
 
 def read_json(path: Path, *, lenient: bool = False, surrogates: bool = False) -> Any:
-    """Read a file that holds one JSON value.
+    """Read a file that holds one JSON value, in UTF-8.
 
-    Args:
-        path: the file, in UTF-8.
-        lenient: whether a name may occur twice in one object; the last one counts, as for the
-            libraries that read the file again.
-        surrogates: whether strings may hold lone surrogates, as file names that are not UTF-8 do.
-
-    Raises:
-        LmscoutError: the file cannot be read, is not JSON, or is beyond a bound.
+    If `lenient`, a name may occur twice in one object; the last one counts, as for the libraries
+    that read the file again.  If `surrogates`, strings may hold lone surrogates, as file names that
+    are not UTF-8 do.  LmscoutError if the file cannot be read, is not JSON, or is beyond a bound.
     """
     return parse_json(read_text(path), str(path), lenient=lenient, surrogates=surrogates)
 
@@ -163,8 +152,7 @@ def read_json_rows(path: Path) -> list[Any]:
 def parse_json_lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
     """Yield line numbers, from 1, and values of JSON lines; blank lines are skipped.
 
-    Raises:
-        LmscoutError: a line is not JSON, or is beyond a bound.
+    LmscoutError if a line is not JSON, or is beyond a bound.
     """
     for number, line in enumerate(io.StringIO(text), start=1):
         if number > MOST_VALUES:
@@ -181,18 +169,10 @@ def parse_json(
     surrogates: bool = False,
     single_line: bool = False,
 ) -> Any:
-    """Parse a JSON text.
+    """Parse the JSON text of a named file, see `read_json`, or one of its JSON lines.
 
-    Args:
-        text: the text.
-        name: of its file, for messages.
-        lenient: as for `read_json`.
-        surrogates: as for `read_json`.
-        single_line: whether it is one of several JSON lines.
-
-    Raises:
-        LmscoutError: it is not JSON, nests too deep, has too many values or digits, a name twice
-            in one object, or a lone surrogate.
+    LmscoutError if it is not JSON, nests too deep, or has too many values or digits, a name twice
+    in one object, or a lone surrogate.
     """
     most = _MOST_LINE if single_line else MOST_STRUCTURED
     if len(text) > most:
@@ -225,16 +205,10 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def parse_yaml(text: str, name: str) -> dict[Any, Any]:
-    """Parse a YAML mapping of plain data.
+    """Parse a YAML mapping of plain data, of a named file.
 
-    Events are counted, without recursion, before anything is constructed.
-
-    Args:
-        text: the text.
-        name: of its file, for messages.
-
-    Raises:
-        LmscoutError: not YAML, a tag that names Python code, not a mapping, or beyond a bound.
+    Events are counted, without recursion, before anything is constructed.  LmscoutError if it is
+    not YAML, not a mapping or beyond a bound, or has a tag that names Python code.
     """
     try:
         _check_events(text, name)
@@ -260,15 +234,9 @@ def parse_yaml(text: str, name: str) -> dict[Any, Any]:
 
 
 def named_file(folder: Path, name: object, where: str) -> Path:
-    """Path of a file in a folder by a name that was read from another file.
+    """Path of a file in a folder by a name that was read from another file, `where`.
 
-    Args:
-        folder: the folder.
-        name: of the file, of any type.
-        where: the file that names it, for messages.
-
-    Raises:
-        LmscoutError: it is no file name, or leaves the folder.
+    LmscoutError if it is no file name, or leaves the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name or len(name.encode()) > 255:
         raise LmscoutError(f"{where}: {brief(name)} is no file name; fetch it again")
@@ -283,14 +251,9 @@ def named_file(folder: Path, name: object, where: str) -> Path:
 
 
 def check_inside(path: Path, folder: Path | None = None) -> None:
-    """Refuse a link to a file outside a folder; the Hub's cache links to its own blobs.
+    """Raise LmscoutError for a link that leads nowhere or outside a folder, by default its own.
 
-    Args:
-        path: the file, which need not be a link.
-        folder: the folder; the file's own if None.
-
-    Raises:
-        LmscoutError: it is such a link, or leads nowhere.
+    The Hub's cache links to its own blobs.
     """
     if not path.is_symlink():
         return

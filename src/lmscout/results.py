@@ -36,15 +36,10 @@ _DAMAGE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, 
 
 @dataclass(frozen=True)
 class SavedAs:
-    """Annotation of a dataclass field with a JSON form of its own; None stays None.
+    """Annotation of a dataclass field with a JSON form of its own; None stays None."""
 
-    Attributes:
-        write: converts the value to JSON data.
-        read: converts it back.
-    """
-
-    write: Callable[[Any], object]
-    read: Callable[[Any], object]
+    write: Callable[[Any], object]  # converts the value to JSON data
+    read: Callable[[Any], object]  # converts it back
 
 
 class NotSaved:
@@ -73,7 +68,7 @@ class Result:
     def summary(self) -> str:
         """The result as the command line prints it, without colours."""
         # By name, since the command line imports this module.
-        text: str = import_module("lmscout.cli.summary").summary(self)
+        text: str = import_module("lmscout.cli.console").summary(self)
         return text
 
     def rows(self) -> list[dict[str, Any]]:
@@ -105,7 +100,7 @@ class Result:
     def _repr_html_(self) -> str:
         """The result in a notebook: one line, the table, and the figure."""
         try:
-            drawn = import_module("lmscout.plots.notebook").embedded(self.plot())
+            drawn = import_module("lmscout.plots.style").embedded(self.plot())
         except LmscoutError:  # nothing that can be drawn
             drawn = ""
         return f"<p>{html.escape(repr(self))}</p>{self.to_frame()._repr_html_()}{drawn}"

@@ -36,21 +36,13 @@ Of = TypeVar("Of", bound=Result)
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a command and its folder, see `open_run`.
-
-    Attributes:
-        folder: of the run.
-        command: such as "rank".
-        settings: all on which the result depends, as JSON data.
-        begun: whether the folder held this run already.
-        finished: whether it holds the result.
-    """
+    """A run of a command and its folder, see `open_run`."""
 
     folder: Path
-    command: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    begun: bool = False
-    finished: bool = False
+    command: str  # such as "rank"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # all on which the result depends
+    begun: bool = False  # whether the folder held this run already
+    finished: bool = False  # whether it holds the result
 
     @property
     def name(self) -> str:
@@ -87,15 +79,10 @@ class Run:
 
     @contextmanager
     def saving(self, result: Result, **more: object) -> Iterator[Path]:
-        """A draft of the folder for further files, which is saved with settings and result.
+        """A draft of the folder for further files, saved with (more) settings and the result.
 
-        Args:
-            result: the result.
-            more: further entries of the settings.
-
-        Raises:
-            LmscoutError: the folder cannot be written; or another run was saved there meanwhile,
-                and the message names the folder of this one.
+        LmscoutError if the folder cannot be written; or another run was saved there meanwhile, and
+        the message names the folder of this one.
         """
         wanted = {"command": self.command, **self.settings}
         there = read_settings(self.folder) if (self.folder / SETTINGS).is_file() else wanted
@@ -135,17 +122,9 @@ def open_run(
 ) -> Run:
     """Inspect a run folder before any work: new, begun, or finished by the same command.
 
-    Drafts of killed processes are removed; nothing is written.
-
-    Args:
-        folder: of the run; need not exist.
-        command: such as "rank".
-        settings: all on which the result depends.
-        foreign: whether the folder may hold files without ``settings.json``.
-        continues: whether an unfinished run may continue with other settings.
-
-    Raises:
-        LmscoutError: the folder holds another run or something else, or cannot be written.
+    Drafts of killed processes are removed; nothing is written.  A `foreign` folder may hold files
+    without ``settings.json``; if `continues`, an unfinished run may continue with other settings.
+    LmscoutError if the folder holds another run or something else, or cannot be written.
     """
     remove_drafts(folder.parent, folder.name)
     remove_drafts(folder)
@@ -183,18 +162,9 @@ def kept_result(
     compute: Callable[[], Of],
     save: Callable[[Run, Of], None] = Run.save,
 ) -> Of:
-    """The result of a finished run in a folder; else compute it, and keep it there.
+    """The result of a finished run in a folder, see `open_run`; else compute and save it.
 
-    Args:
-        folder: of the run; None to keep nothing.
-        command: such as "rank".
-        settings: all on which the result depends.
-        kind: type of the result.
-        compute: computes it.
-        save: writes the run folder.
-
-    Raises:
-        LmscoutError: as `open_run`, or the folder cannot be written.
+    Without a folder nothing is kept.  LmscoutError as `open_run`, or if it cannot be written.
     """
     if folder is None:
         return compute()

@@ -5,7 +5,7 @@ import urllib.error
 import pytest
 from file_server import serving
 
-from lmscout.benchmarks.download import content_digest, describe, download
+from lmscout.benchmarks.loading import content_digest, describe, download
 from lmscout.errors import LmscoutError
 
 FILES = ("a.yaml", "deep/er/b.yaml", "c.yaml")

@@ -7,8 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import SPACE
 
-from lmscout.benchmarks.limits import limits_of, multiply_adds, parameters
-from lmscout.benchmarks.mutation import Form, allowed, form_of, limited, smallest_of
+from lmscout.benchmarks.limits import (
+    Form,
+    allowed,
+    form_of,
+    limited,
+    limits_of,
+    multiply_adds,
+    parameters,
+    smallest_of,
+)
 from lmscout.benchmarks.space import NANO, PICO
 from lmscout.errors import LmscoutError
 from lmscout.models import Gpt2Spec

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from file_server import serving
 
-from lmscout.benchmarks.download import FLEXIBERT, LTS, cache_directory, find_flexibert, find_lts
+from lmscout.benchmarks.loading import FLEXIBERT, LTS, cache_directory, find_flexibert, find_lts
 from lmscout.errors import LmscoutError
 
 # A port on which nothing listens: what being offline looks like.

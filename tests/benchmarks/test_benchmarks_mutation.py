@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import SPACE
 
-from lmscout.benchmarks.mutation import form_of, mutate
+from lmscout.benchmarks.limits import form_of, mutate
 from lmscout.benchmarks.space import LLAMA, NANO, PICO, sample
 from lmscout.models import Gpt2Spec, LlamaSpec
 

@@ -36,9 +36,13 @@ from lmscout.discovery.filters import (
     SearchData,
     draw_rungs,
 )
-from lmscout.discovery.kept import begin_deep
 from lmscout.discovery.search_record import BATCH, Record, evolve
-from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings, discover_deep
+from lmscout.discovery.symbolic_search import (
+    DeepDiscovery,
+    DeepSettings,
+    begin_deep,
+    discover_deep,
+)
 from lmscout.errors import LmscoutError
 from lmscout.proxies import Expression, Grammar, canonical, format_expression, parse, walk
 from lmscout.proxies.grammar import every_score, random_score, subtree_mutation

@@ -10,8 +10,7 @@ import pytest
 from designing_process import BATCH, EVALUATIONS, SPACE, design_tiny
 
 import lmscout
-from lmscout.benchmarks.limits import limits_of
-from lmscout.benchmarks.mutation import form_of
+from lmscout.benchmarks.limits import form_of, limits_of
 from lmscout.discovery import Design, design, signed_proxy
 from lmscout.discovery.design import AT_ONCE
 from lmscout.errors import LmscoutError

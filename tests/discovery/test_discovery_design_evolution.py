@@ -2,8 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lmscout.benchmarks.limits import limits_of
-from lmscout.benchmarks.mutation import form_of, limited
+from lmscout.benchmarks.limits import form_of, limited, limits_of
 from lmscout.benchmarks.space import NANO, PICO
 from lmscout.discovery.design import RegularizedEvolution
 

@@ -8,9 +8,8 @@ import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
 from lmscout.discovery import discover, rank_proxies
-from lmscout.discovery.discover import Discovery
-from lmscout.discovery.kept import save_discovery, save_rank
-from lmscout.discovery.rank import RankResult
+from lmscout.discovery.discover import Discovery, save_discovery
+from lmscout.discovery.rank import RankResult, save_rank
 from lmscout.errors import LmscoutError
 from lmscout.proxies import CATALOG, as_published, evaluate, format_expression, parse, published
 from lmscout.runs import Run, default_run_folder, open_run

@@ -11,7 +11,7 @@ from tiny_benchmark import tiny_benchmark
 import lmscout
 from lmscout.benchmarks.limits import limits_of
 from lmscout.discovery import Selection, pick, signed_proxy
-from lmscout.discovery.choices import certainty
+from lmscout.discovery.design import certainty
 from lmscout.discovery.selection import assess_pick, chosen
 from lmscout.errors import LmscoutError
 from lmscout.models import spec_from_dict

@@ -6,13 +6,13 @@ import pytest
 import scipy.stats
 from tiny_benchmark import tiny_benchmark
 
-from lmscout.discovery.splits import halves
-from lmscout.discovery.surrogate_formula import (
+from lmscout.discovery.explain import (
     formula_scores,
     formula_text,
     formulas,
     surrogate,
 )
+from lmscout.discovery.splits import halves
 
 BENCHMARK = tiny_benchmark(60)
 DEPTH = np.array([spec.depth for spec in BENCHMARK.specs], float)

@@ -46,12 +46,6 @@ def test_one_latency_table_serves_all_blocks():
     assert budget.cost(np.array([[1, 2, 3, 0]])) == pytest.approx([1 + 2 + 7])
 
 
-@pytest.mark.parametrize("keep", [0.0, -1.0, 1.2, float("nan")])
-def test_a_share_that_is_none_is_refused(keep):
-    with pytest.raises(LmscoutError, match="share above 0 and at most 1"):
-        keep_budget(SHAPE, keep)
-
-
 def test_a_table_of_the_wrong_length_is_refused():
     with pytest.raises(LmscoutError, match=r"3, 7, 8 entries, expected 3 of 6, 7, 8"):
         latency_budget(

@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 
 from lmscout.cluster import WorkerLostError
 from lmscout.errors import LmscoutError
-from lmscout.pruning.devices import ATTEMPTS, DeviceQueue, Schedule, SerialQueue
+from lmscout.pruning.devices import (
+    ATTEMPTS,
+    DeviceQueue,
+    RemoteEvaluator,
+    Schedule,
+    SerialQueue,
+)
 from lmscout.pruning.evaluator import Measurement
 from lmscout.pruning.plan import Plan
-from lmscout.pruning.remote import RemoteEvaluator
 
 
 def task(number):
@@ -141,7 +146,7 @@ def test_what_was_added_first_is_done_first_but_for_a_last_plan():
 class Mortal:
     """A worker of a cluster that ends when it measures certain plans, and may come back."""
 
-    shape = references = tokens = dense_nll = None  # as if of the model here
+    shape = references = None  # as if of the model here
 
     def __init__(self, fatal=(), returns=True, after=()):
         self.fatal, self.returns, self.alive, self.seen = set(fatal), returns, True, []

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lmscout.errors import LmscoutError
 from lmscout.pruning.features import SCALES, ImportanceMass, PlanFeatures, TargetScale
 from lmscout.pruning.plan import Shape
 
@@ -42,13 +41,6 @@ def test_no_feature_falls_where_more_is_removed(seed):
     features = PlanFeatures(SHAPE, ImportanceMass.of_scores(*SCORES))
     first, second = features(np.array([more, less]))
     assert (second >= first - 1e-12).all()
-
-
-def test_importance_of_another_model_is_refused():
-    with pytest.raises(LmscoutError, match="attention does not fit"):
-        PlanFeatures(SHAPE, ImportanceMass.of_scores([[1.0], [2.0]], SCORES[1]))
-    with pytest.raises(LmscoutError, match="mlp holds a number that is not finite"):
-        PlanFeatures(SHAPE, ImportanceMass.of_scores(SCORES[0], [[np.nan] * 5, [1.0] * 3]))
 
 
 @settings(max_examples=50)

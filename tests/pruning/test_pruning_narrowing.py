@@ -5,14 +5,14 @@ import pytest
 from synthetic_quality import Synthetic
 
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.narrowing import (
+from lmscout.pruning.plan import as_rows, dense_row, kept_shares
+from lmscout.pruning.proposer import (
     INSENSITIVE,
     SENSITIVE,
     NarrowingStep,
     narrow,
     partial_dependence,
 )
-from lmscout.pruning.plan import as_rows, dense_row, kept_shares
 from lmscout.pruning.ranges import Ranges, Target, best_pairs, fit
 from lmscout.pruning.study import Pair
 

@@ -11,7 +11,7 @@ from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import CalibrationConfig, calibrate
 from lmscout.pruning.config import PruneConfig, check_request
 from lmscout.pruning.features import PlanFeatures
-from lmscout.pruning.finalists import candidates_of, measure_finalists
+from lmscout.pruning.finalists import Contest
 from lmscout.pruning.measuring import fitted_to_proxy, proxy_columns, proxy_objectives
 from lmscout.pruning.plan import as_plans, as_rows, dense_row
 from lmscout.pruning.predictor import fit_predictor
@@ -38,17 +38,24 @@ def drawn(shape, budget, count, seed=0):
     return np.unique(rows[budget.meets(rows)], axis=0)
 
 
+def contest_of(calibrated, fitted, space):
+    """Without studies, as a proxy needs no measured plans."""
+    studies = None, None, None
+    return Contest(calibrated, *studies, fitted, space, None, refit=False, seed=0)
+
+
 def test_the_best_plan_scores_higher_than_any_drawn_and_nothing_is_measured(calibrated):
     shape = calibrated.shape
     budget = keep_budget(shape, 0.7)
     target = Target(budget, Ranges.above(shape))
     fitted = fitted_to_proxy(SNIP, calibrated, [target])
-    plans = candidates_of(None, fitted, PlanSpace(shape), target, calibrated.mass, seed=0)
+    contest = contest_of(calibrated, fitted, PlanSpace(shape))
+    plans = contest.candidates(target)
     assert len(plans) == 1
     scores = fitted.objective.scores
     assert scores(as_rows(plans))[0] >= scores(drawn(shape, budget, 500)).max()
     assert budget.meets(as_rows(plans)).all()
-    ((winner,),) = measure_finalists(calibrated, None, None, fitted, [plans])
+    ((winner,),) = contest.measured([plans])
     assert winner.plan == plans[0]
     assert (winner.predicted, winner.measured, winner.held_out) == (None, None, None)
 
@@ -59,7 +66,7 @@ def test_uniform_plans_are_scored_too(calibrated):
     budget = keep_budget(shape, 0.6)
     target = Target(budget, Ranges.above(shape))
     fitted = fitted_to_proxy(SNIP, calibrated, [target])
-    (plan,) = candidates_of(None, fitted, space, target, calibrated.mass, seed=0)
+    (plan,) = contest_of(calibrated, fitted, space).candidates(target)
     assert space.meets(as_rows([plan]), budget).all()
 
 

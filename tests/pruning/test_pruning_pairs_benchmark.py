@@ -112,9 +112,8 @@ def test_discovery_finds_the_proxy_of_the_quality_and_caches_statistics(run, cac
     folder, _ = run
     pair_study = study_benchmark(str(folder), cache / "statistics")
     space = published(("sum",))
-    found = discover(
-        pair_study.benchmark, space, search=20, seed=0, cache=cache, read=pair_study.read
-    )
+    known = pair_study.benchmark, pair_study.read
+    found = discover("study", space, search=20, seed=0, cache=cache, source=lambda: known)
     assert found.test.agreement.spearman.value == pytest.approx(1.0)
     assert abs(found.search[0]) == pytest.approx(1.0)
     assert found.sign == 1
@@ -136,13 +135,8 @@ def test_another_text_is_refused(run, tmp_path, text):
         pair_study.read((("abs",),))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "said"),
-    [(torch.bfloat16, True), (torch.float16, True), (torch.float16, False)],  # saved in float16
-)
-def test_pairs_of_16_bits_are_known_by_their_model_and_read_in_float32(
-    run, text, tmp_path, dtype, said
-):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])  # saved in float16
+def test_pairs_of_16_bits_are_known_by_their_model_and_read_in_float32(run, text, tmp_path, dtype):
     folder = tmp_path / "run"
     loaded = load_model(str(tiny_folder()), dtype)
     calibrated = calibrate(
@@ -152,15 +146,11 @@ def test_pairs_of_16_bits_are_known_by_their_model_and_read_in_float32(
     )
     plans = as_plans(run[1][:8])
     with PairStudy(folder, calibrated.shape, calibrated.study_settings) as pair_study:
-        origin = str(tiny_folder()), str(text)
-        if said:
-            record_origin(pair_study, *origin, SETTINGS, dtype)
-        else:  # as before it was written down
-            pair_study.note("origin", json.dumps(dict(zip(("model", "text"), origin, strict=True))))
+        record_origin(pair_study, str(tiny_folder()), str(text), SETTINGS, dtype)
         for number, plan in enumerate(plans):
             pair_study.add(Pair(plan, float(number), 600))
     found = study_benchmark(str(folder), tmp_path / "cache")
-    assert found.recorded.dtype == (dtype if said else None)
+    assert found.recorded.dtype == dtype
     assert found.loaded.model.dtype == torch.float32
     values = found.read((("abs",),)).values
     if dtype == torch.float16:  # as it is saved: nothing was rounded

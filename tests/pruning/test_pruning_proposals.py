@@ -12,9 +12,9 @@ from synthetic_quality import Synthetic
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import keep_budget
-from lmscout.pruning.narrowing import narrow
 from lmscout.pruning.plan import Shape, as_plans, as_rows, dense_row
 from lmscout.pruning.predictor import fit_predictor
+from lmscout.pruning.proposer import narrow
 from lmscout.pruning.ranges import Ranges, Target, fit, uniform
 from lmscout.pruning.sampler import (
     families,

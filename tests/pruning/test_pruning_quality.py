@@ -18,8 +18,8 @@ from lmscout.pruning import CalibrationConfig, PairStudy, Pruning
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.calibration import calibrate
 from lmscout.pruning.config import PruneConfig, check_request
+from lmscout.pruning.finalists import FRONT, Contest, smallest, upper_limit
 from lmscout.pruning.measuring import Fitted
-from lmscout.pruning.quality import FRONT, Contest, smallest, upper_limit
 from lmscout.pruning.space import PlanSpace
 
 LIMIT = 0.05
@@ -184,15 +184,15 @@ def test_a_bound_that_no_plan_meets_names_the_nearest_and_one_that_all_meet_is_t
     words = str(refused.value)
     assert "\n" not in words
     nearest = float(words.partition("can be had is ")[2].split()[0])
-    found = smallest(contest, nearest)
-    assert found.keep > 0.9
-    assert f"keep {found.keep:g}" in found.bound.words
-    found = smallest(contest, 99.0)
-    assert all(one.meets for one in found.bound.tested)
-    assert found.keep == min(one.keep for one in found.bound.tested) < 0.2
-    assert "no smaller size can be had" in found.bound.words
-    coarse = smallest(contest, 0.2, tolerance=0.2).bound.tested
-    assert len(coarse) <= len(smallest(contest, 0.2).bound.tested)
+    _, bound = smallest(contest, nearest)
+    assert bound.keep > 0.9
+    assert f"keep {bound.keep:g}" in bound.words
+    _, bound = smallest(contest, 99.0)
+    assert all(one.meets for one in bound.tested)
+    assert bound.keep == min(one.keep for one in bound.tested) < 0.2
+    assert "no smaller size can be had" in bound.words
+    coarse = smallest(contest, 0.2, tolerance=0.2)[1].tested
+    assert len(coarse) <= len(smallest(contest, 0.2)[1].tested)
 
 
 @pytest.mark.parametrize(

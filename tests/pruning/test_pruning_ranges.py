@@ -128,11 +128,6 @@ def test_a_budget_that_no_plan_meets_names_the_nearest():
         ranges.require(linear_budget("size", SHAPE, 10.0, unit=("million", 1e6)))
 
 
-def test_ranges_upside_down_are_refused():
-    with pytest.raises(LmscoutError, match="above the most"):
-        Ranges(Plan((2,), (3,)), Plan((1,), (3,)))
-
-
 def test_rows_and_plans_are_the_same_thing():
     plans = [Plan((1, 2), (3, 4)), Plan((5, 6), (7, 8))]
     assert as_plans(as_rows(plans)) == plans

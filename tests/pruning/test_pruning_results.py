@@ -52,6 +52,20 @@ def test_a_found_model_that_is_worse_is_said_to_be_worse_and_by_how_much():
     ]
 
 
+def test_the_margin_of_the_selected_plan_is_over_a_finalist_with_weights_of_its_kind():
+    chunks = (0.4, 0.5, 0.6)
+    first, second = (
+        Finalist(PLAN, 0.5, 0.5, 0.6, tuple(one + more for one in chunks), refit)
+        for more, refit in ((0.0, 0.5), (0.02, 0.52))
+    )
+    plain = Finalist(PLAN, 0.5, 0.5, 0.7, (0.6, 0.7, 0.8))
+    one = replace(size(), finalists=(first, second, plain))
+    start = "keep 0.8: selected plan +0.500 nats/token over the dense model"
+    assert one.words == f"{start}, the next of 2 refit finalists 0.020 ± 0.000 more"
+    one = replace(size(), finalists=(first, plain))
+    assert one.words == f"{start}; no other finalist was refit"
+
+
 def test_by_one_measure_alone_it_is_worse_as_well():
     one = size(row("uniform", 0.9, 200.0), row("found", 0.5, 201.0))
     assert one.verdict == (

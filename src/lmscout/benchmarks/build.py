@@ -54,14 +54,9 @@ SEEDS = 3
 
 
 def devices_of(wanted: str) -> tuple[str, ...]:
-    """The devices that a user's word means.
+    """The devices of ``auto`` (every GPU, or else the CPU), ``cuda``, ``cuda:1`` or ``cpu``.
 
-    Args:
-        wanted: ``auto`` (every GPU, or else the CPU), ``cuda`` (every GPU), ``cuda:1`` or
-            ``cpu``.
-
-    Raises:
-        LmscoutError: it is none of these, or there is no such device.
+    LmscoutError for another word, or if there is no such device.
     """
     gpus = tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
     if wanted == "cpu" or (wanted == "auto" and not gpus):
@@ -94,20 +89,11 @@ def default_workers(devices: Sequence[str]) -> int:
 
 
 def spread(task: Task, jobs: Sequence[Any], devices: Sequence[str], workers: int) -> Iterator[int]:
-    """Do every job once, and yield how many are done.
+    """Do every job once, started in the order given, and yield how many are done.
 
     One worker on a CPU is this process.  Otherwise workers are processes that end with this one;
-    devices are dealt out to them in order.
-
-    Args:
-        task: does a job on a device; is sent to each worker once, so it must be picklable.
-        jobs: in the order in which they are started.
-        devices: of the workers.
-        workers: number of jobs at once.
-
-    Raises:
-        LmscoutError: a worker died.
-        Exception: as the task raises it.
+    the task is sent to each once, pickled, and devices are dealt out to them in order.
+    LmscoutError if a worker died; other errors as the task raises them.
     """
     if workers == 1 and devices[0] == "cpu":
         for done, job in enumerate(jobs, start=1):
@@ -229,27 +215,10 @@ def build(
 ) -> Built:
     """Train architectures of a space and write a benchmark; continue one that was begun.
 
-    Args:
-        space: architectures are drawn from it.
-        n: number of architectures.
-        out: the benchmark's folder.
-        data: training and validation tokens.
-        recipe: of the training.
-        seed: of the draw.
-        seeds: number of seeds of every tenth architecture, and of each one in a space with
-            budgets; the others have one.
-        device: as in `devices_of`.
-        workers: models trained at once; `default_workers` if None.
-        cluster: address of a cluster that trains them, on GPUs if it has any and the device is
-            not ``cpu``; None for this machine.
-        progress: called with the numbers of trained and of all models.
-
-    Returns:
-        The result; of a benchmark that was finished before, the saved one.
-
-    Raises:
-        LmscoutError: the folder holds another benchmark or cannot be written, the tokens do
-            not suffice, or there is no such device.
+    See `lmscout.build_benchmark`.  The result of a benchmark that was finished before is loaded.  A
+    cluster trains on its GPUs if it has any and the device is not ``cpu``.  LmscoutError if the
+    folder holds another benchmark or cannot be written, the tokens do not suffice, or there is no
+    such device.
     """
     if workers is not None and workers < 1:
         raise LmscoutError(f"workers {workers}: at least one has to work")
@@ -321,12 +290,8 @@ def _wall_seconds(folder: Path, rows: list[TrainedRow]) -> float:
 def jobs(space: Space, n: int, *, seed: int, seeds: int) -> list[Job]:
     """The models of a benchmark, in an order in which large and small ones are mixed.
 
-    Args:
-        space: architectures are drawn from it.
-        n: number of architectures.
-        seed: of the draw.
-        seeds: number of seeds of every tenth architecture, counted by size; of each one if the
-            space has budgets.
+    Every tenth architecture, counted by size, is trained with several seeds, or each one if the
+    space has budgets.
     """
     specs = sample(space, n, seed)
     by_size = sorted(range(n), key=lambda index: (specs[index].parameters(), index))

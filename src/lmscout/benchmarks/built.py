@@ -35,25 +35,14 @@ Loss = Annotated[float, Field(ge=-MOST_LOSS, le=MOST_LOSS)]
 
 
 class TrainedRow(Row):
-    """One trained model.
+    """One trained model; rows of one architecture differ in the seed."""
 
-    Attributes:
-        architecture: its number in the benchmark; rows of one number differ in the seed.
-        seed: of weights and order.
-        spec: values of `ArchitectureSpec.to_dict`.
-        parameters: their number.
-        validation_loss: during training, the last one at the end, nats/token; None if it was
-            not finite.
-        seconds: of training.
-        device: it was trained on.
-    """
-
-    architecture: Annotated[int, Field(ge=0)]
-    seed: int
-    spec: dict[str, Any]
+    architecture: Annotated[int, Field(ge=0)]  # its number in the benchmark
+    seed: int  # of weights and order
+    spec: dict[str, Any]  # values of `ArchitectureSpec.to_dict`
     parameters: int
-    validation_loss: Annotated[list[Loss | None], Field(min_length=1)]
-    seconds: Annotated[float, Field(ge=0, le=1e9)]
+    validation_loss: Annotated[list[Loss | None], Field(min_length=1)]  # the last one at the end
+    seconds: Annotated[float, Field(ge=0, le=1e9)]  # of training
     device: str
 
 
@@ -95,11 +84,7 @@ def _line(row: TrainedRow) -> str:
 
 
 def read_table(folder: Path) -> list[TrainedRow]:
-    """All rows of a finished benchmark.
-
-    Raises:
-        LmscoutError: it is not there, not finished, or a line is damaged.
-    """
+    """All rows of a benchmark; LmscoutError if it is absent, unfinished, or a line is damaged."""
     path = folder / TABLE
     if not path.exists():
         unfinished = (folder / SETTINGS).exists()
@@ -122,17 +107,11 @@ def read_table(folder: Path) -> list[TrainedRow]:
 
 @dataclass(frozen=True)
 class Replicates:
-    """One architecture, and its validation loss at the end of each of its trainings.
+    """One architecture, and its validation loss at the end of each of its trainings."""
 
-    Attributes:
-        number: of the architecture in the benchmark.
-        spec: the architecture.
-        losses: one a seed, nats/token; None if a training ended with none.
-    """
-
-    number: int
-    spec: ArchitectureSpec
-    losses: tuple[float | None, ...]
+    number: int  # of the architecture in the benchmark
+    spec: ArchitectureSpec  # the architecture
+    losses: tuple[float | None, ...]  # one a seed, nats/token; None if a training ended with none
 
     @property
     def identifier(self) -> str:
@@ -159,15 +138,10 @@ def table_digest(folder: Path) -> str | None:
 
 
 def read_built(name: str) -> Benchmark:
-    """A built benchmark; quality is the negated final loss, the mean over seeds.
+    """The benchmark ``pico``, ``iso`` or ``bench:DIR``; LmscoutError unless finished and whole.
 
-    An architecture of which a training ended without a finite loss is left out.
-
-    Args:
-        name: ``pico``, ``iso`` or ``bench:DIR``.
-
-    Raises:
-        LmscoutError: the folder holds no finished benchmark, or a damaged one.
+    Quality is the negated final loss, the mean over seeds.  An architecture of which a training
+    ended without a finite loss is left out.
     """
     folder = built_folder(name)
     kept = finished(replicates(folder))
@@ -188,8 +162,7 @@ def read_built(name: str) -> Benchmark:
 def replicates(folder: Path) -> list[Replicates]:
     """The architectures of a built benchmark, each with its trainings, by number.
 
-    Raises:
-        LmscoutError: the folder holds no finished benchmark, or a damaged one.
+    LmscoutError if the folder holds no finished benchmark, or a damaged one.
     """
     rows = sorted(read_table(folder), key=_number)
     require_few(len({row.architecture for row in rows}), str(folder / TABLE))

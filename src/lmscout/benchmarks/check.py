@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from lmscout.benchmarks.benchmark import checked
-from lmscout.benchmarks.built import finished, replicates
+from lmscout.benchmarks.benchmark import Benchmark, checked
+from lmscout.benchmarks.built import (
+    built_folder,
+    finished,
+    read_built,
+    replicates,
+    table_digest,
+)
 from lmscout.benchmarks.space import Space
 from lmscout.errors import LmscoutError
 from lmscout.metrics import (
@@ -33,7 +40,7 @@ from lmscout.metrics import (
 )
 from lmscout.reading import read_json_object
 from lmscout.results import Result
-from lmscout.runs import SETTINGS
+from lmscout.runs import SETTINGS, kept_result
 
 Array = npt.NDArray[np.float64]
 
@@ -152,16 +159,25 @@ class Check(Result):
         return {**self.to_dict(), "verdicts": self.conditions, "distinguishes": self.distinguishes}
 
 
+def kept_check(benchmark: str | Benchmark, seed: int, out: Path | None) -> Check:
+    """The check of a built benchmark by its name, or of the loaded one; a finished run is loaded.
+
+    LmscoutError if the loaded one is not what its folder holds.
+    """
+    name = benchmark if isinstance(benchmark, str) else benchmark.name
+    folder = built_folder(name)
+    if not isinstance(benchmark, str) and read_built(name).digest != benchmark.digest:
+        raise LmscoutError(f"{name}: the object is not what {folder} holds; give the folder")
+    settings = {"benchmark": name, "table_sha256": table_digest(folder), "seed": seed}
+    return kept_result(out, "bench check", settings, Check, partial(check, folder, seed=seed))
+
+
 def check(folder: Path, *, seed: int = 0) -> Check:
     """Measure the noise, the ceiling and the baselines of a built benchmark.
 
     The true qualities are not known; the simulation takes the measured ones, shrunk towards their
     mean so that their variance is the one without the noise, and measures them again with normal
-    noise; its variance is inversely proportional to the number of trainings.
-
-    Args:
-        folder: that `build` wrote.
-        seed: of the simulated noise.
+    noise of the seed; its variance is inversely proportional to the number of trainings.
 
     Raises:
         LmscoutError: there is no finished benchmark, or no architecture with several seeds.
@@ -227,14 +243,9 @@ def _budgeted(folder: Path) -> bool:
 
 
 def noise_of(losses: list[Array], folder: Path) -> float:
-    """Pooled standard deviation within architectures of one training's quality.
+    """Pooled standard deviation of a training's quality, from ``[seeds]`` losses of architectures.
 
-    Args:
-        losses: for each architecture, ``[seeds]``.
-        folder: for the error.
-
-    Raises:
-        LmscoutError: no architecture was trained more than once.
+    LmscoutError, with the folder, if no architecture was trained more than once.
     """
     noise = _pooled_deviation(losses)
     if np.isnan(noise):
@@ -253,15 +264,10 @@ def _pooled_deviation(groups: list[Array]) -> float:
 
 
 def simulate(quality: Array, errors: Array, seed: int) -> tuple[Agreement, Agreement]:
-    """Correlations of the true quality with a measurement, and of two measurements.
+    """Ceiling and repeatability: correlations of true and measured quality, and of two measured.
 
-    Args:
-        quality: ``[n]`` as measured.
-        errors: ``[n]`` standard errors of the measured qualities.
-        seed: of the draws.
-
-    Returns:
-        The ceiling and the repeatability, each the mean and the central 95 % of the draws.
+    Each is the mean and the central 95 % of draws, from measured qualities ``[n]`` and their
+    standard errors ``[n]``.
     """
     variance = quality.var()
     kept = max(0.0, 1 - float((errors**2).mean() / variance)) if variance > 0 else 0.0
@@ -280,14 +286,9 @@ def simulate(quality: Array, errors: Array, seed: int) -> tuple[Agreement, Agree
 
 
 def real_differences(quality: Array, errors: Array) -> npt.NDArray[np.bool_]:
-    """For each pair of architectures, whether their qualities differ by more than noise.
+    """For each pair of qualities ``[n]``, whether they differ by more than standard errors ``[n]``.
 
-    Args:
-        quality: ``[n]``.
-        errors: ``[n]`` their standard errors.
-
-    Returns:
-        ``[n (n - 1) / 2]``, in the order of `numpy.triu_indices`.
+    The result ``[n (n - 1) / 2]`` is in the order of `numpy.triu_indices`.
     """
     first, second = np.triu_indices(len(quality), 1)
     difference = np.abs(quality[first] - quality[second])

@@ -47,14 +47,9 @@ class TrainedEncoder(Row):
 
 
 def read_flexibert(path: Path, name: str) -> Benchmark:
-    """The benchmark in a file of upstream's form.
+    """The benchmark in a file of upstream's form: rows as a JSON array, or one a line.
 
-    Args:
-        path: the file: rows as a JSON array, or one a line.
-        name: of the benchmark.
-
-    Raises:
-        LmscoutError: the file is not JSON, or a row is invalid.
+    LmscoutError if the file is not JSON, or a row is invalid.
     """
     rows = read_json_rows(path)
     if not rows:

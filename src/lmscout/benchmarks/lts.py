@@ -73,15 +73,9 @@ class Perplexity(Row):
 def read_lts(folder: Path, name: str, metric: str = METRIC) -> Benchmark:
     """The benchmark in a folder of LiteTransformerSearch.
 
-    Args:
-        folder: holds ``config_*/j*/model_config.yaml`` (or ``*/model_config.yaml``) and
-            ``ppl_summary.yaml``.
-        name: of the benchmark.
-        metric: of the negated perplexities, in words.
-
-    Raises:
-        LmscoutError: a file is missing or malformed, an architecture has no perplexity or is
-            neither a GPT-2 nor a Transformer-XL.
+    The folder holds ``config_*/j*/model_config.yaml`` (or ``*/model_config.yaml``) and
+    ``ppl_summary.yaml``.  LmscoutError if a file is missing or malformed, or an architecture has no
+    perplexity or is neither a GPT-2 nor a Transformer-XL.
     """
     configs = _config_files(folder)
     summary_path = folder / PERPLEXITY_FILE

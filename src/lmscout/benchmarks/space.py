@@ -142,20 +142,12 @@ SPACES: tuple[Space, ...] = (PICO, ISO, NANO)
 
 
 def load_space(name: str) -> Space:
-    """The space of a name, or of a file, whose name ends in .json.
-
-    Raises:
-        LmscoutError: there is none of that name, or the file is no space.
-    """
+    """The space of a name, or of a file, whose name ends in .json; LmscoutError if it is none."""
     return read_space(expanded(name)) if name.endswith(SUFFIX) else space_of(name)
 
 
 def space_of(name: str) -> Space:
-    """The space of that name.
-
-    Raises:
-        LmscoutError: there is none.
-    """
+    """The space of that name; LmscoutError if there is none."""
     for space in SPACES:
         if space.name == name:
             return space
@@ -166,8 +158,7 @@ def space_of(name: str) -> Space:
 def read_space(path: Path) -> Space:
     """A space from a file, named as the file is.
 
-    Raises:
-        LmscoutError: the file cannot be read, or no architecture can be of the space.
+    LmscoutError if the file cannot be read, or no architecture can be of the space.
     """
     space = checked(Space, {**read_json_object(path), "name": path.stem}, str(path))
     for problem in _problems(space):
@@ -202,15 +193,7 @@ def sample(space: Space, n: int, seed: int) -> tuple[ArchitectureSpec, ...]:
     Depths and widths are paired as in a Latin square, so that every depth and every width comes
     equally often; there is a pair for each `PER_CELL` architectures, and at least
     `FEWEST_CELLS`; with budgets, there are all pairs that can meet them.  Within a pair the
-    families alternate.
-
-    Args:
-        space: the space.
-        n: number of architectures.
-        seed: of the draw.
-
-    Raises:
-        LmscoutError: n is not above 0, or the space has too few different architectures.
+    families alternate.  LmscoutError if n is not above 0, or the space has too few different ones.
     """
     if n < 1:
         raise LmscoutError(f"{n} architectures cannot be drawn: give a number above 0")
@@ -281,11 +264,7 @@ def _cells(space: Space, n: int, rng: np.random.Generator) -> list[tuple[int, in
 def draw(
     space: Space, family: str, depth: int, width: int, rng: np.random.Generator
 ) -> ArchitectureSpec | None:
-    """Draw one architecture of a family, a depth and a width.
-
-    Returns:
-        The architecture; None if none that was drawn meets the space's budgets.
-    """
+    """Draw one architecture; None if none that was drawn meets the space's budgets."""
     if space.budgeted:
         drawn = (_draw_budgeted(space, family, depth, width, rng) for _ in range(BUDGET_DRAWS))
         return next((one for one in drawn if one is not None), None)
@@ -353,15 +332,9 @@ def _draw_budgeted(
 def assembled(
     space: Space, family: str, width: int, heads: Sequence[int], inner: Sequence[int], group: int
 ) -> DecoderSpec:
-    """The spec of a draw.
+    """The spec of a draw: query heads and MLP width of each block, 0 where there is none.
 
-    Args:
-        space: for the vocabulary and the positions.
-        family: of the decoder.
-        width: of the hidden state.
-        heads: query heads of each block; 0 for no attention.
-        inner: width of each block's MLP; 0 for none.
-        group: query heads that share a key-value head, where they can be so divided; for LLaMA.
+    In LLaMA blocks, so many query heads as the group share a key-value head where that divides.
     """
     if family == GPT2:
         return Gpt2Spec(

@@ -41,17 +41,11 @@ EVALUATED = 256  # windows of validation in one batch
 
 @dataclass(frozen=True, eq=False)
 class TokenData:
-    """Training and validation tokens.
+    """Training and validation tokens."""
 
-    Attributes:
-        train: ``[n]`` int64.
-        validation: ``[m]`` int64.
-        made_of: their origin, such as the digests of the texts.
-    """
-
-    train: Tensor
-    validation: Tensor
-    made_of: dict[str, str]
+    train: Tensor  # ``[n]`` int64
+    validation: Tensor  # ``[m]`` int64
+    made_of: dict[str, str]  # their origin, such as the digests of the texts
 
     def describe(self) -> dict[str, object]:
         """The record in a benchmark's settings: counts, SHA-256 of the tokens, origin."""
@@ -79,8 +73,7 @@ def builtin_tokens() -> TokenData:
 def stored_tokens(file: Path) -> TokenData:
     """Tokens of a safetensors file with the integer vectors ``train`` and ``validation``.
 
-    Raises:
-        LmscoutError: it cannot be read, lacks one of them, or holds no tokens.
+    LmscoutError if it cannot be read, lacks one of them, or holds no tokens.
     """
     check_safetensors_header(file)
     try:
@@ -118,8 +111,7 @@ def _check_kind(stored: Any, what: str) -> None:
 def text_tokens(files: Sequence[Path]) -> TokenData:
     """Text files by the built-in tokenizer; the last twentieth of each one validates.
 
-    Raises:
-        LmscoutError: a file cannot be read, or is not UTF-8 text.
+    LmscoutError if a file cannot be read, or is not UTF-8 text.
     """
     from lmscout.builtin import load_tokenizer
 
@@ -140,8 +132,7 @@ def text_tokens(files: Sequence[Path]) -> TokenData:
 def tokens_of(files: Sequence[Path], corpus: Path | None) -> TokenData:
     """Tokens of text files, or of a safetensors file; the built-in text if neither is given.
 
-    Raises:
-        LmscoutError: both are given, or a file cannot be read.
+    LmscoutError if both are given, or a file cannot be read.
     """
     if files and corpus is not None:
         raise LmscoutError("text and corpus: give one of them")
@@ -152,31 +143,18 @@ def tokens_of(files: Sequence[Path], corpus: Path | None) -> TokenData:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Training of every architecture of a benchmark: AdamW, a warm-up, half a cosine to 0.
+    """Training of every architecture of a benchmark: AdamW, a warm-up, half a cosine to 0."""
 
-    Attributes:
-        tokens: in all; rounded down to whole steps.
-        sequences: windows a step.
-        length: tokens a window.
-        learning_rate: largest one.
-        warm_up: share of the steps over which the rate increases.
-        weight_decay: of matrices; not of vectors.
-        beta1: of AdamW.
-        beta2: of AdamW.
-        clip: largest norm of the gradient.
-        held_out: most validation tokens of a loss.
-    """
-
-    tokens: int = 4_500_000
-    sequences: int = 64
-    length: int = 128
-    learning_rate: float = 2e-3
-    warm_up: float = 0.1
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0
-    held_out: int = 131_072
+    tokens: int = 4_500_000  # in all; rounded down to whole steps
+    sequences: int = 64  # windows a step
+    length: int = 128  # tokens a window
+    learning_rate: float = 2e-3  # largest one
+    warm_up: float = 0.1  # share of the steps over which the rate increases
+    weight_decay: float = 0.1  # of matrices; not of vectors
+    beta1: float = 0.9  # of AdamW
+    beta2: float = 0.95  # of AdamW
+    clip: float = 1.0  # largest norm of the gradient
+    held_out: int = 131_072  # most validation tokens of a loss
 
     def __post_init__(self) -> None:
         for name, least in (("tokens", 1), ("sequences", 1), ("length", 2), ("held_out", 1)):
@@ -198,17 +176,11 @@ class Recipe:
 
     @classmethod
     def of_tokens(cls, tokens: int | None, length: int) -> Recipe:
-        """The recipe with another number of training tokens.
+        """The recipe for windows of a length, and a number of training tokens unless it is None.
 
         All validation losses together cost at most as much as the training: a token of training
-        is a forward and a backward pass, about three times that of validation.
-
-        Args:
-            tokens: of training; None for the recipe's own.
-            length: tokens a window.
-
-        Raises:
-            LmscoutError: the tokens are too few.
+        is a forward and a backward pass, about three times that of validation.  LmscoutError if the
+        tokens are too few.
         """
         if tokens is None:
             return cls(length=length)
@@ -235,15 +207,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """Result of a training.
+    """Result of a training."""
 
-    Attributes:
-        validation_loss: at `POINTS` points, the last at the end; nats/token, None if it is not
-            finite.
-        seconds: of training.
-    """
-
-    validation_loss: tuple[float | None, ...]
+    validation_loss: tuple[float | None, ...]  # at `POINTS` points, nats/token; None if not finite
     seconds: float
 
 
@@ -253,17 +219,8 @@ def train(
     """Train an architecture by the recipe.
 
     The same seed gives the same losses to the last bit on the same device: weights and order
-    come from the seed, and the algorithms are deterministic.
-
-    Args:
-        spec: the architecture.
-        seed: of the weights and of the order of the windows.
-        data: training and validation tokens.
-        recipe: of the training.
-        device: ``cpu`` (float32, one thread) or ``cuda:0`` (bfloat16 autocast).
-
-    Raises:
-        LmscoutError: there are too few tokens, or not enough memory.
+    come from the seed, and the algorithms are deterministic.  On a CPU it is float32 in one thread,
+    on ``cuda:0`` bfloat16 autocast.  LmscoutError if tokens or memory do not suffice.
     """
     started = time.perf_counter()
     starts = window_starts(len(data.train), recipe, seed)
@@ -283,18 +240,11 @@ def train(
 def window_starts(tokens: int, recipe: Recipe, seed: int) -> Tensor:
     """First tokens of the windows of every step.
 
-    Each epoch reads the text's windows once, in an order of its own and with another offset.
-
-    Args:
-        tokens: length of the text.
-        recipe: number and length of the windows.
-        seed: of the order.
+    Each epoch reads the windows of a text of so many tokens once, in an order of its own and with
+    another offset.  LmscoutError if the text has no two windows.
 
     Returns:
         ``[steps, sequences]`` int64.
-
-    Raises:
-        LmscoutError: the text has no two windows.
     """
     count = tokens // recipe.length - 1
     if count < 1:
@@ -399,12 +349,9 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @torch.no_grad()
 def validation_loss(model: LanguageModel, tokens: Tensor, length: int) -> float:
-    """Mean next-token cross-entropy over all whole windows of a text, nats/token.
+    """Mean next-token cross-entropy over all whole windows, at least one, of a text, nats/token.
 
-    Args:
-        model: on the device of the tokens.
-        tokens: ``[m]`` int64, at least one window.
-        length: tokens a window; its first one is not predicted.
+    The tokens are ``[m]`` int64 on the model's device; the first of a window is not predicted.
     """
     windows = tokens[: len(tokens) // length * length].view(-1, length)
     total = torch.zeros((), dtype=torch.float64, device=tokens.device)

@@ -70,8 +70,7 @@ def load_tokenizer() -> PreTrainedTokenizerFast:
 def encode(side: str) -> Tensor:
     """The tokens of `corpus_text(side)`: [tokens] int64, to be cloned before it is written into.
 
-    Raises:
-        LmscoutError: the running Python lacks its sources, or the installation the tokenizer.
+    LmscoutError if the running Python lacks its sources, or the installation the tokenizer.
     """
     tokenizer = load_tokenizer()
     texts = [document.text for document in side_documents(side)]

@@ -6,6 +6,8 @@ import io
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,32 @@ ASSESSMENT = ("ρ", "95 %", "τ", "in\ncell", "given\nsize", "top\ntenth")
 """Columns of `assessment_cells`."""
 
 
+_SHOW = {
+    "Built": ("bench", "show_built"),
+    "Check": ("bench", "show_check"),
+    "DeepDiscovery": ("discover", "show_deep"),
+    "Design": ("design", "show"),
+    "Discovery": ("discover", "show"),
+    "Evaluation": ("eval", "show"),
+    "Explanation": ("explain", "show"),
+    "Forms": ("explain", "show_forms"),
+    "GgufFile": ("export", "show"),
+    "Pruning": ("prune", "show"),
+    "RankResult": ("rank", "show"),
+    "Selection": ("design", "show_selection"),
+}
+"""Name of a result's class -> the module of a command, and its function that prints it."""
+
+
+def summary(result: Result) -> str:
+    """What the command prints of a result, without colours; prose is not wrapped."""
+    module, function = _SHOW[type(result).__name__]
+    text = io.StringIO()
+    with redirect_stdout(text):
+        getattr(import_module(f"lmscout.cli.{module}"), function)(result)
+    return text.getvalue()
+
+
 def table_console() -> Console:
     """The console for tables, as wide as the terminal, but alike on all that are wide enough."""
     return _console(min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
@@ -54,13 +82,7 @@ def _console(width: int | None = None) -> Console:
 
 
 def say(text: str, *, style: str | None = None, whole: bool = False) -> None:
-    """Print a line with markup to stdout; without a terminal it is not wrapped.
-
-    Args:
-        text: the line.
-        style: of all of it.
-        whole: whether a long line stays one on a terminal too, so that it can be pasted.
-    """
+    """Print a line with markup to stdout; without a terminal, or if `whole`, it is not wrapped."""
     whole = whole or not sys.stdout.isatty()
     _console().print(text, style=style, highlight=False, soft_wrap=whole)
 
@@ -125,11 +147,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def check_json_target(target: str | None) -> None:
-    """Refuse a --json target that cannot be written, before any work.
-
-    Raises:
-        LmscoutError: its folder does not exist.
-    """
+    """Raise LmscoutError, before any work, for a --json target that cannot be written."""
     if target not in (None, STDOUT):
         check_file(Path(str(target)), "--json")
 
@@ -137,17 +155,10 @@ def check_json_target(target: str | None) -> None:
 def finish(
     result: Result, show: Callable[[Any], None], json: str | None, run: Run, *, kept: bool = False
 ) -> None:
-    """Print a result, and write it as JSON.
+    """Print a result, unless its JSON goes to stdout, and write it as given with --json.
 
-    Args:
-        result: of a command.
-        show: prints it; not called if the JSON goes to stdout.
-        json: as given with --json.
-        run: its folder holds the result; otherwise it is saved there if `json` cannot be written.
-        kept: whether to print the run folder.
-
-    Raises:
-        LmscoutError: the target cannot be written; the message has the place of the result.
+    If that cannot be written, the result is saved in the run's folder unless it is there already,
+    and an LmscoutError names the place.  `kept` says whether to print the run folder.
     """
     from lmscout.runs import RESULT
 
@@ -172,11 +183,7 @@ def _is_of_run(target: Path, folder: Path) -> bool:
 
 
 def write_values(target: str | None, values: Mapping[str, object]) -> None:
-    """Write exactly one JSON object to stdout ("-") or to a file.
-
-    Raises:
-        LmscoutError: the target cannot be written.
-    """
+    """Write one JSON object to stdout ("-") or a file; LmscoutError if it cannot be written."""
     if target is None:
         return
     if target != STDOUT:
@@ -205,13 +212,7 @@ def write_values(target: str | None, values: Mapping[str, object]) -> None:
 def print_formulas(
     title: str, headings: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]
 ) -> None:
-    """Print one formula per line, unbroken, so that it can be pasted.
-
-    Args:
-        title: of the list.
-        headings: of the figures before each formula.
-        rows: figures and formula.
-    """
+    """Print a list of figures and a formula per line, unbroken, so that it can be pasted."""
     say(f"\n{title}:")
     for figures, formula in [(headings, "formula"), *rows]:
         line = "".join(f"{figure:>8}  " for figure in figures) + formula

@@ -67,7 +67,7 @@ def _discover(workers: int) -> None:
     load_modules("lmscout.discovery")
     from lmscout import proxies
     from lmscout.benchmarks import load
-    from lmscout.benchmarks.download import cache_directory
+    from lmscout.benchmarks.loading import cache_directory
     from lmscout.discovery import discover, rank_proxies
     from lmscout.statistics import Batch, Workers
     from lmscout.statistics.workers import worker_processes

@@ -29,7 +29,7 @@ from lmscout.files import as_json, check_file, check_folder, write_file
 
 if TYPE_CHECKING:
     from lmscout.discovery import Design, Selection
-    from lmscout.discovery.choices import Choice
+    from lmscout.discovery.design import Choice
     from lmscout.discovery.selection import Pick
     from lmscout.models import ArchitectureSpec
     from lmscout.runs import Run
@@ -257,10 +257,8 @@ def show_selection(result: Selection) -> None:
     console.print_table(table)
     if result.seen:
         console.say(console.FLATTERED)
-    own, other = result.pick.rank, result.hardest.rank
-    verdict = "better than" if own < other else "as good as" if own == other else "worse than"
     console.say(
-        f"Its selection is {verdict} that of the best configuration baseline, "
+        f"Its selection is {result.against_hardest} that of the best configuration baseline, "
         f"{result.hardest.name}."
     )
     tied = f", the first drawn of {result.pick.n_tied} tied ones" if result.pick.n_tied > 1 else ""

@@ -215,12 +215,7 @@ def show_deep(result: DeepDiscovery) -> None:
 
 
 def show(result: Discovery, others: Sequence[Assessment] = ()) -> None:
-    """Print the best proxy of a space beside the baselines.
-
-    Args:
-        result: of the exhaustive ranking.
-        others: further proxies on the same test split.
-    """
+    """Print the best proxy of a space beside others on the same test split and the baselines."""
     _show_benchmark(result)
     console.say(
         f"{result.space.size:,} proxies, {result.n_distinct:,} of them distinct; "

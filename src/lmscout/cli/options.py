@@ -53,16 +53,10 @@ def option(
     choices: Sequence[str] | None = None,
     **more: Any,
 ) -> Any:
-    """Declare an option of a command.
+    """Declare an option of a command, see `typer.Option`, that the help lists under its group.
 
-    Args:
-        group: heading under which the help lists it.
-        text: its help; choices are appended.
-        names: its names; by default that of the parameter.
-        metavar: type of its value, such as FILE.
-        whole: least and largest value of a whole number.
-        choices: names that it accepts.
-        more: further arguments of `typer.Option`.
+    `whole` has the least and the largest value of a whole number; `choices` are appended to the
+    help.
     """
     if whole is not None:
         metavar, more["parser"] = metavar or "INT", _whole_number(*whole)
@@ -91,7 +85,7 @@ def _whole_number(least: int, largest: int) -> Callable[[str], int]:
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
-            from lmscout.proxies.spelling import did_you_mean
+            from lmscout.errors import did_you_mean
 
             raise typer.BadParameter(
                 f"unknown name (got {brief(text)}, expected {', '.join(choices)})"
@@ -147,15 +141,9 @@ JsonOption = Annotated[
 
 
 def refuse_given(context: typer.Context, names: Sequence[str], problem: str) -> None:
-    """Refuse options that would have no effect.
+    """Raise LmscoutError if one of these parameters, which would have no effect, was given.
 
-    Args:
-        context: of the command.
-        names: parameters that must have their defaults.
-        problem: the error, with {option} for the option's name.
-
-    Raises:
-        LmscoutError: one of them was given.
+    The problem is the message, with {option} for the option's name.
     """
     for name in names:
         source = context.get_parameter_source(name)
@@ -170,12 +158,7 @@ _THOUSANDS: Mapping[str, int] = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3}
 def parameter_count(text: str, option: str) -> int:
     """Parse a number of parameters or multiply-adds, such as 3M, 120k, 1.5G or 2,500,000.
 
-    Args:
-        text: a positive number; k, M, and G or B are powers of 1,000.
-        option: name of the option, for the error.
-
-    Raises:
-        LmscoutError: the text is no such number.
+    k, M, and G or B are powers of 1,000.  LmscoutError, with the option, if it is no such number.
     """
     short = text.strip() if len(text) <= _LONGEST_COUNT else ""
     found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)\s*([kmgb]?)", short, re.IGNORECASE)

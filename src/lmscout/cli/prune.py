@@ -10,7 +10,6 @@ from rich.table import Table
 
 from lmscout.children import load_modules
 from lmscout.cli import console
-from lmscout.cli.dry_run import dry_run as estimate_run
 from lmscout.cli.options import (
     COMPENSATIONS,
     COMPUTATION,
@@ -31,11 +30,16 @@ from lmscout.cli.options import (
     option,
 )
 from lmscout.errors import LmscoutError
+from lmscout.progress import duration
 
 if TYPE_CHECKING:
+    import torch
+
+    from lmscout.pruning.config import PruneConfig
     from lmscout.pruning.recovery.run import RecoveryConfig
     from lmscout.pruning.results import Pruning, Reported
 
+_GIB, _MIB = 2**30, 2**20
 _TEXTS, _BUDGET, _SEARCH, _RECOVERY = "Texts", "Budget", "Measurement and search", "Recovery"
 _WINDOW, _WINDOWS = (2, 2**31), (12, 10**9)
 _NARROWINGS = 8  # lines of the summary, those of the largest cost
@@ -300,8 +304,7 @@ def prune(
     from lmscout import api
     from lmscout.evaluation import devices_of, read_text
     from lmscout.pruning.calibration import CalibrationConfig
-    from lmscout.pruning.config import PruneConfig, check_request
-    from lmscout.pruning.saved_run import COMMAND
+    from lmscout.pruning.config import COMMAND, PruneConfig, check_request
     from lmscout.pruning.storage import home_path
     from lmscout.runs import Run
 
@@ -356,7 +359,7 @@ def prune(
     if dry_run:
         texts = [one and read_text(one) for one in (calibration, report, recover_text)]
         check_request(request, texts[0], texts[1], None, texts[2])  # type: ignore[arg-type]
-        estimate_run(model, request, compute_dtype, devices[0], json, reporting=report is not None)
+        _estimate(model, request, compute_dtype, devices[0], json, reporting=report is not None)
         return
     result = api.prune(
         model,
@@ -398,17 +401,9 @@ def _bound(max_increase: float | None, worse_by: str | None) -> float | None:
 def recovery_request(
     method: str | None, elastic: bool, seed: int, *, text: str | None = None, **given: Any
 ) -> RecoveryConfig:
-    """The recovery that the options describe.
+    """The recovery that the options describe; None stands for a default.
 
-    Args:
-        method: of the selected model's training; None for none.
-        elastic: whether one adapter is trained for all plans.
-        seed: of the training.
-        text: training text; None for the calibration text.
-        given: steps, tokens, minutes, rank, rate and batch; None for the default.
-
-    Raises:
-        LmscoutError: there are options of a recovery without one, or a number is invalid.
+    LmscoutError if there are options of a recovery without one, or a number is invalid.
     """
     from lmscout.pruning.recovery.run import RecoveryConfig
 
@@ -529,3 +524,69 @@ def _show_run(result: Pruning) -> None:
         console.say(result.below_dense)
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result.seconds.items())
     console.say(f"{result.pairs} pairs; {seconds}")
+
+
+def _estimate(
+    model: str,
+    request: PruneConfig,
+    compute_dtype: str | None,
+    device: torch.device,
+    json: str | None,
+    *,
+    reporting: bool,
+) -> None:
+    """Print an estimate of a run that would report perplexities, or not.
+
+    LmscoutError if the run would be refused because of its model.
+    """
+    # Imported here, so that `--help` does not wait for PyTorch.
+    import torch
+
+    from lmscout.evaluation import fit_protocol, load_config, memory_dtype
+    from lmscout.pruning.estimate import estimate
+
+    config = load_config(model)
+    if reporting:
+        fit_protocol(request.protocol, config)  # refuses windows longer than the model's
+    dtype = getattr(torch, compute_dtype) if compute_dtype else memory_dtype(config, device)
+    found = estimate(config, request, dtype=dtype, device=device)
+    if json != console.STDOUT:
+        table = console.table("", "memory", "time")
+        table.add_row("weights", _bytes(found.weights), "")
+        table.add_row("gradients", _bytes(found.importance), "")
+        ordering = f"about {duration(found.ordering)}"
+        table.add_row("ordering units", _bytes(found.calibrating), ordering)
+        pairs = _bytes(found.measuring)
+        if found.pairs:
+            for keep, seconds in found.pair.items():
+                short = f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+                table.add_row(f"a pair at keep {keep:g}", pairs, short)
+            table.add_row(f"{found.pairs} pairs", pairs, f"at most {duration(found.total)}")
+        if found.refitting:
+            plans = "a plan" if found.refits <= 1 else f"about {found.refits} plans"
+            refitting = f"about {duration(max(1, found.refits) * found.refit)}"
+            table.add_row(f"refitting {plans}", _bytes(found.refitting), refitting)
+        for one in found.recovery:
+            what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
+            table.add_row(
+                f"recovering {what}, {one.steps:,} steps",
+                _bytes(one.memory),
+                f"about {duration(one.seconds)}",
+            )
+        console.print_table(table)
+        blocks = sum(part.blocks for part in found.parts)
+        for part in found.parts:
+            size = f"{_bytes(part.weights)} of weights, peak {_bytes(part.peak)}"
+            console.say(f"{part.device}: {part.blocks} of {blocks} blocks, {size}")
+        if found.in_host:
+            console.say("Factors of the compensation and refit weights in the host's memory.")
+        where = ", ".join(part.device for part in found.parts) or found.device
+        console.say(
+            f"{found.parameters:,} parameters in {str(dtype).removeprefix('torch.')} on "
+            f"{where}; peak {_bytes(found.peak)}. Nothing was pruned."
+        )
+    console.write_values(json, found.to_json())
+
+
+def _bytes(count: int) -> str:
+    return f"{count / _GIB:.2f} GiB" if count >= _GIB / 10 else f"{count / _MIB:.1f} MiB"

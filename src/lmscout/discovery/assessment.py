@@ -9,7 +9,7 @@ from typing import Annotated
 
 from lmscout.benchmarks import Benchmark
 from lmscout.discovery.scorer import Scores
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.metrics import (
     Agreement,
     Interval,
@@ -22,7 +22,6 @@ from lmscout.metrics import (
 )
 from lmscout.models import ArchitectureSpec, spec_from_dict
 from lmscout.proxies import Entry, Expression, format_expression, parse, resolve
-from lmscout.proxies.spelling import shown
 from lmscout.results import SavedAs
 
 SavedTree = Annotated[Expression, SavedAs(format_expression, parse)]
@@ -63,19 +62,12 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Points:
-    """Scored architectures, each a point of a scatter plot; all are [n].
+    """Scored architectures, each a point of a scatter plot; all are [n]."""
 
-    Attributes:
-        names: of the architectures.
-        params: their numbers of parameters.
-        quality: higher is better.
-        scores: of a proxy, with its sign: higher is better.
-    """
-
-    names: tuple[str, ...]
-    params: tuple[int, ...]
-    quality: tuple[float, ...]
-    scores: tuple[float, ...]
+    names: tuple[str, ...]  # of the architectures
+    params: tuple[int, ...]  # their numbers of parameters
+    quality: tuple[float, ...]  # higher is better
+    scores: tuple[float, ...]  # of a proxy, with its sign: higher is better
 
     @classmethod
     def of(cls, benchmark: Benchmark, scores: Scores) -> Points:
@@ -155,10 +147,7 @@ class Compared:
         """The comparison with the baselines as JSON data."""
         return {
             "beats_baselines": self.beats_baselines,
-            "ahead_of_best_baseline": {
-                "baseline": self.hardest.name,
-                **interval_json(self.ahead),
-            },
+            "ahead_of_best_baseline": {"baseline": self.hardest.name, **interval_json(self.ahead)},
         }
 
 
@@ -207,9 +196,8 @@ class SignedProxy:
 def signed_proxy(text: str) -> SignedProxy:
     """Parse a proxy; a minus sign before it means that lower scores are better.
 
-    Raises:
-        LmscoutError: there is no such entry, the expression is malformed, or the minus sign is
-            ambiguous: it might belong to the first term alone.
+    LmscoutError if there is no such entry, the expression is malformed, or the minus sign is
+    ambiguous: it might belong to the first term alone.
     """
     bare = text.strip()
     sign = -1 if bare.startswith(FALLING) else 1
@@ -217,7 +205,7 @@ def signed_proxy(text: str) -> SignedProxy:
     proxy = resolve(rest)
     if sign < 0 and _is_sum(proxy) and not _enclosed(rest):
         raise LmscoutError(
-            f"{shown(text)}: the minus sign before a proxy says that lower scores are better; "
+            f"{brief(text)}: the minus sign before a proxy says that lower scores are better; "
             f"write {FALLING}({rest}), or begin with a term that has no sign"
         )
     return SignedProxy(proxy_name(proxy), sign)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +11,93 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from lmscout.benchmarks.limits import LATENCY, MACS, PARAMS, Limit, limits_of
-from lmscout.benchmarks.mutation import LimitedSpace, limited
+from lmscout.benchmarks.limits import LATENCY, MACS, PARAMS, Limit, LimitedSpace, limited, limits_of
 from lmscout.benchmarks.space import Space
 from lmscout.discovery.assessment import SavedSpec, SignedProxy
-from lmscout.discovery.choices import CHOICES, Choice, architecture_json, certainty
-from lmscout.discovery.scorer import Scorer, ScorerOptions, mean_of
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, mean_of
 from lmscout.errors import LmscoutError
+from lmscout.metrics import SAMPLES, multiplicities
 from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.progress import Progress, Stages, part_of
 from lmscout.results import Result
 from lmscout.statistics.workers import worker_processes
+
+CHOICES = 5  # architectures that a design reports
+TIED = 1e-12  # relative, as in the rank correlations
+_ONE_IN = 20  # the best 5 %
+_SEED = 0  # of the bootstrap
+_AT_ONCE = 2**22  # means in memory
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the architectures that a proxy scores best.
+
+    Attributes:
+        spec: the architecture.
+        score: mean over draws of initial weights and data, without the proxy's sign.
+        standard_error: of the score; None with one draw.
+        chance: that other draws would have it among the best 5 % by score of all that were
+            scored, by a bootstrap over draws; None with one draw.
+        latency: milliseconds, as measured for a limit of it; None without one.
+        identifier: its name on a benchmark; None in a space.
+        rank: its true rank among the benchmark's architectures within the limits, 1 is the best;
+            None in a space.
+    """
+
+    spec: SavedSpec
+    score: float
+    standard_error: float | None = None
+    chance: float | None = None
+    latency: float | None = None
+    identifier: str | None = None
+    rank: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures by name, those of a benchmark on one alone."""
+        place = {"architecture": self.identifier, "rank": self.rank} if self.identifier else {}
+        figures = ("score", "standard_error", "chance")
+        return {
+            **place,
+            **{name: getattr(self, name) for name in figures},
+            **architecture_json(self.spec),
+            "latency": self.latency,
+        }
+
+
+def architecture_json(spec: ArchitectureSpec) -> dict[str, object]:
+    """The size of an architecture, and its spec."""
+    size = {"params": spec.parameters(), "macs": spec.multiply_adds()}
+    return {**size, "depth": spec.depth, "width": spec.width, "spec": spec.to_dict()}
+
+
+def certainty(draws: Scores, places: Sequence[int]) -> list[tuple[float | None, float | None]]:
+    """Standard error of the mean score at places, and the chance to be among the best 5 %.
+
+    Scores are [draws, n], higher is better; those whose mean is not finite are left out.  Draws are
+    sampled with replacement, and all means computed anew.  The chance is the share of the samples
+    in which an architecture is among the best 5 % of those with a score, at least one; those of
+    equal scores are equally likely to be.  Both are None with one draw.
+    """
+    n_draws = len(draws)
+    if n_draws < 2:
+        return [(None, None) for _ in places]
+    with np.errstate(over="ignore"):
+        errors = draws[:, places].std(axis=0, ddof=1) / math.sqrt(n_draws)
+    defined = draws[:, np.isfinite(mean_of(draws))]
+    n = defined.shape[1]
+    samples = multiplicities(n_draws, _SEED) / n_draws
+    chances = np.zeros(len(places))
+    for part in np.array_split(samples, math.ceil(SAMPLES * n / _AT_ONCE)):
+        means, chosen = part @ defined, part @ draws[:, places]
+        for place, own in enumerate(chosen.T[:, :, None]):
+            margin = TIED * np.abs(own)
+            better = (means > own + margin).sum(axis=1)
+            tied = (np.abs(means - own) <= margin).sum(axis=1)
+            free = max(n // _ONE_IN, 1) - better
+            chances[place] += np.clip(free / tied, 0, 1).sum()
+    return list(zip(errors.tolist(), (chances / SAMPLES).tolist(), strict=True))
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,19 +180,12 @@ def latency_among(limits: Sequence[Limit], spec: ArchitectureSpec) -> float | No
 
 
 class Untrained:
-    """Methods of results that hold an architecture within limits.
+    """Methods of results that hold an architecture within limits."""
 
-    Attributes:
-        spec: the architecture.
-        limit: parameters, at most.
-        max_macs: multiply-adds of a token in the blocks, at most.
-        max_latency: milliseconds, at most.
-    """
-
-    spec: ArchitectureSpec
-    limit: int | None
-    max_macs: int | None
-    max_latency: float | None
+    spec: ArchitectureSpec  # the architecture
+    limit: int | None  # parameters, at most
+    max_macs: int | None  # multiply-adds of a token in the blocks, at most
+    max_latency: float | None  # milliseconds, at most
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -246,12 +316,13 @@ def design(
     The search is deterministic and every score is cached, so the same call continues a search that
     was stopped.  The models' weights do not depend on the seed.  Of several architectures with the
     best score, the one with the fewest parameters is found.  A measured latency differs from run to
-    run, so with a limit of it the same call may find another.
-
-    Raises:
-        LmscoutError: the space has nothing within the limits, the cache cannot be written, or
-            the proxy gives no architecture a score.
+    run, so with a limit of it the same call may find another.  LmscoutError if there is no limit,
+    or nothing within the limits, the cache cannot be written, or no architecture has a score.
     """
+    if not (limits or space.budgeted):
+        raise LmscoutError(
+            f"{space.name}: no limit; give --max-params, --max-macs or --max-latency"
+        )
     # With few evaluations a quarter of them is still enough to choose parents from.
     population = min(POPULATION, max(SAMPLE, evaluations // 4))
     engine = RegularizedEvolution(limited(space, limits), seed, population=population)

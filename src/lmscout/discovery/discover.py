@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,19 +21,21 @@ from lmscout.discovery.assessment import (
     compare_baselines,
     number_json,
 )
-from lmscout.discovery.exhaustive import SpaceRanking, rank_space
-from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
-from lmscout.discovery.splits import Split, split_benchmark
+from lmscout.discovery.exhaustive import SCORES, SpaceRanking, rank_space, write_scores
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, run_settings
+from lmscout.discovery.splits import Split, search_size, split_benchmark
 from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval, kendall, spearman
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.proxies import Expression, Space, evaluate, format_expression
 from lmscout.proxies import space as space_called
 from lmscout.results import NotSaved, Result, SavedAs
+from lmscout.runs import Run, kept_result
 from lmscout.statistics import Statistics
 from lmscout.statistics.workers import worker_processes
 
 Read = Callable[[Sequence[tuple[str, ...]], StageProgress | None], Statistics]
+Source = Callable[[], tuple[Benchmark, Read | None]]
 
 TOP = 10  # formulas that are listed
 _TRIED = 500  # of the best, until `TOP` different orders are found
@@ -204,26 +206,58 @@ class Discovery(Finding, Result):
 
 @worker_processes()
 def discover(
-    benchmark: Benchmark,
+    benchmark: Benchmark | str,
     space: Space,
     *,
-    search: int,
+    search: int | None,
     seed: int,
+    out: Path | None = None,
     progress: Progress | None = None,
-    read: Read | None = None,
+    source: Source | None = None,
+    overrides: Mapping[str, str | None] | None = None,
     **options: Unpack[ScorerOptions],
 ) -> Discovery:
     """Rank every proxy of a space on the search split and assess the best on the test split.
 
-    The seed is that of the split.  `read` gives the statistics of the architectures under chains,
-    if they are not built from their specs.
-
-    Raises:
-        LmscoutError: the split does not fit the benchmark, the cache cannot be written, or
-            no proxy of the space ranks the search split.
+    The seed is that of the split.  A benchmark that is a name is loaded by `source`, with what
+    gives the statistics of its architectures under chains if they are not built from their specs.
+    The result of a finished run in the folder is loaded; `overrides` are further settings of it.
+    LmscoutError if the split does not fit the benchmark, the cache or the folder cannot be written,
+    or no proxy of the space ranks the search split.
     """
-    split = split_benchmark(benchmark.specs, search=search, seed=seed)
-    stages = Stages(progress)
+    if isinstance(benchmark, Benchmark):
+        search = search_size(search, len(benchmark))
+    of_space = {"space": space.name, "aggregations": space.aggregations}
+    settings = run_settings(
+        benchmark, seed, options, **of_space, search=search, **(overrides or {})
+    )
+
+    def compute() -> Discovery:
+        found, read = source() if source else (benchmark, None)
+        assert isinstance(found, Benchmark)
+        size = search_size(search, len(found))
+        split = split_benchmark(found.specs, search=size, seed=seed)
+        return _ranked(found, space, split, read, Stages(progress), options)
+
+    return kept_result(out, "discover", settings, Discovery, compute, save_discovery)
+
+
+def save_discovery(run: Run, result: Discovery) -> None:
+    """Write the folder of a run atomically."""
+    assert result.ranking is not None
+    more = {"search_rows": result.split.search.tolist(), "statistics": str(result.statistics)}
+    with run.saving(result, **more) as draft:
+        write_scores(draft / SCORES, result.space, result.ranking)
+
+
+def _ranked(
+    benchmark: Benchmark,
+    space: Space,
+    split: Split,
+    read: Read | None,
+    stages: Stages,
+    options: ScorerOptions,
+) -> Discovery:
     with stages("statistics") as update:
         if read is not None:
             statistics = read(space.chains, update)
@@ -263,11 +297,7 @@ def discover(
 
 
 def _top(
-    benchmark: Benchmark,
-    split: Split,
-    space: Space,
-    ranking: SpaceRanking,
-    statistics: Statistics,
+    benchmark: Benchmark, split: Split, space: Space, ranking: SpaceRanking, statistics: Statistics
 ) -> tuple[Leader, ...]:
     """The best of a space on the search split.
 

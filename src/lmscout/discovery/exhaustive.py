@@ -32,6 +32,9 @@ Array = npt.NDArray[np.float64]
 Marks = npt.NDArray[np.uint64]
 BranchValues = Callable[[str, tuple[str, ...]], npt.NDArray[np.floating]]
 
+SCORES = "scores.parquet"
+"""File of a run folder, see `write_scores`."""
+
 _PIECE = 1 << 18  # scores: two mebibytes of float64
 _ROWS = 1 << 19  # proxies that are written at once
 
@@ -136,11 +139,7 @@ def _distinct_branches(
 
 
 def _scores(
-    sign: str,
-    aggregation: str,
-    left: Array,
-    right: Array,
-    depth: npt.NDArray[np.integer],
+    sign: str, aggregation: str, left: Array, right: Array, depth: npt.NDArray[np.integer]
 ) -> Array:
     """Scores of all pairs of branches: [left, right, architectures].
 

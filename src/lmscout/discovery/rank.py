@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Unpack
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from lmscout.benchmarks import Benchmark
-from lmscout.discovery.assessment import FALLING, Assessment, assess, assess_baselines, signed_proxy
-from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name
+from lmscout.discovery.assessment import (
+    FALLING,
+    Assessment,
+    SignedProxy,
+    assess,
+    assess_baselines,
+    signed_proxy,
+)
+from lmscout.discovery.exhaustive import SCORES
+from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, run_settings
 from lmscout.progress import Progress, Stages
 from lmscout.proxies import (
     CATALOG,
@@ -20,6 +33,7 @@ from lmscout.proxies import (
     resolve,
 )
 from lmscout.results import NotSaved, Result
+from lmscout.runs import Run, kept_result
 from lmscout.statistics.workers import worker_processes
 
 
@@ -79,18 +93,40 @@ def rank_proxies(
     proxies: Sequence[str] = (),
     *,
     seed: int,
+    out: Path | None = None,
     progress: Progress | None = None,
     **options: Unpack[ScorerOptions],
 ) -> RankResult:
     """Score every architecture of a benchmark by each proxy and correlate with quality.
 
     All architectures are used, as nothing is chosen; a proxy keeps the sign that it was published
-    with or is given.  Without proxies the whole catalog is ranked.
-
-    Raises:
-        LmscoutError: a proxy is unknown or malformed, or the cache cannot be written.
+    with or is given.  Without proxies the whole catalog is ranked.  The result of a finished run in
+    the folder is loaded.  LmscoutError if a proxy is unknown or malformed, or the cache or the
+    folder cannot be written.
     """
     signed = [signed_proxy(text) for text in proxies or [one.name for one in CATALOG]]
+    settings = run_settings(benchmark, seed, options, proxies=list(map(str, signed)))
+    scorer = Scorer(benchmark.specs, cache_name(benchmark.name), seed=seed, **options)
+    compute = partial(_ranked, benchmark, signed, scorer, Stages(progress))
+    save = partial(save_rank, benchmark=benchmark)
+    return kept_result(out, "rank", settings, RankResult, compute, save)
+
+
+def save_rank(run: Run, result: RankResult, benchmark: Benchmark) -> None:
+    """Write the folder of a run atomically."""
+    columns = {
+        "architecture": pa.array(benchmark.identifiers),
+        "quality": pa.array(benchmark.quality),
+        **{name: pa.array(scores) for name, scores in result.scores.items()},
+    }
+    # An open file: pyarrow takes no path with letters that the locale does not have.
+    with run.saving(result) as draft, (draft / SCORES).open("wb") as sink:
+        pq.write_table(pa.table(columns), sink, compression="zstd")
+
+
+def _ranked(
+    benchmark: Benchmark, signed: Sequence[SignedProxy], scorer: Scorer, stages: Stages
+) -> RankResult:
     resolved = {one.name: resolve(one.name) for one in signed}
     published_chains = set(published().chains)
     from_statistics = {  # these share the cached statistics of `discover`
@@ -101,9 +137,7 @@ def rank_proxies(
         and {branch.chain for branch in form.branches} <= published_chains
     }
     others = [name for name in resolved if name not in from_statistics]
-    scorer = Scorer(benchmark.specs, cache_name(benchmark.name), seed=seed, **options)
     scores: dict[str, Scores] = {}
-    stages = Stages(progress)
     if from_statistics:
         with stages("statistics") as update:
             statistics = scorer.statistics(published().chains, update)

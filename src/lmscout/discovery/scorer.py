@@ -10,6 +10,7 @@ from typing import Any, Required, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from lmscout.benchmarks import Benchmark
 from lmscout.errors import LmscoutError
 from lmscout.models import ArchitectureSpec
 from lmscout.progress import StageProgress, part_of
@@ -105,6 +106,20 @@ class Scorer:
             for draw, one in enumerate(self.draws(n_weights))
         ]
         return {name: np.array([scores[name] for scores in draws]) for name in names}
+
+
+def run_settings(
+    benchmark: Benchmark | str, seed: int, options: ScorerOptions, **more: object
+) -> dict[str, object]:
+    """Settings of a run folder; a benchmark that is not loaded, a name, has no digest.
+
+    Of the device, its kind counts and not its number.
+    """
+    named: dict[str, object] = {"benchmark": benchmark}
+    if isinstance(benchmark, Benchmark):
+        named = {"benchmark": benchmark.name, "benchmark_sha256": benchmark.digest}
+    workers = options.get("workers") or Workers()
+    return {"seed": seed, "device": workers.device_kind, **named, **more}
 
 
 def mean_of(draws: Scores) -> Scores:

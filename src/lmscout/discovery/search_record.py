@@ -103,24 +103,6 @@ class Record:
         return self._folder / EVALUATIONS / f"{self._search}-{number:05}.parquet"
 
 
-class Batches:
-    """The batches of one search in memory, in place of a `Record`."""
-
-    def __init__(self, batches: Sequence[list[Candidate]]) -> None:
-        self.all = list(batches)
-
-    def batches(self) -> Iterator[list[Candidate]]:
-        """The batches so far."""
-        return iter(self.all[:])
-
-    def add(self, number: int, evaluated: Sequence[Candidate]) -> None:
-        """Keep a batch."""
-        self.all[number:] = [list(evaluated)]
-
-    def show(self, best: Sequence[Candidate]) -> None:
-        """Do nothing: there is no folder."""
-
-
 @dataclass(frozen=True)
 class Evolution:
     """The result of one search."""
@@ -137,7 +119,7 @@ def evolve(
     filters: Filters,
     *,
     evaluations: int,
-    record: Record | Batches | None = None,
+    record: Record | None = None,
     progress: Progress | None = None,
 ) -> Evolution:
     """Search until enough candidates were evaluated in full, or nearly every one is discarded.
@@ -175,9 +157,5 @@ def evolve(
             record.show(fittest([*hall, *evaluated], HALL))
         add(evaluated)
     return Evolution(
-        tuple(hall),
-        tuple(filters.best),
-        filters.evaluations,
-        proposed,
-        dict(filters.discarded),
+        tuple(hall), tuple(filters.best), filters.evaluations, proposed, dict(filters.discarded)
     )

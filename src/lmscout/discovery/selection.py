@@ -11,14 +11,16 @@ import numpy as np
 from lmscout.benchmarks import Benchmark
 from lmscout.benchmarks.limits import LATENCY, Limit, keeps_all, nothing_within
 from lmscout.discovery.assessment import Points, SavedSpec, SignedProxy, baseline_scores
-from lmscout.discovery.choices import (
+from lmscout.discovery.design import (
     CHOICES,
     TIED,
     Choice,
+    Untrained,
     architecture_json,
     certainty,
+    latency_among,
+    limits_saved,
 )
-from lmscout.discovery.design import Untrained, latency_among, limits_saved
 from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, mean_of
 from lmscout.discovery.splits import Indices
 from lmscout.errors import LmscoutError
@@ -106,6 +108,12 @@ class Selection(Untrained, Result):
         return min(self.baselines, key=lambda one: one.rank)
 
     @property
+    def against_hardest(self) -> str:
+        """How the proxy's choice compares with that of the best baseline, in words."""
+        own, other = self.pick.rank, self.hardest.rank
+        return "better than" if own < other else "as good as" if own == other else "worse than"
+
+    @property
     def seen(self) -> bool:
         """Whether the search that found the proxy used a part of the benchmark."""
         return has_seen(self.proxy.name, self.benchmark)
@@ -154,11 +162,8 @@ def pick(
     """Select among architectures of known quality by a proxy; see `lmscout.design`.
 
     So many architectures within the limits are drawn and scored, or all if there are fewer.  The
-    models' weights do not depend on the seed.
-
-    Raises:
-        LmscoutError: no architecture is within the limits, the cache cannot be written, or the
-            proxy gives none of those drawn a score.
+    models' weights do not depend on the seed.  LmscoutError if no architecture is within the
+    limits, the cache cannot be written, or none of those drawn has a score.
     """
     stages = Stages(progress)
     if any(one.name == LATENCY for one in limits):

@@ -25,14 +25,9 @@ class Split:
 
 
 def search_sizes(wanted: int | Sequence[int] | None, benchmarks: int) -> tuple[int | None, ...]:
-    """The sizes of the search splits of several benchmarks, None for the default.
+    """The sizes of the search splits of so many benchmarks, None for the default.
 
-    Args:
-        wanted: one for all, or one for each; None for the default of each.
-        benchmarks: their number.
-
-    Raises:
-        LmscoutError: there are neither one nor as many as benchmarks.
+    LmscoutError unless one is wanted for all, or one for each.
     """
     if wanted is None or isinstance(wanted, int) or len(wanted) == 1:
         return (wanted if wanted is None or isinstance(wanted, int) else wanted[0],) * benchmarks
@@ -54,9 +49,7 @@ def search_size(wanted: int | None, architectures: int) -> int:
 def split_benchmark(architectures: Sequence[Hashable], *, search: int, seed: int) -> Split:
     """Draw a split with a search split of this size; equal architectures stay on one side.
 
-    Raises:
-        LmscoutError: a side would be too small, or repeated architectures make the size
-            impossible.
+    LmscoutError if a side would be too small, or repeated architectures make the size impossible.
     """
     n = len(architectures)
     if search < SMALLEST_SPLIT:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 import numpy as np
@@ -29,17 +30,18 @@ from lmscout.discovery.engines import (
 )
 from lmscout.discovery.filters import Filters, SearchData, SplitBenchmark
 from lmscout.discovery.scorer import Scorer, ScorerOptions, cache_name, mean_of
-from lmscout.discovery.search_record import Batches, Evolution, Record, evolve
-from lmscout.discovery.splits import split_benchmark
-from lmscout.errors import LmscoutError, check_whole
+from lmscout.discovery.search_record import Evolution, Record, evolve
+from lmscout.discovery.splits import search_size, split_benchmark
+from lmscout.errors import LmscoutError, check_whole, require_known
 from lmscout.progress import Progress, StageProgress, Stages, part_of
 from lmscout.proxies import LITERATURE, Grammar, format_expression
 from lmscout.proxies.primitives import SPEC_LEAVES
-from lmscout.proxies.spelling import require_known
 from lmscout.results import Result
+from lmscout.runs import RESULT, Run, default_run_folder, open_run, read_settings, same_settings
 from lmscout.statistics import Workers
 from lmscout.statistics.collect import one_thread
 from lmscout.statistics.workers import worker_processes
+from lmscout.version import __version__
 
 _LONG = 100  # evaluations of a search that take longer than a process needs to start
 FINALISTS = 4  # of each search, scored on full tensors
@@ -202,14 +204,6 @@ def _row(one: Candidate) -> dict[str, object]:
     return {"proxy": format_expression(one.node), "size": one.node.size, "fitness": one.fitness}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A proxy that was chosen on search splits: the searches, and the product of their best."""
-
-    evolutions: tuple[Evolution, ...]
-    product: Product
-
-
 @worker_processes()
 def discover_deep(
     benchmarks: Sequence[Benchmark],
@@ -226,11 +220,8 @@ def discover_deep(
     Candidates are evaluated on sketches; on several benchmarks fitness is the minimum over them.
     The fittest of every search are scored again on full tensors, the best of each are multiplied,
     and on one benchmark a correction is fitted.  A search that is recorded in the folder is
-    continued; the workers evaluate candidates in threads.
-
-    Raises:
-        LmscoutError: a split does not fit its benchmark, the cache cannot be written, or no
-            proxy was found.
+    continued; the workers evaluate candidates in threads.  LmscoutError if a split does not fit its
+    benchmark, the cache cannot be written, or no proxy was found.
     """
     stages = Stages(progress)
     splits = tuple(
@@ -241,8 +232,8 @@ def discover_deep(
         )
         for one, size in zip(benchmarks, search, strict=True)
     )
-    choice = choose_deep(splits, settings, seed, folder, stages)
-    product, text = choice.product, format_expression(choice.product.node)
+    evolutions, product = choose_deep(splits, settings, seed, folder, stages)
+    text = format_expression(product.node)
     with stages("testing") as update:
         held_out = [
             one.scorer.subset(one.split.test).drawn_scores([text], settings.weights, update)[text]
@@ -255,7 +246,7 @@ def discover_deep(
     return DeepDiscovery(
         findings,
         settings,
-        choice.evolutions,
+        evolutions,
         product.members,
         product.node,
         product.corrected,
@@ -269,8 +260,8 @@ def choose_deep(
     seed: int,
     folder: Path | None = None,
     stages: Stages | None = None,
-) -> Choice:
-    """The first part of `discover_deep`, which uses the search splits alone."""
+) -> tuple[tuple[Evolution, ...], Product]:
+    """The searches, and the product of their best: the part that uses the search splits alone."""
     stages = stages or Stages()
     with stages("sketches") as update:
         data = [one.search_data(seed, settings.weights, update) for one in splits]
@@ -304,7 +295,7 @@ def choose_deep(
     product = choose(finalists, known, OBJECTIVES[settings.objective])
     if settings.corrections and len(data) == 1:  # qualities of several have different scales
         product = correction(product, data[0].sketches.spec, data[0].quality)
-    return Choice(evolutions, product)
+    return evolutions, product
 
 
 def _searches(
@@ -374,8 +365,12 @@ def _search_there(
 ) -> tuple[Evolution, list[list[Candidate]]]:
     """A search by its number, with its batches so far, and all of them in the end."""
     number, batches = begun
-    record = Batches(batches)
-    return _search(settings, data, seed, number, 1, record=record), record.all
+    with TemporaryDirectory() as scratch:
+        record = Record(Path(scratch), number, None)
+        for place, batch in enumerate(batches):
+            record.add(place, batch)
+        evolution = _search(settings, data, seed, number, 1, record=record)
+        return evolution, list(record.batches())
 
 
 def _search_apart(
@@ -399,7 +394,7 @@ def _search(
     number: int,
     threads: int,
     *,
-    record: Record | Batches | None = None,
+    record: Record | None = None,
     progress: StageProgress | None = None,
 ) -> Evolution:
     engine = engine_of(
@@ -421,3 +416,77 @@ def _search(
         ) as filters,
     ):
         return evolve(engine, filters, evaluations=settings.share, record=record, progress=progress)
+
+
+def kept_deep_discovery(
+    benchmarks: Sequence[Benchmark],
+    settings: DeepSettings,
+    *,
+    search: Sequence[int | None],
+    seed: int,
+    out: Path | None,
+    progress: Progress | None,
+    **options: Unpack[ScorerOptions],
+) -> tuple[Run, DeepDiscovery]:
+    """The run and its result, see `discover_deep` and `begin_deep`; a finished one is loaded."""
+    sizes = [search_size(*one) for one in zip(search, map(len, benchmarks), strict=True)]
+    device = (options.get("workers") or Workers()).device
+    run = begin_deep(out, benchmarks, settings, search=sizes, seed=seed, device=device)
+    if run.finished:
+        return run, run.load(DeepDiscovery)
+    given: dict[str, Any] = {"search": sizes, "seed": seed, "progress": progress, **options}
+    result = discover_deep(benchmarks, settings, folder=run.folder, **given)
+    run.end(result)
+    return run, result
+
+
+def begin_deep(
+    folder: Path | None,
+    benchmarks: Sequence[Benchmark],
+    settings: DeepSettings,
+    *,
+    search: Sequence[int],
+    seed: int,
+    device: str = "cpu",
+) -> Run:
+    """Open the run folder of a search of the deep space: new, to be continued, or finished.
+
+    Without a folder it is the newest under runs/ that holds the same unfinished search, or a new
+    one.  Of the device, its kind counts and not its number.  LmscoutError if the folder holds
+    something else, or a search with other settings or of another version, or cannot be written.
+    """
+    wanted = {
+        "space": "deep",
+        "benchmarks": [one.name for one in benchmarks],
+        "benchmarks_sha256": [one.digest for one in benchmarks],
+        **asdict(settings),
+        "search": list(search),
+        "seed": seed,
+        "device": device.partition(":")[0],
+    }
+    if folder is None:
+        label = "-".join(cache_name(one.name) for one in benchmarks)
+        fresh = default_run_folder(f"discover-{label}-deep-{seed}")
+        unfinished = [
+            one
+            for one in fresh.parent.glob("discover-*")
+            if _of_this_version(there := read_settings(one))
+            and same_settings(there, wanted)
+            and not (one / RESULT).exists()
+        ]
+        folder = max(unfinished, key=lambda one: one.stat().st_mtime, default=fresh)
+    run = open_run(folder, "discover", wanted)
+    if run.begun and not run.finished and not _of_this_version(read_settings(folder)):
+        raise LmscoutError(
+            f"{run.name} holds an unfinished search of another version of lmscout: name "
+            "another folder"
+        )
+    if not run.begun:
+        run.begin()
+    return run
+
+
+def _of_this_version(settings: object) -> bool:
+    """Whether this version began a search; another one would continue it differently."""
+    found = settings.get("environment") if isinstance(settings, dict) else None
+    return isinstance(found, dict) and found.get("lmscout") == __version__

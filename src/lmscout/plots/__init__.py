@@ -26,7 +26,6 @@ from lmscout.discovery.selection import Selection
 from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Evaluation
-from lmscout.plots.architectures import architecture, curves, losses, regret, trace
 from lmscout.plots.discovery import (
     complexity,
     convergence,
@@ -39,14 +38,8 @@ from lmscout.plots.discovery import (
     sensitivity,
     tree,
 )
-from lmscout.plots.evaluation import perplexities, tasks
-from lmscout.plots.pruning import (
-    narrowing,
-    plan,
-    predicted,
-    progress,
-    tradeoff,
-)
+from lmscout.plots.models import architecture, curves, losses, perplexities, regret, tasks, trace
+from lmscout.plots.pruning import narrowing, plan, predicted, progress, tradeoff
 from lmscout.plots.pruning import sensitivity as block_sensitivity
 from lmscout.plots.style import COLOURS, time_spent
 from lmscout.pruning.results import Pruning

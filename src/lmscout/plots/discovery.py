@@ -17,8 +17,8 @@ from lmscout.benchmarks.check import Check
 from lmscout.discovery.assessment import Assessment, Points
 from lmscout.discovery.discover import Discovery, Finding
 from lmscout.discovery.engines import Candidate
+from lmscout.discovery.exhaustive import SCORES
 from lmscout.discovery.explain import Explanation, Forms
-from lmscout.discovery.kept import SCORES
 from lmscout.discovery.rank import RankResult
 from lmscout.discovery.search_record import EVALUATIONS, Record
 from lmscout.discovery.selection import Selection
@@ -27,7 +27,9 @@ from lmscout.errors import LmscoutError
 from lmscout.metrics import Interval
 from lmscout.plots.style import (
     COLOURS,
+    bars,
     dots,
+    errors,
     figure,
     finite,
     line,
@@ -70,9 +72,7 @@ def quality(found: Discovery | DeepDiscovery | Finding | Selection) -> go.Figure
             for row in rows
         ]
         x, y = ([one[row] for row in rows] for one in (scores, points.quality))
-        made.add_trace(
-            dots(name, colour, x, y, marker={"size": size, **marker}, text=texts, hoverinfo="text")
-        )
+        dots(made, name, colour, x, y, marker={"size": size, **marker}, text=texts)
 
     if isinstance(finding, Selection):
         every = range(len(points.names))
@@ -155,28 +155,21 @@ def whiskers(
     for colour in dict.fromkeys(kind for _, kind, _ in rows):
         own = [place for place in places if rows[place][1] == colour]
         values = [rows[place][2] for place in own]
-        made.add_trace(
-            dots(
-                names[colour],
-                colour,
-                [one.value for one in values],
-                own,
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": finite([one.high - one.value for one in values]),
-                    "arrayminus": finite([one.value - one.low for one in values]),
-                    "thickness": 2,
-                    "width": 0,
-                },
-                text=[
-                    f"{wrapped(rows[place][0])}<br>ρ {_three(rows[place][2].value)} "
-                    f"({_three(rows[place][2].low)} to {_three(rows[place][2].high)})"
-                    for place in own
-                ],
-                hoverinfo="text",
-                marker={"size": 10},
-            )
+        dots(
+            made,
+            names[colour],
+            colour,
+            [one.value for one in values],
+            own,
+            error_x=errors(
+                [one.high - one.value for one in values], [one.value - one.low for one in values]
+            ),
+            text=[
+                f"{wrapped(rows[place][0])}<br>ρ {_three(rows[place][2].value)} "
+                f"({_three(rows[place][2].low)} to {_three(rows[place][2].high)})"
+                for place in own
+            ],
+            marker={"size": 10},
         )
     made.update_yaxes(
         tickvals=places, ticktext=labels, range=[len(rows) - 0.5, -0.5], showgrid=False
@@ -231,8 +224,7 @@ def complexity(found: DeepDiscovery, folder: Path | str | None = None) -> go.Fig
 def ranked(folder: Path | str, *columns: str) -> pa.Table:
     """Every proxy of a ranked space with its ρ on the search split, undefined ones left out.
 
-    Raises:
-        LmscoutError: the file is missing or damaged.
+    LmscoutError if the file is missing or damaged.
     """
     path = Path(folder, SCORES)
     try:
@@ -331,28 +323,13 @@ def filters(found: Discovery | DeepDiscovery) -> go.Figure:
             ("same scores as another", same, "searched"),
             ("undefined or constant", found.n_undefined, "searched"),
         ]
-    whole = sum(count for _, count, _ in rows) or 1
-    made = figure("What became of the proxies", "proxies", height=90 + 32 * len(rows))
-    made.add_bar(
-        y=[safe(name.replace("_", " ")) for name, _, _ in rows],
-        x=[count for _, count, _ in rows],
-        orientation="h",
-        marker={"color": [COLOURS[colour] for _, _, colour in rows]},
-        text=[f"{count:,} ({count / whole:.0%})" for _, count, _ in rows],
-        textposition="auto",
-        cliponaxis=False,
-        hovertemplate="%{y}: %{text}<extra></extra>",
-    )
-    made.update_yaxes(autorange="reversed", type="category")
-    return made
+    names, counts, colours = zip(*rows, strict=True)
+    texts = [f"{count:,} ({count / (sum(counts) or 1):.0%})" for count in counts]
+    return bars("What became of the proxies", "proxies", names, counts, texts, colours=colours)
 
 
 def searches(folder: Path | str) -> list[list[Candidate]]:
-    """The candidates of each search of a run folder, in the order of evaluation.
-
-    Raises:
-        LmscoutError: a file is damaged.
-    """
+    """Candidates of each search of a run folder, as evaluated; LmscoutError if one is damaged."""
     record = Path(folder) / EVALUATIONS
     numbers = sorted({int(path.name.split("-")[0]) for path in record.glob("[0-9]*-*.parquet")})
     return [
@@ -381,9 +358,7 @@ def convergence(found: DeepDiscovery | Path | str) -> go.Figure:
         best = np.maximum.accumulate([one.fitness or 0.0 for one in some]).tolist()
         colour = list(COLOURS)[number % len(COLOURS)]
         across = list(range(1, len(best) + 1))
-        made.add_trace(
-            line(f"search {number + 1}", colour, across, best, shape="hv", hoverinfo="x+y+name")
-        )
+        line(made, f"search {number + 1}", colour, across, best, shape="hv", hoverinfo="x+y+name")
     return made
 
 
@@ -454,9 +429,7 @@ def tree(proxy: Expression | Forms | Explanation | Discovery | DeepDiscovery) ->
 
     place(node, 0)
     made = figure("The formula as a tree", height=110 + 54 * (1 - min(y)))
-    made.add_trace(
-        line("", "dense", [one for one, _ in edges], [one for _, one in edges], showlegend=False)
-    )
+    line(made, "", "dense", [one for one, _ in edges], [one for _, one in edges], showlegend=False)
     inputs = node.leaves
     ends = [COLOURS["predicted" if one in inputs else "found"] for one in labels]
     made.add_trace(

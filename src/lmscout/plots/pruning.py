@@ -1,20 +1,26 @@
-"""Figures of pruning runs: of a result, or of the pairs of a study."""
+"""Figures of pruning runs: of a result, or of the measured pairs of a study."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import optuna
 import plotly.graph_objects as go
+from optuna.trial import TrialState
 
 from lmscout.errors import LmscoutError
-from lmscout.plots.pairs import Source, effects, pairs_of, pareto
-from lmscout.plots.style import COLOURS, dots, figure, finite, line, logarithmic, safe
+from lmscout.plots.style import COLOURS, dots, errors, figure, finite, line, logarithmic, safe
 from lmscout.pruning.features import SCALES, TargetScale
-from lmscout.pruning.plan import Floats, Plan
+from lmscout.pruning.plan import Floats, Plan, Rows, as_rows
 from lmscout.pruning.results import LABELS, Pruning, Reported, Size
+from lmscout.pruning.storage import existing_storage_url, storage_file
 from lmscout.pruning.study import Pair
-from lmscout.pruning.study_record import RecordedPairs
+from lmscout.pruning.study_record import RecordedPairs, read_pairs
+
+Source = Pruning | RecordedPairs | optuna.Study | Path | str
 
 _KIND = {"attention": "attention", "mlp": "MLP"}
 _BAND = (0.1, 0.9)  # quantiles of the errors of held-out predictions
@@ -31,6 +37,112 @@ _MARK = {
     "found_plain": ("found", "star-open", 13),
     "found_recovered": ("found", "star-diamond", 15),
 }
+_SAMPLES = 200  # of the bootstrap
+_RIDGE = 1e-2  # of the variance of a column
+
+
+def pairs_of(source: Source) -> RecordedPairs:
+    """The measured pairs of a run; LmscoutError if it has no study of lmscout, or an edited one.
+
+    The study of a result is read if it is a file: no server that a result names is asked.  A run
+    folder or the URL of a storage may be of a running run.
+    """
+    if isinstance(source, RecordedPairs):
+        return source
+    if isinstance(source, optuna.Study):
+        return _of_optuna(source)
+    if isinstance(source, Pruning):
+        file = storage_file(existing_storage_url(source.study))
+        if file is None or not file.is_file():
+            raise LmscoutError(f"the pairs at {source.study} are in no file here: give their URL")
+        source = source.study
+    return read_pairs(source)
+
+
+def _of_optuna(study: optuna.Study) -> RecordedPairs:
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    trials = study.get_trials(deepcopy=False, states=states)
+    if not trials or any(not {"tokens", "round"} <= one.user_attrs.keys() for one in trials):
+        raise LmscoutError(f"study {study.study_name!r} holds no pairs of lmscout")
+    dense = Plan.from_dict({name: one.high for name, one in trials[0].distributions.items()})  # type: ignore[attr-defined]
+    return RecordedPairs(
+        dense,
+        tuple(
+            Pair(
+                Plan.from_dict(one.params),
+                float(one.value or 0.0),
+                int(one.user_attrs["tokens"]),
+                one.state == TrialState.PRUNED,
+                int(one.user_attrs["round"]),
+                float(one.user_attrs.get("kept", 0.0)),
+                float(one.user_attrs.get("seconds", 0.0)),
+                str(one.user_attrs.get("origin", "")),
+            )
+            for one in trials
+        ),
+    )
+
+
+def pareto(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that are better than all smaller ones, from small to large."""
+    front: list[Pair] = []
+    for one in sorted(pairs, key=lambda pair: (pair.kept, pair.value)):
+        if not front or one.value < front[-1].value:
+            front.append(one)
+    return front
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The effect of removing a tenth of a block's units of one kind on the loss increase.
+
+    Factors less 1: 0.2 is a loss increase that is 20 % larger.
+    """
+
+    kind: str  # "attention" or "mlp"
+    block: int  # number of the block
+    value: float  # of a ridge regression on all pairs
+    low: float  # of a 95 % bootstrap interval over pairs
+    high: float  # likewise
+
+
+def effects(source: Source) -> list[Effect]:
+    """The effect of every block, from a linear model of log loss increases on removed shares.
+
+    Raises:
+        LmscoutError: there are fewer complete pairs than twice the blocks.
+    """
+    recorded = pairs_of(source)
+    some = [one for one in recorded.pairs if not one.partial]
+    units = np.array(recorded.dense.attention + recorded.dense.mlp, float)
+    if len(some) < max(20, 2 * recorded.dense.depth):
+        raise LmscoutError(
+            f"{len(some)} complete pairs are too few for the sensitivity of "
+            f"{recorded.dense.depth} blocks"
+        )
+    removed = 1 - as_rows([one.plan for one in some]) / np.maximum(units, 1)
+    values = np.array([one.value for one in some])
+    target = TargetScale.of("log", values).forward(values)
+    rng = np.random.default_rng(0)
+
+    def slopes(rows: Rows) -> Floats:
+        x, y = removed[rows], target[rows]
+        x, y = x - x.mean(axis=0), y - y.mean()
+        penalty = _RIDGE * len(rows) * np.diag(x.var(axis=0) + 1e-6)
+        return np.asarray(np.linalg.solve(x.T @ x + penalty, x.T @ y))
+
+    own = slopes(np.arange(len(some)))
+    drawn = np.array([slopes(rng.integers(0, len(some), len(some))) for _ in range(_SAMPLES)])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    depth = recorded.dense.depth
+    return [
+        Effect(
+            "attention" if column < depth else "mlp",
+            column % depth,
+            *(float(np.expm1(0.1 * one[column])) for one in (own, low, high)),
+        )
+        for column in range(2 * depth)
+    ]
 
 
 def tradeoff(source: Source, pairs: RecordedPairs | None = None) -> go.Figure:
@@ -62,41 +174,36 @@ def tradeoff(source: Source, pairs: RecordedPairs | None = None) -> go.Figure:
             ("stopped early", [one for one in pairs.pairs if one.partial], "circle-open"),
         ):
             if some:
-                made.add_trace(
-                    dots(
-                        f"{name} ({len(some):,})",
-                        "searched",
-                        [one.kept + aside * rng.uniform(-1, 1) for one in some],
-                        [one.value for one in some],
-                        marker={"size": 6, "opacity": 0.6, "symbol": symbol},
-                        text=[pair_text(one) for one in some],
-                        hoverinfo="text",
-                    )
+                dots(
+                    made,
+                    f"{name} ({len(some):,})",
+                    "searched",
+                    [one.kept + aside * rng.uniform(-1, 1) for one in some],
+                    [one.value for one in some],
+                    marker={"size": 6, "opacity": 0.6, "symbol": symbol},
+                    text=[pair_text(one) for one in some],
                 )
         front = pareto([one for one in pairs.pairs if not one.partial])
         if not aside:
-            made.add_trace(
-                line(
-                    "front of the pairs",
-                    "predicted",
-                    [one.kept for one in front],
-                    [one.value for one in front],
-                )
+            line(
+                made,
+                "front of the pairs",
+                "predicted",
+                [one.kept for one in front],
+                [one.value for one in front],
             )
         levels.append(float(np.quantile([one.value for one in pairs.pairs], 0.5)))
     for name in dict.fromkeys(one.name for _, one in models):
         colour, symbol, size = _MARK.get(name, ("dense", "x", 9))
         own = [(keep, one) for keep, one in models if one.name == name]
-        made.add_trace(
-            dots(
-                safe(LABELS.get(name, name)),
-                colour,
-                [one.kept for _, one in own],
-                [one.loss_increase for _, one in own],
-                marker={"size": size, "symbol": symbol},
-                text=[model_text(one) for _, one in own],
-                hoverinfo="text",
-            )
+        dots(
+            made,
+            safe(LABELS.get(name, name)),
+            colour,
+            [one.kept for _, one in own],
+            [one.loss_increase for _, one in own],
+            marker={"size": size, "symbol": symbol},
+            text=[model_text(one) for _, one in own],
         )
     known = [one for one in levels if np.isfinite(one)]
     if known:
@@ -177,17 +284,16 @@ def predicted(found: Pruning) -> go.Figure:
             )
         )
     if len(held_out):
-        made.add_trace(
-            dots(
-                f"held-out pairs ({len(held_out):,})",
-                "searched",
-                held_out[:, 0].tolist(),
-                held_out[:, 1].tolist(),
-                marker={"size": 6, "opacity": 0.7},
-                hovertemplate="predicted %{x:+.4f}, measured %{y:+.4f}<extra></extra>",
-            )
+        dots(
+            made,
+            f"held-out pairs ({len(held_out):,})",
+            "searched",
+            held_out[:, 0].tolist(),
+            held_out[:, 1].tolist(),
+            marker={"size": 6, "opacity": 0.7},
+            hovertemplate="predicted %{x:+.4f}, measured %{y:+.4f}<extra></extra>",
         )
-    made.add_trace(line("as predicted", "dense", ends, ends, dash="dot"))
+    line(made, "as predicted", "dense", ends, ends, dash="dot")
     for colour, name, some in (
         ("predicted", "finalists", [one for size in found.sizes for one in size.finalists[1:]]),
         ("found", "selected", [size.finalists[0] for size in found.sizes if size.finalists]),
@@ -195,29 +301,22 @@ def predicted(found: Pruning) -> go.Figure:
         own = [one for one in some if one in finalists]
         if not own:
             continue
-        made.add_trace(
-            dots(
-                name,
-                colour,
-                [one.predicted for one in own],
-                [one.held_out for one in own],
-                marker={
-                    "size": 13 if name == "selected" else 9,
-                    "symbol": "star" if name == "selected" else "circle",
-                },
-                error_y={
-                    "type": "data",
-                    "array": [_two_errors(one.chunks) for one in own],
-                    "thickness": 1.5,
-                    "width": 0,
-                },
-                text=[
-                    f"{name}<br>predicted {one.predicted:+.4f}, held-out text "
-                    f"{one.held_out:+.4f} ± {_two_errors(one.chunks):.4f}"
-                    for one in own
-                ],
-                hoverinfo="text",
-            )
+        dots(
+            made,
+            name,
+            colour,
+            [one.predicted for one in own],
+            [one.held_out for one in own],
+            marker={
+                "size": 13 if name == "selected" else 9,
+                "symbol": "star" if name == "selected" else "circle",
+            },
+            error_y=errors([_two_errors(one.chunks) for one in own]),
+            text=[
+                f"{name}<br>predicted {one.predicted:+.4f}, held-out text "
+                f"{one.held_out:+.4f} ± {_two_errors(one.chunks):.4f}"
+                for one in own
+            ],
         )
     if logs:
         made.update_xaxes(logarithmic(ends))
@@ -226,12 +325,9 @@ def predicted(found: Pruning) -> go.Figure:
 
 
 def band(held_out: Floats, scale: str, predictions: Floats) -> tuple[Floats, Floats]:
-    """The central 80 % of measured values at predictions [n], by the errors on its scale.
+    """The central 80 % of measured values at predictions [n], nats/token.
 
-    Args:
-        held_out: [m, 2] predicted and measured.
-        scale: of the predictor's target.
-        predictions: [n], nats/token.
+    By the errors of held-out pairs [m, 2], predicted and measured, on the scale of the target.
     """
     target = TargetScale.of(scale, held_out[:, 1])
     errors = target.forward(held_out[:, 1]) - target.forward(held_out[:, 0])
@@ -289,16 +385,15 @@ def plan(found: Pruning | Size, dense: Plan | None = None) -> go.Figure:
                 for units, whole in zip(getattr(level, kind), most, strict=True)
             ]
             edges = [edge for block in blocks for edge in (block - 0.5, block + 0.5)]
-            made.add_trace(
-                line(
-                    "uniform",
-                    "uniform",
-                    edges,
-                    [one for one in even for _ in (0, 1)],
-                    dash="dot",
-                    showlegend=sign > 0,
-                    legendgroup="uniform",
-                )
+            line(
+                made,
+                "uniform",
+                "uniform",
+                edges,
+                [one for one in even for _ in (0, 1)],
+                dash="dot",
+                showlegend=sign > 0,
+                legendgroup="uniform",
             )
     dropped = found.plan.dropped
     for block in dropped:
@@ -383,7 +478,8 @@ def narrowing(found: Pruning, size: int = 0) -> go.Figure:
             kept / most if most else 0.0
             for kept, most in zip(getattr(chosen, kind), getattr(dense, kind), strict=True)
         ]
-        trace = dots(
+        dots(
+            made,
             "selected plan",
             "found",
             shares,
@@ -392,9 +488,9 @@ def narrowing(found: Pruning, size: int = 0) -> go.Figure:
             legendgroup="selected",
             marker={"size": 11, "symbol": "star"},
             text=[f"block {block}: keeps {one:.0%}" for block, one in enumerate(shares)],
-            hoverinfo="text",
+            row=row,
+            col=1,
         )
-        made.add_trace(trace, row=row, col=1)
         made.update_yaxes(
             title_text="block",
             range=[depth - 0.5, -0.5],
@@ -424,15 +520,9 @@ def sensitivity(source: Source) -> go.Figure:
             x=[one.block for one in own],
             y=[one.value for one in own],
             marker={"color": COLOURS[kind]},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "thickness": 1.5,
-                "width": 0,
-                "color": COLOURS["dense"],
-                "array": [one.high - one.value for one in own],
-                "arrayminus": [one.value - one.low for one in own],
-            },
+            error_y=errors(
+                [one.high - one.value for one in own], [one.value - one.low for one in own], "dense"
+            ),
             text=[
                 f"block {one.block} {_KIND[kind]}: {one.value:+.1%} ({one.low:+.1%} to "
                 f"{one.high:+.1%})"

@@ -1,4 +1,4 @@
-"""Colours, axes and texts that all figures share.
+"""Colours, axes and texts that all figures share, and figures in HTML.
 
 Figures have transparent backgrounds and colours that can be read on white and on black, so that
 they fit light and dark notebooks; the page of a report gives texts and grids its own.
@@ -9,6 +9,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from itertools import count
+from string import Template
 
 import plotly.graph_objects as go
 
@@ -94,16 +98,23 @@ def finite(values: Sequence[float | None]) -> list[float | None]:
 
 
 def dots(
-    name: str, colour: str, x: Sequence[float | None], y: Sequence[float | None], **more: object
-) -> go.Scatter:
-    """Points of one kind."""
+    made: go.Figure,
+    name: str,
+    colour: str,
+    x: Sequence[float | None],
+    y: Sequence[float | None],
+    **more: object,
+) -> None:
+    """Add points of one kind; of those with texts, these alone show on hovering."""
     marker = {"color": COLOURS[colour], "size": 8, "line": {"width": 0}}
     given = more.pop("marker", None)
     marker |= given if isinstance(given, dict) else {}
-    return go.Scatter(name=name, mode="markers", x=finite(x), y=finite(y), marker=marker, **more)
+    more = ({"hoverinfo": "text"} if "text" in more else {}) | more
+    made.add_scatter(name=name, mode="markers", x=finite(x), y=finite(y), marker=marker, **more)
 
 
 def line(
+    made: go.Figure,
     name: str,
     colour: str,
     x: Sequence[float | None],
@@ -112,11 +123,51 @@ def line(
     dash: str = "solid",
     shape: str = "linear",
     **more: object,
-) -> go.Scatter:
-    """A line of one kind."""
+) -> None:
+    """Add a line of one kind."""
     style = {"color": COLOURS[colour], "width": 2, "dash": dash, "shape": shape}
     given = {"hoverinfo": "skip"} | more
-    return go.Scatter(name=name, mode="lines", x=finite(x), y=finite(y), line=style, **given)
+    made.add_scatter(name=name, mode="lines", x=finite(x), y=finite(y), line=style, **given)
+
+
+def bars(
+    title: str,
+    x: str,
+    names: Sequence[str],
+    values: Sequence[float],
+    texts: Sequence[str],
+    *,
+    colours: Sequence[str] = (),
+    hover: Sequence[str] = (),
+    **more: object,
+) -> go.Figure:
+    """Horizontal bars from top to bottom, each with its text, and another one on hovering."""
+    rows = list(range(len(names)))
+    made = figure(title, x, height=110 + 32 * len(rows))
+    shown = hover or [f"{name}: {text}" for name, text in zip(names, texts, strict=True)]
+    made.add_bar(
+        **({"textposition": "auto"} | more),
+        y=rows,
+        x=finite(values),
+        orientation="h",
+        marker={"color": [COLOURS[one] for one in colours or ["found"] * len(rows)]},
+        text=texts,
+        cliponaxis=False,
+        customdata=list(map(safe, shown)),
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+    names = [safe(one, 40) for one in names]
+    made.update_yaxes(autorange="reversed", tickvals=rows, ticktext=names)
+    return made
+
+
+def errors(
+    above: Sequence[float], below: Sequence[float] | None = None, colour: str | None = None
+) -> dict[str, object]:
+    """Error bars of these lengths, the same on both sides unless `below` is given."""
+    sides = {} if below is None else {"symmetric": False, "arrayminus": finite(below)}
+    drawn = {"type": "data", "array": finite(above), "thickness": 1.5, "width": 0}
+    return drawn | sides | ({} if colour is None else {"color": COLOURS[colour]})
 
 
 def mark(made: go.Figure, x: float, text: str, colour: str) -> None:
@@ -156,18 +207,57 @@ def logarithmic(values: Sequence[float]) -> dict[str, object]:
 def time_spent(seconds: Mapping[str, float]) -> go.Figure:
     """Where the time of a run went, by stage."""
     stages = [name for name, value in seconds.items() if math.isfinite(value)]
-    whole = sum(seconds[name] for name in stages) or 1.0
-    made = figure("Where the time went", "seconds", height=90 + 30 * len(stages))
-    texts = [f"{seconds[one]:,.1f} s, {seconds[one] / whole:.0%}" for one in stages]
-    made.add_bar(
-        y=[safe(one) for one in stages],
-        x=[seconds[one] for one in stages],
-        orientation="h",
-        marker={"color": COLOURS["searched"]},
-        text=texts,
-        textposition="auto",
-        cliponaxis=False,
-        hovertemplate="%{y}: %{text}<extra></extra>",
+    spent = [seconds[name] for name in stages]
+    texts = [f"{one:,.1f} s, {one / (sum(spent) or 1.0):.0%}" for one in spent]
+    colours = ["searched"] * len(stages)
+    return bars("Where the time went", "seconds", stages, spent, texts, colours=colours)
+
+
+_JS_VERSION = "4.1.1"  # of the file in `plotlyjs`, as plotly distributes it
+_numbers = count()
+
+_DRAW = Template("""<div id="${name}" style="min-height:${height}px"></div>
+<script>${library}</script>
+<script>
+(() => {
+  const figure = ${figure};
+  const draw = () => Plotly.newPlot("${name}", figure.data, figure.layout, {responsive: true});
+  if (window.Plotly) { draw(); return; }
+  const script = document.createElement("script");
+  script.src = "https://cdn.plot.ly/plotly-cartesian-${version}.min.js";
+  script.onload = draw;
+  document.head.append(script);
+})();
+</script>
+""")
+
+
+@cache
+def plotly_js() -> str:
+    """plotly.js with cartesian traces alone, which a browser loads in a third of the time."""
+    folder = files("lmscout.plots").joinpath("plotlyjs")
+    return folder.joinpath("plotly-cartesian.min.js").read_text(encoding="utf-8")
+
+
+def script_json(figure: go.Figure) -> str:
+    """Data and layout as JSON in which no end of a script can be hidden."""
+    text = str(figure.to_json())
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def embedded(figure: go.Figure) -> str:
+    """The figure in HTML for a notebook's cell.
+
+    The first one in a process holds plotly.js, 1.5 MB, so that a notebook needs no network.  A
+    frontend that shows cells apart, or a notebook without its first cell, loads it from plotly.
+    """
+    number = next(_numbers)
+    return _DRAW.substitute(
+        name=f"lmscout-figure-{number}",
+        height=figure.layout.height or 420,
+        version=_JS_VERSION,
+        library="" if number else plotly_js(),
+        figure=script_json(figure),
     )
-    made.update_yaxes(autorange="reversed", type="category")
-    return made

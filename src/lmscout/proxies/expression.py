@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief, did_you_mean
 from lmscout.proxies.primitives import (
     COMMUTATIVE,
     INPUT,
@@ -28,7 +28,6 @@ from lmscout.proxies.primitives import (
     as_number,
     number_text,
 )
-from lmscout.proxies.spelling import did_you_mean, shown
 
 LARGEST = 256
 """Most words of an expression."""
@@ -181,7 +180,7 @@ def _typed(name: str, types: tuple[str, ...]) -> tuple[Primitive, str]:
             raise LmscoutError(f"{name} is a number and takes nothing, not ({', '.join(types)})")
         return NUMBER, NUMBER.gives
     if name not in BY_NAME:
-        raise LmscoutError(f"unknown word {shown(name)}{did_you_mean(name, BY_NAME)}")
+        raise LmscoutError(f"unknown word {brief(name)}{did_you_mean(name, BY_NAME)}")
     general = tuple(TENSOR if one in STACKS else one for one in types)
     for word in BY_NAME[name]:
         if word.takes == general and len({one for one in types if one in STACKS}) <= 1:

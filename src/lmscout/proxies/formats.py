@@ -35,10 +35,7 @@ from lmscout.proxies.primitives import (
 _WIDTH = 88  # of a line of code, where it can be broken
 
 
-_REDUCTION = {
-    "average": r"\left\langle #1 \right\rangle",
-    "total": r"\sum_{i}\left(#1\right)_{i}",
-}
+_REDUCTION = {"average": r"\left\langle #1 \right\rangle", "total": r"\sum_{i}\left(#1\right)_{i}"}
 # How a sign is written, and how it binds; a fraction needs no brackets, in it or around it.
 _SIGN = {
     "add": ("#1 + #2", 1),

@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief, nearest
 from lmscout.proxies import measures
 from lmscout.proxies.expression import Expression, simplified
 from lmscout.proxies.measures import Reading
 from lmscout.proxies.parser import parse, require_short
 from lmscout.proxies.primitives import SPEC_LEAVES
-from lmscout.proxies.spelling import nearest, shown
 
 
 @dataclass(frozen=True)
@@ -275,13 +274,13 @@ def resolve(text: str) -> Entry | Expression:
     name = text.strip()
     if name.startswith("-"):
         raise LmscoutError(
-            f"{shown(name)}: only rank and design accept a minus sign (lower scores are better); "
+            f"{brief(name)}: only rank and design accept a minus sign (lower scores are better); "
             "give the proxy without it"
         )
     if name not in CATALOG_ENTRY:
         guess = nearest(name, CATALOG_ENTRY)
         raise LmscoutError(
-            f"unknown proxy {shown(name)}{f' (did you mean {guess!r}?)' if guess else ''}: give "
+            f"unknown proxy {brief(name)}{f' (did you mean {guess!r}?)' if guess else ''}: give "
             f"an expression such as sum(abs(weight)), or one of {', '.join(CATALOG_ENTRY)}"
         )
     return CATALOG_ENTRY[name]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, NoReturn
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief, nearest
 from lmscout.proxies.expression import BY_NAME, LARGEST, Branch, Expression, as_published
 from lmscout.proxies.primitives import (
     AGGREGATES,
@@ -31,7 +31,6 @@ from lmscout.proxies.primitives import (
     UNARY,
     as_number,
 )
-from lmscout.proxies.spelling import nearest, shown
 
 LONGEST = 100_000
 """Characters of an expression."""
@@ -56,7 +55,7 @@ class _Token(NamedTuple):
     kind: str  # "word", "sign" or "end"
 
     def __str__(self) -> str:
-        return "the end" if self.kind == "end" else shown(self.text)
+        return "the end" if self.kind == "end" else brief(self.text)
 
 
 def parse(text: str) -> Expression:
@@ -74,7 +73,7 @@ def require_short(text: str) -> None:
     """Raise LmscoutError if a text is longer than any proxy's."""
     if len(text) > LONGEST:
         raise LmscoutError(
-            f"proxy {shown(text)}: is too long (got {len(text):,} characters, expected at most "
+            f"proxy {brief(text)}: is too long (got {len(text):,} characters, expected at most "
             f"{LONGEST:,})"
         )
 
@@ -135,7 +134,7 @@ class _Parser:
         if SCORE not in meanings:
             kind = "a block value" if TENSOR not in meanings else "a tensor"
             raise LmscoutError(
-                f"proxy {shown(self._text)}, column 1: found {kind}, expected a score: aggregate "
+                f"proxy {brief(self._text)}, column 1: found {kind}, expected a score: aggregate "
                 f"it over the blocks, as in sum(...)"
             )
         return meanings[SCORE]
@@ -187,7 +186,7 @@ class _Parser:
             return self._meanings(name, operands)
         except LmscoutError as error:
             raise LmscoutError(
-                f"proxy {shown(self._text)}, column {token.column}: {error}"
+                f"proxy {brief(self._text)}, column {token.column}: {error}"
             ) from None
 
     def _meanings(self, name: str, operands: tuple[Meanings, ...]) -> Meanings:
@@ -252,6 +251,6 @@ class _Parser:
 
     def _fail(self, token: _Token, expected: str, remark: str = "") -> NoReturn:
         raise LmscoutError(
-            f"proxy {shown(self._text)}, column {token.column}: "
+            f"proxy {brief(self._text)}, column {token.column}: "
             f"found {token}{remark}, expected {expected}"
         )

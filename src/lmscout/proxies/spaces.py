@@ -10,10 +10,9 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief, require_known
 from lmscout.proxies.expression import Branch, Expression, as_published
 from lmscout.proxies.primitives import AGGREGATION, BINARY, INPUT, UNARY_OPERATION
-from lmscout.proxies.spelling import require_known, shown
 
 Lookup = Callable[[str, tuple[str, ...]], ArrayLike]
 """(input, chain) to block values [n_architectures, max_blocks]."""
@@ -45,7 +44,7 @@ class Space:
         given = self.aggregations
         if not given or len(set(given)) != len(given):
             raise LmscoutError(
-                f"space {self.name}: aggregations are {shown(', '.join(map(str, given)))}, "
+                f"space {self.name}: aggregations are {brief(', '.join(map(str, given)))}, "
                 "expected 1 or more, each once"
             )
         for name in given:
@@ -114,11 +113,7 @@ SPACES: Mapping[str, Callable[[tuple[str, ...]], Space]] = {
 
 
 def space(name: str, aggregations: tuple[str, ...] = ("mean",)) -> Space:
-    """The enumerated space of a name.
-
-    Raises:
-        LmscoutError: There is none of this name, or an aggregation is unknown.
-    """
+    """The enumerated space of a name; LmscoutError if it or an aggregation is unknown."""
     require_known("space", name, (*SPACES, "deep"))
     return SPACES[name](aggregations)
 
@@ -126,17 +121,9 @@ def space(name: str, aggregations: tuple[str, ...] = ("mean",)) -> Space:
 def evaluate(proxy: Expression, lookup: Lookup, blocks: ArrayLike) -> NDArray[np.float64]:
     """Score many architectures by a published proxy from collected block values, in float64.
 
-    Values beyond an architecture's depth are padding, whatever they are; a NaN within it makes
-    the score NaN.
-
-    Args:
-        proxy: An expression of the published form.
-        lookup: Gives the block values [n_architectures, max_blocks] of an input under a
-            chain of operations.
-        blocks: Depth of each architecture, [n_architectures], each from 1 to max_blocks.
-
-    Returns:
-        Scores [n_architectures].
+    `lookup` gives block values [n_architectures, max_blocks] of an input under a chain; `blocks`
+    [n_architectures] are the depths.  Values beyond a depth are padding, whatever they are; a NaN
+    within it makes the score [n_architectures] NaN.
     """
     form = as_published(proxy)
     assert form is not None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,44 +56,7 @@ _ATTRIBUTES = table(
 _TRIALS = table("trials", column("study_id"), column("trial_id"), column("number"))
 
 
-class Locks(ABC):
-    """Locks are empty studies, named after the processes that hold them."""
-
-    @abstractmethod
-    def heartbeats(self) -> dict[str, str]:
-        """The last heartbeat of every lock, by name."""
-
-    @abstractmethod
-    def beat(self, name: str, number: int) -> bool:
-        """Write a heartbeat; False if the lock was removed."""
-
-    @abstractmethod
-    def remove(self, name: str) -> None:
-        """Remove a lock, if it is there."""
-
-    @abstractmethod
-    def claim(
-        self,
-        study: int,
-        keys: Sequence[str],
-        most: int,
-        name: str,
-        living: Callable[[], Collection[str]],
-    ) -> list[str]:
-        """Claim the first keys that are free, at most so many, for a lock; also its earlier ones.
-
-        Args:
-            study: number of the study to which the keys belong.
-            keys: of what is to be done.
-            most: number of keys.
-            name: of the lock.
-            living: removes the locks of dead processes, whose claims are free, and returns the
-                names of the others; called after the claims of others are known.
-        """
-
-    @abstractmethod
-    def drop_claims(self, study: int, name: str) -> None:
-        """Remove the claims of a lock."""
+Living = Callable[[], Collection[str]]  # names of locks
 
 
 class Database(RDBStorage):
@@ -159,8 +121,11 @@ class _OthersAddedError(Exception):
     """A study has trials that were not expected."""
 
 
-class _DatabaseLocks(Locks):
-    """Rows; claims are attributes of the study to which they belong, whose names are unique."""
+class _DatabaseLocks:
+    """Locks as rows of studies, named after the processes that hold them.
+
+    Claims are attributes of the study to which they belong, whose names are unique.
+    """
 
     def __init__(self, url: str, timeout: float) -> None:
         # Connections are closed after each use.
@@ -168,6 +133,7 @@ class _DatabaseLocks(Locks):
         self._engine: Engine = create_engine(url, poolclass=NullPool, connect_args=arguments)
 
     def heartbeats(self) -> dict[str, str]:
+        """The last heartbeat of every lock, by name."""
         own = and_(_STUDIES.c.study_id == _ATTRIBUTES.c.study_id, _ATTRIBUTES.c.key == HEARTBEAT)
         query = (
             select(_STUDIES.c.study_name, _ATTRIBUTES.c.value_json)
@@ -178,6 +144,7 @@ class _DatabaseLocks(Locks):
             return {str(name): str(value) for name, value in connection.execute(query)}
 
     def beat(self, name: str, number: int) -> bool:
+        """Write a heartbeat; False if the lock was removed."""
         own = select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name).scalar_subquery()
         same = _ATTRIBUTES.c.key == HEARTBEAT, _ATTRIBUTES.c.study_id == own
         with self._engine.begin() as connection:
@@ -193,13 +160,18 @@ class _DatabaseLocks(Locks):
             connection.execute(delete(_STUDIES).where(_STUDIES.c.study_name == name))
 
     def claim(
-        self,
-        study: int,
-        keys: Sequence[str],
-        most: int,
-        name: str,
-        living: Callable[[], Collection[str]],
+        self, study: int, keys: Sequence[str], most: int, name: str, living: Living
     ) -> list[str]:
+        """Claim the first keys that are free, at most so many, for a lock; also its earlier ones.
+
+        Args:
+            study: number of the study to which the keys belong.
+            keys: of what is to be done.
+            most: number of keys.
+            name: of the lock.
+            living: removes the locks of dead processes, whose claims are free, and returns the
+                names of the others; called after the claims of others are known.
+        """
         query = select(_ATTRIBUTES.c.key, _ATTRIBUTES.c.value_json).where(*_claims(study))
         with self._engine.connect() as connection:
             holders = {str(key): str(value) for key, value in connection.execute(query)}
@@ -333,8 +305,8 @@ def _cut_unfinished_line(file: Path) -> None:
             opened.truncate(opened.read().rfind(b"\n") + 1)
 
 
-class _JournalLocks(Locks):
-    """Studies of a journal; claims are attributes of locks, with which they go."""
+class _JournalLocks:
+    """The same in a journal; claims are attributes of locks, with which they go."""
 
     def __init__(self, storage: Journal | None, file: Path) -> None:
         self._opened, self._file = storage, file
@@ -364,12 +336,7 @@ class _JournalLocks(Locks):
             self._storage.delete_study(self._storage.get_study_id_from_name(name))
 
     def claim(
-        self,
-        study: int,
-        keys: Sequence[str],
-        most: int,
-        name: str,
-        living: Callable[[], Collection[str]],
+        self, study: int, keys: Sequence[str], most: int, name: str, living: Living
     ) -> list[str]:
         living()
         start = f"{_CLAIM}{study}:"
@@ -394,6 +361,7 @@ class _JournalLocks(Locks):
 
 
 Storage = Database | Journal
+Locks = _DatabaseLocks | _JournalLocks
 
 
 def add_lock(storage: BaseStorage, name: str) -> None:

@@ -34,31 +34,27 @@ _LIMIT_ROUNDING = 1e-9  # of a limit: plans of equal cost meet it, whatever the 
 class Budget:
     """A limit of a cost that is a sum over the columns of a row.
 
-    Where a measured table decreases, its running maximum counts.  Costs without a unit are shares
-    of the dense model's.
+    Costs without a unit are shares of the dense model's.
     """
 
     name: str  # what is counted, such as ``kept share``
     limit: float  # the most that a plan may cost
-    tables: tuple[Floats, ...]  # for each column, the cost by number of units kept, [units + 1]
+    # For each column, the cost by number of units kept, [units + 1], which does not decrease.
+    tables: tuple[Floats, ...]
     fixed: float = 0.0  # cost of what is not pruned
     slack: float | None = None  # how far below the limit a plan may stay; None for anywhere
     unit: tuple[str, float] | None = None  # name and size of the unit of costs in messages
 
     @cached_property
-    def _increasing(self) -> list[Floats]:
-        return [np.maximum.accumulate(np.asarray(table, np.float64)) for table in self.tables]
-
-    @cached_property
     def _flat(self) -> tuple[Floats, Rows]:
         """All tables in one array, and where each of them starts."""
         lengths = [len(table) for table in self.tables]
-        return np.concatenate(self._increasing), np.cumsum([0, *lengths[:-1]])
+        return np.concatenate(self.tables), np.cumsum([0, *lengths[:-1]])
 
     @cached_property
     def least_steps(self) -> Floats:
         """The least cost of one more unit of each column, [2L]; inf for a column of no units."""
-        return np.array([np.diff(table).min(initial=np.inf) for table in self._increasing])
+        return np.array([np.diff(table).min(initial=np.inf) for table in self.tables])
 
     @property
     def least_use(self) -> float:
@@ -81,7 +77,7 @@ class Budget:
 
         `counts` are, for each column, the numbers of units in 0, 1, 2, ... steps.
         """
-        tables = tuple(table[units] for table, units in zip(self._increasing, counts, strict=True))
+        tables = tuple(table[units] for table, units in zip(self.tables, counts, strict=True))
         channels = tables[len(tables) // 2 :]
         channel_steps = [table[1] - table[0] for table in channels if len(table) > 1]
         slack = None if self.slack is None else max(self.slack, float(max(channel_steps)))
@@ -118,7 +114,6 @@ def keep_budget(shape: Shape, keep: float) -> Budget:
 
     Plans may stay a thousandth below it, or a channel in models so small that it is more.
     """
-    _require_share(keep)
     each = unit_parameters(shape) / shape.parameters
     # Sums of shares are exact to a few 1e-16; a thousandth of a unit is far above that and
     # far below the cost of a unit.
@@ -158,13 +153,15 @@ def latency_budget(
 ) -> Budget:
     """Seconds by units kept, from measured tables: one per block, or a single one for all.
 
+    Where a table decreases, its running maximum counts.
+
     Raises:
         LmscoutError: a table does not have one entry for each number of units.
     """
     tables = []
     kinds = (("attention", attention, shape.groups), ("mlp", mlp, shape.channels))
     for kind, given, units in kinds:
-        found = [np.asarray(table, np.float64) for table in given]
+        found = [np.maximum.accumulate(np.asarray(table, np.float64)) for table in given]
         found *= shape.depth if len(found) == 1 else 1
         sizes, expected = [table.size for table in found], [most + 1 for most in units]
         if sizes != expected:
@@ -196,10 +193,9 @@ def budget_of(
     - "latency": seconds of a forward pass, by measured tables, which it needs.
 
     Raises:
-        LmscoutError: there is no such measure, `keep` is no such share, or the seconds were
-            measured on a model of other sizes.
+        LmscoutError: experts do not change the measure, or the seconds were measured on a model of
+            other sizes.
     """
-    _require_share(keep)
     if measure == "parameters":
         return keep_budget(shape, keep)
     parts = family.all_parts(model)
@@ -245,24 +241,14 @@ def budget_of(
             fixed=float(parameter_bytes(model) - shape.parameters * width),
             unit=("MB", 1e6),
         )
-    elif measure == "latency":
-        assert latency is not None
-        tables = ([one.table() for one in curves] for curves in (latency.attention, latency.mlp))
-        attention_seconds, mlp_seconds = tables
-        budget = latency_budget(
-            shape, 0.0, attention=attention_seconds, mlp=mlp_seconds, fixed=latency.fixed
-        )
     else:
-        raise LmscoutError(f"unknown measure {measure!r}: expected {', '.join(MEASURES)}")
+        assert latency is not None
+        seconds, mlp_seconds = (
+            [one.table() for one in curves] for curves in (latency.attention, latency.mlp)
+        )
+        budget = latency_budget(shape, 0.0, attention=seconds, mlp=mlp_seconds, fixed=latency.fixed)
     dense = float(budget.cost(dense_row(shape)[None])[0])
     return replace(budget, limit=keep * dense * (1 + _LIMIT_ROUNDING))
-
-
-def _require_share(keep: float) -> None:
-    if not 0 < keep <= 1:
-        raise LmscoutError(
-            f"keep: not a share (got {keep:g}, expected a share above 0 and at most 1, such as 0.8)"
-        )
 
 
 def _linear(shape: Shape, each: Floats) -> tuple[Floats, ...]:

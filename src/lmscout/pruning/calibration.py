@@ -17,7 +17,7 @@ from lmscout.evaluation.perplexity import attention_span, check_window
 from lmscout.progress import StageProgress
 from lmscout.pruning.compensation import Compensation, Refit, refit
 from lmscout.pruning.cutting import ShapeName, cut
-from lmscout.pruning.devices import ParallelEvaluator, replica
+from lmscout.pruning.devices import ParallelEvaluator, RemoteCopies, outputs_of, replica
 from lmscout.pruning.evaluator import (
     LIKELIHOOD,
     QUALITIES,
@@ -50,7 +50,6 @@ from lmscout.pruning.importance import (
 )
 from lmscout.pruning.moments import Moments, moments_by_block
 from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.remote import RemoteCopies, outputs_of
 from lmscout.pruning.removal import order_of_experts, removal_order, routed
 
 Weights = Literal["cut", "compensated", "refit"]  # of a subnetwork

@@ -1,16 +1,17 @@
-"""The configuration of a pruning run, and the checks before any work."""
+"""The configuration of a pruning run, the checks before any work, and its run folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_args
 
 import torch
 
 from lmscout.errors import LmscoutError, brief, check_whole
-from lmscout.evaluation import Text, protocol_of, same_text
+from lmscout.evaluation import Text, model_fingerprint, protocol_of, same_text
+from lmscout.files import remove_drafts
 from lmscout.pruning.budgets import MEASURES
 from lmscout.pruning.calibration import LAST_SEED, CalibrationConfig, Weights
 from lmscout.pruning.cutting import ShapeName
@@ -22,9 +23,16 @@ from lmscout.pruning.predictor import FEWEST_PAIRS, check_enough
 from lmscout.pruning.proxy_objective import parse_proxy
 from lmscout.pruning.recovery.run import RecoveryConfig, share_folder
 from lmscout.pruning.recovery.training import FOLDER as RECOVERY_FOLDER
-from lmscout.pruning.storage import FILE_NAME, check_storage, storage_option_url, storage_url
-from lmscout.runs import RESULT, SETTINGS
+from lmscout.pruning.storage import (
+    FILE_NAME,
+    check_storage,
+    shown_url,
+    storage_option_url,
+    storage_url,
+)
+from lmscout.runs import RESULT, SETTINGS, Run, open_run
 
+COMMAND = "prune"
 REFITS = ("sequential", "none")
 _KEEP = (0.8,)
 _LARGEST_INCREASE = 100.0  # nats/token
@@ -179,6 +187,48 @@ def check_request(
 def model_folders(keep: Sequence[float], out: Path) -> list[Path]:
     """Folders of the saved models: the run folder itself for a single size, or one to be found."""
     return [out] if len(keep) <= 1 else [out / share_folder(share) for share in keep]
+
+
+def open_pruning(
+    out: Path, model: str, dtype: str, config: PruneConfig, texts: Mapping[str, Text | None]
+) -> Run:
+    """Open a run folder before any work, see `lmscout.runs.open_run`.
+
+    An unfinished run may continue with other settings, as far as its study allows.  `model` is the
+    dense model's folder, or its name on the Hub; `dtype` that of its weights in memory; texts are
+    by their name in the settings.
+
+    Raises:
+        LmscoutError: the folder holds a finished run with other settings, or another command's.
+    """
+    remove_drafts(out / RECOVERY_FOLDER)
+    used = asdict(config.calibration)
+    del used["seed"]  # the run's
+    same = (
+        *("keep", "of", "shape", "seed", "protocol", "max_increase", "refit", "dtype"),
+        *("channel_multiple", "objective", "features"),
+    )
+    settings: dict[str, object] = {
+        "model": model,
+        "model_fingerprint": model_fingerprint(model),
+        "compute_dtype": dtype,
+        **{name: getattr(config, name) for name in same},
+        **({"front": True} if config.front else {}),
+        **({} if config.units == EXPERTS else {"units": config.units}),
+        "pairs": config.measured_pairs,
+        **used,
+        "recovery": asdict(config.recovery),
+        "storage": None if config.storage is None else shown_url(config.storage),
+    }
+    for name, text in texts.items():
+        settings[name] = None if text is None else text.source
+        settings[f"{name}_sha256"] = None if text is None else text.sha256
+    return open_run(out, COMMAND, settings, foreign=True, continues=True)
+
+
+def is_complete(run: Run, config: PruneConfig) -> bool:
+    """Whether a run has finished, and all models that it saved are still there."""
+    return run.finished and all(map(is_finished, model_folders(config.keep, run.folder)))
 
 
 def _check_options(config: PruneConfig) -> None:

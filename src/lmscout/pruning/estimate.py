@@ -29,12 +29,11 @@ from lmscout.pruning.compensation import refit
 from lmscout.pruning.config import PruneConfig
 from lmscout.pruning.evaluator import KEPT_SHARE, shape_of
 from lmscout.pruning.families import Family, Sublayer, family_of, set_units
-from lmscout.pruning.finalists import MOST_REFIT
+from lmscout.pruning.finalists import FRONT, MOST_REFIT, SPREAD, TESTS
 from lmscout.pruning.importance import FROM_MOMENTS, OBS, loss_metrics
 from lmscout.pruning.latency import Latency, measure_latency
 from lmscout.pruning.moments import BATCH_TOKENS, moments_by_block
 from lmscout.pruning.placement import homes, spread
-from lmscout.pruning.quality import FRONT, SPREAD, TESTS
 from lmscout.pruning.recovery.elastic import ElasticAdapter, plan_loss
 from lmscout.pruning.recovery.training import RecoverySettings
 from lmscout.pruning.removal import order_seconds
@@ -122,7 +121,7 @@ def estimate(
     first = list(family.all_sublayers(model).values())[:2]
     ordering, refitting = _time_closed_form(one_block, family, request, calibration, first)
     ordering, refitting = depth * ordering, depth * refitting
-    pairs = 0 if request.objective is not None else request.pairs
+    pairs = request.measured_pairs
     # an elastic recovery is first; a winner is trained beside the dense model
     recovery = []
     few_blocks = partial(_first_blocks, config, dtype, device)

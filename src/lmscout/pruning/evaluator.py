@@ -81,21 +81,11 @@ class Measurement:
 class Evaluator(Protocol):
     """Measures plans, on one device or several."""
 
-    @property
-    def shape(self) -> Shape:
-        """Units of the dense model."""
+    shape: Shape  # units of the dense model
 
     @property
     def references(self) -> tuple[Reference, ...]:
         """What plans are compared to, by chunk."""
-
-    @property
-    def tokens(self) -> int:
-        """Predicted tokens of a complete measurement."""
-
-    @property
-    def dense_nll(self) -> float:
-        """Negative log-likelihood of the dense model, in nats/token."""
 
     def measure(
         self, plans: Sequence[Plan], limits: Iterable[Sequence[float]] | None = None

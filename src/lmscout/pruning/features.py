@@ -9,7 +9,6 @@ from functools import cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.errors import LmscoutError
 from lmscout.pruning.plan import Floats, Rows, Shape, dense_row, kept_shares
 
 _TINY = 1e-9  # nats, the least argument of a logarithm
@@ -17,18 +16,14 @@ _TINY = 1e-9  # nats, the least argument of a logarithm
 
 @dataclass(frozen=True, eq=False)
 class ImportanceMass:
-    """Summed importance of removed units, by the number of kept units.
+    """Summed importance of removed units, by the number of kept units."""
 
-    Attributes:
-        attention: for each block, [groups + 1]: entry k is the sum over the groups that are
-            removed if k are kept; the last is 0.
-        mlp: the same for channels, [channels + 1].
-        in_nats: whether a mass is an estimate of the loss increase, in nats/token, so that those
-            of all blocks and kinds add up.
-    """
-
+    # For each block, [groups + 1]: entry k is the sum over the groups that are removed if k are
+    # kept; the last is 0.
     attention: tuple[Floats, ...]
-    mlp: tuple[Floats, ...]
+    mlp: tuple[Floats, ...]  # the same for channels, [channels + 1]
+    # Whether a mass is an estimate of the loss increase, in nats/token, so that those of all blocks
+    # and kinds add up.
     in_nats: bool = False
 
     @classmethod
@@ -64,33 +59,13 @@ class ImportanceMass:
         depth = len(self.attention)
         return ImportanceMass(tuple(columns[:depth]), tuple(columns[depth:]), self.in_nats)
 
-    def check(self, shape: Shape) -> None:
-        """Refuse masses of another model.
-
-        Raises:
-            LmscoutError: a block has another number of units, or a mass is not finite.
-        """
-        for kind, masses, units in (
-            ("attention", self.attention, shape.groups),
-            ("mlp", self.mlp, shape.channels),
-        ):
-            if [mass.shape for mass in masses] != [(count + 1,) for count in units]:
-                raise LmscoutError(f"importance: {kind} does not fit the model's blocks and units")
-            if not all(np.isfinite(mass).all() for mass in masses):
-                raise LmscoutError(f"importance: {kind} holds a number that is not finite")
-
 
 @dataclass(frozen=True)
 class Column:
-    """An additional feature.
-
-    Attributes:
-        name: name of the column.
-        values: function of plans, [n, 2L] to [n], finite.
-    """
+    """An additional feature."""
 
     name: str
-    values: Callable[[Rows], Floats]
+    values: Callable[[Rows], Floats]  # of plans, [n, 2L] to [n], finite
 
 
 class PlanFeatures:
@@ -107,7 +82,6 @@ class PlanFeatures:
     """
 
     def __init__(self, shape: Shape, mass: ImportanceMass, extra: Sequence[Column] = ()) -> None:
-        mass.check(shape)
         if mass.in_nats:
             extra = (Column("estimate", partial(_log_estimate, mass)), *extra)
         self._extra = tuple(extra)
@@ -169,24 +143,16 @@ class TargetScale:
 
     Loss increases span a decade within one size and two between sizes, and the small ones matter
     most; on a logarithm or a square root an error is relative to the loss increase.
-
-    Attributes:
-        name: one of `SCALES`; the square root keeps the sign.
-        shift: added before the logarithm, so that 0 and small negative values have one.
-        low: lower bound of predictions.
-        high: upper bound of predictions.
     """
 
-    name: str
-    shift: float
-    low: float
+    name: str  # one of `SCALES`; the square root keeps the sign
+    shift: float  # added before the logarithm, so that 0 and small negative values have one
+    low: float  # bounds of predictions
     high: float
 
     @classmethod
     def of(cls, name: str, values: Floats) -> TargetScale:
         """For measured loss increases [n]."""
-        if name not in SCALES:
-            raise ValueError(f"no scale {name!r}: one of {', '.join(SCALES)}")
         small = max(0.02 * float(np.median(np.abs(values)) or np.ptp(values)), 1e-6)
         scale = cls(name, max(small, small - float(values.min())), -np.inf, np.inf)
         target = scale.forward(values)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -58,6 +58,9 @@ class Latency:
     fixed: Seconds  # embedding, final norm and head
     windows: int  # sequences of the batch
     tokens: int  # of each
+
+
+_LATENCY = TypeAdapter(Latency)
 
 
 @torch.inference_mode()
@@ -109,16 +112,15 @@ def _medians(
     return {key: statistics.median(each[1:]) for key, each in seconds.items()}
 
 
-def to_json(latency: Latency) -> dict[str, Any]:
+def to_json(latency: Latency) -> str:
     """Measured seconds as JSON."""
-    found: dict[str, Any] = TypeAdapter(Latency).dump_python(latency, mode="json")
-    return found
+    return _LATENCY.dump_json(latency).decode()
 
 
-def from_json(value: Any) -> Latency:
+def from_json(text: str) -> Latency:
     """Measured seconds that `to_json` wrote; LmscoutError for anything else."""
     try:
-        return TypeAdapter(Latency).validate_python(value)
+        return _LATENCY.validate_json(text)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, ("latency", *problem["loc"])))

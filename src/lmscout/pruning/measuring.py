@@ -25,16 +25,21 @@ from lmscout.pruning.calibration import Calibrated
 from lmscout.pruning.devices import MeasurementQueue, ParallelEvaluator, SerialQueue
 from lmscout.pruning.evaluator import Evaluator, Measurement
 from lmscout.pruning.features import Column, ImportanceMass
-from lmscout.pruning.narrowing import NarrowingStep
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape
-from lmscout.pruning.predictor import Predictor, check_enough
-from lmscout.pruning.proposer import Known, Propose, Proposer, Step, proposals
+from lmscout.pruning.predictor import Predictor
+from lmscout.pruning.proposer import (
+    Known,
+    NarrowingStep,
+    Propose,
+    Proposer,
+    Step,
+    proposals,
+)
 from lmscout.pruning.proxy_objective import ProxyObjective, compute_objectives, parse_proxy
 from lmscout.pruning.ranges import Ranges, Target
 from lmscout.pruning.sampler import Proposal
 from lmscout.pruning.space import PlanSpace
-from lmscout.pruning.study import Pair, PairStudy
-from lmscout.pruning.study_writer import StudyWriter
+from lmscout.pruning.study import Pair, PairStudy, StudyWriter
 
 STEP_SIZE = 20  # plans of a step, at least; the first has twice as many
 _STEPS = 15  # more would cost more time than they save pairs
@@ -49,19 +54,13 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was fitted to the pairs of a study.
+    """What was fitted to the pairs of a study."""
 
-    Attributes:
-        predictor: fitted on every pair; None if all plans were measured or
-            none, or with an objective.
-        targets: the sizes searched for, with their narrowed ranges.
-        narrowing_steps: how they were narrowed.
-        objective: proxy that replaces the predictor; nothing is measured then.
-    """
-
+    # Fitted on every pair; None if all plans were measured or none, or with an objective.
     predictor: Predictor | None
-    targets: tuple[Target, ...]
-    narrowing_steps: tuple[NarrowingStep, ...]
+    targets: tuple[Target, ...]  # the sizes searched for, with their narrowed ranges
+    narrowing_steps: tuple[NarrowingStep, ...]  # how they were narrowed
+    # Proxy that replaces the predictor; nothing is measured then.
     objective: ProxyObjective | None = None
 
 
@@ -91,12 +90,9 @@ class Rounds:
 
     All pairs of a round are measured before a step that follows from it is proposed.  So the
     pairs of a study show which steps a stopped run had proposed, and from what.
-
-    Attributes:
-        tail: share of a step, from 0 to below 1.
     """
 
-    tail: float
+    tail: float  # share of a step, from 0 to below 1
 
     @classmethod
     def of(cls, pair_study: PairStudy, tail: float) -> Rounds:
@@ -172,26 +168,16 @@ def measure_rounds(
     its pairs.  Those of one group measure together: each claims plans of the step, and waits for
     the pairs of the others before the next step, which is the same for all.
 
-    Args:
-        pair_study: study of the pairs, which continues with the tail that it was started with.
-        evaluator: measures plans.
-        mass: importance of removed units.
-        space: proposes plans.
-        targets: sizes that the study is to serve; each has an equal share of every step.
-        pairs: number of pairs in the end.
-        seed: seed of proposals and predictors.
-        round_size: plans of a step; the first has twice as many.  By default 20, or more if
-            `pairs` is large.
-        tail: share of a step that is measured while the next one is proposed; see `tail_on`.
-        extra: additional features of the predictor.
-        group: of processes that call this with the same arguments, see `PairStudy.locked`.
-        progress: called with the number of pairs, and the number wanted.
+    Each target has an equal share of every step.  A step has `round_size` plans, by default 20 or
+    more if `pairs` is large; the first has twice as many.  A study continues with the `tail` that
+    it was started with, see `tail_on`; `group` is that of `PairStudy.locked`, `extra` are
+    additional features of the predictor.  `progress` is called with the number of pairs, and the
+    number wanted.
 
     Raises:
-        LmscoutError: the pairs are too few for a predictor, the loss of a plan is not finite,
-            the study cannot be written, or the process that proposes has ended.
+        LmscoutError: the loss of a plan is not finite, the study cannot be written, or the process
+            that proposes has ended.
     """
-    check_enough(pairs)
     budgets = tuple(target.budget for target in targets)
     proposer = Proposer(evaluator.shape, mass, space, budgets, seed, tuple(extra))
 
@@ -201,9 +187,9 @@ def measure_rounds(
 
     with pair_study.locked(waiting if progress else None, group=group):
         rounds = Rounds.of(pair_study, tail)
-        devices = evaluator
-        if rounds.tail and not isinstance(evaluator, ParallelEvaluator):
-            devices = ParallelEvaluator([evaluator])
+        several = evaluator if isinstance(evaluator, ParallelEvaluator) else None
+        if rounds.tail and several is None:
+            several = ParallelEvaluator([evaluator])
         steps = _STEPS_WITH_TAIL if rounds.tail else _STEPS
         size = round_size or max(STEP_SIZE, pairs // steps)
         if progress:
@@ -211,20 +197,16 @@ def measure_rounds(
         with (
             StudyWriter(pair_study) as writer,
             proposals(proposer, ahead=rounds.tail > 0) as propose,
-            closing(_queue(devices, rounds)) as queue,
+            closing(
+                several.queue() if several and rounds.tail else SerialQueue(evaluator)
+            ) as queue,
         ):
-            at_once = devices.devices if isinstance(devices, ParallelEvaluator) else 1
+            at_once = several.devices if several else 1
             run = _Run(
                 *(pair_study, evaluator.shape, writer, queue, propose, rounds, pairs, at_once),
                 progress,
             )
             return run.finish(proposer, tuple(target.ranges for target in targets), size)
-
-
-def _queue(evaluator: Evaluator, rounds: Rounds) -> MeasurementQueue:
-    if rounds.tail and isinstance(evaluator, ParallelEvaluator):
-        return evaluator.queue()
-    return SerialQueue(evaluator)
 
 
 @dataclass
@@ -378,12 +360,7 @@ def pair_of(
 
 
 def fitted_to_proxy(text: str, calibrated: Calibrated, targets: Sequence[Target]) -> Fitted:
-    """A proxy in place of a predictor; nothing is measured.
-
-    Args:
-        text: "proxy:" and the proxy.
-        calibrated: the dense model and its text.
-        targets: sizes with their ranges, which are not narrowed.
+    """A proxy, as ``proxy:NAME``, in place of a predictor; nothing is measured or narrowed.
 
     Raises:
         LmscoutError: the proxy cannot score subnetworks, or its sign cannot be determined.
@@ -400,8 +377,7 @@ def proxy_columns(texts: Sequence[str], calibrated: Calibrated) -> list[Column]:
     """
 
     def finite(objective: ProxyObjective, rows: Rows) -> Floats:
-        scores = objective.scores(rows)
-        return np.where(np.isfinite(scores), scores, 0.0)
+        return np.nan_to_num(objective.scores(rows), nan=0.0, posinf=0.0, neginf=0.0)
 
     return [
         Column(f"proxy.{one.name}", partial(finite, one))

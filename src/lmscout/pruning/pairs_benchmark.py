@@ -165,7 +165,8 @@ def study_benchmark(
     for option, given in (("model", source), ("calibration", text)):
         if not given:
             raise LmscoutError(f"{PREFIX}{run}: the run does not record its origin; give {option}")
-    loaded, digest = _dense(str(source), recorded)
+    loaded = load_model(str(source), recorded.dtype)
+    digest = model_digest(loaded.model)  # which depends on the dtype
     if digest != recorded.settings.get("model"):
         raise LmscoutError(
             f"{loaded.source}: is not the model whose plans {PREFIX}{run} holds; name that one "
@@ -188,17 +189,6 @@ def study_benchmark(
     )
     rows = as_rows([pair.plan for pair in pairs])
     return StudyBenchmark(benchmark, recorded, loaded, str(text), shape, rows, cache, adapter)
-
-
-def _dense(source: str, recorded: Recorded) -> tuple[LoadedModel, str]:
-    """The dense model in the dtype of the run, and its digest, which depends on the dtype."""
-    loaded = load_model(source, recorded.dtype)
-    digest = model_digest(loaded.model)
-    if recorded.dtype is None and digest != recorded.settings.get("model"):
-        # Older studies do not record the dtype; on an accelerator it was the saved one.
-        loaded = load_model(source, loaded.saved_dtype)
-        digest = model_digest(loaded.model)
-    return loaded, digest
 
 
 def _adapter(run: str, url: str, recorded: Recorded, dtype: torch.dtype) -> Path | None:

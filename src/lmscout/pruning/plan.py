@@ -17,19 +17,13 @@ from lmscout.errors import LmscoutError
 
 @dataclass(frozen=True)
 class Shape:
-    """Units of a dense model by block, and the parameters of one unit.
+    """Units of a dense model by block, and the parameters of one unit."""
 
-    Attributes:
-        groups: attention groups (a key-value head with its query heads) of each block.
-        channels: MLP channels of each block.
-        group_parameters: parameters of one group of each block.
-        channel_parameters: parameters of one channel of each block.
-    """
-
+    # Attention groups (a key-value head with its query heads) of each block.
     groups: tuple[int, ...]
-    channels: tuple[int, ...]
-    group_parameters: tuple[int, ...]
-    channel_parameters: tuple[int, ...]
+    channels: tuple[int, ...]  # MLP channels of each block
+    group_parameters: tuple[int, ...]  # parameters of one group of each block
+    channel_parameters: tuple[int, ...]  # parameters of one channel of each block
 
     @property
     def depth(self) -> int:
@@ -77,15 +71,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plan:
-    """The units that each block keeps; a block that keeps neither kind is dropped.
+    """The units that each block keeps; a block that keeps neither kind is dropped."""
 
-    Attributes:
-        attention: groups kept by each block.
-        mlp: channels kept by each block.
-    """
-
-    attention: tuple[int, ...]
-    mlp: tuple[int, ...]
+    attention: tuple[int, ...]  # groups kept by each block
+    mlp: tuple[int, ...]  # channels kept by each block
 
     @property
     def depth(self) -> int:
@@ -171,9 +160,3 @@ def unseen(rows: Rows, seen: set[bytes]) -> list[int]:
             seen.add(key)
             new.append(position)
     return new
-
-
-def in_block_order(rows: Rows) -> Rows:
-    """Rows with their columns in the order of computation: attention 0, MLP 0, attention 1, ..."""
-    depth = rows.shape[1] // 2
-    return rows.reshape(len(rows), 2, depth).swapaxes(1, 2).reshape(len(rows), 2 * depth)

@@ -33,45 +33,29 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well one kind of regression predicts held-out pairs.
+    """How well one kind of regression predicts held-out pairs."""
 
-    Attributes:
-        kind: one of `KINDS`.
-        scale: scale of its target, one of `SCALES`.
-        kendall: Kendall's τ-b of predicted and measured loss increases over all pairs.
-        kendall_same_size: the same over such two pairs alone as keep the same share of the
-            parameters, which is what a search at one size needs.
-        r2: share of the variance of the loss increases that is explained.
-        rmse: root mean square error, nats/token.
-    """
-
-    kind: str
-    scale: str
-    kendall: float
+    kind: str  # one of `KINDS`
+    scale: str  # scale of its target, one of `SCALES`
+    kendall: float  # Kendall's τ-b of predicted and measured loss increases over all pairs
+    # The same over such two pairs alone as keep the same share of the parameters, which is what a
+    # search at one size needs.
     kendall_same_size: float
-    r2: float
-    rmse: float
+    r2: float  # share of the variance of the loss increases that is explained
+    rmse: float  # root mean square error, nats/token
 
 
 @dataclass(frozen=True)
 class PredictorReport:
-    """How a predictor was chosen, and how good it is.
+    """How a predictor was chosen, and how good it is."""
 
-    Attributes:
-        chosen: cross-validated agreement of the winner, mean over repeats.
-        others: those of the other kinds, best first.
-        pairs: number of measured pairs that it was fitted on.
-        margin: difference of τ between winner and runner-up, mean over folds.
-        margin_error: standard error of the margin.
-        held_out: predicted and measured loss increase of every pair, nats/token, by a model that
-            was fitted without its fold; of partial pairs, extrapolated.
-    """
-
-    chosen: Agreement
-    others: tuple[Agreement, ...]
-    pairs: int
-    margin: float
-    margin_error: float
+    chosen: Agreement  # cross-validated agreement of the winner, mean over repeats
+    others: tuple[Agreement, ...]  # those of the other kinds, best first
+    pairs: int  # number of measured pairs that it was fitted on
+    margin: float  # difference of τ between winner and runner-up, mean over folds
+    margin_error: float  # standard error of the margin
+    # Predicted and measured loss increase of every pair, nats/token, by a model that was fitted
+    # without its fold; of partial pairs, extrapolated.
     held_out: tuple[tuple[float, float], ...] = ()
 
     @property

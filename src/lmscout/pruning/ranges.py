@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from lmscout.errors import LmscoutError
 from lmscout.pruning.budgets import Budget
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape, as_plans, as_rows, dense_row
 from lmscout.pruning.study import Pair
@@ -27,11 +26,6 @@ class Ranges:
 
     low: Plan
     high: Plan
-
-    def __post_init__(self) -> None:
-        low, high = self.rows
-        if (low > high).any():
-            raise LmscoutError("ranges: the fewest units of a block are above the most")
 
     @classmethod
     def above(cls, shape: Shape, least: float = 0.1) -> Ranges:

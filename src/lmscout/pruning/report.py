@@ -186,8 +186,3 @@ def held_out_increase(
         return None
     calibrated = replace(calibrated, settings=replace(calibrated.settings, quality=LIKELIHOOD))
     return _finite(calibrated.measured_held_out(model).loss_increase)
-
-
-def held_out_tokens(calibrated: Calibrated) -> int:
-    """Predicted tokens on which loss increases are reported."""
-    return calibrated.final.numel() - len(calibrated.final)

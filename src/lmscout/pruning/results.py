@@ -12,9 +12,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from lmscout.evaluation import Perplexity, load_model
-from lmscout.pruning.narrowing import NarrowingStep
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.predictor import PredictorReport
+from lmscout.pruning.proposer import NarrowingStep
 from lmscout.pruning.proxy_objective import ProxyReport
 from lmscout.pruning.recovery.elastic import Elastic
 from lmscout.pruning.recovery.training import Trained
@@ -41,27 +41,18 @@ _ROUNDING = 1e-6  # relative and absolute: closer values are equal
 
 @dataclass(frozen=True)
 class Reported:
-    """One model of the report.
+    """One model of the report."""
 
-    Attributes:
-        name: a key of `LABELS`.
-        plan: units kept.
-        params: parameters of the whole model.
-        kept: share of the parameters in attention and MLP.
-        cost: share of the dense model's cost, in the measure of the budget.
-        perplexity: on the report text, with its protocol; None without a report text.
-        kept_of_all: share of all parameters of the dense model.
-        loss_increase: over the dense model on held-out calibration windows, nats/token; infinite
-            if the loss is not finite, None if recovery was trained on these windows.
-    """
-
-    name: str
-    plan: Plan
-    params: int
-    kept: float
-    cost: float
+    name: str  # a key of `LABELS`
+    plan: Plan  # units kept
+    params: int  # parameters of the whole model
+    kept: float  # share of the parameters in attention and MLP
+    cost: float  # share of the dense model's cost, in the measure of the budget
+    # On the report text, with its protocol; None without a report text.
     perplexity: Perplexity | None
-    kept_of_all: float = 1.0
+    kept_of_all: float = 1.0  # share of all parameters of the dense model
+    # Over the dense model on held-out calibration windows, nats/token; infinite if the loss is not
+    # finite, None if recovery was trained on these windows.
     loss_increase: float | None = None
 
     @property
@@ -74,22 +65,14 @@ class Reported:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A found model against a uniform one of its size.
+    """A found model against a uniform one of its size."""
 
-    Attributes:
-        model: name of the found model.
-        baseline: name of the uniform model.
-        measure: "loss_increase" on held-out calibration windows, or "perplexity" on the report
-            text.
-        value: of the found model.
-        baseline_value: of the uniform model.
-    """
-
-    model: str
-    baseline: str
+    model: str  # name of the found model
+    baseline: str  # name of the uniform model
+    # "loss_increase" on held-out calibration windows, or "perplexity" on the report text.
     measure: str
-    value: float
-    baseline_value: float
+    value: float  # of the found model
+    baseline_value: float  # of the uniform model
 
     @property
     def worse(self) -> bool:
@@ -121,21 +104,14 @@ class Finalist:
     """A plan measured on held-out calibration text.
 
     Loss increases are over the dense model, nats/token.
-
-    Attributes:
-        plan: the plan.
-        predicted: predicted loss increase; None without a predictor.
-        measured: on the text of all pairs; None if the plan is not a pair.
-        held_out: on the text of finalists; None for a plan chosen by a proxy alone.
-        chunks: on each chunk of that text, with refit weights if `refit` is given.
-        refit: on that text with refit weights; None for a plan that was not refit.
     """
 
     plan: Plan
-    predicted: float | None
-    measured: float | None
-    held_out: float | None
-    chunks: tuple[float, ...]
+    predicted: float | None  # predicted loss increase; None without a predictor
+    measured: float | None  # on the text of all pairs; None if the plan is not a pair
+    held_out: float | None  # on the text of finalists; None for a plan chosen by a proxy alone
+    chunks: tuple[float, ...]  # on each chunk of that text, with refit weights if `refit` is given
+    # On that text with refit weights; None for a plan that was not refit.
     refit: float | None = None
 
     @property
@@ -146,21 +122,13 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Size:
-    """The models of one size.
+    """The models of one size."""
 
-    Attributes:
-        keep: the share to keep.
-        models: uniform and found models.
-        finalists: best first.
-        folder: of the saved model.
-        recovery: the training of the selected plan; None without.
-    """
-
-    keep: float
-    models: tuple[Reported, ...]
-    finalists: tuple[Finalist, ...]
-    folder: Path
-    recovery: Trained | None = None
+    keep: float  # the share to keep
+    models: tuple[Reported, ...]  # uniform and found models
+    finalists: tuple[Finalist, ...]  # best first
+    folder: Path  # of the saved model
+    recovery: Trained | None = None  # the training of the selected plan; None without
 
     @property
     def plan(self) -> Plan:
@@ -175,16 +143,21 @@ class Size:
             return f"keep {self.keep:g}: the plan of the best score; no measurement chose it"
         if len(self.finalists) < 2:
             return f"keep {self.keep:g}: there was one finalist"
-        difference = np.array(self.finalists[1].chunks) - np.array(selected.chunks)
+        start = (
+            f"keep {self.keep:g}: selected plan {selected.loss_increase:+.3f} nats/token over the "
+            "dense model"
+        )
+        refit = selected.refit is not None
+        alike = [one for one in self.finalists if (one.refit is not None) == refit]
+        if len(alike) < 2:
+            return f"{start}; no other finalist was refit"
+        difference = np.array(alike[1].chunks) - np.array(selected.chunks)
         count = len(difference)
         margin = difference.mean()
         error = difference.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
         noise = ": within the noise" if margin < 2 * error else ""
-        return (
-            f"keep {self.keep:g}: selected plan {selected.loss_increase:+.3f} nats/token over the "
-            f"dense model, the next of {len(self.finalists)} finalists {margin:.3f} ± {error:.3f} "
-            f"more{noise}"
-        )
+        kind = "refit finalists" if refit else "finalists"
+        return f"{start}, the next of {len(alike)} {kind} {margin:.3f} ± {error:.3f} more{noise}"
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -220,37 +193,24 @@ class Size:
 
 @dataclass(frozen=True)
 class TestedSize:
-    """A size whose best plan was measured on held-out windows, with the weights to be saved.
+    """A size whose best plan was measured on held-out windows, with the weights to be saved."""
 
-    Attributes:
-        keep: the share to keep.
-        loss_increase: nats/token.
-        upper: upper limit of the loss increase on further text, nats/token.
-        meets: whether that is within the bound.
-    """
-
-    keep: float
-    loss_increase: float
-    upper: float
-    meets: bool
+    keep: float  # the share to keep
+    loss_increase: float  # nats/token
+    upper: float  # upper limit of the loss increase on further text, nats/token
+    meets: bool  # whether that is within the bound
 
 
 @dataclass(frozen=True)
 class QualityBound:
-    """A bound of the loss increase, and the sizes tested for it.
+    """A bound of the loss increase, and the sizes tested for it."""
 
-    Attributes:
-        limit: the bound, nats/token.
-        confidence: probability that the mean loss increase on as much further text of the same
-            distribution is below an upper limit.
-        keep: the smallest size that meets the bound.
-        tested: sizes, largest first.
-    """
-
-    limit: float
+    limit: float  # the bound, nats/token
+    # Probability that the mean loss increase on as much further text of the same distribution is
+    # below an upper limit.
     confidence: float
-    keep: float
-    tested: tuple[TestedSize, ...]
+    keep: float  # the smallest size that meets the bound
+    tested: tuple[TestedSize, ...]  # sizes, largest first
 
     @property
     def words(self) -> str:
@@ -273,23 +233,14 @@ class QualityBound:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """The best plan of a size, with the weights that would be saved.
+    """The best plan of a size, with the weights that would be saved."""
 
-    Attributes:
-        keep: the share to keep.
-        plan: the plan.
-        kept: share of the parameters in attention and MLP.
-        cost: share of the dense model's cost, in the measure of the budget.
-        loss_increase: on held-out windows, nats/token.
-        upper: upper limit of the loss increase on further text, nats/token.
-    """
-
-    keep: float
+    keep: float  # the share to keep
     plan: Plan
-    kept: float
-    cost: float
-    loss_increase: float
-    upper: float
+    kept: float  # share of the parameters in attention and MLP
+    cost: float  # share of the dense model's cost, in the measure of the budget
+    loss_increase: float  # on held-out windows, nats/token
+    upper: float  # upper limit of the loss increase on further text, nats/token
 
     @property
     def perplexity_ratio(self) -> float:

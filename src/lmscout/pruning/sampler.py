@@ -29,7 +29,6 @@ from lmscout.pruning.plan import (
     as_plans,
     as_rows,
     dense_row,
-    in_block_order,
 )
 from lmscout.pruning.predictor import Predictor
 from lmscout.pruning.ranges import Ranges, Target, fit, uniform
@@ -69,15 +68,11 @@ _Named = tuple[Rows, str]  # a row and its origin
 
 @dataclass(frozen=True)
 class Proposal:
-    """A plan to be measured.
-
-    Attributes:
-        plan: the plan.
-        origin: "allocated", "uniform", "protected", "tied" or "free" where the space is covered;
-            "found", "near" or "unsure" where a predictor is exploited.
-    """
+    """A plan to be measured."""
 
     plan: Plan
+    # "allocated", "uniform", "protected", "tied" or "free" where the space is covered; "found",
+    # "near" or "unsure" where a predictor is exploited.
     origin: str
 
 
@@ -97,23 +92,15 @@ def propose(
 ) -> list[Proposal]:
     """Plans for one round, in the order in which to measure them.
 
-    Args:
-        space: of plans.
-        targets: sizes that the study is to serve; each gets an equal part of the round.
-        count: of proposals; fewer are returned if there are no more plans.
-        seed: of the run.
-        round_: from 0.
-        pairs: the study's; those of this round and later ones are ignored.
-        predictor: fitted on the pairs of earlier rounds; needed after round 0.
-        waiting: plans that are being measured, and not proposed again.
-        mass: importance of removed units; if it estimates the loss increase, plans around its
-            allocation are among the first.
-        executor: runs one of two searches at the same time as the other; results are the same.
-        generations: of the searches.
+    Each target gets an equal part of the round, whose number is from 0.  Pairs of this round and
+    later ones are ignored; the predictor, fitted on those of earlier rounds, is needed after round
+    0.  Plans that are `waiting` to be measured are not proposed again.  If `mass` estimates the
+    loss increase, plans around its allocation are among the first.  The `executor` runs one of two
+    searches at the same time as the other; results are the same.
 
     Returns:
-        Distinct plans, none of an earlier round's, each meeting its target's budget; those
-        with common prefixes are neighbours.
+        Distinct plans, none of an earlier round's, each meeting its target's budget; those with
+        common prefixes are neighbours.  Fewer than `count` if there are no more.
 
     Raises:
         LmscoutError: no plan meets a target.
@@ -140,8 +127,7 @@ def propose(
             selection.exploit(predictor, best[index], others, executor, generations)
         proposals += selection.proposals
         known |= {one.plan for one in selection.proposals}
-    order = _prefix_order(as_rows([one.plan for one in proposals]))
-    return [proposals[place] for place in order]
+    return sorted(proposals, key=lambda one: one.plan.steps)
 
 
 class _Selection:
@@ -376,12 +362,7 @@ def order_for_prefix_sharing(plans: Sequence[Plan]) -> list[Plan]:
 
     Of all orders, this shares the most steps between neighbours.
     """
-    return [plans[place] for place in _prefix_order(as_rows(plans))]
-
-
-def _prefix_order(rows: Rows) -> list[int]:
-    """Indices of rows [n, 2L] in the order of `order_for_prefix_sharing`."""
-    return [int(place) for place in np.lexsort(in_block_order(rows).T[::-1])] if len(rows) else []
+    return sorted(plans, key=lambda plan: plan.steps)
 
 
 def families(wanted: Floats, target: Target) -> Rows:

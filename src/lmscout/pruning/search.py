@@ -49,11 +49,10 @@ _CLIMBERS = 10  # best predicted plans whose neighbours a step predicts
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan that a search found: predicted nats/token, and cost by the search's budget."""
+    """A plan that a search found, with its predicted loss increase, nats/token."""
 
     plan: Plan
     loss_increase: float
-    cost: float
 
 
 def search(
@@ -110,8 +109,7 @@ def search(
         order = order[inner.budget.meets(rows[order])]
         order = order[apart(rows[order], dense_row(shape), count, distance)]
         rows, loss_increases = space.to_units(rows[order]), loss_increases[order]
-    columns = as_plans(rows), loss_increases.tolist(), target.budget.cost(rows).tolist()
-    return [Candidate(*one) for one in zip(*columns, strict=True)]
+    return list(map(Candidate, as_plans(rows), loss_increases.tolist()))
 
 
 def evolve(
@@ -304,11 +302,6 @@ def allocate(space: PlanSpace, target: Target, mass: ImportanceMass) -> Plan:
     the budget is used up: the plan of the least mass plus a multiplier times the cost.  What is
     left goes to channels.  Uniform plans are ranked by their masses.
 
-    Args:
-        space: of plans.
-        target: the budget, and the ranges of blocks that vary.
-        mass: of removed units, in one unit for all blocks.
-
     Raises:
         LmscoutError: no plan meets the target.
     """
@@ -324,7 +317,7 @@ def allocate(space: PlanSpace, target: Target, mass: ImportanceMass) -> Plan:
     for column, (error, table) in enumerate(zip(mass.columns, inner.budget.tables, strict=True)):
         steps = np.arange(low[column], high[column] + 1)
         units = np.minimum(steps * space.each[column], len(error) - 1)
-        cost = np.maximum(np.diff(np.maximum.accumulate(table)[steps]), _FREE)
+        cost = np.maximum(np.diff(table[steps]), _FREE)
         costs.append(cost)
         # Lower convex hull: a unit that saves less than the next one is taken with it.
         each = -np.diff(error[units]) / cost

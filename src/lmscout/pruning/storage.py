@@ -188,16 +188,15 @@ def check_storage(url: str, *, create: bool = True) -> None:
         if url.startswith(_JOURNAL):
             with file.open("rb") as opened:
                 start = opened.read(len(_JOURNAL_START))
-            foreign = not _JOURNAL_START.startswith(start) and "no journal of Optuna"
-            empty = not start
+            kind = "no journal of Optuna"
+            foreign, empty = not _JOURNAL_START.startswith(start), not start
         else:
             tables = _tables(file, "rw" if writable else "ro")
-            foreign = (
-                bool(tables and not tables & _TABLES) and "a SQLite database of something else"
-            )
+            kind = "a SQLite database of something else"
+            foreign = bool(tables) and not tables & _TABLES
             empty = not {"studies", "version_info"} <= tables
         if foreign:
-            _refuse(url, f"is {foreign}, and no study; name another")
+            _refuse(url, f"is {kind}, and no study; name another")
         if empty and not create:
             _refuse(url, f"holds no study; {_NAME_RUN}")
 
@@ -278,8 +277,10 @@ def reported(url: str) -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite URL from `storage_url`; None for others."""
+def storage_file(url: str) -> Path | None:
+    """The file of a SQLite database or a journal by its URL from `storage_url`; None for others."""
+    if url.startswith(_JOURNAL):
+        return Path(url.removeprefix(_JOURNAL))
     if not url.startswith("sqlite"):
         return None
     parsed = make_url(url)
@@ -287,11 +288,6 @@ def sqlite_file(url: str) -> Path | None:
     if _is_uri(parsed) and name.startswith("file:"):
         name = unquote(re.sub(r"^file:(//[^/]*)?", "", name).partition("?")[0])
     return Path(name)
-
-
-def storage_file(url: str) -> Path | None:
-    """The file of a SQLite database or a journal by its URL from `storage_url`; None for others."""
-    return Path(url.removeprefix(_JOURNAL)) if url.startswith(_JOURNAL) else sqlite_file(url)
 
 
 def _writable(folder: Path) -> bool:

@@ -2,6 +2,10 @@
 
 A pair is one trial, written in one transaction after its measurement, so a killed run loses at
 most the pair that it was measuring.  Parameters are named by block as in `Plan.as_dict`.
+
+A run writes its pairs from a process of their own: a study writes a row per parameter of a plan,
+which takes as long as a plan of a small model on a GPU and would hold up the threads that launch
+its work.
 """
 
 from __future__ import annotations
@@ -9,8 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -22,10 +30,12 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lmscout.children import python_child, signals_held
 from lmscout.errors import LmscoutError, brief, first_line
 from lmscout.pruning.backends import Storage
 from lmscout.pruning.plan import Plan, Shape
 from lmscout.pruning.storage import (
+    masked,
     open_storage,
     patiently,
     reported,
@@ -40,34 +50,26 @@ STUDY = "lmscout"
 SETTINGS = "lmscout.measured"  # the study's attribute with the settings of its measurements
 _ATTRIBUTES = ("tokens", "round", "kept", "seconds", "origin")  # of a trial
 _UNREADABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+_ENDED = (
+    "the process that writes it has ended; pairs written before are kept: run the same command "
+    "again"
+)
 _EDITED = "it was edited or is damaged; restore a copy, or use another folder or study"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A plan with its measured quality.
-
-    Attributes:
-        plan: the measured plan.
-        value: loss increase over the dense model on the same tokens, nats/token.
-        tokens: number of tokens measured.
-        partial: whether it was stopped early, on fewer tokens than others.
-        round: round of the proposal, from 0.
-        kept: share of the parameters in units that the plan keeps.
-        seconds: duration of the measurement.
-        origin: how the plan was proposed.
-        trajectory: tokens so far and the loss increase on them, chunk by chunk; the last is
-            `tokens` and `value`.
-    """
+    """A plan with its measured quality."""
 
     plan: Plan
-    value: float
-    tokens: int
-    partial: bool = False
-    round: int = 0
-    kept: float = 0.0
-    seconds: float = 0.0
-    origin: str = ""
+    value: float  # loss increase over the dense model on the same tokens, nats/token
+    tokens: int  # number of tokens measured
+    partial: bool = False  # whether it was stopped early, on fewer tokens than others
+    round: int = 0  # round of the proposal, from 0
+    kept: float = 0.0  # share of the parameters in units that the plan keeps
+    seconds: float = 0.0  # duration of the measurement
+    origin: str = ""  # how the plan was proposed
+    # Tokens so far and the loss increase on them, chunk by chunk; the last is `tokens` and `value`.
     trajectory: tuple[tuple[int, float], ...] = ()
 
 
@@ -256,18 +258,17 @@ class PairStudy:
     @property
     def others(self) -> int:
         """Number of other processes of the group of the lock."""
-        together = self._lock is not None and self._lock.group
-        return len(self._lock.others()) if self._lock and together else 0
+        return len(self._lock.others()) if self._lock and self._lock.group else 0
 
     def claim(self, plans: Sequence[Plan], most: int) -> list[Plan]:
         """The first plans, at most so many, that this process is to measure, and no other one."""
         if self._lock is None or not self._lock.group:
             return list(plans[:most])
         keys = {_digest(plan): plan for plan in plans}
-        claimed = self._lock.claim(self.study._study_id, list(keys), most)
-        # A claim is dropped after its pair was written.
         number = self.study._study_id
-        trials = patiently(self._url, lambda: self._storage.trial_numbers(number))
+        claimed = self._lock.claim(number, list(keys), most)
+        # A claim is dropped after its pair was written.
+        trials = patiently(self._url, partial(self._storage.trial_numbers, number))
         if len(trials) != self._read:
             self.refresh()
         return [keys[key] for key in claimed if keys[key] not in self._pairs]
@@ -392,6 +393,86 @@ class PairStudy:
 
     def _refuse(self, trial: FrozenTrial, problem: str) -> NoReturn:
         refuse_edited(self._url, f"trial {trial.number} of study {self._name!r} {problem}")
+
+
+class StudyWriter:
+    """Adds pairs to an open study, one pair behind: a context manager."""
+
+    def __init__(self, pair_study: PairStudy) -> None:
+        self._pair_study = pair_study
+        self._process: Any = None  # starts with the first pair
+        self._pending: Pair | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            with suppress(*[LmscoutError] if error else []):  # the first error counts
+                self.flush()
+        finally:
+            if self._process is not None:
+                self._process.communicate()
+
+    def add(self, pair: Pair) -> None:
+        """Hand a pair to the process; LmscoutError if the one before could not be written."""
+        self._pair_study.check(pair)
+        self.flush()
+        if self._process is None:
+            self._process = _start()
+            self._send(self._pair_study.opening)
+        self._pending = pair
+        self._send(pair)
+
+    def flush(self) -> None:
+        """Wait until every pair is written; LmscoutError if one could not be."""
+        if self._pending is None:
+            return
+        pair, self._pending = self._pending, None
+        try:
+            problem = pickle.load(self._process.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            problem = _ENDED
+        if problem:
+            raise LmscoutError(f"study at {self._pair_study.url}: {problem}")
+        self._pair_study.remember(pair)
+
+    def _send(self, message: object) -> None:
+        with suppress(BrokenPipeError):  # the process has ended; `flush` reports why
+            pickle.dump(message, self._process.stdin)
+            self._process.stdin.flush()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """Start the process, which ends with its standard input, after the last pair."""
+    here = os.getcwd()
+    with signals_held():
+        return subprocess.Popen(
+            python_child(__name__, "serve", finishes=True),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(one or here for one in sys.path)},
+        )
+
+
+def serve() -> None:
+    """Add pairs from standard input to a study, and answer each with "" or the problem."""
+
+    def answer(problem: str) -> None:
+        pickle.dump(problem, sys.stdout.buffer)
+        sys.stdout.flush()
+
+    storage, shape, settings, study = pickle.load(sys.stdin.buffer)
+    try:
+        opened = PairStudy(storage, shape, settings, study=study, patient=True)
+        with opened as pair_study, suppress(EOFError):
+            while True:
+                pair_study.add(pickle.load(sys.stdin.buffer))
+                answer("")
+    except Exception as error:  # any error is a problem of the run
+        problem = " ".join(masked(str(error), storage).split()) or type(error).__name__
+        answer(problem.removeprefix(f"study at {shown_url(storage)}: "))
 
 
 def find_study(

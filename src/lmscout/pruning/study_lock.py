@@ -104,7 +104,7 @@ class StudyLock:
     """A held lock, whose heartbeats come from a thread until `release`."""
 
     def __init__(self, storage: Storage, locks: Locks, url: str, holder: Holder) -> None:
-        self._url, self._name, self._holder = url, holder.name, holder
+        self._url, self._name, self._holder, self.group = url, holder.name, holder, holder.group
         self._locks = locks
         self._seen: _Seen = {}
         self._released = threading.Event()
@@ -121,18 +121,10 @@ class StudyLock:
                 f"sign for {LEASE} s; run the same command again"
             )
 
-    @property
-    def group(self) -> str:
-        """The group of this process."""
-        return self._holder.group
-
     def others(self) -> list[str]:
         """The other processes of the group."""
-        return patiently(self._url, self._others)
-
-    def _others(self) -> list[str]:
-        found = _holders(self._locks, self._holder, self._seen)
-        return [one.name for one in found if one.group == self._holder.group]
+        found = patiently(self._url, partial(_holders, self._locks, self._holder, self._seen))
+        return [one.name for one in found if one.group == self.group]
 
     def claim(self, study: int, keys: Sequence[str], most: int) -> list[str]:
         """Claim things to do for a study, by its number: the first ones that no other process has.
@@ -142,7 +134,7 @@ class StudyLock:
         self.check()
 
         def living() -> list[str]:
-            return [self._name, *self._others()]
+            return [self._name, *self.others()]
 
         work = partial(self._locks.claim, study, keys, most, self._name, living)
         return patiently(self._url, work)

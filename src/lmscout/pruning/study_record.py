@@ -74,11 +74,7 @@ def record_origin(
 
 def read_recorded(storage: str | Path) -> Recorded:
     """Read the origin of the pairs in a run folder or at a URL; LmscoutError if it was edited."""
-    url = existing_storage_url(storage)
-    with closing(open_storage(url, create=False)) as opened:
-        study = find_study(opened, url, STUDY, required=True)
-        assert study is not None
-        attributes = attributes_of(study, opened, url)
+    url, attributes = _attributes(storage)
     settings = dict(settings_of(attributes, url, STUDY))
     origin = attributes.get(_ORIGIN_KEY, "{}")
     try:
@@ -113,19 +109,13 @@ class RecordedPairs:
 
 
 def read_pairs(storage: str | Path) -> RecordedPairs:
-    """Read the pairs in a run folder or at a URL, also while a run adds more.
-
-    Args:
-        storage: the run folder, or the URL of the storage; nothing is written.
+    """Read the pairs in a run folder or at a URL, also while a run adds more; writes nothing.
 
     Raises:
         LmscoutError: there is no study of lmscout, or it was edited.
     """
-    url = existing_storage_url(storage)
-    with closing(open_storage(url, create=False)) as opened:
-        study = find_study(opened, url, STUDY, required=True)
-        assert study is not None
-        found = dict(settings_of(attributes_of(study, opened, url), url, STUDY))
+    url, attributes = _attributes(storage)
+    found = dict(settings_of(attributes, url, STUDY))
     counts = []
     for name in ("groups", "channels"):
         text = found.pop(name, None)
@@ -138,6 +128,15 @@ def read_pairs(storage: str | Path) -> RecordedPairs:
     none = (0,) * len(groups)
     with PairStudy(url, Shape(groups, channels, none, none), found, create=False) as pair_study:
         return RecordedPairs(Plan(groups, channels), pair_study.pairs())
+
+
+def _attributes(storage: str | Path) -> tuple[str, dict[str, Any]]:
+    """The URL of a storage, and the attributes of its study."""
+    url = existing_storage_url(storage)
+    with closing(open_storage(url, create=False)) as opened:
+        study = find_study(opened, url, STUDY, required=True)
+        assert study is not None
+        return url, attributes_of(study, opened, url)
 
 
 def recorded_chunks(storage: str | Path, study: str = STUDY) -> int | None:

@@ -1,4 +1,4 @@
-"""Prune a language model with an accuracy predictor (arXiv 2309.09507): the steps of a run.
+"""Prune a language model with an accuracy predictor (arXiv 2309.09507).
 
 `prune` opens the run and calls the steps in order: prepare, calibrate, find plans, report,
 recover the selected plans, save.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,8 +32,15 @@ from lmscout.files import as_json, write_file
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.pruning.budgets import Budget, budget_of
 from lmscout.pruning.calibration import Calibrated, calibrate
-from lmscout.pruning.config import PruneConfig, check_request, model_folders
+from lmscout.pruning.config import (
+    PruneConfig,
+    check_request,
+    is_complete,
+    model_folders,
+    open_pruning,
+)
 from lmscout.pruning.cutting import ShapeName, check_range
+from lmscout.pruning.devices import RemoteCopies
 from lmscout.pruning.estimate import memory_parts, placement_of
 from lmscout.pruning.evaluator import shape_of
 from lmscout.pruning.export import (
@@ -47,10 +53,14 @@ from lmscout.pruning.export import (
 )
 from lmscout.pruning.families import family_of, set_units
 from lmscout.pruning.finalists import (
+    COARSE,
+    NEARBY,
     REFIT_STUDY,
-    candidates_of,
-    measure_finalists,
-    refit_finalists,
+    SPREAD,
+    Contest,
+    feasible,
+    front,
+    smallest,
 )
 from lmscout.pruning.finalists import STUDY as FINALS
 from lmscout.pruning.latency import Latency, from_json, measure_latency, to_json
@@ -63,16 +73,7 @@ from lmscout.pruning.measuring import (
     tail_on,
 )
 from lmscout.pruning.placement import block_devices, place
-from lmscout.pruning.plan import Plan, Shape
-from lmscout.pruning.quality import (
-    COARSE,
-    NEARBY,
-    SPREAD,
-    Contest,
-    feasible,
-    front,
-    smallest,
-)
+from lmscout.pruning.plan import Plan
 from lmscout.pruning.ranges import Target
 from lmscout.pruning.recovery.elastic import Elastic, recover_all_plans
 from lmscout.pruning.recovery.run import (
@@ -84,8 +85,7 @@ from lmscout.pruning.recovery.run import (
     remove_finished,
 )
 from lmscout.pruning.recovery.training import Trained
-from lmscout.pruning.remote import RemoteCopies
-from lmscout.pruning.report import ReportText, held_out_tokens, report
+from lmscout.pruning.report import ReportText, report
 from lmscout.pruning.results import (
     LABELS,
     Finalist,
@@ -95,7 +95,6 @@ from lmscout.pruning.results import (
     Reported,
     Size,
 )
-from lmscout.pruning.saved_run import is_complete, open_pruning
 from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
 from lmscout.pruning.storage import home_path, storage_option_url
 from lmscout.pruning.study import STUDY as PAIRS
@@ -107,64 +106,17 @@ from lmscout.runs import RESULT, Run
 
 FRONT_FILES = ("front.csv", "front.json")  # in the run folder
 
+_CPU = torch.device("cpu")
 _TIMED_WINDOWS = 8  # of calibration text, for latency
 
 
-def prune_named(
+def prune(
     model: str | LoadedModel,
     calibration: Text,
     config: PruneConfig,
     out: Path,
-    device: torch.device,
+    device: torch.device = _CPU,
     compute_dtype: str | None = None,
-    *,
-    report_on: Text | None = None,
-    recover_on: Text | None = None,
-    progress: Progress | None = None,
-) -> Pruning:
-    """Prune a model by its name, see `prune`; the result of a finished run needs no weights.
-
-    Args:
-        model: folder or Hub name, or the loaded model.
-        calibration: text on which plans are measured.
-        config: all other settings.
-        out: run folder; ``~`` is the home folder.
-        device: of the model.
-        compute_dtype: of the weights in memory; None for the device's default.
-        report_on: text on which perplexities are reported.
-        recover_on: text that recovery trains on.
-        progress: called with the name of a stage, its steps done, and all of its steps.
-
-    Raises:
-        LmscoutError: an option is invalid, or a file cannot be read or written.
-    """
-    out = home_path(out)
-    check_request(config, calibration, report_on, out, recover_on)
-    if not isinstance(model, LoadedModel):
-        if (out / RESULT).is_file():
-            dtype = compute_dtype or str(memory_dtype(load_config(model), device)).split(".")[-1]
-            run = open_pruning(out, model, dtype, config, calibration, report_on, recover_on)
-            if is_complete(run, config):
-                return run.load(Pruning)
-        model_config = load_config(model)
-        set_units(model_config, config.units)
-        named = None if compute_dtype is None else getattr(torch, compute_dtype)
-        wanted = named or memory_dtype(model_config, device)
-        blocks = placement_of(model_config, config, wanted, device)
-        several = len(set(blocks)) > 1
-        model = load_model(model, wanted, "cpu" if several else device)
-        if several:
-            place(model.model, family_of(model_config), blocks)
-            config = replace(config, devices=())
-    texts = {"report_on": report_on, "recover_on": recover_on}
-    return prune(model, calibration, config, out, progress=progress, **texts)
-
-
-def prune(
-    loaded: LoadedModel,
-    calibration: Text,
-    config: PruneConfig,
-    out: Path,
     *,
     report_on: Text | None = None,
     recover_on: Text | None = None,
@@ -173,15 +125,17 @@ def prune(
     """Prune a model to one or several sizes.
 
     The same call continues a run that was stopped at any moment, and returns the result of one
-    that has finished.
+    that has finished; a model that is named is not loaded then.
 
     Args:
-        loaded: the dense model with its tokenizer; its units are reordered in place, and elastic
-            recovery changes its weights.
+        model: folder or Hub name, or the loaded model with its tokenizer; its units are reordered
+            in place, and elastic recovery changes its weights.
         calibration: text on which plans are measured.
         config: all other settings.
         out: run folder, for the study and the saved model; of several sizes each model has a
-            folder in it, such as ``keep-0.8``.
+            folder in it, such as ``keep-0.8``.  ``~`` is the home folder.
+        device: of a model that is named.
+        compute_dtype: of its weights in memory; None for the device's default.
         report_on: text on which perplexities are reported; never the calibration text.
         recover_on: text that recovery trains on; the calibration text if None.
         progress: called with the name of a stage, its steps done, and all of its steps.
@@ -192,20 +146,29 @@ def prune(
     Raises:
         LmscoutError: an option is invalid, or a file cannot be read or written.
     """
+    out = home_path(out)
     check_request(config, calibration, report_on, out, recover_on)
-    set_units(loaded.model.config, config.units)
-    computed = str(loaded.model.dtype).removeprefix("torch.")
-    run = open_pruning(out, loaded.source, computed, config, calibration, report_on, recover_on)
+    texts = {"calibration": calibration, "report": report_on, "recover_text": recover_on}
+    if not isinstance(model, LoadedModel):
+        if (out / RESULT).is_file():
+            dtype = compute_dtype or _name(memory_dtype(load_config(model), device))
+            run = open_pruning(out, model, dtype, config, texts)
+            if is_complete(run, config):
+                return run.load(Pruning)
+        model, config = _loaded(model, config, device, compute_dtype)
+    set_units(model.model.config, config.units)
+    opening = out, model.source, _name(model.model.dtype), config, texts
+    run = open_pruning(*opening)
     if is_complete(run, config):
         result = run.load(Pruning)
         remove_finished(out, [size.keep for size in result.sizes])
         return result
     stages = Stages(progress)
-    job = _prepared(loaded, calibration, config, run, stages, report_on, recover_on)
+    job = _prepared(model, calibration, config, run, stages, report_on, recover_on)
     dense = _calibrated(job)
     found = _find_plans(job, dense.calibrated)
     with folder_lock(out):
-        run = open_pruning(out, loaded.source, computed, config, calibration, report_on, recover_on)
+        run = open_pruning(*opening)
         if is_complete(run, config):  # by another process of this command
             return run.load(Pruning)
         run.begin()
@@ -215,6 +178,26 @@ def prune(
         run.end(result)
         remove_finished(out, found.keep)
     return result
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _loaded(
+    name: str, config: PruneConfig, device: torch.device, compute_dtype: str | None
+) -> tuple[LoadedModel, PruneConfig]:
+    """The model on its devices; those over which it is spread do not share the measuring."""
+    model_config = load_config(name)
+    set_units(model_config, config.units)
+    named = None if compute_dtype is None else getattr(torch, compute_dtype)
+    wanted = named or memory_dtype(model_config, device)
+    blocks = placement_of(model_config, config, wanted, device)
+    if len(set(blocks)) == 1:
+        return load_model(name, wanted, device), config
+    loaded = load_model(name, wanted, "cpu")
+    place(loaded.model, family_of(model_config), blocks)
+    return loaded, replace(config, devices=())
 
 
 @dataclass(frozen=True)
@@ -259,7 +242,7 @@ def _prepared(
     job = _Job(loaded, calibration, config, run, stages, on, recover_on, space)
     if config.of != "latency":  # which is measured first
         for keep in config.keep:
-            job.space.require(_budget(job, units, keep))
+            job.space.require(_budget(job, keep))
     return job
 
 
@@ -305,9 +288,8 @@ def _calibrated(job: _Job) -> _Dense:
     with folder_lock(job.run.folder):
         job.run.begin()
         if recovery is not None:
-            budget_at = partial(_budget, job, calibrated.shape)
-            keep = config.keep or feasible(job.space, budget_at, SPREAD)
-            sizes = {share: budget_at(share) for share in keep}
+            keep = config.keep or feasible(job.space, partial(_budget, job), SPREAD)
+            sizes = {share: _budget(job, share) for share in keep}
             file = recovery_file(job.run.folder, ELASTIC)
             with job.stages("recovering all plans") as update:
                 calibrated, elastic = recover_all_plans(
@@ -328,12 +310,9 @@ def _windows(job: _Job, text: Text, *, learned: bool = False) -> Tensor:
 class _Found:
     """The plans of a search."""
 
+    contest: Contest
     keep: tuple[float, ...]  # sizes
-    budgets: Sequence[Budget]  # of every size
     finalists: Sequence[Sequence[Finalist]]  # of every size, best first
-    fitted: Fitted
-    study: str  # URL
-    pairs: int = 0
     bound: QualityBound | None = None  # None if sizes were given
     front: tuple[FrontPoint, ...] = ()
 
@@ -358,51 +337,49 @@ def _find_plans(job: _Job, calibrated: Calibrated) -> _Found:
         latency = _latency(study, calibrated) if config.of == "latency" else None
         contest = Contest(
             *(calibrated, study, finals, refits, Fitted(None, (), ()), job.space),
-            lambda keep: _budget(job, units, keep, latency),
+            partial(_budget, job, latency=latency),
             refit=config.weights == "refit",
             seed=config.seed,
         )
         if config.max_increase is not None:
-            contest, found = _by_quality(job, contest, config.max_increase)
+            found = _by_quality(job, contest, config.max_increase)
         else:
-            contest, found = _by_size(job, contest)
+            found = _by_size(job, contest)
         if config.front:
             with stages("measuring the front") as update:
-                found = replace(found, front=front(contest, update))
-        return replace(found, pairs=len(study))
+                found = replace(found, front=front(found.contest, update))
+        return found
 
 
-def _by_size(job: _Job, contest: Contest) -> tuple[Contest, _Found]:
+def _by_size(job: _Job, contest: Contest) -> _Found:
     """The best plans of the given sizes."""
-    config, stages, calibrated = job.config, job.stages, contest.calibrated
+    config, stages = job.config, job.stages
     budgets = [contest.budget_at(keep) for keep in config.keep]
     for budget in budgets:
         job.space.require(budget)
     if config.objective is not None:
         targets = [Target(budget, job.space.ranges) for budget in budgets]
         with stages("scoring"):
-            fitted = fitted_to_proxy(config.objective, calibrated, targets)
+            fitted = fitted_to_proxy(config.objective, contest.calibrated, targets)
         contest = replace(contest, fitted=fitted)
     else:
         spread = contest.feasible(SPREAD) if config.front else []
         contest = _with_pairs(job, contest, [*config.keep, *spread], config.pairs)
-    calibrated, study, fitted = contest.calibrated, contest.pairs, contest.fitted
     with stages("searching") as update:
         candidates = []
-        for number, target in enumerate(fitted.targets[: len(budgets)]):
-            some = candidates_of(study, fitted, job.space, target, calibrated.mass, config.seed)
-            candidates.append(some)
+        for number, target in enumerate(contest.fitted.targets[: len(budgets)]):
+            candidates.append(contest.candidates(target))
             if update:
                 update(number + 1, len(budgets))
     with stages("measuring finalists") as update:
-        finalists = measure_finalists(calibrated, study, contest.finals, fitted, candidates, update)
+        finalists = contest.measured(candidates, update)
     if contest.refit and config.objective is None:
         with stages("refitting finalists") as update:
-            finalists = refit_finalists(calibrated, contest.refits, finalists, update)
-    return contest, _Found(config.keep, budgets, finalists, fitted, study.url)
+            finalists = contest.refitted(finalists, update)
+    return _Found(contest, config.keep, finalists)
 
 
-def _by_quality(job: _Job, contest: Contest, limit: float) -> tuple[Contest, _Found]:
+def _by_quality(job: _Job, contest: Contest, limit: float) -> _Found:
     """The best plan of the smallest size that meets a bound.
 
     The first pairs are spread over sizes; the others are near the size that meets the bound by
@@ -414,14 +391,12 @@ def _by_quality(job: _Job, contest: Contest, limit: float) -> tuple[Contest, _Fo
         contest = _with_pairs(job, contest, contest.feasible(SPREAD), first, step)
         if first < config.pairs:
             with stages("bisecting") as update:
-                near = smallest(contest, limit, tolerance=COARSE, progress=update).keep
+                near = smallest(contest, limit, tolerance=COARSE, progress=update)[1].keep
             sizes = contest.feasible([round(near * share, 3) for share in NEARBY])
             contest = _with_pairs(job, contest, sizes, config.pairs, step)
     with stages("bisecting") as update:
-        found = smallest(contest, limit, progress=update)
-    budget = contest.budget_at(found.keep)
-    of_size = [budget], [found.finalists], contest.fitted, contest.pairs.url
-    return contest, _Found((found.keep,), *of_size, bound=found.bound)
+        finalists, bound = smallest(contest, limit, progress=update)
+    return _Found(contest, (bound.keep,), [finalists], bound)
 
 
 def _with_pairs(
@@ -472,11 +447,12 @@ def _report_pairs(update: StageProgress, wanted: int, pairs: int) -> None:
     update(min(pairs, wanted), wanted)
 
 
-def _budget(job: _Job, units: Shape, keep: float, latency: Latency | None = None) -> Budget:
+def _budget(job: _Job, keep: float, latency: Latency | None = None) -> Budget:
     """The budget of a size."""
     config, model = job.config, job.loaded.model
     family, window = family_of(model.config), config.calibration.length
-    return budget_of(config.of, keep, model, family, units, window=window, latency=latency)
+    shape = job.space.shape
+    return budget_of(config.of, keep, model, family, shape, window=window, latency=latency)
 
 
 def _latency(study: PairStudy, calibrated: Calibrated) -> Latency:
@@ -485,9 +461,9 @@ def _latency(study: PairStudy, calibrated: Calibrated) -> Latency:
     if noted is None:
         windows = calibrated.measured[:_TIMED_WINDOWS]
         measured = measure_latency(calibrated.model, calibrated.family, windows)
-        noted = study.note("latency", json.dumps(to_json(measured)))
+        noted = study.note("latency", to_json(measured))
     assert noted is not None
-    return from_json(json.loads(noted))
+    return from_json(noted)
 
 
 def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
@@ -495,6 +471,7 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
     config, stages, calibrated = job.config, job.stages, dense.calibrated
     out, on, winners = job.run.folder, job.report_text, found.winners
     folders = model_folders(found.keep, out)
+    budgets = list(map(found.contest.budget_at, found.keep))
     for winner, folder in zip(winners, folders, strict=True):
         if is_finished(folder):
             check_plan(folder, winner, on.dtype)
@@ -502,7 +479,7 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
         # Elastic recovery has changed the dense weights.
         known = dense.perplexity if dense.elastic is None else None
         row, models = report(
-            calibrated, found.budgets, winners, on, config.weights, dense=known, progress=update
+            calibrated, budgets, winners, on, config.weights, dense=known, progress=update
         )
     dense_elastic = None
     if dense.elastic is not None:
@@ -516,20 +493,20 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
         )
         models, trained = recover_winners(recovery, found.keep, winners, models, on, stages)
     columns = found.keep, models, map(tuple, found.finalists), folders, trained
-    fitted = found.fitted
+    fitted, study = found.contest.fitted, found.contest.pairs
     result = Pruning(
         of=config.of,
         dense=row,
         sizes=tuple(Size(*one) for one in zip(*columns, strict=True)),
         predictor=None if fitted.predictor is None else fitted.predictor.report,
         narrowing_steps=fitted.narrowing_steps,
-        pairs=found.pairs,
-        study=found.study,
+        pairs=len(study),
+        study=study.url,
         seconds=stages.seconds,
         elastic=dense.elastic,
         dense_elastic=dense_elastic,
         objective=None if fitted.objective is None else fitted.objective.report,
-        held_out_tokens=held_out_tokens(calibrated),
+        held_out_tokens=calibrated.final[:, 1:].numel(),  # predicted ones
         bound=found.bound,
         front=found.front,
     )

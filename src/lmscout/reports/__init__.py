@@ -1,14 +1,13 @@
 """The report of a run: one HTML file that is made from its folder, or from a result, alone.
 
-`folder` reads run folders, `page` renders sections, the other modules write the sections of each
-command.
+`page` renders sections, the other modules write the sections of each command.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,91 @@ from lmscout.discovery.explain import Explanation, Forms
 from lmscout.discovery.rank import RankResult
 from lmscout.discovery.selection import Selection
 from lmscout.discovery.symbolic_search import DeepDiscovery
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief, shown
 from lmscout.evaluation import Evaluation
 from lmscout.files import write_file
-from lmscout.plots.pairs import pairs_of
+from lmscout.loading import load_result
+from lmscout.plots.pruning import pairs_of
 from lmscout.pruning.results import Pruning
 from lmscout.pruning.study_record import RecordedPairs
+from lmscout.reading import expanded, read_json_object
 from lmscout.reports import discovery, others, pruning
-from lmscout.reports.folder import NOT_FINISHED, RunFolder, read_run, shown_settings
-from lmscout.reports.page import Column, Content, Page, Section, Table, Verdict, render
-from lmscout.results import Result
+from lmscout.reports.page import Content, Page, Section, Table, Verdict, render
+from lmscout.results import SCHEMA, Result
+from lmscout.runs import RESULT, SETTINGS
+
+NOT_FINISHED = "it has not finished"
+_MOST_ITEMS, _LONGEST, _MOST_SETTINGS = 12, 300, 200
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run folder, or the file of a result, holds."""
+
+    path: Path  # the folder or the file
+    command: str  # such as "prune"; "" of a file
+    settings: Mapping[str, Any]  # of the run, with the environment; empty of a file
+    result: Result | None  # None if the run has not finished, or its result is damaged
+    problem: str = ""  # why there is no result; "" if there is one
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder; None if it is the file of a result."""
+        return self.path if self.path.is_dir() else None
+
+
+def read_run(path: Path | str) -> RunFolder:
+    """Read a run folder, or a file that `Result.save` wrote.
+
+    LmscoutError if there is none, it is of another program or schema, or a file is damaged.
+    """
+    path = expanded(str(path))
+    if path.is_file():
+        return RunFolder(path, "", {}, load_result(path))
+    if not path.is_dir():
+        raise LmscoutError(f"{path}: there is no such run folder")
+    if not (path / SETTINGS).is_file():
+        raise LmscoutError(
+            f"{path}: is no run folder (it holds no {SETTINGS}); name the --out of a command"
+        )
+    settings = read_json_object(path / SETTINGS, surrogates=True)
+    command = settings.get("command")
+    if not isinstance(command, str):
+        raise LmscoutError(f"{path / SETTINGS}: names no command of lmscout; name another folder")
+    if settings.get("schema") != SCHEMA:
+        raise LmscoutError(
+            f"{path}: holds a run of schema {brief(settings.get('schema'))}, expected {SCHEMA}: "
+            "report it with the version of lmscout that made it, or run it again"
+        )
+    if not (path / RESULT).is_file():
+        return RunFolder(path, command, settings, None, NOT_FINISHED)
+    try:
+        return RunFolder(path, command, settings, load_result(path))
+    except LmscoutError as error:
+        return RunFolder(path, command, settings, None, str(error))
+
+
+def shown_settings(run: RunFolder) -> list[tuple[str, str]]:
+    """Names and values of the settings, nested ones flat."""
+    rows: list[tuple[str, str]] = []
+
+    def add(name: str, value: object) -> None:
+        if isinstance(value, dict) and value:
+            for key, one in value.items():
+                add(f"{name}.{key}" if name else str(key), one)
+        elif isinstance(value, list) and len(value) <= _MOST_ITEMS:
+            rows.append((name, ", ".join(map(str, value)) or "none"))
+        elif isinstance(value, list):
+            rows.append((name, f"{len(value)} values"))
+        elif value is not None and value != {}:
+            rows.append((name, str(value)))
+
+    add("", dict(run.settings))
+    return [
+        (shown(name), text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
+        for name, text in rows[:_MOST_SETTINGS]
+    ]
+
 
 _NAMES = {
     "Built": "bench build",
@@ -70,15 +144,10 @@ def _default_target(read: RunFolder) -> Path:
 
 
 def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None) -> Page:
-    """The page of a run.
+    """The page of a run, with the proxies of a `rank` run beside a discovered one.
 
-    Args:
-        read: the run folder, or a result alone.
-        beside: folder of a `rank` run whose proxies are compared with a discovered one.
-        out: where it is written, if not in the run folder.
-
-    Raises:
-        LmscoutError: there is nothing to show, or a file is damaged.
+    `out` is where it is written, if not in the run folder.  LmscoutError if there is nothing to
+    show, or a file is damaged.
     """
     result = read.result
     if beside is not None and not isinstance(result, Discovery | DeepDiscovery):
@@ -99,7 +168,7 @@ def page_of(read: RunFolder, beside: Path | None = None, out: Path | None = None
             content = replace(content, verdicts=[warning])
     rows = shown_settings(read)
     if rows:
-        table = Table("All settings", [Column("setting"), Column("value", wide=True)], rows)
+        table = Table("All settings", "setting; value:wide", rows)
         content = replace(content, sections=[*content.sections, Section("Settings", [table])])
     command = read.command or _NAMES.get(type(result).__name__, "")
     again = "result.save_report(path)"

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from lmscout import plots
 from lmscout.discovery.assessment import Assessment
 from lmscout.discovery.discover import Discovery, Finding
+from lmscout.discovery.engines import Candidate
+from lmscout.discovery.exhaustive import SCORES
 from lmscout.discovery.explain import Explanation, Forms
-from lmscout.discovery.kept import SCORES
 from lmscout.discovery.rank import RankResult
 from lmscout.discovery.search_record import EVALUATIONS
 from lmscout.discovery.symbolic_search import DeepDiscovery
@@ -23,7 +24,6 @@ from lmscout.plots.discovery import by_correlation, findings_of, searches
 from lmscout.proxies import format_expression
 from lmscout.reports.page import (
     Code,
-    Column,
     Content,
     Figure,
     Formula,
@@ -47,6 +47,10 @@ _COMPLEXITY = (
     "A longer formula must earn its length: the teal line is the best up to each size, every other "
     "point an evaluated proxy."
 )
+_RANKING = (
+    "On all architectures, as nothing was chosen, with 95 % bootstrap intervals and the sign "
+    "as given: a negative ρ ranks in the wrong direction."
+)
 _ON_ALL = _AGAINST.replace("On the held-out test split", "On all architectures")
 _FILTERED = (
     "Most proposals are dropped before they are computed on every search architecture: by rules on "
@@ -69,11 +73,11 @@ _INPUTS = (
     "operations are the best of the space for each pair."
 )
 _TREE = "Operations are teal, their inputs blue; a score is computed from the leaves up."
-ASSESSED = (
-    *(Column("Spearman’s ρ", ".3f"), Column("low", ".3f"), Column("high", ".3f")),
-    *(Column("Kendall’s τ", ".3f"), Column("in cell", ".3f"), Column("given size", ".3f")),
-    Column("top tenth", ".2f"),
+_ASSESSED = (
+    "proxy:wide; kind; Spearman’s ρ:.3f; low:.3f; high:.3f; Kendall’s τ:.3f; in cell:.3f; "
+    "given size:.3f; top tenth:.2f"
 )
+_CANDIDATES = "proxy:wide; words:d; fitness:.3f"
 _COLUMNS_NOTE = (
     "Low and high: 95 % bootstrap interval of ρ. In cell: ρ among architectures of one depth and "
     "width. Given size: partial ρ with the number of parameters held fixed. Top tenth: share of "
@@ -90,15 +94,10 @@ def interval(one: Assessment) -> str:
 def content(
     result: Discovery | DeepDiscovery, folder: Path | None, beside: Path | None = None
 ) -> Content:
-    """The report of a finished discovery.
+    """The report of a finished discovery, also without its folder.
 
-    Args:
-        result: of the run.
-        folder: of the run; None for the result alone.
-        beside: folder of a `rank` run on the same benchmark, whose proxies are compared.
-
-    Raises:
-        LmscoutError: `beside` is of another benchmark, or a file is damaged.
+    `beside` is the folder of a `rank` run on the same benchmark, whose proxies are compared;
+    LmscoutError if it is of another one, or a file is damaged.
     """
     return Content(
         headline(result), _sections(result, folder, beside), _verdicts(result), _tiles(result)
@@ -202,54 +201,27 @@ def _search(result: Discovery | DeepDiscovery, folder: Path | None) -> list[Part
         recorded = folder if folder and (folder / EVALUATIONS).is_dir() else None
         caption = "The best of each search so far; searches start anew, with seeds of their own."
         parts.append(Figure(plots.convergence(recorded or result), caption))
-        parts.append(
-            Figure(
-                plots.complexity(result, recorded),
-                _COMPLEXITY,
-            )
-        )
-        parts.append(
-            Figure(
-                plots.filters(result),
-                _FILTERED,
-            )
-        )
+        parts.append(Figure(plots.complexity(result, recorded), _COMPLEXITY))
+        parts.append(Figure(plots.filters(result), _FILTERED))
         return parts
     recorded = folder if folder and (folder / SCORES).is_file() else None
     if recorded or result.ranking is not None:
-        parts.append(
-            Figure(
-                plots.distribution(result, recorded),
-                _RANKED,
-            )
-        )
+        parts.append(Figure(plots.distribution(result, recorded), _RANKED))
     if recorded:
         parts.append(Figure(plots.inputs(recorded), _INPUTS))
-    parts.append(
-        Figure(
-            plots.filters(result),
-            _DISTINCT,
-        )
-    )
+    parts.append(Figure(plots.filters(result), _DISTINCT))
     return parts
 
 
 def _best(result: Discovery | DeepDiscovery) -> list[Part]:
     if isinstance(result, Discovery):
         rows = [[str(one.proxy), one.search, one.test] for one in result.top]
-        columns = [Column("proxy", wide=True), Column("search ρ", ".3f"), Column("test ρ", ".3f")]
         note = (
             "The best on the search split, which orders architectures differently from each other."
         )
-        return [Table("Best proxies", columns, rows, note, [0])]
-    columns = [Column("proxy", wide=True), Column("words", "d"), Column("fitness", ".3f")]
+        return [Table("Best proxies", "proxy:wide; search ρ:.3f; test ρ:.3f", rows, note, [0])]
     return [
-        Table(
-            title,
-            columns,
-            [[format_expression(one.node), one.node.size, one.fitness] for one in some],
-            note,
-        )
+        Table(title, _CANDIDATES, _candidates(some), note)
         for title, some, note in (
             (
                 "Members of the product",
@@ -260,6 +232,11 @@ def _best(result: Discovery | DeepDiscovery) -> list[Part]:
             ("Fittest", result.top, "On sketches of the tensors."),
         )
     ]
+
+
+def _candidates(some: Sequence[Candidate]) -> list[list[object]]:
+    """Rows of `_CANDIDATES`."""
+    return [[format_expression(one.node), one.node.size, one.fitness] for one in some]
 
 
 def assessments_table(
@@ -277,28 +254,19 @@ def assessments_table(
         )
         for name, one in some
     ]
-    columns = [Column("proxy", wide=True), Column("kind"), *ASSESSED]
-    return Table("Correlations", columns, rows, _COLUMNS_NOTE, range(len(own)))
+    return Table("Correlations", _ASSESSED, rows, _COLUMNS_NOTE, range(len(own)))
 
 
 def _figures(one: Assessment) -> list[float]:
     rho, tau = one.agreement.spearman, one.agreement.kendall
-    return [
-        rho.value,
-        rho.low,
-        rho.high,
-        tau.value,
-        one.within_cell,
-        one.given_params,
-        one.recall_top_tenth,
-    ]
+    more = one.within_cell, one.given_params, one.recall_top_tenth
+    return [rho.value, rho.low, rho.high, tau.value, *more]
 
 
 def assessed_beside(one: Finding, folder: Path) -> list[Assessment]:
     """Proxies of a `rank` run, assessed on the test split of a finding.
 
-    Raises:
-        LmscoutError: the run ranked other architectures, or holds no scores.
+    LmscoutError if the run ranked other architectures, or holds no scores.
     """
     path = folder / SCORES
     try:
@@ -320,11 +288,7 @@ def assessed_beside(one: Finding, folder: Path) -> list[Assessment]:
 
 
 def running(folder: Path, problem: str) -> Content:
-    """The report of a search of the deep space without a result.
-
-    Raises:
-        LmscoutError: nothing is there to show.
-    """
+    """The report of a search of the deep space without a result; LmscoutError if it is empty."""
     if not (folder / EVALUATIONS).is_dir():
         raise LmscoutError(f"{folder}: {problem}, and there is nothing to show yet")
     every = [one for each in searches(folder) for one in each]
@@ -334,76 +298,43 @@ def running(folder: Path, problem: str) -> Content:
     text = f"{len(fit):,} proxies evaluated so far, of {len(every):,} proposed"
     if not fit:
         return Content(f"{text}.", [])
-    rows = [[format_expression(one.node), one.node.size, one.fitness] for one in fit[:50]]
-    columns = [Column("proxy", wide=True), Column("words", "d"), Column("fitness", ".3f")]
+    note = "On sketches of the search architectures’ tensors; nothing was tested yet."
+    best = Table("Fittest", _CANDIDATES, _candidates(fit[:50]), note)
+    drawn = Figure(plots.convergence(folder), "The best of each search so far.")
     found = [
-        Section(
-            "The fittest so far",
-            [
-                Formula(fit[0].node),
-                Table(
-                    "Fittest",
-                    columns,
-                    rows,
-                    ("On sketches of the search architectures’ tensors; nothing was tested yet."),
-                ),
-            ],
-        ),
-        Section(
-            "Convergence", [Figure(plots.convergence(folder), "The best of each search so far.")]
-        ),
+        Section("The fittest so far", [Formula(fit[0].node), best]),
+        Section("Convergence", [drawn]),
     ]
     return Content(f"{text}; the highest fitness on search data is {fit[0].fitness:.3f}.", found)
 
 
 def rank_content(result: RankResult) -> Content:
     """The report of a ranking."""
-    known = [one for one in result.proxies if math.isfinite(one.agreement.spearman.value)]
-    best = max(known, key=lambda one: one.agreement.spearman.value, default=None)
-    hardest = max(
-        (one for one in result.baselines if math.isfinite(one.agreement.spearman.value)),
-        key=lambda one: one.agreement.spearman.value,
-        default=None,
+    proxies, baselines = by_correlation(result.proxies), by_correlation(result.baselines)
+    (best, rho), (hardest, least) = (
+        (some[0], some[0].agreement.spearman.value) for some in (proxies, baselines)
     )
-    text = f"{len(result.proxies)} proxies on {result.n_architectures:,} architectures of "
+    drawn = Figure(plots.correlations(result), _RANKING)
+    correlations: list[Part] = [drawn, assessments_table([], proxies, result.baselines)]
+    sections = [Section("Correlations", correlations), time_section(result.seconds)]
+    text = f"{len(proxies)} proxies on {result.n_architectures:,} architectures of "
     text += result.benchmark
-    if best is None:
-        return Content(f"{text}: none has a finite score on all.", _rank_sections(result))
+    if not math.isfinite(rho):
+        return Content(f"{text}: none has a finite score on all.", sections)
     text += f": the best is {best.name} with {interval(best)}"
-    if hardest is None:
-        return Content(f"{text}.", _rank_sections(result))
-    ahead = sum(one.agreement.spearman.value > hardest.agreement.spearman.value for one in known)
+    if not math.isfinite(least):
+        return Content(f"{text}.", sections)
+    ahead = sum(one.agreement.spearman.value > least for one in proxies)
     text += f"; the best configuration baseline is {hardest.name} with {interval(hardest)}."
-    say = f"{ahead} of {len(result.proxies)} proxies are ahead of it."
+    say = f"{ahead} of {len(proxies)} proxies are ahead of it."
     found = [
         Verdict(say if ahead else f"No proxy beats {hardest.name}.", "good" if ahead else "bad")
     ]
-    seen = [one.name for one in result.proxies if result.seen(one.name)]
+    seen = ", ".join(one.name for one in result.proxies if result.seen(one.name))
     if seen:
-        found.append(
-            Verdict(
-                f"Found by a search on part of this benchmark, so optimistic: {', '.join(seen)}.",
-                "warn",
-            )
-        )
-    return Content(text, _rank_sections(result), found)
-
-
-def _rank_sections(result: RankResult) -> list[Section]:
-    caption = (
-        "On all architectures, as nothing was chosen, with 95 % bootstrap intervals and the sign "
-        "as given: a negative ρ ranks in the wrong direction."
-    )
-    return [
-        Section(
-            "Correlations",
-            [
-                Figure(plots.correlations(result), caption),
-                assessments_table([], by_correlation(result.proxies), result.baselines),
-            ],
-        ),
-        time_section(result.seconds),
-    ]
+        start = "Found by a search on part of this benchmark, so optimistic"
+        found.append(Verdict(f"{start}: {seen}.", "warn"))
+    return Content(text, sections, found)
 
 
 def explain_content(result: Explanation) -> Content:
@@ -418,29 +349,14 @@ def explain_content(result: Explanation) -> Content:
         found.append(Verdict(f"It adds little to {closest.formula}.", "bad"))
     if result.seen:
         found.append(Verdict("It was found on part of this benchmark: optimistic.", "warn"))
-    formula: list[Part] = []
-    if result.tree is not None:
-        formula = [Formula(result.tree), Figure(plots.tree(result), _TREE)]
-    formula += [Code("as a PyTorch module", result.torch)] if result.torch else []
-    shown: list[Part] = [
-        Figure(
-            plots.sensitivity(result),
-            _CHANGED,
-        )
-    ]
+    shown: list[Part] = [Figure(plots.sensitivity(result), _CHANGED)]
     if result.sensitivity.left_out:
         shown.append(Text(f"Inputs cannot be replaced by ones: {result.sensitivity.left_out}."))
+    own = [(result.assessment.name, result.assessment)]
+    table = assessments_table(own, [], result.baselines)
     sections = [
-        Section("The formula", formula),
-        Section(
-            "Correlations",
-            [
-                Figure(plots.correlations(result), _ON_ALL),
-                assessments_table(
-                    [(result.assessment.name, result.assessment)], [], result.baselines
-                ),
-            ],
-        ),
+        _formula(result),
+        Section("Correlations", [Figure(plots.correlations(result), _ON_ALL), table]),
         Section("Sensitivity", shown),
         Section("Dead branches", _dead(result)),
         Section("Configuration", _configuration(result)),
@@ -456,11 +372,7 @@ def _dead(result: Explanation) -> list[Part]:
     if not found.dead:
         return [Text("No branch is dead: without any of them the order of architectures changes.")]
     rows = [[one.removed, format_expression(one.shorter), one.spearman] for one in found.dead]
-    columns = [
-        Column("removed", wide=True),
-        Column("left", wide=True),
-        Column("|ρ| with the whole", ".4f"),
-    ]
+    columns = "removed:wide; left:wide; |ρ| with the whole:.4f"
     return [
         Table("Dead branches", columns, rows, f"Measured on {found.measured_on}."),
         Text(f"Without dead branches (|ρ| {found.spearman:.4f} on full tensors):"),
@@ -470,9 +382,7 @@ def _dead(result: Explanation) -> list[Part]:
 
 def _configuration(result: Explanation) -> list[Part]:
     rows = [[name, rho] for name, rho in result.configuration.items()]
-    parts: list[Part] = [
-        Table("With the configuration", [Column("of"), Column("Spearman’s ρ", ".3f")], rows)
-    ]
+    parts: list[Part] = [Table("With the configuration", "of; Spearman’s ρ:.3f", rows)]
     if (one := result.surrogate) is not None:
         parts.append(
             Text(
@@ -486,8 +396,12 @@ def _configuration(result: Explanation) -> list[Part]:
 
 def forms_content(result: Forms) -> Content:
     """The report of a formula without a benchmark."""
+    return Content(result.definition or result.name, [_formula(result)])
+
+
+def _formula(result: Forms | Explanation) -> Section:
     parts: list[Part] = []
     if result.tree is not None:
         parts = [Formula(result.tree), Figure(plots.tree(result), _TREE)]
     parts += [Code("as a PyTorch module", result.torch)] if result.torch else []
-    return Content(result.definition or result.name, [Section("The formula", parts)])
+    return Section("The formula", parts)

@@ -12,11 +12,11 @@ from lmscout.discovery.design import Design
 from lmscout.discovery.selection import Selection
 from lmscout.errors import LmscoutError
 from lmscout.evaluation import Evaluation
-from lmscout.plots.architectures import trained_rows
+from lmscout.plots.models import trained_rows
 from lmscout.reports.page import (
-    Column,
     Content,
     Figure,
+    Part,
     Section,
     Table,
     Text,
@@ -24,6 +24,7 @@ from lmscout.reports.page import (
     time_section,
 )
 
+_CURVES = "A line for every model; lines that still fall were stopped early."
 _LOSSES = "Points above each other are architectures of one size, or one with several seeds."
 
 
@@ -37,13 +38,7 @@ def design_content(result: Design) -> Content:
     )
     if result.drawn_score is not None:
         text += f", against {result.drawn_score:,.6g} before any mutation"
-    parts = [
-        Section(
-            "The architecture",
-            [Figure(plots.architecture(result), "What every block has."), spec_table(result)],
-        ),
-        *choices_section(result),
-    ]
+    parts = [architecture_section(result), *choices_section(result)]
     if result.trace:
         caption = (
             "Every architecture that was scored, later ones darker; the largest star is the one "
@@ -69,66 +64,37 @@ def selection_content(result: Selection) -> Content:
         f"the best configuration baseline, {other.name}, selects rank {other.rank:.4g} with regret "
         f"{other.regret:.4g}."
     )
-    better = (
-        "better than"
-        if own.rank < other.rank
-        else ("as good as" if own.rank == other.rank else "worse than")
-    )
+    kind = {"better than": "good", "as good as": "", "worse than": "bad"}[result.against_hardest]
     found = [
-        Verdict(
-            f"Its selection is {better} that of {other.name}.",
-            {"better than": "good", "as good as": "", "worse than": "bad"}[better],
-        )
+        Verdict(f"Its selection is {result.against_hardest} that of {other.name}.", kind),
+        Verdict(f"Equivalent number of random trials: {own.trials:,}."),
     ]
-    found.append(Verdict(f"Equivalent number of random trials: {own.trials:,}."))
     if result.seen:
         found.append(Verdict("It was found on part of this benchmark: optimistic.", "warn"))
     rows = [
         [one["name"], one["rank"], one["top"], one["regret"], one["n_tied"], one["random_trials"]]
         for one in result.rows()
     ]
-    columns = [
-        Column("selected by"),
-        Column("true rank", ".1f"),
-        Column("top", ".1%"),
-        Column("regret", ".4g"),
-        Column("tied", "d"),
-        Column("random trials", ",d"),
-    ]
+    columns = "selected by; true rank:.1f; top:.1%; regret:.4g; tied:d; random trials:,d"
     note = (
         "Regret: the best quality within the limits less that of the choice; means over tied "
         "choices. Random trials: trained at random until the best is expected to be as good."
     )
-    parts = [
-        Section(
-            "The selection",
-            [
-                Figure(plots.regret(result), "Teal is the proxy; shorter is better."),
-                Table("Ways to select", columns, rows, note, [0]),
-            ],
-        ),
-        *choices_section(result),
-    ]
+    drawn = Figure(plots.regret(result), "Teal is the proxy; shorter is better.")
+    table = Table("Ways to select", columns, rows, note, [0])
+    parts = [Section("The selection", [drawn, table]), *choices_section(result)]
     if result.points is not None:
         caption = "The star is what the proxy selects: the rightmost point. Higher is better."
         parts.append(Section("Score against quality", [Figure(plots.quality(result), caption)]))
-    parts.append(
-        Section(
-            "The architecture",
-            [Figure(plots.architecture(result), "What every block has."), spec_table(result)],
-        )
-    )
-    return Content(text, parts, found)
+    return Content(text, [*parts, architecture_section(result)], found)
 
 
 def choices_section(result: Design | Selection) -> list[Section]:
     """The architectures of the best scores, if the result has them."""
-    columns = [
-        *(Column("architecture"), Column("true rank", ".1f"), Column("score", ".6g")),
-        *(Column("standard error", ".2g"), Column("in the best 5 %", ".0%")),
-        *(Column("blocks", "d"), Column("width", "d"), Column("parameters", ",d")),
-        *(Column("multiply-adds a token", ",d"), Column("ms a sequence", ".3g")),
-    ]
+    headings = (
+        "architecture; true rank:.1f; score:.6g; standard error:.2g; in the best 5 %:.0%; "
+        "blocks:d; width:d; parameters:,d; multiply-adds a token:,d; ms a sequence:.3g"
+    )
     rows = [
         [
             *(one.identifier or str(number), one.rank, one.score, one.standard_error, one.chance),
@@ -137,6 +103,7 @@ def choices_section(result: Design | Selection) -> list[Section]:
         ]
         for number, one in enumerate(result.choices, 1)
     ]
+    columns = headings.split("; ")
     shown = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
     note = (
         "In the best 5 %: the chance to be there by score, among all that were scored, with other "
@@ -145,17 +112,19 @@ def choices_section(result: Design | Selection) -> list[Section]:
         else "With two draws of weights or more, there are standard errors and chances."
     )
     kept = [[row[place] for place in shown] for row in rows]
-    table = Table("The best by score", [columns[place] for place in shown], kept, note, [0])
+    left = "; ".join(columns[place] for place in shown)
+    table = Table("The best by score", left, kept, note, [0])
     return [Section("The best by score", [table])] if rows else []
 
 
-def spec_table(result: Design | Selection) -> Table:
-    """The fields of an architecture's spec."""
+def architecture_section(result: Design | Selection) -> Section:
+    """The blocks of an architecture, and the fields of its spec."""
     rows = [
         [name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
         for name, value in result.spec.to_dict().items()
     ]
-    return Table("Spec", [Column("field"), Column("value", wide=True)], rows)
+    drawn = Figure(plots.architecture(result), "What every block has.")
+    return Section("The architecture", [drawn, Table("Spec", "field; value:wide", rows)])
 
 
 def check_content(result: Check) -> Content:
@@ -191,34 +160,20 @@ def check_section(result: Check) -> Section:
         [name, one.spearman.value, one.spearman.low, one.spearman.high, one.kendall.value]
         for name, one in every
     ]
-    columns = [
-        Column(""),
-        Column("Spearman’s ρ", ".3f"),
-        Column("low", ".3f"),
-        Column("high", ".3f"),
-        Column("Kendall’s τ", ".3f"),
-    ]
+    columns = "; Spearman’s ρ:.3f; low:.3f; high:.3f; Kendall’s τ:.3f"
     note = (
         f"Noise of one training {result.noise:.4f} nats/token; standard deviation of quality "
         f"{result.spread:.4f}, within one depth and width {result.spread_in_cell:.4f}. "
         f"{result.n_replicated} of {result.n_architectures} architectures were trained with "
         "several seeds."
     )
-    return Section(
-        "What it can distinguish",
-        [
-            Figure(plots.correlations(result), caption),
-            Table("Ceiling and baselines", columns, rows, note),
-        ],
-    )
+    table = Table("Ceiling and baselines", columns, rows, note)
+    drawn = Figure(plots.correlations(result), caption)
+    return Section("What it can distinguish", [drawn, table])
 
 
 def build_content(folder: Path, result: Built | None, wanted: object = None) -> Content:
-    """The report of a benchmark, finished or not.
-
-    Raises:
-        LmscoutError: no model was trained yet, or a file is damaged.
-    """
+    """The report of a benchmark; LmscoutError if no model is trained yet or a file is damaged."""
     rows = trained_rows(folder)
     losses = [one.validation_loss[-1] for one in rows if one.validation_loss[-1] is not None]
     architectures = len({one.architecture for one in rows})
@@ -234,39 +189,20 @@ def build_content(folder: Path, result: Built | None, wanted: object = None) -> 
         except LmscoutError as error:
             found.append(Verdict(f"It cannot be checked: {error}.", "warn"))
         else:
-            can = "can" if checked.distinguishes else "cannot"
-            found.append(
-                Verdict(
-                    f"It {can} distinguish proxies.", "good" if checked.distinguishes else "bad"
-                )
-            )
+            can, kind = ("can", "good") if checked.distinguishes else ("cannot", "bad")
+            found.append(Verdict(f"It {can} distinguish proxies.", kind))
             parts.append(check_section(checked))
     table = [
         [one.architecture, one.seed, one.parameters, one.validation_loss[-1], one.seconds]
         for one in rows
     ]
-    columns = [
-        Column("architecture", "d"),
-        Column("seed", "d"),
-        Column("parameters", ",d"),
-        Column("loss", ".4f"),
-        Column("seconds", ",.1f"),
+    columns = "architecture:d; seed:d; parameters:,d; loss:.4f; seconds:,.1f"
+    trained: list[Part] = [
+        Figure(plots.losses(folder), _LOSSES),
+        Figure(plots.curves(folder), _CURVES),
+        Table("Trained models", columns, table, "Loss: validation, nats/token.", long=True),
     ]
-    trained = Section(
-        "What was trained",
-        [
-            Figure(
-                plots.losses(folder),
-                _LOSSES,
-            ),
-            Figure(
-                plots.curves(folder),
-                "A line for every model; lines that still fall were stopped early.",
-            ),
-            Table("Trained models", columns, table, "Loss: validation, nats/token.", long=True),
-        ],
-    )
-    return Content(f"{text}.", [*parts, trained], found)
+    return Content(f"{text}.", [*parts, Section("What was trained", trained)], found)
 
 
 def eval_content(result: Evaluation) -> Content:
@@ -281,58 +217,27 @@ def eval_content(result: Evaluation) -> Content:
         )
         rows = [
             [
-                each.source,
-                each.value,
-                each.nll,
-                each.protocol.name,
-                each.protocol.window,
-                each.protocol.stride,
-                each.tokens,
-                ", ".join(each.special_tokens) or "none",
+                *(each.source, each.value, each.nll, each.protocol.name, each.protocol.window),
+                *(each.protocol.stride, each.tokens, ", ".join(each.special_tokens) or "none"),
             ]
             for each in result.perplexities
         ]
-        columns = [
-            Column("text"),
-            Column("perplexity", ",.3f"),
-            Column("nll", ".4f"),
-            Column("protocol"),
-            Column("window", "d"),
-            Column("stride", "d"),
-            Column("tokens", ",d"),
-            Column("special tokens"),
-        ]
-        note = "Perplexities compare only under the same protocol, text and tokenizer."
-        parts.append(
-            Section(
-                "Perplexity",
-                [Figure(plots.perplexities(result), note), Table("Perplexities", columns, rows)],
-            )
+        columns = (
+            "text; perplexity:,.3f; nll:.4f; protocol; window:d; stride:d; tokens:,d; "
+            "special tokens"
         )
+        note = "Perplexities compare only under the same protocol, text and tokenizer."
+        drawn = Figure(plots.perplexities(result), note)
+        parts.append(Section("Perplexity", [drawn, Table("Perplexities", columns, rows)]))
     if result.tasks:
         text += f"; {len(result.tasks)} tasks"
         rows = [
             [one.task, one.metric, one.value, one.error, one.shots, one.questions, one.note or ""]
             for one in result.tasks
         ]
-        columns = [
-            Column("task"),
-            Column("metric"),
-            Column("score", ".4f"),
-            Column("standard error", ".4f"),
-            Column("shots", "d"),
-            Column("questions", ",d"),
-            Column("note"),
-        ]
-        parts.append(
-            Section(
-                "Tasks",
-                [
-                    Figure(plots.tasks(result), "By log-likelihood; bars of two standard errors."),
-                    Table("Task scores", columns, rows),
-                ],
-            )
-        )
+        columns = "task; metric; score:.4f; standard error:.4f; shots:d; questions:,d; note"
+        drawn = Figure(plots.tasks(result), "By log-likelihood; bars of two standard errors.")
+        parts.append(Section("Tasks", [drawn, Table("Task scores", columns, rows)]))
     cost = [f"{result.multiply_adds:,} multiply-adds per token in the linear layers"]
     if (speed := result.speed) is not None:
         cost.append(

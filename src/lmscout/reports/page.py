@@ -21,8 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from latex2mathml.converter import convert
 from markupsafe import Markup
 
-from lmscout.plots.notebook import plotly_js, script_json
-from lmscout.plots.style import time_spent
+from lmscout.plots.style import plotly_js, script_json, time_spent
 from lmscout.proxies import Expression, format_expression, to_latex
 from lmscout.version import __version__
 
@@ -95,46 +94,42 @@ class Figure:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, the format of its numbers, whether texts are long."""
+    """A column of a table: its heading, and the format of its numbers or "wide" for long texts."""
 
     title: str
-    format: str | None = None
-    wide: bool = False
+    format: str
 
     @property
     def kind(self) -> str:
         """Class of its cells: "n" for numbers, "w" for long texts."""
-        return "w" if self.wide else "n" if self.format is not None else ""
+        return "w" if self.format == "wide" else "n" if self.format else ""
 
     def shown(self, value: object) -> str:
         """A value as the table shows it; a dash where there is none."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return DASH
-        if self.format is None or isinstance(value, str):
+        if self.kind != "n" or isinstance(value, str):
             return str(value)
         return "infinite" if math.isinf(float(value)) else format(value, self.format)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted and downloaded.
+    """A table that can be sorted and downloaded."""
 
-    Attributes:
-        title: of the table.
-        columns: of the table.
-        rows: a value for each column.
-        note: how to read it.
-        found: numbers of the rows that hold what was found.
-        long: whether it is left out in print.
-    """
-
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[object]]
-    note: str = ""
-    found: Sequence[int] = ()
-    long: bool = False
+    title: str  # of the table
+    headings: str  # separated by "; ", each with the format of its numbers after a colon, or wide
+    rows: Sequence[Sequence[object]]  # a value for each column
+    note: str = ""  # how to read it
+    found: Sequence[int] = ()  # numbers of the rows that hold what was found
+    long: bool = False  # whether it is left out in print
     what: ClassVar[str] = "table"
+
+    @property
+    def columns(self) -> list[Column]:
+        """The columns of the headings."""
+        parts = [one.partition(":") for one in self.headings.split("; ")]
+        return [Column(title, form) for title, _, form in parts]
 
     @property
     def file(self) -> str:
@@ -144,12 +139,13 @@ class Table:
     @property
     def cells(self) -> list[dict[str, Any]]:
         """Rows as the template reads them."""
+        columns = self.columns
         return [
             {
                 "kind": "found" if number in self.found else "",
                 "cells": [
                     {"text": column.shown(value), "kind": column.kind}
-                    for column, value in zip(self.columns, row, strict=True)
+                    for column, value in zip(columns, row, strict=True)
                 ],
             }
             for number, row in enumerate(self.rows)
@@ -192,40 +188,24 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Content:
-    """What a report says of a result.
+    """What a report says of a result."""
 
-    Attributes:
-        headline: what was found, how good it is, against what: one sentence with numbers.
-        sections: in order; those without parts are left out.
-        verdicts: sentences under the headline.
-        tiles: the most important numbers: name, value, and a note or "".
-    """
-
-    headline: str
-    sections: Sequence[Section]
+    headline: str  # what was found, how good it is, against what: one sentence with numbers
+    sections: Sequence[Section]  # those without parts are left out
     verdicts: Sequence[Verdict] = ()
-    tiles: Sequence[tuple[str, str, str]] = ()
+    tiles: Sequence[tuple[str, str, str]] = ()  # important numbers: name, value, and a note or ""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report.
+    """A report."""
 
-    Attributes:
-        command: whose run it is.
-        title: what it was run on.
-        content: what it says.
-        state: of an unfinished run, or "".
-        source: what the page was made from.
-        again: the command that writes it again.
-    """
-
-    command: str
-    title: str
-    content: Content
-    state: str = ""
-    source: str = "a result"
-    again: str = "result.save_report(path)"
+    command: str  # whose run it is
+    title: str  # what it was run on
+    content: Content  # what it says
+    state: str = ""  # of an unfinished run, or ""
+    source: str = "a result"  # what the page was made from
+    again: str = "result.save_report(path)"  # the command that writes it again
 
 
 def render(page: Page) -> str:

@@ -9,13 +9,12 @@ from typing import Any
 
 from lmscout import plots
 from lmscout.errors import LmscoutError
-from lmscout.plots.pairs import pairs_of
+from lmscout.plots.pruning import pairs_of
 from lmscout.progress import duration
-from lmscout.pruning.results import LABELS, Pruning, Reported, Size
+from lmscout.pruning.results import LABELS, Pruning, QualityBound, Reported, Size
 from lmscout.pruning.storage import may_exist
 from lmscout.pruning.study_record import RecordedPairs
 from lmscout.reports.page import (
-    Column,
     Content,
     Figure,
     Part,
@@ -61,12 +60,7 @@ _PROGRESS = (
 
 
 def content(result: Pruning, pairs: RecordedPairs | None) -> Content:
-    """The report of a finished run.
-
-    Args:
-        result: of the run.
-        pairs: of its study; None if it cannot be read.
-    """
+    """The report of a finished run with the pairs of its study; None if it cannot be read."""
     return Content(headline(result), _sections(result, pairs), _verdicts(result), _tiles(result))
 
 
@@ -175,11 +169,11 @@ def _tiles(result: Pruning) -> list[tuple[str, str, str]]:
 def _sections(result: Pruning, pairs: RecordedPairs | None) -> list[Section]:
     dense = result.dense.plan
     some = pairs if pairs is not None else RecordedPairs(dense, ())
+    quality: list[Part] = [_tradeoff(result, some), models_table(result)]
+    if result.bound is not None:
+        quality += [Text(f"{result.bound.words}."), bound_table(result.bound)]
     found = [
-        Section(
-            "Quality against size",
-            [_tradeoff(result, some), models_table(result)],
-        ),
+        Section("Quality against size", quality),
         Section("The plan", _plans(result)),
     ]
     if some.pairs:
@@ -195,15 +189,7 @@ def _sections(result: Pruning, pairs: RecordedPairs | None) -> list[Section]:
 
 
 def running(folder: Path, problem: str) -> Content:
-    """The report of a run without a result, from its study.
-
-    Args:
-        folder: of the run.
-        problem: why there is no result.
-
-    Raises:
-        LmscoutError: the study cannot be read.
-    """
+    """The report of a run without a result, from its study; LmscoutError if that is unreadable."""
     try:
         pairs = pairs_of(folder)
     except LmscoutError as error:
@@ -273,37 +259,21 @@ def _predictor(result: Pruning) -> list[Part]:
                 drawn.layout.title.text = f"Narrowing of the ranges at {size.keep:g}"
             parts.append(Figure(drawn, _NARROWING))
     if result.narrowing_steps:
-        parts.append(
-            Table(
-                "Narrowing",
-                [
-                    Column("after pairs", ",d"),
-                    Column("keep"),
-                    Column("blocks"),
-                    Column("kind"),
-                    Column("verdict"),
-                    Column("keeping", ".0%"),
-                    Column("instead of", ".0%"),
-                    Column("costs, nats/token", "+.4f"),
-                ],
-                [
-                    [
-                        one.pairs,
-                        f"{result.sizes[one.size].keep:g}" if one.size < len(result.sizes) else "",
-                        f"{one.blocks[0]}"
-                        if one.blocks[0] == one.blocks[1]
-                        else f"{one.blocks[0]}-{one.blocks[1]}",
-                        one.kind,
-                        one.verdict,
-                        one.keeping,
-                        one.instead_of,
-                        one.cost,
-                    ]
-                    for one in result.narrowing_steps
-                ],
-                "Predicted, at the same size: what keeping fewer units of these blocks costs.",
-            )
+        keeps = [f"{size.keep:g}" for size in result.sizes]
+        rows = [
+            [
+                *(one.pairs, keeps[one.size] if one.size < len(keeps) else ""),
+                "-".join(map(str, sorted(set(one.blocks)))),
+                *(one.kind, one.verdict, one.keeping, one.instead_of, one.cost),
+            ]
+            for one in result.narrowing_steps
+        ]
+        columns = (
+            "after pairs:,d; keep; blocks; kind; verdict; keeping:.0%; instead of:.0%; "
+            "costs, nats/token:+.4f"
         )
+        note = "Predicted, at the same size: what keeping fewer units of these blocks costs."
+        parts.append(Table("Narrowing", columns, rows, note))
     return parts
 
 
@@ -315,19 +285,10 @@ def models_table(result: Pruning) -> Table:
     for keep, one in result.reported:
         found += [len(rows)] if one.name in ("found", "found_recovered") else []
         value = one.measures.get("perplexity")
-        rows.append(
-            [
-                LABELS.get(one.name, one.name),
-                f"{keep:g}",
-                one.params,
-                one.kept_of_all,
-                one.kept,
-                one.cost,
-                one.loss_increase,
-                value,
-                None if value is None or dense is None else value / dense - 1,
-            ]
-        )
+        over = None if value is None or dense is None else value / dense - 1
+        size = one.params, one.kept_of_all, one.kept, one.cost
+        name = LABELS.get(one.name, one.name)
+        rows.append([name, f"{keep:g}", *size, one.loss_increase, value, over])
     note = (
         f"Kept: share of all parameters, and of those in attention and MLP; cost: share of the "
         f"dense model\u2019s {result.of}. Loss increase: over the dense model on "
@@ -340,18 +301,26 @@ def models_table(result: Pruning) -> Table:
             f" Perplexity: {measured.source}, protocol {rules.name} (windows of {rules.window}, "
             f"stride {rules.stride}), {measured.tokens:,} tokens scored, special tokens {special}."
         )
-    columns = [
-        Column("model"),
-        Column("keep"),
-        Column("parameters", ",d"),
-        Column("kept of all", ".1%"),
-        Column("kept", ".1%"),
-        Column("cost", ".1%"),
-        Column("loss increase", "+.4f"),
-        Column("perplexity", ",.2f"),
-        Column("over dense", "+.1%"),
-    ]
+    columns = (
+        "model; keep; parameters:,d; kept of all:.1%; kept:.1%; cost:.1%; loss increase:+.4f; "
+        "perplexity:,.2f; over dense:+.1%"
+    )
     return Table("Models", columns, rows, note, found)
+
+
+def bound_table(bound: QualityBound) -> Table:
+    """The sizes that were tested for a bound, largest first."""
+    rows = [
+        [f"{one.keep:g}", one.loss_increase, one.upper, "yes" if one.meets else "no"]
+        for one in bound.tested
+    ]
+    note = (
+        f"Loss increase over the dense model on held-out text, nats/token; with "
+        f"{bound.confidence:.0%} confidence it is at most the upper limit on further text, which "
+        f"must not exceed {bound.limit:.4g}."
+    )
+    columns = "keep; loss increase:+.4f; upper limit:+.4f; meets the bound"
+    return Table("Sizes tested for the bound", columns, rows, note)
 
 
 def finalists_table(result: Pruning) -> Table:
@@ -362,69 +331,37 @@ def finalists_table(result: Pruning) -> Table:
         found.append(len(rows))
         rows += [
             [
-                f"{size.keep:g}",
-                place,
-                one.predicted,
-                one.measured,
-                one.held_out,
-                one.refit,
-                _units(one.plan.attention),
-                _units(one.plan.mlp),
+                *(f"{size.keep:g}", place, one.predicted, one.measured, one.held_out, one.refit),
+                *(_units(one.plan.attention), _units(one.plan.mlp)),
             ]
             for place, one in enumerate(size.finalists, 1)
         ]
-    columns = [
-        Column("keep"),
-        Column("rank", "d"),
-        Column("predicted", "+.4f"),
-        Column("measured", "+.4f"),
-        Column("held out", "+.4f"),
-        Column("refit", "+.4f"),
-        Column("attention", wide=True),
-        Column("MLP", wide=True),
-    ]
-    return Table(
-        "Finalists",
-        columns,
-        rows,
-        "Loss increases over the dense model, nats/token: predicted; measured on the text of all "
-        "pairs; on held-out text; there with refit weights. Then the units that each block keeps.",
-        found,
+    columns = (
+        "keep; rank:d; predicted:+.4f; measured:+.4f; held out:+.4f; refit:+.4f; attention:wide; "
+        "MLP:wide"
     )
+    note = (
+        "Loss increases over the dense model, nats/token: predicted; measured on the text of all "
+        "pairs; on held-out text; there with refit weights. Then the units that each block keeps."
+    )
+    return Table("Finalists", columns, rows, note, found)
 
 
 def pairs_table(pairs: RecordedPairs) -> Table:
     """Every measured pair."""
-    columns = [
-        Column("pair", "d"),
-        Column("loss increase", "+.4f"),
-        Column("kept", ".1%"),
-        Column("tokens", ",d"),
-        Column("round", "d"),
-        Column("proposed as"),
-        Column("stopped early"),
-        Column("seconds", ".2f"),
-    ]
+    columns = (
+        "pair:d; loss increase:+.4f; kept:.1%; tokens:,d; round:d; proposed as; stopped early; "
+        "seconds:.2f"
+    )
     rows = [
         [
-            place,
-            one.value,
-            one.kept,
-            one.tokens,
-            one.round,
-            one.origin,
-            "yes" if one.partial else "",
-            one.seconds,
+            *(place, one.value, one.kept, one.tokens, one.round, one.origin),
+            *("yes" if one.partial else "", one.seconds),
         ]
         for place, one in enumerate(pairs.pairs, 1)
     ]
-    return Table(
-        "Architecture-accuracy pairs",
-        columns,
-        rows,
-        "Loss increase over the dense model on the same tokens of calibration text, nats/token.",
-        long=True,
-    )
+    note = "Loss increase over the dense model on the same tokens of calibration text, nats/token."
+    return Table("Architecture-accuracy pairs", columns, rows, note, long=True)
 
 
 def _units(counts: Sequence[int]) -> str:

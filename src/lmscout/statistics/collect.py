@@ -186,9 +186,7 @@ class Options(TypedDict, total=False):
 
 
 def collect(
-    specs: Sequence[ArchitectureSpec],
-    chains: Sequence[tuple[str, ...]],
-    **options: Unpack[Options],
+    specs: Sequence[ArchitectureSpec], chains: Sequence[tuple[str, ...]], **options: Unpack[Options]
 ) -> Statistics:
     """The statistics of a benchmark under chains, innermost operation first, see `Options`.
 

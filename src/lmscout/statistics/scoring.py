@@ -32,10 +32,8 @@ def score_proxies(
     """Scores of architectures by a few proxies, see `Options`: name -> [architectures] float64.
 
     The tensors of an input, or of "act_grad", may be replaced by ones.  Where all proxies are
-    functions of the configuration alone, no model is built and no file is written.
-
-    Raises:
-        LmscoutError: a proxy is unknown or malformed, or the folder cannot be written.
+    functions of the configuration alone, no model is built and no file is written.  LmscoutError if
+    a proxy is unknown or malformed, or the folder cannot be written.
     """
     proxies = tuple(map(resolve, names))
     of_specs = {name: _spec_scores(one, specs) for name, one in zip(names, proxies, strict=True)}

@@ -142,9 +142,7 @@ def collect_sketches(
     """The sketches of a benchmark, with so many rows and columns of each tensor, see `Options`.
 
     The seed is that of the sampled places, too; the next call continues interrupted work.
-
-    Raises:
-        LmscoutError: the folder cannot be written, or an architecture has too many tensors.
+    LmscoutError if the folder cannot be written, or an architecture has too many tensors.
     """
     options["name"] += "-sketches"
     slots = ROOM * max(spec.depth for spec in specs)

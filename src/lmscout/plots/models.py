@@ -1,4 +1,4 @@
-"""Figures of designed architectures, and of built benchmarks."""
+"""Figures of designed, of trained and of measured models."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import plotly.graph_objects as go
 
 from lmscout.benchmarks.build import Built
 from lmscout.benchmarks.built import TrainedRow, read_rows, read_table
-from lmscout.discovery.choices import Choice
-from lmscout.discovery.design import Design
+from lmscout.discovery.design import Choice, Design
 from lmscout.discovery.selection import Selection
 from lmscout.errors import LmscoutError
-from lmscout.plots.style import COLOURS, dots, figure, finite, logarithmic, mark, safe
+from lmscout.evaluation import Evaluation
+from lmscout.plots.style import COLOURS, bars, dots, errors, figure, finite, logarithmic, mark, safe
 from lmscout.reading import expanded
 
 
@@ -28,41 +28,37 @@ def trace(found: Design) -> go.Figure:
     choices = found.choices or (Choice(found.spec, found.score),)
     params, scores = ([one[place] for one in found.trace] for place in (0, 1))
     made = figure("Architectures that were scored", "parameters", safe(f"score: {found.proxy}", 40))
-    made.add_trace(
-        dots(
-            "scored, later ones darker",
-            "searched",
-            params,
-            scores,
-            marker={
-                "size": 8,
-                "color": list(range(len(params))),
-                "colorscale": [[0, "#c4cedd"], [1, "#4f6f9f"]],
-            },
-            text=[
-                f"number {place + 1}: {size:,} parameters, score {score:.5g}"
-                for place, (size, score) in enumerate(found.trace)
-            ],
-            hoverinfo="text",
-        )
+    dots(
+        made,
+        "scored, later ones darker",
+        "searched",
+        params,
+        scores,
+        marker={
+            "size": 8,
+            "color": list(range(len(params))),
+            "colorscale": [[0, "#c4cedd"], [1, "#4f6f9f"]],
+        },
+        text=[
+            f"number {place + 1}: {size:,} parameters, score {score:.5g}"
+            for place, (size, score) in enumerate(found.trace)
+        ],
     )
-    made.add_trace(
-        dots(
-            "found",
-            "found",
-            [one.spec.parameters() for one in choices],
-            [one.score for one in choices],
-            error_y={
-                "array": [one.standard_error for one in choices],
-                "visible": choices[0].standard_error is not None,
-            },
-            marker={"size": [15, *[9] * (len(choices) - 1)], "symbol": "star"},
-            text=[
-                f"{number} by score: {one.spec.parameters():,} parameters, score {one.score:.5g}"
-                for number, one in enumerate(choices, 1)
-            ],
-            hoverinfo="text",
-        )
+    dots(
+        made,
+        "found",
+        "found",
+        [one.spec.parameters() for one in choices],
+        [one.score for one in choices],
+        error_y={
+            "array": [one.standard_error for one in choices],
+            "visible": choices[0].standard_error is not None,
+        },
+        marker={"size": [15, *[9] * (len(choices) - 1)], "symbol": "star"},
+        text=[
+            f"{number} by score: {one.spec.parameters():,} parameters, score {one.score:.5g}"
+            for number, one in enumerate(choices, 1)
+        ],
     )
     if found.limit is not None:
         mark(made, found.limit, "limit ", "uniform")
@@ -77,28 +73,18 @@ def regret(found: Selection) -> go.Figure:
         (found.at_random, "dense"),
         (found.best_drawn, "dense"),
     ]
-    made = figure(
+    return bars(
         "True rank of the choice",
         f"true rank of {found.n_within}, 1 is the best",
-        height=110 + 30 * len(ways),
-    )
-    made.add_bar(
-        y=list(range(len(ways))),
-        x=[one.rank for one, _ in ways],
-        orientation="h",
-        marker={"color": [COLOURS[colour] for _, colour in ways]},
-        text=[f"{one.rank:.4g}" for one, _ in ways],
-        customdata=[
-            f"{safe(one.name)}: rank {one.rank:.4g}, regret {one.regret:.4g}, {one.n_tied} tied"
+        [one.name for one, _ in ways],
+        [one.rank for one, _ in ways],
+        [f"{one.rank:.4g}" for one, _ in ways],
+        colours=[colour for _, colour in ways],
+        hover=[
+            f"{one.name}: rank {one.rank:.4g}, regret {one.regret:.4g}, {one.n_tied} tied"
             for one, _ in ways
         ],
-        textposition="auto",
-        cliponaxis=False,
-        hovertemplate="%{customdata}<extra></extra>",
     )
-    names = [safe(one.name, 34) for one, _ in ways]
-    made.update_yaxes(autorange="reversed", tickvals=list(range(len(ways))), ticktext=names)
-    return made
 
 
 def architecture(found: Design | Selection) -> go.Figure:
@@ -144,20 +130,18 @@ def losses(built: Built | Path | str) -> go.Figure:
     rows = trained_rows(built)
     made = figure("What was trained", "parameters", "final validation loss, nats/token")
     depths = [one.spec.get("depth") or len(one.spec.get("heads", ())) for one in rows]
-    made.add_trace(
-        dots(
-            f"trained models ({len(rows)})",
-            "found",
-            [float(one.parameters) for one in rows],
-            [one.validation_loss[-1] for one in rows],
-            marker={"size": 8, "opacity": 0.8},
-            text=[
-                f"architecture {one.architecture}, seed {one.seed}<br>{depth} blocks, "
-                f"{one.parameters:,} parameters<br>loss {one.validation_loss[-1]}"
-                for one, depth in zip(rows, depths, strict=True)
-            ],
-            hoverinfo="text",
-        )
+    dots(
+        made,
+        f"trained models ({len(rows)})",
+        "found",
+        [float(one.parameters) for one in rows],
+        [one.validation_loss[-1] for one in rows],
+        marker={"size": 8, "opacity": 0.8},
+        text=[
+            f"architecture {one.architecture}, seed {one.seed}<br>{depth} blocks, "
+            f"{one.parameters:,} parameters<br>loss {one.validation_loss[-1]}"
+            for one, depth in zip(rows, depths, strict=True)
+        ],
     )
     made.update_xaxes(logarithmic([float(one.parameters) for one in rows]))
     return made
@@ -205,3 +189,37 @@ def curves(built: Built | Path | str) -> go.Figure:
         )
     )
     return made
+
+
+def perplexities(found: Evaluation) -> go.Figure:
+    """Perplexity on every text under every protocol; lower is better."""
+    rows = found.perplexities
+    return bars(
+        "Perplexity",
+        "perplexity, lower is better",
+        [f"{Path(one.source).name or one.source}, {one.protocol.name}" for one in rows],
+        [one.value for one in rows],
+        [f"{one.value:,.2f}" for one in rows],
+        hover=[
+            f"{one.value:,.3f} on {one.tokens:,} tokens, windows of {one.protocol.window}, "
+            f"stride {one.protocol.stride}"
+            for one in rows
+        ],
+    )
+
+
+def tasks(found: Evaluation) -> go.Figure:
+    """Scores on tasks, with two standard errors."""
+    rows = found.tasks
+    return bars(
+        "Tasks",
+        "score, higher is better",
+        [one.task for one in rows],
+        [one.value for one in rows],
+        [
+            f"{one.metric} {one.value:.4f} on {one.questions:,} questions, {one.shots} shots"
+            for one in rows
+        ],
+        textposition="none",
+        error_x=errors([2 * (one.error or 0.0) for one in rows], colour="dense"),
+    )
