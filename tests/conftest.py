@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from script_server import ScriptServer
+
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
@@ -41,3 +43,18 @@ def shared_data():
         if (directory / "flexibert" / "BERT_benchmark.json").exists():
             return directory
     pytest.skip("benchmark files are neither in LMSCOUT_DATA nor in ../shared/data")
+
+
+@pytest.fixture(scope="session")
+def script_server():
+    server = ScriptServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def forked_reloads(script_server):
+    """Load saved models again in processes that begin with PyTorch loaded, a second each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmscout.pruning.export.run_script", script_server.run)
+        yield

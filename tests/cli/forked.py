@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 from lmscout.children import load_modules
 
@@ -75,11 +76,19 @@ class Server:
 def _serve():
     """Answer requests for ever; returns in the forked process alone."""
     load_modules(*LOADED)  # and frozen: neither copied nor searched where a command ends
+    from lmscout.pruning import export
+    from script_server import ScriptServer
+
+    scripts = ScriptServer()
     for line in sys.stdin:
+        if json.loads(line)[0][:1] == ["prune"]:  # which loads what it saves again
+            scripts.start(os.environ)
+            export.run_script = scripts.run
         pid = os.fork()
         if pid == 0:
             return _become(*json.loads(line))
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    scripts.stop()
     raise SystemExit
 
 
@@ -104,6 +113,7 @@ def _end(code):
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
     _serve()
     from lmscout.cli.main import main
 
