@@ -155,7 +155,7 @@ class Contest:
             contests.append(sorted(contest, key=lambda one: one.held_out or 0.0))
         return contests
 
-    def refitted(
+    def with_refits(
         self,
         contests: Sequence[Sequence[Finalist]],
         progress: StageProgress | None = None,
@@ -221,7 +221,7 @@ class Contest:
         if not self.refit:
             return contest
         for count in range(1, 1 + (1 if limit is None else MOST_REFIT)):
-            (found,) = self.refitted([contest], count=count)
+            (found,) = self.with_refits([contest], count=count)
             if limit is None or not limit < self.upper(found[0]) <= _HOPELESS * limit:
                 break
         return found

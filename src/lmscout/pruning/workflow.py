@@ -375,7 +375,7 @@ def _by_size(job: _Job, contest: Contest) -> _Found:
         finalists = contest.measured(candidates, update)
     if contest.refit and config.objective is None:
         with stages("refitting finalists") as update:
-            finalists = contest.refitted(finalists, update)
+            finalists = contest.with_refits(finalists, update)
     return _Found(contest, config.keep, finalists)
 
 
