@@ -75,6 +75,7 @@ def test_pieces_of_every_kind_in_one_tensor(cut):
 )
 @example(values=np.array([88.7, 88.8, 0.0], np.float32), piece=2)
 @example(values=np.array([[-1e-9, -1e-9]], np.float32), piece=1)
+@example(values=np.array(-89, np.float32), piece=1)
 def test_any_finite_tensor(values, piece):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reductions, "_PIECE", piece)
