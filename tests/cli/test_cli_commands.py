@@ -242,7 +242,7 @@ def bad_lines(folder, flexibert_file):
         (["discover", good, "--workers", 0, "--search", 12], "workers"),
         (["discover", good, "--device", "gpu", "--search", 12], "'gpu' cannot be used"),
         (["discover", good, "--space", "deep", "--device", "meta"], "'meta'"),
-        (["discover", "ledger:here", "--device", "cuda"], "device cuda: not for study:RUN"),
+        (["discover", "study:here", "--device", "cuda"], "device cuda: not for study:RUN"),
         (["rank", good, "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["explain", "snip", good, "--device", "cuda:0,cuda:1"], "cuda:0,cuda:1"),
         (["design", "nano", "--proxy", "snip", "--max-params", "9M", "--device", "x"], "'x'"),

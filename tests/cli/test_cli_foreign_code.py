@@ -60,18 +60,18 @@ FILES = {
     "modeling_llama.py": None,
 }
 PRUNE = ("prune", "hostile", "--calibration", "text.txt", "--keep", "0.7")
-JUDGE = ("--judge", "proxy:snip")
+BY_PROXY = ("--objective", "proxy:snip")
 BRIEF = ("--recover-steps", "2", "--recover-rank", "2")
 COMMANDS = {
     "eval": (["eval", "hostile", "--perplexity", "text.txt", "--limit-tokens", "600"], None),
     "prune": ([*PRUNE, "--pairs", "20", "--out", "pairs"], "pairs"),
-    "uniform": ([*PRUNE, *JUDGE, "--shape", "uniform", "--out", "uniform"], "uniform"),
+    "uniform": ([*PRUNE, *BY_PROXY, "--shape", "uniform", "--out", "uniform"], "uniform"),
     "recover": (
-        [*PRUNE, *JUDGE, "--recover", "lora", "--elastic", *BRIEF, "--out", "recovered"],
+        [*PRUNE, *BY_PROXY, "--recover", "lora", "--elastic", *BRIEF, "--out", "recovered"],
         "recovered",
     ),
     "dry-run": ([*PRUNE, "--dry-run", "--out", "none"], None),
-    "ledger": (["discover", "ledger:pairs", "--search", "10", "--out", "found"], None),
+    "study": (["discover", "study:pairs", "--search", "10", "--out", "found"], None),
 }
 TEMPLATE = "{% for one in messages %}{{ one.content }}{% endfor %}"
 
@@ -146,7 +146,7 @@ def ran(place, server, cache):
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_code_that_a_file_names_is_run_or_named_by_what_is_saved(ran, place, command, file):
-    if command == "ledger":
+    if command == "study":
         ran("prune")
     sprung, out = ran(command)
     assert file.replace("/", "-") not in sprung

@@ -26,7 +26,7 @@ SIZES = {
 }
 PRUNABLE = 3 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24)
 STORY = "The quick brown fox of paragraph {} jumps over the lazy dog, and then again.\n"
-JUDGED = ("--judge", "proxy:snip", "--seed", 1)
+BY_PROXY = ("--objective", "proxy:snip", "--seed", 1)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def folders(tmp_path_factory):
 def pruned(lmscout, folders, model, *options, out="smaller"):
     code, shown, err = lmscout(
         *("prune", folders / model, "--calibration", folders / "text.txt", "--out", out),
-        *(*JUDGED, *options, "--json", "result.json"),
+        *(*BY_PROXY, *options, "--json", "result.json"),
     )
     assert (code, err) == (0, ""), err
     return shown
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_one_line(lmscout, folders, tmp_path, model, option
     given = [str(one).replace("ROWS", str(folders / "rows.jsonl")) for one in options]
     code, out, err = lmscout(
         *("prune", folders / model, "--calibration", folders / "text.txt", "--out", "smaller"),
-        *(*JUDGED, *given),
+        *(*BY_PROXY, *given),
     )
     assert (code, out) == (2, "")
     assert err.count("\n") == 1

@@ -224,10 +224,10 @@ def test_without_the_adapter_of_its_pairs_a_run_is_refused(elastic, tmp_path, te
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["discover", "ledger:{empty}"], "holds no study"),
-        (["discover", "ledger:{run}", "--space", "deep"], "published and two-op"),
+        (["discover", "study:{empty}"], "holds no study"),
+        (["discover", "study:{run}", "--space", "deep"], "published and two-op"),
         (["discover", "pico", "--model", "here"], "are for study:RUN"),
-        (["discover", "ledger:{run}", "--search", "39"], "at most 35"),
+        (["discover", "study:{run}", "--search", "39"], "at most 35"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, arguments, says, monkeypatch, capsys):
@@ -245,7 +245,7 @@ def test_bad_input_is_one_line(run, tmp_path, arguments, says, monkeypatch, caps
 
 def test_the_command_prints_what_it_found(run, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LMSCOUT_CACHE", str(cache))
-    command = ["discover", f"ledger:{run[0]}", "--search", "20", "--aggregations", "sum"]
+    command = ["discover", f"study:{run[0]}", "--search", "20", "--aggregations", "sum"]
     monkeypatch.setattr(
         "sys.argv", ["lmscout", *command, "--out", str(tmp_path / "out"), "--json", "-"]
     )

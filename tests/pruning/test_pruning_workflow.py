@@ -481,6 +481,8 @@ def test_a_study_of_other_settings_is_refused(brief_run, tmp_path):
     other = replace(BRIEFLY, calibration=replace(BRIEF, measured_tokens=2000))
     with pytest.raises(LmscoutError, match="holds a run with measured_tokens 640, not 2000"):
         briefly(out, other)
+    with pytest.raises(LmscoutError, match="report_tokens"):
+        briefly(brief_run.sizes[0].folder, replace(BRIEFLY, report_tokens=500))
     again = briefly(out, BRIEFLY)  # and the run itself can be ended again
     assert (again.pairs, again.plan) == (brief_run.pairs, brief_run.plan)
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lmscout.discovery.symbolic_search import DeepDiscovery
 
 _STUDY, _DEEP = "study:", "deep"
-_EARLIER = "ledger:"  # name of `study:` in version 0.1, which scripts use
 _SPACE, _SEARCH, _PAIRS = "Space and split", "Search of the deep space", "Pairs of a pruning run"
 
 # Options that apply to one kind of space only.
@@ -123,8 +122,6 @@ def discover(
     fitness is the minimum over them.  With study:RUN the architectures are the measured plans of
     a pruning run, evaluated in the trained model.
     """
-    if benchmark.startswith(_EARLIER):
-        benchmark = _STUDY + benchmark.removeprefix(_EARLIER)
     other = "published or two-op" if space == _DEEP else "deep"
     refuse_given(
         context,

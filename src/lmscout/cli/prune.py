@@ -189,7 +189,6 @@ def prune(
             metavar="proxy:PROXY",
         ),
     ] = None,
-    judge: Annotated[str | None, option(_SEARCH, "", hidden=True)] = None,
     feature: Annotated[
         list[str] | None,
         option(
@@ -353,7 +352,7 @@ def prune(
             rate=recover_rate,
             batch=recover_batch,
         ),
-        objective=objective or judge,  # `--judge`: its name in version 0.1
+        objective=objective,
         features=tuple(feature or ()),
     )
     if dry_run:

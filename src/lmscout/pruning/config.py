@@ -215,6 +215,7 @@ def open_pruning(
         **{name: getattr(config, name) for name in same},
         **({"front": True} if config.front else {}),
         **({} if config.units == EXPERTS else {"units": config.units}),
+        **({} if config.report_tokens is None else {"report_tokens": config.report_tokens}),
         "pairs": config.measured_pairs,
         **used,
         "recovery": asdict(config.recovery),
