@@ -144,7 +144,7 @@ CASES = (
         Case(f"prune{name}", (*_PRUNE, *options), tolerance=1e-6, view=pruning)
         for name, options in (
             ("", ("--keep", "0.9,0.8", "--pairs", "48")),
-            ("-proxy", ("--keep", "0.8", "--judge", "proxy:snip")),  # a name that both know
+            ("-proxy", ("--keep", "0.8", "--objective", "proxy:snip")),
             ("-uniform", ("--keep", "0.8", "--pairs", "40", "--shape", "uniform")),
             ("-recover", ("--keep", "0.7", "--pairs", "40", *_RECOVER)),
             ("-elastic", ("--keep", "0.7", "--pairs", "40", *_RECOVER[2:], "--elastic")),
