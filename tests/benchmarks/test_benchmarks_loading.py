@@ -51,8 +51,8 @@ def test_an_unknown_name_lists_what_is_accepted(name):
     with pytest.raises(LmscoutError) as caught:
         load(name)
     assert str(caught.value) == (
-        f"unknown benchmark {name!r}; it can be pico, iso, bench:DIR, flexibert, flexibert:PATH, "
-        "lts:random_GPT2_wt103, lts:NAME or lts:PATH"
+        f"unknown benchmark {name!r}; it can be pico, iso, DIR or bench:DIR, flexibert, "
+        "flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
     )
 
 

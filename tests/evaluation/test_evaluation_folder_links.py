@@ -44,7 +44,8 @@ def test_a_link_that_leads_nowhere_is_one_line(folder):
 
 def test_any_changed_byte_of_what_is_read_is_another_model(folder):
     first = model_fingerprint(str(folder))
-    for name in ("settings.json", "result.json", "README.md"):  # of a run, or for people
+    of_runs = ("settings.json", "result.json", "report.html", "front.csv", "front.json")
+    for name in (*of_runs, "README.md"):
         (folder / name).write_text("{}")
     assert model_fingerprint(str(folder)) == first
     weights = load_file(folder / "model.safetensors")

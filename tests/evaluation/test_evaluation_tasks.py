@@ -107,7 +107,7 @@ def test_shots_are_the_usual_ones_and_progress_is_told(tiny, data):
     ("task", "local", "said"),
     [
         ("piqq", False, r"unknown task 'piqq': nearest are piqa"),
-        ("boolq", True, r"unknown task 'boolq': there are 2"),
+        ("boolq", True, r"unknown task 'boolq': there are mmlu, piqa"),
         ("mnlu", True, r"unknown task 'mnlu': nearest are mmlu"),
     ],
 )

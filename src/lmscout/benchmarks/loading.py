@@ -33,7 +33,8 @@ LTS_METRICS = {"random_GPT2_wt103": "negated WikiText-103 validation perplexity"
 """The metric of the published folders, by name."""
 
 ACCEPTED = (
-    "pico, iso, bench:DIR, flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or lts:PATH"
+    "pico, iso, DIR or bench:DIR, flexibert, flexibert:PATH, lts:random_GPT2_wt103, lts:NAME or "
+    "lts:PATH"
 )
 
 DATA_VARIABLE = "LMSCOUT_DATA"

@@ -65,7 +65,10 @@ _OPTIONAL = ("n_inner", "head_dim", "num_key_value_heads", "intermediate_size", 
 _SUSPICIOUS = 4  # weights that a configuration describes, per byte of the files
 CARD = "README.md"
 
-_OF_A_RUN = ("settings.json", "result.json", "lmscout.json", "scores.parquet", "ledger.db")
+_OF_A_RUN = (
+    *("settings.json", "result.json", "lmscout.json", "scores.parquet", "ledger.db"),
+    *("front.csv", "front.json", "report.html"),
+)
 _TEMPLATES = "additional_chat_templates"  # the folder within a model's folder that is read
 _PIECE = 1 << 22  # bytes
 _MOST_CARD = 1 << 16  # characters of a card or record that are read

@@ -143,7 +143,8 @@ def check_tasks(tasks: Sequence[str], data: Path | None = None) -> None:
     for name in tasks:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            listed = f"nearest are {', '.join(near)}" if near else f"there are {len(known)}"
+            few = "there are " + (str(len(known)) if data is None else ", ".join(sorted(known)))
+            listed = f"nearest are {', '.join(near)}" if near else few
             raise LmscoutError(f"unknown task {name!r}: {listed}")
 
 
