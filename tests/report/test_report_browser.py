@@ -142,9 +142,7 @@ def grown(run, folder, pairs):
     return folder
 
 
-def test_a_run_of_1000_pairs_is_small_and_opens_like_a_short_one(
-    open_page, runs, tmp_path
-):
+def test_a_run_of_1000_pairs_is_small_and_opens_like_a_short_one(open_page, runs, tmp_path):
     page = lmscout.report(grown(runs["prune"], tmp_path / "large", 1_000))
     assert page.name == "report.html"
     assert page.stat().st_size <= 6_000_000
