@@ -36,6 +36,11 @@ _ROUNDING = np.uint64(1 << (_RANK_BITS - 1))
 _LONGEST = (1 << _RANK_BITS) // 2 - 1  # architectures whose doubled ranks fit into the low bits
 
 
+def rounded(value: float | None) -> str:
+    """A correlation as text, with three decimals; a dash if it is undefined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
 def spearman(scores: npt.ArrayLike, quality: npt.ArrayLike) -> float:
     """Spearman's ρ of one score vector; see `spearman_many`."""
     return float(spearman_many(np.asarray(scores, np.float64)[None], quality)[0])

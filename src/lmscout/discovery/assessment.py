@@ -16,6 +16,7 @@ from lmscout.metrics import (
     agreement,
     configuration_baselines,
     partial_spearman,
+    rounded,
     spearman_difference,
     top_recall,
     within_cell_spearman,
@@ -149,8 +150,7 @@ class Compared:
         if self.beats_baselines is None:
             return "There is no configuration baseline: all architectures have one configuration."
         verb = "beats" if self.beats_baselines else "does not beat"
-        ahead, value = self.ahead, self.hardest.agreement.spearman.value
-        rho = f"{value:.3f}" if math.isfinite(value) else "–"
+        ahead, rho = self.ahead, rounded(self.hardest.agreement.spearman.value)
         text = f"It {verb} the best configuration baseline, {self.hardest.name} (ρ {rho})"
         if math.isfinite(ahead.value):
             chance = "; not significant" if ahead.low <= 0 <= ahead.high else ""

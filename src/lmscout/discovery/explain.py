@@ -25,7 +25,7 @@ from lmscout.discovery.assessment import (
 )
 from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, cache_name, halves, run_settings
 from lmscout.errors import LmscoutError
-from lmscout.metrics import Interval, spearman, spearman_many
+from lmscout.metrics import Interval, rounded, spearman, spearman_many
 from lmscout.progress import Progress, Stages
 from lmscout.proxies import (
     LARGEST,
@@ -83,8 +83,7 @@ class SurrogateFormula:
     @property
     def words(self) -> str:
         """The formula and its figures as a sentence."""
-        rhos = (self.fitted, self.held_out, self.quality)
-        fitted, held_out, quality = (f"{one:.3f}" if np.isfinite(one) else "–" for one in rhos)
+        fitted, held_out, quality = map(rounded, (self.fitted, self.held_out, self.quality))
         return (
             f"Of {self.tried} formulas of depth, width and params, {self.formula} is closest: "
             f"selected on half of the architectures (ρ {fitted}), on the others ρ {held_out}; its "

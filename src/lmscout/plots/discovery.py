@@ -23,7 +23,7 @@ from lmscout.discovery.search_record import EVALUATIONS, Record
 from lmscout.discovery.selection import Selection
 from lmscout.discovery.symbolic_search import DeepDiscovery
 from lmscout.errors import LmscoutError
-from lmscout.metrics import Interval
+from lmscout.metrics import Interval, rounded
 from lmscout.plots.style import (
     COLOURS,
     bars,
@@ -164,8 +164,8 @@ def whiskers(
                 [one.high - one.value for one in values], [one.value - one.low for one in values]
             ),
             text=[
-                f"{wrapped(rows[place][0])}<br>ρ {_three(rows[place][2].value)} "
-                f"({_three(rows[place][2].low)} to {_three(rows[place][2].high)})"
+                f"{wrapped(rows[place][0])}<br>ρ {rounded(rows[place][2].value)} "
+                f"({rounded(rows[place][2].low)} to {rounded(rows[place][2].high)})"
                 for place in own
             ],
             marker={"size": 10},
@@ -447,10 +447,6 @@ def tree(proxy: Expression | Forms | Explanation | Discovery | DeepDiscovery) ->
     made.update_xaxes(visible=False, range=[-0.4, max(leaves - 1, 0) + 1.0])
     made.update_yaxes(visible=False, range=[min(y) - 0.5, 0.5])
     return made
-
-
-def _three(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def by_correlation(some: Iterable[Assessment]) -> list[Assessment]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lmscout.proxies import Expression, simplified
-from lmscout.proxies.primitives import EPSILON, without_noise
+from lmscout.proxies.primitives import EPSILON, abslog, log, positive_or_one, without_noise
 from lmscout.statistics.sketches import MOMENTS
 
 # Operations that can make a finite number of an infinity.
@@ -189,15 +189,9 @@ def _minmax_leaf(piece: Piece, leaf: str) -> Tensor:
     return (piece.samples[leaf] - low).div_(high - low + EPSILON)
 
 
-def _positive(x: Tensor) -> Tensor:
-    """Replace all but positive numbers by 1, as their logarithms and roots are slow."""
-    positive: Tensor = torch.threshold(x, 0.0, 1.0)  # `where` is slow too
-    return positive
-
-
 def _sqrt(x: Tensor, piece: Piece) -> Tensor:
     positive = torch.gt(x, 0.0, out=torch.empty_like(x))
-    return _positive(x).sqrt_().mul_(positive)
+    return positive_or_one(x).sqrt_().mul_(positive)
 
 
 def _invert(x: Tensor, piece: Piece) -> Tensor:
@@ -229,12 +223,12 @@ _BINARY: Mapping[str, Callable[..., Tensor]] = {
 }
 _OPERATIONS: Mapping[str, Operation] = {
     "abs": lambda x, _: x.abs(),
-    "abslog": lambda x, _: _positive(x.abs()).log_(),
+    "abslog": lambda x, _: abslog(x),
     "exp": lambda x, _: x.exp(),
     "frobenius": _frobenius,
     "invert": _invert,
     "l1": lambda x, _: _mean(x.abs()),
-    "log": lambda x, _: _positive(x).log_(),
+    "log": lambda x, _: log(x),
     "logsoftmax": _logsoftmax,
     "mean": lambda x, _: _sums(x) / x.shape[1],
     "minmax": _minmax,
