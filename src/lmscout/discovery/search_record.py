@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,10 +30,12 @@ HALL = 50  # candidates of the hall of fame
 BATCH = 12  # candidates proposed at a time: few, as racing improves from batch to batch
 EVALUATIONS, HALL_OF_FAME = "evaluations", "hall_of_fame.csv"
 
+_SAVE_EVERY = 2.0  # seconds: a file costs more than a batch
 _PATIENCE = 100  # candidates proposed per evaluation, at most
 _FIGURES = ("fitness", "discarded", "order", "estimate")  # of a candidate
 _SCHEMA = pa.schema(
     [
+        ("batch", pa.int32()),
         ("proxy", pa.string()),
         ("size", pa.int32()),
         ("fitness", pa.float64()),  # null if it was discarded
@@ -41,7 +47,7 @@ _SCHEMA = pa.schema(
 
 
 class Record:
-    """The batches of one search in a folder, each written atomically."""
+    """The batches of one search in a folder, some of them in each file."""
 
     def __init__(
         self, folder: Path, search: int = 0, others: Sequence[Candidate] | None = ()
@@ -52,39 +58,52 @@ class Record:
         (None) it is not written.  LmscoutError if the folder cannot be written.
         """
         self._folder, self._search, self._others = folder, search, others
+        self._waiting: list[dict[str, Any]] = []
+        self._files, self._saved = 0, time.monotonic()
         evaluations = folder / EVALUATIONS
         check_folder(evaluations, f"run folder {folder}", "name another folder", make=True)
 
     def batches(self) -> Iterator[list[Candidate]]:
-        """The recorded batches, up to the first missing one; LmscoutError if one is damaged."""
-        number = 0
-        while (path := self._path(number)).is_file():
+        """The recorded batches, up to the first missing file; LmscoutError if one is damaged."""
+        while (path := self._path(self._files)).is_file():
             try:
-                rows = pq.read_table(io.BytesIO(path.read_bytes())).to_pylist()
-            except (OSError, pa.ArrowException) as error:
+                rows = pq.read_table(io.BytesIO(path.read_bytes())).cast(_SCHEMA).to_pylist()
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise LmscoutError(
                     f"{path} cannot be read ({error}): remove it and those after it, and they are "
                     "evaluated again"
                 ) from error
-            yield [
-                Candidate(parse(row["proxy"]), **{name: row[name] for name in _FIGURES})
-                for row in rows
-            ]
-            number += 1
+            self._files += 1
+            for _, batch in groupby(rows, itemgetter("batch")):
+                yield [
+                    Candidate(parse(row["proxy"]), **{name: row[name] for name in _FIGURES})
+                    for row in batch
+                ]
 
     def add(self, number: int, evaluated: Sequence[Candidate]) -> None:
-        """Write a batch."""
-        rows = [
+        """Add a batch after those recorded, which `save` writes."""
+        self._waiting += [
             {
+                "batch": number,
                 "proxy": format_expression(one.node),
                 "size": one.node.size,
                 **{name: getattr(one, name) for name in _FIGURES},
             }
             for one in evaluated
         ]
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
-        write_file(self._path(number), sink.getvalue())
+
+    def save(self, best: Sequence[Candidate], *, now: bool = True) -> None:
+        """Write the batches that were added and `show` the best; unless `now`, at intervals."""
+        if not now and time.monotonic() - self._saved < _SAVE_EVERY:
+            return
+        if self._waiting:
+            sink = io.BytesIO()
+            table = pa.Table.from_pylist(self._waiting, schema=_SCHEMA)
+            pq.write_table(table, sink, compression="zstd")
+            write_file(self._path(self._files), sink.getvalue())
+            self._files, self._waiting = self._files + 1, []
+        self.show(best)
+        self._saved = time.monotonic()
 
     def show(self, best: Sequence[Candidate]) -> None:
         """Write the hall of fame of this search and those before it, fittest first."""
@@ -147,14 +166,17 @@ def evolve(
         engine.ask(BATCH)  # advances its random state
         filters.recall(evaluated)
         add(evaluated)
-    if record and hall:  # a killed search may have recorded a batch without showing it
-        record.show(hall)
-    while unfinished() and (trees := engine.ask(BATCH)):
-        evaluated = filters.evaluate(trees)
+    try:
+        while unfinished() and (trees := engine.ask(BATCH)):
+            evaluated = filters.evaluate(trees)
+            if record:
+                record.add(number, evaluated)
+            add(evaluated)
+            if record:
+                record.save(hall, now=False)
+    finally:
         if record:
-            record.add(number, evaluated)
-            record.show(fittest([*hall, *evaluated], HALL))
-        add(evaluated)
+            record.save(hall)
     return Evolution(
         tuple(hall), tuple(filters.best), filters.evaluations, proposed, dict(filters.discarded)
     )

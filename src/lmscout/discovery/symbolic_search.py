@@ -319,7 +319,7 @@ def _searches(
     share = settings.share
     found: list[Evolution] = []
     if workers.several and settings.searches > 1 and share >= _LONG:
-        search = partial(_search_apart, settings, data, seed, folder, workers.threads)
+        search = partial(_search_apart, settings, data, seed, folder)
         numbers = range(settings.searches)
         with worker_processes() as started, started(workers, search, numbers) as evolutions:
             for one in evolutions:
@@ -356,6 +356,8 @@ def _searches_on(
         found[number] = evolution
         for batch in range(len(begun[number]), len(batches) if records else 0):
             records[number].add(batch, batches[batch])
+        if records:
+            records[number].save(evolution.hall)
         if progress:
             progress(len(found) * settings.share, settings.searches * settings.share)
     for one in records[-1:]:
@@ -375,8 +377,9 @@ def _search_there(
         record = Record(Path(scratch), number, None)
         for place, batch in enumerate(batches):
             record.add(place, batch)
+        record.save(())
         evolution = _search(settings, data, seed, number, 1, record=record)
-        return evolution, list(record.batches())
+        return evolution, list(Record(Path(scratch), number, None).batches())
 
 
 def _search_apart(
@@ -384,13 +387,14 @@ def _search_apart(
     data: Sequence[SearchData],
     seed: int,
     folder: Path | None,
-    threads: int,
     number: int,
 ) -> Evolution:
-    """A search by its number, recorded by the process that computes it."""
+    """A search by its number, recorded by the process that computes it.
+
+    In one thread: proposing, in Python, takes longer than the evaluations that threads share.
+    """
     record = Record(folder, number, None) if folder else None
-    own = max(1, threads // settings.searches)
-    return _search(settings, data, seed, number, own, record=record)
+    return _search(settings, data, seed, number, 1, record=record)
 
 
 def _search(

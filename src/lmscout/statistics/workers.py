@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -12,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import resource_tracker
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import joblib
@@ -27,10 +32,22 @@ from lmscout.memory import GIB, free_at_first, usable_device
 _PROCESSES = "loky"
 _LOADED = "lmscout.statistics"  # by a worker
 MOST_WORKERS = 1024
-MOST_ON_GPU = 8  # processes that share a GPU, whose contexts run in turn and take long to start
+MOST_ON_GPU = 16  # processes that share a GPU
 
 _CONTEXT = GIB  # of a process on a GPU, with its kernels and libraries
 _MOST_GROWTH, _ON_GPU = GIB // 2, 4 * GIB  # of a process in host memory, until it is replaced
+_MPS_FOLDERS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
+_MPS_DEFAULT = Path("/tmp/nvidia-mps/control")  # of a service that somebody else started
+# It ends when its standard input does, so with this process, however that ends.
+_MPS = """nvidia-cuda-mps-control -d && echo started && cat
+echo quit | nvidia-cuda-mps-control
+rm -rf -- "$CUDA_MPS_PIPE_DIRECTORY"
+"""
+_MPS_CLIENT = """import ctypes
+cuda, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+raise SystemExit(cuda.cuInit(0) or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0))"""
+_MPS_SECONDS = 20  # until its first client has a context, at most
+
 _PASSES = 4  # times the bytes of a pass that a process needs, with copies of all tensors
 
 
@@ -133,9 +150,60 @@ Start = Callable[
     [Workers, Callable[[Any], Any], Iterable[Any]], AbstractContextManager[Iterator[Any]]
 ]
 
+
+class _SharedGpu:
+    """NVIDIA's multi-process service (MPS), for the workers of this process alone.
+
+    With it the kernels of several processes run on a GPU at once, without it in turn.
+
+    Attributes:
+        environment: of its clients; empty where there is no such service, or another one runs.
+    """
+
+    def __init__(self) -> None:
+        self.environment: dict[str, str] = {}
+        self._process: subprocess.Popen[str] | None = None
+        there = _MPS_FOLDERS[0] in os.environ or _MPS_DEFAULT.exists()
+        if there or not shutil.which("nvidia-cuda-mps-control"):
+            return
+        folders = dict.fromkeys(_MPS_FOLDERS, mkdtemp(prefix="lmscout-mps-"))
+        # A service that sees some devices alone gives them other numbers.
+        seen = {name: one for name, one in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        with signals_held():
+            self._process = subprocess.Popen(
+                ["sh", "-c", _MPS],
+                env=seen | folders,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            assert self._process.stdout
+            if self._process.stdout.readline():
+                try:
+                    subprocess.run(
+                        [sys.executable, "-c", _MPS_CLIENT],
+                        env=seen | folders,
+                        stderr=subprocess.DEVNULL,
+                        timeout=_MPS_SECONDS,
+                        check=True,
+                    )
+                    self.environment = folders
+                except subprocess.SubprocessError:
+                    pass  # contexts in turn
+
+    def close(self) -> None:
+        """End the service, after its clients."""
+        if self._process:
+            assert self._process.stdin
+            self._process.stdin.close()
+            self._process.wait()
+
+
 _lock = threading.Lock()
 _open_blocks: list[object] = []
 _executors: set[Any] = set()  # started in the open blocks
+_shared_gpu: list[_SharedGpu] = []  # at most one, started in the open blocks
 
 
 @contextmanager
@@ -151,12 +219,23 @@ def worker_processes() -> Iterator[Start]:
     try:
         yield _results
     finally:
+        executors: list[Any] = []
+        services: list[_SharedGpu] = []
         with _lock:
             _open_blocks.pop()
-            ended = [] if _open_blocks else [*_executors]
-            _executors.difference_update(ended)
-        for executor in ended:
+            if not _open_blocks:
+                executors, services = [*_executors], [*_shared_gpu]
+                _executors.clear()
+                _shared_gpu.clear()
+        for executor in executors:
             executor.shutdown(kill_workers=True)
+        for service in services:
+            service.close()
+
+
+def _begin(parent: int, environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # before CUDA is initialised
+    begin_worker(parent, _LOADED)
 
 
 def _growing(most: int, function: Callable[[Any], Any], argument: Any) -> Any:
@@ -164,6 +243,13 @@ def _growing(most: int, function: Callable[[Any], Any], argument: Any) -> Any:
     # start.  A search keeps values of subtrees; a GPU's kernels are loaded when first used.
     process_executor._MAX_MEMORY_LEAK_SIZE = most
     return function(argument)
+
+
+def _mps_environment() -> dict[str, str]:
+    with _lock:
+        if not _shared_gpu:
+            _shared_gpu.append(_SharedGpu())
+        return _shared_gpu[0].environment
 
 
 @contextmanager
@@ -193,12 +279,16 @@ def _start(
         most = workers.count if workers.count > 0 else None
         return in_order(connect(workers.cluster).map(function, arguments, gpus=gpus, most=most))
     processes = workers.several
+    begin = {}
+    if processes:
+        environment = {} if workers.device_kind == "cpu" else _mps_environment()
+        begin = {"initializer": _begin, "initargs": (os.getpid(), environment)}
     parallel = joblib.Parallel(
         n_jobs=workers.processes,
         backend=workers.backend,
         return_as="generator",
         pre_dispatch="2*n_jobs",
-        **({"initializer": begin_worker, "initargs": (os.getpid(), _LOADED)} if processes else {}),
+        **begin,
     )
     if processes:
         most = _MOST_GROWTH if workers.device_kind == "cpu" else _ON_GPU
