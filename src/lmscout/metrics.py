@@ -136,8 +136,9 @@ def fisher_z(correlation: float) -> float:
 
 def midranks(values: npt.ArrayLike) -> Array:
     """Ranks of finite values [n] from 0, ties sharing their mean rank: [n] float64."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - 1 - (count - 1) / 2)[place]
+    ordered = np.sort(values)
+    first, last = (ordered.searchsorted(values, side) for side in ("left", "right"))
+    return (first + last - 1) / 2
 
 
 def order_of_scores(scores: npt.ArrayLike) -> Array:

@@ -285,8 +285,10 @@ def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     )
     kept: list[int] = []
     for level in NonDominatedSorting().do(values, n_stop_if_ranked=count):
-        spread = calc_crowding_distance(values[level])
-        kept.extend(level[np.argsort(-spread, kind="stable")[: count - len(kept)]])
+        if len(level) > count - len(kept):
+            spread = calc_crowding_distance(values[level])
+            level = level[np.argsort(-spread, kind="stable")[: count - len(kept)]]
+        kept.extend(level)
     return [candidates[place] for place in sorted(kept)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cache, cached_property, lru_cache, wraps
 from itertools import combinations, product
 from typing import Any, ParamSpec
 
@@ -241,7 +241,7 @@ def _on_two(words: tuple[str, ...], grammar: Grammar, kind: str, size: int) -> I
         for operands in product(
             every_expression(grammar, kind, left), every_expression(grammar, kind, size - 1 - left)
         ):
-            ordered = repr(operands[0]) <= repr(operands[1])
+            ordered = operands[0] <= operands[1]
             yield from (
                 Expression(word, operands) for word in words if ordered or word not in COMMUTATIVE
             )
@@ -317,11 +317,26 @@ def _operator(draw: Callable[P, Expression]) -> Callable[P, Expression]:
 @_operator
 def point_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """One word exchanged for another of the same type."""
-    path, old = _any_place(parent, rng)
-    words = [word for word in _WORDS[len(old.operands)] if word != old.name]
-    if not old.operands:
-        words = [word for word in words if word in grammar.leaves]
-    return replaced(parent, path, Expression(any_of(words, rng), old.operands))
+    number = rng.integers(parent.size)
+    _, old = walk(parent)[number]
+    words = _others(old.name, len(old.operands), grammar.leaves)
+    return _with_word(parent, number, any_of(words, rng))
+
+
+@cache
+def _others(name: str, operands: int, leaves: frozenset[str]) -> list[str]:
+    known = (word for word in _WORDS[operands] if operands or word in leaves)
+    return [word for word in known if word != name]
+
+
+@lru_cache(1 << 16)
+def _with_word(parent: Expression, number: int, name: str) -> Expression:
+    """The expression with another word at a place; the same if its type does not fit."""
+    path, old = walk(parent)[number]
+    try:
+        return replaced(parent, path, Expression(name, old.operands))
+    except LmscoutError:
+        return parent
 
 
 @_operator
@@ -363,14 +378,6 @@ def join(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -
 
 
 def _any_place(expression: Expression, rng: Random) -> tuple[tuple[int, ...], Expression]:
-    """A subtree with its path, each with the same probability: by number in the order of `walk`."""
-    path: tuple[int, ...] = ()
-    node, number = expression, int(rng.integers(expression.size))
-    while number:
-        number -= 1
-        for place, operand in enumerate(node.operands):
-            if number < operand.size:
-                path, node = (*path, place), operand
-                break
-            number -= operand.size
-    return path, node
+    """A subtree with its path, each with the same probability."""
+    place: tuple[tuple[int, ...], Expression] = walk(expression)[rng.integers(expression.size)]
+    return place
