@@ -73,7 +73,7 @@ def joint_fitness(coefficients: Sequence[float], slack: Sequence[float] = ()) ->
     """
     values = np.array(coefficients, np.float64)
     more = np.array(slack or [0.0] * len(values), np.float64)
-    return round(float(max(np.min(values + more), np.min(more - values))), 9)
+    return round(float(max((values + more).min(), (more - values).min())), 9)
 
 
 def front(candidates: Iterable[Candidate]) -> list[Candidate]:
