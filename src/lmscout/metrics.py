@@ -72,7 +72,7 @@ def spearman_many(scores: npt.ArrayLike, quality: npt.ArrayLike) -> Array:
     if ranks.size > _LONGEST:
         for place in defined:
             order = order_of_scores(rows[place])
-            if order.any():  # else constant
+            if order.any() and np.ptp(ranks):  # else constant
                 result[place] = scipy.stats.spearmanr(order, ranks).statistic
     elif defined.size:
         keys = _score_keys(rows if len(defined) == len(rows) else rows[defined])
@@ -380,23 +380,22 @@ def _log_deviations(quality: bytes) -> Array:
 
 
 @lru_cache(64)
-def _midranks_known(quality: bytes) -> tuple[Array, bool]:
-    """The ranks of a quality, and whether it varies."""
+def _known_midranks(quality: bytes) -> Array:
     target = np.frombuffer(quality)
     if not np.isfinite(target).all():
         raise ValueError("the quality holds a NaN or an infinity")
-    return midranks(target), target.size > 1 and np.ptp(target) > 0
+    return midranks(target)
 
 
 def _checked(
     scores: npt.ArrayLike, quality: npt.ArrayLike
 ) -> tuple[Array, Array, npt.NDArray[np.intp]]:
-    """Scores [n_rows, n], ranks of the quality [n], and which rows may have a coefficient."""
+    """Scores [n_rows, n], ranks of the quality [n], and which rows are finite."""
     rows, target = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     if rows.ndim != 2 or target.ndim != 1 or rows.shape[1] != target.size:
         raise ValueError(f"scores {rows.shape} do not fit quality {target.shape}")
-    ranks, varies = _midranks_known(target.tobytes())
-    return rows, ranks, np.flatnonzero(np.isfinite(rows).all(axis=1) & varies)
+    finite = np.flatnonzero(np.isfinite(rows).all(axis=1))
+    return rows, _known_midranks(target.tobytes()), finite
 
 
 def _score_keys(scores: Array) -> Keys:

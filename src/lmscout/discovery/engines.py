@@ -283,12 +283,9 @@ def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     values = np.array(
         [[-(one.estimated_fitness or 0.0), one.node.size] for one in candidates], np.float64
     )
-    kept: list[int] = []
-    for level in NonDominatedSorting().do(values, n_stop_if_ranked=count):
-        if len(level) > count - len(kept):
-            spread = calc_crowding_distance(values[level])
-            level = level[np.argsort(-spread, kind="stable")[: count - len(kept)]]
-        kept.extend(level)
+    *levels, last = NonDominatedSorting().do(values, n_stop_if_ranked=count)
+    crowded = last[np.argsort(-calc_crowding_distance(values[last]), kind="stable")]
+    kept = np.concatenate([*levels, crowded])[:count]
     return [candidates[place] for place in sorted(kept)]
 
 

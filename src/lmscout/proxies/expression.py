@@ -109,17 +109,15 @@ class Expression:
 @lru_cache(1 << 12)
 def walk(expression: Expression) -> tuple[tuple[tuple[int, ...], Expression], ...]:
     """Every subtree with its path from the root, the root first."""
-    found: list[tuple[tuple[int, ...], Expression]] = []
-    waiting: list[tuple[tuple[int, ...], Expression]] = [((), expression)]
-    while waiting:
-        path, node = waiting.pop()
-        found.append((path, node))
-        if node.operands:
-            below = [((*path, place), operand) for place, operand in enumerate(node.operands)]
-            waiting += reversed(below)
-    return tuple(found)
+    below = (
+        ((place, *path), one)
+        for place, operand in enumerate(expression.operands)
+        for path, one in walk(operand)
+    )
+    return (((), expression), *below)
 
 
+@lru_cache(_REMEMBERED)
 def replaced(expression: Expression, path: tuple[int, ...], subtree: Expression) -> Expression:
     """The expression with another subtree at a path; LmscoutError if its type does not fit."""
     if not path:
@@ -138,6 +136,7 @@ def canonical(expression: Expression) -> Expression:
     return _with_operands(expression, operands)
 
 
+@lru_cache(_REMEMBERED)
 def simplified(expression: Expression) -> Expression:
     """The expression without `identity`, and with `mean` for `meansum`: the form of searches."""
     operands = tuple(simplified(one) for one in expression.operands)

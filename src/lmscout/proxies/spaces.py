@@ -8,11 +8,11 @@ some draws that differs from the parent, or the parent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache, wraps
+from functools import cache, cached_property, wraps
 from itertools import combinations, product
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,6 +47,7 @@ APPLY: Mapping[str, np.ufunc] = {"+": np.add, "-": np.subtract, "*": np.multiply
 
 Random = np.random.Generator
 P = ParamSpec("P")
+T = TypeVar("T")
 LEAST: Mapping[str, int] = {TENSOR: 1, BLOCK: 2, SCORE: 3}
 """Words of the smallest expression of a type that reads a tensor."""
 
@@ -289,9 +290,9 @@ def _reduced(grammar: Grammar, size: int, rng: Random) -> Expression:
     return Expression(any_of(REDUCTIONS, rng), (tensor,))
 
 
-def any_of(names: tuple[str, ...] | list[str], rng: Random) -> str:
-    """One of some names, each with the same probability."""
-    return names[rng.integers(len(names))]
+def any_of(some: Sequence[T], rng: Random) -> T:
+    """One of some names or places, each with the same probability."""
+    return some[int(rng.integers(len(some)))]
 
 
 def _operator(draw: Callable[P, Expression]) -> Callable[P, Expression]:
@@ -317,32 +318,20 @@ def _operator(draw: Callable[P, Expression]) -> Callable[P, Expression]:
 @_operator
 def point_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """One word exchanged for another of the same type."""
-    number = rng.integers(parent.size)
-    _, old = walk(parent)[number]
+    path, old = any_of(walk(parent), rng)
     words = _others(old.name, len(old.operands), grammar.leaves)
-    return _with_word(parent, number, any_of(words, rng))
+    return replaced(parent, path, Expression(any_of(words, rng), old.operands))
 
 
 @cache
 def _others(name: str, operands: int, leaves: frozenset[str]) -> list[str]:
-    known = (word for word in _WORDS[operands] if operands or word in leaves)
-    return [word for word in known if word != name]
-
-
-@lru_cache(1 << 16)
-def _with_word(parent: Expression, number: int, name: str) -> Expression:
-    """The expression with another word at a place; the same if its type does not fit."""
-    path, old = walk(parent)[number]
-    try:
-        return replaced(parent, path, Expression(name, old.operands))
-    except LmscoutError:
-        return parent
+    return [one for one in _WORDS[operands] if one != name and (operands or one in leaves)]
 
 
 @_operator
 def subtree_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """A subtree replaced by a random one of its type."""
-    path, old = _any_place(parent, rng)
+    path, old = any_of(walk(parent), rng)
     room = grammar.largest - parent.size + old.size
     least = LEAST.get(old.type, LEAST[TENSOR])
     size = int(rng.integers(least, max(least, min(room, old.size + 4)) + 1))
@@ -352,17 +341,17 @@ def subtree_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expre
 @_operator
 def hoist_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """A subtree replaced by one of its own subtrees of the same type: a shorter expression."""
-    path, old = _any_place(parent, rng)
+    path, old = any_of(walk(parent), rng)
     inner = [one for below, one in walk(old) if below and one.type == old.type]
-    return replaced(parent, path, inner[rng.integers(len(inner))]) if inner else parent
+    return replaced(parent, path, any_of(inner, rng)) if inner else parent
 
 
 @_operator
 def crossover(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -> Expression:
     """A subtree replaced by one of another expression, of the same type."""
-    path, old = _any_place(parent, rng)
+    path, old = any_of(walk(parent), rng)
     donors = [one for _, one in walk(other) if one.type == old.type]
-    return replaced(parent, path, donors[rng.integers(len(donors))]) if donors else parent
+    return replaced(parent, path, any_of(donors, rng)) if donors else parent
 
 
 @_operator
@@ -372,12 +361,6 @@ def join(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -
     donors = [one for _, one in walk(other) if one.type == SCORE and one.size <= room]
     if not donors:
         return parent
-    pair = [parent, donors[rng.integers(len(donors))]]
+    pair = [parent, any_of(donors, rng)]
     rng.shuffle(pair)
     return Expression(any_of(_ARITHMETIC, rng), tuple(pair))
-
-
-def _any_place(expression: Expression, rng: Random) -> tuple[tuple[int, ...], Expression]:
-    """A subtree with its path, each with the same probability."""
-    place: tuple[tuple[int, ...], Expression] = walk(expression)[rng.integers(expression.size)]
-    return place
