@@ -16,6 +16,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -66,13 +67,12 @@ def spearman_many(scores: npt.ArrayLike, quality: npt.ArrayLike) -> Array:
     Raises:
         ValueError: the shapes disagree, or the quality is not finite.
     """
-    rows, target, defined = _checked(scores, quality)
+    rows, ranks, defined = _checked(scores, quality)
     result = np.full(len(rows), np.nan)
-    ranks = midranks(target)
-    if target.size > _LONGEST:
+    if ranks.size > _LONGEST:
         for place in defined:
             order = order_of_scores(rows[place])
-            if order.any():  # else constant
+            if order.any() and np.ptp(ranks):  # else constant
                 result[place] = scipy.stats.spearmanr(order, ranks).statistic
     elif defined.size:
         keys = _score_keys(rows if len(defined) == len(rows) else rows[defined])
@@ -89,11 +89,11 @@ def kendall_many(scores: npt.ArrayLike, quality: npt.ArrayLike) -> Array:
     all pairs, n1 and n2 the pairs tied in either vector (Kendall 1945).  Arguments, result and
     errors are those of `spearman_many`.
     """
-    rows, target, defined = _checked(scores, quality)
+    rows, ranks, defined = _checked(scores, quality)
     result = np.full(len(rows), np.nan)
-    once = np.ones((1, target.size))
+    once = np.ones((1, ranks.size))
     for place in defined:
-        result[place] = _kendall_samples(order_of_scores(rows[place]), target, once)[0]
+        result[place] = _kendall_samples(order_of_scores(rows[place]), ranks, once)[0]
     return result
 
 
@@ -108,12 +108,13 @@ def log_pearson(scores: npt.ArrayLike, quality: npt.ArrayLike) -> float:
         The coefficient of scores [n] and quality [n]; NaN if a score is not finite or either vector
         is constant.
     """
-    x, y = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
+    x = np.asarray(scores, np.float64)
     if not np.isfinite(x).all():
         return math.nan
-    x, y = _deviations(logarithm(x)), _deviations(logarithm(y))
+    x = _deviations(logarithm(x))
+    y = _log_deviations(np.asarray(quality, np.float64).tobytes())
     square = float((x @ x) * (y @ y))
-    return float(np.clip(x @ y / math.sqrt(square), -1, 1)) if square > 0 else math.nan
+    return max(-1.0, min(float(x @ y) / math.sqrt(square), 1.0)) if square > 0 else math.nan
 
 
 def logarithm(values: Array) -> Array:
@@ -136,8 +137,9 @@ def fisher_z(correlation: float) -> float:
 
 def midranks(values: npt.ArrayLike) -> Array:
     """Ranks of finite values [n] from 0, ties sharing their mean rank: [n] float64."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - 1 - (count - 1) / 2)[place]
+    ordered = np.sort(values)
+    first, last = (ordered.searchsorted(values, side) for side in ("left", "right"))
+    return (first + last - 1) / 2
 
 
 def order_of_scores(scores: npt.ArrayLike) -> Array:
@@ -367,20 +369,33 @@ def _deviations(values: Array) -> Array:
     if largest == 0:
         return values
     scaled = values / largest
-    return scaled - scaled.mean() if np.ptp(scaled) > _LINEAR_ROUNDING else np.zeros_like(values)
+    varies = scaled.max() - scaled.min() > _LINEAR_ROUNDING
+    return scaled - scaled.mean() if varies else np.zeros_like(values)
+
+
+# By its bytes: a search correlates thousands of scores with one quality.
+@lru_cache(64)
+def _log_deviations(quality: bytes) -> Array:
+    return _deviations(logarithm(np.frombuffer(quality)))
+
+
+@lru_cache(64)
+def _known_midranks(quality: bytes) -> Array:
+    target = np.frombuffer(quality)
+    if not np.isfinite(target).all():
+        raise ValueError("the quality holds a NaN or an infinity")
+    return midranks(target)
 
 
 def _checked(
     scores: npt.ArrayLike, quality: npt.ArrayLike
 ) -> tuple[Array, Array, npt.NDArray[np.intp]]:
-    """Scores [n_rows, n], quality [n], and which rows may have a coefficient."""
+    """Scores [n_rows, n], ranks of the quality [n], and which rows are finite."""
     rows, target = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     if rows.ndim != 2 or target.ndim != 1 or rows.shape[1] != target.size:
         raise ValueError(f"scores {rows.shape} do not fit quality {target.shape}")
-    if not np.isfinite(target).all():
-        raise ValueError("the quality holds a NaN or an infinity")
-    varies = target.size > 1 and np.ptp(target) > 0
-    return rows, target, np.flatnonzero(np.isfinite(rows).all(axis=1) & varies)
+    finite = np.flatnonzero(np.isfinite(rows).all(axis=1))
+    return rows, _known_midranks(target.tobytes()), finite
 
 
 def _score_keys(scores: Array) -> Keys:
@@ -409,7 +424,7 @@ def _spearman_of_keys(keys: Keys, ranks: Array) -> Array:
         mean_position = _mean_positions(tied[with_ties]) - (n - 1) / 2
         covariance[with_ties] = np.einsum("ij,ij->i", quality_rank[with_ties], mean_position)
         variance[with_ties] = np.einsum("ij,ij->i", mean_position, mean_position)
-    return np.clip(_ratio(covariance, np.sqrt(variance * (centred @ centred))), -1.0, 1.0)
+    return _ratio(covariance, np.sqrt(variance * (centred @ centred))).clip(-1.0, 1.0)
 
 
 def _mean_positions(tied: npt.NDArray[np.bool_]) -> Array:

@@ -73,7 +73,7 @@ def joint_fitness(coefficients: Sequence[float], slack: Sequence[float] = ()) ->
     """
     values = np.array(coefficients, np.float64)
     more = np.array(slack or [0.0] * len(values), np.float64)
-    return round(float(max(np.min(values + more), np.min(more - values))), 9)
+    return round(float(max((values + more).min(), (more - values).min())), 9)
 
 
 def front(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -283,10 +283,9 @@ def survivors(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     values = np.array(
         [[-(one.estimated_fitness or 0.0), one.node.size] for one in candidates], np.float64
     )
-    kept: list[int] = []
-    for level in NonDominatedSorting().do(values, n_stop_if_ranked=count):
-        spread = calc_crowding_distance(values[level])
-        kept.extend(level[np.argsort(-spread, kind="stable")[: count - len(kept)]])
+    *levels, last = NonDominatedSorting().do(values, n_stop_if_ranked=count)
+    crowded = last[np.argsort(-calc_crowding_distance(values[last]), kind="stable")]
+    kept = np.concatenate([*levels, crowded])[:count]
     return [candidates[place] for place in sorted(kept)]
 
 

@@ -150,11 +150,10 @@ class _Bench:
         """Scores of the probe, averaged over draws, and what changes them."""
         own, disturbed, other = np.split(self._probe.scores(node), self._ends)
         draws = [own, *(one.scores(node) for one in self._more_draws)]
-        few = own[: len(disturbed)]
         return _Probed(
             mean_of(np.array(draws)),
-            not np.allclose(disturbed, few, rtol=_MOST_CHANGE, atol=0.0),
-            np.allclose(other, own, rtol=_BLIND, atol=0.0, equal_nan=True),
+            not _close(disturbed, own[: len(disturbed)], _MOST_CHANGE),
+            _close(other, own, _BLIND),
         )
 
     def scores(self, node: Expression, rung: int) -> Scores:
@@ -188,6 +187,7 @@ class Filters:
         self._rules, self._race = rules, race
         self._coefficient = OBJECTIVES[objective]
         self._pool = ThreadPoolExecutor(workers)
+        self._map = self._pool.map if workers > 1 else map
         self._benches = [_Bench(one) for one in search_data]
         self._rungs = max(len(one.rungs) for one in search_data)
         self._trees: set[Expression] = set()
@@ -204,7 +204,7 @@ class Filters:
                 self._trees.add(node)
                 waiting[place] = node
         racing: dict[int, _Partial] = {}
-        probed = self._pool.map(self._probe, waiting.values())
+        probed = self._map(self._probe, waiting.values())
         for place, one in zip(waiting, probed, strict=True):
             if isinstance(one, Candidate):
                 done[place] = one
@@ -217,7 +217,7 @@ class Filters:
                 else:
                     racing[place] = one
         for rung in range(1, self._rungs):
-            extended = self._pool.map(partial(self._extend, rung=rung), racing.values())
+            extended = self._map(partial(self._extend, rung=rung), racing.values())
             racing = dict(zip(racing, extended, strict=True))
             for place, one in list(racing.items()):
                 if dropped := self._drop(one) if one.finite else one.discard(UNDEFINED):
@@ -312,6 +312,12 @@ class Filters:
 
 def _reads_data(node: Expression) -> bool:
     return not node.leaves <= {"weight", "mixer_weight", "mlp_weight", *SPEC_LEAVES}
+
+
+@np.errstate(invalid="ignore")
+def _close(x: Scores, y: Scores, tolerance: float) -> bool:
+    """Whether all differences are below a share of finite scores y [n]."""
+    return bool((np.abs(x - y) <= tolerance * np.abs(y)).all())
 
 
 def _fingerprint(probed: Sequence[Scores]) -> int:

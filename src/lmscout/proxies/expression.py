@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, NoReturn
@@ -70,7 +69,7 @@ _OPERATIONS = frozenset(one.name for one in PRIMITIVES if one.takes)
 _SPELLINGS = {one.upstream: one.name for one in UNARY} | {one.name: one.name for one in PRIMITIVES}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Expression:
     """A primitive, by its name (of a number its shortest digits) and the types of its operands."""
 
@@ -107,19 +106,18 @@ class Expression:
         return Expression, (self.name, self.operands)  # text hashes differently in every process
 
 
-def walk(
-    expression: Expression, path: tuple[int, ...] = ()
-) -> Iterator[tuple[tuple[int, ...], Expression]]:
+@lru_cache(1 << 12)
+def walk(expression: Expression) -> tuple[tuple[tuple[int, ...], Expression], ...]:
     """Every subtree with its path from the root, the root first."""
-    waiting = [(path, expression)]
-    while waiting:
-        path, node = waiting.pop()
-        yield path, node
-        if node.operands:
-            below = [((*path, place), operand) for place, operand in enumerate(node.operands)]
-            waiting += reversed(below)
+    below = (
+        ((place, *path), one)
+        for place, operand in enumerate(expression.operands)
+        for path, one in walk(operand)
+    )
+    return (((), expression), *below)
 
 
+@lru_cache(_REMEMBERED)
 def replaced(expression: Expression, path: tuple[int, ...], subtree: Expression) -> Expression:
     """The expression with another subtree at a path; LmscoutError if its type does not fit."""
     if not path:
@@ -134,10 +132,11 @@ def canonical(expression: Expression) -> Expression:
     """The expression with operands of commutative operations sorted, so that equals are equal."""
     operands = tuple(canonical(one) for one in expression.operands)
     if expression.name in COMMUTATIVE:
-        operands = tuple(sorted(operands, key=repr))
+        operands = tuple(sorted(operands))
     return _with_operands(expression, operands)
 
 
+@lru_cache(_REMEMBERED)
 def simplified(expression: Expression) -> Expression:
     """The expression without `identity`, and with `mean` for `meansum`: the form of searches."""
     operands = tuple(simplified(one) for one in expression.operands)

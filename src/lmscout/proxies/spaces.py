@@ -8,11 +8,11 @@ some draws that differs from the parent, or the parent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
 from itertools import combinations, product
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,6 +47,7 @@ APPLY: Mapping[str, np.ufunc] = {"+": np.add, "-": np.subtract, "*": np.multiply
 
 Random = np.random.Generator
 P = ParamSpec("P")
+T = TypeVar("T")
 LEAST: Mapping[str, int] = {TENSOR: 1, BLOCK: 2, SCORE: 3}
 """Words of the smallest expression of a type that reads a tensor."""
 
@@ -241,7 +242,7 @@ def _on_two(words: tuple[str, ...], grammar: Grammar, kind: str, size: int) -> I
         for operands in product(
             every_expression(grammar, kind, left), every_expression(grammar, kind, size - 1 - left)
         ):
-            ordered = repr(operands[0]) <= repr(operands[1])
+            ordered = operands[0] <= operands[1]
             yield from (
                 Expression(word, operands) for word in words if ordered or word not in COMMUTATIVE
             )
@@ -289,9 +290,9 @@ def _reduced(grammar: Grammar, size: int, rng: Random) -> Expression:
     return Expression(any_of(REDUCTIONS, rng), (tensor,))
 
 
-def any_of(names: tuple[str, ...] | list[str], rng: Random) -> str:
-    """One of some names, each with the same probability."""
-    return names[rng.integers(len(names))]
+def any_of(some: Sequence[T], rng: Random) -> T:
+    """One of some names or places, each with the same probability."""
+    return some[int(rng.integers(len(some)))]
 
 
 def _operator(draw: Callable[P, Expression]) -> Callable[P, Expression]:
@@ -317,17 +318,20 @@ def _operator(draw: Callable[P, Expression]) -> Callable[P, Expression]:
 @_operator
 def point_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """One word exchanged for another of the same type."""
-    path, old = _any_place(parent, rng)
-    words = [word for word in _WORDS[len(old.operands)] if word != old.name]
-    if not old.operands:
-        words = [word for word in words if word in grammar.leaves]
+    path, old = any_of(walk(parent), rng)
+    words = _others(old.name, len(old.operands), grammar.leaves)
     return replaced(parent, path, Expression(any_of(words, rng), old.operands))
+
+
+@cache
+def _others(name: str, operands: int, leaves: frozenset[str]) -> list[str]:
+    return [one for one in _WORDS[operands] if one != name and (operands or one in leaves)]
 
 
 @_operator
 def subtree_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """A subtree replaced by a random one of its type."""
-    path, old = _any_place(parent, rng)
+    path, old = any_of(walk(parent), rng)
     room = grammar.largest - parent.size + old.size
     least = LEAST.get(old.type, LEAST[TENSOR])
     size = int(rng.integers(least, max(least, min(room, old.size + 4)) + 1))
@@ -337,17 +341,17 @@ def subtree_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expre
 @_operator
 def hoist_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """A subtree replaced by one of its own subtrees of the same type: a shorter expression."""
-    path, old = _any_place(parent, rng)
+    path, old = any_of(walk(parent), rng)
     inner = [one for below, one in walk(old) if below and one.type == old.type]
-    return replaced(parent, path, inner[rng.integers(len(inner))]) if inner else parent
+    return replaced(parent, path, any_of(inner, rng)) if inner else parent
 
 
 @_operator
 def crossover(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -> Expression:
     """A subtree replaced by one of another expression, of the same type."""
-    path, old = _any_place(parent, rng)
+    path, old = any_of(walk(parent), rng)
     donors = [one for _, one in walk(other) if one.type == old.type]
-    return replaced(parent, path, donors[rng.integers(len(donors))]) if donors else parent
+    return replaced(parent, path, any_of(donors, rng)) if donors else parent
 
 
 @_operator
@@ -357,20 +361,6 @@ def join(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -
     donors = [one for _, one in walk(other) if one.type == SCORE and one.size <= room]
     if not donors:
         return parent
-    pair = [parent, donors[rng.integers(len(donors))]]
+    pair = [parent, any_of(donors, rng)]
     rng.shuffle(pair)
     return Expression(any_of(_ARITHMETIC, rng), tuple(pair))
-
-
-def _any_place(expression: Expression, rng: Random) -> tuple[tuple[int, ...], Expression]:
-    """A subtree with its path, each with the same probability: by number in the order of `walk`."""
-    path: tuple[int, ...] = ()
-    node, number = expression, int(rng.integers(expression.size))
-    while number:
-        number -= 1
-        for place, operand in enumerate(node.operands):
-            if number < operand.size:
-                path, node = (*path, place), operand
-                break
-            number -= operand.size
-    return path, node

@@ -166,12 +166,12 @@ def raised_value(node: Expression, operands: tuple[Tensor, ...], exists: Tensor)
     else:
         value = UNARY_OPERATION[node.name].formula(operands[0])
     for operand in operands:
-        value = torch.where(torch.isfinite(operand), value, math.nan)
+        if not all_finite(operand):
+            value = torch.where(torch.isfinite(operand), value, math.nan)
     return value
 
 
 def _aggregated(name: str, values: Tensor, exists: Tensor) -> Tensor:
-    defined = (torch.isfinite(values) | ~exists).all(-1)
     if name == "max":
         result = torch.where(exists, values, -math.inf).amax(-1)
     elif name == "min":
@@ -180,7 +180,9 @@ def _aggregated(name: str, values: Tensor, exists: Tensor) -> Tensor:
         result = torch.where(exists, values, 0.0).sum(-1)
         if name == "mean":
             result = result / exists.sum(-1)
-    return torch.where(defined, result, math.nan)
+    if all_finite(values):
+        return result
+    return torch.where((torch.isfinite(values) | ~exists).all(-1), result, math.nan)
 
 
 class DeepEvaluator:

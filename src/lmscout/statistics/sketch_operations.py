@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -88,6 +89,7 @@ def reduction(node: Expression) -> Reduction:
     return Reduction(run, step is not None and not single, node.name == "total" and not single)
 
 
+@lru_cache(1 << 12)
 def compiled(node: Expression) -> Step:
     """Compile a tree of tensor operations."""
     if not node.operands:
