@@ -175,11 +175,14 @@ def prune(
         str, option(_SEARCH, "Refit of the best plans' weights", choices=REFITS)
     ] = "sequential",
     quality: Annotated[
-        str,
+        str | None,
         option(
-            _SEARCH, "What is measured (kl: divergence from the dense model)", choices=QUALITIES
+            _SEARCH,
+            "What is measured (kl: divergence from the dense model, the default; nll: loss "
+            "increase, with a bound or --front)",
+            choices=QUALITIES,
         ),
-    ] = "nll",
+    ] = None,
     objective: Annotated[
         str | None,
         option(

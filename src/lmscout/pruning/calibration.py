@@ -69,7 +69,8 @@ class CalibrationConfig:
     Attributes:
         importance: method that orders units.
         compensate: whether plans are measured, and saved, with compensated output projections.
-        quality: what is measured: "nll" or "kl".
+        quality: what is measured: "kl" (divergence from the dense model) or "nll" (loss increase);
+            None for "kl" in a run by size, else "nll".
         window: tokens of a window; None for 128, or the model's attention span if that is less.
         measured_tokens: tokens on which every plan is measured.
         final_tokens: other tokens, on which the finalists are measured again.
@@ -90,7 +91,7 @@ class CalibrationConfig:
 
     importance: str = OBS
     compensate: bool = True
-    quality: str = LIKELIHOOD
+    quality: str | None = None
     window: int | None = None
     measured_tokens: int = 9_000
     final_tokens: int = 15_000
@@ -102,7 +103,7 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         for name, given, known in (
             ("importance", self.importance, METHODS),
-            ("quality", self.quality, QUALITIES),
+            ("quality", self.quality or LIKELIHOOD, QUALITIES),
         ):
             if given not in known:
                 raise LmscoutError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
@@ -136,7 +137,7 @@ class CalibrationConfig:
         return replace(self, measured_tokens=measured, final_tokens=final, moment_tokens=moment)
 
     def fitted(self, config: PreTrainedConfig, seed: int) -> CalibrationConfig:
-        """The same with a window that fits the dense model, and the seed of the run if none.
+        """The same with a window that fits the dense model, the seed of the run, and a quality.
 
         Raises:
             LmscoutError: the given window is longer than the model's attention span.
@@ -147,7 +148,8 @@ class CalibrationConfig:
         check_window(window, config)
         whole = self if self.windows is None else self.of_tokens(self.windows * window)
         seed = seed if self.seed is None else self.seed
-        return replace(whole, window=window, windows=None, seed=seed)
+        quality = self.quality or LIKELIHOOD
+        return replace(whole, window=window, windows=None, seed=seed, quality=quality)
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Calibrated:
         The dense model is measured once, on its own device.
         """
         digest = text_digest(windows)
+        quality = self.settings.quality or LIKELIHOOD
         chunks = self.chunks.get(digest) or chunks_of(windows.numel(), self.model.device)
         references = self.references.get(digest)
         evaluators: list[SubnetworkEvaluator] = []
@@ -193,14 +196,14 @@ class Calibrated:
                 self.family,
                 windows,
                 compensation=compensation,
-                quality=self.settings.quality,
+                quality=quality,
                 chunks=chunks,
                 references=references,
             )
             references = one.references
             evaluators.append(one)
         if self.remote is not None:
-            remote = self.remote.evaluators(evaluators[0], windows, self.settings.quality)
+            remote = self.remote.evaluators(evaluators[0], windows, quality)
             return ParallelEvaluator(remote)
         return ParallelEvaluator(evaluators) if self.copies else evaluators[0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +15,7 @@ from lmscout.files import remove_drafts
 from lmscout.pruning.budgets import MEASURES
 from lmscout.pruning.calibration import LAST_SEED, CalibrationConfig, Weights
 from lmscout.pruning.cutting import ShapeName
-from lmscout.pruning.evaluator import LIKELIHOOD
+from lmscout.pruning.evaluator import DIVERGENCE, LIKELIHOOD
 from lmscout.pruning.export import check_settings, is_finished
 from lmscout.pruning.families import EXPERTS, UNITS
 from lmscout.pruning.importance import OBS
@@ -111,6 +111,11 @@ class PruneConfig:
             raise LmscoutError("keep and max_increase: give one of them, a size or a quality")
         if not self.keep and self.max_increase is None:
             object.__setattr__(self, "keep", _KEEP)
+        if self.calibration.quality is None:
+            bounded = self.front or self.max_increase is not None
+            quality = LIKELIHOOD if bounded else DIVERGENCE
+            calibration = replace(self.calibration, quality=quality)
+            object.__setattr__(self, "calibration", calibration)
 
     @property
     def measured_pairs(self) -> int:

@@ -33,7 +33,7 @@ from lmscout.pruning.moments import batches_of, retry_with_half_batch
 from lmscout.pruning.plan import Plan, Shape
 
 LIKELIHOOD, DIVERGENCE = "nll", "kl"
-QUALITIES = (LIKELIHOOD, DIVERGENCE)
+QUALITIES = (DIVERGENCE, LIKELIHOOD)
 KEPT_SHARE = 0.5  # of the free memory, for hidden states
 _TOP = 32  # dense logits kept for each token, where quality is the divergence from them
 
@@ -155,7 +155,7 @@ class SubnetworkEvaluator:
             LmscoutError: the quality is unknown, or the dense loss is not finite.
         """
         if quality not in QUALITIES:
-            raise LmscoutError(f"unknown quality {quality!r}: expected nll or kl")
+            raise LmscoutError(f"unknown quality {quality!r}: expected kl or nll")
         self._model, self._family = model, family
         self._sublayers = list(family.all_sublayers(model).items())
         self._compensation = compensation
