@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, wraps
+from functools import cache, cached_property, lru_cache, wraps
 from itertools import combinations, product
 from typing import Any, ParamSpec, TypeVar
 
@@ -318,9 +318,16 @@ def _operator(draw: Callable[P, Expression]) -> Callable[P, Expression]:
 @_operator
 def point_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """One word exchanged for another of the same type."""
-    path, old = any_of(walk(parent), rng)
+    number = int(rng.integers(parent.size))
+    _, old = walk(parent)[number]
     words = _others(old.name, len(old.operands), grammar.leaves)
-    return replaced(parent, path, Expression(any_of(words, rng), old.operands))
+    return _with_word(parent, number, any_of(words, rng))
+
+
+@lru_cache(1 << 14)
+def _with_word(parent: Expression, number: int, name: str) -> Expression:
+    path, old = walk(parent)[number]
+    return replaced(parent, path, Expression(name, old.operands))
 
 
 @cache
