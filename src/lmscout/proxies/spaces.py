@@ -327,7 +327,10 @@ def point_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Express
 @lru_cache(1 << 14)
 def _with_word(parent: Expression, number: int, name: str) -> Expression:
     path, old = walk(parent)[number]
-    return replaced(parent, path, Expression(name, old.operands))
+    try:
+        return replaced(parent, path, Expression(name, old.operands))
+    except LmscoutError:  # the word does not take operands of these types
+        return parent
 
 
 @cache
