@@ -419,8 +419,8 @@ def _spearman_of_keys(keys: Keys, ranks: Array) -> Array:
     variance = np.full(len(keys), position @ position)
     scores = keys & ~_RANK_MASK
     tied = np.equal(scores[:, 1:], scores[:, :-1])
-    with_ties = np.flatnonzero(tied.any(axis=1))
-    if with_ties.size:
+    if tied.any():
+        with_ties = np.flatnonzero(tied.any(axis=1))
         mean_position = _mean_positions(tied[with_ties]) - (n - 1) / 2
         covariance[with_ties] = np.einsum("ij,ij->i", quality_rank[with_ties], mean_position)
         variance[with_ties] = np.einsum("ij,ij->i", mean_position, mean_position)

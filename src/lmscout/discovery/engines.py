@@ -270,7 +270,7 @@ class GeneticProgramming(RandomSearch):
         sizes.
         """
         places = self._rng.integers(len(island), size=_TOURNAMENT)
-        some: list[Candidate] = [island[place] for place in places]
+        some: list[Candidate] = [island[place] for place in places.tolist()]
         if self._rng.random() < _SHORTER:
             some = [one for one in some if one.node.size <= some[0].node.size]
         return min(some, key=by_fitness).node

@@ -49,7 +49,7 @@ from lmscout.proxies.primitives import (
 LARGEST = 256
 """Most words of an expression."""
 
-_REMEMBERED = 1 << 16  # canonical forms: most trees of a search share subtrees with earlier ones
+_REMEMBERED = 1 << 13  # canonical forms: most trees of a search share subtrees with earlier ones
 _PUBLISHED_SIGNS = ("+", "-", "*")
 
 BY_NAME: dict[str, tuple[Primitive, ...]] = {
@@ -69,7 +69,7 @@ _OPERATIONS = frozenset(one.name for one in PRIMITIVES if one.takes)
 _SPELLINGS = {one.upstream: one.name for one in UNARY} | {one.name: one.name for one in PRIMITIVES}
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Expression:
     """A primitive, by its name (of a number its shortest digits) and the types of its operands."""
 
@@ -97,7 +97,9 @@ class Expression:
             own = {self.name} if number is None and not self.operands else set()
             leaves = frozenset(own).union(*(one.leaves for one in self.operands))
         hashed = hash((self.name, self.operands))
-        vars(self).update(word=word, type=kind, size=size, leaves=leaves, _hash=hashed)
+        found = (word, kind, size, leaves, hashed)
+        for name, value in zip(("word", "type", "size", "leaves", "_hash"), found, strict=True):
+            object.__setattr__(self, name, value)
 
     def __hash__(self) -> int:
         return self._hash  # computed once: a tree is looked up more often than it is made
@@ -117,7 +119,6 @@ def walk(expression: Expression) -> tuple[tuple[tuple[int, ...], Expression], ..
     return (((), expression), *below)
 
 
-@lru_cache(_REMEMBERED)
 def replaced(expression: Expression, path: tuple[int, ...], subtree: Expression) -> Expression:
     """The expression with another subtree at a path; LmscoutError if its type does not fit."""
     if not path:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
-from lmscout.proxies import Expression, walk
+from lmscout.proxies import Expression
 from lmscout.proxies.primitives import NUMBER, SPEC_LEAVES, STACKS
 
 Finds = Callable[[Expression, bool], bool]
@@ -67,8 +68,14 @@ def _rule(name: str, reason: str) -> Callable[[Finds], Finds]:
 
 def first_broken(node: Expression) -> Rule | None:
     """The first rule that applies to a subtree of an expression."""
-    places = [(one, not path) for path, one in walk(node)]
-    return next((rule for rule in RULES if any(rule.finds(*place) for place in places)), None)
+    return (*RULES, None)[_first(node, True)]
+
+
+@lru_cache(1 << 13)
+def _first(node: Expression, whole: bool) -> int:
+    """Place of the first rule that applies to a subtree; their number if none does."""
+    own = next((at for at, rule in enumerate(RULES) if rule.finds(node, whole)), len(RULES))
+    return min([own, *(_first(one, False) for one in node.operands)])
 
 
 def never_negative(node: Expression) -> bool:

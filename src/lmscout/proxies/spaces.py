@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, wraps
+from functools import cache, cached_property, lru_cache, wraps
 from itertools import combinations, product
 from typing import Any, ParamSpec, TypeVar
 
@@ -318,9 +318,19 @@ def _operator(draw: Callable[P, Expression]) -> Callable[P, Expression]:
 @_operator
 def point_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """One word exchanged for another of the same type."""
-    path, old = any_of(walk(parent), rng)
+    number = int(rng.integers(parent.size))
+    _, old = walk(parent)[number]
     words = _others(old.name, len(old.operands), grammar.leaves)
-    return replaced(parent, path, Expression(any_of(words, rng), old.operands))
+    return _with_word(parent, number, any_of(words, rng))
+
+
+@lru_cache(1 << 14)
+def _with_word(parent: Expression, number: int, name: str) -> Expression:
+    path, old = walk(parent)[number]
+    try:
+        return replaced(parent, path, Expression(name, old.operands))
+    except LmscoutError:  # the word does not take operands of these types
+        return parent
 
 
 @cache
@@ -342,7 +352,7 @@ def subtree_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expre
 def hoist_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Expression:
     """A subtree replaced by one of its own subtrees of the same type: a shorter expression."""
     path, old = any_of(walk(parent), rng)
-    inner = [one for below, one in walk(old) if below and one.type == old.type]
+    inner = _of_type(old, old.type)[1:]
     return replaced(parent, path, any_of(inner, rng)) if inner else parent
 
 
@@ -350,15 +360,20 @@ def hoist_mutation(parent: Expression, grammar: Grammar, rng: Random) -> Express
 def crossover(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -> Expression:
     """A subtree replaced by one of another expression, of the same type."""
     path, old = any_of(walk(parent), rng)
-    donors = [one for _, one in walk(other) if one.type == old.type]
+    donors = _of_type(other, old.type)
     return replaced(parent, path, any_of(donors, rng)) if donors else parent
+
+
+@lru_cache(1 << 12)
+def _of_type(expression: Expression, kind: str) -> list[Expression]:
+    return [one for _, one in walk(expression) if one.type == kind]
 
 
 @_operator
 def join(parent: Expression, other: Expression, grammar: Grammar, rng: Random) -> Expression:
     """A score joined with one of another expression, by a sign."""
     room = grammar.largest - parent.size - 1
-    donors = [one for _, one in walk(other) if one.type == SCORE and one.size <= room]
+    donors = [one for one in _of_type(other, SCORE) if one.size <= room]
     if not donors:
         return parent
     pair = [parent, any_of(donors, rng)]
