@@ -214,6 +214,14 @@ def test_what_cannot_be_bounded_is_one_line(more, said):
     assert "\n" not in str(refused.value)
 
 
+def test_a_run_by_size_measures_the_divergence_and_one_with_a_bound_or_a_front_the_loss():
+    assert PruneConfig(keep=(0.7,)).calibration.quality == "kl"
+    assert PruneConfig(max_increase=0.1).calibration.quality == "nll"
+    assert PruneConfig(front=True).calibration.quality == "nll"
+    given = CalibrationConfig(quality="nll")
+    assert PruneConfig(calibration=given).calibration is given
+
+
 def test_a_size_and_a_quality_exclude_each_other():
     with pytest.raises(LmscoutError, match="give one of them, a size or a quality"):
         PruneConfig(keep=(0.8,), max_increase=0.1)

@@ -83,7 +83,7 @@ def test_the_found_and_compensated_model_is_better_than_a_uniform_one(run):
 def test_the_study_records_its_model_and_text(run):
     recorded = read_recorded(run[0].sizes[0].folder)
     assert (recorded.model, recorded.text) == (str(TINY.resolve()), "first")
-    assert recorded.calibration == replace(CALIBRATION, window=128, seed=0)
+    assert recorded.calibration == replace(CALIBRATION, window=128, seed=0, quality="kl")
     assert recorded.dtype == torch.float32
 
 

@@ -159,17 +159,17 @@ def recorded_chunks(storage: str | Path, study: str = STUDY) -> int | None:
 
 def _setting(name: str, default: object, value: object, url: str) -> Any:
     """A calibration setting, if its type and size are valid."""
-    if isinstance(default, bool):
+    known = {"importance": METHODS, "quality": QUALITIES}.get(name)
+    if known:
+        valid, expected = value in known, f"one of {', '.join(known)}"
+    elif isinstance(default, bool):
         valid, expected = isinstance(value, bool), "true or false"
     elif name == "windows" and value is None:
         return None
-    elif default is None or isinstance(default, int):
+    else:
         least = _LEAST.get(name, 1)
         valid = type(value) is int and least <= value <= _MOST
         expected = f"a whole number, {least} to {_MOST}"
-    else:
-        known = METHODS if name == "importance" else QUALITIES
-        valid, expected = value in known, f"one of {', '.join(known)}"
     if not valid:
         _refuse(url, f"{SETTINGS}: {name}", value, expected)
     return value
