@@ -197,7 +197,7 @@ def _finished_it_is_told_again(lmscout, command, table, result, tmp_path):
     assert "the result is in smaller/result.json" in err
     for option, value, said in (
         ("--pairs", 21, "pairs 20, not 21"),
-        ("--quality", "kl", "quality nll, not kl"),
+        ("--quality", "nll", "quality kl, not nll"),
         ("--report", tmp_path / "other.txt", "another report"),
     ):
         (tmp_path / "other.txt").write_text(STORY.format("other") * 40)

@@ -94,9 +94,9 @@ def pareto(pairs: Sequence[Pair]) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Effect:
-    """The effect of removing a tenth of a block's units of one kind on the loss increase.
+    """The effect of removing a tenth of a block's units of one kind on the values of pairs.
 
-    Factors less 1: 0.2 is a loss increase that is 20 % larger.
+    Factors less 1: 0.2 is a value that is 20 % larger.
     """
 
     kind: str  # "attention" or "mlp"
@@ -107,7 +107,7 @@ class Effect:
 
 
 def effects(source: Source) -> list[Effect]:
-    """The effect of every block, from a linear model of log loss increases on removed shares.
+    """The effect of every block, from a linear model of log values on removed shares.
 
     Raises:
         LmscoutError: there are fewer complete pairs than twice the blocks.
@@ -234,7 +234,7 @@ def model_text(model: Reported) -> str:
 
 
 def predicted(found: Pruning) -> go.Figure:
-    """Predicted against measured loss increases of held-out pairs and of finalists.
+    """Predicted against measured values of held-out pairs and of finalists.
 
     The band holds the central 80 % of the errors of held-out predictions; the bars of finalists
     are two standard errors over chunks of text.
@@ -506,13 +506,13 @@ def narrowing(found: Pruning, size: int = 0) -> go.Figure:
 
 
 def sensitivity(source: Source) -> go.Figure:
-    """How much removing a tenth of each block's units raises the loss increase.
+    """How much removing a tenth of each block's units raises the values of pairs.
 
     Raises:
         LmscoutError: there are too few pairs.
     """
     found = effects(source)
-    made = figure("Sensitivity of the blocks", "block", "change of the loss increase", height=360)
+    made = figure("Sensitivity of the blocks", "block", "change of the value", height=360)
     for kind in ("attention", "mlp"):
         own = [one for one in found if one.kind == kind]
         made.add_bar(
@@ -541,11 +541,9 @@ def sensitivity(source: Source) -> go.Figure:
 
 
 def progress(source: Source) -> go.Figure:
-    """Loss increase of the pairs in the order of measuring, coloured by the share kept."""
+    """Values of the pairs in the order of measuring, coloured by the share kept."""
     recorded = pairs_of(source).pairs
-    made = figure(
-        "The pairs as they were measured", "pair", "loss increase, nats/token", height=340
-    )
+    made = figure("The pairs as they were measured", "pair", "value, nats/token", height=340)
     kept = [one.kept for one in recorded]
     colours: dict[str, object] = {"color": COLOURS["searched"]}
     if len(kept) > 1 and max(kept) - min(kept) > _ASIDE:

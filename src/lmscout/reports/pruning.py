@@ -45,13 +45,17 @@ _PLAN = (
     "line what a uniform cut of the same size keeps."
 )
 _SENSITIVITY = (
-    "How much larger the loss increase gets if a tenth of the block's units is removed: a linear "
+    "How much larger the value of a pair gets if a tenth of the block's units is removed: a linear "
     "model of the logarithm over all complete pairs, with 95 % bootstrap intervals. Low blocks are "
     "cheap to cut."
 )
 _NARROWING = (
     "Each bar is the range in which plans were proposed, narrower and darker after more pairs; the "
     "star is what the selected plan keeps. Blocks without a blue bar were not narrowed."
+)
+_VALUES = (
+    "Divergence from the dense model's predictions (with --quality nll, a bound or --front: loss "
+    "increase over the dense model), nats/token"
 )
 _PROGRESS = (
     "Open circles were stopped early. Vertical lines separate the steps: each was proposed from "
@@ -202,7 +206,7 @@ def running(folder: Path, problem: str) -> Content:
     best = min(complete, key=lambda one: one.value)
     text = (
         f"{len(pairs.pairs):,} pairs measured so far, {len(pairs.pairs) - len(complete):,} of them "
-        f"stopped early; the lowest loss increase is {best.value:+.4f} nats/token, of a plan that "
+        f"stopped early; the lowest value is {best.value:+.4f} nats/token, of a plan that "
         f"keeps {best.kept:.1%} of the prunable parameters."
     )
     found = [
@@ -341,8 +345,8 @@ def finalists_table(result: Pruning) -> Table:
         "MLP:wide"
     )
     note = (
-        "Loss increases over the dense model, nats/token: predicted; measured on the text of all "
-        "pairs; on held-out text; there with refit weights. Then the units that each block keeps."
+        f"{_VALUES}: predicted; measured on the text of all pairs; on held-out text; there with "
+        "refit weights. Then the units that each block keeps."
     )
     return Table("Finalists", columns, rows, note, found)
 
@@ -350,8 +354,7 @@ def finalists_table(result: Pruning) -> Table:
 def pairs_table(pairs: RecordedPairs) -> Table:
     """Every measured pair."""
     columns = (
-        "pair:d; loss increase:+.4f; kept:.1%; tokens:,d; round:d; proposed as; stopped early; "
-        "seconds:.2f"
+        "pair:d; value:+.4f; kept:.1%; tokens:,d; round:d; proposed as; stopped early; seconds:.2f"
     )
     rows = [
         [
@@ -360,7 +363,7 @@ def pairs_table(pairs: RecordedPairs) -> Table:
         ]
         for place, one in enumerate(pairs.pairs, 1)
     ]
-    note = "Loss increase over the dense model on the same tokens of calibration text, nats/token."
+    note = f"{_VALUES}, on the same tokens of calibration text."
     return Table("Architecture-accuracy pairs", columns, rows, note, long=True)
 
 
