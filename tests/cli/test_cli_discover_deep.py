@@ -49,16 +49,15 @@ def undisturbed(command, finished, tmp_path_factory):
     return finished(command(out, 1)), (out / "hall_of_fame.csv").read_text()
 
 
-@pytest.mark.parametrize("batches", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_killed_and_continued_it_ends_with_the_same_hall_of_fame(
-    command, environment, finished, undisturbed, tmp_path, batches
+    command, environment, finished, undisturbed, tmp_path
 ):
     out = tmp_path / "run"
     with subprocess.Popen(
         command(out, 1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as process:
         until = time.monotonic() + 120
-        while len(list(out.glob("evaluations/*.parquet"))) < batches:
+        while not list(out.glob("evaluations/*.parquet")):
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < until
             time.sleep(0.01)

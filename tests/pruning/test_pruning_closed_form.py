@@ -218,11 +218,13 @@ def test_refit_does_not_depend_on_how_text_is_batched(monkeypatch):
             torch.testing.assert_close(one.weight, other.weight, rtol=1e-3, atol=1e-4)
 
 
+NO_PAIRS = replace(CONFIG, pairs=0, calibration=replace(CONFIG.calibration, quality="nll"))
+
+
 @pytest.fixture(scope="module")
 def without_pairs(tmp_path_factory):
     out = tmp_path_factory.mktemp("closed") / "out"
-    config = replace(CONFIG, pairs=0)
-    return pruned(out, config, report_on=two_texts()[1])
+    return pruned(out, NO_PAIRS, report_on=two_texts()[1])
 
 
 def test_without_pairs_the_plan_follows_from_the_estimate_and_beats_uniform_cuts(without_pairs):
@@ -251,7 +253,7 @@ def test_the_saved_refit_model_measures_what_the_report_says(without_pairs):
 
 def test_a_finished_run_without_pairs_is_loaded_again(without_pairs):
     (size,) = without_pairs.sizes
-    again = pruned(size.folder, replace(CONFIG, pairs=0), report_on=two_texts()[1])
+    again = pruned(size.folder, NO_PAIRS, report_on=two_texts()[1])
     assert again.to_json() == without_pairs.to_json()
 
 

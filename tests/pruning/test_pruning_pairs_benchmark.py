@@ -37,6 +37,7 @@ SETTINGS = CalibrationConfig(
     moment_tokens=640,
     gradient_windows=4,
     importance="magnitude",
+    quality="nll",
     seed=0,
 )
 

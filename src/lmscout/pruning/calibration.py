@@ -137,7 +137,7 @@ class CalibrationConfig:
         return replace(self, measured_tokens=measured, final_tokens=final, moment_tokens=moment)
 
     def fitted(self, config: PreTrainedConfig, seed: int) -> CalibrationConfig:
-        """The same with a window that fits the dense model, the seed of the run, and a quality.
+        """The same with a window that fits the dense model, and the seed of the run if none.
 
         Raises:
             LmscoutError: the given window is longer than the model's attention span.
@@ -148,8 +148,7 @@ class CalibrationConfig:
         check_window(window, config)
         whole = self if self.windows is None else self.of_tokens(self.windows * window)
         seed = seed if self.seed is None else self.seed
-        quality = self.quality or LIKELIHOOD
-        return replace(whole, window=window, windows=None, seed=seed, quality=quality)
+        return replace(whole, window=window, windows=None, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,6 @@ class Calibrated:
         The dense model is measured once, on its own device.
         """
         digest = text_digest(windows)
-        quality = self.settings.quality or LIKELIHOOD
         chunks = self.chunks.get(digest) or chunks_of(windows.numel(), self.model.device)
         references = self.references.get(digest)
         evaluators: list[SubnetworkEvaluator] = []
@@ -196,14 +194,14 @@ class Calibrated:
                 self.family,
                 windows,
                 compensation=compensation,
-                quality=quality,
+                quality=self.quality,
                 chunks=chunks,
                 references=references,
             )
             references = one.references
             evaluators.append(one)
         if self.remote is not None:
-            remote = self.remote.evaluators(evaluators[0], windows, quality)
+            remote = self.remote.evaluators(evaluators[0], windows, self.quality)
             return ParallelEvaluator(remote)
         return ParallelEvaluator(evaluators) if self.copies else evaluators[0]
 
@@ -306,7 +304,12 @@ class Calibrated:
         """All that a measured value depends on."""
         settings = asdict(self.settings)
         del settings["final_tokens"], settings["windows"]
-        return {**self.digests, **settings}
+        return {**self.digests, **settings, "quality": self.quality}
+
+    @property
+    def quality(self) -> str:
+        """What is measured."""
+        return self.settings.quality or LIKELIHOOD
 
     @property
     def seed(self) -> int:

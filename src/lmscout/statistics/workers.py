@@ -37,7 +37,7 @@ MOST_ON_GPU = 16  # processes that share a GPU
 _CONTEXT = GIB  # of a process on a GPU, with its kernels and libraries
 _MOST_GROWTH, _ON_GPU = GIB // 2, 4 * GIB  # of a process in host memory, until it is replaced
 _MPS_FOLDERS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
-_MPS_DEFAULT = Path("/tmp/nvidia-mps/control")  # of a service that somebody else started
+_MPS_DEFAULT = Path("/tmp/nvidia-mps/control")  # of a service that was started before
 # It ends when its standard input does, so with this process, however that ends.
 _MPS = """nvidia-cuda-mps-control -d && echo started && cat
 echo quit | nvidia-cuda-mps-control
