@@ -296,7 +296,7 @@ def test_a_study_continues_in_the_chunks_in_which_it_was_begun(tmp_path, monkeyp
         trials = trials_of(result.study, study)
         whole = [one for one in trials if one.state.name == "COMPLETE"]
         assert {len(one.intermediate_values) for one in whole} == {chunks}
-    assert "nats/token over the dense model, the next of" in result.sizes[0].words
+    assert "nats/token from the dense model, the next of" in result.sizes[0].words
 
 
 def test_a_finished_model_of_other_settings_is_refused_before_any_work(tmp_path):

@@ -103,11 +103,12 @@ def _finite(value: float | str) -> float | str | None:
 class Finalist:
     """A plan measured on held-out calibration text.
 
-    Loss increases are over the dense model, nats/token.
+    Values are divergences from the dense model's predictions, or loss increases over it (see
+    `CalibrationConfig.quality`), nats/token.
     """
 
     plan: Plan
-    predicted: float | None  # predicted loss increase; None without a predictor
+    predicted: float | None  # None without a predictor
     measured: float | None  # on the text of all pairs; None if the plan is not a pair
     held_out: float | None  # on the text of finalists; None for a plan chosen by a proxy alone
     chunks: tuple[float, ...]  # on each chunk of that text, with refit weights if `refit` is given
@@ -144,7 +145,7 @@ class Size:
         if len(self.finalists) < 2:
             return f"keep {self.keep:g}: there was one finalist"
         start = (
-            f"keep {self.keep:g}: selected plan {selected.loss_increase:+.3f} nats/token over the "
+            f"keep {self.keep:g}: selected plan {selected.loss_increase:+.4f} nats/token from the "
             "dense model"
         )
         refit = selected.refit is not None
@@ -157,7 +158,7 @@ class Size:
         error = difference.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
         noise = ": within the noise" if margin < 2 * error else ""
         kind = "refit finalists" if refit else "finalists"
-        return f"{start}, the next of {len(alike)} {kind} {margin:.3f} ± {error:.3f} more{noise}"
+        return f"{start}, the next of {len(alike)} {kind} {margin:.4f} ± {error:.4f} more{noise}"
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
