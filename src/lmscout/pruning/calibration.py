@@ -70,7 +70,7 @@ class CalibrationConfig:
         importance: method that orders units.
         compensate: whether plans are measured, and saved, with compensated output projections.
         quality: what is measured: "kl" (divergence from the dense model) or "nll" (loss increase);
-            None for "kl" in a run by size, else "nll".
+            None for "kl" in a run, but "nll" in one with a bound or a front.
         window: tokens of a window; None for 128, or the model's attention span if that is less.
         measured_tokens: tokens on which every plan is measured.
         final_tokens: other tokens, on which the finalists are measured again.

@@ -35,7 +35,9 @@ MOST_WORKERS = 1024
 MOST_ON_GPU = 16  # processes that share a GPU
 
 _CONTEXT = GIB  # of a process on a GPU, with its kernels and libraries
+_PASSES = 4  # times the bytes of a pass that a process needs, with copies of all tensors
 _MOST_GROWTH, _ON_GPU = GIB // 2, 4 * GIB  # of a process in host memory, until it is replaced
+
 _MPS_FOLDERS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
 _MPS_DEFAULT = Path("/tmp/nvidia-mps/control")  # of a service that was started before
 # It ends when its standard input does, so with this process, however that ends.
@@ -47,8 +49,6 @@ _MPS_CLIENT = """import ctypes
 cuda, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
 raise SystemExit(cuda.cuInit(0) or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0))"""
 _MPS_SECONDS = 20  # until its first client has a context, at most
-
-_PASSES = 4  # times the bytes of a pass that a process needs, with copies of all tensors
 
 
 @dataclass(frozen=True)
