@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -186,26 +185,31 @@ def measure_speed(model: PreTrainedModel, batch: int, length: int, *, repeats: i
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocabulary_size(model), (batch, length), generator=generator)
     tokens = tokens.to(model.device)
-    _reset_peak(tokens.device)
+    known = _reset_peak(tokens.device)
     median = median_seconds(
         lambda: model(input_ids=tokens, use_cache=False), tokens.device, repeats
     )
-    return Speed(median, batch * length / median, batch, length, repeats, _peak(tokens.device))
+    peak = _peak(tokens.device) if known else None
+    return Speed(median, batch * length / median, batch, length, repeats, peak)
 
 
-def _reset_peak(device: torch.device) -> None:
+def _reset_peak(device: torch.device) -> bool:
+    """Whether the peak was forgotten: not every container lets a process forget its own."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _STATUS.exists():
-        with suppress(OSError):  # not every container lets a process reset its own peak
-            _CLEAR.write_text("5")
+        return True
+    if device.type != "cpu" or not _STATUS.exists():
+        return False
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _peak(device: torch.device) -> int | None:
     """The most memory held since the reset, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type == "cpu" and _STATUS.exists():
-        kilobytes = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-        return int(kilobytes[1]) * 1024 if kilobytes else None
-    return None
+    kilobytes = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    return int(kilobytes[1]) * 1024 if kilobytes else None
