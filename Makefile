@@ -55,13 +55,14 @@ docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
 	@echo 'Documentation: docs/_build/html/index.html'
 
-# The stamp is written last: an install that was interrupted is done again.
+# The stamp is written last: an install that was interrupted is done again.  Modules are compiled
+# when they are first imported: most never are.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(if $(unfit),$(error $(PYTHON) $(unfit), and lmscout needs Python 3.11 or later: \
 		name one, as in `make PYTHON=python3.12 $(firstword $(MAKECMDGOALS))`))
 	@echo 'Installing lmscout into $(VENV); the first time takes a few minutes.'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

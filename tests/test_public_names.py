@@ -95,6 +95,37 @@ def test_the_example_of_every_public_function_and_config_runs(name, folder, monk
     assert runner.failures == 0, capsys.readouterr().out
 
 
+def test_paths_are_taken_where_strings_are(folder, tmp_path):
+    model, train, test = (folder / name for name in ("MODEL", "train.txt", "test.txt"))
+    quiet = {"progress": False}
+    assert lmscout.load_model(model).source == str(model)
+    few = lmscout.CalibrationConfig(measured_tokens=640, final_tokens=640, moment_tokens=1_280)
+    config = lmscout.PruneConfig(pairs=20, calibration=few, storage=tmp_path / "study.db")
+    given = {"calibration": train, "report": test, "config": config, **quiet}
+    pruned = lmscout.prune(model, out=tmp_path / "pruned", **given)
+    assert pruned.study == f"sqlite:///{tmp_path / 'study.db'}"
+    scores = [
+        lmscout.evaluate(tmp_path / "pruned", perplexity=one, limit_tokens=640, **quiet)
+        for one in (test, [test], str(test))
+    ]
+    assert len({one.perplexities for one in scores}) == 1
+    assert lmscout.export(tmp_path / "pruned", out=tmp_path / "file", **quiet).type == "f16"
+    moved = {"model": model, "calibration": train}
+    study = lmscout.discover(f"study:{tmp_path / 'study.db'}", n_search=10, **moved, **quiet)
+    assert study.n_architectures == 20
+    built = {"n": 12, "tokens": 20_000, "seeds": 1, "workers": 1, **quiet}
+    lmscout.build_benchmark("nano", text=train, out=tmp_path / "built", **built)
+    own = tmp_path / "built"
+    assert lmscout.load_benchmark(own).name == lmscout.load_benchmark(str(own)).name
+    some = {"workers": 1, **quiet}
+    assert lmscout.rank(own, "depth", **some).n_architectures == 12
+    assert lmscout.explain("depth", own, **some).n_architectures == 12
+    assert lmscout.design(own, proxy="depth", max_params=10**9, **some).choices
+    assert lmscout.discover([own], n_search=6, **some).n_architectures == 12
+    with pytest.raises(lmscout.LmscoutError, match="no architecture was trained with several"):
+        lmscout.check_benchmark(own)
+
+
 def test_a_field_of_the_config_as_an_argument_is_named(tmp_path):
     given = {"calibration": "train.txt", "out": tmp_path / "run"}
     for name, field in (("pairs", "pairs"), ("worse_by", "max_increase")):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import lmscout
 from lmscout.arguments import RESULTS as CLASSES
-from lmscout.builtin import tiny_folder
+from lmscout.builtin import load_tokenizer, tiny_folder
 from lmscout.builtin.corpus import corpus_text
 from lmscout.integrations import GgufFile
 from lmscout.models import FlexibertBlock, FlexibertSpec, Gpt2Spec, LlamaSpec, TransformerXlSpec
@@ -245,6 +245,27 @@ def test_an_untrained_architecture_is_loaded_by_transformers(results, tmp_path, 
         loss = loaded(input_ids=tokens, labels=tokens).loss.item()
         assert loss == pytest.approx(spec.build(3).loss(tokens).item(), rel=1e-5)
         assert loaded.generate(tokens[:, :4], max_new_tokens=3, do_sample=False).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["own blocks", "clusters"])
+def test_an_untrained_architecture_is_evaluated_and_not_pruned(results, tmp_path, name):
+    spec = replace(specs()[name], vocabulary=4096, max_length=128)
+    tokenizer = load_tokenizer()
+    folder, text = tmp_path / "model", tmp_path / "text.txt"
+    replace(results["design"], spec=spec).save_pretrained(folder, seed=3)
+    tokenizer.save_pretrained(folder)
+    text.write_text(corpus_text("test")[:2000])
+    found = lmscout.evaluate(str(folder), perplexity=text, speed=True, progress=False)
+    tokens = torch.tensor(tokenizer(text.read_text())["input_ids"])
+    windows = tokens[: len(tokens) // 128 * 128].view(-1, 128)
+    with torch.no_grad():
+        loss = spec.build(3).loss(windows).item()
+    assert found.perplexities[0].value == pytest.approx(math.exp(loss), rel=1e-5)
+    assert found.parameters == spec.parameters()
+    with pytest.raises(lmscout.LmscoutError, match="'lmscout_design' cannot be pruned"):
+        lmscout.prune(str(folder), calibration=text, out=tmp_path / "out", progress=False)
+    with pytest.raises(lmscout.LmscoutError, match="no GGUF form of type 'design'"):
+        lmscout.export(str(folder), out=tmp_path / "file", progress=False)
 
 
 def test_an_encoder_has_no_class_of_transformers(results, tmp_path):

@@ -1,13 +1,12 @@
 """The public functions: names, paths and numbers in, a result out.
 
-Each function is the command of the same name.  Whatever is given as a string may be given as the
-object that it names.  With `out` a function keeps its run in a folder: the same call continues a
-run that was stopped, and loads the result of a finished one.
+Each function is the command of the same name.  Whatever is given as a string may be given as a
+path, or as the object that it names.  With `out` a function keeps its run in a folder: the same
+call continues a run that was stopped, and loads the result of a finished one.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from lmscout.arguments import (
     DEEP,
     Path_,
     Progress,
+    as_name,
     benchmark_named,
     names_config,
     path_of,
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
 
 
 def discover(
-    benchmark: str | Benchmark | Sequence[str | Benchmark],
+    benchmark: Path_ | Benchmark | Sequence[Path_ | Benchmark],
     *,
     space: str | Space = "published",
     aggregations: Sequence[str] = ("mean",),
     n_search: int | Sequence[int] | None = None,
     seed: int = 0,
     config: DeepSettings | None = None,
-    model: str | None = None,
-    calibration: str | None = None,
+    model: Path_ | None = None,
+    calibration: Path_ | None = None,
     workers: int = -1,
     backend: str = "loky",
     device: str = "cpu",
@@ -121,7 +121,7 @@ def discover(
 
 
 def rank(
-    benchmark: str | Benchmark,
+    benchmark: Path_ | Benchmark,
     proxy: str | Sequence[str] = (),
     *,
     seed: int = 0,
@@ -167,7 +167,7 @@ def rank(
 
 def explain(
     proxy: str,
-    benchmark: str | Benchmark | None = None,
+    benchmark: Path_ | Benchmark | None = None,
     *,
     seed: int = 0,
     workers: int = -1,
@@ -213,7 +213,7 @@ def explain(
 
 
 def design(
-    space: str | ArchitectureSpace | Benchmark,
+    space: Path_ | ArchitectureSpace | Benchmark,
     *,
     proxy: str,
     max_params: int | None = None,
@@ -288,9 +288,9 @@ def design(
     if max_latency is not None and cluster is not None:
         raise LmscoutError(f"max_latency: measured here, not on cluster {cluster}: leave one out")
     signed = signed_proxy(proxy)
-    source: Any = space
-    if isinstance(space, str):
-        source = load(space) if on_benchmark else load_space_or_benchmark(space)
+    source: Any = as_name(space)
+    if isinstance(source, str):
+        source = load(source) if on_benchmark else load_space_or_benchmark(source)
     common |= {"limits": limits, "evaluations": evaluations, "weights": weights}
     run: Any = pick if isinstance(source, Benchmark) else search
     with shown_progress(progress) as advance:
@@ -300,13 +300,13 @@ def design(
 
 @names_config
 def prune(
-    model: str | LoadedModel,
+    model: Path_ | LoadedModel,
     *,
-    calibration: str | Text,
+    calibration: Path_ | Text,
     out: Path_,
     keep: float | Sequence[float] | None = None,
-    report: str | Text | None = None,
-    recover_text: str | Text | None = None,
+    report: Path_ | Text | None = None,
+    recover_text: Path_ | Text | None = None,
     config: PruneConfig | None = None,
     device: str = "cpu",
     compute_dtype: str | None = None,
@@ -364,15 +364,15 @@ def prune(
     assert text is not None
     with shown_progress(progress) as advance:
         return workflow.prune(
-            *(model, text, request, Path(out), first, compute_dtype),
+            *(as_name(model), text, request, Path(out), first, compute_dtype),
             report_on=report_on, recover_on=recover_on, progress=advance,
         )  # fmt: skip
 
 
 def evaluate(
-    model: str | LoadedModel,
+    model: Path_ | LoadedModel,
     *,
-    perplexity: str | Sequence[str] = (),
+    perplexity: Path_ | Sequence[Path_] = (),
     tasks: str | Sequence[str] = (),
     protocol: str | Sequence[str] = "llm-pruner",
     limit_tokens: int | None = None,
@@ -420,7 +420,7 @@ def evaluate(
 
     with shown_progress(progress) as advance:
         return kept_evaluation(
-            model,
+            as_name(model),
             perplexity=several(perplexity),
             tasks=[one for one in several(tasks) if one],
             protocol=several(protocol),
@@ -438,7 +438,7 @@ def evaluate(
 
 
 def export(
-    model: str | LoadedModel,
+    model: Path_ | LoadedModel,
     *,
     out: Path_,
     to: str = "gguf",
@@ -478,11 +478,11 @@ def export(
             f"gguf needs a package ({error}): pip install 'lmscout[gguf]'"
         ) from error
     with shown_progress(progress) as advance:
-        return export_gguf(model, Path(out), quantize, progress=advance)
+        return export_gguf(as_name(model), Path(out), quantize, progress=advance)
 
 
 def build_benchmark(
-    space: str | ArchitectureSpace,
+    space: Path_ | ArchitectureSpace,
     *,
     n: int,
     out: Path_,
@@ -532,10 +532,10 @@ def build_benchmark(
     from lmscout.benchmarks.space import load_space
     from lmscout.benchmarks.training import Recipe, tokens_of
 
-    drawn_from: Any = load_space(space) if isinstance(space, str) else space
-    files = [text] if isinstance(text, str | os.PathLike) else text
+    named = as_name(space)
+    drawn_from: Any = load_space(named) if isinstance(named, str) else named
     recipe = Recipe.of_tokens(tokens, drawn_from.max_length)
-    data = tokens_of(list(map(Path, files)), path_of(corpus))
+    data = tokens_of(list(map(Path, several(text))), path_of(corpus))
     common: dict[str, Any] = {"seed": seed, "seeds": seeds}
     common |= {"device": device, "workers": workers, "cluster": cluster}
     with shown_progress(progress) as advance:
@@ -544,7 +544,7 @@ def build_benchmark(
 
 
 def check_benchmark(
-    benchmark: str | Benchmark, *, seed: int = 0, out: Path_ | None = None
+    benchmark: Path_ | Benchmark, *, seed: int = 0, out: Path_ | None = None
 ) -> Check:
     """Measure what a built benchmark can distinguish: its noise, and its configuration baselines.
 
@@ -566,7 +566,7 @@ def check_benchmark(
     """
     from lmscout.benchmarks.check import kept_check
 
-    return kept_check(benchmark, seed, path_of(out))
+    return kept_check(as_name(benchmark), seed, path_of(out))
 
 
 def report(run: Path_, *, out: Path_ | None = None, beside: Path_ | None = None) -> Path:

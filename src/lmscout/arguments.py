@@ -1,6 +1,6 @@
 """Arguments of the public functions as objects, the public functions that load, and `discover`.
 
-Whatever is given as a string may be given as the object that it names.
+Whatever is given as a string may be given as a path, or as the object that it names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lmscout.errors import LmscoutError
 from lmscout.progress import shown_progress
 from lmscout.reading import read_json
 from lmscout.results import Result, has_fields_of, saved_values
-from lmscout.runs import RESULT
+from lmscout.runs import RESULT, SETTINGS
 
 if TYPE_CHECKING:
     from lmscout.benchmarks import Benchmark
@@ -50,23 +50,30 @@ RESULTS = {
 """Classes of results, no two with the same fields, and the command of each."""
 
 
-def benchmark_named(benchmark: str | Benchmark) -> Benchmark:
+def as_name(given: Any) -> Any:
+    """A path as a string; anything else stays as it is."""
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
+
+
+def benchmark_named(benchmark: Path_ | Benchmark) -> Benchmark:
     """A benchmark, or the one of a name."""
     from lmscout.benchmarks import load
 
-    return load(benchmark) if isinstance(benchmark, str) else benchmark
+    named: str | Benchmark = as_name(benchmark)
+    return load(named) if isinstance(named, str) else named
 
 
-def text_named(source: str | Text | None) -> Text | None:
+def text_named(source: Path_ | Text | None) -> Text | None:
     """A text, or the one of a file or of the Hub."""
     from lmscout.evaluation import read_text
 
-    return read_text(source) if isinstance(source, str) else source
+    named: str | Text | None = as_name(source)
+    return read_text(named) if isinstance(named, str) else named
 
 
-def several(given: str | Sequence[str]) -> list[str]:
+def several(given: Path_ | Sequence[Path_]) -> list[str]:
     """One name or several as a list."""
-    return [given] if isinstance(given, str) else list(given)
+    return list(map(as_name, [given] if isinstance(given, str | os.PathLike) else given))
 
 
 def path_of(given: Path_ | None) -> Path | None:
@@ -108,13 +115,13 @@ def run_settings(
 
 
 def discover_ranked(
-    benchmark: str | Benchmark | Sequence[str | Benchmark],
+    benchmark: Path_ | Benchmark | Sequence[Path_ | Benchmark],
     space: str | Space,
     aggregations: Sequence[str],
     *,
     n_search: int | Sequence[int] | None,
-    model: str | None,
-    calibration: str | None,
+    model: Path_ | None,
+    calibration: Path_ | None,
     device: str,
     progress: Progress,
     **common: Any,
@@ -145,7 +152,8 @@ def discover_ranked(
     if not study and (model or calibration):
         raise LmscoutError(f"{one}: model and calibration are for {STUDY}RUN")
     settings = run_settings(device=device, **common)
-    overrides = {"model": model, "calibration": calibration} if study else {}
+    moved = {"model": as_name(model), "calibration": as_name(calibration)}
+    overrides = moved if study else {}
 
     def source() -> tuple[Benchmark, Any]:
         from lmscout.pruning.pairs_benchmark import study_benchmark
@@ -166,7 +174,7 @@ def discover_ranked(
 
 
 def discover_deep(
-    benchmark: str | Benchmark | Sequence[str | Benchmark],
+    benchmark: Path_ | Benchmark | Sequence[Path_ | Benchmark],
     config: DeepSettings | None,
     *,
     n_search: int | Sequence[int] | None,
@@ -196,17 +204,18 @@ def discover_deep(
         )
 
 
-def _benchmarks(given: str | Benchmark | Sequence[str | Benchmark]) -> list[str | Benchmark]:
+def _benchmarks(given: Path_ | Benchmark | Sequence[Path_ | Benchmark]) -> list[str | Benchmark]:
     from lmscout.benchmarks import Benchmark
 
-    return [given] if isinstance(given, str | Benchmark) else list(given)
+    one = isinstance(given, str | os.PathLike | Benchmark)
+    return list(map(as_name, [given] if one else cast("Sequence[Any]", given)))
 
 
 def _is_study(benchmark: str | Benchmark) -> bool:
     return isinstance(benchmark, str) and benchmark.startswith(STUDY)
 
 
-def load_benchmark(name: str) -> Benchmark:
+def load_benchmark(name: Path_) -> Benchmark:
     """Load a benchmark: architectures whose trained quality is known.
 
     Args:
@@ -229,7 +238,7 @@ def load_benchmark(name: str) -> Benchmark:
     """
     from lmscout.benchmarks import load
 
-    return load(name)
+    return load(as_name(name))
 
 
 def load_result(path: Path_) -> Any:
@@ -251,7 +260,13 @@ def load_result(path: Path_) -> Any:
         >>> lmscout.load_result("checked.json") == checked
         True
     """
-    file = Path(path, RESULT) if Path(path).is_dir() else Path(path)
+    file = Path(path)
+    if file.is_dir():
+        file = file / RESULT
+        if not file.exists():
+            begun = "its run has not finished; repeat its command, which continues"
+            other = "is no run folder; name the --out of a command"
+            raise LmscoutError(f"{path}: {begun if Path(path, SETTINGS).exists() else other}")
     values = saved_values(read_json(file, surrogates=True))
     for one in RESULTS:
         module, name = one.rsplit(".", 1)
@@ -267,7 +282,7 @@ def command_of(result: object) -> str:
     return next((each for kind, each in RESULTS.items() if kind.endswith(f".{name}")), "")
 
 
-def load_model(source: str, *, dtype: str | None = None, device: str = "cpu") -> LoadedModel:
+def load_model(source: Path_, *, dtype: str | None = None, device: str = "cpu") -> LoadedModel:
     """Load a causal language model with its tokenizer: any, or one that lmscout saved.
 
     No code of the model's folder is run.
@@ -293,7 +308,7 @@ def load_model(source: str, *, dtype: str | None = None, device: str = "cpu") ->
 
     from lmscout.evaluation import load_model as load
 
-    return load(source, None if dtype is None else getattr(torch, dtype), device)
+    return load(as_name(source), None if dtype is None else getattr(torch, dtype), device)
 
 
 def register() -> None:

@@ -24,12 +24,6 @@ STOPPING = tuple(
 )
 """Signals that stop a command."""
 
-WORKER_ENDED = (
-    "a worker process has ended ({}), perhaps because memory ran out; finished work is kept: run "
-    "the same command again with fewer workers"
-)
-"""Message for a worker that ended early; formatted with the reason."""
-
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _WATCH_SECONDS = 0.5
 

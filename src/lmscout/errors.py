@@ -54,6 +54,16 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def worker_ended(error: BaseException) -> LmscoutError:
+    """What to tell of a pool of processes that is broken, by loky's error."""
+    codes = re.search(r"exit codes of the workers are \{(.*)\}", str(error))
+    how = codes.group(1) if codes else "without an exit code"
+    return LmscoutError(
+        f"a worker process has ended ({how}), perhaps because memory ran out; finished work is "
+        "kept: run the same command again with fewer workers"
+    )
+
+
 def brief(value: object) -> str:
     """The representation of any value, cut to 60 characters."""
     try:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -52,7 +54,7 @@ def test_one_worker_on_the_cpu_is_this_process(tmp_path):
             "^eight$",
             marks=pytest.mark.slow,
         ),
-        (9, LmscoutError, "a worker process has ended .exit code 3.*, .* with fewer workers"),
+        (9, LmscoutError, "a worker process has ended .EXIT.3.., .* with fewer workers"),
     ],
 )
 def test_a_failure_ends_the_work(tmp_path, job, error, said):
@@ -79,3 +81,22 @@ def test_workers_are_as_many_as_cores_but_few_a_gpu():
     assert default_workers(("cpu",)) == cores
     assert default_workers(("cuda:0",)) == min(8, cores)
     assert default_workers(("cuda:0", "cuda:1")) == min(16, cores)
+
+
+SCRIPT = """
+import sys
+import lmscout
+
+print("begun")
+lmscout.build_benchmark(
+    "nano", n=2, seeds=1, tokens=20_000, workers=2, out=sys.argv[1], progress=False
+)
+"""
+
+
+def test_a_script_without_a_main_block_is_run_once(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path / "built")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "begun\n"

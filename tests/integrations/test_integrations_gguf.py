@@ -164,6 +164,16 @@ def test_blocks_of_different_sizes_are_deci(first, tmp_path, tiny):
     assert written["deci.feed_forward_length"] == [width for _, width in expected]
 
 
+def test_equal_blocks_of_the_decilm_family_are_a_llama(tmp_path):
+    model = random_model(transformers.LlamaConfig(**COMMON | {"intermediate_size": 512}))
+    folder = tmp_path / "pruned"
+    folder.mkdir()
+    write(cut(model, Plan((2,) * 3, (256,) * 3), shape="deci"), folder, load_tokenizer())
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "nemotron-nas"
+    found = lmscout.export(str(folder), out=tmp_path / "file", progress=False)
+    assert (found.architecture, found.checked) == ("llama", "llama.cpp")
+
+
 def test_equal_blocks_are_no_deci_although_some_were_dropped(tmp_path, tiny):
     found = exported(cut(tiny.model, Plan((0,) + (8,) * 11, (0,) + (384,) * 11)), tmp_path / "file")
     assert found.architecture == "llama"
@@ -291,7 +301,9 @@ def refused_models():
     gelu = random_model(transformers.LlamaConfig(**COMMON, hidden_act="gelu"))
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     scaled = random_model(transformers.LlamaConfig(**COMMON, rope_parameters=dynamic))
+    alike = {"n_layer": 1, "n_head": 2, "vocab_size": 4096}
     return {
+        "no GGUF form of type 'bloom'": random_model(transformers.BloomConfig(**alike)),
         "norms of query and key; prune it with shape uniform": cut(qwen3, UNEVEN),
         "its gpt2 blocks have different sizes; prune it with shape uniform": cut(gpt2, plan),
         "its activation function is gelu; serve": gelu,

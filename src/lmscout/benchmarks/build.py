@@ -7,13 +7,12 @@ alone, not on the other trainings or the number of workers.
 
 from __future__ import annotations
 
-import multiprocessing
+import math
 import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib.externals.loky import process_executor
+from joblib.externals.loky.backend import get_context
+from joblib.externals.loky.backend import resource_tracker as loky_tracker
 
 from lmscout.benchmarks.built import (
     ROWS,
@@ -36,9 +38,9 @@ from lmscout.benchmarks.built import (
 )
 from lmscout.benchmarks.space import Space, sample
 from lmscout.benchmarks.training import Recipe, TokenData, check_validation, train, window_starts
-from lmscout.children import WORKER_ENDED, end_with_parent, signals_held
+from lmscout.children import end_with_parent, signals_held
 from lmscout.cluster import Cluster, connect
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, worker_ended
 from lmscout.files import check_folder
 from lmscout.models import ArchitectureSpec
 from lmscout.progress import StageProgress
@@ -101,33 +103,28 @@ def spread(task: Task, jobs: Sequence[Any], devices: Sequence[str], workers: int
             yield done
         return
     count = min(workers, len(jobs))
-    context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # unblocks signals where it starts its process
+    context = get_context("loky")  # whose processes do not run the caller's script again
+    for tracker in (resource_tracker, loky_tracker):
+        tracker.ensure_running()  # it unblocks signals where it starts its process
     dealt = context.SimpleQueue()
     # Little goes to a process that starts: if this one is killed while it writes, the other would
     # show a traceback.  A worker that has begun ends in silence, so the task follows then.
     # Pickled here: multiprocessing would move the tensors to shared memory, which may be small.
     dealing = threading.Thread(target=_deal, args=(dealt, task, devices, count), daemon=True)
-    executor = ProcessPoolExecutor(max(1, count), context, _begin, (os.getpid(), dealt))
+    executor = process_executor.ProcessPoolExecutor(
+        max(1, count), context=context, initializer=_begin, initargs=(os.getpid(), dealt)
+    )
     try:
         with signals_held():
             dealing.start()
             futures = [executor.submit(_work, job) for job in jobs]
-        processes = list(executor._processes.values())
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             yield done
-    except BrokenProcessPool:
-        # The executor ends the other workers by SIGTERM.
-        for process in processes:
-            process.join(1.0)
-        codes = {process.exitcode for process in processes} - {None, 0, -15}
-        ended = ", ".join(f"exit code {code}" for code in codes) or "exit code unknown"
-        raise LmscoutError(WORKER_ENDED.format(ended)) from None
+    except BrokenExecutor as error:
+        raise worker_ended(error) from None
     finally:
-        for process in executor._processes.values():
-            process.kill()
-        executor.shutdown(cancel_futures=True)
+        executor.shutdown(kill_workers=True)
         dealt.close()  # ends the thread, if a worker has not taken its task
         dealing.join()
 
@@ -147,6 +144,7 @@ def _deal(dealt: SimpleQueue[_Dealt], task: Task, devices: Sequence[str], worker
 def _begin(parent: int, dealt: SimpleQueue[_Dealt]) -> None:
     global _task, _device
     end_with_parent(parent)
+    process_executor._MAX_MEMORY_LEAK_SIZE = math.inf  # a new process would wait for a task
     torch.set_num_threads(1)
     pickled, device = dealt.get()
     _task, _device = pickle.loads(pickled), device

@@ -75,7 +75,9 @@ _INTERNAL = (
     *("_attn_implementation_internal", "_experts_implementation_internal"),
 )
 _SHOWN = 3  # names of weights in a message
-_OWN_CLASSES = "lmscout.evaluation.modeling_lmscout"
+# Modules that register classes of saved folders; by name, as transformers finds them.
+_PRUNED = "lmscout.evaluation.modeling_lmscout"
+_DESIGNED = "lmscout.models.pretrained"
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,9 @@ def _folder(source: str, *, weights: bool = True) -> Path:
 
 
 def _causal_config(folder: Path, source: str) -> PreTrainedConfig:
-    read_config(folder / CONFIG)  # before transformers reads it without bounds
-    import_module(_OWN_CLASSES)  # registers them, so that a saved folder needs no code of its own
+    entries = read_config(folder / CONFIG)  # before transformers reads it without bounds
+    designed = entries.get("model_type") == "lmscout_design"
+    import_module(_DESIGNED if designed else _PRUNED)  # so that the folder's code is not needed
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True

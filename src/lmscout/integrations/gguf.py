@@ -42,6 +42,7 @@ _ARCHITECTURES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "gpt2": gguf.MODEL_ARCH.GPT2,
+    "nemotron-nas": gguf.MODEL_ARCH.LLAMA,
 }
 """transformers' type of a plain model -> llama.cpp's."""
 _DECI = gguf.MODEL_ARCH.DECI
@@ -168,6 +169,8 @@ def _layout(loaded: LoadedModel) -> _Layout:
     """The blocks' sizes and the architecture that holds them."""
     config: Any = loaded.model.config
     kind = plain_type(config)
+    if kind not in _ARCHITECTURES:
+        raise _refused(loaded, f"lmscout has no GGUF form of type {kind!r}")
     depth = config.num_hidden_layers
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", heads)
@@ -178,9 +181,7 @@ def _layout(loaded: LoadedModel) -> _Layout:
         width = config.n_inner or 4 * config.n_embd if kind == "gpt2" else config.intermediate_size
         each, channels = [groups] * depth, [width] * depth
     alike = len({*zip(each, channels, strict=True)}) == 1 and all(each + channels)
-    architecture = _ARCHITECTURES.get(kind) if alike else _DECI
-    if architecture is None:
-        raise _refused(loaded, f"lmscout has no GGUF form of type {kind!r}")
+    architecture = _ARCHITECTURES[kind] if alike else _DECI
     all_heads = [heads // groups * one for one in each]
     if alike:
         return _Layout(architecture, all_heads, each, channels, head)

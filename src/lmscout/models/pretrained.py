@@ -56,7 +56,7 @@ class DesignedConfig(PreTrainedConfig):
             found: Any = spec_from_dict(spec)
             entries["vocab_size"] = found.vocabulary
             entries["hidden_size"], entries["num_hidden_layers"] = found.width, found.depth
-            entries["use_cache"] = False
+            entries["max_position_embeddings"], entries["use_cache"] = found.max_length, False
         super().__init__(**entries)
 
 
@@ -85,6 +85,15 @@ class DesignedForCausalLM(PreTrainedModel, GenerationMixin):
             fresh = Rotary(size, length, self.config.spec["rope_theta"])
             module.cosine.data.copy_(fresh.cosine)
             module.sine.data.copy_(fresh.sine)
+
+    def get_input_embeddings(self) -> Any:
+        """The embedding; of an adaptive vocabulary all of its tables, in one module."""
+        llama = isinstance(self.decoder, LlamaModel)
+        return self.decoder.tokens if llama else self.decoder.vocabulary
+
+    def get_output_embeddings(self) -> Any:
+        """The output head; None of an adaptive vocabulary, which is no linear layer."""
+        return getattr(self.decoder, "head", None)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, **_: Any) -> CausalLMOutput:
         """Compute next-token logits.

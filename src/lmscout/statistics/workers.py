@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -24,9 +23,9 @@ from joblib.externals.loky import get_reusable_executor, process_executor
 from joblib.externals.loky.backend import resource_tracker as loky_tracker
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
-from lmscout.children import WORKER_ENDED, begin_worker, signals_held
+from lmscout.children import begin_worker, signals_held
 from lmscout.cluster import connect, in_order
-from lmscout.errors import LmscoutError, brief
+from lmscout.errors import LmscoutError, brief, worker_ended
 from lmscout.memory import GIB, free_at_first, usable_device
 
 _PROCESSES = "loky"
@@ -263,9 +262,7 @@ def _results(
         try:
             yield results
         except BrokenExecutor as error:
-            codes = re.search(r"exit codes of the workers are \{(.*)\}", str(error))
-            how = codes.group(1) if codes else "without an exit code"
-            raise LmscoutError(WORKER_ENDED.format(how)) from None
+            raise worker_ended(error) from None
         finally:
             warnings.simplefilter("ignore")  # of work that an interrupt cancels
             results.close()
