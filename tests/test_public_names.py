@@ -4,8 +4,10 @@ import doctest
 import inspect
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+import torch
 
 import lmscout
 from lmscout.builtin import tiny_folder
@@ -124,6 +126,66 @@ def test_paths_are_taken_where_strings_are(folder, tmp_path):
     assert lmscout.discover([own], n_search=6, **some).n_architectures == 12
     with pytest.raises(lmscout.LmscoutError, match="no architecture was trained with several"):
         lmscout.check_benchmark(own)
+
+
+def test_types_of_pytorch_are_taken_where_their_names_are(folder):
+    model, text = str(folder / "MODEL"), str(folder / "test.txt")
+    given = {"dtype": torch.bfloat16, "device": torch.device("cpu")}
+    loaded = lmscout.load_model(model, **given)
+    assert loaded.model.dtype == torch.bfloat16
+    assert repr(loaded) == f"LoadedModel(LlamaForCausalLM, 3,083,392 parameters, {model!r})"
+    named, meant = (
+        lmscout.evaluate(model, perplexity=text, limit_tokens=640, progress=False, **one)
+        for one in ({"dtype": "bfloat16"}, given)
+    )
+    assert named.perplexities == meant.perplexities
+
+
+def test_arguments_of_other_types_are_refused_in_one_line(folder, tmp_path):
+    model, text = str(folder / "MODEL"), str(folder / "test.txt")
+    bench = lmscout.load_benchmark("pico").subset(range(12))
+    pruned = partial(lmscout.prune, model, calibration=text, out=tmp_path / "out")
+    evaluated = partial(lmscout.evaluate, model, perplexity=text)
+    plain = lmscout.load_model(model).model
+    for call, message in (
+        (partial(pruned, keep="0.8"), r"prune: keep is of type str .got '0.8', expected float"),
+        (partial(pruned, keep=[0.8, None]), r"keep is of type list .*, expected float . Sequence"),
+        (partial(pruned, keep=True), "keep is of type bool"),
+        (partial(pruned, config={"pairs": 20}), "config is of type dict .*expected PruneConfig"),
+        (partial(pruned, compute_dtype="int8"), "unknown dtype 'int8': expected one of float32"),
+        (partial(pruned, calibration=None), "calibration is of type NoneType"),
+        (partial(pruned, calibration="some text " * 99), "is no path: it is too long"),
+        (partial(lmscout.prune, plain, calibration=text, out=tmp_path), "is of type LlamaForCaus"),
+        (partial(lmscout.evaluate, plain, perplexity=text), "expected str . path . LoadedModel"),
+        (partial(evaluated, dtype="float8"), "unknown dtype 'float8'"),
+        (partial(evaluated, limit_tokens=-5), "limit_tokens of -5 is too small"),
+        (partial(evaluated, batch_tokens=0), "batch_tokens of 0 is too small"),
+        (partial(evaluated, limit="9"), "evaluate: limit is of type str"),
+        (partial(lmscout.load_model, 5), "source is of type int"),
+        (partial(lmscout.load_benchmark, None), "name is of type NoneType"),
+        (partial(lmscout.rank, bench, ["snip", 5]), "rank: proxy is of type list"),
+        (partial(lmscout.rank, bench, "snip", workers="2"), "workers is of type str"),
+        (partial(lmscout.rank, bench, "snip", seed=-1), "seed of -1 is too small"),
+        (partial(lmscout.discover, [bench, None]), "benchmark is of type list"),
+        (partial(lmscout.discover, bench, n_search="6"), "n_search is of type str"),
+        (partial(lmscout.design, "nano", proxy="depth", max_params="1M"), "max_params is of type"),
+        (partial(lmscout.build_benchmark, "nano", n=1, seeds=0, out=tmp_path), "seeds of 0 is too"),
+        (partial(lmscout.PruneConfig, pairs="20"), "PruneConfig: pairs is of type str"),
+        (partial(lmscout.PruneConfig, keep="0.5"), "keep is of type str"),
+        (partial(lmscout.PruneConfig, features="snip"), r"features is of .*expected tuple.str"),
+        (partial(lmscout.CalibrationConfig, windows="8"), "CalibrationConfig: windows is of type"),
+        (partial(lmscout.DeepSearchConfig, race=1), "DeepSearchConfig: race is of type int"),
+        (partial(lmscout.export, model, out=tmp_path / "file", quantize=8), "quantize is of type"),
+        (partial(lmscout.load_result, tmp_path), "is no run folder; name the --out of a command"),
+    ):
+        with pytest.raises(lmscout.LmscoutError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_share_alone_is_taken_for_shares():
+    assert lmscout.PruneConfig(keep=0.5) == lmscout.PruneConfig(keep=(0.5,))
 
 
 def test_a_field_of_the_config_as_an_argument_is_named(tmp_path):

@@ -22,6 +22,7 @@ from lmscout.arguments import (
     benchmark_named,
     names_config,
     path_of,
+    public,
     run_settings,
     several,
     text_named,
@@ -30,6 +31,8 @@ from lmscout.errors import LmscoutError, check_whole
 from lmscout.progress import shown_progress
 
 if TYPE_CHECKING:
+    import torch
+
     from lmscout.benchmarks import Benchmark
     from lmscout.benchmarks.build import Built
     from lmscout.benchmarks.check import Check
@@ -45,11 +48,12 @@ if TYPE_CHECKING:
     from lmscout.pruning.results import Pruning
 
 
+@public
 def discover(
     benchmark: Path_ | Benchmark | Sequence[Path_ | Benchmark],
     *,
     space: str | Space = "published",
-    aggregations: Sequence[str] = ("mean",),
+    aggregations: str | Sequence[str] = ("mean",),
     n_search: int | Sequence[int] | None = None,
     seed: int = 0,
     config: DeepSettings | None = None,
@@ -57,7 +61,7 @@ def discover(
     calibration: Path_ | None = None,
     workers: int = -1,
     backend: str = "loky",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     cluster: str | None = None,
     out: Path_ | None = None,
     progress: Progress = True,
@@ -115,11 +119,11 @@ def discover(
             return discover_deep(benchmark, config, out=folder, **common)[1]
     if config is not None:
         raise LmscoutError(f"config is for space {DEEP!r}: leave it out")
-    return discover_ranked(
-        benchmark, space, aggregations, out=out, model=model, calibration=calibration, **common
-    )
+    common |= {"out": out, "model": model, "calibration": calibration}
+    return discover_ranked(benchmark, space, several(aggregations), **common)
 
 
+@public
 def rank(
     benchmark: Path_ | Benchmark,
     proxy: str | Sequence[str] = (),
@@ -127,7 +131,7 @@ def rank(
     seed: int = 0,
     workers: int = -1,
     backend: str = "loky",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     cluster: str | None = None,
     out: Path_ | None = None,
     progress: Progress = True,
@@ -165,6 +169,7 @@ def rank(
         return rank_proxies(benchmark_named(benchmark), several(proxy), progress=advance, **common)
 
 
+@public
 def explain(
     proxy: str,
     benchmark: Path_ | Benchmark | None = None,
@@ -172,7 +177,7 @@ def explain(
     seed: int = 0,
     workers: int = -1,
     backend: str = "loky",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     cluster: str | None = None,
     out: Path_ | None = None,
     progress: Progress = True,
@@ -212,6 +217,7 @@ def explain(
         return explained(benchmark_named(benchmark), proxy, progress=advance, **common)
 
 
+@public
 def design(
     space: Path_ | ArchitectureSpace | Benchmark,
     *,
@@ -225,7 +231,7 @@ def design(
     on_benchmark: bool = False,
     workers: int = -1,
     backend: str = "loky",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     cluster: str | None = None,
     progress: Progress = True,
 ) -> Design | Selection:
@@ -284,7 +290,7 @@ def design(
     del common["out"]
     check_whole("evaluations", evaluations, 1)
     check_whole("weights", weights, 1)
-    limits = limits_of(max_params, max_macs, max_latency, device=device)
+    limits = limits_of(max_params, max_macs, max_latency, device=as_name(device))
     if max_latency is not None and cluster is not None:
         raise LmscoutError(f"max_latency: measured here, not on cluster {cluster}: leave one out")
     signed = signed_proxy(proxy)
@@ -299,6 +305,7 @@ def design(
 
 
 @names_config
+@public
 def prune(
     model: Path_ | LoadedModel,
     *,
@@ -308,8 +315,8 @@ def prune(
     report: Path_ | Text | None = None,
     recover_text: Path_ | Text | None = None,
     config: PruneConfig | None = None,
-    device: str = "cpu",
-    compute_dtype: str | None = None,
+    device: str | torch.device = "cpu",
+    compute_dtype: str | torch.dtype | None = None,
     progress: Progress = True,
 ) -> Pruning:
     """Prune a causal language model to a budget with an accuracy predictor (arXiv 2309.09507).
@@ -351,7 +358,8 @@ def prune(
     from lmscout.pruning import workflow
     from lmscout.pruning.config import PruneConfig
 
-    first, *others = devices_of(device)
+    devices = as_name(device)
+    first, *others = devices_of(devices)
     request = config or PruneConfig()
     if keep is not None:
         shares = (keep,) if isinstance(keep, int | float) else tuple(keep)
@@ -359,16 +367,17 @@ def prune(
             raise LmscoutError("keep: give one or several shares, each once")
         request = replace(request, keep=shares)
     if others:
-        request = replace(request, devices=tuple(others), split="+" in device)
+        request = replace(request, devices=tuple(others), split="+" in devices)
     text, report_on, recover_on = map(text_named, (calibration, report, recover_text))
     assert text is not None
     with shown_progress(progress) as advance:
         return workflow.prune(
-            *(as_name(model), text, request, Path(out), first, compute_dtype),
+            *(as_name(model), text, request, Path(out), first, as_name(compute_dtype)),
             report_on=report_on, recover_on=recover_on, progress=advance,
         )  # fmt: skip
 
 
+@public
 def evaluate(
     model: Path_ | LoadedModel,
     *,
@@ -381,8 +390,8 @@ def evaluate(
     shots: int | None = None,
     limit: int | None = None,
     speed: bool = False,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
     out: Path_ | None = None,
     progress: Progress = True,
 ) -> Evaluation:
@@ -430,13 +439,14 @@ def evaluate(
             shots=shots,
             limit=limit,
             speed=speed,
-            dtype=dtype,
-            device=device,
+            dtype=as_name(dtype),
+            device=as_name(device),
             out=path_of(out),
             progress=advance,
         )
 
 
+@public
 def export(
     model: Path_ | LoadedModel,
     *,
@@ -481,6 +491,7 @@ def export(
         return export_gguf(as_name(model), Path(out), quantize, progress=advance)
 
 
+@public
 def build_benchmark(
     space: Path_ | ArchitectureSpace,
     *,
@@ -491,7 +502,7 @@ def build_benchmark(
     corpus: Path_ | None = None,
     seed: int = 0,
     seeds: int = 3,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     workers: int | None = None,
     cluster: str | None = None,
     progress: Progress = True,
@@ -532,17 +543,19 @@ def build_benchmark(
     from lmscout.benchmarks.space import load_space
     from lmscout.benchmarks.training import Recipe, tokens_of
 
+    check_whole("seeds", seeds, 1)
     named = as_name(space)
     drawn_from: Any = load_space(named) if isinstance(named, str) else named
     recipe = Recipe.of_tokens(tokens, drawn_from.max_length)
     data = tokens_of(list(map(Path, several(text))), path_of(corpus))
     common: dict[str, Any] = {"seed": seed, "seeds": seeds}
-    common |= {"device": device, "workers": workers, "cluster": cluster}
+    common |= {"device": as_name(device), "workers": workers, "cluster": cluster}
     with shown_progress(progress) as advance:
         update = advance and partial(advance, "training")
         return build(drawn_from, n, Path(out), data, recipe, progress=update, **common)
 
 
+@public
 def check_benchmark(
     benchmark: Path_ | Benchmark, *, seed: int = 0, out: Path_ | None = None
 ) -> Check:
@@ -569,6 +582,7 @@ def check_benchmark(
     return kept_check(as_name(benchmark), seed, path_of(out))
 
 
+@public
 def report(run: Path_, *, out: Path_ | None = None, beside: Path_ | None = None) -> Path:
     """Write the report of a run: one HTML file with figures and tables, made from its folder.
 

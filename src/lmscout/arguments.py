@@ -13,13 +13,15 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, check_types, check_whole
 from lmscout.progress import shown_progress
 from lmscout.reading import read_json
 from lmscout.results import Result, has_fields_of, saved_values
 from lmscout.runs import RESULT, SETTINGS
 
 if TYPE_CHECKING:
+    import torch
+
     from lmscout.benchmarks import Benchmark
     from lmscout.discovery.discover import Discovery
     from lmscout.discovery.symbolic_search import DeepDiscovery, DeepSettings
@@ -51,8 +53,11 @@ RESULTS = {
 
 
 def as_name(given: Any) -> Any:
-    """A path as a string; anything else stays as it is."""
-    return os.fspath(given) if isinstance(given, os.PathLike) else given
+    """A path, or PyTorch's device or dtype, as a string; anything else stays as it is."""
+    if isinstance(given, os.PathLike):
+        return os.fspath(given)
+    known = type(given).__module__ == "torch" and type(given).__name__ in ("device", "dtype")
+    return str(given).removeprefix("torch.") if known else given
 
 
 def benchmark_named(benchmark: Path_ | Benchmark) -> Benchmark:
@@ -81,6 +86,22 @@ def path_of(given: Path_ | None) -> Path | None:
     return None if given is None else Path(given)
 
 
+def public(function: _Function) -> _Function:
+    """Decorate a public function: arguments of other types are refused in one line."""
+    parameters = signature(function)
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        try:
+            bound = parameters.bind(*given, **named)
+        except TypeError:
+            return function(*given, **named)  # which says what is missing, or not known
+        check_types(function.__name__, function.__annotations__, bound.arguments)
+        return function(*given, **named)
+
+    return cast(_Function, call)
+
+
 def names_config(function: _Function) -> _Function:
     """Decorate `prune`: name the config where an argument is one of its fields."""
 
@@ -100,7 +121,12 @@ def names_config(function: _Function) -> _Function:
 
 
 def run_settings(
-    workers: int, backend: str, device: str, cluster: str | None, seed: int, out: Path_ | None
+    workers: int,
+    backend: str,
+    device: str | torch.device,
+    cluster: str | None,
+    seed: int,
+    out: Path_ | None,
 ) -> Any:
     """Keyword arguments that the functions of `lmscout.discovery` share, see `lmscout.rank`.
 
@@ -109,8 +135,9 @@ def run_settings(
     from lmscout.benchmarks.loading import cache_directory
     from lmscout.statistics import Workers
 
+    check_whole("seed", seed, 0)
     cache = cache_directory() / "statistics"
-    spread = Workers(workers, backend, device, cluster)
+    spread = Workers(workers, backend, as_name(device), cluster)
     return {"workers": spread, "seed": seed, "cache": cache, "out": path_of(out)}
 
 
@@ -138,7 +165,7 @@ def discover_ranked(
     if len(benchmarks) != 1:
         raise LmscoutError(f"several benchmarks at once are for space {DEEP!r}: give one")
     (one,), (size,) = benchmarks, search_sizes(n_search, 1)
-    study = _is_study(one)
+    study, device = _is_study(one), as_name(device)
     if study and device != "cpu":
         raise LmscoutError(
             f"device {device}: not for {STUDY}RUN, whose statistics are computed on the CPU; "
@@ -215,6 +242,7 @@ def _is_study(benchmark: str | Benchmark) -> bool:
     return isinstance(benchmark, str) and benchmark.startswith(STUDY)
 
 
+@public
 def load_benchmark(name: Path_) -> Benchmark:
     """Load a benchmark: architectures whose trained quality is known.
 
@@ -241,6 +269,7 @@ def load_benchmark(name: Path_) -> Benchmark:
     return load(as_name(name))
 
 
+@public
 def load_result(path: Path_) -> Any:
     """Load a result that its `save(path)` wrote, or the one of a run folder.
 
@@ -282,7 +311,10 @@ def command_of(result: object) -> str:
     return next((each for kind, each in RESULTS.items() if kind.endswith(f".{name}")), "")
 
 
-def load_model(source: Path_, *, dtype: str | None = None, device: str = "cpu") -> LoadedModel:
+@public
+def load_model(
+    source: Path_, *, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> LoadedModel:
     """Load a causal language model with its tokenizer: any, or one that lmscout saved.
 
     No code of the model's folder is run.
@@ -304,11 +336,11 @@ def load_model(source: Path_, *, dtype: str | None = None, device: str = "cpu") 
         >>> loaded.model.training
         False
     """
-    import torch
-
+    from lmscout.evaluation import dtype_named
     from lmscout.evaluation import load_model as load
 
-    return load(as_name(source), None if dtype is None else getattr(torch, dtype), device)
+    wanted = None if dtype is None else dtype_named(as_name(dtype))
+    return load(as_name(source), wanted, as_name(device))
 
 
 def register() -> None:

@@ -1,8 +1,11 @@
 """The exception for user errors, checks that raise it, and values as messages show them."""
 
+import os
 import re
 import reprlib
-from collections.abc import Iterable
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 _LONGEST = 60
 _NO_MEMORY = (  # of PyTorch's allocator, the system's, C++'s, and for the stack of a thread
@@ -10,6 +13,16 @@ _NO_MEMORY = (  # of PyTorch's allocator, the system's, C++'s, and for the stack
     *("std::bad_alloc", "can't start new thread"),
 )
 _PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s/]+@")
+_BETWEEN = re.compile(r" \| (?![^\[]*\])")  # alternatives of an annotation, not in brackets
+_TYPES: dict[str, Any] = {
+    "None": types.NoneType,
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "Path_": (str, os.PathLike),
+    "Progress": (bool, Callable, types.NoneType),
+}
 _VALUE = re.compile(
     r"([?&;](?:\w*passw(?:or)?d|pwd|pw|auth|odbc_connect|secret|\w*token))=(?!\*{3})[^\s&;]+",
     re.IGNORECASE,
@@ -32,6 +45,39 @@ def check_whole(name: str, given: object, least: int, most: int | None = None) -
         raise LmscoutError(f"{name} of {given} is too small: give {least} or more")
     if most is not None and given > most:
         raise LmscoutError(f"{name} of {given} is too large: give {most} or less")
+
+
+def check_types(owner: str, annotations: Mapping[str, Any], values: Mapping[str, object]) -> None:
+    """Raise LmscoutError unless values are of the types that annotations, as text, give by name.
+
+    Classes are compared by name: some are imported on first use, under a longer name.
+    """
+    for name, value in values.items():
+        if not _is_any(value, annotations[name]):
+            expected = annotations[name].replace("Path_", "str | path")
+            raise LmscoutError(
+                f"{owner}: {name} is of type {type(value).__name__} (got {brief(value)}, expected "
+                f"{expected})"
+            )
+
+
+def _is_any(value: object, annotation: str) -> bool:
+    return any(_is(value, one) for one in _BETWEEN.split(annotation))
+
+
+def _is(value: object, annotation: str) -> bool:
+    name, _, of = annotation.removesuffix("]").partition("[")
+    if name in ("Sequence", "tuple"):
+        kind: Any = Sequence if name == "Sequence" else tuple
+        if not isinstance(value, kind) or isinstance(value, str):
+            return False
+        items: Any = value
+        return all(_is_any(one, of.removesuffix(", ...")) for one in items)
+    if name in _TYPES:
+        number = isinstance(value, bool) and name in ("int", "float")
+        return isinstance(value, _TYPES[name]) and not number
+    classes = (one.__name__ for one in type(value).__mro__[:-1])
+    return any(name.rpartition(".")[2].endswith(one) for one in classes)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -70,6 +116,7 @@ def brief(value: object) -> str:
         text = _SHORT.repr(value)
     except (RecursionError, ValueError):  # too deep, or an integer of more than 4,300 digits
         text = f"a value of type {type(value).__name__}"
+    text = " ".join(text.split("\n"))
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 

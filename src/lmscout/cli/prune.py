@@ -542,15 +542,14 @@ def _estimate(
     LmscoutError if the run would be refused because of its model.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
-    import torch
 
-    from lmscout.evaluation import fit_protocol, load_config, memory_dtype
+    from lmscout.evaluation import dtype_named, fit_protocol, load_config, memory_dtype
     from lmscout.pruning.estimate import estimate
 
     config = load_config(model)
     if reporting:
         fit_protocol(request.protocol, config)  # refuses windows longer than the model's
-    dtype = getattr(torch, compute_dtype) if compute_dtype else memory_dtype(config, device)
+    dtype = dtype_named(compute_dtype) if compute_dtype else memory_dtype(config, device)
     found = estimate(config, request, dtype=dtype, device=device)
     if json != console.STDOUT:
         table = console.table("", "memory", "time")

@@ -38,7 +38,7 @@ from lmscout.discovery.scorer import (
     split_benchmark,
 )
 from lmscout.discovery.search_record import Evolution, Record, evolve
-from lmscout.errors import LmscoutError, check_whole, require_known
+from lmscout.errors import LmscoutError, check_types, check_whole, require_known
 from lmscout.progress import Progress, StageProgress, Stages, part_of
 from lmscout.proxies import LITERATURE, Grammar, format_expression
 from lmscout.proxies.primitives import SPEC_LEAVES
@@ -93,6 +93,7 @@ class DeepSettings:
     weights: int = 1
 
     def __post_init__(self) -> None:
+        check_types("DeepSearchConfig", self.__annotations__, vars(self))
         require_known("engine", self.engine, ENGINES)
         require_known("objective", self.objective, OBJECTIVES)
         for name in ("evaluations", "searches", "largest", "weights"):

@@ -5,6 +5,7 @@ from lmscout.evaluation.cost import parameter_bytes, parameter_count, vocabulary
 from lmscout.evaluation.loading import (
     LoadedModel,
     devices_of,
+    dtype_named,
     load_config,
     load_model,
     memory_dtype,
@@ -31,6 +32,7 @@ __all__ = [
     "Text",
     "checked_tokens",
     "devices_of",
+    "dtype_named",
     "fit_protocol",
     "load_config",
     "load_model",

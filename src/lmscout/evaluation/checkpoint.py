@@ -30,6 +30,7 @@ from lmscout.reading import (
     MIB,
     check_inside,
     check_safetensors_header,
+    expanded,
     named_file,
     parse_yaml,
     read_json_object,
@@ -325,7 +326,7 @@ def model_fingerprint(source: object) -> str | None:
     """
     if not isinstance(source, str):
         return f"in memory, {uuid4().hex[:8]}"
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
@@ -342,7 +343,7 @@ def model_fingerprint(source: object) -> str | None:
 
 def read_origin(source: str, folder: Path | None) -> Origin:
     """Where the model of a folder or a Hub name comes from; malformed entries are ignored."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     card = {} if folder is None else _card(folder)
     license, title = (_matching(_WORD, card.get(one)) for one in ("license", "license_name"))
     if not path.exists():

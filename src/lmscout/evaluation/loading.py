@@ -30,7 +30,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from lmscout.errors import LmscoutError, first_line, out_of_memory
+from lmscout.errors import LmscoutError, first_line, out_of_memory, require_known
 from lmscout.evaluation.checkpoint import (
     CARD,
     CONFIG,
@@ -40,7 +40,7 @@ from lmscout.evaluation.checkpoint import (
     read_config,
     stored_dtype,
 )
-from lmscout.evaluation.cost import vocabulary_size
+from lmscout.evaluation.cost import parameter_count, vocabulary_size
 from lmscout.evaluation.quiet import quiet
 from lmscout.memory import usable_device
 from lmscout.reading import expanded
@@ -80,7 +80,7 @@ _PRUNED = "lmscout.evaluation.modeling_lmscout"
 _DESIGNED = "lmscout.models.pretrained"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A model with its tokenizer."""
 
@@ -91,6 +91,11 @@ class LoadedModel:
     # one of `PLAIN_DTYPES`
     saved_dtype: torch.dtype | None = None
     folder: Path | None = None  # of its files
+
+    def __repr__(self) -> str:
+        """One line: the class of the model, its size and its source."""
+        size = f"{parameter_count(self.model):,} parameters"
+        return f"LoadedModel({type(self.model).__name__}, {size}, {self.source!r})"
 
 
 def load_model(
@@ -173,6 +178,13 @@ def memory_dtype(config: PreTrainedConfig, device: torch.device) -> torch.dtype:
     """The dtype that `load_model` gives weights on a device by default."""
     saved = _dtype(config)
     return torch.float32 if device.type == "cpu" or saved is None else saved
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """A type of weights by its name, such as "bfloat16"; LmscoutError for another."""
+    known = {_short(one): one for one in PLAIN_DTYPES}
+    require_known("dtype", name, known)
+    return known[name]
 
 
 def _dtype(config: PreTrainedConfig) -> torch.dtype | None:

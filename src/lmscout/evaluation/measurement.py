@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, check_whole
 from lmscout.evaluation.checkpoint import model_fingerprint
 from lmscout.evaluation.cost import (
     median_seconds,
@@ -23,7 +23,7 @@ from lmscout.evaluation.cost import (
     parameter_count,
     vocabulary_size,
 )
-from lmscout.evaluation.loading import LoadedModel, load_model
+from lmscout.evaluation.loading import LoadedModel, dtype_named, load_model
 from lmscout.evaluation.perplexity import Perplexity, checked_tokens, longest_window, protocol_of
 from lmscout.evaluation.perplexity import perplexity as text_perplexity
 from lmscout.evaluation.tasks import TaskScore, check_tasks, questions_sha256, score_tasks
@@ -103,6 +103,10 @@ def kept_evaluation(
 
     Every input is checked before the first measurement.
     """
+    check_whole("batch_tokens", batch_tokens, 1)
+    for name, given in (("limit_tokens", limit_tokens), ("limit", limit)):
+        check_whole(name, 1 if given is None else given, 1)
+    check_whole("shots", shots or 0, 0)
     if not (perplexity or tasks):
         raise LmscoutError("nothing to measure: give perplexity texts, tasks or both")
     if tasks:
@@ -132,7 +136,7 @@ def kept_evaluation(
     def measure() -> Evaluation:
         loaded = model
         if isinstance(loaded, str):
-            loaded = load_model(loaded, getattr(torch, dtype), device)
+            loaded = load_model(loaded, dtype_named(dtype), device)
         start = time.perf_counter()
         measured = list(product(texts, protocols))
         for text, one in measured:

@@ -81,9 +81,9 @@ def row_file(source: str) -> RowFile | None:
     A file whose whole name is the source is that file, whatever follows a `#` in it.
     """
     match = _ROWS.fullmatch(source)
-    if match is None or (match["field"] and Path(source).expanduser().is_file()):
+    if match is None or (match["field"] and expanded(source).is_file()):
         return None
-    return RowFile(source, Path(match["file"]).expanduser(), match["field"])
+    return RowFile(source, expanded(match["file"]), match["field"])
 
 
 def read_text(source: str) -> Text:

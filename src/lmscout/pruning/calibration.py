@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lmscout.errors import LmscoutError, check_whole
+from lmscout.errors import LmscoutError, check_types, check_whole
 from lmscout.evaluation.perplexity import attention_span, check_window
 from lmscout.progress import StageProgress
 from lmscout.pruning.compensation import Compensation, Refit, refit
@@ -101,6 +101,7 @@ class CalibrationConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_types("CalibrationConfig", self.__annotations__, vars(self))
         for name, given, known in (
             ("importance", self.importance, METHODS),
             ("quality", self.quality or LIKELIHOOD, QUALITIES),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
-from lmscout.errors import LmscoutError, brief, check_whole
+from lmscout.errors import LmscoutError, brief, check_types, check_whole
 from lmscout.evaluation import Text, model_fingerprint, protocol_of, same_text
 from lmscout.files import remove_drafts
 from lmscout.pruning.budgets import MEASURES
@@ -107,6 +108,12 @@ class PruneConfig:
     front: bool = False
 
     def __post_init__(self) -> None:
+        given: Any = self.keep
+        if isinstance(given, int | float):
+            object.__setattr__(self, "keep", (given,))
+        if isinstance(self.storage, os.PathLike):
+            object.__setattr__(self, "storage", os.fspath(self.storage))
+        check_types("PruneConfig", self.__annotations__, vars(self))
         if self.keep and self.max_increase is not None:
             raise LmscoutError("keep and max_increase: give one of them, a size or a quality")
         if not self.keep and self.max_increase is None:

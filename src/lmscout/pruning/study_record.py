@@ -36,6 +36,7 @@ from lmscout.pruning.study import (
     find_study,
     settings_of,
 )
+from lmscout.reading import expanded
 
 _ORIGIN = "origin"
 _ORIGIN_KEY = f"lmscout.{_ORIGIN}"
@@ -187,5 +188,5 @@ def _absolute(source: str) -> str:
     rows = row_file(source)
     if rows is not None and rows.path.exists():
         return rows.absolute()
-    path = Path(source).expanduser()
+    path = expanded(source)
     return str(path.resolve()) if path.exists() else source

@@ -22,6 +22,7 @@ from lmscout.evaluation import (
     LoadedModel,
     Perplexity,
     Text,
+    dtype_named,
     load_config,
     load_model,
     memory_dtype,
@@ -190,7 +191,7 @@ def _loaded(
     """The model on its devices; those over which it is spread do not share the measuring."""
     model_config = load_config(name)
     set_units(model_config, config.units)
-    named = None if compute_dtype is None else getattr(torch, compute_dtype)
+    named = None if compute_dtype is None else dtype_named(compute_dtype)
     wanted = named or memory_dtype(model_config, device)
     blocks = placement_of(model_config, config, wanted, device)
     if len(set(blocks)) == 1:
@@ -236,7 +237,7 @@ def _prepared(
     config.recovery.check(None, settings.length, config.keep, config.of)
     units = shape_of(family_of(model.config).all_parts(model))
     space = space_of(config.shape, units, model, config.channel_multiple or fast_multiple(model))
-    named = config.dtype and getattr(torch, config.dtype)
+    named = config.dtype and dtype_named(config.dtype)
     dtype = named or loaded.saved_dtype or model.dtype
     on = ReportText(loaded.tokenizer, report_on, config.protocol, dtype, config.report_tokens)
     job = _Job(loaded, calibration, config, run, stages, on, recover_on, space)

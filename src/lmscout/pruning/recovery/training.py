@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmscout.errors import LmscoutError, brief, check_whole
+from lmscout.errors import LmscoutError, brief, check_types, check_whole
 from lmscout.evaluation.text import without_codes
 from lmscout.files import check_folder, write_file
 from lmscout.progress import StageProgress
@@ -78,6 +78,7 @@ class RecoverySettings:
 
     def check(self) -> None:
         """Raise LmscoutError for settings out of bounds, or without a limit of steps or tokens."""
+        check_types("recovery", self.__annotations__, vars(self))
         if self.method not in METHODS:
             raise LmscoutError(
                 f"unknown recovery {self.method!r}: expected one of {', '.join(METHODS)}"
