@@ -154,7 +154,7 @@ def test_arguments_of_other_types_are_refused_in_one_line(folder, tmp_path):
         (partial(pruned, config={"pairs": 20}), "config is of type dict .*expected PruneConfig"),
         (partial(pruned, compute_dtype="int8"), "unknown dtype 'int8': expected one of float32"),
         (partial(pruned, calibration=None), "calibration is of type NoneType"),
-        (partial(pruned, calibration="some text " * 99), "is no path: it is too long"),
+        (partial(pruned, calibration="some text " * 99), "is no path: a name in it is too long"),
         (partial(lmscout.prune, plain, calibration=text, out=tmp_path), "is of type LlamaForCaus"),
         (partial(lmscout.evaluate, plain, perplexity=text), "expected str . path . LoadedModel"),
         (partial(evaluated, dtype="float8"), "unknown dtype 'float8'"),
@@ -176,6 +176,7 @@ def test_arguments_of_other_types_are_refused_in_one_line(folder, tmp_path):
         (partial(lmscout.CalibrationConfig, windows="8"), "CalibrationConfig: windows is of type"),
         (partial(lmscout.DeepSearchConfig, race=1), "DeepSearchConfig: race is of type int"),
         (partial(lmscout.export, model, out=tmp_path / "file", quantize=8), "quantize is of type"),
+        (partial(lmscout.export, model, out=tmp_path / ("a" * 300)), "a name in it is too long"),
         (partial(lmscout.load_result, tmp_path), "is no run folder; name the --out of a command"),
     ):
         with pytest.raises(lmscout.LmscoutError, match=message) as caught:

@@ -13,7 +13,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from lmscout.errors import LmscoutError, check_types, check_whole
+from lmscout.errors import LmscoutError, check_no_long_name, check_types, check_whole
 from lmscout.progress import shown_progress
 from lmscout.reading import read_json
 from lmscout.results import Result, has_fields_of, saved_values
@@ -97,7 +97,11 @@ def public(function: _Function) -> _Function:
         except TypeError:
             return function(*given, **named)  # which says what is missing, or not known
         check_types(function.__name__, function.__annotations__, bound.arguments)
-        return function(*given, **named)
+        try:
+            return function(*given, **named)
+        except OSError as error:
+            check_no_long_name(error)
+            raise
 
     return cast(_Function, call)
 

@@ -1,5 +1,6 @@
 """The exception for user errors, checks that raise it, and values as messages show them."""
 
+import errno
 import os
 import re
 import reprlib
@@ -89,6 +90,12 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     message = str(error)
     return isinstance(error, RuntimeError | OSError) and any(one in message for one in _NO_MEMORY)
+
+
+def check_no_long_name(error: BaseException) -> None:
+    """Raise LmscoutError if an error is the system's for a name of a file that is too long."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        raise LmscoutError(f"{brief(error.filename)}: is no path: a name in it is too long")
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

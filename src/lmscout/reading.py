@@ -34,7 +34,6 @@ MOST_STRUCTURED = 64 * MIB
 MOST_VALUES = 1_000_000
 """Values in one JSON text, and lines of JSON lines."""
 _MOST_LINE = 4 * MIB  # bytes of one of several JSON lines
-_MOST_NAME = 255  # bytes between two slashes of a path
 _MOST_DEPTH = 64  # nested arrays and objects in JSON, lists and mappings in YAML
 _MOST_DIGITS = 100  # characters of a number
 _MOST_YAML = 4 * MIB  # bytes of a YAML file
@@ -93,8 +92,6 @@ def expanded(name: str) -> Path:
     """The path of a name, `~` expanded; raises LmscoutError if it is no path."""
     if "\0" in name:
         raise LmscoutError(f"{brief(name)}: is no path: it holds a null character")
-    if any(len(part.encode("utf-8", "surrogatepass")) > _MOST_NAME for part in name.split(os.sep)):
-        raise LmscoutError(f"{brief(name)}: is no path: it is too long; give the name of a file")
     try:
         return Path(name).expanduser()
     except RuntimeError:

@@ -19,7 +19,12 @@ from lmscout.cli.export import export
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
 from lmscout.cli.report import report
-from lmscout.errors import LmscoutError, out_of_memory, without_passwords
+from lmscout.errors import (
+    LmscoutError,
+    check_no_long_name,
+    out_of_memory,
+    without_passwords,
+)
 from lmscout.files import storage_problem
 from lmscout.version import __version__
 
@@ -73,7 +78,11 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        code = app(standalone_mode=False)
+        try:
+            code = app(standalone_mode=False)
+        except OSError as error:
+            check_no_long_name(error)
+            raise
     except typer.TyperException as error:
         _fail(error.format_message())
     except LmscoutError as error:
