@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmscout
 from lmscout.arguments import RESULTS as CLASSES
@@ -253,7 +253,7 @@ def test_an_untrained_architecture_is_evaluated_and_not_pruned(results, tmp_path
     tokenizer = load_tokenizer()
     folder, text = tmp_path / "model", tmp_path / "text.txt"
     replace(results["design"], spec=spec).save_pretrained(folder, seed=3)
-    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).vocab_size == 4096
     text.write_text(corpus_text("test")[:2000])
     found = lmscout.evaluate(str(folder), perplexity=text, speed=True, progress=False)
     tokens = torch.tensor(tokenizer(text.read_text())["input_ids"])
@@ -262,6 +262,13 @@ def test_an_untrained_architecture_is_evaluated_and_not_pruned(results, tmp_path
         loss = spec.build(3).loss(windows).item()
     assert found.perplexities[0].value == pytest.approx(math.exp(loss), rel=1e-5)
     assert found.parameters == spec.parameters()
+    timed = lmscout.evaluate(str(folder), speed=True, progress=False)
+    assert timed.to_frame()["tokens_per_second"][0] == timed.speed.tokens_per_second > 0
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(lmscout.LmscoutError, match="has no tokenizer; save the one that makes"):
+        lmscout.load_model(str(folder))
+    tokenizer.save_pretrained(folder)
     with pytest.raises(lmscout.LmscoutError, match="'lmscout_design' cannot be pruned"):
         lmscout.prune(str(folder), calibration=text, out=tmp_path / "out", progress=False)
     with pytest.raises(lmscout.LmscoutError, match="no GGUF form of type 'design'"):

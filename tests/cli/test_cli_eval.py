@@ -209,7 +209,7 @@ def test_eval_asks_tasks_beside_perplexities(lmscout, model_folder, text_file, t
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "nothing to measure: give --perplexity TEXT, --tasks NAME,... or both"),
+        ((), "nothing to measure: give --perplexity TEXT, --tasks NAME,... or --speed"),
         (("--tasks", " ,"), "--tasks names none"),
         (("--tasks", "piqa", "--task-data", "nowhere"), "task data nowhere: is no folder"),
         (("--tasks", "piqa", "--task-data", "."), "holds no file of questions"),

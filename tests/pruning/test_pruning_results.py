@@ -60,10 +60,12 @@ def test_the_margin_of_the_selected_plan_is_over_a_finalist_with_weights_of_its_
     )
     plain = Finalist(PLAN, 0.5, 0.5, 0.7, (0.6, 0.7, 0.8))
     one = replace(size(), finalists=(first, second, plain))
-    start = "keep 0.8: selected plan +0.5000 nats/token from the dense model"
+    start = "keep 0.8: selected plan, loss increase on held-out text +0.5000 nats/token"
     assert one.words == f"{start}, the next of 2 refit finalists 0.0200 ± 0.0000 more"
     one = replace(size(), finalists=(first, plain))
     assert one.words == f"{start}; no other finalist was refit"
+    start = "keep 0.8: selected plan, divergence from the dense model on held-out text 0.5000 "
+    assert replace(one, quality="kl").words.startswith(start)
 
 
 def test_by_one_measure_alone_it_is_worse_as_well():

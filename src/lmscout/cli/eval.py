@@ -93,8 +93,10 @@ def evaluate(
     from lmscout.runs import Run, default_run_folder
 
     console.check_json_target(json)
-    if not perplexity and tasks is None:
-        raise LmscoutError("nothing to measure: give --perplexity TEXT, --tasks NAME,... or both")
+    if not perplexity and tasks is None and not speed:
+        raise LmscoutError(
+            "nothing to measure: give --perplexity TEXT, --tasks NAME,... or --speed"
+        )
     names = [one.strip() for one in (tasks or "").split(",") if one.strip()]
     if tasks is not None and not names:
         raise LmscoutError("--tasks names none: give lm-eval's names, as mmlu,piqa")

@@ -214,6 +214,9 @@ class Untrained:
     def save_pretrained(self, folder: Path | str, seed: int = 0) -> None:
         """Write the untrained architecture and its ``spec.json`` as a folder for transformers.
 
+        lmscout's own tokenizer is added if the architecture has as many tokens, as those of the
+        built-in spaces have.
+
         Args:
             folder: made if it does not exist.
             seed: of its weights.
@@ -221,11 +224,15 @@ class Untrained:
         Raises:
             LmscoutError: transformers has no class for it, as for FlexiBERT's encoders.
         """
+        from lmscout.builtin import load_tokenizer
         from lmscout.evaluation.quiet import quiet
         from lmscout.models.pretrained import save_untrained  # transformers is slow to import
 
         with quiet():
             save_untrained(self.spec, folder, seed)
+            tokenizer = load_tokenizer()
+            if len(tokenizer) == getattr(self.spec, "vocabulary", None):
+                tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True, repr=False)

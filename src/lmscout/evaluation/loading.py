@@ -75,6 +75,7 @@ _INTERNAL = (
     *("_attn_implementation_internal", "_experts_implementation_internal"),
 )
 _SHOWN = 3  # names of weights in a message
+_TOKENIZER_FILES = "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"
 # Modules that register classes of saved folders; by name, as transformers finds them.
 _PRUNED = "lmscout.evaluation.modeling_lmscout"
 _DESIGNED = "lmscout.models.pretrained"
@@ -369,9 +370,11 @@ def _tokenizer(folder: Path, source: str) -> Any:
         )
         tokens = tokenizer("a text", add_special_tokens=False)["input_ids"]
     except Exception as error:  # whatever a tokenizer's class raises
+        there = any((folder / one).exists() for one in _TOKENIZER_FILES)
+        why = f"no tokenizer that can be loaded ({first_line(error)})" if there else "no tokenizer"
         raise LmscoutError(
-            f"{source}: has no tokenizer that can be loaded ({first_line(error)}); save the "
-            "model's tokenizer into the folder"
+            f"{source}: has {why}; save the one that makes the model's tokens into the folder "
+            "(tokenizer.save_pretrained)"
         ) from error
     if not tokens:  # some classes are made empty where files are missing
         raise LmscoutError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -67,11 +67,14 @@ class Evaluation(Result):
     seconds: float  # duration of the evaluation
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per perplexity and task score."""
-        return [
+        """One row per perplexity and task score; without either, that of the speed."""
+        found = [
             *({**one.to_json(), "measure": "perplexity"} for one in self.perplexities),
             *({**one.to_json(), "measure": "task"} for one in self.tasks),
         ]
+        if not found and self.speed:
+            found = [{**asdict(self.speed), "measure": "speed"}]
+        return found
 
     def to_json(self) -> dict[str, object]:
         """The result as the command line prints it."""
@@ -107,8 +110,8 @@ def kept_evaluation(
     for name, given in (("limit_tokens", limit_tokens), ("limit", limit)):
         check_whole(name, 1 if given is None else given, 1)
     check_whole("shots", shots or 0, 0)
-    if not (perplexity or tasks):
-        raise LmscoutError("nothing to measure: give perplexity texts, tasks or both")
+    if not (perplexity or tasks or speed):
+        raise LmscoutError("nothing to measure: give perplexity texts, tasks, or speed")
     if tasks:
         check_tasks(tasks, task_data)
     protocols = [protocol_of(one) for one in protocol] if perplexity else []

@@ -66,9 +66,10 @@ class NarrowingStep:
         """One sentence."""
         first, last = self.blocks
         name = f"block {first}" if first == last else f"blocks {first}-{last}"
+        after = f"after {self.pairs} pairs, " if self.pairs else ""
         change = f"{'costs' if self.cost >= 0 else 'saves'} {abs(self.cost):.3f} nats"
         return (
-            f"{name} {self.kind} is {self.verdict}: keeping {self.keeping:.0%} instead of "
+            f"{after}{name} {self.kind} is {self.verdict}: keeping {self.keeping:.0%} instead of "
             f"{self.instead_of:.0%}, at the same size, {change}"
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from lmscout.evaluation import Perplexity, load_model
+from lmscout.pruning.evaluator import DIVERGENCE, LIKELIHOOD
 from lmscout.pruning.plan import Plan
 from lmscout.pruning.predictor import PredictorReport
 from lmscout.pruning.proposer import NarrowingStep
@@ -130,6 +131,7 @@ class Size:
     finalists: tuple[Finalist, ...]  # best first
     folder: Path  # of the saved model
     recovery: Trained | None = None  # the training of the selected plan; None without
+    quality: str = LIKELIHOOD  # what finalists were measured by, see `CalibrationConfig`
 
     @property
     def plan(self) -> Plan:
@@ -144,9 +146,10 @@ class Size:
             return f"keep {self.keep:g}: the plan of the best score; no measurement chose it"
         if len(self.finalists) < 2:
             return f"keep {self.keep:g}: there was one finalist"
+        measured = "divergence from the dense model" if self.quality == DIVERGENCE else ""
         start = (
-            f"keep {self.keep:g}: selected plan {selected.loss_increase:+.4f} nats/token from the "
-            "dense model"
+            f"keep {self.keep:g}: selected plan, {measured or 'loss increase'} on held-out text "
+            f"{selected.loss_increase:{'' if measured else '+'}.4f} nats/token"
         )
         refit = selected.refit is not None
         alike = [one for one in self.finalists if (one.refit is not None) == refit]

@@ -493,7 +493,8 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
             calibrated, dense.training, settings, config.shape, config.weights, out
         )
         models, trained = recover_winners(recovery, found.keep, winners, models, on, stages)
-    columns = found.keep, models, map(tuple, found.finalists), folders, trained
+    qualities = [calibrated.quality] * len(winners)
+    columns = found.keep, models, map(tuple, found.finalists), folders, trained, qualities
     fitted, study = found.contest.fitted, found.contest.pairs
     result = Pruning(
         of=config.of,
