@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from lmscout.arguments import (
     DEEP,
-    Path_,
     Progress,
     as_name,
     benchmark_named,
     names_config,
     path_of,
-    public,
     run_settings,
     several,
     text_named,
 )
-from lmscout.errors import LmscoutError, check_whole
+from lmscout.errors import LAST_SEED, LmscoutError, check_whole, public
 from lmscout.progress import shown_progress
+from lmscout.results import Path_
 
 if TYPE_CHECKING:
     import torch
@@ -543,6 +542,7 @@ def build_benchmark(
     from lmscout.benchmarks.space import load_space
     from lmscout.benchmarks.training import Recipe, tokens_of
 
+    check_whole("seed", seed, 0, LAST_SEED)
     check_whole("seeds", seeds, 1)
     named = as_name(space)
     drawn_from: Any = load_space(named) if isinstance(named, str) else named
