@@ -204,6 +204,19 @@ def test_arguments_of_other_types_are_refused_in_one_line(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_in_training_mode_is_refused(folder, tmp_path):
+    loaded, text = lmscout.load_model(folder / "MODEL"), folder / "test.txt"
+    loaded.model.train()
+    for call in (
+        partial(lmscout.evaluate, loaded, perplexity=text),
+        partial(lmscout.prune, loaded, calibration=text, out=tmp_path / "out"),
+        partial(lmscout.export, loaded, out=tmp_path / "out"),
+    ):
+        with pytest.raises(lmscout.LmscoutError, match=r"in training mode; call its eval"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_share_alone_is_taken_for_shares():
     assert lmscout.PruneConfig(keep=0.5) == lmscout.PruneConfig(keep=(0.5,))
 

@@ -19,6 +19,7 @@ from lmscout.arguments import (
     Progress,
     as_name,
     benchmark_named,
+    model_named,
     names_config,
     path_of,
     run_settings,
@@ -371,7 +372,7 @@ def prune(
     assert text is not None
     with shown_progress(progress) as advance:
         return workflow.prune(
-            *(as_name(model), text, request, Path(out), first, as_name(compute_dtype)),
+            *(model_named(model), text, request, Path(out), first, as_name(compute_dtype)),
             report_on=report_on, recover_on=recover_on, progress=advance,
         )  # fmt: skip
 
@@ -428,7 +429,7 @@ def evaluate(
 
     with shown_progress(progress) as advance:
         return kept_evaluation(
-            as_name(model),
+            model_named(model),
             perplexity=several(perplexity),
             tasks=[one for one in several(tasks) if one],
             protocol=several(protocol),
@@ -487,7 +488,7 @@ def export(
             f"gguf needs a package ({error}): pip install 'lmscout[gguf]'"
         ) from error
     with shown_progress(progress) as advance:
-        return export_gguf(as_name(model), Path(out), quantize, progress=advance)
+        return export_gguf(model_named(model), Path(out), quantize, progress=advance)
 
 
 @public

@@ -67,6 +67,14 @@ def benchmark_named(benchmark: Path_ | Benchmark) -> Benchmark:
     return load(named) if isinstance(named, str) else named
 
 
+def model_named(model: Path_ | LoadedModel) -> Any:
+    """A loaded model, or the name of one; LmscoutError for a model in training mode."""
+    named: Any = as_name(model)
+    if not isinstance(named, str) and named.model.training:  # its dropout would be measured
+        raise LmscoutError(f"{named.source}: the model is in training mode; call its eval() first")
+    return named
+
+
 def text_named(source: Path_ | Text | None) -> Text | None:
     """A text, or the one of a file or of the Hub."""
     from lmscout.evaluation import read_text
