@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+import lmscout
 from lmscout import progress
+from lmscout.builtin import tiny_folder
 from lmscout.progress import LineReporter, Stages, shown_progress
 
 
@@ -99,3 +101,25 @@ def test_a_stream_that_is_closed_ends_no_stage():
         lines("measuring", 0, 2)
         stream.close()
         time.sleep(0.2)
+        lines("saving", 0, 2)
+
+
+class Writer:
+    """A stream as services put it in place of stderr: it only writes."""
+
+    def write(self, text):
+        pass
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO(), Writer()])
+def test_functions_work_without_standard_streams(monkeypatch, tmp_path, stream):
+    if isinstance(stream, io.StringIO):
+        stream.close()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream)
+    assert lmscout.load_model(tiny_folder()).tokenizer
+    found = lmscout.design("nano", proxy="depth", max_params=10**6, evaluations=2)
+    assert "parameters" in found.summary()

@@ -4,8 +4,12 @@ import doctest
 import inspect
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy
+import pandas
 import pytest
 import torch
 
@@ -147,6 +151,7 @@ def test_arguments_of_other_types_are_refused_in_one_line(folder, tmp_path):
     pruned = partial(lmscout.prune, model, calibration=text, out=tmp_path / "out")
     evaluated = partial(lmscout.evaluate, model, perplexity=text)
     plain = lmscout.load_model(model).model
+    made = lmscout.design("nano", proxy="depth", max_params=10**6, evaluations=2, progress=False)
     for call, message in (
         (partial(pruned, keep="0.8"), r"prune: keep is of type str .got '0.8', expected float"),
         (partial(pruned, keep=[0.8, None]), r"keep is of type list .*, expected float . Sequence"),
@@ -178,6 +183,20 @@ def test_arguments_of_other_types_are_refused_in_one_line(folder, tmp_path):
         (partial(lmscout.export, model, out=tmp_path / "file", quantize=8), "quantize is of type"),
         (partial(lmscout.export, model, out=tmp_path / ("a" * 300)), "a name in it is too long"),
         (partial(lmscout.load_result, tmp_path), "is no run folder; name the --out of a command"),
+        (partial(lmscout.discover, [], space="deep"), "benchmark: none is given"),
+        (partial(lmscout.rank, bench, "snip", seed=2**64), "seed of 18446744073709551616 is too l"),
+        (partial(lmscout.check_benchmark, "pico", seed=-1), "seed of -1 is too small"),
+        (partial(lmscout.build_benchmark, "nano", n=1, seed=2**63, out=tmp_path), "is too large"),
+        (partial(lmscout.check_benchmark, "pico", out="a\0b"), "a path holds a null character"),
+        (partial(evaluated, out=""), "evaluate: out is empty; give a name or a path"),
+        (partial(made.to_model, "1"), "to_model: seed is of type str"),
+        (partial(made.to_model, 2**64), "seed of 18446744073709551616 is too large"),
+        (partial(made.save_pretrained, None), "save_pretrained: folder is of type NoneType"),
+        (partial(made.save_pretrained, "/dev/null/model"), "folder /dev/null/model cannot be writ"),
+        (partial(made.save, 5), "save: path is of type int .got 5, expected str . path"),
+        (partial(made.save, "a\0b"), "a path holds a null character"),
+        (partial(type(made).load, None), "load: path is of type NoneType"),
+        (partial(made.save_report, tmp_path / ("a" * 300)), "is no path: a name in it is too long"),
     ):
         with pytest.raises(lmscout.LmscoutError, match=message) as caught:
             call()
@@ -185,8 +204,48 @@ def test_arguments_of_other_types_are_refused_in_one_line(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_in_training_mode_is_refused(folder, tmp_path):
+    loaded, text = lmscout.load_model(folder / "MODEL"), folder / "test.txt"
+    loaded.model.train()
+    for call in (
+        partial(lmscout.evaluate, loaded, perplexity=text),
+        partial(lmscout.prune, loaded, calibration=text, out=tmp_path / "out"),
+        partial(lmscout.export, loaded, out=tmp_path / "out"),
+    ):
+        with pytest.raises(lmscout.LmscoutError, match=r"in training mode; call its eval"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_share_alone_is_taken_for_shares():
     assert lmscout.PruneConfig(keep=0.5) == lmscout.PruneConfig(keep=(0.5,))
+
+
+def test_numbers_of_other_libraries_and_lists_are_taken(folder, monkeypatch):
+    monkeypatch.setenv("LMSCOUT_CACHE", str(folder / "numbers"))
+    bench = lmscout.load_benchmark("pico").subset(range(6))
+    given = {"seed": numpy.int64(1), "workers": numpy.int8(1), "progress": numpy.bool_(0)}
+    expected = lmscout.rank(bench, ["depth", "width"], seed=1, workers=1, progress=False).proxies
+    for proxies in (numpy.array(["depth", "width"]), pandas.Series(["depth", "width"])):
+        assert lmscout.rank(bench, proxies, **given).proxies == expected
+    shares = lmscout.PruneConfig(keep=(0.5, 0.75), pairs=30)
+    for keep in ([0.5, 0.75], numpy.array([0.5, 0.75]), torch.tensor([0.5, 0.75])):
+        assert lmscout.PruneConfig(keep=keep, pairs=numpy.int64(30)) == shares
+    assert lmscout.PruneConfig(keep=numpy.float32(0.5)) == lmscout.PruneConfig(keep=0.5)
+
+
+def test_threads_load_models_and_write_summaries_at_once():
+    filters, stdout = list(warnings.filters), sys.stdout
+    forms = [lmscout.explain(name) for name in ("snip", "fisher")]
+    summaries = [one.summary() for one in forms]
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lmscout.load_model, [tiny_folder()] * 4))
+        found = list(pool.map(lambda row: forms[row % 2].summary(), range(40)))
+    for one in loaded:
+        assert one.model.lm_head.weight is one.model.model.embed_tokens.weight
+    assert found == summaries * 20
+    assert sys.stdout is stdout
+    assert warnings.filters == filters
 
 
 def test_a_field_of_the_config_as_an_argument_is_named(tmp_path):

@@ -4,7 +4,9 @@ import functools
 import json
 import math
 import operator
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pandas
 import pytest
@@ -161,6 +163,18 @@ def test_results_are_equal_if_all_that_is_saved_is(results, name, data):
         return
     assert other != found
     assert not other == found  # noqa: SIM201 - as a user writes it
+
+
+def test_an_export_has_no_report(results, tmp_path):
+    with pytest.raises(lmscout.LmscoutError, match="a GgufFile holds nothing that can be shown"):
+        results["export"].save_report(tmp_path / "report.html")
+
+
+def test_a_run_may_be_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lmscout.check_benchmark("pico", out=".")
+    assert sorted(os.listdir()) == ["result.json", "settings.json"]
+    assert Path.cwd() == tmp_path
 
 
 def test_results_with_the_same_undefined_numbers_are_equal(results):

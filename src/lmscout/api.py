@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from lmscout.arguments import (
     DEEP,
-    Path_,
     Progress,
     as_name,
     benchmark_named,
+    model_named,
     names_config,
     path_of,
-    public,
     run_settings,
     several,
     text_named,
 )
-from lmscout.errors import LmscoutError, check_whole
+from lmscout.errors import LAST_SEED, LmscoutError, check_whole, public
 from lmscout.progress import shown_progress
+from lmscout.results import Path_
 
 if TYPE_CHECKING:
     import torch
@@ -372,7 +372,7 @@ def prune(
     assert text is not None
     with shown_progress(progress) as advance:
         return workflow.prune(
-            *(as_name(model), text, request, Path(out), first, as_name(compute_dtype)),
+            *(model_named(model), text, request, Path(out), first, as_name(compute_dtype)),
             report_on=report_on, recover_on=recover_on, progress=advance,
         )  # fmt: skip
 
@@ -429,7 +429,7 @@ def evaluate(
 
     with shown_progress(progress) as advance:
         return kept_evaluation(
-            as_name(model),
+            model_named(model),
             perplexity=several(perplexity),
             tasks=[one for one in several(tasks) if one],
             protocol=several(protocol),
@@ -488,7 +488,7 @@ def export(
             f"gguf needs a package ({error}): pip install 'lmscout[gguf]'"
         ) from error
     with shown_progress(progress) as advance:
-        return export_gguf(as_name(model), Path(out), quantize, progress=advance)
+        return export_gguf(model_named(model), Path(out), quantize, progress=advance)
 
 
 @public
@@ -543,6 +543,7 @@ def build_benchmark(
     from lmscout.benchmarks.space import load_space
     from lmscout.benchmarks.training import Recipe, tokens_of
 
+    check_whole("seed", seed, 0, LAST_SEED)
     check_whole("seeds", seeds, 1)
     named = as_name(space)
     drawn_from: Any = load_space(named) if isinstance(named, str) else named

@@ -13,10 +13,10 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from lmscout.errors import LmscoutError, check_no_long_name, check_types, check_whole
+from lmscout.errors import LAST_SEED, LmscoutError, check_whole, public
 from lmscout.progress import shown_progress
 from lmscout.reading import read_json
-from lmscout.results import Result, has_fields_of, saved_values
+from lmscout.results import Path_, Result, has_fields_of, saved_values
 from lmscout.runs import RESULT, SETTINGS
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lmscout.proxies import Space
     from lmscout.runs import Run
 
-Path_ = str | os.PathLike[str]
 Progress = bool | Callable[[str, int, int], None] | None
 STUDY, DEEP = "study:", "deep"
 
@@ -68,6 +67,14 @@ def benchmark_named(benchmark: Path_ | Benchmark) -> Benchmark:
     return load(named) if isinstance(named, str) else named
 
 
+def model_named(model: Path_ | LoadedModel) -> Any:
+    """A loaded model, or the name of one; LmscoutError for a model in training mode."""
+    named: Any = as_name(model)
+    if not isinstance(named, str) and named.model.training:  # its dropout would be measured
+        raise LmscoutError(f"{named.source}: the model is in training mode; call its eval() first")
+    return named
+
+
 def text_named(source: Path_ | Text | None) -> Text | None:
     """A text, or the one of a file or of the Hub."""
     from lmscout.evaluation import read_text
@@ -84,26 +91,6 @@ def several(given: Path_ | Sequence[Path_]) -> list[str]:
 def path_of(given: Path_ | None) -> Path | None:
     """A path; None stays None."""
     return None if given is None else Path(given)
-
-
-def public(function: _Function) -> _Function:
-    """Decorate a public function: arguments of other types are refused in one line."""
-    parameters = signature(function)
-
-    @wraps(function)
-    def call(*given: Any, **named: Any) -> Any:
-        try:
-            bound = parameters.bind(*given, **named)
-        except TypeError:
-            return function(*given, **named)  # which says what is missing, or not known
-        check_types(function.__name__, function.__annotations__, bound.arguments)
-        try:
-            return function(*given, **named)
-        except OSError as error:
-            check_no_long_name(error)
-            raise
-
-    return cast(_Function, call)
 
 
 def names_config(function: _Function) -> _Function:
@@ -139,7 +126,7 @@ def run_settings(
     from lmscout.benchmarks.loading import cache_directory
     from lmscout.statistics import Workers
 
-    check_whole("seed", seed, 0)
+    check_whole("seed", seed, 0, LAST_SEED)
     cache = cache_directory() / "statistics"
     spread = Workers(workers, backend, as_name(device), cluster)
     return {"workers": spread, "seed": seed, "cache": cache, "out": path_of(out)}
@@ -239,7 +226,10 @@ def _benchmarks(given: Path_ | Benchmark | Sequence[Path_ | Benchmark]) -> list[
     from lmscout.benchmarks import Benchmark
 
     one = isinstance(given, str | os.PathLike | Benchmark)
-    return list(map(as_name, [given] if one else cast("Sequence[Any]", given)))
+    found = list(map(as_name, [given] if one else cast("Sequence[Any]", given)))
+    if not found:
+        raise LmscoutError("benchmark: none is given; give one or several")
+    return found
 
 
 def _is_study(benchmark: str | Benchmark) -> bool:

@@ -5,8 +5,12 @@ import os
 import re
 import reprlib
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar, cast
+
+LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 
 _LONGEST = 60
 _NO_MEMORY = (  # of PyTorch's allocator, the system's, C++'s, and for the stack of a thread
@@ -28,6 +32,7 @@ _VALUE = re.compile(
     r"([?&;](?:\w*passw(?:or)?d|pwd|pw|auth|odbc_connect|secret|\w*token))=(?!\*{3})[^\s&;]+",
     re.IGNORECASE,
 )
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class LmscoutError(Exception):
@@ -48,12 +53,41 @@ def check_whole(name: str, given: object, least: int, most: int | None = None) -
         raise LmscoutError(f"{name} of {given} is too large: give {most} or less")
 
 
-def check_types(owner: str, annotations: Mapping[str, Any], values: Mapping[str, object]) -> None:
+def public(function: _Function) -> _Function:
+    """Decorate a public function or method: wrong arguments are refused in one line."""
+    parameters = signature(function)
+    annotations = {"self": "Any", "cls": "Any", **function.__annotations__}
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        try:
+            bound = parameters.bind(*given, **named)
+        except TypeError:
+            return function(*given, **named)  # which says what is missing, or not known
+        check_types(function.__name__, annotations, bound.arguments)
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except (OSError, ValueError) as error:
+            check_path(error)
+            raise
+
+    return cast(_Function, call)
+
+
+def check_types(
+    owner: str, annotations: Mapping[str, Any], values: MutableMapping[str, Any]
+) -> None:
     """Raise LmscoutError unless values are of the types that annotations, as text, give by name.
 
-    Classes are compared by name: some are imported on first use, under a longer name.
+    Numbers and arrays of NumPy, pandas and PyTorch are replaced by Python's.  Classes are compared
+    by name: some are imported on first use, under a longer name.
     """
-    for name, value in values.items():
+    for name, given in values.items():
+        value = values[name] = _plain(given)
+        if isinstance(value, list) and annotations[name].startswith("tuple"):
+            value = values[name] = tuple(value)
+        if value == "" and "Path_" in annotations[name]:
+            raise LmscoutError(f"{owner}: {name} is empty; give a name or a path")
         if not _is_any(value, annotations[name]):
             expected = annotations[name].replace("Path_", "str | path")
             raise LmscoutError(
@@ -62,11 +96,19 @@ def check_types(owner: str, annotations: Mapping[str, Any], values: Mapping[str,
             )
 
 
+def _plain(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _is_any(value: object, annotation: str) -> bool:
     return any(_is(value, one) for one in _BETWEEN.split(annotation))
 
 
 def _is(value: object, annotation: str) -> bool:
+    if annotation == "Any":
+        return True
     name, _, of = annotation.removesuffix("]").partition("[")
     if name in ("Sequence", "tuple"):
         kind: Any = Sequence if name == "Sequence" else tuple
@@ -92,8 +134,10 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(one in message for one in _NO_MEMORY)
 
 
-def check_no_long_name(error: BaseException) -> None:
-    """Raise LmscoutError if an error is the system's for a name of a file that is too long."""
+def check_path(error: BaseException) -> None:
+    """Raise LmscoutError if an error is the system's for a path that no file can have."""
+    if str(error).startswith("embedded null"):
+        raise LmscoutError("a path holds a null character; give another")
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         raise LmscoutError(f"{brief(error.filename)}: is no path: a name in it is too long")
 

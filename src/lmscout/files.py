@@ -107,7 +107,7 @@ def atomic_folder(
                     path.chmod(of_folder if path.is_dir() else usual)
                     _sync(path)
             _refuse_filled(folder, name, remedy, last)
-            if last is not None and folder.is_dir() and any(folder.iterdir()):
+            if last is not None and folder.is_dir():  # perhaps the current one of a process
                 names = sorted(path.name for path in draft.iterdir())
                 for one in sorted(names, key=lambda one: one == last):
                     os.replace(draft / one, folder / one)

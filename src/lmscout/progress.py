@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the number of its steps done, and of all."""
@@ -44,6 +44,15 @@ class Stages:
         self.seconds[name] = round(spent, 3)
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether a standard stream is a terminal; it may be None, closed, or an object that writes."""
+    return not _is_closed(stream) and hasattr(stream, "isatty") and bool(stream.isatty())
+
+
+def _is_closed(stream: Any) -> bool:
+    return bool(getattr(stream, "closed", stream is None))
+
+
 def duration(seconds: float) -> str:
     """A time in words: seconds, minutes or hours."""
     if seconds < 120:
@@ -63,11 +72,11 @@ def shown_progress(progress: bool | Progress | None = True) -> Iterator[Progress
     On a terminal each stage has a bar, removed at the end; elsewhere see `LineReporter`.  It yields
     the callback to pass on, which is a given one; None if nothing is shown.
     """
-    if progress is None or progress is False or (progress is True and sys.stderr is None):
+    if progress is None or progress is False or (progress is True and _is_closed(sys.stderr)):
         yield None
     elif progress is not True:
         yield progress
-    elif sys.stderr.isatty():
+    elif is_terminal(sys.stderr):
         with _bars() as advance:
             yield advance
     else:
@@ -104,7 +113,7 @@ class LineReporter:
             if first:
                 self._last[stage] = time.monotonic()
                 self._started.setdefault(stage, self._last[stage])
-                print(f"{stage}: {done}/{total}", file=self._stream, flush=True)
+                self._print(f"{stage}: {done}/{total}")
             else:
                 self._print_if_due()
 
@@ -126,7 +135,7 @@ class LineReporter:
 
         def tick() -> None:
             while not ended.wait(min(1.0, self._every)):
-                with self._lock, suppress(OSError, ValueError):  # the stream may be closed
+                with self._lock:
                     self._print_if_due()
 
         thread = threading.Thread(target=tick, name="lmscout progress", daemon=True)
@@ -144,7 +153,11 @@ class LineReporter:
         self._last[stage] = now
         steps = f"{self._steps[stage]}, " if stage in self._steps else ""
         spent = now - self._started[stage]
-        print(f"{stage}: {steps}{spent:.0f} s", file=self._stream, flush=True)
+        self._print(f"{stage}: {steps}{spent:.0f} s")
+
+    def _print(self, line: str) -> None:
+        with suppress(OSError, ValueError):  # the stream may be closed, or its disk full
+            print(line, file=self._stream, flush=True)
 
 
 @contextmanager

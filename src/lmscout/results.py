@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, Union, get_args, get_ori
 
 import numpy as np
 
-from lmscout.errors import LmscoutError, brief
+from lmscout.errors import LmscoutError, brief, public
 from lmscout.files import as_json, write_file
 from lmscout.reading import read_json
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
 
+Path_ = str | os.PathLike[str]
 _SHORT = 40  # characters of a text that `repr` shows
 
 SCHEMA = 1
@@ -85,7 +87,8 @@ class Result:
         """The figure that a reader wants first, see `lmscout.plots`; LmscoutError without one."""
         return import_module("lmscout.plots").plot(self)
 
-    def save_report(self, path: Path | str) -> None:
+    @public
+    def save_report(self, path: Path_) -> None:
         """Write the result as one HTML file with figures and tables, see `lmscout.report`.
 
         LmscoutError if the file cannot be written.
@@ -134,12 +137,14 @@ class Result:
             raise LmscoutError(f"damaged result ({type(error).__name__}: {error})") from error
         return found
 
-    def save(self, path: Path | str) -> None:
+    @public
+    def save(self, path: Path_) -> None:
         """Write the result as JSON; LmscoutError if the file cannot be written."""
         write_file(Path(path), as_json(self.to_dict()))
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
+    @public
+    def load(cls, path: Path_) -> Self:
         """Read a result that `save` wrote, or a run's ``result.json``.
 
         LmscoutError if the file cannot be read, or holds no such result.

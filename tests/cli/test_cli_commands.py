@@ -113,6 +113,14 @@ def test_rank_prints_exactly_one_json_object(lmscout, flexibert_file, tmp_path):
     assert table.column_names == ["architecture", "quality", *names]
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_a_command_works_with_standard_output_closed(tmp_path, closed):
+    command = f"{sys.executable} -m lmscout explain snip --json forms.json {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "forms.json").exists()
+
+
 def on_a_terminal(lmscout, arguments, columns):
     """What a terminal of so many columns shows of a command's standard output."""
     screen, end = pty.openpty()

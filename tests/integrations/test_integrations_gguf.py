@@ -295,6 +295,15 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["f16", "f32"])
+def test_weights_that_are_not_finite_are_not_written(tmp_path, kind):
+    model = random_model(PLAINS["qwen2"][1])
+    model.model.norm.weight.data[0] = math.nan
+    with pytest.raises(lmscout.LmscoutError, match="a weight is not finite: the model is damaged"):
+        exported(model, tmp_path / "file", quantize=kind)
+    assert not list(tmp_path.iterdir())
+
+
 def refused_models():
     qwen3, gpt2 = (random_model(PLAINS[name][1]) for name in ("qwen3", "gpt2"))
     plan = Plan((2, 3, 4), (96, 50, 60))

@@ -27,7 +27,7 @@ from lmscout.benchmarks.built import (
     table_digest,
 )
 from lmscout.benchmarks.space import Space
-from lmscout.errors import LmscoutError
+from lmscout.errors import LAST_SEED, LmscoutError, check_whole
 from lmscout.metrics import (
     Agreement,
     Interval,
@@ -164,6 +164,7 @@ def kept_check(benchmark: str | Benchmark, seed: int, out: Path | None) -> Check
 
     LmscoutError if the loaded one is not what its folder holds.
     """
+    check_whole("seed", seed, 0, LAST_SEED)
     name = benchmark if isinstance(benchmark, str) else benchmark.name
     folder = built_folder(name)
     if not isinstance(benchmark, str) and read_built(name).digest != benchmark.digest:

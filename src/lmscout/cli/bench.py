@@ -13,8 +13,8 @@ from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     COMPUTATION,
-    LAST_SEED,
     OUTPUT,
+    SEEDS,
     ClusterOption,
     JsonOption,
     KeepOption,
@@ -41,7 +41,7 @@ def build(
         int, option(_ARCHITECTURES, "Number of architectures.", "--n", whole=(1, 100_000))
     ] = 240,
     seed: Annotated[
-        int, option(_ARCHITECTURES, "Seed of the draw of architectures.", whole=(0, LAST_SEED))
+        int, option(_ARCHITECTURES, "Seed of the draw of architectures.", whole=SEEDS)
     ] = 0,
     seeds: Annotated[
         int,
@@ -143,7 +143,7 @@ def _show_built(result: Built) -> None:
 @app.command()
 def check(
     benchmark: Annotated[str, argument("FOLDER", "Folder of bench build, pico or iso.")],
-    seed: Annotated[int, option("Noise", "Seed of the simulated noise.", whole=(0, LAST_SEED))] = 0,
+    seed: Annotated[int, option("Noise", "Seed of the simulated noise.", whole=SEEDS)] = 0,
     out: KeepOption = None,
     json: JsonOption = None,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from lmscout.errors import LmscoutError
 from lmscout.files import as_json, check_file, encoded, write_file
+from lmscout.progress import is_terminal
 
 if TYPE_CHECKING:
     from lmscout.discovery import Assessment
@@ -31,6 +33,7 @@ _OF_RUN = (
     *("settings.json", "result.json", "lmscout.json", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer_config.json", ".db", ".safetensors", ".parquet", ".py", ".md"),
 )
+_lock = threading.Lock()  # standard output is the process's
 SEEN = " †"
 FLATTERED = (
     "found by a search on part of this benchmark, so these figures are optimistic; "
@@ -46,14 +49,14 @@ def summary(result: Result) -> str:
 
     module = import_module(f"lmscout.cli.{command_of(result).split()[0]}")
     text = io.StringIO()
-    with redirect_stdout(text):
+    with _lock, redirect_stdout(text):
         module.show(result)
     return text.getvalue()
 
 
 def table_console() -> Console:
     """The console for tables, as wide as the terminal, but alike on all that are wide enough."""
-    return _console(min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
+    return _console(min(WIDTH, Console().width) if is_terminal(sys.stdout) else WIDTH)
 
 
 def _console(width: int | None = None) -> Console:
@@ -67,7 +70,7 @@ def _console(width: int | None = None) -> Console:
 
 def say(text: str, *, style: str | None = None, whole: bool = False) -> None:
     """Print a line with markup to stdout; without a terminal, or if `whole`, it is not wrapped."""
-    whole = whole or not sys.stdout.isatty()
+    whole = whole or not is_terminal(sys.stdout)
     _console().print(text, style=style, highlight=False, soft_wrap=whole)
 
 

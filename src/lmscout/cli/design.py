@@ -14,8 +14,8 @@ from lmscout.benchmarks.built import SHIPPED
 from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
-    LAST_SEED,
     OUTPUT,
+    SEEDS,
     BackendOption,
     ClusterOption,
     DeviceOption,
@@ -89,7 +89,7 @@ def design(
     evaluations: Annotated[
         int, option(_SEARCH, "Architectures to evaluate.", whole=(1, 10**7))
     ] = 200,
-    seed: Annotated[int, option(_SEARCH, "Seed of draws and mutations.", whole=(0, LAST_SEED))] = 0,
+    seed: Annotated[int, option(_SEARCH, "Seed of draws and mutations.", whole=SEEDS)] = 0,
     weights: Annotated[
         int,
         option(

@@ -14,7 +14,7 @@ from lmscout.cli.options import (
     BENCHMARK_HELP,
     ENGINES,
     FITNESS,
-    LAST_SEED,
+    SEEDS,
     SPACES,
     TEXT_HELP,
     BackendOption,
@@ -68,9 +68,7 @@ def discover(
             metavar="INT,...",
         ),
     ] = None,
-    seed: Annotated[
-        int, option(_SPACE, "Seed of the split and the search.", whole=(0, LAST_SEED))
-    ] = 0,
+    seed: Annotated[int, option(_SPACE, "Seed of the split and the search.", whole=SEEDS)] = 0,
     engine: Annotated[str, option(_SEARCH, "Search engine", choices=ENGINES)] = "genetic",
     evaluations: Annotated[
         int,

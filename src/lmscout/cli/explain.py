@@ -10,7 +10,7 @@ from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
     BENCHMARK_HELP,
-    LAST_SEED,
+    SEEDS,
     BackendOption,
     ClusterOption,
     DeviceOption,
@@ -43,7 +43,7 @@ def explain(
         option(
             _FORMS,
             "Seed of the models' weights, and of the half that selects a surrogate formula.",
-            whole=(0, LAST_SEED),
+            whole=SEEDS,
         ),
     ] = 0,
     latex: Annotated[bool, option(_FORMS, "Print the proxy in LaTeX.", "--latex")] = False,

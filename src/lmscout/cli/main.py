@@ -21,7 +21,7 @@ from lmscout.cli.rank import rank
 from lmscout.cli.report import report
 from lmscout.errors import (
     LmscoutError,
-    check_no_long_name,
+    check_path,
     out_of_memory,
     without_passwords,
 )
@@ -81,7 +81,7 @@ def _run() -> None:
         try:
             code = app(standalone_mode=False)
         except OSError as error:
-            check_no_long_name(error)
+            check_path(error)
             raise
     except typer.TyperException as error:
         _fail(error.format_message())

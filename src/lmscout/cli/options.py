@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lmscout.errors import LmscoutError, brief
+from lmscout.errors import LAST_SEED, LmscoutError, brief
 
-LAST_SEED = 2**63 - 1  # the largest that PyTorch's generators take
+SEEDS = (0, LAST_SEED)
 MOST_PARAMETERS = 10**15
 COMPUTATION, OUTPUT = "Computation", "Output"
 MODEL_HELP = "Folder that save_pretrained wrote, or a name on the Hugging Face Hub."

@@ -15,12 +15,12 @@ from lmscout.cli.options import (
     COMPUTATION,
     DTYPES,
     IMPORTANCES,
-    LAST_SEED,
     MEASURES,
     OUTPUT,
     QUALITIES,
     RECOVERIES,
     REFITS,
+    SEEDS,
     SHAPES,
     TEXT_HELP,
     UNITS,
@@ -200,9 +200,7 @@ def prune(
             metavar="proxy:PROXY",
         ),
     ] = None,
-    seed: Annotated[
-        int, option(_SEARCH, "Seed of everything that is drawn.", whole=(0, LAST_SEED))
-    ] = 0,
+    seed: Annotated[int, option(_SEARCH, "Seed of everything that is drawn.", whole=SEEDS)] = 0,
     storage: Annotated[
         str | None,
         option(

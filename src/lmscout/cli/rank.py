@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
-    LAST_SEED,
+    SEEDS,
     BackendOption,
     BenchmarkArgument,
     ClusterOption,
@@ -35,9 +35,7 @@ def rank(
             metavar="PROXY",
         ),
     ] = None,
-    seed: Annotated[
-        int, option(_PROXIES, "Seed of the models' weights.", whole=(0, LAST_SEED))
-    ] = 0,
+    seed: Annotated[int, option(_PROXIES, "Seed of the models' weights.", whole=SEEDS)] = 0,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     device: DeviceOption = "cpu",

@@ -186,7 +186,7 @@ def _print_line(state: _State) -> None:
     state.printed = True
     (command,) = sys.argv[1:2] or ("",)
     line = f"lmscout: interrupted{_AFTER_STOP.get(command, _CONTINUES)}\n"
-    with suppress(OSError, ValueError):  # the terminal may be gone
+    with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
         sys.stdout.flush()
     with suppress(OSError):
         if os.isatty(2):

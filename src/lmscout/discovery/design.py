@@ -15,11 +15,11 @@ from lmscout.benchmarks.limits import LATENCY, MACS, PARAMS, Limit, LimitedSpace
 from lmscout.benchmarks.space import Space
 from lmscout.discovery.assessment import SavedSpec, SignedProxy
 from lmscout.discovery.scorer import Scorer, ScorerOptions, Scores, mean_of
-from lmscout.errors import LmscoutError
+from lmscout.errors import LAST_SEED, LmscoutError, check_whole, public
 from lmscout.metrics import SAMPLES, multiplicities
 from lmscout.models import ArchitectureSpec, LanguageModel
 from lmscout.progress import Progress, Stages, part_of
-from lmscout.results import Result, named
+from lmscout.results import Path_, Result, named
 from lmscout.statistics.workers import worker_processes
 
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ class Untrained:
         """The limits by the names of their arguments."""
         return {PARAMS: self.limit, MACS: self.max_macs, LATENCY: self.max_latency}
 
+    @public
     def to_model(self, seed: int = 0) -> PreTrainedModel | LanguageModel:
         """The architecture as an untrained PyTorch model in eval mode.
 
@@ -209,9 +210,11 @@ class Untrained:
         """
         from lmscout.models.pretrained import has_class, untrained_model  # transformers is slow
 
+        check_whole("seed", seed, 0, LAST_SEED)
         return untrained_model(self.spec, seed) if has_class(self.spec) else self.spec.build(seed)
 
-    def save_pretrained(self, folder: Path | str, seed: int = 0) -> None:
+    @public
+    def save_pretrained(self, folder: Path_, seed: int = 0) -> None:
         """Write the untrained architecture and its ``spec.json`` as a folder for transformers.
 
         lmscout's own tokenizer is added if the architecture has as many tokens, as those of the
@@ -222,14 +225,16 @@ class Untrained:
             seed: of its weights.
 
         Raises:
-            LmscoutError: transformers has no class for it, as for FlexiBERT's encoders.
+            LmscoutError: transformers has no class for it, as for FlexiBERT's encoders; the folder
+                cannot be written.
         """
         from lmscout.builtin import load_tokenizer
         from lmscout.evaluation.quiet import quiet
         from lmscout.models.pretrained import save_untrained  # transformers is slow to import
 
+        check_whole("seed", seed, 0, LAST_SEED)
         with quiet():
-            save_untrained(self.spec, folder, seed)
+            save_untrained(self.spec, Path(folder), seed)
             tokenizer = load_tokenizer()
             if len(tokenizer) == getattr(self.spec, "vocabulary", None):
                 tokenizer.save_pretrained(folder)

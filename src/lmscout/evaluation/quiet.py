@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,10 @@ from huggingface_hub.utils.tqdm import (
 )
 from transformers.utils import logging as transformers_logging
 
+from lmscout.progress import is_terminal
+
 _transformers: Any = transformers_logging  # its functions carry no types
+_lock = threading.RLock()
 
 
 @contextmanager
@@ -25,16 +29,17 @@ def quiet() -> Iterator[None]:
     """Keep transformers and the Hub's client from warning and drawing bars while the block runs.
 
     What matters of their warnings (missing weights, an encoder) is checked and raised instead.
-    The bars of a download, which can take minutes, stay on a terminal.
+    The bars of a download, which can take minutes, stay on a terminal.  These settings, and what
+    transformers replaces while it loads, are the process's: other threads wait.
     """
-    with ExitStack() as stack:
+    with _lock, ExitStack() as stack:
         for library in (_transformers, hub_logging):
             stack.callback(library.set_verbosity, library.get_verbosity())
             library.set_verbosity(logging.ERROR)
         if _transformers.is_progress_bar_enabled():
             stack.callback(_transformers.enable_progress_bar)
             _transformers.disable_progress_bar()
-        if not sys.stderr.isatty() and not are_progress_bars_disabled():
+        if not is_terminal(sys.stderr) and not are_progress_bars_disabled():
             stack.callback(enable_progress_bars)
             disable_progress_bars()
         stack.enter_context(warnings.catch_warnings())

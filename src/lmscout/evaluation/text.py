@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmscout.errors import LmscoutError, brief, first_line
 from lmscout.evaluation.quiet import quiet
+from lmscout.progress import is_terminal
 from lmscout.reading import MIB, MOST_TEXT, decoded, expanded, parse_json_lines, read_bytes
 
 HUB = "hub:"
@@ -296,7 +297,7 @@ def _dataset_rows(source: str) -> Iterator[_Row]:
     config = parts[2] if len(parts) == 3 else None
     try:
         with quiet():
-            if not sys.stderr.isatty():
+            if not is_terminal(sys.stderr):
                 datasets.utils.disable_progress_bars()
             data = datasets.load_dataset("/".join(parts[:2]), config, split=match["split"])
     except Exception as error:  # the library passes on whatever its file formats and network raise

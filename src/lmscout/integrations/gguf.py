@@ -14,6 +14,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Container, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -256,11 +257,11 @@ def _write(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for number, (name, tensor) in enumerate(tensors.items(), 1):
-        writer.write_tensor_data(_numbers(tensor, stored[name]))
-        if progress:
-            progress(number, len(tensors))
-    writer.close()
+    with closing(writer):
+        for number, (name, tensor) in enumerate(tensors.items(), 1):
+            writer.write_tensor_data(_numbers(tensor, stored[name]))
+            if progress:
+                progress(number, len(tensors))
 
 
 def _add_metadata(writer: gguf.GGUFWriter, loaded: LoadedModel, layout: _Layout, kind: str) -> None:
@@ -377,7 +378,10 @@ def _more_bits(name: str, layout: _Layout) -> bool:
 def _numbers(tensor: Tensor, stored: Stored) -> npt.NDArray[Any]:
     """A tensor as it is stored, [rows, bytes of a row] if its type is not NumPy's."""
     values = tensor.float().contiguous().cpu().numpy()
-    if stored == Stored.F16 and np.abs(values).max(initial=0) > _MOST:
+    most = np.abs(values).max(initial=0)
+    if not np.isfinite(most):
+        raise LmscoutError("a weight is not finite: the model is damaged; save it again")
+    if stored == Stored.F16 and most > _MOST:
         raise LmscoutError(
             f"quantize: f16 holds numbers up to {_MOST:,.0f}, and a weight is larger; give bf16"
         )

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from lmscout.errors import LmscoutError
-from lmscout.files import as_json, write_file
+from lmscout.files import as_json, check_folder, write_file
 from lmscout.models import spec_from_dict
 from lmscout.models.llama import LlamaModel, LlamaSpec, Rotary
 from lmscout.models.lts import Gpt2Model, Gpt2Spec, TransformerXlModel, TransformerXlSpec
@@ -154,17 +154,18 @@ def has_class(spec: ArchitectureSpec) -> bool:
     return type(spec) in _MODELS
 
 
-def save_untrained(spec: ArchitectureSpec, folder: Path | str, seed: int = 0) -> None:
+def save_untrained(spec: ArchitectureSpec, folder: Path, seed: int = 0) -> None:
     """Write an untrained model and its ``spec.json`` as a folder that transformers loads.
 
     Raises:
-        LmscoutError: transformers has no class for the architecture.
+        LmscoutError: transformers has no class for the architecture; the folder cannot be written.
     """
     model = untrained_model(spec, seed)
     own = isinstance(model, DesignedForCausalLM)
     if own:
         names = {"AutoConfig": DesignedConfig, "AutoModelForCausalLM": DesignedForCausalLM}
         model.config.auto_map = {auto: f"{_FILE}.{one.__name__}" for auto, one in names.items()}
+    check_folder(folder, f"folder {folder}", make=True)
     model.save_pretrained(folder)
     if own:
         Path(folder, f"{_FILE}.py").write_text(_CODE)

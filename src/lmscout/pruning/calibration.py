@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lmscout.errors import LmscoutError, check_types, check_whole
+from lmscout.errors import LAST_SEED, LmscoutError, check_types, check_whole
 from lmscout.evaluation.perplexity import attention_span, check_window
 from lmscout.progress import StageProgress
 from lmscout.pruning.compensation import Compensation, Refit, refit
@@ -54,7 +54,6 @@ from lmscout.pruning.removal import order_of_experts, removal_order, routed
 
 Weights = Literal["cut", "compensated", "refit"]  # of a subnetwork
 
-LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 WINDOW = 128  # tokens of a window, if a model attends over as many
 _FEWEST_WINDOWS = 12
 _CHUNK = 1_500  # tokens of a chunk, after each of which a plan may be stopped

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from lmscout.errors import LmscoutError, brief, check_types, check_whole
+from lmscout.errors import LAST_SEED, LmscoutError, brief, check_types, check_whole
 from lmscout.evaluation import Text, model_fingerprint, protocol_of, same_text
 from lmscout.files import remove_drafts
 from lmscout.pruning.budgets import MEASURES
-from lmscout.pruning.calibration import LAST_SEED, CalibrationConfig, Weights
+from lmscout.pruning.calibration import CalibrationConfig, Weights
 from lmscout.pruning.cutting import ShapeName
 from lmscout.pruning.evaluator import DIVERGENCE, LIKELIHOOD
 from lmscout.pruning.export import check_settings, is_finished
@@ -109,7 +110,7 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         given: Any = self.keep
-        if isinstance(given, int | float):
+        if isinstance(given, Real):
             object.__setattr__(self, "keep", (given,))
         if isinstance(self.storage, os.PathLike):
             object.__setattr__(self, "storage", os.fspath(self.storage))

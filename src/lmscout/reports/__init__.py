@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmscout.arguments import Path_, command_of, load_result
+from lmscout.arguments import command_of, load_result
 from lmscout.benchmarks.build import Built
 from lmscout.benchmarks.check import Check
 from lmscout.discovery.design import Design
@@ -29,7 +29,7 @@ from lmscout.pruning.study_record import RecordedPairs
 from lmscout.reading import expanded, read_json_object
 from lmscout.reports import discovery, others, pruning
 from lmscout.reports.page import Content, Page, Section, Table, Verdict, render
-from lmscout.results import SCHEMA, Result
+from lmscout.results import SCHEMA, Path_, Result
 from lmscout.runs import RESULT, SETTINGS
 
 NOT_FINISHED = "it has not finished"
@@ -187,6 +187,8 @@ def _content(result: Result, folder: Path | None, beside: Path | None) -> Conten
         RankResult: discovery.rank_content,
         Selection: others.selection_content,
     }
+    if type(result) not in simple:
+        raise LmscoutError(f"a {type(result).__name__} holds nothing that can be shown in a report")
     return simple[type(result)](result)
 
 

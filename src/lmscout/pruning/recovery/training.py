@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmscout.errors import LmscoutError, brief, check_types, check_whole
+from lmscout.errors import LAST_SEED, LmscoutError, brief, check_types, check_whole
 from lmscout.evaluation.text import without_codes
 from lmscout.files import check_folder, write_file
 from lmscout.progress import StageProgress
@@ -46,7 +46,6 @@ _GRADIENT_NORM = 1.0  # largest norm of a step's gradient
 _IGNORED = -100  # in place of a token that carries no loss
 _WARM_UP_CALLS = 3  # before a graph is captured
 _ENDS = 0.1  # share of the steps whose mean loss is reported as the first and the last
-_LAST_SEED = 2**63 - 1  # that PyTorch's generators take
 _MOST = {
     "rank": 2**16,
     "learning_rate": 1e6,
@@ -95,10 +94,7 @@ class RecoverySettings:
                 raise LmscoutError(f"recovery: {name} of {value:g} is not above 0")
             if name not in ("learning_rate", "seconds"):
                 check_whole(f"recovery: {name}", value, 1)
-        if not 0 <= self.seed <= _LAST_SEED:
-            raise LmscoutError(
-                f"recovery: seed of {brief(self.seed)} is not from 0 to {_LAST_SEED}: give another"
-            )
+        check_whole("recovery: seed", self.seed, 0, LAST_SEED)
         if self.steps is None and self.tokens is None:
             raise LmscoutError("recovery: give a limit of steps or of tokens")
 
