@@ -90,9 +90,12 @@ def check_types(
             raise LmscoutError(f"{owner}: {name} is empty; give a name or a path")
         if not _is_any(value, annotations[name]):
             expected = annotations[name].replace("Path_", "str | path")
+            plain = isinstance(value, str | int | float | list | tuple | dict)
+            got = f"got {brief(value)}, " if plain else ""
+            remedy = "; name its folder" if "LoadedModel" in expected else ""
             raise LmscoutError(
-                f"{owner}: {name} is of type {type(value).__name__} (got {brief(value)}, expected "
-                f"{expected})"
+                f"{owner}: {name} is of type {type(value).__name__} ({got}expected {expected})"
+                f"{remedy}"
             )
 
 

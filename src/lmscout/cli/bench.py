@@ -197,5 +197,6 @@ def _show_check(result: Check) -> None:
     )
     for condition, holds in result.verdicts.items():
         console.say(f"  {'yes' if holds else 'no '}  {condition}")
+    held, of = sum(result.verdicts.values()), len(result.verdicts)
     can = "can" if result.distinguishes else "cannot"
-    console.say(f"This benchmark {can} distinguish proxies.")
+    console.say(f"This benchmark {can} distinguish proxies: {held} of {of} conditions hold.")

@@ -300,6 +300,9 @@ def _show_choices(choices: Sequence[Choice], scored: int, within: int | None = N
         cells += [] if one.latency is None else [f"{one.latency:.3g}"]
         table.add_row(*cells)
     console.print_table(table)
+    tied = sum(one.score == choices[0].score for one in choices)
+    if tied > 1:
+        console.say(f"The first {tied} have one score: the proxy does not tell them apart.")
 
 
 def _rounded(count: int) -> str:

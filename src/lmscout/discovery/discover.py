@@ -44,7 +44,7 @@ from lmscout.discovery.scorer import (
     search_size,
     split_benchmark,
 )
-from lmscout.errors import LmscoutError
+from lmscout.errors import LmscoutError, brief
 from lmscout.metrics import Interval, kendall, spearman, spearman_many
 from lmscout.progress import Progress, StageProgress, Stages
 from lmscout.proxies import Branch, Expression, Space, evaluate, format_expression
@@ -420,6 +420,10 @@ class Discovery(Finding, Result):
     statistics: Path
     top: tuple[Leader, ...]
     ranking: Annotated[SpaceRanking | None, NotSaved] = None
+
+    def __repr__(self) -> str:
+        rho = f"test ρ {self.test.agreement.spearman.value:.3f}"
+        return f"Discovery({self.benchmark}: {brief(self.test.name)}, {rho})"
 
     def rows(self) -> list[dict[str, Any]]:
         """The best proxies, with ρ on the search and on the test split."""

@@ -294,6 +294,15 @@ class Pruning(Result):
     bound: QualityBound | None = None
     front: tuple[FrontPoint, ...] = ()
 
+    def __repr__(self) -> str:
+        found = {size.keep: size.models[-1].measures for size in self.sizes[:3]}
+        shown = (
+            f"keep {keep:g}: " + ", ".join(f"{name} {value:.4g}" for name, value in one.items())
+            for keep, one in found.items()
+        )
+        more = "; ..." if len(self.sizes) > len(found) else ""
+        return f"Pruning(of {self.of}, {self.pairs} pairs; {'; '.join(shown)}{more})"
+
     @property
     def plan(self) -> Plan:
         """The selected plan; of several sizes, that of the first."""
