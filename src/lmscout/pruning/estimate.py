@@ -191,7 +191,7 @@ def _refits(request: PruneConfig) -> int:
     """Finalists that are refit, about; the selected plans are among them."""
     if request.weights != "refit" or request.objective is not None:
         return 0
-    each = MOST_REFIT if request.pairs else 1
+    each = MOST_REFIT + 1 if request.pairs else 1  # with the allocation
     bisections = 2 if request.pairs else 1
     sizes = len(request.keep) or bisections * TESTS
     return each * sizes + (len(FRONT) if request.front else 0)

@@ -161,13 +161,20 @@ class Contest:
         progress: StageProgress | None = None,
         *,
         count: int = MOST_REFIT,
+        also: Sequence[Plan] = (),
     ) -> list[list[Finalist]]:
         """Measure the best finalists of every size with refit weights, so many of each.
+
+        Those of the plans in `also` are refit as well.
 
         Returns:
             Finalists of every size, best first: the refit ones before the others.
         """
-        best = dict.fromkeys(one.plan for contest in contests for one in contest[:count])
+        chosen = [
+            [*contest[:count], *(one for one in contest[count:] if one.plan in also)]
+            for contest in contests
+        ]
+        best = dict.fromkeys(one.plan for some in chosen for one in some)
 
         def measure(missing: Sequence[Plan]) -> Iterable[Measurement]:
             for plan in missing:
@@ -176,13 +183,13 @@ class Contest:
 
         self._measure_missing(self.refits, list(best), "refit", measure, progress)
         results = []
-        for contest in contests:
-            some = []
-            for one in contest[:count]:
+        for contest, some in zip(contests, chosen, strict=True):
+            refit = []
+            for one in some:
                 pair = _found(self.refits, one.plan)
-                some.append(replace(one, refit=pair.value, chunks=_by_chunk(pair)))
-            some.sort(key=lambda one: one.refit or 0.0)
-            results.append([*some, *contest[count:]])
+                refit.append(replace(one, refit=pair.value, chunks=_by_chunk(pair)))
+            refit.sort(key=lambda one: one.refit or 0.0)
+            results.append([*refit, *(one for one in contest if one not in some)])
         return results
 
     def _measure_missing(

@@ -96,6 +96,7 @@ from lmscout.pruning.results import (
     Reported,
     Size,
 )
+from lmscout.pruning.search import allocate
 from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
 from lmscout.pruning.storage import home_path, storage_option_url
 from lmscout.pruning.study import STUDY as PAIRS
@@ -366,17 +367,23 @@ def _by_size(job: _Job, contest: Contest) -> _Found:
     else:
         spread = contest.feasible(SPREAD) if config.front else []
         contest = _with_pairs(job, contest, [*config.keep, *spread], config.pairs)
+    allocations: list[Plan] = []
+    if contest.refit and config.objective is None and contest.calibrated.mass.in_nats:
+        # Refit corrects more of what they remove than compensation, by which pairs are measured.
+        targets = [Target(budget, job.space.ranges) for budget in budgets]
+        allocations = [allocate(job.space, one, contest.calibrated.mass) for one in targets]
     with stages("searching") as update:
         candidates = []
         for number, target in enumerate(contest.fitted.targets[: len(budgets)]):
-            candidates.append(contest.candidates(target))
+            plans = [*contest.candidates(target), *allocations[number : number + 1]]
+            candidates.append(list(dict.fromkeys(plans)))
             if update:
                 update(number + 1, len(budgets))
     with stages("measuring finalists") as update:
         finalists = contest.measured(candidates, update)
     if contest.refit and config.objective is None:
         with stages("refitting finalists") as update:
-            finalists = contest.with_refits(finalists, update)
+            finalists = contest.with_refits(finalists, update, also=allocations)
     return _Found(contest, config.keep, finalists)
 
 
