@@ -210,12 +210,20 @@ def test_the_json_holds_all_fields_and_their_comparisons(run):
     assert Plan(*map(tuple, size["plan"].values())) == result.plan
     assert size["finalists"][0]["plan"] == size["plan"]
     refit = [one["refit"] for one in size["finalists"]]
-    assert refit[:3] == sorted(refit[:3])
-    assert set(refit[3:]) <= {None}
+    count = len(refit) - refit.count(None)
+    assert count in (3, 4)  # with the plan without pairs
+    assert refit[:count] == sorted(refit[:count])
     held_out = [one["held_out"] for one in size["finalists"]]
-    assert max(held_out[:3]) <= min(held_out[3:])
-    assert held_out[3:] == sorted(held_out[3:])
+    assert sorted(held_out[:count])[:3] == sorted(held_out)[:3]
+    assert held_out[count:] == sorted(held_out[count:])
     assert {one["baseline"] for one in size["comparisons"]} >= {"uniform", "uniform_protected"}
+
+
+def test_the_plan_without_pairs_is_refit_beside_the_finalists(brief_run, tmp_path):
+    alone = briefly(tmp_path / "run", replace(BRIEFLY, pairs=0))
+    (only,) = alone.sizes[0].finalists
+    (beside,) = (one for one in brief_run.sizes[0].finalists if one.plan == only.plan)
+    assert beside.refit == pytest.approx(only.refit, rel=1e-6)
 
 
 def test_the_study_holds_every_pair_once_for_optunas_own_tools(run):
