@@ -34,7 +34,7 @@ def test_check_prints_ceiling_baselines_and_verdict(lmscout):
     assert "240 architectures, 24 of them trained with several seeds" in out
     for word in ("noise ceiling", "measured again", "parameters", "depth²×width"):
         assert word in out
-    assert "This benchmark can distinguish proxies." in out
+    assert "This benchmark can distinguish proxies: 3 of 3 conditions hold." in out
 
 
 @pytest.mark.parametrize(

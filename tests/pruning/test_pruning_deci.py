@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ import lmscout
 from lmscout.builtin import load_tokenizer
 from lmscout.builtin.corpus import corpus_text
 from lmscout.errors import LmscoutError
+from lmscout.evaluation import Text
 from lmscout.evaluation.modeling_lmscout import mlp_width
 from lmscout.pruning.budgets import keep_budget
 from lmscout.pruning.cutting import cut, deci_config
@@ -289,7 +289,7 @@ def test_what_the_family_cannot_hold_is_refused_in_one_line():
         space_of("deci", units, model)
     config = lmscout.PruneConfig(shape="deci", channel_multiple=8)
     with pytest.raises(LmscoutError, match="not for shape deci"):
-        lmscout.prune("model", calibration=SimpleNamespace(), out="out", config=config)
+        lmscout.prune("model", calibration=Text("text", "some text", ""), out="out", config=config)
 
 
 def test_damaged_block_configs_are_one_line(saved, tmp_path):

@@ -426,7 +426,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path):
         ({"report_tokens": 0}, "report_tokens of 0 is too small: give 1 or more"),
         (
             {"recovery": RecoveryConfig(elastic=RecoverySettings(seed=-1))},
-            "recovery: seed of -1 is not from 0 to",
+            "recovery: seed of -1 is too small",
         ),
     ):
         with pytest.raises(LmscoutError, match=message):
