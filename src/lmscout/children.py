@@ -72,6 +72,19 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def start_trackers() -> None:
+    """Start what tracks resources of processes, before `signals_held`.
+
+    Multiprocessing and loky unblock signals where they start theirs.
+    """
+    from multiprocessing import resource_tracker
+
+    from joblib.externals.loky.backend import resource_tracker as loky_tracker
+
+    resource_tracker.ensure_running()
+    loky_tracker.ensure_running()
+
+
 def load_modules(*modules: str) -> None:
     """Import the modules with which a process begins, without garbage collection meanwhile.
 

@@ -16,7 +16,6 @@ from concurrent.futures import BrokenExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ import numpy as np
 import torch
 from joblib.externals.loky import process_executor
 from joblib.externals.loky.backend import get_context
-from joblib.externals.loky.backend import resource_tracker as loky_tracker
 
 from lmscout.benchmarks.built import (
     ROWS,
@@ -38,7 +36,7 @@ from lmscout.benchmarks.built import (
 )
 from lmscout.benchmarks.space import Space, sample
 from lmscout.benchmarks.training import Recipe, TokenData, check_validation, train, window_starts
-from lmscout.children import end_with_parent, signals_held
+from lmscout.children import end_with_parent, signals_held, start_trackers
 from lmscout.cluster import Cluster, connect
 from lmscout.errors import LmscoutError, worker_ended
 from lmscout.files import check_folder
@@ -104,8 +102,7 @@ def spread(task: Task, jobs: Sequence[Any], devices: Sequence[str], workers: int
         return
     count = min(workers, len(jobs))
     context = get_context("loky")  # whose processes do not run the caller's script again
-    for tracker in (resource_tracker, loky_tracker):
-        tracker.ensure_running()  # it unblocks signals where it starts its process
+    start_trackers()
     dealt = context.SimpleQueue()
     # Little goes to a process that starts: if this one is killed while it writes, the other would
     # show a traceback.  A worker that has begun ends in silence, so the task follows then.

@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
-from joblib.externals.loky.backend import resource_tracker as loky_tracker
 
-from lmscout.children import begin_worker, signals_held
+from lmscout.children import begin_worker, signals_held, start_trackers
 from lmscout.pruning.budgets import Budget
 from lmscout.pruning.features import Column, ImportanceMass
 from lmscout.pruning.plan import Floats, Plan, Rows, Shape, as_rows, dense_row
@@ -350,8 +348,7 @@ def proposals(proposer: Proposer, *, ahead: bool) -> Iterator[Propose]:
 @contextmanager
 def _process() -> Iterator[Executor]:
     """One process, which ends with this one as well; loky's does not import ``__main__``."""
-    for tracker in (resource_tracker, loky_tracker):
-        tracker.ensure_running()  # unblocks signals when it starts a process
+    start_trackers()
     executor, idle = _executor(), False
     try:
         with signals_held():

@@ -13,17 +13,15 @@ from concurrent.futures import BrokenExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import joblib
 from joblib.externals.loky import get_reusable_executor, process_executor
-from joblib.externals.loky.backend import resource_tracker as loky_tracker
 from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
 
-from lmscout.children import begin_worker, signals_held
+from lmscout.children import begin_worker, signals_held, start_trackers
 from lmscout.cluster import connect, in_order
 from lmscout.errors import LmscoutError, brief, worker_ended
 from lmscout.memory import GIB, free_at_first, usable_device
@@ -290,8 +288,7 @@ def _start(
     if processes:
         most = _MOST_GROWTH if workers.device_kind == "cpu" else _ON_GPU
         function = partial(_growing, most, function)
-        for tracker in (resource_tracker, loky_tracker):
-            tracker.ensure_running()  # it unblocks signals where it starts its process
+        start_trackers()
     try:
         with signals_held():
             results: Generator[Any] = parallel(joblib.delayed(function)(one) for one in arguments)
