@@ -68,6 +68,13 @@ def test_the_margin_of_the_selected_plan_is_over_a_finalist_with_weights_of_its_
     assert replace(one, quality="kl").words.startswith(start)
 
 
+def test_the_repr_has_the_saved_model():
+    rows = row("uniform", 0.9), row("found", 0.25), row("found_compensated", 0.5)
+    start = "Pruning(of parameters, 0 pairs; keep 0.8: loss_increase"
+    assert repr(pruning(*rows)) == f"{start} 0.25)"
+    assert repr(pruning(*rows, row("found_recovered", 0.125))) == f"{start} 0.125)"
+
+
 def test_by_one_measure_alone_it_is_worse_as_well():
     one = size(row("uniform", 0.9, 200.0), row("found", 0.5, 201.0))
     assert one.verdict == (

@@ -139,6 +139,12 @@ class Size:
         return self.finalists[0].plan
 
     @property
+    def found(self) -> Reported:
+        """The saved model: the selected plan, recovered if it was."""
+        rows = {one.name: one for one in self.models}
+        return next((rows[one] for one in reversed(_FOUND) if one in rows), self.models[-1])
+
+    @property
     def words(self) -> str:
         """The margin of the selected plan over the second finalist, in one sentence."""
         selected = self.finalists[0]
@@ -146,11 +152,10 @@ class Size:
             return f"keep {self.keep:g}: the plan of the best score; no measurement chose it"
         if len(self.finalists) < 2:
             return f"keep {self.keep:g}: there was one finalist"
-        measured = "divergence from the dense model" if self.quality == DIVERGENCE else ""
-        start = (
-            f"keep {self.keep:g}: selected plan, {measured or 'loss increase'} on held-out text "
-            f"{selected.loss_increase:{'' if measured else '+'}.4f} nats/token"
-        )
+        measured, value = "loss increase", f"{selected.loss_increase:+.4f}"
+        if self.quality == DIVERGENCE:  # which has no sign
+            measured, value = "divergence from the dense model", f"{selected.loss_increase:.4f}"
+        start = f"keep {self.keep:g}: selected plan, {measured} on held-out text {value} nats/token"
         refit = selected.refit is not None
         alike = [one for one in self.finalists if (one.refit is not None) == refit]
         if len(alike) < 2:
@@ -295,12 +300,12 @@ class Pruning(Result):
     front: tuple[FrontPoint, ...] = ()
 
     def __repr__(self) -> str:
-        found = {size.keep: size.models[-1].measures for size in self.sizes[:3]}
         shown = (
-            f"keep {keep:g}: " + ", ".join(f"{name} {value:.4g}" for name, value in one.items())
-            for keep, one in found.items()
+            f"keep {size.keep:g}: "
+            + ", ".join(f"{name} {value:.4g}" for name, value in size.found.measures.items())
+            for size in self.sizes[:3]
         )
-        more = "; ..." if len(self.sizes) > len(found) else ""
+        more = "; ..." if len(self.sizes) > 3 else ""
         return f"Pruning(of {self.of}, {self.pairs} pairs; {'; '.join(shown)}{more})"
 
     @property
