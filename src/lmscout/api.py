@@ -112,14 +112,15 @@ def discover(
     from lmscout.arguments import discover_deep, discover_ranked
 
     common: dict[str, Any] = {"n_search": n_search, "seed": seed, "progress": progress}
-    common |= {"workers": workers, "backend": backend, "device": device, "cluster": cluster}
+    common |= {"workers": workers, "backend": backend, "cluster": cluster}
+    common["device"] = as_name(device)
     if space == DEEP:
         with TemporaryDirectory() as scratch:
             folder = out or Path(scratch, "run")
             return discover_deep(benchmark, config, out=folder, **common)[1]
     if config is not None:
         raise LmscoutError(f"config is for space {DEEP!r}: leave it out")
-    common |= {"out": out, "model": model, "calibration": calibration}
+    common |= {"out": out, "model": as_name(model), "calibration": as_name(calibration)}
     return discover_ranked(benchmark, space, several(aggregations), **common)
 
 

@@ -138,8 +138,8 @@ def discover_ranked(
     aggregations: Sequence[str],
     *,
     n_search: int | Sequence[int] | None,
-    model: Path_ | None,
-    calibration: Path_ | None,
+    model: str | None,
+    calibration: str | None,
     device: str,
     progress: Progress,
     **common: Any,
@@ -156,7 +156,7 @@ def discover_ranked(
     if len(benchmarks) != 1:
         raise LmscoutError(f"several benchmarks at once are for space {DEEP!r}: give one")
     (one,), (size,) = benchmarks, search_sizes(n_search, 1)
-    study, device = _is_study(one), as_name(device)
+    study = _is_study(one)
     if study and device != "cpu":
         raise LmscoutError(
             f"device {device}: not for {STUDY}RUN, whose statistics are computed on the CPU; "
@@ -170,8 +170,7 @@ def discover_ranked(
     if not study and (model or calibration):
         raise LmscoutError(f"{one}: model and calibration are for {STUDY}RUN")
     settings = run_settings(device=device, **common)
-    moved = {"model": as_name(model), "calibration": as_name(calibration)}
-    overrides = moved if study else {}
+    overrides = {"model": model, "calibration": calibration} if study else {}
 
     def source() -> tuple[Benchmark, Any]:
         from lmscout.pruning.pairs_benchmark import study_benchmark

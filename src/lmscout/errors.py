@@ -68,7 +68,8 @@ def public(function: _Function) -> _Function:
         try:
             return function(*bound.args, **bound.kwargs)
         except (OSError, ValueError) as error:
-            check_path(error)
+            if problem := path_problem(error):
+                raise LmscoutError(problem) from None
             raise
 
     return cast(_Function, call)
@@ -137,12 +138,13 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(one in message for one in _NO_MEMORY)
 
 
-def check_path(error: BaseException) -> None:
-    """Raise LmscoutError if an error is the system's for a path that no file can have."""
-    if str(error).startswith("embedded null"):
-        raise LmscoutError("a path holds a null character; give another")
+def path_problem(error: BaseException) -> str | None:
+    """The message for a path that no file can have; None for any other error."""
+    if isinstance(error, ValueError) and str(error).startswith("embedded null"):
+        return "a path holds a null character; give another"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        raise LmscoutError(f"{brief(error.filename)}: is no path: a name in it is too long")
+        return f"{brief(error.filename)}: is no path: a name in it is too long"
+    return None
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

@@ -19,12 +19,7 @@ from lmscout.cli.export import export
 from lmscout.cli.prune import prune
 from lmscout.cli.rank import rank
 from lmscout.cli.report import report
-from lmscout.errors import (
-    LmscoutError,
-    check_path,
-    out_of_memory,
-    without_passwords,
-)
+from lmscout.errors import LmscoutError, out_of_memory, path_problem, without_passwords
 from lmscout.files import storage_problem
 from lmscout.version import __version__
 
@@ -78,11 +73,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        try:
-            code = app(standalone_mode=False)
-        except OSError as error:
-            check_path(error)
-            raise
+        code = app(standalone_mode=False)
     except typer.TyperException as error:
         _fail(error.format_message())
     except LmscoutError as error:
@@ -93,6 +84,8 @@ def _run() -> None:
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
+        if unusable := path_problem(error):
+            _fail(unusable)
         if out_of_memory(error):
             reason = "".join(str(error).strip().splitlines()[:1]) or "none is left"
             _fail(f"out of memory ({reason}): use a larger device, or fewer tokens at once")

@@ -540,7 +540,6 @@ def _estimate(
     LmscoutError if the run would be refused because of its model.
     """
     # Imported here, so that `--help` does not wait for PyTorch.
-
     from lmscout.evaluation import dtype_named, fit_protocol, load_config, memory_dtype
     from lmscout.pruning.estimate import estimate
 

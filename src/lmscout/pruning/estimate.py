@@ -191,10 +191,11 @@ def _refits(request: PruneConfig) -> int:
     """Finalists that are refit, about; the selected plans are among them."""
     if request.weights != "refit" or request.objective is not None:
         return 0
-    each = MOST_REFIT + 1 if request.pairs else 1  # with the allocation
+    beside = len(request.keep)  # the allocation of each size
+    each = MOST_REFIT if request.pairs else 1
     bisections = 2 if request.pairs else 1
     sizes = len(request.keep) or bisections * TESTS
-    return each * sizes + (len(FRONT) if request.front else 0)
+    return each * sizes + (beside if request.pairs else 0) + (len(FRONT) if request.front else 0)
 
 
 class MemoryPart:

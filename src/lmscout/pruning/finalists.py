@@ -223,7 +223,7 @@ class Contest:
         """
         plans = self.candidates(self._target(keep))
         if not plans or self.calibrated.mass.in_nats:
-            plans = list(dict.fromkeys([*plans, self._allocation(keep)]))
+            plans = list(dict.fromkeys([*plans, self.allocation(keep)]))
         (contest,) = self.measured([plans])
         if not self.refit:
             return contest
@@ -235,7 +235,7 @@ class Contest:
 
     def estimate(self, keep: float) -> float:
         """Of the allocation of a size; only the order and the ratio of two estimates count."""
-        rows = as_rows([self._allocation(keep)])
+        rows = as_rows([self.allocation(keep)])
         if self.fitted.predictor is not None:
             return float(self.fitted.predictor.predict(rows)[0])
         return float(self.calibrated.mass.estimate(rows)[0])
@@ -248,7 +248,8 @@ class Contest:
     def _target(self, keep: float) -> Target:
         return Target(self.budget_at(keep), self.space.ranges)
 
-    def _allocation(self, keep: float) -> Plan:
+    def allocation(self, keep: float) -> Plan:
+        """The plan of a size without pairs."""
         return allocate(self.space, self._target(keep), self.calibrated.mass)
 
 

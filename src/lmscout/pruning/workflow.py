@@ -96,7 +96,6 @@ from lmscout.pruning.results import (
     Reported,
     Size,
 )
-from lmscout.pruning.search import allocate
 from lmscout.pruning.space import PlanSpace, fast_multiple, space_of
 from lmscout.pruning.storage import home_path, storage_option_url
 from lmscout.pruning.study import STUDY as PAIRS
@@ -370,8 +369,7 @@ def _by_size(job: _Job, contest: Contest) -> _Found:
     allocations: list[Plan] = []
     if contest.refit and config.objective is None and contest.calibrated.mass.in_nats:
         # Refit corrects more of what they remove than compensation, by which pairs are measured.
-        targets = [Target(budget, job.space.ranges) for budget in budgets]
-        allocations = [allocate(job.space, one, contest.calibrated.mass) for one in targets]
+        allocations = [contest.allocation(keep) for keep in config.keep]
     with stages("searching") as update:
         candidates = []
         for number, target in enumerate(contest.fitted.targets[: len(budgets)]):
@@ -500,13 +498,12 @@ def _reported_and_saved(job: _Job, dense: _Dense, found: _Found) -> Pruning:
             calibrated, dense.training, settings, config.shape, config.weights, out
         )
         models, trained = recover_winners(recovery, found.keep, winners, models, on, stages)
-    qualities = [calibrated.quality] * len(winners)
-    columns = found.keep, models, map(tuple, found.finalists), folders, trained, qualities
+    columns = found.keep, models, map(tuple, found.finalists), folders, trained
     fitted, study = found.contest.fitted, found.contest.pairs
     result = Pruning(
         of=config.of,
         dense=row,
-        sizes=tuple(Size(*one) for one in zip(*columns, strict=True)),
+        sizes=tuple(Size(*one, calibrated.quality) for one in zip(*columns, strict=True)),
         predictor=None if fitted.predictor is None else fitted.predictor.report,
         narrowing_steps=fitted.narrowing_steps,
         pairs=len(study),
