@@ -32,6 +32,8 @@ def test_what_is_asked_for_is_trained_within_its_bounds():
     both = asked("lora", elastic=True, tokens=10_000)
     assert both.elastic == both.winners
     assert both.winners.last_step(128) == 4  # of 2,048 tokens: the bound of steps gave way
+    timed = asked("distill", minutes=10).winners
+    assert (timed.steps, timed.tokens, timed.seconds) == (None, None, 600.0)
     alone = asked(elastic=True)
     assert alone.winners is None
     assert (alone.elastic.method, alone.elastic.steps) == ("distill", 300)

@@ -72,7 +72,7 @@ def test_bounds_of_steps_and_of_tokens():
         ({"rank": 0}, "rank of 0"),
         ({"learning_rate": float("nan")}, "learning_rate of nan"),
         ({"seconds": -1.0}, "seconds of -1"),
-        ({"steps": None}, "a limit of steps or of tokens"),
+        ({"steps": None}, "a limit of steps, tokens or seconds"),
     ],
 )
 def test_settings_that_cannot_be_trained_by(wrong, said):
@@ -87,9 +87,14 @@ def test_the_rate_rises_and_falls_by_steps_or_by_the_clock():
     assert rates[-1] < 0.03
     assert np.all(np.diff(rates[5:]) < 0)
     assert schedule(50, 100, 0.9) == pytest.approx(schedule(90, 100))
+    by_clock = [schedule(step, 10**8, step / 100) for step in range(100)]
+    assert max(by_clock) == pytest.approx(1.0, abs=0.01)
+    assert by_clock[0] < 0.01
+    assert by_clock[-1] < 0.03
+    assert np.all(np.diff(by_clock[5:]) < 0)
 
 
-def parabola(tmp_path, settings, identity=None, size=4):
+def parabola(tmp_path, settings, identity=None, size=4, progress=None):
     """Train a vector towards the mean token of each batch."""
     vector = nn.Parameter(torch.zeros(size))
     windows = torch.randint(5, (16, 4), generator=torch.Generator().manual_seed(0))
@@ -105,6 +110,7 @@ def parabola(tmp_path, settings, identity=None, size=4):
         tmp_path / "recovery" / "x.safetensors",
         {"a": 1} if identity is None else identity,
         device=CPU,
+        progress=progress,
     )
     return vector, done
 
@@ -153,6 +159,18 @@ def test_seconds_bound_a_training(tmp_path):
     _, done = parabola(tmp_path, replace(PLAIN, steps=10**7, seconds=0.05))
     assert 0 < done.steps < 10**7
     assert 0.05 <= done.seconds < 5
+
+
+def test_seconds_alone_are_a_limit_and_the_progress(tmp_path):
+    shown = []
+    settings = replace(PLAIN, steps=None, seconds=1.5)
+    settings.check()
+    vector, done = parabola(tmp_path, settings, progress=lambda *step: shown.append(step))
+    assert 1.5 <= done.seconds < 10
+    assert (shown[0], shown[-1]) == ((0, 2), (2, 2))
+    assert sorted(set(shown)) == [(0, 2), (1, 2), (2, 2)]
+    target = torch.randint(5, (16, 4), generator=torch.Generator().manual_seed(0)).float().mean()
+    assert (vector - target).abs().max() < 0.5  # from 2; its batches' means vary
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,8 @@ def prune(
         option(_RECOVERY, "Training text; by default the calibration text.", metavar="TEXT"),
     ] = None,
     recover_steps: Annotated[
-        int | None, option(_RECOVERY, "Maximum steps; 300 unless tokens are given.", metavar="INT")
+        int | None,
+        option(_RECOVERY, "Maximum steps; 300 unless tokens or minutes are given.", metavar="INT"),
     ] = None,
     recover_tokens: Annotated[
         int | None, option(_RECOVERY, "Maximum tokens over all steps.", metavar="INT")
@@ -566,8 +567,9 @@ def _estimate(
             table.add_row(f"refitting {plans}", _bytes(found.refitting), refitting)
         for one in found.recovery:
             what = {"elastic": "all plans", "winners": f"{one.trainings} winner(s)"}[one.name]
+            steps = "" if one.steps is None else f", {one.steps:,} steps"
             table.add_row(
-                f"recovering {what}, {one.steps:,} steps",
+                f"recovering {what}{steps}",
                 _bytes(one.memory),
                 f"about {duration(one.seconds)}",
             )

@@ -214,7 +214,11 @@ def _questions(name: str, found: Any) -> int:
 
 @contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval, which has no switch for its bars and its calls of git, from stderr."""
+    """Keep lm-eval, which has no switch for its bars and its calls of git, from stderr.
+
+    Its templates are compiled once for all documents, which it does for each (for MMLU, five
+    minutes of a core).
+    """
     import datasets
     import lm_eval.evaluator
     from tqdm import tqdm
@@ -233,6 +237,7 @@ def _quiet_lm_eval() -> Iterator[None]:
             (tqdm, "__init__", partialmethod(tqdm.__init__, disable=True)),
             (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
             (lm_eval.evaluator, "add_env_info", lambda _: None),
+            (lm_eval.utils.env, "from_string", cache(lm_eval.utils.env.from_string)),
         ):
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)

@@ -51,7 +51,7 @@ class Recovering:
 
     name: str  # "elastic" or "winners"
     trainings: int  # number of trainings, one after the other
-    steps: int  # of each
+    steps: int | None  # of each; None if only their time is limited
     memory: int  # peak bytes
     seconds: float  # of all trainings, on the dense model's sizes
 
@@ -130,7 +130,7 @@ def estimate(
     ):
         if settings is not None:
             seconds, memory = estimate_training(model, family, settings, window, few_blocks)
-            steps = settings.last_step(window)
+            steps = None if settings.timed else settings.last_step(window)
             peak = sizes.held + beside + memory // len(parts)
             recovery.append(Recovering(name, trainings, steps, peak, trainings * seconds))
     several = tuple(Part(str(one.device), one.depth, one.weights, one.peak) for one in parts)

@@ -71,7 +71,7 @@ class RecoveryConfig:
             recover: "lora" or "distill", of the selected models' training; None for none.
             elastic: whether one adapter is trained for all plans, by `recover` or "distill".
             seed: of the order of the text and of the adapters.
-            steps: maximum steps; 300 unless tokens are given.
+            steps: maximum steps; 300 unless tokens or minutes are given.
             tokens: maximum tokens over all steps.
             minutes: maximum minutes; the result then depends on the machine.
             rank: of the adapters.
@@ -90,8 +90,8 @@ class RecoveryConfig:
             "batch_tokens": batch,
         }
         values: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
-        if tokens is not None:
-            values.setdefault("steps", None)  # tokens alone bound the training
+        if tokens is not None or minutes is not None:
+            values.setdefault("steps", None)  # one limit is enough
         settings = RecoverySettings(method=recover or DISTILL, seed=seed, **values)
         settings.check()
         return cls(settings if recover else None, settings if elastic else None)
@@ -247,9 +247,9 @@ class WinnerRecovery:
     out: Path  # the run folder
 
     @property
-    def steps(self) -> int:
-        """Steps allowed for each winner."""
-        return self.settings.last_step(self.windows.shape[1])
+    def progress_total(self) -> int:
+        """The end of the progress of each winner."""
+        return self.settings.progress_total(self.windows.shape[1])
 
     def __call__(
         self, keep: float, plan: Plan, *, progress: StageProgress | None = None
@@ -293,7 +293,8 @@ def recover_winners(
     tables, trainings = [], []
     with stages("recovering") as progress:
         for number, (share, plan, rows) in enumerate(zip(keep, winners, reported, strict=True)):
-            part = part_of(progress, number * recovery.steps, len(winners) * recovery.steps)
+            each = recovery.progress_total
+            part = part_of(progress, number * each, len(winners) * each)
             model, trained = recovery(share, plan, progress=part)
             increase = held_out_increase(model, recovery.calibrated, recovery.windows)
             perplexity = on.perplexity(model)

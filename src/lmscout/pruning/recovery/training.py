@@ -60,9 +60,8 @@ _MOST = {
 class RecoverySettings:
     """How a recovery trains, and for how long.
 
-    Training ends at the first limit that it reaches.  Steps or tokens must be limited, since the
-    learning rate falls towards that limit.  With a limit of seconds the rate also falls by the
-    clock, so the result then depends on the machine.
+    Training ends at the first limit that it reaches, and the learning rate falls towards it.  With
+    a limit of seconds the rate follows the clock, so the result then depends on the machine.
     """
 
     method: str = DISTILL  # "lora" (the text's next tokens), "distill" (the dense model's logits)
@@ -76,7 +75,7 @@ class RecoverySettings:
     save_seconds: float = 60.0  # time between checkpoints
 
     def check(self) -> None:
-        """Raise LmscoutError for settings out of bounds, or without a limit of steps or tokens."""
+        """Raise LmscoutError for settings out of bounds, or without a limit."""
         check_types("recovery", self.__annotations__, vars(self))
         if self.method not in METHODS:
             raise LmscoutError(
@@ -95,16 +94,16 @@ class RecoverySettings:
             if name not in ("learning_rate", "seconds"):
                 check_whole(f"recovery: {name}", value, 1)
         check_whole("recovery: seed", self.seed, 0, LAST_SEED)
-        if self.steps is None and self.tokens is None:
-            raise LmscoutError("recovery: give a limit of steps or of tokens")
+        if self.timed and self.seconds is None:
+            raise LmscoutError("recovery: give a limit of steps, tokens or seconds")
 
     def batch(self, window: int) -> int:
         """Windows of a step, for windows of so many tokens."""
         return max(1, self.batch_tokens // window)
 
     def last_step(self, window: int) -> int:
-        """Number of steps that the limits allow; LmscoutError if they do not allow one."""
-        limits = [] if self.steps is None else [self.steps]
+        """Steps that the limits allow, but for seconds; LmscoutError if they do not allow one."""
+        limits = [int(_MOST["steps"]) if self.steps is None else self.steps]
         if self.tokens is not None:
             each = self.batch(window) * window
             limits.append(self.tokens // each)
@@ -114,11 +113,20 @@ class RecoverySettings:
                 )
         return min(limits)
 
+    @property
+    def timed(self) -> bool:
+        """Whether nothing but the time is limited."""
+        return self.steps is None and self.tokens is None
+
+    def progress_total(self, window: int) -> int:
+        """The end of its progress: the last step, or the seconds if nothing else is limited."""
+        return math.ceil(self.seconds or 0) if self.timed else self.last_step(window)
+
     def words(self, window: int) -> str:
         """The limits as text."""
-        steps, each = self.last_step(window), self.batch(window) * window
+        steps, each = f"{self.last_step(window):,} ", self.batch(window) * window
         limit = "" if self.seconds is None else f", {self.seconds:g} s at most"
-        return f"{self.method}, {steps:,} steps of {each:,} tokens{limit}"
+        return f"{self.method}, {'' if self.timed else steps}steps of {each:,} tokens{limit}"
 
     def identity(self) -> dict[str, str | int | float | None]:
         """The settings that trained weights depend on."""
@@ -377,7 +385,7 @@ def train(
         device: of the windows of a step.
         dtype: in which the model computes.
         same: whether `loss_of` does the same at every step; on CUDA it becomes a graph.
-        progress: called with steps done and allowed.
+        progress: called with steps done and allowed; with seconds if these alone are limited.
 
     Raises:
         LmscoutError: the checkpoint does not fit or cannot be written, or the loss or its gradient
@@ -407,6 +415,7 @@ def train(
 
     gradients = (_GradientGraph if cuda and same else _Gradients)(adapters, loss_of)
     limit = settings.seconds or math.inf
+    total = settings.progress_total(windows.shape[1])
     saved_at = seconds
     if not ended:
         log = checkpoint.with_suffix(".jsonl")
@@ -415,7 +424,7 @@ def train(
     while not ended and len(losses) < steps and seconds < limit:
         started, step = time.perf_counter(), len(losses)
         if progress:
-            progress(step, steps)
+            progress(round(seconds) if settings.timed else step, total)
         rate = settings.learning_rate * schedule(step, steps, seconds / limit)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -431,7 +440,7 @@ def train(
     if not ended:
         save(ended=True)
     if progress:
-        progress(steps, steps)
+        progress(total, total)
     done, ends = len(losses), max(1, round(_ENDS * len(losses)))
     first, last = (sum(some) / ends for some in (losses[:ends], losses[-ends:]))
     passes = done * batch / len(windows)
@@ -552,7 +561,7 @@ def _clipped(
 
 def schedule(step: int, steps: int, by_clock: float = 0.0) -> float:
     """Share of the highest learning rate at a step, with the share of the time that has passed."""
-    warm_up = min(1.0, (step + 1) / max(1.0, _WARM_UP * steps))
+    warm_up = min(1.0, max((step + 1) / max(1.0, _WARM_UP * steps), by_clock / _WARM_UP))
     done = min(1.0, max(step / steps, by_clock))
     return warm_up * (_LOWEST_RATE + (1 - _LOWEST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
 
