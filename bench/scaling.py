@@ -257,13 +257,13 @@ def searched(searches: int, evaluations: int) -> Spent:
     return Spent(0.0, ended - began, after - before)
 
 
-def bare_loops() -> float:
-    """Seconds of 16 tasks that only count: how fast the cores of this machine are at the moment."""
+def bare(task: Callable[[], object]) -> float:
+    """Seconds of 16 bare tasks: how fast this machine's cores or memory are at the moment."""
     import ray
 
-    count = ray.remote(_count)
+    remote = ray.remote(task)
     started = time.perf_counter()
-    ray.get([count.remote() for _ in range(16)])
+    ray.get([remote.remote() for _ in range(16)])
     return time.perf_counter() - started
 
 
@@ -274,10 +274,18 @@ def _count() -> int:
     return total
 
 
+def _copy() -> None:
+    source = np.ones(1 << 24, np.float32)  # 64 MiB, more than caches hold
+    target = np.empty_like(source)
+    for _ in range(20):
+        target[:] = source
+
+
 def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
     """Seconds of each kind of work on the cluster that this process is connected to.
 
-    The first call of a kind starts its workers, on little work.  Bare loops run before each kind.
+    The first call of a kind starts its workers, on little work.  Bare loops and copies of memory
+    run before each kind: work that waits for memory scales as the copies do.
     """
     os.environ["LMSCOUT_CACHE"] = str(folder)
     bench = lmscout.load_benchmark("pico").subset(range(0, 240, 2))
@@ -288,22 +296,25 @@ def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
             *("nano",), n=n, seeds=1, tokens=tokens, device="cpu", out=folder / f"{n}", **on
         )
 
-    bare_loops()  # starts workers
-    loops = [bare_loops()]
+    bare(_count)  # starts workers
+    loops, copies = [bare(_count)], [bare(_copy)]
     found = {
         "statistics": spent(
             lambda: lmscout.rank(bench.subset(range(2)), "grad-norm", **on),
             lambda: lmscout.rank(bench, "snip", **on),
         )
     }
-    loops.append(bare_loops())
+    loops.append(bare(_count))
+    copies.append(bare(_copy))
     found["trainings"] = spent(lambda: trained(2, 10_240), lambda: trained(8, 40_000))
-    loops.append(bare_loops())
+    loops.append(bare(_count))
+    copies.append(bare(_copy))
     # Sketches are the same for one worker and two, and the proxy that is found is not tested.
     os.environ["LMSCOUT_CACHE"] = str(shared)
     start = searched(2, 4).work
     found["searches"] = replace(searched(8, 240), start=start)
-    loops.append(bare_loops())
+    loops.append(bare(_count))
+    copies.append(bare(_copy))
     at: dict[int, float] = {}
     cpu: list[float] = []
 
@@ -318,7 +329,8 @@ def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
     first, *_, last = sorted(set(at) - {0})
     work = (at[last] - at[first]) / (last - first) * last
     found["pairs"] = Spent(at[last] - at[0] - work, work, cpu[-1] - cpu[0])
-    return found | {"bare loops": Spent(0.0, sum(loops), 0.0)}
+    bound = {"bare loops": sum(loops), "bare copies": sum(copies)}
+    return found | {name: Spent(0.0, seconds, 0.0) for name, seconds in bound.items()}
 
 
 def main() -> None:
