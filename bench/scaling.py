@@ -285,7 +285,7 @@ def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
     """Seconds of each kind of work on the cluster that this process is connected to.
 
     The first call of a kind starts its workers, on little work.  Bare loops and copies of memory
-    run before each kind: work that waits for memory scales as the copies do.
+    run before each kind, since cores may share what limits them.
     """
     os.environ["LMSCOUT_CACHE"] = str(folder)
     bench = lmscout.load_benchmark("pico").subset(range(0, 240, 2))

@@ -216,8 +216,8 @@ def _questions(name: str, found: Any) -> int:
 def _quiet_lm_eval() -> Iterator[None]:
     """Keep lm-eval, which has no switch for its bars and its calls of git, from stderr.
 
-    Its templates are compiled once for all documents, which it does for each (for MMLU, five
-    minutes of a core).
+    Its templates are compiled once for all documents, which it does for each: nearly all of the
+    time in which it prepares the prompts of MMLU.
     """
     import datasets
     import lm_eval.evaluator
