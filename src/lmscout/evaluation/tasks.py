@@ -18,9 +18,10 @@ import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache, partialmethod
+from functools import cache, lru_cache, partialmethod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -157,23 +158,37 @@ def _own_tasks() -> Any:
 
 
 def _likelihood_model(loaded: LoadedModel, batch: int, progress: StageProgress | None) -> Any:
-    """lm-eval's own model class around a loaded model, with progress."""
+    """lm-eval's own model class around a loaded model, with progress.
+
+    Prompts are encoded on all cores, and one that several answers share once.
+    """
     from lm_eval.models.huggingface import HFLM
 
     class LikelihoodModel(HFLM):  # type: ignore[misc]
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
             self.set_cache_hook(_ProgressHook(len(requests), progress))
+            pairs = list(dict.fromkeys(one.args for one in requests if one.args[0]))
+            with ThreadPoolExecutor() as pool:
+                encode = super()._encode_pair
+                encoded = pool.map(lambda pair: encode(*pair), pairs)
+                self._encoded = dict(zip(pairs, encoded, strict=True))
             return super().loglikelihood(requests, disable_tqdm=True)
+
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            found: tuple[list[int], list[int]] = self._encoded[context, continuation]
+            return found
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
             raise NotImplementedError("it asks for generated text, and this is by log-likelihood")
 
-    return LikelihoodModel(
+    model = LikelihoodModel(
         pretrained=loaded.model,
         tokenizer=loaded.tokenizer,
         batch_size=batch,
         device=str(loaded.model.device),
     )
+    model.tok_encode = lru_cache(256)(model.tok_encode)
+    return model
 
 
 class _ProgressHook:
