@@ -7,7 +7,7 @@ call continues a run that was stopped, and loads the result of a finished one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -116,11 +116,11 @@ def discover(
     common["device"] = as_name(device)
     if space == DEEP:
         with TemporaryDirectory() as scratch:
-            folder = out or Path(scratch, "run")
+            folder = path_of(out) or Path(scratch, "run")
             return discover_deep(benchmark, config, out=folder, **common)[1]
     if config is not None:
         raise LmscoutError(f"config is for space {DEEP!r}: leave it out")
-    common |= {"out": out, "model": as_name(model), "calibration": as_name(calibration)}
+    common |= {"out": path_of(out), "model": as_name(model), "calibration": as_name(calibration)}
     return discover_ranked(benchmark, space, several(aggregations), **common)
 
 
@@ -165,7 +165,7 @@ def rank(
     """
     from lmscout.discovery import rank_proxies
 
-    common = run_settings(workers, backend, device, cluster, seed, out)
+    common = run_settings(workers, backend, device, cluster, seed, out=path_of(out))
     with shown_progress(progress) as advance:
         return rank_proxies(benchmark_named(benchmark), several(proxy), progress=advance, **common)
 
@@ -213,7 +213,7 @@ def explain(
 
     if benchmark is None:
         return forms(proxy)
-    common = run_settings(workers, backend, device, cluster, seed, out)
+    common = run_settings(workers, backend, device, cluster, seed, out=path_of(out))
     with shown_progress(progress) as advance:
         return explained(benchmark_named(benchmark), proxy, progress=advance, **common)
 
@@ -287,8 +287,7 @@ def design(
     from lmscout.discovery import design as search
     from lmscout.discovery import pick, signed_proxy
 
-    common = run_settings(workers, backend, device, cluster, seed, None)
-    del common["out"]
+    common = run_settings(workers, backend, device, cluster, seed)
     check_whole("evaluations", evaluations, 1)
     check_whole("weights", weights, 1)
     limits = limits_of(max_params, max_macs, max_latency, device=as_name(device))
@@ -299,10 +298,9 @@ def design(
     if isinstance(source, str):
         source = load(source) if on_benchmark else load_space_or_benchmark(source)
     common |= {"limits": limits, "evaluations": evaluations, "weights": weights}
-    run: Any = pick if isinstance(source, Benchmark) else search
+    run: Callable[..., Design | Selection] = pick if isinstance(source, Benchmark) else search
     with shown_progress(progress) as advance:
-        found: Design | Selection = run(source, signed, progress=advance, **common)
-        return found
+        return run(source, signed, progress=advance, **common)
 
 
 @names_config
@@ -363,14 +361,10 @@ def prune(
     first, *others = devices_of(devices)
     request = config or PruneConfig()
     if keep is not None:
-        shares = (keep,) if isinstance(keep, int | float) else tuple(keep)
-        if not shares:
-            raise LmscoutError("keep: give one or several shares, each once")
-        request = replace(request, keep=shares)
+        request = replace(request, keep=(keep,) if isinstance(keep, int | float) else tuple(keep))
     if others:
         request = replace(request, devices=tuple(others), split="+" in devices)
     text, report_on, recover_on = map(text_named, (calibration, report, recover_text))
-    assert text is not None
     with shown_progress(progress) as advance:
         return workflow.prune(
             *(model_named(model), text, request, Path(out), first, as_name(compute_dtype)),
@@ -480,16 +474,11 @@ def export(
         >>> written.architecture, written.type
         ('llama', 'f16')
     """
-    if to != "gguf":
-        raise LmscoutError(f"to {to}: unknown format (expected gguf)")
-    try:
-        from lmscout.integrations.gguf import export_gguf
-    except ImportError as error:
-        raise LmscoutError(
-            f"gguf needs a package ({error}): pip install 'lmscout[gguf]'"
-        ) from error
+    from lmscout.integrations import writer
+
+    write = writer(to)
     with shown_progress(progress) as advance:
-        return export_gguf(model_named(model), Path(out), quantize, progress=advance)
+        return write(model_named(model), Path(out), quantize, progress=advance)
 
 
 @public
@@ -550,11 +539,10 @@ def build_benchmark(
     drawn_from: Any = load_space(named) if isinstance(named, str) else named
     recipe = Recipe.of_tokens(tokens, drawn_from.max_length)
     data = tokens_of(list(map(Path, several(text))), path_of(corpus))
-    common: dict[str, Any] = {"seed": seed, "seeds": seeds}
-    common |= {"device": as_name(device), "workers": workers, "cluster": cluster}
+    spread: dict[str, Any] = {"device": as_name(device), "workers": workers, "cluster": cluster}
     with shown_progress(progress) as advance:
-        update = advance and partial(advance, "training")
-        return build(drawn_from, n, Path(out), data, recipe, progress=update, **common)
+        spread["progress"] = advance and partial(advance, "training")
+        return build(drawn_from, n, Path(out), data, recipe, seed=seed, seeds=seeds, **spread)
 
 
 @public

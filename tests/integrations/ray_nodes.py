@@ -4,6 +4,7 @@ import os
 import time
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lmscout[ray]'")
@@ -16,13 +17,28 @@ _NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 def three_nodes():
     """The address, and a function that kills one of the nodes."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    cluster = Cluster(True, head_node_args={**_NODE, "include_dashboard": False})
+    cluster = Cluster()
     try:
-        nodes = [cluster.add_node(**_NODE) for _ in range(2)]
+        _add(cluster, include_dashboard=False)
+        nodes = [_add(cluster) for _ in range(2)]
         yield cluster.address, lambda: cluster.remove_node(nodes.pop(), allow_graceful=False)
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def _add(cluster, **options):
+    """Another node; Ray waits 30 s for it, which a busy machine may need for other work."""
+    here = psutil.Process()
+    for tries_left in (2, 1, 0):
+        before = set(here.children())
+        try:
+            return cluster.add_node(**_NODE, **options)
+        except Exception as error:
+            if "timed out during startup" not in str(error) or not tries_left:
+                raise
+            for process in set(here.children()) - before:
+                process.kill()
 
 
 def alive():

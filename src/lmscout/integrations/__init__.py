@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmscout.errors import LmscoutError
 from lmscout.results import Result
 
 
@@ -28,3 +30,19 @@ class GgufFile(Result):
     def rows(self) -> list[dict[str, Any]]:
         """One row: the file."""
         return [self.to_json()]
+
+
+def writer(to: str) -> Callable[..., GgufFile]:
+    """The function that writes a model in a format, see `lmscout.export`.
+
+    LmscoutError if the format is unknown, or a package that it needs is missing.
+    """
+    if to != "gguf":
+        raise LmscoutError(f"to {to}: unknown format (expected gguf)")
+    try:
+        from lmscout.integrations.gguf import export_gguf
+    except ImportError as error:
+        raise LmscoutError(
+            f"gguf needs a package ({error}): pip install 'lmscout[gguf]'"
+        ) from error
+    return export_gguf

@@ -251,7 +251,7 @@ def _check_options(config: PruneConfig) -> None:
             raise LmscoutError(
                 f"keep of {share:g} is not a share to prune to: give one between 0 and 1"
             )
-    if len(set(config.keep)) < len(config.keep):
+    if not config.keep or len(set(config.keep)) < len(config.keep):
         raise LmscoutError("keep: give one or several shares, each once")
     _check_quality(config)
     for name, given, known in (
