@@ -2,6 +2,7 @@
 
     python bench/scaling.py [--out bench/results/scaling.json]    # task times here, then simulation
     python bench/scaling.py --check                    # one worker and two of a local Ray cluster
+    python bench/scaling.py --check --model FOLDER --calibration FILE    # also pairs of this model
 
 Task times, in CPU seconds, are those of the built-in model (pairs), of pico's architectures
 (statistics), of nano's (trainings) and of a search of the deep space; further pairs have the times
@@ -38,6 +39,7 @@ from lmscout.pruning.study import STUDY
 from provenance import commit
 
 PAIRS = 100  # of the check
+PAIRS_OF_MODEL = 60  # those of a given model
 WORKERS = (8, 64, 512)
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION = lmscout.CalibrationConfig(
@@ -172,17 +174,20 @@ def pruned(
     *,
     pairs: int,
     calibration: lmscout.CalibrationConfig = CALIBRATION,
+    model: tuple[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Measure pairs of the built-in model."""
-    text = out.parent / "train.txt"
-    text.write_text(corpus_text("train")[:120_000])
+    """Measure pairs of the built-in model, or of a model with its calibration text."""
+    if model is None:
+        text = out.parent / "train.txt"
+        text.write_text(corpus_text("train")[:120_000])
+        model = str(tiny_folder()), str(text)
     config = lmscout.PruneConfig(
         pairs=pairs, refit="none", calibration=calibration, cluster=cluster
     )
     lmscout.prune(
-        str(tiny_folder()),
-        calibration=str(text),
+        model[0],
+        calibration=model[1],
         out=out,
         config=config,
         progress=progress or False,
@@ -198,7 +203,7 @@ class Spent:
     driver: float  # CPU seconds of this process during the work
 
 
-def check(folder: Path) -> list[str]:
+def check(folder: Path, model: tuple[str, str] | None) -> list[str]:
     """Speed-up of two workers of a local Ray cluster over one, by kind of work."""
     import ray
 
@@ -207,7 +212,7 @@ def check(folder: Path) -> list[str]:
     for count in (1, 2):
         ray.init("local", num_cpus=count, include_dashboard=False, log_to_driver=False)
         (folder / str(count)).mkdir()
-        found.append(on_ray(folder / str(count), folder / "shared"))
+        found.append(on_ray(folder / str(count), folder / "shared", model))
         ray.shutdown()
     rows = []
     for name, one in found[0].items():
@@ -281,7 +286,7 @@ def _copy() -> None:
         target[:] = source
 
 
-def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
+def on_ray(folder: Path, shared: Path, model: tuple[str, str] | None) -> dict[str, Spent]:
     """Seconds of each kind of work on the cluster that this process is connected to.
 
     The first call of a kind starts its workers, on little work.  Bare loops and copies of memory
@@ -315,6 +320,21 @@ def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
     found["searches"] = replace(searched(8, 240), start=start)
     loops.append(bare(_count))
     copies.append(bare(_copy))
+    found["pairs"] = pairs_on_ray(folder / "run", PAIRS, lmscout.CalibrationConfig())
+    if model:
+        less = lmscout.CalibrationConfig(measured_tokens=6000)
+        found["of model"] = pairs_on_ray(folder / "model", PAIRS_OF_MODEL, less, model)
+    bound = {"bare loops": sum(loops), "bare copies": sum(copies)}
+    return found | {name: Spent(0.0, seconds, 0.0) for name, seconds in bound.items()}
+
+
+def pairs_on_ray(
+    out: Path,
+    pairs: int,
+    calibration: lmscout.CalibrationConfig,
+    model: tuple[str, str] | None = None,
+) -> Spent:
+    """Seconds of measuring pairs; what passes before the first one is the start."""
     at: dict[int, float] = {}
     cpu: list[float] = []
 
@@ -323,25 +343,24 @@ def on_ray(folder: Path, shared: Path) -> dict[str, Spent]:
             at.setdefault(done, time.perf_counter())
             cpu.append(time.process_time())
 
-    pruned(
-        folder / "run", "auto", pairs=PAIRS, calibration=lmscout.CalibrationConfig(), progress=watch
-    )
+    pruned(out, "auto", pairs=pairs, calibration=calibration, model=model, progress=watch)
     first, *_, last = sorted(set(at) - {0})
     work = (at[last] - at[first]) / (last - first) * last
-    found["pairs"] = Spent(at[last] - at[0] - work, work, cpu[-1] - cpu[0])
-    bound = {"bare loops": sum(loops), "bare copies": sum(copies)}
-    return found | {name: Spent(0.0, seconds, 0.0) for name, seconds in bound.items()}
+    return Spent(at[last] - at[0] - work, work, cpu[-1] - cpu[0])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--model", help="folder of a model whose pairs are measured as well")
+    parser.add_argument("--calibration", help="its calibration text")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with TemporaryDirectory() as temporary:
         os.environ["LMSCOUT_CACHE"] = temporary
         if arguments.check:
-            print(*check(Path(temporary)), sep="\n")
+            given = arguments.model and (arguments.model, arguments.calibration)
+            print(*check(Path(temporary), given), sep="\n")
             return
         kinds = measured(Path(temporary))
     kinds += [replace(one, name=f"{one.name}, 64 of them", tasks=64) for one in kinds[-1:]]

@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from lmscout.benchmarks.built import SHIPPED
 from lmscout.children import load_modules
 from lmscout.cli import console
 from lmscout.cli.options import (
@@ -220,6 +219,8 @@ def show(result: Design | Selection) -> None:
 
 def _show_design(result: Design) -> None:
     """Print the architecture that was found."""
+    from lmscout.benchmarks.built import SHIPPED
+
     console.say(
         f"[bold]{result.space}[/bold]{result.within}: "
         f"{result.n_scored} architectures evaluated{_weights(result)}{_undefined(result)}"
