@@ -355,13 +355,13 @@ def prune(
     """
     from lmscout.evaluation import devices_of
     from lmscout.pruning import workflow
-    from lmscout.pruning.config import PruneConfig
+    from lmscout.pruning.config import PruneConfig, shares_of
 
     devices = as_name(device)
     first, *others = devices_of(devices)
     request = config or PruneConfig()
     if keep is not None:
-        request = replace(request, keep=(keep,) if isinstance(keep, int | float) else tuple(keep))
+        request = replace(request, keep=shares_of(keep))
     if others:
         request = replace(request, devices=tuple(others), split="+" in devices)
     text, report_on, recover_on = map(text_named, (calibration, report, recover_text))

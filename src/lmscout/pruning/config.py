@@ -38,6 +38,7 @@ COMMAND = "prune"
 REFITS = ("sequential", "none")
 _KEEP = (0.8,)
 _LARGEST_INCREASE = 100.0  # nats/token
+_SHARES = "keep: give one or several shares, each once"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -245,14 +246,22 @@ def is_complete(run: Run, config: PruneConfig) -> bool:
     return run.finished and all(map(is_finished, model_folders(config.keep, run.folder)))
 
 
+def shares_of(keep: float | Sequence[float]) -> tuple[float, ...]:
+    """One share or several, as `PruneConfig.keep`; LmscoutError if there is none."""
+    shares = (keep,) if isinstance(keep, int | float) else tuple(keep)
+    if not shares:
+        raise LmscoutError(_SHARES)
+    return shares
+
+
 def _check_options(config: PruneConfig) -> None:
     for share in config.keep:
         if not 0 < share < 1:
             raise LmscoutError(
                 f"keep of {share:g} is not a share to prune to: give one between 0 and 1"
             )
-    if not config.keep or len(set(config.keep)) < len(config.keep):
-        raise LmscoutError("keep: give one or several shares, each once")
+    if len(set(config.keep)) < len(config.keep):
+        raise LmscoutError(_SHARES)
     _check_quality(config)
     for name, given, known in (
         ("shape", config.shape, get_args(ShapeName)),
