@@ -356,6 +356,8 @@ def main() -> None:
     parser.add_argument("--calibration", help="its calibration text")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if (arguments.model is None) != (arguments.calibration is None):
+        parser.error("--model and --calibration go together")
     with TemporaryDirectory() as temporary:
         os.environ["LMSCOUT_CACHE"] = temporary
         if arguments.check:

@@ -111,16 +111,15 @@ def discover(
     """
     from lmscout.arguments import discover_deep, discover_ranked
 
-    common: dict[str, Any] = {"n_search": n_search, "seed": seed, "progress": progress}
-    common |= {"workers": workers, "backend": backend, "cluster": cluster}
-    common["device"] = as_name(device)
+    common: dict[str, Any] = {"n_search": n_search, "workers": workers, "backend": backend}
+    common |= {"device": as_name(device), "cluster": cluster, "seed": seed, "progress": progress}
     if space == DEEP:
         with TemporaryDirectory() as scratch:
-            folder = path_of(out) or Path(scratch, "run")
+            folder = out or Path(scratch, "run")
             return discover_deep(benchmark, config, out=folder, **common)[1]
     if config is not None:
         raise LmscoutError(f"config is for space {DEEP!r}: leave it out")
-    common |= {"out": path_of(out), "model": as_name(model), "calibration": as_name(calibration)}
+    common |= {"out": out, "model": as_name(model), "calibration": as_name(calibration)}
     return discover_ranked(benchmark, space, several(aggregations), **common)
 
 
@@ -165,7 +164,7 @@ def rank(
     """
     from lmscout.discovery import rank_proxies
 
-    common = run_settings(workers, backend, device, cluster, seed, out=path_of(out))
+    common = run_settings(workers, backend, device, cluster, seed, out)
     with shown_progress(progress) as advance:
         return rank_proxies(benchmark_named(benchmark), several(proxy), progress=advance, **common)
 
@@ -213,7 +212,7 @@ def explain(
 
     if benchmark is None:
         return forms(proxy)
-    common = run_settings(workers, backend, device, cluster, seed, out=path_of(out))
+    common = run_settings(workers, backend, device, cluster, seed, out)
     with shown_progress(progress) as advance:
         return explained(benchmark_named(benchmark), proxy, progress=advance, **common)
 
@@ -287,7 +286,8 @@ def design(
     from lmscout.discovery import design as search
     from lmscout.discovery import pick, signed_proxy
 
-    common = run_settings(workers, backend, device, cluster, seed)
+    common = run_settings(workers, backend, device, cluster, seed, None)
+    del common["out"]
     check_whole("evaluations", evaluations, 1)
     check_whole("weights", weights, 1)
     limits = limits_of(max_params, max_macs, max_latency, device=as_name(device))
@@ -365,6 +365,7 @@ def prune(
     if others:
         request = replace(request, devices=tuple(others), split="+" in devices)
     text, report_on, recover_on = map(text_named, (calibration, report, recover_text))
+    assert text is not None
     with shown_progress(progress) as advance:
         return workflow.prune(
             *(model_named(model), text, request, Path(out), first, as_name(compute_dtype)),
@@ -476,9 +477,8 @@ def export(
     """
     from lmscout.integrations import writer
 
-    write = writer(to)
     with shown_progress(progress) as advance:
-        return write(model_named(model), Path(out), quantize, progress=advance)
+        return writer(to)(model_named(model), Path(out), quantize, progress=advance)
 
 
 @public

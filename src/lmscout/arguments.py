@@ -75,7 +75,7 @@ def model_named(model: Path_ | LoadedModel) -> Any:
     return named
 
 
-def text_named(source: Path_ | Text | None) -> Any:
+def text_named(source: Path_ | Text | None) -> Text | None:
     """A text, or the one of a file or of the Hub; None stays None."""
     from lmscout.evaluation import read_text
 
@@ -117,9 +117,9 @@ def run_settings(
     device: str | torch.device,
     cluster: str | None,
     seed: int,
-    **others: Any,
+    out: Path_ | None,
 ) -> Any:
-    """Keyword arguments that the functions of `lmscout.discovery` share, and `others`.
+    """Keyword arguments that the functions of `lmscout.discovery` share, see `lmscout.rank`.
 
     LmscoutError if the workers or the device cannot be used.
     """
@@ -129,7 +129,7 @@ def run_settings(
     check_whole("seed", seed, 0, LAST_SEED)
     cache = cache_directory() / "statistics"
     spread = Workers(workers, backend, as_name(device), cluster)
-    return {"workers": spread, "seed": seed, "cache": cache, **others}
+    return {"workers": spread, "seed": seed, "cache": cache, "out": path_of(out)}
 
 
 def discover_ranked(
